@@ -1,0 +1,49 @@
+"""The keys dataflex adds to a LLaMA-Factory YAML, with their defaults. Every other key is LLaMA-Factory's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+TRAIN_TYPES = ("static", "dynamic_select", "dynamic_mix", "dynamic_weight")
+SAMPLE_RULES = ("mixture", "stratified", "uniform")
+
+
+def _key(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class DataflexArguments:
+    """dataflex's own keys. Steps are global optimizer steps."""
+
+    train_type: str = _key("static", "static | dynamic_select | dynamic_mix | dynamic_weight")
+    component_name: str | None = _key(None, "the preset of components.yaml, or the component, to use")
+    components_cfg_file: str | None = _key(None, "a YAML whose entries override the packages' defaults")
+    warmup_step: int = _key(0, "steps before the first update")
+    update_step: int = _key(0, "steps between two updates")
+    update_times: int = _key(-1, "number of updates; -1 means until train_step or the epochs are done")
+    train_step: int = _key(0, "total number of steps; 0 means what the schedule or the epochs give")
+    static_mix: bool = _key(False, "dynamic_mix only: keep the initial proportions and make no update")
+    mixture_sample_rule: str = _key(
+        "mixture", "where the initial proportions come from: mixture (init_mixture_proportions, or the sources' sizes "
+        "when that is absent) | stratified (the sources' sizes) | uniform (equal shares)"
+    )
+    init_mixture_proportions: tuple[float, ...] | None = _key(None, "one non-negative number per dataset, in order")
+    plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the keys that differ from their defaults, as YAML-ready values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Returns every key, in the order of the documentation."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def docs(cls) -> Mapping[str, str]:
+        """Returns key -> one-line description."""
+        return {f.name: f.metadata["doc"] for f in fields(cls)}

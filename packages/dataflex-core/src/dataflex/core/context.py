@@ -1,0 +1,30 @@
+"""What a component is told at an update, beyond its fixed arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class UpdateContext:
+    """The state of the run at an update. Passed to ``select`` and ``mix`` as the keyword ``context``.
+
+    Attributes:
+        update: Number of this update, from 0.
+        updates: Number of updates of the whole run.
+        step: Global optimizer steps done.
+        total_steps: Global optimizer steps of the whole run.
+        learning_rate: The rate that the last step used.
+        optimizer: The training optimizer, for its moments. A component must not change it.
+    """
+
+    update: int
+    updates: int
+    step: int
+    total_steps: int
+    learning_rate: float
+    optimizer: torch.optim.Optimizer | None

@@ -1,0 +1,94 @@
+"""The errors a user can act on.
+
+Each says what is wrong, where (the config key or the component), what is allowed and the way out. All are ``ValueError``s.
+The command line prints them without a traceback: :class:`ConfigError` and its kind end with exit code 2, because nothing
+was started; :class:`ComponentError` and :class:`CheckpointError` end with 1, because a run was under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class DataflexError(ValueError):
+    """Base of every error that dataflex raises on purpose.
+
+    Attributes:
+        exit_code: What ``dataflex-cli`` returns to the shell: 2 before a run starts, 1 once it is under way.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(DataflexError):
+    """The configuration cannot be run. Raised before a model is loaded."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration.
+
+    Attributes:
+        where: The key, as ``file: key`` or just ``key``.
+        what: What was found and what is allowed, in one sentence.
+        way_out: What to do about it; empty where the sentence already says it.
+    """
+
+    where: str
+    what: str
+    way_out: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" -> {self.way_out}" if self.way_out else "")
+
+
+class InvalidConfigError(ConfigError):
+    """Everything that is wrong with a configuration, in one message."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+class UnknownComponentError(ConfigError):
+    """No component of that kind and name is installed or registered."""
+
+
+class ComponentConflictError(ConfigError):
+    """Two packages or files provide the same kind and name."""
+
+
+class BrokenPluginError(ConfigError):
+    """The named component exists, but importing or constructing it failed."""
+
+
+class WrongBaseClassError(ConfigError):
+    """The named component does not keep the contract of its kind."""
+
+
+class IncompatiblePackagesError(ConfigError):
+    """The installed packages cannot work together; the message holds the command that mends it."""
+
+
+class ComponentError(DataflexError):
+    """A component raised, or returned something that cannot be trained on."""
+
+
+class CheckpointError(DataflexError):
+    """A checkpoint is incomplete, or belongs to another run."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns ``"did you mean 'x'?"`` for the closest allowed name, or an empty string where none is close."""
+    match = get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f"did you mean '{match[0]}'?" if match else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns the names as prose, sorted: ``a, b, c``, or ``none``."""
+    return ", ".join(sorted(names)) or "none"

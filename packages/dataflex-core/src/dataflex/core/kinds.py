@@ -1,0 +1,36 @@
+"""The three kinds of component. One row each; everything that differs between the kinds by name stands here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of component.
+
+    Attributes:
+        name: Singular, as users say it: ``selector``.
+        section: The section of ``components.yaml`` and the suffix of the entry-point group: ``selectors``.
+        train_type: The ``train_type`` that runs it.
+        base: ``module:Class`` of the interface.
+    """
+
+    name: str
+    section: str
+    train_type: str
+    base: str
+
+    @property
+    def group(self) -> str:
+        """The entry-point group third parties register in."""
+        return f"dataflex.{self.section}"
+
+
+SELECTOR = Kind("selector", "selectors", "dynamic_select", "dataflex.train.selector.base_selector:Selector")
+MIXER = Kind("mixer", "mixers", "dynamic_mix", "dataflex.train.mixer.base_mixer:Mixer")
+WEIGHTER = Kind("weighter", "weighters", "dynamic_weight", "dataflex.train.weighter.base_weighter:Weighter")
+
+KINDS = (SELECTOR, MIXER, WEIGHTER)
+BY_TRAIN_TYPE = {kind.train_type: kind for kind in KINDS}
+BY_SECTION = {kind.section: kind for kind in KINDS}

@@ -1,0 +1,1 @@
+"""The trainers, and the interfaces of the three kinds of component."""

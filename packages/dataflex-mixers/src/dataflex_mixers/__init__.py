@@ -1,0 +1,3 @@
+"""Mixers for dataflex: one strategy per module, found through the entry-point group ``dataflex.mixers``."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+"""Selectors for dataflex: one strategy per module, found through the entry-point group ``dataflex.selectors``."""
+
+__version__ = "0.1.0"
