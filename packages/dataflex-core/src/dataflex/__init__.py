@@ -4,4 +4,11 @@ Importing this package loads neither torch nor transformers nor llamafactory; th
 their full path (``dataflex.train.trainer``, ``dataflex.scoring``, ...).
 """
 
+import pluggy
+
+__all__ = ["__version__", "hookimpl"]
+
 __version__ = "0.1.0"
+
+hookimpl = pluggy.HookimplMarker("dataflex")
+"""Marks a function as the implementation of a hook of :mod:`dataflex.hookspecs`."""

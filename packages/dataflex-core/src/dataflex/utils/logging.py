@@ -11,10 +11,10 @@ logger.addHandler(logging.NullHandler())
 
 
 class _RankZero(logging.Filter):
-    """Passes everything on rank 0 and only warnings and worse elsewhere."""
+    """Passes everything on rank 0 and only errors elsewhere."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or os.environ.get("RANK", "0") == "0"
+        return record.levelno >= logging.ERROR or os.environ.get("RANK", "0") == "0"
 
 
 def log_to_stderr() -> None:

@@ -1,0 +1,1 @@
+"""What dataflex measures about itself; one command per table, what was seen in RESULTS.md."""

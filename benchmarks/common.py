@@ -1,0 +1,123 @@
+"""Timing, a description of the machine, and the small model and rows that the benchmarks share."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import pkgutil
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from dataflex.testing import tiny_tokenizer
+
+PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
+VOCABULARY = 4096
+
+
+def machine(device: str) -> str:
+    """Returns the machine and the versions, without names that identify it."""
+    what = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
+    return f"{what}{threads}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """Returns the wall time of one call, waiting for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Returns the seconds of each run, ``repeats`` times; one of each per round, so that a slow moment hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(repeats):
+        for name, run in runs.items():
+            times[name].append(seconds(run, device))
+            print(f"round {number + 1}/{repeats}  {name:<44} {times[name][-1]:8.2f} s", file=sys.stderr)
+    return times
+
+
+def row(name: str, times: Sequence[float], rows: int, reference: float) -> str:
+    """Returns a line of a Markdown table: median, spread, rows/s and the ratio of rows/s to a reference run's median."""
+    median = statistics.median(times)
+    spread = f"{min(times):.2f}-{max(times):.2f}"
+    return f"| {name} | {median:.2f} | {spread} | {rows / median:.1f} | {reference / median:.2f} |"
+
+
+def small_model(device: str) -> Qwen2ForCausalLM:
+    """Returns a Qwen2 of 5 million parameters with random weights: hidden 256, 4 layers, vocabulary 4096."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    return Qwen2ForCausalLM(config).to(device)
+
+
+def examples(path: Path | None, count: int) -> list[tuple[str, str]]:
+    """Returns ``count`` pairs of instruction and answer: from an alpaca-format JSON, or from the standard library's docs."""
+    if path is None:
+        found = list(_docstrings(count))
+    else:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        found = [("\n".join(filter(None, (r["instruction"], r.get("input", "")))), r["output"]) for r in records]
+    if len(found) < count:
+        raise SystemExit(f"{count} rows asked for, {len(found)} found")
+    return found[:count]
+
+
+def tokenised(pairs: Sequence[tuple[str, str]], cutoff: int) -> tuple[list[dict[str, Any]], PreTrainedTokenizerFast]:
+    """Returns rows cut at ``cutoff`` tokens with the prompt's labels masked, and the tokenizer trained on their text."""
+    texts = [(PROMPT.format(instruction=instruction), answer) for instruction, answer in pairs]
+    tokenizer = tiny_tokenizer((part for text in texts for part in text), vocab_size=VOCABULARY)
+    rows = []
+    for prompt, answer in texts:
+        head = tokenizer(prompt)["input_ids"][: cutoff // 2]  # as LLaMA-Factory, both parts survive the cut
+        tail = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id][: cutoff - len(head)]
+        tokens = head + tail
+        rows.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": [-100] * len(head) + tail})
+    return rows, tokenizer
+
+
+def _docstrings(count: int) -> Iterator[tuple[str, str]]:
+    """Yields a name of the standard library and its docstring, at most ``count``, in an order that never changes."""
+    modules = sorted(m.name for m in pkgutil.iter_modules([str(Path(inspect.__file__).parent)]) if m.name[0].islower())
+    seen: set[str] = set()
+    for module in (m for m in modules if m not in {"antigravity", "idlelib", "this", "test"}):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                members = inspect.getmembers(import_module(module))
+        except ImportError:  # modules of another operating system
+            continue
+        for name, member in members:
+            doc = inspect.getdoc(member) if inspect.isclass(member) or inspect.isroutine(member) else None
+            if doc and len(doc) > 80 and doc not in seen:
+                seen.add(doc)
+                yield f"What does {module}.{name} do?", doc
+                if len(seen) == count:
+                    return

@@ -1,0 +1,92 @@
+"""The checks of this repository. `nox` runs the tests; `nox -l` lists the rest, `nox -s NAME` runs one.
+
+Every session makes an environment of its own. With uv installed that takes seconds once the packages are cached.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.3.2"
+nox.options.sessions = ["tests"]  # the others build more environments, or train for minutes
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_external_run = True
+
+PACKAGES = [f"packages/dataflex-{name}" for name in ("core", "selectors", "mixers", "weighters")]
+TUTORIAL = "docs/tutorial-plugin"
+CODE = ["packages", "tests", "docs", "noxfile.py"]
+CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # the tests need neither an accelerator nor a network
+
+
+def install(session: nox.Session, *others: str, constraints: str = "constraints.txt") -> None:
+    """Installs the four packages from the working tree, and what else is asked for.
+
+    Editable, because a copy of an unversioned change could come from the installer's cache instead of the tree.
+    """
+    editable = [part for package in PACKAGES for part in ("-e", f"./{package}")]
+    session.install("-c", constraints, *editable, *others)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests that need no accelerator, on the pinned versions."""
+    install(session, "-r", "tests/requirements.txt")
+    session.run("pytest", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """The same tests on the lowest versions that are supported."""
+    install(session, "-r", "tests/requirements.txt", constraints="constraints-minimums.txt")
+    session.run("pytest", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Builds the wheels and the tutorial plugin, installs them into an empty environment and tests them there."""
+    session.install("-c", "constraints.txt", "hatchling")
+    folder = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    for package in [*PACKAGES, TUTORIAL]:
+        with session.chdir(package):
+            session.run("hatchling", "build", "-t", "wheel", "-d", str(folder.absolute()))
+    built = sorted(map(str, folder.glob("*.whl")))
+    session.install("-c", "constraints.txt", "-r", "tests/requirements.txt", *built)
+    session.run("dataflex-cli", "version")
+    session.run("dataflex-cli", "list")
+    session.run("pytest", "tests/wheels", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install("-c", "constraints.txt", "ruff")
+    session.run("ruff", "check", *CODE)
+    session.run("ruff", "format", "--check", *CODE)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types of the four packages."""
+    install(session, "mypy", "types-pyyaml")
+    session.run("mypy", "--strict", *(f"{package}/src" for package in PACKAGES))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """That the documentation names every key, command, hook and component."""
+    install(session, "-r", "tests/requirements.txt")
+    session.run("pytest", "tests/unit/test_docs.py", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Makes a workspace and trains in it."""
+    install(session)
+    folder = Path(session.create_tmp()) / "try"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("dataflex-cli", "init", str(folder))
+    session.run("dataflex-cli", "train", str(folder / "select_loss.yaml"), *session.posargs)

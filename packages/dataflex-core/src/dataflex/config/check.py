@@ -1,0 +1,54 @@
+"""Everything that can be known about a run before a model is loaded. ``validate`` and ``train`` both come through here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.checks.component import component_problems
+from dataflex.config.checks.data import data_problems
+from dataflex.config.checks.draft import Draft
+from dataflex.config.checks.engine import engine_problems
+from dataflex.config.checks.keys import parse_arguments, unknown_keys
+from dataflex.config.checks.notes import notes
+from dataflex.config.checks.rows import row_problems
+from dataflex.config.checks.schedule import schedule_problems, with_max_steps
+from dataflex.config.load import split
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import InvalidConfigError
+from dataflex.utils.logging import logger
+
+
+def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
+    """Returns the run that a configuration describes.
+
+    ``components_cfg_file`` and ``plugins`` come back as absolute paths, ``max_steps`` as ``train_step``. LLaMA-Factory's keys
+    come back as they are. What is legal but has no effect is logged as a warning.
+
+    Args:
+        config: What :func:`dataflex.config.load.read_config` returned.
+        folder: The folder of the file it came from, where paths of ours are looked for after the working directory.
+
+    Raises:
+        InvalidConfigError: Every problem that was found.
+    """
+    ours, theirs = split(config)
+    arguments, problems = parse_arguments(ours, folder)
+    written = frozenset(key for key, value in ours.items() if value is not None)
+    draft, more = with_max_steps(Draft(arguments, theirs, written))
+    problems += [*unknown_keys(theirs), *more]
+    if all(problem.where != "train_type" for problem in problems):  # else nobody knows what the rest is meant for
+        problems += schedule_problems(draft)
+        wrong, component, info = component_problems(draft)
+        problems += [*wrong, *engine_problems(draft)]
+        wrong, rows = data_problems(draft)
+        problems += wrong
+        if component is not None and not problems:
+            problems += row_problems(draft, rows, component, info)
+    if problems:
+        raise InvalidConfigError(problems)
+    for note in notes(draft, config):
+        logger.warning(note)
+    epochs = draft.number("num_train_epochs", 0.0) if theirs.get("num_train_epochs") is not None else None
+    return RunSpec(draft.arguments, component, draft.theirs, epochs)

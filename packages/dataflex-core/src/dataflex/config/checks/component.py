@@ -1,0 +1,93 @@
+"""The component: named, known, its parameters right; and the plugin files that may bring it. Nothing is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dataflex.config.checks.draft import Draft
+from dataflex.config.components import resolve
+from dataflex.config.components_file import read_components
+from dataflex.config.spec import ComponentSpec
+from dataflex.core import registry
+from dataflex.core.catalog import ComponentInfo, lookup
+from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, UnknownComponentError, listed
+from dataflex.core.plugin_files import plugin_file, scan_plugin_file
+from dataflex.core.plugins import load_plugin_files
+
+
+def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | None, ComponentInfo | None]:
+    """Returns what is wrong, and the component with what is known about it where nothing is."""
+    if draft.kind is None:
+        return _misplaced(draft), None, None
+    problems, from_files, certain = _scan(draft.arguments.plugins)
+    name = draft.arguments.component_name
+    if draft.static_mix:
+        return problems, None, None
+    problems += _misplaced(draft)
+    if name is None:
+        if "component_name" not in draft.written:
+            known = {*registry.names(draft.kind), *(i.name for i in from_files if i.kind == draft.kind)}
+            what = f"is missing; train_type: {draft.arguments.train_type} needs a {draft.kind.name}"
+            problems.append(Problem("component_name", what, f"name one of: {listed(known)}"))
+        return [*problems, *_components_file(draft)], None, None
+    try:
+        spec = _resolve(draft, name, from_files, certain or bool(problems))
+    except InvalidConfigError as error:
+        return [*problems, *error.problems], None, None
+    except UnknownComponentError as error:
+        broken = bool(problems) and draft.arguments.plugins  # it may well stand in the file that cannot be read
+        return problems if broken else [*problems, Problem("component_name", str(error))], None, None
+    except ConfigError as error:
+        return [*problems, Problem("component_name", str(error))], None, None
+    local = {info.name: info for info in from_files if info.kind == draft.kind}
+    return problems, spec, lookup(draft.kind, spec.name) or local.get(spec.name)
+
+
+def _resolve(draft: Draft, name: str, from_files: list[ComponentInfo], certain: bool) -> ComponentSpec:
+    """Resolves from text; where a plugin file may register more than its text shows, imports it and tries again."""
+    assert draft.kind is not None
+    file = draft.arguments.components_cfg_file
+    try:
+        return resolve(draft.kind, name, file, from_files)
+    except UnknownComponentError:
+        if certain or not draft.arguments.plugins:
+            raise
+    load_plugin_files(draft.arguments.plugins)
+    return resolve(draft.kind, name, file)
+
+
+def _scan(plugins: Iterable[str]) -> tuple[list[Problem], list[ComponentInfo], bool]:
+    problems: list[Problem] = []
+    found: list[ComponentInfo] = []
+    certain = True
+    for path in plugins:
+        try:
+            components, complete = scan_plugin_file(plugin_file(path))
+        except ConfigError as error:
+            problems.append(Problem("plugins", str(error)))
+            continue
+        found += components
+        certain = certain and complete
+    return problems, found, certain
+
+
+def _components_file(draft: Draft) -> list[Problem]:
+    """Checks the user's components file where no component is there to be looked up in it."""
+    file = draft.arguments.components_cfg_file
+    if file is None:
+        return []
+    try:
+        read_components(Path(file))
+    except InvalidConfigError as error:
+        return list(error.problems)
+    except ConfigError as error:
+        return [Problem("components_cfg_file", str(error))]
+    return []
+
+
+def _misplaced(draft: Draft) -> list[Problem]:
+    if not draft.arguments.static_mix:
+        return []
+    what = f"is true, but train_type is {draft.arguments.train_type}"
+    return [Problem("static_mix", what, "set train_type: dynamic_mix, or remove static_mix")]

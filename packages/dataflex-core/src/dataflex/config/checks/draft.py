@@ -1,0 +1,74 @@
+"""A configuration whose own keys have been parsed, as the checks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.arguments import DataflexArguments
+from dataflex.core.kinds import BY_TRAIN_TYPE, Kind
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is checked.
+
+    Attributes:
+        arguments: dataflex's keys; a key with a problem has its default.
+        theirs: LLaMA-Factory's keys as the user wrote them.
+        written: The keys of dataflex that the user gave a value.
+    """
+
+    arguments: DataflexArguments
+    theirs: Mapping[str, Any]
+    written: frozenset[str] = frozenset()
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of component that the ``train_type`` runs; None for ``static``."""
+        return BY_TRAIN_TYPE.get(self.arguments.train_type)
+
+    @property
+    def static_mix(self) -> bool:
+        """Whether the proportions never change."""
+        return self.arguments.static_mix and self.arguments.train_type == "dynamic_mix"
+
+    @property
+    def stage(self) -> str:
+        """LLaMA-Factory's ``stage``."""
+        return str(self.theirs.get("stage") or "sft")
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """The train datasets, split as LLaMA-Factory splits them."""
+        return names_in(self.theirs.get("dataset"))
+
+    def number(self, key: str, default: float) -> float:
+        """Returns a number of LLaMA-Factory's, or the default where something else stands there (it will say so)."""
+        value = self.theirs.get(key)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+    def count(self, key: str, default: int) -> int:
+        """Returns :meth:`number` as a whole number."""
+        return int(self.number(key, default))
+
+    def on(self, key: str) -> bool:
+        """Returns whether a switch of LLaMA-Factory's is on."""
+        return self.theirs.get(key) is True
+
+
+def names_in(value: object) -> list[str]:
+    """Returns the names in ``"a, b"`` or ``[a, b]``."""
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return [name for name in (str(item).strip() for item in items) if name]
+
+
+def find_path(value: str, folder: Path) -> Path:
+    """Returns the absolute path that ``value`` means: from the working directory, else from the YAML's folder.
+
+    Where neither exists, the one from the YAML's folder is returned.
+    """
+    path = Path(value).expanduser()
+    return (path if path.exists() else folder / path).absolute()

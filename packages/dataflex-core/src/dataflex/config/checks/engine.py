@@ -1,0 +1,87 @@
+"""What the training engine can and cannot do with a ``train_type``: refused here, with the reason and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.checks.draft import Draft
+from dataflex.core.errors import Problem, nearest
+
+STAGES = ("sft", "pt")
+
+# A weighter needs the loss of each sample. These keys make the loss one number before anyone can weigh it, or replace it.
+_REFUSED_BY_WEIGHTERS = {
+    "enable_liger_kernel": (
+        "Liger's fused loss never forms the loss of a single sample, which dynamic_weight weighs",
+        "set enable_liger_kernel: false",
+    ),
+    "label_smoothing_factor": (
+        "the label smoother returns one number for the batch, where dynamic_weight weighs each sample's loss",
+        "set label_smoothing_factor: 0",
+    ),
+    "use_dft_loss": ("the DFT loss replaces the loss that dynamic_weight weighs", "set use_dft_loss: false"),
+    "use_asft_loss": ("the ASFT loss replaces the loss that dynamic_weight weighs", "set use_asft_loss: false"),
+    "use_eaft_loss": ("the EAFT loss replaces the loss that dynamic_weight weighs", "set use_eaft_loss: false"),
+}
+
+
+def engine_problems(draft: Draft) -> list[Problem]:
+    """Returns what cannot be run, model and folders included."""
+    problems = _model(draft)
+    if draft.kind is None:
+        return problems
+    return [*problems, *_output(draft), *_stage(draft), *_data_engine(draft), *_loss(draft)]
+
+
+def _model(draft: Draft) -> list[Problem]:
+    value: Any = draft.theirs.get("model_name_or_path")
+    key = "model_name_or_path"
+    if not value:
+        return [Problem(key, "is missing", "give a folder that holds a model, or the name of one on the hub")]
+    local = isinstance(value, str) and value.startswith((".", "/", "~"))
+    if local and not Path(value).expanduser().exists():
+        return [Problem(key, f"{value} does not exist (looked from {Path.cwd()})", "give a folder that holds a model")]
+    return []
+
+
+def _output(draft: Draft) -> list[Problem]:
+    value = draft.theirs.get("output_dir")
+    if not value:
+        return [Problem("output_dir", "is missing", "name the folder for checkpoints, trace and selections")]
+    if Path(str(value)).is_file():
+        return [Problem("output_dir", f"{value} is a file", "name a folder")]
+    return []
+
+
+def _stage(draft: Draft) -> list[Problem]:
+    train_type, problems = draft.arguments.train_type, []
+    if draft.stage not in STAGES:
+        what = f"found {draft.stage!r}; train_type: {train_type} works with {' | '.join(STAGES)}"
+        problems.append(Problem("stage", what, nearest(draft.stage, STAGES) or "use train_type: static for this stage"))
+    if not draft.on("do_train"):
+        what = f"is {draft.theirs.get('do_train', False)!r}, but train_type: {train_type} trains"
+        problems.append(Problem("do_train", what, "set do_train: true, or use train_type: static to evaluate or predict"))
+    return problems
+
+
+def _data_engine(draft: Draft) -> list[Problem]:
+    train_type, problems = draft.arguments.train_type, []
+    if draft.on("streaming") and train_type in ("dynamic_select", "dynamic_mix"):
+        what = f"train_type: {train_type} asks for rows by number, and a stream has neither numbers nor an end"
+        problems.append(Problem("streaming", what, "set streaming: false"))
+    strategy = draft.theirs.get("mix_strategy") or "concat"
+    if train_type == "dynamic_mix" and strategy != "concat":
+        what = f"found {strategy!r}, but with train_type: dynamic_mix the mixer alone decides how the sources are mixed"
+        problems.append(Problem("mix_strategy", what, "remove it; initial shares are init_mixture_proportions"))
+    return problems
+
+
+def _loss(draft: Draft) -> list[Problem]:
+    if draft.arguments.train_type != "dynamic_weight":
+        return []
+    return [
+        Problem(key, f"is {draft.theirs[key]!r}: {reason}", way_out)
+        for key, (reason, way_out) in _REFUSED_BY_WEIGHTERS.items()
+        if draft.on(key) or draft.number(key, 0) > 0
+    ]

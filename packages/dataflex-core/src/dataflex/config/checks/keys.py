@@ -1,0 +1,113 @@
+"""Keys: names that nobody knows, and the types and ranges of dataflex's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.arguments import SAMPLE_RULES, TRAIN_TYPES, DataflexArguments
+from dataflex.config.checks.draft import find_path
+from dataflex.config.known_keys import enabled, llamafactory_keys
+from dataflex.core.errors import Problem, nearest
+
+_CHOICES = {"train_type": TRAIN_TYPES, "mixture_sample_rule": SAMPLE_RULES}
+_LEAST = {"warmup_step": 0, "update_step": 0, "update_times": -1, "train_step": 0}
+_TEXTS = ("component_name", "components_cfg_file")
+
+
+def unknown_keys(theirs: Mapping[str, Any]) -> list[Problem]:
+    """Returns a problem for each key that neither dataflex nor the installed LLaMA-Factory has.
+
+    ``ALLOW_EXTRA_ARGS`` lets unknown keys pass, as it does in LLaMA-Factory, unless one looks like a key of dataflex.
+    """
+    known, ours = llamafactory_keys(), set(DataflexArguments.names())
+    if known is None:
+        return []
+    problems = []
+    for key in theirs:
+        if key in known:
+            continue
+        hint = nearest(key, ours | known)
+        if enabled("ALLOW_EXTRA_ARGS") and not any(f"'{name}'" in hint for name in ours):
+            continue
+        what = "neither dataflex nor the installed LLaMA-Factory has this key"
+        problems.append(Problem(key, what, hint or "remove it, or set ALLOW_EXTRA_ARGS=1 if LLaMA-Factory needs it"))
+    return problems
+
+
+def parse_arguments(ours: Mapping[str, Any], folder: Path) -> tuple[DataflexArguments, list[Problem]]:
+    """Returns dataflex's keys, paths made absolute, and what is wrong with them; a wrong key keeps its default."""
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    for key, value in ours.items():
+        if value is None:
+            continue
+        parsed = _parse(key, value, folder)
+        if isinstance(parsed, Problem):
+            problems.append(parsed)
+        else:
+            values[key] = parsed
+    return DataflexArguments(**values), problems
+
+
+def _parse(key: str, value: Any, folder: Path) -> Any:
+    if key in _CHOICES:
+        allowed = " | ".join(_CHOICES[key])
+        hint = nearest(str(value), _CHOICES[key]) or "use one of these"
+        return value if value in _CHOICES[key] else Problem(key, f"found {value!r}, allowed: {allowed}", hint)
+    if key in _LEAST:
+        return _integer(key, value, _LEAST[key])
+    if key == "static_mix":
+        return value if isinstance(value, bool) else Problem(key, f"found {value!r}, allowed: true | false", _unquote(value))
+    if key in _TEXTS:
+        if not isinstance(value, str) or not value.strip():
+            return Problem(key, f"found {value!r}, allowed: a text", "quote it, or remove the key")
+        return str(find_path(value, folder)) if key == "components_cfg_file" else value
+    if key == "plugins":
+        return _plugins(value, folder)
+    return _proportions(value)
+
+
+def _integer(key: str, value: Any, least: int) -> int | Problem:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    way_out = "0 means no steps" if least == 0 else "-1 means until train_step or the epochs are done"
+    return Problem(key, f"found {value!r}, allowed: a whole number, {least} or more", way_out)
+
+
+def _unquote(value: Any) -> str:
+    return "remove the quotes" if isinstance(value, str) else "write true or false"
+
+
+def _plugins(value: Any, folder: Path) -> tuple[str, ...] | Problem:
+    files = [value] if isinstance(value, str) else value
+    if not isinstance(files, list | tuple) or not all(isinstance(f, str) and f for f in files):
+        return Problem("plugins", f"found {value!r}, allowed: a list of Python files", "write plugins: [my_selector.py]")
+    return tuple(str(find_path(f, folder)) for f in files)
+
+
+def _proportions(value: Any) -> tuple[float, ...] | Problem:
+    key = "init_mixture_proportions"
+    numbers = _floats(value.split(",")) if isinstance(value, str) else value
+    if not isinstance(numbers, list | tuple):
+        return Problem(key, f"found {value!r}, allowed: a list of numbers, one per dataset", "write [0.7, 0.3]")
+    wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) or n < 0]
+    if wrong:
+        found = ", ".join(map(repr, wrong))
+        return Problem(key, f"found {found}, allowed: finite numbers of 0 or more", "one share per dataset")
+    if not any(numbers):
+        return Problem(key, f"found {value!r}: nothing would be drawn", "give at least one dataset a share above 0")
+    return tuple(float(n) for n in numbers)
+
+
+def _floats(parts: list[str]) -> list[Any]:
+    """Returns ``"0.7,0.3"``, the way LLaMA-Factory writes its own lists, as numbers; what is no number stays text."""
+    numbers: list[Any] = []
+    for part in parts:
+        try:
+            numbers.append(float(part))
+        except ValueError:
+            numbers.append(part)
+    return numbers

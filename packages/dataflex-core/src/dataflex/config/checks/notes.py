@@ -1,0 +1,55 @@
+"""What can be run but is probably not meant: said once, in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.checks.draft import Draft
+from dataflex.run.config_file import VERSIONS, installed_versions
+
+_MIXING = frozenset({"static_mix", "mixture_sample_rule", "init_mixture_proportions"})
+_UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
+_COMPONENT = frozenset({"component_name", "components_cfg_file"})
+
+
+def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yields one sentence for each thing worth knowing about a configuration without problems."""
+    a = draft.arguments
+    idle = [key for key in DataflexArguments.names() if key in _without_effect(draft) and key in a.to_dict()]
+    if idle:
+        mode = f"train_type: {a.train_type}" + (" with static_mix: true" if draft.static_mix else "")
+        yield f"{', '.join(idle)}: no effect with {mode}"
+    shares = a.init_mixture_proportions is not None and a.train_type == "dynamic_mix"
+    if shares and a.mixture_sample_rule != "mixture":
+        yield (
+            f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the initial "
+            "proportions itself -> use mixture_sample_rule: mixture"
+        )
+    planned = a.warmup_step + a.update_step * a.update_times
+    if draft.kind is not None and a.update_times > 0 and 0 < a.train_step < planned:
+        yield (
+            f"train_step: {a.train_step} ends the run before its {a.update_times} updates are done, which takes {planned} steps"
+        )
+    yield from _other_versions(config.get(VERSIONS))
+
+
+def _without_effect(draft: Draft) -> frozenset[str]:
+    a = draft.arguments
+    if draft.kind is None:
+        return frozenset(DataflexArguments.names()) - {"train_type"}
+    idle = frozenset() if a.train_type == "dynamic_mix" else _MIXING
+    if draft.static_mix:
+        idle |= _COMPONENT if a.update_times > 0 else _COMPONENT | _UPDATES
+    elif a.update_times == 0 or (a.train_type == "dynamic_weight" and a.update_times < 0):
+        idle |= {"update_step"}
+    return idle
+
+
+def _other_versions(before: Any) -> Iterator[str]:
+    if isinstance(before, Mapping):
+        now = installed_versions()
+        changed = [f"{p} {v} (now {now.get(p, 'not installed')})" for p, v in before.items() if now.get(p) != v]
+        if changed:
+            yield f"the configuration was written with {', '.join(changed)}; numbers may differ"

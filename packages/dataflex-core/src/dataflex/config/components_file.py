@@ -1,0 +1,129 @@
+"""Files of presets: ``components.yaml``, the ones that strategy packages ship and the one a user writes.
+
+    selectors:
+      loss_hard:          # the preset; component_name names it
+        name: loss        # the component; the preset's own name where absent
+        params: {focus: high}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.load import read_mapping
+from dataflex.core import registry
+from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
+from dataflex.core.kinds import BY_SECTION, Kind
+from dataflex.core.source import SourceNotFoundError, package_folders
+
+FILE_NAME = "components.yaml"
+ENTRY_KEYS = ("name", "params")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One preset.
+
+    Attributes:
+        name: The component behind it.
+        params: Constructor parameters.
+        where: ``file: section.key``, for messages.
+    """
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+def read_components(path: Path) -> dict[str, dict[str, Entry]]:
+    """Returns section -> preset -> entry.
+
+    Raises:
+        ConfigError: Everything that is wrong with the file, in one message.
+    """
+    content = read_mapping(path)
+    problems: list[Problem] = []
+    sections = {
+        section: {str(key): _entry(f"{path}: {section}.{key}", str(key), value, problems) for key, value in entries.items()}
+        for section, entries in _sections(path, content, problems).items()
+    }
+    if problems:
+        raise InvalidConfigError(problems)
+    return sections
+
+
+@cache
+def packaged_components(kind: Kind) -> Mapping[str, tuple[Entry, ...]]:
+    """Returns preset -> entries of that kind from every installed package; more than one entry is a conflict.
+
+    Raises:
+        ConfigError: A package ships a file that cannot be read.
+    """
+    found: dict[str, tuple[Entry, ...]] = {}
+    for package in sorted({point.module.partition(".")[0] for point in registry.provided(kind)}):
+        for path in _packaged_files(package):
+            for key, entry in read_components(path).get(kind.section, {}).items():
+                found[key] = (*found.get(key, ()), entry)
+    return found
+
+
+def _packaged_files(package: str) -> list[Path]:
+    try:
+        folders = package_folders(package)
+    except SourceNotFoundError:  # its components will say so when they are asked for
+        return []
+    return [path for path in (folder / FILE_NAME for folder in folders) if path.is_file()]
+
+
+def _sections(path: Path, content: Mapping[Any, Any], problems: list[Problem]) -> dict[str, Mapping[Any, Any]]:
+    sections: dict[str, Mapping[Any, Any]] = {}
+    for section, entries in content.items():
+        where = f"{path}: {section}"
+        if section not in BY_SECTION:
+            hint = nearest(str(section), BY_SECTION) or "move its entries under one of these"
+            problems.append(Problem(where, f"no such section; allowed: {listed(BY_SECTION)}", hint))
+        elif entries is not None and not isinstance(entries, dict):
+            what = f"found {entries!r} where a mapping of entries is expected"
+            problems.append(Problem(where, what, "write 'preset: {name: ..., params: {...}}' below it"))
+        else:
+            sections[section] = entries or {}
+    return sections
+
+
+def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        problems.append(Problem(where, f"found {value!r} where a mapping is expected", "write name: and params: below it"))
+        return Entry(key, {}, where)
+    for unknown in [k for k in value if k not in ENTRY_KEYS]:
+        hint = nearest(str(unknown), ENTRY_KEYS) or f"constructor parameters stand below params: ({where}.params)"
+        problems.append(Problem(f"{where}.{unknown}", f"no such key; allowed: {listed(ENTRY_KEYS)}", hint))
+    name, params = value.get("name", key), value.get("params")
+    if not isinstance(name, str) or not name:
+        problems.append(Problem(f"{where}.name", f"found {name!r}, allowed: the name of a component", "dataflex-cli list"))
+    if params is not None and not isinstance(params, dict):
+        what = f"found {params!r} where a mapping is expected"
+        problems.append(Problem(f"{where}.params", what, "write one 'parameter: value' per line below it"))
+        params = None
+    return Entry(str(name), {str(k): v for k, v in (params or {}).items()}, where)
+
+
+def user_components(path: str | Path | None, kind: Kind) -> Mapping[str, Entry]:
+    """Returns preset -> entry of that kind from the user's file; empty where there is none.
+
+    Raises:
+        ConfigError: The file is missing, malformed, or wrong.
+    """
+    if path is None:
+        return {}
+    try:
+        return read_components(Path(path)).get(kind.section, {})
+    except InvalidConfigError:
+        raise
+    except ConfigError as error:
+        raise InvalidConfigError([Problem("components_cfg_file", str(error))]) from error

@@ -1,0 +1,63 @@
+"""The keys that the installed LLaMA-Factory accepts, read from its source text in a few hundredths of a second.
+
+Importing its dataclasses would load torch and transformers and take many seconds. The price of not importing: what a class
+computes at run time is not seen; :func:`llamafactory_keys` returns None wherever that could lead to a false alarm.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from functools import cache
+from pathlib import Path
+
+from dataflex.core.source import SourceNotFoundError, assigned, locate, parse
+
+_SOURCES = (
+    "llamafactory.hparams.model_args",
+    "llamafactory.hparams.data_args",
+    "llamafactory.hparams.training_args",
+    "llamafactory.hparams.finetuning_args",
+    "llamafactory.hparams.generating_args",
+    "transformers.training_args",
+    "transformers.training_args_seq2seq",
+)
+
+
+def enabled(variable: str) -> bool:
+    """Returns whether an environment variable is switched on, as LLaMA-Factory understands it."""
+    return os.environ.get(variable, "0").lower() in {"true", "y", "1"}
+
+
+@cache
+def llamafactory_keys() -> frozenset[str] | None:
+    """Returns the fields of the argument dataclasses, or None where they cannot be told from the installed sources."""
+    if enabled("USE_MCA"):  # the training arguments then come from a package that need not be there
+        return None
+    try:
+        return frozenset(key for module in _SOURCES for key in _fields(locate(module)))
+    except SourceNotFoundError:
+        return None
+
+
+def _fields(path: Path) -> set[str]:
+    classes = [n for n in parse(path).tree.body if isinstance(n, ast.ClassDef)]
+    return {
+        statement.target.id
+        for cls in classes
+        if any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list)
+        for statement in cls.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and not _internal(statement)
+    }
+
+
+def _internal(statement: ast.AnnAssign) -> bool:
+    """Whether the field is no argument: private, a class variable, or ``field(init=False)``."""
+    if "ClassVar" in ast.unparse(statement.annotation):
+        return True
+    pair = assigned(statement)
+    if pair is None:
+        return False
+    name, value = pair
+    keywords = value.keywords if isinstance(value, ast.Call) else []
+    return name.startswith("_") or any(k.arg == "init" and ast.unparse(k.value) == "False" for k in keywords)

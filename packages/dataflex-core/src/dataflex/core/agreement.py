@@ -1,0 +1,36 @@
+"""Proof that every rank decided the same. Without it, ranks that differ train on overlapping rows and nobody notices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dataflex.core.errors import ComponentError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def require_agreement(digest: str, accelerator: Accelerator, who: str) -> None:
+    """Compares a decision hash over all ranks. Collective: every rank calls it.
+
+    Args:
+        digest: This rank's :func:`~dataflex.core.decision.decision_hash`.
+        accelerator: The run's accelerator.
+        who: The component, the update and the step, for the message.
+
+    Raises:
+        ComponentError: On every rank, naming the ranks that differ from rank 0.
+    """
+    if accelerator.num_processes == 1:
+        return
+    halves = [int(digest[:8], 16), int(digest[8:], 16)]  # two int64, as devices without 64-bit unsigned integers gather
+    mine = torch.tensor([halves], dtype=torch.int64, device=accelerator.device)
+    everyone = accelerator.gather(mine)
+    differing = (everyone != everyone[0]).any(dim=1).nonzero().flatten().tolist()
+    if differing:
+        raise ComponentError(
+            f"{who} decided differently on rank {', '.join(map(str, differing))} than on rank 0 -> draw random numbers from "
+            "self.generator(update) and reduce over all ranks what was computed from one rank's rows"
+        )

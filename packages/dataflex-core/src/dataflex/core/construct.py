@@ -1,0 +1,87 @@
+"""Building a component: the user's parameters and the run's objects meet the constructor's parameter names.
+
+Nothing is dropped silently. A user parameter that the constructor does not have is an error; an object of the run is passed
+to the constructors that name it. ``**kwargs`` means "and what my base class takes": names are collected up the MRO while
+it is there. The ``**kwargs`` of dataflex's own base classes hold nothing; a class of somebody else's that keeps
+``**kwargs`` to the top takes anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from dataflex.core.errors import BrokenPluginError, DataflexError, InvalidConfigError, Problem, listed, nearest
+from dataflex.core.injected import INJECTED, OVERRIDABLE
+
+
+def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object]) -> object:
+    """Returns ``cls(...)`` with the user's ``params`` and those objects of ``runtime`` that it names.
+
+    Args:
+        cls: The component class.
+        params: What the user configured; wins over ``runtime`` for ``seed``, ``cache_dir`` and ``output_dir``.
+        runtime: Objects of the run by parameter name.
+
+    Raises:
+        ConfigError: Unknown or missing parameters, all in one message; or what the constructor itself refuses.
+        BrokenPluginError: The constructor raised anything else.
+    """
+    parameters, anything = constructor_parameters(cls)
+    arguments = {name: value for name, value in runtime.items() if name in parameters} | dict(params)
+    problems = _unknown(cls, params, parameters, anything)
+    problems += [
+        Problem(cls.__name__, f"the parameter '{name}' has no default and no value", _how_to_give(name))
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in arguments
+    ]
+    if problems:
+        raise InvalidConfigError(problems)
+    try:
+        return cls(**arguments)
+    except DataflexError:  # the component says itself what is wrong
+        raise
+    except Exception as error:  # any constructor of a third party: name it, keep the cause
+        raise BrokenPluginError(
+            f"{cls.__module__}.{cls.__qualname__} could not be constructed: {type(error).__name__}: {error} "
+            f"(with the parameters {dict(params) or 'at their defaults'})"
+        ) from error
+
+
+def constructor_parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Returns the named constructor parameters up the MRO, and whether other names are accepted as well."""
+    found: dict[str, inspect.Parameter] = {}
+    kwargs = False
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        if init is None or base is object:
+            continue
+        own = list(inspect.signature(init).parameters.values())[1:]  # without self
+        for parameter in own:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        kwargs = any(p.kind is p.VAR_KEYWORD for p in own) and not base.__module__.startswith("dataflex.")
+        if not kwargs:
+            break
+    return found, kwargs
+
+
+def _unknown(
+    cls: type, params: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], anything: bool
+) -> list[Problem]:
+    allowed = {name for name in parameters if name not in INJECTED or name in OVERRIDABLE}
+    problems = []
+    for name in params:
+        if name in INJECTED and name not in OVERRIDABLE:
+            problems.append(Problem(cls.__name__, f"'{name}' is given by dataflex", f"remove '{name}' from params"))
+        elif name not in allowed and not anything:
+            hint = nearest(name, allowed) or "remove it from params"
+            problems.append(Problem(cls.__name__, f"no parameter '{name}'; allowed: {listed(allowed)}", hint))
+    return problems
+
+
+def _how_to_give(name: str) -> str:
+    if name in INJECTED:
+        return f"this run has no '{name}' to give; choose another component or train_type"
+    return f"give '{name}' under params in the components file"

@@ -1,0 +1,84 @@
+"""Checks of what a component returned. A bad answer stops the run; it is never trained on and never repaired in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflex.core.errors import ComponentError
+
+
+def checked_rows(answer: Any, *, count: int, size: int, replacement: bool, who: str) -> NDArray[np.int64]:
+    """Returns the answer of a selector as (count,) int64 row numbers.
+
+    Args:
+        answer: What ``select`` or ``warmup`` returned.
+        count: How many rows were asked for.
+        size: Rows of the train dataset.
+        replacement: Whether rows may repeat.
+        who: The component, the update and the step, for the message.
+
+    Raises:
+        ComponentError: Not integers, too few or too many, outside of the dataset, or repeated without replacement.
+    """
+    rows = np.asarray(answer)
+    if rows.ndim != 1 or not (rows.size == 0 or np.issubdtype(rows.dtype, np.integer)):
+        finite = "" if rows.dtype.kind != "f" or np.isfinite(rows).all() else ", some of them NaN or infinite"
+        raise ComponentError(
+            f"{who} returned {type(answer).__name__} of shape {rows.shape} and type {rows.dtype}{finite}; expected a flat "
+            f"sequence of {count} integer row numbers"
+        )
+    if len(rows) != count:
+        raise ComponentError(f"{who} returned {len(rows)} rows; expected {count}")
+    outside = rows[(rows < 0) | (rows >= size)]
+    if outside.size:
+        raise ComponentError(
+            f"{who} returned {outside.size} row numbers outside of the dataset, the first is {outside[0]}; expected 0 to "
+            f"{size - 1}"
+        )
+    repeated = 0 if replacement else len(rows) - len(np.unique(rows))
+    if repeated:
+        raise ComponentError(
+            f"{who} returned {repeated} rows more than once; expected {count} different rows -> a selector that means to "
+            "repeat rows sets `replacement = True`"
+        )
+    return rows.astype(np.int64)
+
+
+def checked_scores(scores: Any, *, count: int, who: str) -> NDArray[np.float64] | None:
+    """Returns a selector's scores as (count,) float64, or None where it gave none."""
+    if scores is None:
+        return None
+    values = np.asarray(scores, dtype=np.float64)
+    if values.shape != (count,):
+        raise ComponentError(f"{who} returned scores of shape {values.shape}; expected one for each of its {count} rows")
+    return values
+
+
+def checked_proportions(answer: Any, *, names: Sequence[str], who: str) -> NDArray[np.float64]:
+    """Returns the answer of a mixer as (K,) float64 shares that sum to 1 exactly to rounding.
+
+    Raises:
+        ComponentError: Wrong number, not finite, negative, or a sum that is not 1 within 1e-6.
+    """
+    shares_K = np.asarray(answer)
+    if shares_K.shape != (len(names),) or shares_K.dtype.kind not in "fiu":
+        raise ComponentError(
+            f"{who} returned {type(answer).__name__} of shape {shares_K.shape} and type {shares_K.dtype}; expected "
+            f"{len(names)} shares, one for each of {', '.join(names)}"
+        )
+    shares_K = shares_K.astype(np.float64)
+    if not np.isfinite(shares_K).all() or (shares_K < 0).any() or abs(shares_K.sum() - 1) > 1e-6:
+        raise ComponentError(
+            f"{who} returned {shares_K.tolist()} (sum {shares_K.sum():.6g}); expected finite, non-negative shares of sum 1"
+        )
+    return shares_K / shares_K.sum()
+
+
+def decision_hash(decision: NDArray[Any]) -> str:
+    """Returns 16 hexadecimal digits that two decisions share only if they are equal, number for number, in order."""
+    return hashlib.blake2b(np.ascontiguousarray(decision).tobytes(), digest_size=8).hexdigest()

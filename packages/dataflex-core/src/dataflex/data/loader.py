@@ -1,0 +1,67 @@
+"""The train dataloader that is planned as it goes: the heart of dataflex.
+
+The training loop asks for exactly ``gradient_accumulation_steps`` batches before each optimizer step. So when the first
+batch of a segment is asked for, the last optimizer step before it is done, and the model is in the state the next rows
+must be chosen with. Selecting rows and mixing sources are therefore nothing but a plan of row numbers, made at that moment;
+the loop itself stays the one of ``transformers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataflex.core.schedule import Schedule, Segment
+
+
+class PlannedLoader:
+    """Walks the schedule segment by segment. No lookahead and no worker crosses from one segment into the next.
+
+    Args:
+        schedule: When segments begin and end.
+        dataset: The train dataset; for its length alone.
+        accumulation: Batches per optimizer step on this rank.
+        global_batch_size: Rows per optimizer step over all ranks.
+        position: Returns the global steps done. A resumed run starts there, however large the dataset is.
+        plan: Returns all rows of a segment, the same on every rank.
+        batches: Makes this rank's batches from the rows that are left of a segment.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        dataset: Any,
+        accumulation: int,
+        global_batch_size: int,
+        position: Callable[[], int],
+        plan: Callable[[Segment], NDArray[np.int64]],
+        batches: Callable[[NDArray[np.int64]], Iterable[Any]],
+    ) -> None:
+        self.schedule = schedule
+        self.dataset = dataset
+        self._accumulation = accumulation
+        self._global_batch_size = global_batch_size
+        self._position = position
+        self._plan = plan
+        self._batches = batches
+
+    def __len__(self) -> int:
+        """Batches of this rank in the whole run, so that the loop sees one epoch."""
+        return self.schedule.total * self._accumulation
+
+    def __iter__(self) -> Iterator[Any]:
+        step = self._position()
+        if step == 0:
+            # A DataLoader draws its base seed from the global generator when it starts. The loaders of the segments have
+            # generators of their own, so draw it here: the run then is bit-identical to a static one on the same rows.
+            torch.empty((), dtype=torch.int64).random_()
+        while step < self.schedule.total:
+            segment = self.schedule.segment_at(step)
+            rows = self._plan(segment)
+            yield from self._batches(rows[(step - segment.start) * self._global_batch_size :])
+            step = segment.stop

@@ -1,0 +1,95 @@
+"""Views of the train dataset: some of its rows in a given order, and several sources as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+Row = Mapping[str, Any]
+
+
+def fetch(dataset: Any, rows: Sequence[int] | NDArray[np.int64]) -> list[Row]:
+    """Returns the rows as a list, in one access where the dataset has batched access (``__getitems__``)."""
+    wanted = [int(row) for row in rows]
+    batched = getattr(type(dataset), "__getitems__", None)
+    if batched is not None:
+        found: list[Row] = batched(dataset, wanted)
+        return found
+    return [dataset[row] for row in wanted]
+
+
+class PlannedRows(Dataset[Row]):
+    """The rows of one segment in the order of training.
+
+    Unlike ``torch.utils.data.Subset`` it keeps the row numbers as 8-byte integers, not as a list of Python objects.
+
+    Args:
+        dataset: The train dataset.
+        rows: (S,) row numbers.
+    """
+
+    def __init__(self, dataset: Any, rows: NDArray[np.int64]) -> None:
+        self.dataset = dataset
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Row:
+        row: Row = self.dataset[int(self.rows[position])]
+        return row
+
+    def __getitems__(self, positions: list[int]) -> list[Row]:
+        return fetch(self.dataset, self.rows[positions])
+
+
+class MixedSources(Dataset[Row]):
+    """Several source datasets, one after the other. Row ``i`` of source ``k`` is row ``offsets[k] + i``.
+
+    Args:
+        sources: Name -> tokenised dataset, in the order of the user's ``dataset`` key.
+
+    Attributes:
+        names: (K) names of the sources.
+        sizes: (K,) rows of each.
+        offsets: (K + 1,) first row of each, and the number of all rows.
+    """
+
+    def __init__(self, sources: Mapping[str, Any]) -> None:
+        self.sources = list(sources.values())
+        self.names = tuple(sources)
+        self.sizes: NDArray[np.int64] = np.array([len(source) for source in self.sources], dtype=np.int64)
+        self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def domains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the source number of each row: same shape, in [0, K)."""
+        return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __getitem__(self, row: int) -> Row:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        domain = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        found: Row = self.sources[domain][int(row - self.offsets[domain])]
+        return found
+
+    def __getitems__(self, rows: list[int]) -> list[Row]:
+        wanted = np.asarray(rows, dtype=np.int64)
+        domains = self.domains(wanted)
+        found: list[Row] = [{}] * len(wanted)
+        for domain in np.unique(domains):
+            places = np.flatnonzero(domains == domain)
+            part = fetch(self.sources[domain], wanted[places] - self.offsets[domain])
+            for place, row in zip(places, part, strict=True):
+                found[place] = row
+        return found
+
+    def __iter__(self) -> Iterator[Row]:
+        for source in self.sources:
+            yield from source

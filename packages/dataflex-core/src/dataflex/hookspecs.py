@@ -1,0 +1,68 @@
+"""The life-cycle hooks: every place where a package may look in on a run without being a component.
+
+    from dataflex import hookimpl
+
+    @hookimpl
+    def dataflex_after_update(kind, component, context, decision):
+        print(context.step, component, decision["seconds"])
+
+An installed package names its module in the entry-point group ``dataflex``; a file named under ``plugins:`` in the YAML
+needs nothing more. A hook may take fewer arguments than listed here. What a hook raises ends the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from dataflex.cli.commands import Command
+    from dataflex.core.context import UpdateContext
+
+PROJECT = "dataflex"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+@hookspec
+def dataflex_before_update(kind: str, component: str, context: UpdateContext) -> None:
+    """Fires on every rank between two optimizer steps, right before a component decides.
+
+    Args:
+        kind: ``select`` or ``mix``.
+        component: The name it was found under.
+        context: The state of the run: which update, which step.
+    """
+
+
+@hookspec
+def dataflex_after_update(kind: str, component: str, context: UpdateContext, decision: Mapping[str, Any]) -> None:
+    """Fires on every rank once a decision has been checked and recorded, before its first batch is made.
+
+    Args:
+        kind: ``select`` or ``mix``.
+        component: The name it was found under.
+        context: The state of the run: which update, which step.
+        decision: The line of ``dataflex_trace.jsonl``.
+    """
+
+
+@hookspec
+def dataflex_after_checkpoint(step: int, folder: str) -> None:
+    """Fires on every rank when its part of a checkpoint is on disk.
+
+    Args:
+        step: Global optimizer steps done.
+        folder: The checkpoint's folder.
+    """
+
+
+@hookspec
+def dataflex_cli_commands() -> Mapping[str, Command]:  # type: ignore[empty-body]  # a specification
+    """Fires when ``dataflex-cli`` meets a command it does not know, and for ``dataflex-cli help``.
+
+    Returns:
+        Name -> command. The names of dataflex's own commands cannot be taken.
+    """

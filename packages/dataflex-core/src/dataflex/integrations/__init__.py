@@ -1,0 +1,1 @@
+"""Adapters to the frameworks that dataflex rides on."""

@@ -1,0 +1,143 @@
+"""The one place that touches LLaMA-Factory.
+
+LLaMA-Factory builds its trainers, loads its data and plots its losses through names in its workflow modules. While a
+dynamic run lasts, these names (listed in :func:`_replacements`) stand for ours; leaving the context puts them back. Its
+training loop, arguments and callbacks are used as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import llamafactory.train.pt.workflow as pt
+import llamafactory.train.sft.workflow as sft
+import llamafactory.train.tuner as tuner
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError, DataflexError
+from dataflex.data.rows import MixedSources
+from dataflex.integrations.output_dir import require_free_output_dir
+from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
+from dataflex.train.trainer.steps import require_map_style, run_schedule
+
+TRAINER_STATE = "trainer_state.json"
+
+
+def run(spec: RunSpec) -> None:
+    """Trains through LLaMA-Factory's own entry. A ``static`` run is LLaMA-Factory untouched."""
+    config = dict(spec.llamafactory)
+    if spec.arguments.train_type == "static":
+        tuner.run_exp(config)
+        return
+    with installed(spec):
+        tuner.run_exp(config)
+
+
+@contextmanager
+def installed(spec: RunSpec) -> Iterator[None]:
+    """Puts dynamic training into LLaMA-Factory; undone on leaving."""
+    with ExitStack() as stack:
+        for module, name, stand_in in _replacements(spec):
+            stack.enter_context(patch.object(module, name, stand_in))
+        yield
+
+
+def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
+    """Returns (module, name, stand-in) of everything that is replaced."""
+    mixin = BY_TRAIN_TYPE[spec.arguments.train_type]
+    return [
+        (sft, "CustomSeq2SeqTrainer", functools.partial(trainer_class(mixin, sft.CustomSeq2SeqTrainer), dataflex=spec)),
+        (pt, "CustomTrainer", functools.partial(trainer_class(mixin, pt.CustomTrainer), dataflex=spec)),
+        (sft, "get_dataset", _get_dataset(spec, sft.get_dataset)),
+        (pt, "get_dataset", _get_dataset(spec, pt.get_dataset)),
+        (sft, "plot_loss", _plot_loss(sft.plot_loss)),
+        (pt, "plot_loss", _plot_loss(pt.plot_loss)),
+        (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
+    ]
+
+
+def _get_train_args(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+    """LLaMA-Factory's own complaints become ours, and the output folder is looked at before anything is loaded."""
+
+    @functools.wraps(original)
+    def get_train_args(args: Any = None) -> Any:
+        try:
+            parsed = original(args)
+        except DataflexError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"LLaMA-Factory refuses the configuration: {error}") from error
+        require_free_output_dir(spec, parsed[2])
+        return parsed
+
+    return get_train_args
+
+
+def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Loads the data as LLaMA-Factory does, per source for a mixture, and refuses what cannot be planned.
+
+    The workflows call it before they load the model.
+    """
+
+    @functools.wraps(original)
+    def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
+        load = functools.partial(original, template, model_args, training_args=training_args, **kwargs)
+        mixes = spec.arguments.train_type == "dynamic_mix"
+        module = _per_source(data_args, load) if mixes else load(data_args=data_args)
+        dataset = module.get("train_dataset")
+        require_map_style(dataset, spec.arguments.train_type)
+        if spec.arguments.train_type != "dynamic_weight":
+            size = training_args.per_device_train_batch_size * max(1, training_args.n_gpu)
+            global_batch_size = size * training_args.gradient_accumulation_steps * training_args.world_size
+            run_schedule(spec, training_args, len(dataset), global_batch_size)
+        return module
+
+    return get_dataset
+
+
+def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:
+    """Tokenises each source once and returns them as one train dataset that knows where each begins.
+
+    ``val_size`` rows are held out evenly over the sources, a fraction from each; ``eval_dataset`` is loaded once;
+    ``tokenized_path`` keeps one folder per source.
+    """
+    names = data_args.dataset
+    held_out = [data_args.val_size] * len(names)
+    if data_args.val_size > 1:
+        share, rest = divmod(int(data_args.val_size), len(names))
+        held_out = [share + (i < rest) for i in range(len(names))]
+    modules = {}
+    for i, (name, val_size) in enumerate(zip(names, held_out, strict=True)):
+        path = data_args.tokenized_path
+        own = copy.copy(data_args)
+        own.dataset, own.val_size = [name], val_size
+        own.eval_dataset = data_args.eval_dataset if i == 0 else None
+        own.tokenized_path = None if path is None else os.path.join(path, name)
+        modules[name] = load(data_args=own)
+    result: dict[str, Any] = {"train_dataset": MixedSources({n: m["train_dataset"] for n, m in modules.items()})}
+    evaluation = {name: module["eval_dataset"] for name, module in modules.items() if module.get("eval_dataset")}
+    if data_args.eval_dataset is not None and evaluation:
+        result["eval_dataset"] = next(iter(evaluation.values()))
+    elif evaluation:
+        result["eval_dataset"] = evaluation
+    return result
+
+
+def _plot_loss(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds every dataflex metric to the plots that ``plot_loss: true`` draws."""
+
+    @functools.wraps(original)
+    def plot_loss(save_dictionary: str, keys: list[str]) -> Any:
+        with open(os.path.join(save_dictionary, TRAINER_STATE), encoding="utf-8") as file:
+            history = json.load(file)["log_history"]
+        ours = sorted({key for entry in history for key in entry if key.startswith("dataflex/")})
+        return original(save_dictionary, keys=[*keys, *ours])
+
+    return plot_loss

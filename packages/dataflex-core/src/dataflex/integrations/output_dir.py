@@ -1,0 +1,52 @@
+"""Nothing the user had is overwritten: an output folder that holds another run is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError
+from dataflex.run.config_file import VERSIONS, resolved
+from dataflex.run.files import COMPONENTS, CONFIG
+
+# May change between a run and its continuation: where to resume, what to save and report, how the machine is used.
+_FREE = {
+    VERSIONS, "resume_from_checkpoint", "overwrite_output_dir", "overwrite_cache", "report_to", "run_name", "plot_loss",
+    "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
+    "save_total_limit", "eval_steps", "eval_strategy", "preprocessing_num_workers", "dataloader_num_workers",
+    "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "per_device_eval_batch_size", "plugins",
+}  # fmt: skip
+
+
+def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
+    """Refuses to write over, or to continue, a run that was made with another configuration.
+
+    Args:
+        spec: The run.
+        training_args: LLaMA-Factory's, after it has looked for a checkpoint to resume from.
+
+    Raises:
+        ConfigError: Naming the keys that differ, or that the run was stopped without a checkpoint.
+    """
+    folder = Path(training_args.output_dir)
+    if training_args.overwrite_output_dir or not (folder / CONFIG).exists():
+        return
+    resumes = training_args.resume_from_checkpoint
+    if not resumes:
+        raise ConfigError(
+            f"output_dir: {folder} holds another run and no checkpoint of it to continue from -> choose another output_dir, or "
+            "set overwrite_output_dir: true to replace it"
+        )
+    before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    now = resolved(spec, folder.absolute() / COMPONENTS)
+    keys = sorted(k for k in {*before, *now} - _FREE if before.get(k) != now.get(k))
+    if keys:
+        differences = "\n".join(f"  - {k}: {before.get(k)} before, {now.get(k)} now" for k in keys)
+        raise ConfigError(
+            f"output_dir: {folder} holds a run with another configuration:\n{differences}\n-> choose another output_dir, restore "
+            "the configuration, or set overwrite_output_dir: true to start anew"
+        )

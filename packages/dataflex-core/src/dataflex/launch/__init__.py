@@ -1,0 +1,1 @@
+"""Starting a run: in this process, or under torchrun with the environment variables of ``llamafactory-cli``."""

@@ -1,0 +1,75 @@
+"""torchrun, with the environment variables that ``llamafactory-cli train`` reads."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+
+def is_enabled(name: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether an environment variable says yes (true, y or 1), as LLaMA-Factory reads them."""
+    return environ.get(name, "0").lower() in {"true", "y", "1"}
+
+
+def is_worker(environ: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether a launcher has started this process as one of its ranks."""
+    return "LOCAL_RANK" in environ
+
+
+def wanted() -> bool:
+    """Returns whether the run belongs under torchrun: asked for, or more than one device and no other launcher."""
+    if is_worker() or is_enabled("USE_RAY"):
+        return False
+    if is_enabled("FORCE_TORCHRUN") or is_enabled("USE_MCA"):
+        return True
+    from llamafactory.extras.misc import get_device_count, use_kt
+
+    return bool(get_device_count() > 1 and not use_kt())
+
+
+def command(argv: Sequence[str], environ: Mapping[str, str], devices: int) -> list[str]:
+    """Returns the command that runs ``dataflex train argv`` on every rank.
+
+    Args:
+        argv: The file and its overrides; blanks in them are safe, as no shell reads the command.
+        environ: NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT; for elastic launches RDZV_ID, MIN_NNODES,
+            MAX_NNODES and MAX_RESTARTS.
+        devices: Ranks on this machine where NPROC_PER_NODE does not say.
+    """
+    nodes = environ.get("NNODES", "1")
+    address = environ.get("MASTER_ADDR", "127.0.0.1")
+    port = environ.get("MASTER_PORT") or str(_free_port())
+    launcher = [sys.executable, "-m", "torch.distributed.run"]
+    ranks = ["--nproc_per_node", environ.get("NPROC_PER_NODE", str(devices))]
+    if "RDZV_ID" in environ:
+        if "MIN_NNODES" in environ and "MAX_NNODES" in environ:
+            nodes = f"{environ['MIN_NNODES']}:{environ['MAX_NNODES']}"
+        meeting = ["--nnodes", nodes, "--rdzv_id", environ["RDZV_ID"], "--rdzv_backend", "c10d"]
+        meeting += ["--rdzv_endpoint", f"{address}:{port}", "--max_restarts", environ.get("MAX_RESTARTS", "0")]
+    else:
+        meeting = ["--nnodes", nodes, "--node_rank", environ.get("NODE_RANK", "0")]
+        meeting += ["--master_addr", address, "--master_port", port]
+    return [*launcher, *meeting, *ranks, "--module", "dataflex", "train", *argv]
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Runs the ranks of this machine and returns torchrun's exit code."""
+    environ = dict(os.environ)
+    if is_enabled("OPTIM_TORCH", {"OPTIM_TORCH": "1"} | environ):  # LLaMA-Factory's memory settings for NCCL
+        environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        environ.setdefault("TORCH_NCCL_AVOID_RECORD_STREAMS", "1")
+    devices = 1
+    if "NPROC_PER_NODE" not in environ:
+        import torch
+
+        devices = max(1, torch.accelerator.device_count())
+    return subprocess.run(command(argv, environ, devices), env=environ, check=False).returncode
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

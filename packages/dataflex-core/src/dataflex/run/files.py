@@ -1,0 +1,29 @@
+"""Names of the files of a run, and writing them so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIG = "dataflex_config.yaml"
+COMPONENTS = "dataflex_components.yaml"
+TRACE = "dataflex_trace.jsonl"
+SELECTIONS = "dataflex_selections"
+CACHE = "dataflex_cache"
+STATE = "dataflex_state.pt"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it takes the place of ``path`` at once, on disk as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""dataflex's part of a checkpoint: the position in the plan, the state of the component, and whose checkpoint it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataflex.core.errors import CheckpointError
+from dataflex.run.files import STATE, replacing
+
+_ARRAY = "__numpy__"
+
+
+def save_state(folder: str | Path, state: Mapping[str, Any]) -> None:
+    """Writes the state into a checkpoint folder, whole or not at all."""
+    with replacing(Path(folder) / STATE) as temporary:
+        torch.save(_packed(dict(state)), temporary)
+
+
+def load_state(folder: str | Path) -> dict[str, Any]:
+    """Reads what :func:`save_state` wrote. Runs no code from the file.
+
+    Raises:
+        CheckpointError: The checkpoint holds no state of dataflex, or an unreadable one.
+    """
+    path = Path(folder) / STATE
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} holds no {STATE}: it is not a checkpoint of a dynamic run -> resume it with train_type: static, or "
+            "load its weights with model_name_or_path / adapter_name_or_path and start anew"
+        )
+    try:
+        state: dict[str, Any] = _unpacked(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}) -> resume from an earlier checkpoint") from error
+    return state
+
+
+def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuses a checkpoint of another run.
+
+    Args:
+        saved: Identity stored in the checkpoint.
+        now: Identity of the present run.
+        folder: The checkpoint, for the message.
+
+    Raises:
+        CheckpointError: Naming every difference.
+    """
+    differing = [
+        f"{key}: {saved.get(key)} in the checkpoint, {now.get(key)} now"
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder} belongs to another run:\n  - " + "\n  - ".join(differing) + "\n-> restore the configuration it was "
+            "made with, or use another output_dir (or overwrite_output_dir: true) to start anew"
+        )
+
+
+def _packed(value: Any) -> Any:
+    """Replaces arrays by tensors, as ``torch.load(weights_only=True)`` reads those without running code."""
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _packed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_packed(item) for item in value]
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_ARRAY}:
+            return value[_ARRAY].numpy()
+        return {key: _unpacked(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpacked(item) for item in value]
+    return value

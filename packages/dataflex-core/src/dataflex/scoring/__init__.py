@@ -1,0 +1,37 @@
+"""What the model says about rows, computed once for every strategy.
+
+    from dataflex.scoring import per_sample_losses
+
+    losses_N = per_sample_losses(model, dataset, collator=collator, accelerator=accelerator)
+    hardest = np.argsort(-losses_N)[:100]          # NaN, a row without labels, sorts last
+
+Scores are the same on every rank, whatever the number of ranks, and nothing of the run is disturbed. A strategy that
+calls the model in its own way runs inside :func:`undisturbed` anyway, plans with :func:`plan_batches` and
+:func:`shard_batches`, and brings its results together with :func:`gather_by_row`.
+"""
+
+from dataflex.scoring.batches import Batch, plan_batches, shard_batches
+from dataflex.scoring.budget import agreed_budget, default_token_budget
+from dataflex.scoring.cross_entropy import sample_means, token_losses
+from dataflex.scoring.gather import gather_by_row
+from dataflex.scoring.label_logits import label_positions, logits_at_labels
+from dataflex.scoring.lengths import KnowsRowLengths, row_lengths
+from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.session import undisturbed
+
+__all__ = [
+    "Batch",
+    "KnowsRowLengths",
+    "agreed_budget",
+    "default_token_budget",
+    "gather_by_row",
+    "label_positions",
+    "logits_at_labels",
+    "per_sample_losses",
+    "plan_batches",
+    "row_lengths",
+    "sample_means",
+    "shard_batches",
+    "token_losses",
+    "undisturbed",
+]

@@ -1,0 +1,44 @@
+"""The loss of tokens and of samples, as pure functions on tensors.
+
+Letters: B rows of the batch, T tokens, V vocabulary, M label positions of the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's name for it
+
+CHUNK = 2**20
+"""Logits that are turned into fp32 log-probabilities at a time: 4 MB."""
+
+
+def token_losses(logits_MV: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
+    """Returns -log p(target) at each position: (M,) float32.
+
+    Works in chunks, so that the float32 copy and the log-probabilities of all M positions never exist at once.
+
+    Args:
+        logits_MV: (M, V) logits of any floating type.
+        targets_M: (M,) token ids.
+    """
+    losses_M = torch.empty(len(targets_M), dtype=torch.float32, device=logits_MV.device)
+    rows = max(1, CHUNK // logits_MV.shape[-1])
+    for start in range(0, len(targets_M), rows):
+        part = slice(start, start + rows)
+        losses_M[part] = F.cross_entropy(logits_MV[part].float(), targets_M[part], reduction="none")
+    return losses_M
+
+
+def sample_means(losses_M: torch.Tensor, positions_M: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Returns the mean token loss of each row: (B,) float32, NaN for a row without a label position.
+
+    The sum is taken over a padded (B, T), not by atomic additions, so a GPU repeats it to the last bit.
+
+    Args:
+        losses_M: (M,) token losses.
+        positions_M: (M,) their positions in the flattened (B, T), each once.
+        shape: (B, T).
+    """
+    losses_BT = losses_M.new_zeros(shape.numel()).index_copy_(0, positions_M, losses_M).view(shape)
+    counts_BT = losses_M.new_zeros(shape.numel()).index_fill_(0, positions_M, 1).view(shape)
+    return losses_BT.sum(dim=1) / counts_BT.sum(dim=1)

@@ -1,0 +1,116 @@
+"""A causal model's logits at the positions that have a label, and nowhere else.
+
+In instruction data half of the positions or more are prompt and padding; for a model with a large vocabulary the output
+layer is a good part of the forward pass and its logits are most of the memory. So the hidden states at label
+positions are picked out in front of the output layer, by a hook on it: it sees (1, M, D) instead of (B, T, D).
+Whatever the model does to its logits elementwise afterwards (scaling, soft-capping) still happens.
+
+Rejected: calling the decoder and the output layer separately (loses that, and engines that gather weights in the outer
+forward do not see the second call); ``logits_to_keep`` (the same positions for every row of the batch).
+
+Letters: B rows of the batch, T tokens, D features, V vocabulary, M label positions of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from dataflex.core.errors import ComponentError
+from dataflex.scoring.models import pretrained_models
+
+IGNORED = -100
+
+Forward = Callable[[Mapping[str, Any], torch.Tensor, torch.Size], torch.Tensor]
+"""``forward(inputs, positions_M, (B, T)) -> logits_MV``."""
+
+
+def label_positions(labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns where labels are predicted, and which: (M,) positions in the flattened (B, T), and (M,) tokens.
+
+    The label at t is predicted at t - 1, as causal models of ``transformers`` shift it; the label at 0 is not
+    predicted.
+    """
+    targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
+    positions_M = (targets_BT != IGNORED).flatten().nonzero().flatten()
+    return positions_M, targets_BT.flatten()[positions_M]
+
+
+@contextmanager
+def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
+    """Yields a function that runs ``model`` and returns its logits at the given positions only.
+
+    A model in which ``get_output_embeddings`` finds nothing, or that does not call what it finds, takes the general
+    route: logits everywhere, then those positions. It is slower and gives the same numbers.
+
+    Args:
+        model: A causal language model, inside of any wrappers (PEFT, FSDP, DeepSpeed).
+
+    Raises:
+        ComponentError: The model is an encoder-decoder, or its logits do not belong to its input tokens one to one.
+    """
+    bases = pretrained_models(model)
+    if any(base.config.is_encoder_decoder for base in bases):
+        raise ComponentError(
+            f"{type(bases[0]).__name__} is an encoder-decoder; losses are scored for causal (decoder-only) models -> use "
+            "a strategy that does not score the model, such as random"
+        )
+    outputs = next((found for base in bases if (found := _output_embeddings(base)) is not None), None)
+    picker = _Picker(outputs)
+    options: dict[str, Any] = {"use_cache": False, "return_dict": True} if bases else {}
+
+    def forward(inputs: Mapping[str, Any], positions_M: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        picker.aim(positions_M, shape)
+        output = model(**inputs, **options)
+        logits: torch.Tensor = output["logits"] if isinstance(output, Mapping) else output[0]
+        return picker.picked(logits)
+
+    try:
+        yield forward
+    finally:
+        picker.remove()
+
+
+def _output_embeddings(base: PreTrainedModel) -> torch.nn.Module | None:
+    found: torch.nn.Module | None = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Picker:
+    """A hook in front of the output layer that lets the hidden states at some positions pass."""
+
+    def __init__(self, outputs: torch.nn.Module | None) -> None:
+        self._handle: RemovableHandle | None = None
+        if outputs is not None:
+            self._handle = outputs.register_forward_pre_hook(self)
+        self.aim(torch.empty(0, dtype=torch.long), torch.Size((0, 0)))
+
+    def aim(self, positions_M: torch.Tensor, shape: torch.Size) -> None:
+        self._positions_M, self._shape, self._passed = positions_M, shape, False
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden = args[0] if args else None
+        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != self._shape:
+            return None
+        self._passed = True
+        return (hidden.flatten(0, 1).index_select(0, self._positions_M.to(hidden.device)).unsqueeze(0), *args[1:])
+
+    def picked(self, logits: torch.Tensor) -> torch.Tensor:
+        """Returns (M, V) logits from the model's: (1, M, V) where the hook ran, (B, T, V) where it did not."""
+        expected = (1, len(self._positions_M)) if self._passed else tuple(self._shape)
+        if tuple(logits.shape[:2]) != expected:
+            raise ComponentError(
+                f"the model returned logits of shape {tuple(logits.shape)} for input of shape {tuple(self._shape)}; a loss per "
+                "sample needs one vector of logits per input token -> use a strategy that does not score the model"
+            )
+        logits = logits.flatten(0, 1)
+        return logits if self._passed else logits.index_select(0, self._positions_M.to(logits.device))
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()

@@ -1,0 +1,24 @@
+"""Fixtures for tests of dataflex and of plugins: a tiny model, a tiny tokenizer, random rows, a collator, arguments.
+
+Everything is built on the spot from a seed, so a test needs no download and sees the same numbers every time:
+
+    from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+
+    rows = TokenRows(32, lengths=range(8, 25))
+    trainer = Trainer(tiny_model(), tiny_training_args(tmp_path), train_dataset=rows, data_collator=pad_collate)
+
+It needs torch and transformers, but no pytest; ``import dataflex`` does not import it.
+"""
+
+from dataflex.testing.arguments import tiny_training_args
+from dataflex.testing.models import TINY_SPECIAL_TOKENS, tiny_model, tiny_tokenizer
+from dataflex.testing.rows import TokenRows, pad_collate
+
+__all__ = [
+    "TINY_SPECIAL_TOKENS",
+    "TokenRows",
+    "pad_collate",
+    "tiny_model",
+    "tiny_tokenizer",
+    "tiny_training_args",
+]

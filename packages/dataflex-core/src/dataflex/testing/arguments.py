@@ -1,0 +1,29 @@
+"""Training arguments that suit a test: CPU, silent, reproducible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+
+def tiny_training_args(output_dir: str | Path, **overrides: Any) -> TrainingArguments:
+    """Returns ``TrainingArguments`` for a short run on the CPU that logs each step and saves nothing.
+
+    Args:
+        output_dir: Where a checkpoint would go.
+        **overrides: Any field of ``TrainingArguments``; an override wins.
+    """
+    defaults: dict[str, Any] = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 42,
+    }
+    return TrainingArguments(output_dir=str(output_dir), **(defaults | overrides))

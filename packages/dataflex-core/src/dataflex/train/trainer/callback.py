@@ -1,0 +1,53 @@
+"""What happens at the marks of a run: its record begins with training, and epochs are those of the schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from dataflex.train.trainer.dynamic import DynamicTrainer
+
+
+class ScheduleCallback(TrainerCallback):
+    """Corrects ``state.epoch`` and fires the once-an-epoch strategies.
+
+    A planned run is one long epoch to the training loop; the schedule knows better. The loop itself handles the end of
+    the last epoch.
+
+    Args:
+        trainer: The trainer it belongs to.
+    """
+
+    def __init__(self, trainer: DynamicTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the record."""
+        self._trainer.begin_record()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Sets the epoch; asks for what the user wants once an epoch when a whole one is done."""
+        epoch = self._trainer.epoch_at(state.global_step)
+        if epoch is None:
+            return control
+        before = self._trainer.epoch_at(state.global_step - 1) or 0.0
+        state.epoch = epoch
+        if math.floor(epoch) > math.floor(before) and state.global_step < state.max_steps:
+            control.should_log = control.should_log or args.logging_strategy == "epoch"
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
+            control.should_save = control.should_save or args.save_strategy == "epoch"
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keeps the epoch after the loop's own end of epoch."""
+        epoch = self._trainer.epoch_at(state.global_step)
+        state.epoch = state.epoch if epoch is None else epoch

@@ -1,0 +1,156 @@
+"""What the three trainers share: the component, its place in checkpoints, and the record of the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import RunSpec
+from dataflex.core.component import Component
+from dataflex.core.construct import construct
+from dataflex.core.context import UpdateContext
+from dataflex.core.errors import ComponentError, ConfigError, DataflexError
+from dataflex.core.plugins import plugin_manager
+from dataflex.core.registry import find
+from dataflex.run.config_file import write_config
+from dataflex.run.files import CACHE
+from dataflex.run.record import RunRecord
+from dataflex.run.state import load_state, require_same, save_state
+from dataflex.train.trainer.callback import ScheduleCallback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import Trainer
+
+    Base = Trainer
+else:
+    Base = object
+
+
+class DynamicTrainer(Base):
+    """Base of the three mixins. Every public method of ``transformers.Trainer`` keeps its meaning.
+
+    Args:
+        *args: For the trainer underneath.
+        dataflex: The run, as :func:`dataflex.config.check.check` returns it or as built by hand.
+        **kwargs: For the trainer underneath.
+
+    Attributes:
+        spec: The run.
+        component: The selector, mixer or weighter; None for a static mixture.
+    """
+
+    def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.spec = dataflex
+        if self.args.auto_find_batch_size:
+            raise ConfigError(
+                f"auto_find_batch_size: true cannot be combined with train_type: {self.arguments.train_type}, because the plan "
+                "depends on the batch size -> set per_device_train_batch_size"
+            )
+        self._record = RunRecord(self.args.output_dir, writes=self.is_world_process_zero())
+        self.component: Any = self._constructed()
+        self.add_callback(ScheduleCallback(self))
+
+    @property
+    def arguments(self) -> DataflexArguments:
+        """dataflex's own keys."""
+        return self.spec.arguments
+
+    @property
+    def seed(self) -> int:
+        """What every random decision about data depends on: ``data_seed``, or ``seed`` where that is absent."""
+        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts."""
+        if resume_from_checkpoint is True:
+            from transformers.trainer_utils import get_last_checkpoint
+
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ConfigError(f"resume_from_checkpoint: true, but {self.args.output_dir} holds no checkpoint")
+        if resume_from_checkpoint:
+            state = load_state(resume_from_checkpoint)
+            require_same(state["identity"], self.identity(), resume_from_checkpoint)
+            self.restore(state)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def begin_record(self) -> None:
+        """Writes the resolved configuration and opens the trace. Called when training begins, on every rank."""
+        self._record.begin(self.state.global_step)
+        if self.is_world_process_zero():
+            write_config(self.spec, self.args.output_dir)
+
+    def epoch_at(self, step: int) -> float | None:
+        """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what a checkpoint must share with the run that resumes it; plain values."""
+        component = self.spec.component
+        return {
+            "train_type": self.arguments.train_type,
+            "component": None if component is None else component.name,
+            "params": {} if component is None else {key: str(value) for key, value in component.params.items()},
+            "rows": len(self.train_dataset),  # type: ignore[arg-type]  # dynamic training refuses streams
+            "seed": self.seed,
+        }
+
+    def dynamic_state(self) -> dict[str, Any]:
+        """Returns the state that goes into a checkpoint."""
+        state = self.component.state_dict() if isinstance(self.component, Component) else {}
+        return {"step": self.state.global_step, "identity": self.identity(), "component": state}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`dynamic_state` returned."""
+        if isinstance(self.component, Component):
+            self.component.load_state_dict(state["component"])
+
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            save_state(folder, self.dynamic_state())  # before the rest: a checkpoint with a trainer state has ours too
+        super()._save_checkpoint(model, trial, *args, **kwargs)
+        plugin_manager().hook.dataflex_after_checkpoint(step=self.state.global_step, folder=folder)
+
+    def _constructed(self) -> Any:
+        wanted = self.spec.component
+        if wanted is None:
+            return None
+        component = construct(find(wanted.kind, wanted.name), wanted.params, self._injectable())
+        if isinstance(component, Component):
+            component.bind(wanted.preset, self.seed)
+        return component
+
+    def _injectable(self) -> dict[str, Any]:
+        """Runtime objects that a component may ask for by parameter name."""
+        preset = self.spec.component.preset if self.spec.component is not None else ""
+        return {
+            "dataset": self.train_dataset,
+            "eval_dataset": self.eval_dataset,
+            "accelerator": self.accelerator,
+            "data_collator": self.data_collator,
+            "output_dir": self.args.output_dir,
+            "cache_dir": os.path.join(self.args.output_dir, CACHE, preset),
+            "tokenizer": self.processing_class,
+            "seed": self.seed,
+        }
+
+    def _context(self, update: int, updates: int, total: int) -> UpdateContext:
+        rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
+        return UpdateContext(update, updates, self.state.global_step, total, float(rate), self.optimizer)
+
+    @contextmanager
+    def _blaming(self, who: str) -> Iterator[None]:
+        """Turns whatever a component raises into an error that names it, with the original as its cause."""
+        try:
+            yield
+        except DataflexError:
+            raise
+        except Exception as error:  # a component may raise anything; the cause keeps its traceback
+            raise ComponentError(f"{who} raised {type(error).__name__}: {error}") from error

@@ -1,0 +1,198 @@
+"""The mixin of runs whose rows are planned: selecting and mixing."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, SequentialSampler
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.agreement import require_agreement
+from dataflex.core.component import seeded
+from dataflex.core.context import UpdateContext
+from dataflex.core.decision import decision_hash
+from dataflex.core.errors import CheckpointError
+from dataflex.core.plugins import plugin_manager
+from dataflex.core.schedule import Segment
+from dataflex.data.loader import PlannedLoader
+from dataflex.data.rows import PlannedRows
+from dataflex.run.record import summary
+from dataflex.scoring.session import undisturbed
+from dataflex.train.trainer.dynamic import DynamicTrainer
+from dataflex.train.trainer.steps import require_map_style, run_schedule
+from dataflex.utils.logging import logger
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a segment and how they were decided.
+
+    Attributes:
+        rows: (S,) row numbers of the train dataset, in the order of training.
+        scores: (S,) their scores, where the component gave any.
+        details: More keys for the trace line.
+        news: What the log line says of it.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    news: str = ""
+
+
+class PlannedTrainer(DynamicTrainer):
+    """Trains on rows that are planned segment by segment. See :mod:`dataflex.data.loader` for why this works."""
+
+    verb: str = "plan"
+
+    def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+        require_map_style(kwargs.get("train_dataset"), dataflex.arguments.train_type)
+        super().__init__(*args, dataflex=dataflex, **kwargs)
+        self._global_batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        rows = len(self.train_dataset)  # type: ignore[arg-type]  # checked above
+        self.schedule = run_schedule(dataflex, self.args, rows, self._global_batch_size)
+        self.args.max_steps = self.schedule.total
+        self.args.ignore_data_skip = True  # the loader itself starts at the right step
+        self._segment: Segment | None = None
+        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    @abstractmethod
+    def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
+        """Returns the plan of a segment. Called on every rank with the model undisturbed.
+
+        Args:
+            segment: The stretch to plan.
+            count: Rows it needs.
+            context: The state of the run.
+            who: The component, the update and the step, for messages.
+        """
+
+    def get_train_dataloader(self) -> Any:
+        """Returns the one loader of the run, a :class:`~dataflex.data.loader.PlannedLoader`."""
+        return PlannedLoader(
+            schedule=self.schedule,
+            dataset=self.train_dataset,
+            accumulation=self.args.gradient_accumulation_steps,
+            global_batch_size=self._global_batch_size,
+            position=lambda: self.state.global_step,
+            plan=self._plan,
+            batches=self._batches,
+        )
+
+    def epoch_at(self, step: int) -> float | None:
+        """Returns the epoch of the schedule."""
+        return self.schedule.epoch_at(step)
+
+    def identity(self) -> dict[str, Any]:
+        """Adds what the plan depends on."""
+        return super().identity() | {
+            "total_steps": self.schedule.total,
+            "warmup_step": self.schedule.warmup,
+            "update_step": self.schedule.interval,
+            "global_batch_size": self._global_batch_size,
+        }
+
+    def dynamic_state(self) -> dict[str, Any]:
+        """Adds the rows of the segment that is being trained on."""
+        segment = self._segment
+        bounds = None if segment is None else [segment.start, segment.stop, segment.update]
+        return super().dynamic_state() | {"segment": bounds, "segment_rows": self._rows}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores the component and the segment."""
+        super().restore(state)
+        self._segment = None if state["segment"] is None else Segment(*state["segment"])
+        self._rows = state["segment_rows"]
+
+    def _plan(self, segment: Segment) -> NDArray[np.int64]:
+        if segment == self._segment:  # resumed in the middle of it
+            return self._rows
+        if self.state.global_step != segment.start:
+            raise CheckpointError(
+                f"the checkpoint at step {self.state.global_step} lies inside of the segment from {segment.start} to "
+                f"{segment.stop} but does not hold its rows -> resume from an earlier checkpoint"
+            )
+        context = self._context(segment.update or 0, self.schedule.updates, self.schedule.total)
+        count = segment.steps * self._global_batch_size
+        who = self._who(segment)
+        hooks = plugin_manager().hook
+        names = {"kind": self.verb, "component": self._component_name()}
+        if segment.update is not None:
+            hooks.dataflex_before_update(**names, context=context)
+        started = time.perf_counter()
+        with undisturbed(self.model), self._blaming(who):
+            plan = self.decide(segment, count, context, who)
+        digest = decision_hash(plan.rows)
+        require_agreement(digest, self.accelerator, who)
+        self._segment, self._rows = segment, plan.rows
+        self._record.segment(segment.start, plan.rows, plan.scores)
+        if segment.update is not None:
+            line = {
+                "step": segment.start,
+                **names,
+                "update": segment.update,
+                "num_samples": count,
+                "distinct": len(np.unique(plan.rows)),
+                "seconds": round(time.perf_counter() - started, 4),
+                "decision_hash": digest,
+                **plan.details,
+            }
+            if plan.scores is not None:
+                line["scores"] = summary(plan.scores)
+            self._report(line, plan.news)
+            hooks.dataflex_after_update(**names, context=context, decision=line)
+        return plan.rows
+
+    def _report(self, line: dict[str, Any], news: str) -> None:
+        """Tells the trace, the metrics and the reader about an update."""
+        self._record.update(line)
+        metrics = {"dataflex/update": line["update"], "dataflex/seconds": line["seconds"]}
+        metrics |= {f"dataflex/score_{key}": value for key, value in line.get("scores", {}).items()}
+        metrics |= {f"dataflex/proportion/{name}": share for name, share in line.get("proportions", {}).items()}
+        self.log(metrics)
+        logger.info(
+            "update %d of %d at step %d: %s '%s' %s in %.1f s",
+            line["update"] + 1, self.schedule.updates, line["step"], self.verb, line["component"], news, line["seconds"],
+        )  # fmt: skip
+
+    def _batches(self, rows: NDArray[np.int64]) -> Iterator[Any]:
+        """Yields this rank's batches of the rows that are left of a segment, on the device."""
+        dataset, collate = self.train_dataset, self.data_collator
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description="training")
+        generator = torch.Generator()
+        generator.manual_seed(seeded(self.seed, "loader", self.state.global_step))
+        planned = PlannedRows(dataset, rows)
+        loader = DataLoader(
+            planned,
+            batch_size=self._train_batch_size,
+            sampler=SequentialSampler(planned),
+            collate_fn=collate,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=generator,
+        )
+        prepared = self.accelerator.prepare_data_loader(loader)
+        try:
+            yield from prepared
+        finally:
+            self.accelerator._dataloaders.remove(prepared)  # it keeps every loader it prepared; ours come by the dozen
+
+    def _component_name(self) -> str:
+        return "static" if self.spec.component is None else self.spec.component.name
+
+    def _who(self, segment: Segment) -> str:
+        when = "warm-up" if segment.update is None else f"update {segment.update}"
+        kind = "mixture" if self.spec.component is None else self.spec.component.kind.name
+        return f"{kind} '{self._component_name()}' at {when} (step {segment.start})"

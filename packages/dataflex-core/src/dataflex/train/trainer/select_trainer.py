@@ -1,0 +1,28 @@
+"""Training on rows that a selector chooses (``train_type: dynamic_select``)."""
+
+from __future__ import annotations
+
+from dataflex.core.context import UpdateContext
+from dataflex.core.decision import checked_rows, checked_scores
+from dataflex.core.schedule import Segment
+from dataflex.train.selector.base_selector import Selection
+from dataflex.train.trainer.planned import Plan, PlannedTrainer
+
+
+class SelectTrainer(PlannedTrainer):
+    """Asks the selector for ``warmup`` rows first and for the rows of each update after that."""
+
+    verb = "select"
+
+    def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
+        """Returns the rows that the selector chose, checked."""
+        selector = self.component
+        if segment.update is None:
+            answer = selector.warmup(count, replacement=selector.replacement)
+        else:
+            answer = selector.select(model=self.model, step_id=context.step, num_samples=count, context=context)
+        chosen = answer if isinstance(answer, Selection) else Selection(answer)
+        size = len(self.train_dataset)  # type: ignore[arg-type]  # the trainer refuses streams
+        rows = checked_rows(chosen.indices, count=count, size=size, replacement=selector.replacement, who=who)
+        scores = checked_scores(chosen.scores, count=count, who=who)
+        return Plan(rows, scores, news=f"chose {count} of {size} rows")

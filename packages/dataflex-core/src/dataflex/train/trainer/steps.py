@@ -1,0 +1,74 @@
+"""From the configuration and the dataset to the schedule, and what is refused because it cannot be planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError
+from dataflex.core.registry import find
+from dataflex.core.schedule import Schedule, plan_schedule
+
+
+def run_schedule(spec: RunSpec, args: TrainingArguments, rows: int, global_batch_size: int) -> Schedule:
+    """Returns the schedule of a run over ``rows`` rows.
+
+    Raises:
+        ConfigError: A selector without replacement would be asked for more rows than there are.
+    """
+    keys = spec.arguments
+    selects = keys.train_type == "dynamic_select"
+    schedule = plan_schedule(
+        warmup_step=0 if keys.static_mix else keys.warmup_step,
+        update_step=keys.update_step,
+        update_times=0 if keys.static_mix else keys.update_times,
+        train_step=_total(spec, args),
+        epochs=spec.epochs if spec.epochs is not None else float(args.num_train_epochs),
+        repeat=selects and spec.epochs is not None,
+        steps_per_pass=-(-rows // global_batch_size),
+    )
+    asked = schedule.largest_segment * global_batch_size
+    if selects and asked > rows and not _repeats(spec):
+        raise ConfigError(
+            f"the longest segment asks for {asked} rows ({schedule.largest_segment} steps x {global_batch_size} rows per step), "
+            f"but the train dataset has {rows} -> lower warmup_step, update_step or the batch size, or use a selector with "
+            "`replacement: true`"
+        )
+    return schedule
+
+
+def require_map_style(dataset: Any, train_type: str) -> None:
+    """Refuses what cannot be planned by row number: no dataset, an empty one, a stream.
+
+    Raises:
+        ConfigError: With the reason and the way out.
+    """
+    if dataset is None:
+        raise ConfigError(f"train_type: {train_type} needs a train dataset -> set dataset")
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not isinstance(dataset, Sized):
+        raise ConfigError(
+            f"train_type: {train_type} chooses rows by number, which a stream has none of -> set streaming: false"
+        )
+    if len(dataset) == 0:
+        raise ConfigError("the train dataset is empty -> check the files behind dataset, and max_samples")
+
+
+def _total(spec: RunSpec, args: TrainingArguments) -> int:
+    keys = spec.arguments
+    if keys.train_step or args.max_steps > 0:
+        return keys.train_step or args.max_steps
+    if keys.static_mix and keys.update_times > 0:
+        return keys.warmup_step + keys.update_step * keys.update_times
+    return 0
+
+
+def _repeats(spec: RunSpec) -> bool:
+    """Whether rows may repeat: the parameter ``replacement`` where the user gave it, else what the class declares."""
+    if spec.component is None:
+        return False
+    declared = find(spec.component.kind, spec.component.name).replacement  # type: ignore[attr-defined]  # a Selector
+    return bool(spec.component.params.get("replacement", declared))

@@ -1,0 +1,110 @@
+"""Training with a weight on each sample's loss (``train_type: dynamic_weight``).
+
+The model's own loss function is replaced by one that weighs tokens; everything around it (auxiliary losses, accumulation,
+the average over ranks) stays what ``transformers`` does. Per-token losses come from the log-softmax that the plain loss
+computes anyway, so a weighter costs no second pass over the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ComponentError, ConfigError
+from dataflex.train.trainer.dynamic import DynamicTrainer
+from dataflex.train.weighter.base_weighter import WeightsSamples
+from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
+
+
+class WeightTrainer(DynamicTrainer):
+    """Lets the weighter scale the loss of each sample once ``warmup_step`` steps are done.
+
+    Rows come in the order of a static run. The objective of a step is stated in docs/weighters.md and does not depend on
+    how the step's rows are split into micro-batches and over ranks.
+    """
+
+    component: WeightsSamples
+
+    def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+        super().__init__(*args, dataflex=dataflex, **kwargs)
+        if self.arguments.train_step:
+            self.args.max_steps = self.arguments.train_step
+        self._active: WeightsSamples | None = None
+        self._inputs: Any = None
+        self._rows_in_step = 0
+        self._weighed = False
+        self._replace_loss_function()
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Hands the micro-batch to the weighter's own ``training_step``."""
+        use = self.state.global_step >= self.arguments.warmup_step
+        return self.component.training_step(self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use)
+
+    def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward as the trainer underneath does them; returns the detached loss."""
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    @contextmanager
+    def weighted_by(self, weighter: WeightsSamples) -> Iterator[None]:
+        """Inside of it, :meth:`plain_training_step` weighs each sample's loss with ``weighter``."""
+        self._active, self._weighed = weighter, False
+        try:
+            yield
+        finally:
+            self._active, self._inputs = None, None
+        if not self._weighed:
+            raise ConfigError(
+                f"{type(self.model).__name__} computes its loss without model.loss_function, so samples cannot be weighed -> use "
+                "a model class of transformers, without a fused loss"
+            )
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss as the trainer underneath does, with the weighter's hand on the model's loss function."""
+        self._inputs = inputs
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Also counts the rows of the step, over all micro-batches and, where tokens are counted so, over all ranks."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        rows = sum((labelled_rows(batch["labels"]) for batch in batches if "labels" in batch), start=0)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            mine = torch.tensor([rows], device=self.args.device)
+            rows = int(self.accelerator.gather(mine).sum())
+        self._rows_in_step = rows
+        return batches, num_items
+
+    def _replace_loss_function(self) -> None:
+        base = self.accelerator.unwrap_model(self.model)
+        base = base.get_base_model() if not isinstance(base, PreTrainedModel) else base
+        plain = base.loss_function
+
+        def loss_function(logits: Any, labels: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+            if self._active is None or labels is None:
+                return plain(logits, labels, *args, num_items_in_batch=num_items_in_batch, **kwargs)
+            self._weighed = True
+            objective = Objective(num_items_in_batch, self._rows_in_step)
+            return weighted_loss(logits, labels, objective, self._weigh)
+
+        base.loss_function = loss_function
+
+    def _weigh(self, losses_B: torch.Tensor) -> torch.Tensor:
+        assert self._active is not None
+        with self._blaming(self._who()):
+            scalar = self._active.get_weighted_loss(losses_B, ctx=self, model=self.model, inputs=self._inputs)
+        if not isinstance(scalar, torch.Tensor) or scalar.numel() != 1:
+            shape = tuple(scalar.shape) if isinstance(scalar, torch.Tensor) else type(scalar).__name__
+            raise ComponentError(f"{self._who()} returned {shape}; expected one number, as losses.mean() is")
+        if not scalar.requires_grad:
+            raise ComponentError(f"{self._who()} returned a number that does not depend on losses, so nothing can be learnt")
+        if not torch.isfinite(scalar):
+            raise ComponentError(f"{self._who()} returned {scalar.item()}; the losses it was given: {losses_B.tolist()}")
+        return scalar.reshape(())
+
+    def _who(self) -> str:
+        name = self.spec.component.name if self.spec.component is not None else type(self.component).__name__
+        return f"weighter '{name}' at step {self.state.global_step}"

@@ -1,0 +1,89 @@
+"""Makes a workspace: data first, then a model with a tokenizer of that data, then the configurations that use both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataflex.core.errors import ConfigError
+from dataflex.workspace.components import packaged_components
+from dataflex.workspace.configs import RUNS, readme, run_config
+from dataflex.workspace.data import write_data
+from dataflex.workspace.model import write_model
+from dataflex.workspace.text import harvest
+
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What was made.
+
+    Attributes:
+        directory: The workspace, absolute.
+        datasets: Dataset -> rows.
+        parameters: Parameters of the model.
+        runs: One YAML per kind of run, in the order to try them in.
+    """
+
+    directory: Path
+    datasets: dict[str, int]
+    parameters: int
+    runs: tuple[Path, ...]
+
+
+def create(directory: str | Path, *, seed: int = SEED, report: Callable[[str], None] = lambda stage: None) -> Workspace:
+    """Writes a workspace. The same interpreter, libraries and seed give the same data and model.
+
+    Args:
+        directory: Where to; it must be missing or empty, for nothing is ever written over.
+        seed: Seed of the drawn text, the tasks and the model.
+        report: Told each stage before it begins, as one line.
+
+    Raises:
+        ConfigError: The directory cannot be used, or Python lacks the sources of its standard library.
+    """
+    root = _usable(Path(directory))
+    data, model = root / "data", root / "model"
+    for folder in (data, model):
+        folder.mkdir(parents=True)
+
+    report("reading the standard library")
+    text = harvest()
+    datasets = write_data(data, text, seed)
+
+    report("training a tokenizer and building a tiny model (this imports transformers)")
+    instructions = json.loads((data / "instructions.json").read_text(encoding="utf-8"))
+    texts = [piece.text for pieces in text.domains.values() for piece in pieces]
+    texts += [f"Human: {row['instruction']}\n{row['input']}\nAssistant:{row['output']}\n" for row in instructions]
+    parameters = write_model(model, texts, seed)
+
+    report("writing the configurations")
+    (root / "components.yaml").write_text(packaged_components(), encoding="utf-8")
+    runs = []
+    for name in RUNS:
+        runs.append(root / f"{name}.yaml")
+        runs[-1].write_text(run_config(name, root), encoding="utf-8")
+    (root / "README.md").write_text(readme(root, datasets, parameters), encoding="utf-8")
+    return Workspace(root, datasets, parameters, tuple(runs))
+
+
+def _usable(directory: Path) -> Path:
+    """Returns the absolute directory, or says why no workspace can be there."""
+    root = directory.expanduser().absolute()
+    if "${" in str(root):
+        raise ConfigError(f"{root}: '${{' in a path means a variable in a LLaMA-Factory YAML -> choose another directory")
+    try:
+        if root.exists() and not root.is_dir():
+            raise ConfigError(f"{root}: this is a file -> name a directory that does not exist yet or is empty")
+        if root.is_dir() and any(root.iterdir()):
+            raise ConfigError(
+                f"{root}: the directory is not empty, and a workspace never writes over files -> name a directory that "
+                "does not exist yet or is empty"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{root}: the directory cannot be made or read: {error.strerror}") from error
+    return root

@@ -1,0 +1,62 @@
+"""The YAML of each kind of run and the README, filled in from the files in ``templates``.
+
+A run's YAML is its own template, which explains dataflex's keys, followed by the template of its stage.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from dataflex.workspace.tasks import NOISE
+
+RUNS: Mapping[str, str] = {
+    "select_loss": "sft",
+    "select_random": "sft",
+    "weight_loss": "sft",
+    "static_sft": "sft",
+    "mix_random": "pt",
+    "mix_static": "pt",
+    "static_pt": "pt",
+}
+"""Run -> stage, in the order to try them in."""
+
+_DATASETS = {
+    "code": "source code without docstrings",
+    "docstrings": "docstrings of functions and classes",
+    "prose": "the language reference and module docstrings",
+    "pretrain_eval": "the three domains, held out, each row with its `domain`",
+    "instructions": "tasks in ten families (sums, sorting, spelling, opposites, questions about the library, ...)",
+    "instructions_eval": "the same families, held out, every answer right",
+}
+
+
+def run_config(name: str, root: Path) -> str:
+    """Returns the YAML of the run ``name`` in the workspace ``root``; every path is absolute and quoted."""
+    quoted = {
+        "MODEL": root / "model",
+        "DATA": root / "data",
+        "COMPONENTS": root / "components.yaml",
+        "OUTPUT": root / "saves" / name,
+    }
+    values = {key: json.dumps(str(path), ensure_ascii=False) for key, path in quoted.items()}  # JSON strings are YAML
+    values["THIS"] = shlex.quote(str(root / f"{name}.yaml"))
+    return _template(f"{name}.yaml").substitute(values) + _template(f"{RUNS[name]}.yaml").substitute(values)
+
+
+def readme(root: Path, datasets: Mapping[str, int], parameters: int) -> str:
+    """Returns the text of the workspace's README."""
+    return _template("README.md").substitute(
+        SELECT_LOSS=shlex.quote(str(root / "select_loss.yaml")),
+        DATASETS="\n".join(f"| `{name}` | {rows} | {_DATASETS[name]} |" for name, rows in datasets.items()),
+        NOISE=f"{NOISE:.0%}",
+        PARAMETERS=f"{parameters:,}",
+    )
+
+
+def _template(name: str) -> Template:
+    return Template((files("dataflex.workspace") / "templates" / name).read_text(encoding="utf-8"))

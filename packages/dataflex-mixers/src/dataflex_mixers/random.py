@@ -1,0 +1,68 @@
+"""``random``: new proportions at each update, drawn evenly from the simplex. The baseline that a mixer should beat.
+
+    alpha ~ Dirichlet(c, ..., c)
+
+With ``concentration`` c = 1 every mixture is equally likely; c > 1 draws near equal shares, c < 1 near a single source.
+The draw depends on the run's seed and on the number of the update, and on nothing else: it repeats, it resumes, and it
+does not touch the global random generators. Cost: none to speak of.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.errors import InvalidConfigError, Problem
+from dataflex.core.registry import register_mixer
+from dataflex.train.mixer.base_mixer import Mixer
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from dataflex.core.context import UpdateContext
+    from dataflex.data.mixture import MixtureManager
+
+
+def random_proportions(generator: np.random.Generator, domains: int, concentration: float) -> NDArray[np.float64]:
+    """Returns one draw of a symmetric Dirichlet distribution: (K,) float64 shares that sum to 1.
+
+    Args:
+        generator: Where the randomness comes from.
+        domains: K >= 1.
+        concentration: The parameter that all K domains share, > 0.
+    """
+    return generator.dirichlet(np.full(domains, concentration))
+
+
+@register_mixer("random")
+class RandomMixer(Mixer):
+    """New random proportions at each update (symmetric Dirichlet), reproducible from the seed.
+
+    Args:
+        mixture_manager: The sources.
+        concentration: Of the Dirichlet distribution, between 1e-3 and 1e6. 1: every mixture is equally likely; larger:
+            close to equal shares; smaller: close to one source.
+
+    Raises:
+        ConfigError: ``concentration`` is not such a number.
+    """
+
+    def __init__(self, mixture_manager: MixtureManager, concentration: float = 1.0) -> None:
+        super().__init__(mixture_manager)
+        if not _is_number(concentration) or not 1e-3 <= concentration <= 1e6:
+            allowed = "a number from 0.001 to 1000000"
+            raise InvalidConfigError(
+                [Problem("concentration of the random mixer", f"found {concentration!r}, allowed: {allowed}")]
+            )
+        self.concentration = float(concentration)
+
+    def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
+        """Returns (K,) shares of rows; the same on every rank, because the generator is."""
+        context: UpdateContext = kwargs["context"]
+        generator = self.generator(context.update)
+        return random_proportions(generator, len(self.mixture_manager.names), self.concentration)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
