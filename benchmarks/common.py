@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
 from dataflex.testing import tiny_tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
 VOCABULARY = 4096
@@ -45,7 +44,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Returns the seconds of each run, ``repeats`` times; one of each per round, so that a slow moment hits all alike."""
+    """Returns the seconds of each run, ``repeats`` times; one of each per round: a slow moment hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(repeats):
         for name, run in runs.items():
@@ -55,7 +54,7 @@ def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: 
 
 
 def row(name: str, times: Sequence[float], rows: int, reference: float) -> str:
-    """Returns a line of a Markdown table: median, spread, rows/s and the ratio of rows/s to a reference run's median."""
+    """Returns a line of a Markdown table: median, spread, rows/s, and the ratio of rows/s to a reference run's."""
     median = statistics.median(times)
     spread = f"{min(times):.2f}-{max(times):.2f}"
     return f"| {name} | {median:.2f} | {spread} | {rows / median:.1f} | {reference / median:.2f} |"
@@ -79,7 +78,7 @@ def small_model(device: str) -> Qwen2ForCausalLM:
 
 
 def examples(path: Path | None, count: int) -> list[tuple[str, str]]:
-    """Returns ``count`` pairs of instruction and answer: from an alpaca-format JSON, or from the standard library's docs."""
+    """Returns ``count`` pairs of instruction and answer: from an alpaca-format JSON, or the standard library's docs."""
     if path is None:
         found = list(_docstrings(count))
     else:
@@ -91,7 +90,7 @@ def examples(path: Path | None, count: int) -> list[tuple[str, str]]:
 
 
 def tokenised(pairs: Sequence[tuple[str, str]], cutoff: int) -> tuple[list[dict[str, Any]], PreTrainedTokenizerFast]:
-    """Returns rows cut at ``cutoff`` tokens with the prompt's labels masked, and the tokenizer trained on their text."""
+    """Returns rows cut at ``cutoff`` tokens, the prompt's labels masked, and the tokenizer trained on their text."""
     texts = [(PROMPT.format(instruction=instruction), answer) for instruction, answer in pairs]
     tokenizer = tiny_tokenizer((part for text in texts for part in text), vocab_size=VOCABULARY)
     rows = []

@@ -1,4 +1,8 @@
-"""``dataflex-cli init``: a workspace to try everything in, with no download."""
+"""``dataflex-cli init``: a workspace to try everything in, with no download.
+
+DIR is made; if it is there already it must be empty, because nothing is ever written over.
+--seed N changes the text that is drawn, the tasks and the model's weights (default 42).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,26 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+from dataflex.core.errors import ConfigError
 
 SUMMARY = "make a small workspace (data, model, one YAML per kind of run) with no download"
 USAGE = "dataflex-cli init DIR [--seed N]"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises what every other command raises instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} -> {USAGE}")
+
+
 def run(argv: Sequence[str]) -> int:
     """Makes the workspace, says what it holds and what to run next. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="dataflex-cli init", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.")
-    parser.add_argument("directory", metavar="DIR", help="where to; missing or empty")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the text drawn, the tasks and the model")
+    parser = _Parser(prog="dataflex-cli init", add_help=False, allow_abbrev=False)
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args(argv)
 
     from dataflex.workspace import create  # here, because other commands have no use for it

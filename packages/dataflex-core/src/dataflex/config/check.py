@@ -1,4 +1,4 @@
-"""Everything that can be known about a run before a model is loaded. ``validate`` and ``train`` both come through here."""
+"""Everything that can be known about a run before a model is loaded. ``validate`` and ``train`` both come here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataflex.config.checks.engine import engine_problems
 from dataflex.config.checks.keys import parse_arguments, unknown_keys
 from dataflex.config.checks.notes import notes
 from dataflex.config.checks.rows import row_problems
-from dataflex.config.checks.schedule import schedule_problems, with_max_steps
+from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems, with_max_steps
 from dataflex.config.load import split
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError
@@ -23,8 +23,8 @@ from dataflex.utils.logging import logger
 def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     """Returns the run that a configuration describes.
 
-    ``components_cfg_file`` and ``plugins`` come back as absolute paths, ``max_steps`` as ``train_step``. LLaMA-Factory's keys
-    come back as they are. What is legal but has no effect is logged as a warning.
+    ``components_cfg_file`` and ``plugins`` come back as absolute paths, ``max_steps`` as ``train_step``. The keys of
+    LLaMA-Factory come back as they are. What is legal but has no effect is logged as a warning.
 
     Args:
         config: What :func:`dataflex.config.load.read_config` returned.
@@ -38,8 +38,9 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     written = frozenset(key for key, value in ours.items() if value is not None)
     draft, more = with_max_steps(Draft(arguments, theirs, written))
     problems += [*unknown_keys(theirs), *more]
-    if all(problem.where != "train_type" for problem in problems):  # else nobody knows what the rest is meant for
-        problems += schedule_problems(draft)
+    wrong_keys = {problem.where for problem in problems}
+    if "train_type" not in wrong_keys:  # else nobody knows what the rest is meant for
+        problems += schedule_problems(draft) if wrong_keys.isdisjoint(STEP_KEYS) else []
         wrong, component, info = component_problems(draft)
         problems += [*wrong, *engine_problems(draft)]
         wrong, rows = data_problems(draft)

@@ -1,8 +1,8 @@
 """From ``component_name`` to a component and its parameters.
 
-A preset is looked up in the user's components file and in those of the installed packages; the user's entry overrides the
-packaged one of the same key, parameter by parameter as long as both mean the same component. A name without a preset is the
-component itself at its defaults.
+A preset is looked up in the user's components file and in those of the installed packages; the user's entry overrides
+the packaged one of the same key, parameter by parameter as long as both mean the same component. A name without a
+preset is the component itself at its defaults.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def resolve(
         ConfigError: The name is unknown or ambiguous, a components file is wrong, or parameters are unknown or missing.
     """
     entry = _entry(kind, component_name, user_components(components_cfg_file, kind))
-    local = {info.name: info for info in from_files if info.kind == kind}
-    _refuse_conflicts(kind, entry.name, local)
+    in_files = [info for info in from_files if info.kind == kind]
+    local = {info.name: info for info in in_files}
+    _refuse_conflicts(kind, entry.name, [info.package for info in in_files if info.name == entry.name])
     info = lookup(kind, entry.name) or local.get(entry.name)
     if info is None:
         raise UnknownComponentError(_unknown(kind, component_name, entry, components_cfg_file, local))
@@ -75,11 +76,11 @@ def _entry(kind: Kind, key: str, user: Mapping[str, Entry]) -> Entry:
     return packaged[0] if packaged else Entry(key, {}, f"component_name: {key}")
 
 
-def _refuse_conflicts(kind: Kind, name: str, local: Mapping[str, ComponentInfo]) -> None:
-    packages = {p.value: p.dist.name if p.dist else p.value for p in registry.provided(kind) if p.name == name}
-    providers = sorted(packages.values()) + ([local[name].package] if name in local else [])
+def _refuse_conflicts(kind: Kind, name: str, files: list[str]) -> None:
+    packages = {p.value: p.dist.name if p.dist is not None else p.value for p in registry.provided(kind) if p.name == name}
+    providers = [*sorted(packages.values()), *files]
     if len(providers) > 1:
-        way_out = f"rename the one in {providers[-1]}" if name in local else "uninstall one of them"
+        way_out = f"rename the one in {files[-1]}" if files else "uninstall one of them"
         raise ComponentConflictError(f"{kind.name} '{name}' is provided by {' and by '.join(providers)} -> {way_out}")
 
 

@@ -1,8 +1,11 @@
 """Files of presets: ``components.yaml``, the ones that strategy packages ship and the one a user writes.
 
+Such a file has up to three sections, ``selectors``, ``mixers`` and ``weighters``. An entry's key is the preset, which
+``component_name`` names:
+
     selectors:
-      loss_hard:          # the preset; component_name names it
-        name: loss        # the component; the preset's own name where absent
+      loss_hard:
+        name: loss  # the component; the preset's own name where absent
         params: {focus: high}
 """
 
@@ -48,8 +51,8 @@ def read_components(path: Path) -> dict[str, dict[str, Entry]]:
     content = read_mapping(path)
     problems: list[Problem] = []
     sections = {
-        section: {str(key): _entry(f"{path}: {section}.{key}", str(key), value, problems) for key, value in entries.items()}
-        for section, entries in _sections(path, content, problems).items()
+        section: {str(key): _entry(f"{path}: {section}.{key}", str(key), item, problems) for key, item in body.items()}
+        for section, body in _sections(path, content, problems).items()
     }
     if problems:
         raise InvalidConfigError(problems)
@@ -98,14 +101,16 @@ def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        problems.append(Problem(where, f"found {value!r} where a mapping is expected", "write name: and params: below it"))
+        what = f"found {value!r} where a mapping is expected"
+        problems.append(Problem(where, what, "write name: and params: below it"))
         return Entry(key, {}, where)
     for unknown in [k for k in value if k not in ENTRY_KEYS]:
         hint = nearest(str(unknown), ENTRY_KEYS) or f"constructor parameters stand below params: ({where}.params)"
         problems.append(Problem(f"{where}.{unknown}", f"no such key; allowed: {listed(ENTRY_KEYS)}", hint))
     name, params = value.get("name", key), value.get("params")
     if not isinstance(name, str) or not name:
-        problems.append(Problem(f"{where}.name", f"found {name!r}, allowed: the name of a component", "dataflex-cli list"))
+        what = f"found {name!r}, allowed: the name of a component"
+        problems.append(Problem(f"{where}.name", what, "see dataflex-cli list"))
     if params is not None and not isinstance(params, dict):
         what = f"found {params!r} where a mapping is expected"
         problems.append(Problem(f"{where}.params", what, "write one 'parameter: value' per line below it"))

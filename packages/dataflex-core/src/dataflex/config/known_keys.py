@@ -1,7 +1,7 @@
 """The keys that the installed LLaMA-Factory accepts, read from its source text in a few hundredths of a second.
 
-Importing its dataclasses would load torch and transformers and take many seconds. The price of not importing: what a class
-computes at run time is not seen; :func:`llamafactory_keys` returns None wherever that could lead to a false alarm.
+Importing its dataclasses would load torch and transformers and take many seconds. The price of not importing: what a
+class computes at run time is not seen; :func:`llamafactory_keys` returns None wherever that could give a false alarm.
 """
 
 from __future__ import annotations

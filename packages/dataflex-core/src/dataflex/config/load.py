@@ -1,7 +1,7 @@
-"""Reading the user's YAML or JSON with its ``key=value`` overrides, as LLaMA-Factory reads them, and splitting it in two.
+"""Reading the user's YAML or JSON with its ``key=value`` overrides, as LLaMA-Factory does, and splitting it in two.
 
-OmegaConf does the parsing because LLaMA-Factory uses it: the same file means the same here and there (``1e-5`` is a number,
-a duplicate key is an error, an override is parsed as YAML). It loads no torch.
+OmegaConf does the parsing because LLaMA-Factory uses it: the same file means the same here and there (``1e-5`` is a
+number, a duplicate key is an error, an override is parsed as YAML). It loads no torch.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def _parse_yaml(text: str) -> Any:
         content = OmegaConf.load(io.StringIO(text))
     except OmegaConfBaseException as error:
         raise yaml.YAMLError(str(error)) from error
-    return OmegaConf.to_container(content)
+    plain = OmegaConf.to_container(content)
+    words_only = isinstance(plain, dict) and bool(plain) and ":" not in text  # which OmegaConf takes for a key
+    return text.strip() if words_only else plain
 
 
 def _override(text: str) -> Any:
@@ -99,7 +101,7 @@ def _override(text: str) -> Any:
 
     key, equals, _ = text.partition("=")
     if not equals or not key.strip() or key.startswith("-"):
-        raise ConfigError(f"override '{text}': expected key=value, as in learning_rate=1e-5 (no dashes, no blanks around =)")
+        raise ConfigError(f"override '{text}': expected key=value -> write it as in learning_rate=1e-5, without dashes")
     try:
         return OmegaConf.from_cli([text])
     except yaml.YAMLError as error:

@@ -1,7 +1,7 @@
 """The list of components, for people and for the checks: what is there, what it takes, where it comes from.
 
-Listing reads metadata and source text only; no component is imported. What a plugin file has registered in this process is
-listed as well, from the classes themselves.
+Listing reads metadata and source text only; no component is imported. What a plugin file has registered in this process
+is listed as well, from the classes themselves.
 """
 
 from __future__ import annotations

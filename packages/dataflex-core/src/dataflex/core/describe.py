@@ -2,13 +2,12 @@
 
 A class's constructor is read as :mod:`dataflex.core.construct` reads it: while it takes ``**kwargs``, the parameters of
 the base class count too, across modules. Where the text does not tell (a computed base, a generated ``__init__``), the
-description says so by ``accepts=None`` and nobody draws conclusions from it; the real signature decides at construction.
+description says so by ``accepts=None`` and nobody draws conclusions from it; the real signature decides at the end.
 """
 
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,7 +145,8 @@ def _is_ours(home: Module) -> bool:
 def _value(node: ast.expr, home: Module) -> Any:
     if isinstance(node, ast.Name):  # a constant of the module
         pairs = [pair for pair in map(assigned, home.statements()) if pair is not None]
-        node = next((value for name, value in pairs if name == node.id), node)  # type: ignore[attr-defined]
+        constants = dict(pairs)
+        node = constants.get(node.id, node)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):

@@ -33,7 +33,7 @@ def plugin_file(path: str | Path) -> Path:
     if not file.is_file():
         raise ConfigError(f"plugin file {path} does not exist -> paths are relative to the YAML's folder")
     if file.suffix != ".py":
-        raise ConfigError(f"plugin file {path} is not a .py file -> name a Python file with @register_* classes or hooks")
+        raise ConfigError(f"plugin file {path} is not a .py file -> name one with @register_* classes or hooks")
     return file
 
 

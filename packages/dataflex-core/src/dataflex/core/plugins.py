@@ -1,4 +1,4 @@
-"""The process's life-cycle plugins: those that installed packages bring and those in the configuration's plugin files."""
+"""The process's life-cycle plugins: those of installed packages and those in the configuration's plugin files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DISABLE = "DATAFLEX_DISABLE_PLUGINS"
 def plugin_manager() -> pluggy.PluginManager:
     """Returns the plugin manager with every installed hook package loaded, in the order of their names.
 
-    Names listed in the environment variable ``DATAFLEX_DISABLE_PLUGINS``, separated by commas, stay out. pluggy calls the
-    plugin registered last first.
+    Names listed in the environment variable ``DATAFLEX_DISABLE_PLUGINS``, separated by commas, stay out. pluggy calls
+    the plugin registered last first.
 
     Raises:
         BrokenPluginError: A hook package cannot be imported, or implements a hook that does not exist.
@@ -60,7 +60,7 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint) -> None:
     way_out = f"leave it out: {DISABLE}={point.name}"
     try:
         plugin = point.load()
-    except Exception as error:  # whatever a third party's module does at import is its own fault: name it, keep the cause
+    except Exception as error:  # a third party's module may raise anything at import: name it, keep the cause
         raise BrokenPluginError(
             f"the plugin '{point.name}' of the package {package} cannot be loaded from {point.value}: "
             f"{type(error).__name__}: {error} -> repair it, or {way_out}"

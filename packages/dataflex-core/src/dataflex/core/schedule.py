@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dataflex.core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -74,14 +76,16 @@ class Schedule:
     @property
     def updates(self) -> int:
         """Number of updates of the run."""
-        update = self.segment_at(self.total - 1).update
-        return 0 if update is None else update + 1
+        last = self.segment_at(self.total - 1)
+        if last.update is not None:
+            return last.update + 1
+        return (self.total - 1) // self.cycle * (self.updates_per_cycle or 0)
 
     @property
     def largest_segment(self) -> int:
         """Steps of the longest segment."""
-        first, last = self.segment_at(0), self.segment_at(self.total - 1)
-        return max(first.steps, last.steps, self.interval if self.updates > 1 else 0)
+        marks = {0, self.warmup, self.cycle - 1, self.total - 1}  # later cycles are like the first one, or shorter
+        return max(self.segment_at(mark).steps for mark in marks if mark < self.total)
 
     def epoch_at(self, step: int) -> float:
         """Returns how many epochs ``step`` steps are."""
@@ -109,7 +113,15 @@ def plan_schedule(
         epochs: ``num_train_epochs``.
         repeat: Whether the epochs repeat the formula's cycle (dynamic_select with num_train_epochs given).
         steps_per_pass: Steps in which every row would be seen once.
+
+    Raises:
+        ConfigError: Updates are wanted, but no steps between them.
     """
+    if update_times != 0 and update_step < 1:
+        raise ConfigError(
+            f"update_step: {update_step} with update_times: {update_times}; expected 1 or more steps between updates -> set "
+            "update_step, or update_times: 0"
+        )
     if update_times < 0 or warmup_step + update_step * update_times == 0:
         total = train_step or max(1, math.ceil(epochs * steps_per_pass))
         updates = None if update_times < 0 else 0

@@ -1,8 +1,8 @@
 """Source files of classes that are not imported: finding them, parsing them, following their imports.
 
-The file of ``package.module`` is found by asking the import system for the top-level package alone (which does not import
-it) and walking the folders below; so nothing of a plugin runs, nothing can break, and a package that would load torch
-costs the time to parse one file.
+The file of ``package.module`` is found by asking the import system for the top-level package alone (which does not
+import it) and walking the folders below; so nothing of a plugin runs, nothing can break, and a package that would load
+torch costs the time to parse one file.
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ def find_class(home: Module, name: str, hops: int = HOPS) -> tuple[Module, ast.C
 
 def assigned(statement: ast.stmt) -> tuple[str, ast.expr] | None:
     """Returns ``(name, value)`` of a plain assignment to one name, else None."""
+    target: ast.expr
+    value: ast.expr | None
     if isinstance(statement, ast.AnnAssign):
         target, value = statement.target, statement.value
     elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:

@@ -30,7 +30,7 @@ class RowOrder:
         if size < 1:
             raise ValueError(f"an order needs at least one row, got {size}")
         self.size = size
-        self.key = key
+        self._keys = [np.uint64(seeded(*key, i)) for i in range(ROUNDS)]
         self._half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
 
     def take(self, start: int, count: int) -> NDArray[np.int64]:
@@ -38,30 +38,20 @@ class RowOrder:
 
         No row comes twice inside an epoch of N positions.
         """
-        rows = np.empty(count, dtype=np.int64)
-        done = 0
-        while done < count:
-            epoch, offset = divmod(start + done, self.size)
-            length = min(self.size - offset, count - done)
-            rows[done : done + length] = self._permuted(epoch, offset, length)
-            done += length
-        return rows
-
-    def _permuted(self, epoch: int, offset: int, length: int) -> NDArray[np.int64]:
-        keys = [np.uint64(seeded(*self.key, epoch, i)) for i in range(ROUNDS)]
-        values = self._encrypt(np.arange(offset, offset + length, dtype=np.uint64), keys)
+        epochs, values = np.divmod(np.arange(start, start + count, dtype=np.uint64), np.uint64(self.size))
+        values = self._encrypt(values, epochs)
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
-            values[outside] = self._encrypt(values[outside], keys)
+            values[outside] = self._encrypt(values[outside], epochs[outside])
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
 
-    def _encrypt(self, values: NDArray[np.uint64], keys: list[np.uint64]) -> NDArray[np.uint64]:
+    def _encrypt(self, values: NDArray[np.uint64], epochs: NDArray[np.uint64]) -> NDArray[np.uint64]:
         half = np.uint64(self._half_bits)
         mask = np.uint64((1 << self._half_bits) - 1)
         left, right = values >> half, values & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
+        for key in self._keys:
+            left, right = right, left ^ (_mix(right + _mix(epochs + key)) & mask)
         return (left << half) | right
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def load_state(folder: str | Path) -> dict[str, Any]:
         )
     try:
         state: dict[str, Any] = _unpacked(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}) -> resume from an earlier checkpoint") from error
     return state
 

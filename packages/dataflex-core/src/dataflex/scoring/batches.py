@@ -5,8 +5,8 @@ padding is computed and each forward does about the same work. The longest come 
 shows at once, and the time left is not underestimated.
 
 The batches are planned once and dealt out to the ranks, one round after the other. So a row is scored in the same
-company whatever the number of ranks, and its loss is the same to the last bit; the price is at most one batch of
-waiting in the last round. Rejected: a plan per rank, which balances the last round better and changes the numbers.
+company, and gets the same loss, whatever the number of ranks; the price is at most one batch of waiting in the last
+round. Rejected: a plan per rank, which balances the last round better and changes the last bits of the losses.
 """
 
 from __future__ import annotations
@@ -24,29 +24,25 @@ class Batch:
     Attributes:
         rows: (B,) row numbers, longest first.
         repeated: Whether another rank has these rows too, and they are here only so that every rank makes the same
-            number
-            of forwards. The results of a repeated batch are dropped.
+            number of forwards. The results of a repeated batch are dropped.
     """
 
     rows: NDArray[np.int64]
     repeated: bool = False
 
 
-def plan_batches(
-    lengths: NDArray[np.int64], token_budget: int, *, max_rows: int | None = None
-) -> list[NDArray[np.int64]]:
+def plan_batches(lengths: NDArray[np.int64], token_budget: int) -> list[NDArray[np.int64]]:
     """Returns batches that hold every row once: a list of (B,) row numbers, longest first, equal ones in row order.
 
     Args:
         lengths: (N,) tokens of each row.
         token_budget: Most tokens of a batch, counted as rows times the longest of them. A longer row is a batch alone.
-        max_rows: Most rows of a batch; None for no bound.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
-        count = max(1, min(token_budget // longest, max_rows or len(order)))
+        count = max(1, token_budget // longest)
         batches.append(order[start : start + count])
         start += count
     return batches

@@ -57,8 +57,8 @@ def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
     bases = pretrained_models(model)
     if any(base.config.is_encoder_decoder for base in bases):
         raise ComponentError(
-            f"{type(bases[0]).__name__} is an encoder-decoder; losses are scored for causal (decoder-only) models -> use "
-            "a strategy that does not score the model, such as random"
+            f"{type(bases[0]).__name__} is an encoder-decoder; losses are scored for causal (decoder-only) models "
+            "-> use a strategy that does not score the model, such as random"
         )
     outputs = next((found for base in bases if (found := _output_embeddings(base)) is not None), None)
     picker = _Picker(outputs)
@@ -105,8 +105,9 @@ class _Picker:
         expected = (1, len(self._positions_M)) if self._passed else tuple(self._shape)
         if tuple(logits.shape[:2]) != expected:
             raise ComponentError(
-                f"the model returned logits of shape {tuple(logits.shape)} for input of shape {tuple(self._shape)}; a loss per "
-                "sample needs one vector of logits per input token -> use a strategy that does not score the model"
+                f"the model returned logits of shape {tuple(logits.shape)} for input of shape {tuple(self._shape)}; a "
+                "loss per sample needs one vector of logits per input token -> use a strategy that does not score "
+                "the model"
             )
         logits = logits.flatten(0, 1)
         return logits if self._passed else logits.index_select(0, self._positions_M.to(logits.device))

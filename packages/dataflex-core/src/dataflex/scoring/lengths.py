@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
@@ -50,7 +51,10 @@ def row_lengths(dataset: Any) -> NDArray[np.int64]:
 
 def _is_stored_list(dataset: datasets.Dataset) -> bool:
     """Whether ``input_ids`` is a column of lists on disk, not one that a transform makes when a row is read."""
-    return dataset.format["type"] != "custom" and "input_ids" in dataset.column_names
+    if dataset.format["type"] == "custom" or "input_ids" not in dataset.column_names:
+        return False
+    kind = dataset.data.column("input_ids").type
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _arrow_lengths(dataset: datasets.Dataset) -> NDArray[np.int64]:

@@ -53,8 +53,7 @@ def per_sample_losses(
 
     Token losses are taken where the labels are not -100, after the causal shift; a row without such a label has no
     loss and gets NaN. The model runs in eval mode and nothing of the run is disturbed (see
-    :func:`~dataflex.scoring.undisturbed`).
-    Collective: every rank calls it with the same arguments.
+    :func:`~dataflex.scoring.undisturbed`). Collective: every rank calls it with the same arguments.
 
     Args:
         model: A causal language model, wrapped as the engine needs it. ``labels`` are not passed to it.
@@ -63,15 +62,13 @@ def per_sample_losses(
         accelerator: The run's accelerator, for ranks and mixed precision; None means a single process.
         indices: Row numbers to score, in the order of the result; None means all.
         token_budget: Most tokens of a batch, with padding; None takes :func:`~dataflex.scoring.default_token_budget`.
-            It is
-            halved when the GPU runs out of memory.
+            It is halved when the GPU runs out of memory.
         desc: What the progress bar says.
         progress: Whether rank 0 shows a progress bar of its own share of the rows.
 
     Raises:
         ComponentError: On every rank: losses that are not finite; an encoder-decoder. On one rank: not even one row
-            fits
-            into memory, or a batch does not fit under a sharded engine.
+            fits into memory, or a batch does not under a sharded engine.
     """
     rank, world_size = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     every = np.arange(len(dataset), dtype=np.int64)

@@ -93,8 +93,8 @@ def _same_gradients(model: torch.nn.Module) -> Iterator[None]:
     if disturbed:
         others = f" and {len(disturbed) - 1} more" if len(disturbed) > 1 else ""
         raise ComponentError(
-            f"gradients were left in .grad of {disturbed[0]}{others}; the next optimizer step would have applied them -> "
-            "use torch.autograd.grad, or torch.no_grad where no gradient is wanted"
+            f"gradients were left in .grad of {disturbed[0]}{others}; the next optimizer step would have applied them "
+            "-> use torch.autograd.grad, or torch.no_grad where no gradient is wanted"
         )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import TrainingArguments
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def tiny_training_args(output_dir: str | Path, **overrides: Any) -> TrainingArguments:
@@ -15,6 +16,8 @@ def tiny_training_args(output_dir: str | Path, **overrides: Any) -> TrainingArgu
         output_dir: Where a checkpoint would go.
         **overrides: Any field of ``TrainingArguments``; an override wins.
     """
+    from transformers import TrainingArguments  # here, because who only wants a model need not wait for the trainer
+
     defaults: dict[str, Any] = {
         "max_steps": 4,
         "per_device_train_batch_size": 4,

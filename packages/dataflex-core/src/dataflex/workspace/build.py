@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataflex.core.errors import ConfigError
 from dataflex.workspace.components import packaged_components
 from dataflex.workspace.configs import RUNS, readme, run_config
 from dataflex.workspace.data import write_data
 from dataflex.workspace.model import write_model
-from dataflex.workspace.text import harvest
+from dataflex.workspace.text import DOMAINS, harvest
 
 SEED = 42
 
@@ -51,14 +51,11 @@ def create(directory: str | Path, *, seed: int = SEED, report: Callable[[str], N
         folder.mkdir(parents=True)
 
     report("reading the standard library")
-    text = harvest()
-    datasets = write_data(data, text, seed)
+    rows = write_data(data, harvest(), seed)
+    datasets = {name: len(content) for name, content in rows.items()}
 
     report("training a tokenizer and building a tiny model (this imports transformers)")
-    instructions = json.loads((data / "instructions.json").read_text(encoding="utf-8"))
-    texts = [piece.text for pieces in text.domains.values() for piece in pieces]
-    texts += [f"Human: {row['instruction']}\n{row['input']}\nAssistant:{row['output']}\n" for row in instructions]
-    parameters = write_model(model, texts, seed)
+    parameters = write_model(model, _training_texts(rows), seed)
 
     report("writing the configurations")
     (root / "components.yaml").write_text(packaged_components(), encoding="utf-8")
@@ -70,11 +67,19 @@ def create(directory: str | Path, *, seed: int = SEED, report: Callable[[str], N
     return Workspace(root, datasets, parameters, tuple(runs))
 
 
+def _training_texts(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Returns what a run trains on, so that the tokenizer knows its words."""
+    texts = [row["text"] for name in DOMAINS for row in rows[name]]
+    for row in rows["instructions"]:
+        texts.append(f"Human: {row['instruction']}\n{row['input']}\nAssistant:{row['output']}\n")
+    return texts
+
+
 def _usable(directory: Path) -> Path:
     """Returns the absolute directory, or says why no workspace can be there."""
     root = directory.expanduser().absolute()
     if "${" in str(root):
-        raise ConfigError(f"{root}: '${{' in a path means a variable in a LLaMA-Factory YAML -> choose another directory")
+        raise ConfigError(f"{root}: '${{' in a path means a variable to LLaMA-Factory -> choose another directory")
     try:
         if root.exists() and not root.is_dir():
             raise ConfigError(f"{root}: this is a file -> name a directory that does not exist yet or is empty")

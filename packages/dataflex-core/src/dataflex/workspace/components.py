@@ -22,8 +22,8 @@ from dataflex.core.kinds import KINDS, Kind
 from dataflex.core.source import SourceNotFoundError, package_folders
 
 _HEAD = """\
-# Every installed component with its parameters and their defaults. A run's YAML names this file as components_cfg_file and
-# an entry of it as component_name. The key of an entry is yours to choose; `name` is the component:
+# Every installed component with its parameters and their defaults. A run's YAML names this file as components_cfg_file
+# and an entry of it as component_name. The key of an entry is yours to choose; `name` is the component:
 #
 #     selectors:
 #       loss_hard:
@@ -62,7 +62,7 @@ def _shipped(kind: Kind) -> Iterator[Path]:
 
 
 def _section(text: str, section: str) -> str:
-    """Returns the lines below ``section:`` with their comments, indented by two; empty where it is written otherwise."""
+    """Returns the lines below ``section:`` with their comments, indented by two; empty if it is written otherwise."""
     found = re.search(rf"^{section}:[ \t]*(?:#.*)?\n((?:[ \t#].*\n|\n)*)", text.rstrip() + "\n", flags=re.MULTILINE)
     if found is None:
         return ""

@@ -27,8 +27,8 @@ _PRETRAIN_COLUMNS = {"prompt": "text"}
 _ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 
 
-def write_data(folder: Path, harvest: Harvest, seed: int) -> dict[str, int]:
-    """Writes every dataset below ``folder`` and returns dataset name -> rows.
+def write_data(folder: Path, harvest: Harvest, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Writes every dataset below ``folder`` and returns dataset name -> its rows, as they were written.
 
     Raises:
         ConfigError: This interpreter comes without the sources of its standard library.
@@ -53,7 +53,7 @@ def write_data(folder: Path, harvest: Harvest, seed: int) -> dict[str, int]:
         file.write_text(_as_json(content) if instructions else _as_lines(content), encoding="utf-8")
         info[name] = {"file_name": file.name, "columns": _ALPACA_COLUMNS if instructions else _PRETRAIN_COLUMNS}
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    return {name: len(content) for name, content in rows.items()}
+    return rows
 
 
 def _split(domains: Mapping[str, list[Piece]], seed: int) -> tuple[dict[str, list[Piece]], dict[str, list[Piece]]]:
@@ -61,8 +61,9 @@ def _split(domains: Mapping[str, list[Piece]], seed: int) -> tuple[dict[str, lis
     for name, pieces in domains.items():
         if len(pieces) < 4 * HELD_OUT_ROWS:
             raise ConfigError(
-                f"the domain '{name}' has {len(pieces)} pieces of text, {4 * HELD_OUT_ROWS} are needed: a workspace is made "
-                "from the sources of Python's standard library, which this interpreter lacks -> run a Python that has them"
+                f"the domain '{name}' has {len(pieces)} pieces of text and needs {4 * HELD_OUT_ROWS}: a workspace is "
+                "made from the sources of Python's standard library, which this interpreter lacks -> run a Python that "
+                "has them"
             )
         count = min(DOMAIN_ROWS[name] + HELD_OUT_ROWS, len(pieces))
         drawn = random.Random(f"{seed}/{name}").sample(pieces, count)

@@ -1,8 +1,8 @@
 """Text that every Python machine has: the standard library, read as three domains.
 
 ``code`` is source without its docstrings, ``docstrings`` are those of functions and classes, ``prose`` is the language
-reference that ``help()`` shows plus the paragraphs of module docstrings. Their entropy differs, which is what makes mixing
-them worth watching: code repeats itself most, prose less, docstrings least.
+reference that ``help()`` shows plus the paragraphs of module docstrings. Their entropy differs, which is what makes
+mixing them worth watching: code repeats itself most, prose less, docstrings least.
 
 The modules are only read, never run. Those that an interpreter does not have, or has without source, are left out.
 """

@@ -1,4 +1,7 @@
-"""The datasets: named, defined, there, and not empty. Paths are read as LLaMA-Factory reads them, from the working directory."""
+"""The datasets: named, defined, there, and not empty.
+
+Their paths are relative to the working directory, as LLaMA-Factory reads them.
+"""
 
 from __future__ import annotations
 
@@ -108,8 +111,8 @@ def _rows(name: str, info: Mapping[str, Any], folder: Any) -> int | None:
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None
-    wanted = definition.get("num_samples")
-    return wanted if isinstance(wanted, int) and sum(known) else sum(known)
+    total, wanted = sum(known), definition.get("num_samples")
+    return wanted if isinstance(wanted, int) and total else total
 
 
 def _files(path: Path) -> Iterable[Path]:

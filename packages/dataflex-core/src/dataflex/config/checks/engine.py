@@ -10,7 +10,7 @@ from dataflex.core.errors import Problem, nearest
 
 STAGES = ("sft", "pt")
 
-# A weighter needs the loss of each sample. These keys make the loss one number before anyone can weigh it, or replace it.
+# A weighter needs the loss of each sample. These keys make it one number before anyone can weigh it, or replace it.
 _REFUSED_BY_WEIGHTERS = {
     "enable_liger_kernel": (
         "Liger's fused loss never forms the loss of a single sample, which dynamic_weight weighs",
@@ -61,7 +61,8 @@ def _stage(draft: Draft) -> list[Problem]:
         problems.append(Problem("stage", what, nearest(draft.stage, STAGES) or "use train_type: static for this stage"))
     if not draft.on("do_train"):
         what = f"is {draft.theirs.get('do_train', False)!r}, but train_type: {train_type} trains"
-        problems.append(Problem("do_train", what, "set do_train: true, or use train_type: static to evaluate or predict"))
+        way_out = "set do_train: true, or use train_type: static to evaluate or predict"
+        problems.append(Problem("do_train", what, way_out))
     return problems
 
 

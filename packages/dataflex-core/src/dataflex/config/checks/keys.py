@@ -60,7 +60,8 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
     if key in _LEAST:
         return _integer(key, value, _LEAST[key])
     if key == "static_mix":
-        return value if isinstance(value, bool) else Problem(key, f"found {value!r}, allowed: true | false", _unquote(value))
+        way_out = "remove the quotes" if isinstance(value, str) else "write true or false"
+        return value if isinstance(value, bool) else Problem(key, f"found {value!r}, allowed: true | false", way_out)
     if key in _TEXTS:
         if not isinstance(value, str) or not value.strip():
             return Problem(key, f"found {value!r}, allowed: a text", "quote it, or remove the key")
@@ -77,14 +78,10 @@ def _integer(key: str, value: Any, least: int) -> int | Problem:
     return Problem(key, f"found {value!r}, allowed: a whole number, {least} or more", way_out)
 
 
-def _unquote(value: Any) -> str:
-    return "remove the quotes" if isinstance(value, str) else "write true or false"
-
-
 def _plugins(value: Any, folder: Path) -> tuple[str, ...] | Problem:
     files = [value] if isinstance(value, str) else value
     if not isinstance(files, list | tuple) or not all(isinstance(f, str) and f for f in files):
-        return Problem("plugins", f"found {value!r}, allowed: a list of Python files", "write plugins: [my_selector.py]")
+        return Problem("plugins", f"found {value!r}, allowed: a list of Python files", "write plugins: [selector.py]")
     return tuple(str(find_path(f, folder)) for f in files)
 
 
@@ -93,13 +90,17 @@ def _proportions(value: Any) -> tuple[float, ...] | Problem:
     numbers = _floats(value.split(",")) if isinstance(value, str) else value
     if not isinstance(numbers, list | tuple):
         return Problem(key, f"found {value!r}, allowed: a list of numbers, one per dataset", "write [0.7, 0.3]")
-    wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) or n < 0]
+    wrong = [number for number in numbers if not _is_share(number)]
     if wrong:
         found = ", ".join(map(repr, wrong))
         return Problem(key, f"found {found}, allowed: finite numbers of 0 or more", "one share per dataset")
     if not any(numbers):
         return Problem(key, f"found {value!r}: nothing would be drawn", "give at least one dataset a share above 0")
     return tuple(float(n) for n in numbers)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _floats(parts: list[str]) -> list[Any]:

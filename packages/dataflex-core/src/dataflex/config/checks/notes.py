@@ -24,14 +24,12 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
     shares = a.init_mixture_proportions is not None and a.train_type == "dynamic_mix"
     if shares and a.mixture_sample_rule != "mixture":
         yield (
-            f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the initial "
-            "proportions itself -> use mixture_sample_rule: mixture"
+            f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the "
+            "initial proportions itself -> use mixture_sample_rule: mixture"
         )
     planned = a.warmup_step + a.update_step * a.update_times
     if draft.kind is not None and a.update_times > 0 and 0 < a.train_step < planned:
-        yield (
-            f"train_step: {a.train_step} ends the run before its {a.update_times} updates are done, which takes {planned} steps"
-        )
+        yield f"train_step: {a.train_step} ends the run before its {a.update_times} updates, which take {planned} steps"
     yield from _other_versions(config.get(VERSIONS))
 
 

@@ -1,7 +1,7 @@
 """More rows asked than exist: what a selector would be asked for at an update, against the rows of small local files.
 
-This is a lower bound on what is asked (one process) against an upper bound on what is there (rows that LLaMA-Factory drops
-are counted), so it refuses nothing that could run. The trainer checks again with the real numbers.
+This is a lower bound on what is asked (one process) against an upper bound on what is there (rows that LLaMA-Factory
+drops are counted), so it refuses nothing that could run. The trainer checks again with the real numbers.
 """
 
 from __future__ import annotations

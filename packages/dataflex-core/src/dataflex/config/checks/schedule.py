@@ -1,4 +1,4 @@
-"""The schedule: are there updates where they are asked for, and an end?"""
+"""The schedule: whether the updates that are asked for can happen, and whether the run has a step at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from dataflex.config.checks.draft import Draft
 from dataflex.core.errors import Problem
+
+STEP_KEYS = frozenset({"warmup_step", "update_step", "update_times", "train_step"})
 
 
 def with_max_steps(draft: Draft) -> tuple[Draft, list[Problem]]:

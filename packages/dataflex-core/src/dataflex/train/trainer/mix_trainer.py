@@ -46,7 +46,7 @@ class MixTrainer(PlannedTrainer):
         if segment.update is not None and self.component is not None:
             answer = self.component.mix(model=self.model, step_id=context.step, context=context)
             manager.set_proportions(checked_proportions(answer, names=manager.names, who=who))
-        shares = {name: round(float(p), 6) for name, p in zip(manager.names, manager.proportions, strict=True)}
+        shares = {name: float(p) for name, p in zip(manager.names, manager.proportions, strict=True)}
         news = "set " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
         return Plan(manager.plan(count), details={"proportions": shares}, news=news)
 

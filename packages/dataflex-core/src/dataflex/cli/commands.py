@@ -1,0 +1,75 @@
+"""The commands: dataflex's own, each imported when it is used, and those that plugins add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from dataflex.core.errors import ConfigError, listed, nearest
+
+BUILT_IN: Mapping[str, str] = {
+    "train": "dataflex.cli.train",
+    "validate": "dataflex.cli.validate",
+    "list": "dataflex.cli.list",
+    "init": "dataflex.cli.init",
+    "version": "dataflex.cli.version",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        summary: One line for ``dataflex-cli help``.
+        usage: The command line, as in ``dataflex-cli train FILE [key=value ...]``.
+        run: Gets the arguments after the command's name, returns the exit code: 0, 1 for a run that failed, 2 for
+            something that could not be started.
+        details: What ``--help`` shows below the summary.
+    """
+
+    summary: str
+    usage: str
+    run: Callable[[Sequence[str]], int]
+    details: str = ""
+
+    def help(self) -> str:
+        """Returns what ``--help`` shows."""
+        parts = [f"usage: {self.usage}", f"{self.summary[:1].upper()}{self.summary[1:]}.", self.details]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def command(name: str) -> Command:
+    """Returns the command of that name; plugins are asked only where dataflex itself has none.
+
+    Raises:
+        ConfigError: Nobody has it; the message holds the nearest one.
+    """
+    if name in BUILT_IN:
+        return _built_in(name)
+    extra = _from_plugins()
+    if name in extra:
+        return extra[name]
+    known = [*BUILT_IN, "help", *extra]
+    raise ConfigError(f"no command '{name}'; known: {listed(known)} -> {nearest(name, known) or 'dataflex-cli help'}")
+
+
+def all_commands() -> dict[str, Command]:
+    """Returns every command by name: dataflex's own in the order above, then those of plugins."""
+    return {name: _built_in(name) for name in BUILT_IN} | _from_plugins()
+
+
+def _built_in(name: str) -> Command:
+    module = import_module(BUILT_IN[name])
+    details = (module.__doc__ or "").partition("\n")[2].strip().replace("``", "")
+    return Command(module.SUMMARY, module.USAGE, module.run, details)
+
+
+def _from_plugins() -> dict[str, Command]:
+    from dataflex.core.plugins import plugin_manager  # here: reading the plugins' metadata is not needed to train
+
+    found: dict[str, Command] = {}
+    for commands in plugin_manager().hook.dataflex_cli_commands():
+        found |= {name: command for name, command in commands.items() if name not in BUILT_IN}
+    return dict(sorted(found.items()))

@@ -1,0 +1,57 @@
+"""The entry of ``dataflex-cli``: finds the command, and turns errors into a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dataflex.cli.commands import all_commands, command
+from dataflex.core.errors import DataflexError
+
+HELP = ("-h", "--help")
+
+
+def main() -> None:
+    """Runs the command line of this process and exits with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0; 1 where a run failed; 2 where nothing was started; 130 after Ctrl-C.
+
+    Errors that dataflex does not know surface with their traceback, which is what a report of them needs.
+    """
+    try:
+        return _dispatch(list(argv))
+    except DataflexError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        sys.stderr.write(_overview())
+        return 2
+    name, rest = argv[0], argv[1:]
+    if name in (*HELP, "help"):
+        sys.stdout.write(command(rest[0]).help() if rest else _overview())
+        return 0
+    if name in ("-V", "--version"):
+        name = "version"
+    found = command(name)
+    if any(argument in HELP for argument in rest):
+        sys.stdout.write(found.help())
+        return 0
+    return found.run(rest)
+
+
+def _overview() -> str:
+    commands = all_commands()
+    width = max(map(len, [*commands, "help"]))
+    lines = [f"  {name:<{width}}  {found.summary}" for name, found in commands.items()]
+    lines.append(f"  {'help':<{width}}  this page, or help on a command")
+    head = "Dynamic training for LLMs on top of LLaMA-Factory.\n\nusage: dataflex-cli COMMAND ...\n\n"
+    return head + "\n".join(lines) + "\n\ndataflex-cli COMMAND --help says more.\n"

@@ -1,0 +1,73 @@
+"""``dataflex-cli validate``: everything that can be known about a run without loading a model, all problems at once.
+
+FILE is a YAML or JSON file, key=value overrides it; both as for train.
+The exit code is 0 where the run can start, else 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dataflex.config.check import check
+from dataflex.config.checks.draft import names_in
+from dataflex.config.load import read_config
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError
+from dataflex.utils.logging import log_to_stderr
+
+SUMMARY = "check a configuration without loading a model"
+USAGE = "dataflex-cli validate FILE [key=value ...]"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints what the run would be, or raises with everything that is wrong. Returns the exit code."""
+    if not argv:
+        raise ConfigError(f"no file given -> {USAGE}")
+    log_to_stderr()
+    file = argv[0]
+    spec = check(read_config(file, argv[1:]), Path(file).absolute().parent)
+    sys.stdout.write(f"{file} can be run\n" + "".join(f"  {name + ':':<11} {text}\n" for name, text in _summary(spec)))
+    return 0
+
+
+def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    yield "train_type", spec.arguments.train_type
+    if spec.component is not None:
+        component = spec.component
+        preset = f" (preset {component.preset})" if component.preset != component.name else ""
+        params = ", ".join(f"{name}={value!r}" for name, value in component.params.items()) or "at its defaults"
+        yield component.kind.name, f"{component.name}{preset}: {params}"
+    if spec.arguments.train_type != "static":
+        yield "schedule", schedule_in_words(spec)
+        yield "output", str(spec.llamafactory.get("output_dir"))
+    yield "datasets", ", ".join(names_in(spec.llamafactory.get("dataset"))) or "none"
+
+
+def schedule_in_words(spec: RunSpec) -> str:
+    """Returns when the run updates and when it ends, as far as that follows from the configuration."""
+    a = spec.arguments
+    epochs = 3.0 if spec.epochs is None else spec.epochs
+    by_epochs = f"{epochs:g} epoch{'' if epochs == 1 else 's'} of the data"
+    total = a.warmup_step + a.update_step * max(a.update_times, 0)
+    planned = a.update_times > 0 or (a.update_times == 0 and total > 0)
+    end = f"{a.train_step} steps in all" if a.train_step else f"{total} steps in all" if planned else by_epochs
+    if a.static_mix:
+        if not a.train_step and a.update_times <= 0:
+            end = by_epochs
+        return f"no updates, {end}"
+    parts = [f"{a.warmup_step} warm-up steps"] if a.warmup_step else []
+    if a.train_type == "dynamic_weight":
+        return "; ".join([*parts, "then every step is weighted" if parts else "every step is weighted", end])
+    if a.update_times == 0:
+        parts.append("no updates")
+    elif a.update_times > 0:
+        times = "1 update" if a.update_times == 1 else f"{a.update_times} updates"
+        parts.append(f"{times}, each followed by {a.update_step} steps")
+    else:
+        parts.append(f"an update every {a.update_step} steps until the end")
+    repeats = a.train_type == "dynamic_select" and planned and not a.train_step and spec.epochs not in (None, 1)
+    if repeats:
+        end = f"{total} steps, repeated for num_train_epochs: {epochs:g}"
+    return "; ".join([*parts, end])

@@ -1,0 +1,155 @@
+"""Rows by their loss under the present model: mostly the hard ones, or the easy ones, or those between.
+
+Losses of all rows -> two quantiles -> three buckets -> the focused bucket counts ``focus_weight`` times -> a weighted
+draw.
+
+    l_i = mean token loss of row i                                    one forward pass over the dataset
+    low <= q1 < medium <= q2 < high                                   q1, q2: quantiles of the finite losses
+    p_i proportional to w_i^(1 / temperature)                         w_i = focus_weight in the focused bucket, else 1
+
+Origin: the loss selector of OpenDCAI/DataFlex. Two choices here: rows outside of the focus keep a weight of 1, so
+that the model goes on seeing all of the data, and a row without labels has no loss and is never drawn. Losses say
+nothing about why a row is hard: where labels are wrong, ``focus: high`` finds the wrong ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.errors import ComponentError
+from dataflex.core.registry import register_selector
+from dataflex.scoring import per_sample_losses
+from dataflex.train.selector.base_selector import Selection, Selector
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import count_or_null, flag, one_of, positive, require, two_shares_or_null
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+FOCUS = ("low", "medium", "high")
+
+
+def focus_probabilities(
+    losses_N: NDArray[np.floating[Any]],
+    focus: str,
+    focus_weight: float,
+    quantiles: tuple[float, float],
+    temperature: float,
+) -> NDArray[np.float64]:
+    """Returns the probability of each row: (N,) with sum 1; 0 where the loss is NaN, above 0 everywhere else.
+
+    Args:
+        losses_N: (N,) mean token losses; at least one is not NaN.
+        focus: The bucket that counts more: ``low``, ``medium`` or ``high``.
+        focus_weight: How many times as likely a row of that bucket is as another row, at temperature 1.
+        quantiles: Where the buckets end. A quantile is a row's own loss (the smallest with at least that share of
+            rows at or below it), so that rounding moves no row across. Rows of equal loss share a bucket, which may
+            leave another one empty; with an empty focus all rows are equally likely.
+        temperature: Below 1 sharpens the focus, above 1 softens it.
+    """
+    finite_N = ~np.isnan(losses_N)
+    ends = np.quantile(losses_N[finite_N], quantiles, method="inverted_cdf")
+    bucket_N = np.searchsorted(ends, losses_N, side="left")  # low <= q1 < medium <= q2 < high
+    log_weight_N = np.where(bucket_N == FOCUS.index(focus), np.log(focus_weight), 0.0) / temperature
+    # e^-600 still is a float64 above 0: however sharp the focus, what is outside of it comes last and not never.
+    weight_N = np.where(finite_N, np.exp(np.maximum(log_weight_N - log_weight_N[finite_N].max(), -600.0)), 0.0)
+    return np.asarray(weight_N / weight_N.sum())
+
+
+def draw(p_N: NDArray[np.float64], count: int, replacement: bool, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Returns ``count`` row numbers drawn with the given probabilities, in the order of drawing.
+
+    Without replacement, each next row is drawn from those left: the rows with the smallest e_i / p_i, e_i exponential
+    (Efraimidis and Spirakis 2006, algorithm A-Res in logarithms).
+
+    Args:
+        p_N: (N,) probabilities; rows with 0 are never drawn.
+        count: How many; without replacement at most the number of rows with p > 0.
+        replacement: Whether a row may come more than once.
+        generator: The source of randomness.
+    """
+    if replacement:
+        return generator.choice(len(p_N), size=count, p=p_N)
+    with np.errstate(divide="ignore"):
+        keys_N = generator.standard_exponential(len(p_N)) / p_N
+    return np.argsort(keys_N, kind="stable")[:count]
+
+
+@register_selector("loss")
+class LossSelector(Selector):
+    """Draws rows by the bucket that their loss under the present model falls into.
+
+    Args:
+        dataset: The train dataset, tokenised.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch of tensors from a list of rows.
+        cache_dir: Not used: losses of another model state are never reused.
+        focus: The bucket that counts more: low, medium or high losses.
+        focus_weight: How many times as likely a row of the focus is as another, at temperature 1.
+        quantiles: The two shares of rows that end the low and the medium bucket; null for thirds.
+        temperature: Below 1 sharpens the focus, above 1 softens it.
+        replacement: Whether a row may come more than once in a stretch.
+        token_budget: Tokens that are scored at once; null for a default that suits the device.
+
+    Raises:
+        ConfigError: A parameter is out of its range; the message holds all that are.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        focus: str = "high",
+        focus_weight: float = 5.0,
+        quantiles: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        replacement: bool = False,
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        require(
+            "loss",
+            one_of("focus", focus, FOCUS),
+            positive("focus_weight", focus_weight),
+            two_shares_or_null("quantiles", quantiles),
+            positive("temperature", temperature),
+            flag("replacement", replacement),
+            count_or_null("token_budget", token_budget),
+        )
+        self.focus = focus
+        self.focus_weight = float(focus_weight)
+        self.quantiles = (1 / 3, 2 / 3) if quantiles is None else (float(quantiles[0]), float(quantiles[1]))
+        self.temperature = float(temperature)
+        self.replacement = replacement
+        self.token_budget = token_budget
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
+        """Scores all rows and draws ``num_samples`` of them; the scores are their losses. See the base class.
+
+        Raises:
+            ComponentError: Fewer rows have a loss than were asked for.
+        """
+        losses_N = per_sample_losses(
+            model,
+            self.dataset,
+            collator=self.data_collator,
+            accelerator=self.accelerator,
+            token_budget=self.token_budget,
+            desc=f"{self.name}: losses at step {step_id}",
+        )
+        found = int(np.count_nonzero(~np.isnan(losses_N)))
+        if found < (1 if self.replacement else num_samples):
+            raise ComponentError(
+                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {found} of "
+                f"{len(losses_N)} rows have a label to compute a loss of -> use a larger cutoff_len if it cuts the "
+                "answers off, fewer rows per update (update_step), or replacement: true"
+            )
+        p_N = focus_probabilities(losses_N, self.focus, self.focus_weight, self.quantiles, self.temperature)
+        rows = draw(p_N, num_samples, self.replacement, self.generator(kwargs["context"].update))
+        return Selection(rows, losses_N[rows])

@@ -1,0 +1,88 @@
+"""Random rows: the baseline that every other selector must beat at equal tokens.
+
+Without replacement the rows of all stretches together are one shuffled pass over the dataset after the other, warm-up
+included, so no row comes again before every row was seen. A stretch that crosses from one pass into the next must not
+hold a row twice: rows that it already has move to the end of the new pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.registry import register_selector
+from dataflex.data.order import RowOrder
+from dataflex.train.selector.base_selector import Selector
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import flag, require
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@register_selector("random")
+class RandomSelector(Selector):
+    """Picks rows at random.
+
+    Args:
+        dataset: The train dataset.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch from rows.
+        cache_dir: Not used.
+        replacement: False goes through the whole dataset before a row comes again; True draws each row independently.
+
+    Raises:
+        ConfigError: ``replacement`` is not a boolean.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        replacement: bool = False,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        require("random", flag("replacement", replacement))
+        self.replacement = replacement
+        self._cursor = 0  # rows given so far
+        self._late: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # rows that this pass has at its end
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> NDArray[np.int64]:
+        """Returns the next ``num_samples`` rows of the shuffled passes, or independent draws. See the base class."""
+        if self.replacement:
+            return self.generator(kwargs["context"].update).integers(len(self.dataset), size=num_samples)
+        return self._take(num_samples)
+
+    def warmup(self, num_samples: int, replacement: bool = False) -> NDArray[np.int64]:
+        """Returns the rows of the warm-up: those that any selector's default warm-up has. See the base class."""
+        if replacement:
+            return RowOrder(len(self.dataset), self.seed, "warmup").take(0, num_samples)
+        return self._take(num_samples)
+
+    def _take(self, count: int) -> NDArray[np.int64]:
+        size = len(self.dataset)
+        order = RowOrder(size, self.seed, "warmup")  # the default warm-up's key: the updates continue where it stops
+        taken: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        while len(taken) < count:
+            number, offset = divmod(self._cursor, size)
+            if offset == 0:
+                self._late = taken
+            one_pass = order.take(number * size, size)
+            late = np.isin(one_pass, self._late)
+            part = np.concatenate([one_pass[~late], one_pass[late]])[offset : offset + count - len(taken)]
+            self._cursor += len(part)
+            taken = np.concatenate([taken, part])
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position."""
+        return {"cursor": self._cursor, "late": self._late}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._cursor, self._late = int(state["cursor"]), np.asarray(state["late"], dtype=np.int64)

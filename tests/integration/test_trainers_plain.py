@@ -1,0 +1,328 @@
+"""The mixins over a plain ``transformers.Trainer``: exact steps, exact parity with the static run, exact resume."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer
+
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
+from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
+from dataflex.core.registry import register_selector, register_weighter
+from dataflex.run.record import read_trace
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.train.selector.base_selector import Selection, Selector
+from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
+from dataflex.train.weighter.base_weighter import Weighter
+
+ROWS = 64
+
+
+def static_order(size: int, seed: int = 42) -> np.ndarray:
+    """The rows as the seedable random sampler of accelerate draws them in its first epoch."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+@register_selector("as_static")
+class AsStatic(Selector):
+    """Returns the static order, after doing everything a selector must not leave traces of."""
+
+    def warmup(self, num_samples, replacement=False):
+        return static_order(len(self.dataset))[:num_samples]
+
+    def select(self, model, step_id, num_samples, **kwargs):
+        assert not any(module.training for module in model.modules())
+        torch.rand(7)
+        np.random.rand(7)
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[5, 6, 7]]))
+        start = step_id * 8
+        return Selection(static_order(len(self.dataset))[start : start + num_samples], np.arange(num_samples) / 10)
+
+
+def model():
+    """Dropout on: a draw too many or too few from the global generator changes every loss after it."""
+    tiny = tiny_model()
+    for layer in tiny.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    return tiny
+
+
+def args(folder, **changes):
+    sizes = {"max_steps": -1, "gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1e-2}
+    return tiny_training_args(folder, **(sizes | changes))
+
+
+def select_spec(name="as_static", params=None, **keys):
+    keys = {"warmup_step": 2, "update_step": 3, "update_times": 2} | keys
+    arguments = DataflexArguments(train_type="dynamic_select", component_name=name, **keys)
+    return RunSpec(arguments, ComponentSpec(SELECTOR, name, name, params or {}))
+
+
+def trainer(mixin, spec, folder, rows=None, **changes):
+    rows = TokenRows(ROWS, lengths=16) if rows is None else rows
+    return trainer_class(mixin, Trainer)(
+        model=model(), args=args(folder, **changes), train_dataset=rows, data_collator=pad_collate, dataflex=spec
+    )
+
+
+def losses(done):
+    return [entry["loss"] for entry in done.state.log_history if "loss" in entry]
+
+
+def weights(done):
+    return {name: value.clone() for name, value in done.model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_selecting_the_static_order_is_the_static_run_bit_for_bit(tmp_path, accumulation):
+    sizes = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    static = Trainer(
+        model=model(),
+        args=args(tmp_path / "s", **sizes),
+        train_dataset=TokenRows(ROWS, lengths=16),
+        data_collator=pad_collate,
+    )
+    static.train()
+    dynamic = trainer(SelectTrainer, select_spec(), tmp_path / "d", **sizes)
+    dynamic.train()
+    assert losses(dynamic) == losses(static)
+    assert len(losses(dynamic)) == 8
+    assert same(weights(dynamic), weights(static))
+    assert dynamic.state.epoch == static.state.epoch == 1.0
+
+
+def test_updates_happen_at_the_planned_steps_and_leave_a_record(tmp_path):
+    done = trainer(SelectTrainer, select_spec(), tmp_path)
+    done.train()
+    lines = read_trace(tmp_path)
+    assert [line["step"] for line in lines] == [2, 5]
+    assert all(line["kind"] == "select" and line["component"] == "as_static" for line in lines)
+    assert all(line["num_samples"] == 24 and line["distinct"] == 24 for line in lines)
+    assert lines[0]["scores"]["max"] == pytest.approx(2.3)
+    assert lines[0]["decision_hash"] != lines[1]["decision_hash"]
+    saved = sorted((tmp_path / "dataflex_selections").iterdir())
+    assert [path.name for path in saved] == ["step_00000000.npz", "step_00000002.npz", "step_00000005.npz"]
+    assert "scores" not in np.load(saved[0])
+    assert (np.concatenate([np.load(path)["indices"] for path in saved]) == static_order(ROWS)).all()
+    assert any("dataflex/score_mean" in entry for entry in done.state.log_history)
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_resuming_from_any_step_ends_with_the_same_weights(tmp_path_factory, step, whole_run):
+    folder, expected = whole_run
+    resumed = trainer(SelectTrainer, select_spec("loss"), tmp_path_factory.mktemp("resumed"), save_steps=1)
+    resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    assert same(weights(resumed), expected)
+    assert resumed.state.global_step == 8
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = trainer(SelectTrainer, select_spec("loss"), folder, save_strategy="steps", save_steps=1)
+    done.train()
+    return folder, weights(done)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, whole_run):
+    other = trainer(SelectTrainer, select_spec("loss", {"focus": "low"}, update_times=3), tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        other.train(resume_from_checkpoint=str(whole_run[0] / "checkpoint-4"))
+    assert "params: {} in the checkpoint, {'focus': 'low'} now" in str(error.value)
+    assert "total_steps: 8 in the checkpoint, 11 now" in str(error.value)
+
+
+def test_epochs_repeat_the_schedule_and_evaluation_follows_them(tmp_path):
+    spec = RunSpec(select_spec().arguments, select_spec("random").component, epochs=2)
+    done = trainer_class(SelectTrainer, Trainer)(
+        model=model(),
+        args=args(tmp_path, eval_strategy="epoch"),
+        train_dataset=TokenRows(ROWS, lengths=16),
+        eval_dataset=TokenRows(4, lengths=16, seed=9),
+        data_collator=pad_collate,
+        dataflex=spec,
+    )
+    done.train()
+    assert [line["step"] for line in read_trace(tmp_path)] == [2, 5, 10, 13]
+    assert [entry["step"] for entry in done.state.log_history if "eval_loss" in entry] == [8, 16]
+    assert [entry["epoch"] for entry in done.state.log_history if "eval_loss" in entry] == [1.0, 2.0]
+
+
+class Seen(TokenRows):
+    """Remembers which rows the loader asked for."""
+
+    def __init__(self, count, log, name, **kwargs):
+        super().__init__(count, **kwargs)
+        self.log, self.name = log, name
+
+    def __getitem__(self, row):
+        self.log.append((self.name, row))
+        return super().__getitem__(row)
+
+
+def mix_spec(name="random", **keys):
+    keys = {"warmup_step": 2, "update_step": 3, "update_times": 2} | keys
+    component = None if name is None else ComponentSpec(MIXER, name, name)
+    return RunSpec(DataflexArguments(train_type="dynamic_mix", component_name=name, **keys), component)
+
+
+def test_trained_rows_are_the_planned_proportions_within_one_row_per_segment(tmp_path):
+    log: list[tuple[str, int]] = []
+    sources = {"a": Seen(11, log, "a", lengths=16), "b": Seen(90, log, "b", lengths=16)}
+    trainer(MixTrainer, mix_spec(init_mixture_proportions=(0.3, 0.7)), tmp_path, rows=sources).train()
+    shares = [{"a": 0.3, "b": 0.7}, *(line["proportions"] for line in read_trace(tmp_path))]
+    for (start, stop), share in zip([(0, 16), (16, 40), (40, 64)], shares, strict=True):
+        segment = [name for name, _ in log[start:stop]]
+        for name in "ab":
+            assert abs(segment.count(name) - share[name] * (stop - start)) < 1 + 1e-9
+    from_a = [row for name, row in log if name == "a"]
+    position, epoch = 0, []
+    counts = [sum(name == "a" for name, _ in log[start:stop]) for start, stop in [(0, 16), (16, 40), (40, 64)]]
+    for count in counts:  # inside of a segment the order is shuffled: an epoch may end anywhere in it
+        epoch += from_a[position : position + count]
+        position += count
+        whole, rest = divmod(len(epoch), 11)
+        seen = np.bincount(epoch, minlength=11)
+        assert seen.min() >= whole
+        assert seen.max() <= whole + (rest > 0)
+
+
+def test_a_mixed_run_resumes_exactly(tmp_path):
+    sources = {"a": TokenRows(11, lengths=16), "b": TokenRows(90, lengths=16, seed=2)}
+    whole = trainer(MixTrainer, mix_spec(), tmp_path / "w", rows=sources, save_strategy="steps", save_steps=1)
+    whole.train()
+    for step in (1, 2, 4, 5, 8):
+        resumed = trainer(MixTrainer, mix_spec(), tmp_path / str(step), rows=sources)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "w" / f"checkpoint-{step}"))
+        assert same(weights(resumed), weights(whole)), step
+
+
+def test_a_static_mixture_makes_no_update(tmp_path):
+    sources = {"a": TokenRows(11, lengths=16), "b": TokenRows(90, lengths=16, seed=2)}
+    done = trainer(MixTrainer, mix_spec(None, static_mix=True, train_step=4), tmp_path, rows=sources)
+    done.train()
+    assert done.state.global_step == 4
+    assert read_trace(tmp_path) == []
+
+
+def weight_spec(name="loss", params=None, **keys):
+    arguments = DataflexArguments(train_type="dynamic_weight", component_name=name, **keys)
+    return RunSpec(arguments, ComponentSpec(WEIGHTER, name, name, params or {}))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_uniform_weighter_is_the_static_run_bit_for_bit(tmp_path, accumulation):
+    rows, sizes = TokenRows(ROWS, lengths=16), {"gradient_accumulation_steps": accumulation}
+    static = Trainer(
+        model=model(), args=args(tmp_path / "s", **sizes), train_dataset=rows, data_collator=pad_collate
+    )
+    static.train()
+    weighted = trainer(WeightTrainer, weight_spec(params={"strategy": "uniform"}), tmp_path / "w", rows=rows, **sizes)
+    weighted.train()
+    assert losses(weighted) == losses(static)
+    assert same(weights(weighted), weights(static))
+
+
+def test_weighing_begins_after_warmup_and_train_step_ends_the_run(tmp_path):
+    rows = TokenRows(ROWS, lengths=range(6, 17))
+    runs = {}
+    for warmup in (0, 3, 6):
+        done = trainer(WeightTrainer, weight_spec(warmup_step=warmup, train_step=6), tmp_path / str(warmup), rows=rows)
+        done.train()
+        runs[warmup] = losses(done)
+    assert len(runs[6]) == 6
+    assert runs[3][:3] == runs[6][:3]
+    assert runs[3][3] != runs[6][3]
+    assert runs[0][0] != runs[6][0]
+
+
+def test_the_objective_is_the_same_for_every_accumulation(tmp_path):
+    rows, seen = TokenRows(ROWS, lengths=range(6, 17)), []
+    for batch in (8, 4, 2):
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 8 // batch, "max_steps": 2}
+        done = trainer_class(WeightTrainer, Trainer)(
+            model=tiny_model(),
+            args=args(tmp_path / str(batch), **sizes),
+            train_dataset=rows,
+            data_collator=pad_collate,
+            dataflex=weight_spec("custom"),
+        )
+        done.train()
+        seen.append(losses(done))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
+    assert seen[0] == pytest.approx(seen[2], rel=1e-5)
+
+
+@register_weighter("vector")
+class Vector(Weighter):
+    def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
+        return losses * 2
+
+
+@register_weighter("constant")
+class Constant(Weighter):
+    def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
+        return losses.mean().detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vector", r"weighter 'vector' at step 0 returned \(4,\); expected one number"),
+        ("constant", "weighter 'constant' at step 0 returned a number that does not depend on losses"),
+    ],
+)
+def test_a_bad_answer_of_a_weighter_stops_the_run(tmp_path, name, message):
+    with pytest.raises(ComponentError, match=message):
+        trainer(WeightTrainer, weight_spec(name), tmp_path).train()
+
+
+@register_selector("raises")
+class Raises(Selector):
+    def select(self, model, step_id, num_samples, **kwargs):
+        raise KeyError("oops")
+
+
+@register_selector("greedy")
+class Greedy(Selector):
+    def select(self, model, step_id, num_samples, **kwargs):
+        return range(1, num_samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", r"selector 'raises' at update 0 \(step 2\) raised KeyError: 'oops'"),
+        ("greedy", r"selector 'greedy' at update 0 \(step 2\) returned 23 rows; expected 24"),
+    ],
+)
+def test_a_faulty_selector_stops_the_run_by_name(tmp_path, name, message):
+    with pytest.raises(ComponentError, match=message):
+        trainer(SelectTrainer, select_spec(name), tmp_path).train()
+    assert json.dumps(read_trace(tmp_path)) == "[]"
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="asks for 72 rows .9 steps x 8 rows per step.*has 64.*replacement: true"):
+        trainer(SelectTrainer, select_spec("random", update_step=9), tmp_path)
+    trainer(SelectTrainer, select_spec("random", {"replacement": True}, update_step=9), tmp_path)
+    with pytest.raises(ConfigError, match="the train dataset is empty"):
+        trainer(SelectTrainer, select_spec(), tmp_path, rows=[])
+    with pytest.raises(ConfigError, match="which a stream has none of -> set streaming: false"):
+        trainer(SelectTrainer, select_spec(), tmp_path, rows=iter([]))
+    with pytest.raises(ConfigError, match="needs two sources or more"):
+        trainer(MixTrainer, mix_spec(), tmp_path, rows={"a": TokenRows(4)})
+    with pytest.raises(ConfigError, match="the source b has no rows"):
+        trainer(MixTrainer, mix_spec(), tmp_path, rows={"a": TokenRows(4), "b": []})
+    with pytest.raises(ConfigError, match="auto_find_batch_size: true cannot be combined"):
+        trainer(SelectTrainer, select_spec(), tmp_path, auto_find_batch_size=True)

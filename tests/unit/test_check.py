@@ -1,0 +1,332 @@
+"""The check of a whole configuration: each bad input with its key, what was found and the way out; and no false alarm."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from dataflex.config import known_keys
+from dataflex.config.check import check
+from dataflex.core import registry
+from dataflex.core.errors import InvalidConfigError
+from dataflex.utils.logging import logger
+
+ROWS = 20
+SELECT = {"train_type": "dynamic_select", "component_name": "random", "warmup_step": 1, "update_step": 2, "update_times": 3}
+MIX = SELECT | {"train_type": "dynamic_mix", "dataset": "a,b", "stage": "pt"}
+WEIGHT = {"train_type": "dynamic_weight", "component_name": "loss", "warmup_step": 1, "train_step": 5}
+STATIC = {"train_type": "static"}
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch):
+    """A working directory with a model folder, datasets a and b, broken ones, and plugin files in yaml/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_registered", {})
+    for folder in ("model", "data", "yaml", "broken_info", "no_info"):
+        (tmp_path / folder).mkdir()
+    rows = [{"instruction": "x", "output": "y"}] * ROWS
+    files = {
+        "a.json": json.dumps(rows),
+        "b.jsonl": "\n".join(map(json.dumps, rows)) + "\n\n",
+        "lines.json": "\n".join(map(json.dumps, rows)),
+        "none.json": "[]",
+        "none.jsonl": "\n\n",
+        "zero.json": "",
+        "bad.json": '[{"a": 1},\n {"a": }]',
+        "odd.xyz": "?",
+    }
+    for name, text in files.items():
+        (tmp_path / "data" / name).write_text(text)
+    info = {name.replace(".", "_"): {"file_name": name} for name in files}
+    info |= {"a": {"file_name": "a.json"}, "b": {"file_name": "b.jsonl"}, "gone": {"file_name": "gone.json"}}
+    info |= {"hub": {"hf_hub_url": "x/y"}, "five": {"file_name": "a.json", "num_samples": 5}, "nofile": {"columns": {}}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+    (tmp_path / "broken_info" / "dataset_info.json").write_text("{")
+    plugin = "from dataflex.core.registry import register_{0}\n@register_{0}('{1}')\nclass C:\n    def __init__(self, width=1): ...\n"
+    (tmp_path / "yaml" / "mine.py").write_text(plugin.format("selector", "mine") + "raise SystemExit('it was run')\n")
+    (tmp_path / "yaml" / "clash.py").write_text(plugin.format("selector", "random"))
+    (tmp_path / "yaml" / "syntax.py").write_text("x = (\n")
+    (tmp_path / "yaml" / "loop.py").write_text(
+        "from dataflex.core import registry\n"
+        "from dataflex.train.selector.base_selector import Selector\n"
+        "for n in ('l1', 'l2'):\n    registry.register_selector(n)(type(n, (Selector,), {'select': None}))\n"
+    )
+    (tmp_path / "yaml" / "c.yaml").write_text("selectors: {free: {name: random, params: {replacement: true}}}\n")
+    (tmp_path / "yaml" / "typo.yaml").write_text("selectors: {random: {params: {replacment: true}}}\n")
+
+
+def config(*parts, **keys):
+    base = {
+        "model_name_or_path": "./model",
+        "stage": "sft",
+        "do_train": True,
+        "dataset": "a",
+        "dataset_dir": "data",
+        "output_dir": "out",
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 1.0,
+    }
+    for part in (*parts, keys):
+        base |= part
+    return {key: value for key, value in base.items() if value is not ...}
+
+
+def run(tmp_path, *parts, **keys):
+    return check(config(*parts, **keys), tmp_path / "yaml")
+
+
+@pytest.mark.parametrize("base", [SELECT, MIX, WEIGHT, STATIC], ids=lambda base: base["train_type"])
+def test_a_good_configuration_passes_and_llamafactorys_keys_come_back_untouched(tmp_path, base):
+    spec = run(tmp_path, base)
+    assert spec.arguments.train_type == base["train_type"]
+    assert spec.llamafactory == {key: value for key, value in config(base).items() if key not in type(spec.arguments).names()}
+    assert spec.epochs == 1.0
+    assert (spec.component is None) == (base is STATIC)
+
+
+BAD = [
+    # keys of dataflex: names, types, ranges
+    (STATIC, {"train_type": "dynamic_selct"}, "train_type", ["'dynamic_selct'", "static | dynamic_select", "'dynamic_select'?"]),
+    (STATIC, {"train_type": 3}, "train_type", ["found 3", "use one of these"]),
+    (SELECT, {"warmup_stepp": 3}, "warmup_stepp", ["neither dataflex nor", "did you mean 'warmup_step'?"]),
+    (SELECT, {"learning_rat": 3}, "learning_rat", ["neither dataflex nor", "did you mean 'learning_rate'?"]),
+    (STATIC, {"zzzzzz": 3}, "zzzzzz", ["neither dataflex nor", "ALLOW_EXTRA_ARGS=1"]),
+    (SELECT, {"warmup_step": -1}, "warmup_step", ["found -1", "a whole number, 0 or more"]),
+    (SELECT, {"warmup_step": True}, "warmup_step", ["found True", "a whole number"]),
+    (SELECT, {"update_step": 2.5}, "update_step", ["found 2.5", "a whole number"]),
+    (SELECT, {"update_step": "10"}, "update_step", ["found '10'", "a whole number"]),
+    (SELECT, {"update_times": -2}, "update_times", ["found -2", "-1 or more", "until train_step or the epochs"]),
+    (SELECT, {"train_step": -5}, "train_step", ["found -5", "0 or more"]),
+    (MIX, {"static_mix": "true"}, "static_mix", ["found 'true'", "true | false", "remove the quotes"]),
+    (MIX, {"static_mix": 1}, "static_mix", ["found 1", "write true or false"]),
+    (MIX, {"mixture_sample_rule": "unifrom"}, "mixture_sample_rule", ["'unifrom'", "did you mean 'uniform'?"]),
+    (SELECT, {"component_name": 5}, "component_name", ["found 5", "a text"]),
+    (SELECT, {"components_cfg_file": []}, "components_cfg_file", ["found []", "a text"]),
+    (SELECT, {"plugins": {"a": 1}}, "plugins", ["a list of Python files", "plugins: [selector.py]"]),
+    # the schedule
+    (SELECT, {"update_step": 0}, "update_step", ["is 0", "3 updates", "update_times: 0"]),
+    (SELECT, {"update_step": 0, "update_times": -1}, "update_step", ["is 0", "updates until the end"]),
+    (WEIGHT, {"update_step": 0, "update_times": 2}, "update_step", ["is 0", "2 updates"]),
+    (SELECT, {"train_step": 5, "max_steps": 6}, "train_step", ["is 5 and max_steps is 6", "remove one of the two"]),
+    (SELECT, {"train_step": 4, "warmup_step": 4}, "train_step", ["ends before its first update", "warm up shorter"]),
+    (WEIGHT, {"train_step": 0, "warmup_step": 0, "num_train_epochs": 0}, "num_train_epochs", ["is 0", "set num_train_epochs"]),
+    (SELECT, {"num_train_epochs": 0}, "num_train_epochs", ["is 0", "train_step"]),
+    # the component
+    (SELECT, {"component_name": ...}, "component_name", ["is missing", "needs a selector", "name one of: custom, loss, random"]),
+    (SELECT, {"component_name": "randm"}, "component_name", ["no selector named 'randm'", "did you mean 'random'?"]),
+    (SELECT, {"components_cfg_file": "nope.yaml"}, "components_cfg_file", ["nope.yaml: there is no such file"]),
+    (SELECT, {"components_cfg_file": "typo.yaml"}, "params.replacment", ["no parameter 'replacment'", "'replacement'?"]),
+    (SELECT, {"plugins": ["gone.py"]}, "plugins", ["gone.py does not exist", "relative to the YAML's folder"]),
+    (SELECT, {"plugins": ["c.yaml"]}, "plugins", ["c.yaml is not a .py file"]),
+    (SELECT, {"plugins": ["syntax.py"]}, "plugins", ["syntax.py, line 1: SyntaxError"]),
+    (SELECT, {"plugins": ["clash.py"]}, "component_name", ["provided by dataflex-selectors and by", "rename the one in"]),
+    (SELECT, {"static_mix": True}, "static_mix", ["train_type is dynamic_select", "set train_type: dynamic_mix"]),
+    (STATIC, {"static_mix": True}, "static_mix", ["train_type is static", "set train_type: dynamic_mix"]),
+    # mixtures
+    (MIX, {"dataset": "a"}, "dataset", ["two sources or more, found one: a", "dataset: a,b"]),
+    (MIX, {"dataset": ["a", "b", "a"]}, "dataset", ["a is named more than once", "once"]),
+    (MIX, {"init_mixture_proportions": [1]}, "init_mixture_proportions", ["1 numbers for 2 datasets (a, b)", "one number per"]),
+    (MIX, {"init_mixture_proportions": [0.5, -0.1]}, "init_mixture_proportions", ["found -0.1", "finite numbers of 0 or more"]),
+    (MIX, {"init_mixture_proportions": [0, 0]}, "init_mixture_proportions", ["nothing would be drawn", "a share above 0"]),
+    (MIX, {"init_mixture_proportions": [0.5, float("nan")]}, "init_mixture_proportions", ["found nan", "finite"]),
+    (MIX, {"init_mixture_proportions": [float("inf"), 1]}, "init_mixture_proportions", ["found inf", "finite"]),
+    (MIX, {"init_mixture_proportions": [True, "x"]}, "init_mixture_proportions", ["found True, 'x'", "finite"]),
+    (MIX, {"init_mixture_proportions": "0.5,half"}, "init_mixture_proportions", ["found 'half'", "finite"]),
+    (MIX, {"init_mixture_proportions": {"a": 1}}, "init_mixture_proportions", ["found {'a': 1}", "a list of numbers"]),
+    (MIX, {"init_mixture_proportions": []}, "init_mixture_proportions", ["nothing would be drawn"]),
+    (MIX, {"mix_strategy": "interleave_under"}, "mix_strategy", ["the mixer alone decides", "init_mixture_proportions"]),
+    # the data
+    (SELECT, {"dataset": ...}, "dataset", ["no dataset is named", "dataset_info.json"]),
+    (STATIC, {"dataset": None}, "dataset", ["no dataset is named"]),
+    (SELECT, {"dataset": "five,fiv"}, "dataset", ["'fiv' is not defined", "did you mean 'five'?"]),
+    (SELECT, {"eval_dataset": "bb"}, "eval_dataset", ["'bb' is not defined", "did you mean 'b'?"]),
+    (SELECT, {"dataset_dir": "nowhere"}, "dataset_dir", ["the folder nowhere does not exist", "dataset_info.json"]),
+    (SELECT, {"dataset_dir": "no_info"}, "dataset_dir", ["no_info holds no dataset_info.json"]),
+    (SELECT, {"dataset_dir": "broken_info"}, "dataset_dir", ["is malformed", "repair"]),
+    (SELECT, {"dataset": "gone"}, "dataset", ["the file of 'gone' does not exist: data/gone.json", "repair file_name"]),
+    (SELECT, {"dataset": "nofile"}, "dataset", ["'nofile' has no file_name", "hf_hub_url"]),
+    (SELECT, {"dataset": "none_json"}, "dataset", ["'none_json' is empty", "put rows into its file"]),
+    (WEIGHT, {"dataset": "none_jsonl"}, "dataset", ["'none_jsonl' is empty"]),
+    (STATIC, {"dataset": "zero_json"}, "dataset", ["'zero_json' is empty"]),
+    (SELECT, {"dataset": "bad_json"}, "dataset", ["bad.json, line 2: malformed JSON"]),
+    (SELECT, {"dataset": "odd_xyz"}, "dataset", ["file type 'xyz' cannot be read", "jsonl"]),
+    # more rows than there are
+    (SELECT, {"update_step": 11}, "update_step", ["asks for 22 rows at once", "11 steps of 2 rows", "has 20", "replacement: true"]),
+    (SELECT, {"dataset": "b", "update_step": 11}, "update_step", ["asks for 22 rows", "has 20"]),
+    (SELECT, {"dataset": "lines_json", "update_step": 11}, "update_step", ["asks for 22 rows", "has 20"]),
+    (SELECT, {"dataset": "five", "update_step": 3}, "update_step", ["asks for 6 rows", "has 5"]),
+    (SELECT, {"max_samples": 5, "update_step": 3}, "update_step", ["asks for 6 rows", "has 5"]),
+    (SELECT, {"val_size": 0.5, "update_step": 6}, "update_step", ["asks for 12 rows", "has 10"]),
+    (SELECT, {"gradient_accumulation_steps": 8}, "update_step", ["asks for 32 rows", "2 steps of 16 rows"]),
+    (SELECT, {"warmup_step": 11}, "update_step", ["asks for 22 rows", "lower update_step, warmup_step"]),
+    # the engine
+    (STATIC, {"model_name_or_path": ...}, "model_name_or_path", ["is missing", "a folder that holds a model"]),
+    (SELECT, {"model_name_or_path": "./nope"}, "model_name_or_path", ["./nope does not exist", "give a folder"]),
+    (STATIC, {"model_name_or_path": "/nope/x"}, "model_name_or_path", ["/nope/x does not exist"]),
+    (SELECT, {"output_dir": ...}, "output_dir", ["is missing", "name the folder"]),
+    (SELECT, {"output_dir": "yaml/mine.py"}, "output_dir", ["is a file", "name a folder"]),
+    (SELECT, {"stage": "dpo"}, "stage", ["found 'dpo'", "sft | pt", "train_type: static"]),
+    (WEIGHT, {"do_train": ...}, "do_train", ["is False", "set do_train: true"]),
+    (SELECT, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
+    (MIX, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
+    (WEIGHT, {"enable_liger_kernel": True}, "enable_liger_kernel", ["never forms the loss of a single sample", "false"]),
+    (WEIGHT, {"label_smoothing_factor": 0.1}, "label_smoothing_factor", ["is 0.1", "one number for the batch", "factor: 0"]),
+    (WEIGHT, {"use_dft_loss": True}, "use_dft_loss", ["replaces the loss", "set use_dft_loss: false"]),
+    (WEIGHT, {"use_asft_loss": True}, "use_asft_loss", ["replaces the loss", "set use_asft_loss: false"]),
+    (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
+]
+
+
+@pytest.mark.parametrize(("base", "change", "key", "parts"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_input_is_one_problem_with_its_key_what_was_found_and_the_way_out(tmp_path, base, change, key, parts):
+    with pytest.raises(InvalidConfigError) as caught:
+        run(tmp_path, base, change)
+    (problem,) = caught.value.problems
+    assert problem.where.endswith(key)
+    assert "->" in str(problem) or ", line" in str(problem) or "no such file" in str(problem) or "allowed" in str(problem)
+    for part in parts:
+        assert part in str(problem)
+    assert caught.value.exit_code == 2
+
+
+def test_all_problems_come_in_one_message(tmp_path):
+    bad = {"learning_rat": 1, "update_step": -1, "stage": "rm", "dataset": "x", "model_name_or_path": "./x", "streaming": True}
+    with pytest.raises(InvalidConfigError) as caught:
+        run(tmp_path, MIX, bad, component_name="nope", init_mixture_proportions=[1, -1], output_dir=...)
+    wanted = ["learning_rat", "update_step", "init_mixture_proportions", "component_name", "model_name_or_path", "output_dir"]
+    wanted += ["stage", "streaming", "dataset"]
+    assert set(wanted) == {p.where for p in caught.value.problems}
+    assert str(caught.value).startswith(f"{len(caught.value.problems)} problems in the configuration:\n  - ")
+
+
+GOOD = [
+    (STATIC, {"stage": "dpo", "streaming": True, "mix_strategy": "interleave_under", "output_dir": ..., "num_train_epochs": 0}),
+    (STATIC, {"do_train": ..., "dataset": ..., "do_predict": True, "eval_dataset": "a", "predict_with_generate": True}),
+    (SELECT, {"warmup_step": 0}),
+    (SELECT, {"update_times": 0, "update_step": 0}),
+    (SELECT, {"warmup_step": None, "plugins": None}),
+    (SELECT, {"update_step": 10}),
+    (SELECT, {"update_step": 1000, "train_step": 11}),
+    (SELECT, {"update_step": 1000, "update_times": -1, "warmup_step": 0}),  # a whole epoch without an update in between
+    (SELECT, {"update_step": 11, "component_name": "free", "components_cfg_file": "c.yaml"}),
+    (SELECT, {"update_step": 11, "packing": True}),
+    (SELECT, {"update_step": 11, "stage": "pt"}),
+    (SELECT, {"update_step": 11, "dataset": "a,b"}),
+    (SELECT, {"update_step": 11, "dataset": "a,hub"}),
+    (SELECT, {"dataset": ["a", "a"]}),
+    (SELECT, {"dataset": "x/y", "dataset_dir": "ONLINE"}),
+    (SELECT, {"dataset": "a", "dataset_dir": {"a": {"file_name": "data/a.json"}}}),
+    (SELECT, {"label_smoothing_factor": 0.1, "enable_liger_kernel": True, "mix_strategy": "interleave_under"}),
+    (SELECT, {"model_name_or_path": "org/model"}),
+    (SELECT, {"predict_with_generate": True}),
+    (SELECT, {"dataflex_versions": {}}),
+    (MIX, {"init_mixture_proportions": [3, 0]}),
+    (MIX, {"init_mixture_proportions": "0.7, 0.3"}),
+    (MIX, {"static_mix": True, "component_name": ..., "update_step": 0, "update_times": -1}),
+    (WEIGHT, {"streaming": True, "label_smoothing_factor": 0.0, "use_dft_loss": False}),
+    (WEIGHT, {"train_step": 0, "warmup_step": 0}),
+    (WEIGHT, {"train_step": 0, "warmup_step": 0, "num_train_epochs": ...}),
+]
+
+
+@pytest.mark.parametrize(("base", "change"), GOOD, ids=lambda value: str(value)[:60])
+def test_what_can_be_run_is_not_refused(tmp_path, base, change):
+    run(tmp_path, base, change)
+
+
+def test_tokenised_data_needs_no_files(tmp_path):
+    (tmp_path / "tokens").mkdir()
+    with pytest.raises(InvalidConfigError, match="gone.json"):
+        run(tmp_path, SELECT, dataset="gone", tokenized_path="tokens")
+    (tmp_path / "tokens" / "state.json").write_text("{}")
+    run(tmp_path, SELECT, dataset="gone", tokenized_path="tokens")
+
+
+def test_max_steps_acts_as_train_step_and_the_replay_agrees(tmp_path):
+    spec = run(tmp_path, SELECT, max_steps=6)
+    assert spec.arguments.train_step == 6
+    assert spec.llamafactory["max_steps"] == 6
+    assert run(tmp_path, SELECT, max_steps=6, train_step=6).arguments.train_step == 6
+    assert run(tmp_path, STATIC, max_steps=6).arguments.train_step == 0
+
+
+def test_our_paths_become_absolute_from_the_working_directory_first_then_from_the_yamls_folder(tmp_path):
+    spec = run(tmp_path, SELECT, plugins="mine.py", components_cfg_file="c.yaml")
+    assert spec.arguments.plugins == (str(tmp_path / "yaml" / "mine.py"),)
+    assert spec.arguments.components_cfg_file == str(tmp_path / "yaml" / "c.yaml")
+    (tmp_path / "c.yaml").write_text("{}")
+    assert run(tmp_path, SELECT, components_cfg_file="c.yaml").arguments.components_cfg_file == str(tmp_path / "c.yaml")
+
+
+def test_a_component_of_a_plugin_file_is_known_without_running_the_file(tmp_path):
+    spec = run(tmp_path, SELECT, plugins=["mine.py"], component_name="mine")
+    assert spec.component.name == "mine"
+    with pytest.raises(InvalidConfigError, match="no selector named 'mime'.*did you mean 'mine'"):
+        run(tmp_path, SELECT, plugins=["mine.py"], component_name="mime")
+
+
+def test_parameters_of_a_plugin_files_component_are_checked_without_running_the_file(tmp_path):
+    (tmp_path / "p.yaml").write_text("selectors: {mine: {params: {widht: 3}}}")
+    with pytest.raises(InvalidConfigError, match="no parameter 'widht'; allowed: width -> did you mean 'width'"):
+        run(tmp_path, SELECT, plugins=["mine.py"], component_name="mine", components_cfg_file="p.yaml")
+
+
+def test_a_plugin_file_whose_names_are_computed_is_run_to_learn_them(tmp_path):
+    assert run(tmp_path, SELECT, plugins=["loop.py"], component_name="l2").component.name == "l2"
+
+
+def test_epochs_are_told_from_the_default(tmp_path):
+    assert run(tmp_path, SELECT, num_train_epochs=...).epochs is None
+    assert run(tmp_path, SELECT, num_train_epochs=2).epochs == 2.0
+
+
+def test_extra_keys_may_be_allowed_but_not_a_misspelt_one_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
+    run(tmp_path, SELECT, some_new_key=1, learning_rat=1)
+    with pytest.raises(InvalidConfigError, match="did you mean 'update_times'"):
+        run(tmp_path, SELECT, update_time=1)
+
+
+def test_without_llamafactorys_sources_unknown_keys_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(known_keys, "_SOURCES", ("no_such_package_here.hparams",))
+    known_keys.llamafactory_keys.cache_clear()
+    try:
+        run(tmp_path, SELECT, learning_rat=1)
+    finally:
+        known_keys.llamafactory_keys.cache_clear()
+
+
+def test_the_known_keys_are_exactly_the_fields_that_llamafactory_parses():
+    import dataclasses
+
+    from llamafactory.hparams.parser import _TRAIN_ARGS
+
+    parsed = {field.name for cls in _TRAIN_ARGS for field in dataclasses.fields(cls) if field.init}
+    assert known_keys.llamafactory_keys() == parsed
+
+
+NOTES = [
+    (SELECT, {"mixture_sample_rule": "uniform", "init_mixture_proportions": [1]}, "mixture_sample_rule, init_mixture_proportions: no"),
+    (STATIC, {"component_name": "random", "warmup_step": 3}, "component_name, warmup_step: no effect with train_type: static"),
+    (MIX, {"static_mix": True, "update_times": -1}, "component_name, warmup_step, update_step: no effect with train_type: dyn"),
+    (MIX, {"static_mix": True}, "component_name: no effect with train_type: dynamic_mix with static_mix: true"),
+    (MIX, {"mixture_sample_rule": "stratified", "init_mixture_proportions": [1, 2]}, "init_mixture_proportions: no effect with mix"),
+    (SELECT, {"train_step": 4}, "train_step: 4 ends the run before its 3 updates, which take 7 steps"),
+    (SELECT, {"dataflex_versions": {"torch": "0.1"}}, "the configuration was written with torch 0.1 (now "),
+    (SELECT, {}, None),
+    (MIX, {"init_mixture_proportions": [1, 2]}, None),
+    (WEIGHT, {}, None),
+]
+
+
+@pytest.mark.parametrize(("base", "change", "text"), NOTES, ids=lambda value: str(value)[:40])
+def test_what_has_no_effect_is_said_once(tmp_path, base, change, text, monkeypatch, caplog):
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        run(tmp_path, base, change)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (0 if text is None else 1)
+    assert text is None or text in messages[0]

@@ -1,0 +1,216 @@
+"""The documentation names what the code has, its YAML parses, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+from dataflex import hookspecs
+from dataflex.cli.commands import BUILT_IN
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.components_file import packaged_components
+from dataflex.config.load import split
+from dataflex.core import registry
+from dataflex.core.catalog import ComponentInfo, components
+from dataflex.core.injected import INJECTED
+from dataflex.core.kinds import BY_SECTION, KINDS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+PROSE = [*PAGES, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
+PYPROJECTS = sorted(ROOT.glob("packages/*/pyproject.toml"))
+OFFICIAL = json.loads(files("dataflex.core").joinpath("official.json").read_text(encoding="utf-8"))
+COMPONENTS = [info for info in components() if info.name in registry.official(info.kind)]
+
+
+def text(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def section(page: str, title: str) -> str:
+    """Returns the part of a page under a heading that begins with `title`, up to the next heading of that level."""
+    found = re.search(rf"^## `{title}`.*?(?=^## |\Z)", text(page), flags=re.MULTILINE | re.DOTALL)
+    assert found, f"docs/{page} has no section for {title}"
+    return found[0]
+
+
+def test_there_is_documentation_to_test():
+    assert len(PAGES) >= 12
+    assert len(PYPROJECTS) == 4
+    assert len(COMPONENTS) >= 7
+
+
+@pytest.mark.parametrize("key", DataflexArguments.names())
+def test_each_config_key_has_a_row_in_configuration_with_its_default(key):
+    row = re.search(rf"^\| `{key}` \| (.*?) \|", text("configuration.md"), flags=re.MULTILINE)
+    assert row, f"docs/configuration.md has no row for {key}"
+    default = DataflexArguments.__dataclass_fields__[key].default
+    assert row[1] == ("none" if default in (None, ()) else f"`{str(default).lower()}`")
+
+
+@pytest.mark.parametrize("command", [*BUILT_IN, "help"])
+def test_each_command_is_in_cli(command):
+    assert re.search(rf"^\| `{command}\b", text("cli.md"), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("hook", [name for name in vars(hookspecs) if name.startswith("dataflex_")])
+def test_each_hook_is_in_plugins_with_its_arguments(hook):
+    arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+    assert f"| `{hook}({arguments})` |" in text("plugins.md")
+
+
+@pytest.mark.parametrize("parameter", sorted(INJECTED))
+def test_each_object_of_the_run_is_in_plugins(parameter):
+    assert f"| `{parameter}` |" in text("plugins.md")
+
+
+@pytest.mark.parametrize("info", COMPONENTS, ids=lambda info: f"{info.kind.name}-{info.name}")
+def test_each_component_has_a_section_with_every_parameter_and_default(info: ComponentInfo):
+    assert not info.summary.startswith("(cannot be read")
+    here = section(f"{info.kind.section}.md", info.name)
+    for name in info.required:
+        assert f"`{name}`" in here
+    for name, default in info.parameters.items():
+        assert f"`{name}`" in here
+        if isinstance(default, int | float | str):
+            shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
+            assert shown in here, f"the default {shown} of {name}"
+
+
+@pytest.mark.parametrize("info", COMPONENTS, ids=lambda info: f"{info.kind.name}-{info.name}")
+def test_each_component_is_in_the_readmes_table_and_in_its_packages_readme(info: ComponentInfo):
+    assert f"| {info.kind.name} | `{info.name}` | {info.package} | here |" in readme()
+    assert f"`{info.name}`" in (ROOT / "packages" / info.package / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_table_promises_nothing_that_is_not_there():
+    rows = re.findall(r"^\| (\w+) \| `(\w+)` \| \S+ \| here \|", readme(), flags=re.MULTILINE)
+    assert set(rows) == {(info.kind.name, info.name) for info in COMPONENTS}
+
+
+@pytest.mark.parametrize("info", COMPONENTS, ids=lambda info: f"{info.kind.name}-{info.name}")
+def test_each_component_has_an_entry_in_papers_unless_it_is_a_starting_point(info: ComponentInfo):
+    assert info.name == "custom" or f"### `{info.name}`" in text("papers.md")
+
+
+def test_planned_strategies_are_not_installed_and_installed_ones_not_planned():
+    planned = text("papers.md").partition("## Planned")[2]
+    cells = re.findall(r"^\| ([\w, ]+) \| (?:selector|mixer|weighter) \|", planned, flags=re.MULTILINE)
+    names = {name for cell in cells for name in cell.split(", ")}
+    assert len(names) > 10
+    assert not names & {info.name for info in COMPONENTS}
+
+
+@pytest.mark.parametrize("info", COMPONENTS, ids=lambda info: f"{info.kind.name}-{info.name}")
+def test_each_component_ships_a_preset_of_its_name_with_the_constructors_defaults(info: ComponentInfo):
+    (entry,) = packaged_components(info.kind)[info.name]
+    assert entry.name == info.name
+    defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in info.parameters.items()}
+    assert entry.params == defaults
+
+
+def test_official_json_equals_the_entry_points_of_the_packages():
+    declared: dict[str, dict[str, list[str]]] = {kind.section: {} for kind in KINDS}
+    for path in PYPROJECTS:
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        for group, points in project.get("entry-points", {}).items():
+            if group.startswith("dataflex."):
+                declared[group.removeprefix("dataflex.")][project["name"]] = sorted(points)
+    assert {s: {p: sorted(names) for p, names in table.items()} for s, table in OFFICIAL.items()} == declared
+
+
+def test_every_package_of_the_repository_has_the_version_of_core():
+    sources = [path.read_text(encoding="utf-8") for path in ROOT.glob("packages/*/src/*/__init__.py")]
+    versions = {found[1] for found in (re.search(r'__version__ = "(.*?)"', source) for source in sources) if found}
+    assert len(sources) == 4
+    assert len(versions) == 1
+    assert versions.pop() in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[object]:
+    """Returns the fenced blocks of a language as test parameters, named after their page."""
+    found = [(page, block) for page in PROSE for block in fenced(page, language)]
+    return [pytest.param(*pair, id=f"{relative(pair[0])}-{number}") for number, pair in enumerate(found)]
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("yaml"))
+def test_each_yaml_block_parses_and_its_keys_are_known(page: Path, block: str):
+    content = yaml.safe_load(block)
+    assert isinstance(content, dict)
+    if set(content) <= set(BY_SECTION):
+        for name, entries in content.items():
+            known = {info.name: info for info in components([BY_SECTION[name]])}
+            for key, entry in entries.items():
+                assert set(entry["params"]) <= set(known[entry.get("name", key)].parameters)
+        return
+    ours, theirs = split(content)
+    assert "train_type" in ours
+    assert set(theirs) <= {"dataset"}
+
+
+def test_there_are_yaml_blocks():
+    assert len(blocks("yaml")) >= 10
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"))
+def test_each_python_block_compiles(page: Path, block: str):
+    compile(block, str(page), "exec")
+
+
+def links() -> list[tuple[str, str]]:
+    found = []
+    for page in PROSE:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                found.append((relative(page), target))
+    return found
+
+
+@pytest.mark.parametrize(("page", "target"), links())
+def test_each_relative_link_resolves(page: str, target: str):
+    path, _, anchor = target.partition("#")
+    destination = (ROOT / page).parent / path if path else ROOT / page
+    assert destination.exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", destination.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [p.name for p in DOCS.glob("*.md") if p.name != "index.md"])
+def test_the_index_and_the_readme_lead_to_each_page(page):
+    assert f"({page})" in text("index.md")
+    assert f"(docs/{page})" in readme()
+
+
+def commands() -> list[str]:
+    return [line for block in fenced(ROOT / "README.md", "bash") for line in block.splitlines()]
+
+
+def test_the_readme_has_two_set_up_commands_of_one_line_each():
+    assert len(commands()) == 2
+    train, test = commands()
+    assert all(f"./{relative(path.parent)}" in train for path in PYPROJECTS)
+    assert "nox -s tests" in test
+
+
+def test_the_ci_runs_the_readmes_test_command_word_for_word():
+    assert commands()[1] in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataflex.data.mixture import MixtureManager, initial_proportions, largest_remainder
+from dataflex.data.rows import MixedSources, PlannedRows
+
+SIZES = [10, 200, 31]
+
+
+def manager(shares=(0.5, 0.3, 0.2), seed=1):
+    return MixtureManager(["a", "b", "c"], SIZES, shares, seed)
+
+
+def counts_of(rows):
+    return np.bincount(np.searchsorted(np.cumsum(SIZES), rows, side="right"), minlength=3)
+
+
+@given(shares=st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda s: sum(s) > 1e-3), segment=st.integers(1, 97))
+def test_each_segment_holds_the_planned_share_within_one_row(shares, segment):
+    mixture = manager(shares)
+    for _ in range(5):
+        counts = counts_of(mixture.plan(segment))
+        assert counts.sum() == segment
+        assert (abs(counts - mixture.proportions * segment) < 1 + 1e-9).all()
+
+
+def test_no_row_repeats_before_its_source_is_exhausted():
+    mixture = manager((1, 0, 0))
+    rows = np.concatenate([mixture.plan(4) for _ in range(5)])
+    assert sorted(rows[:8]) != sorted(rows[8:16])
+    stream = np.concatenate([manager((1, 0, 0)).plan(20)])
+    assert sorted(stream) == sorted(list(range(10)) * 2)
+    assert len(set(rows[:10])) >= 8  # the first two segments of four lie in the first epoch
+    assert len(set(np.concatenate([rows[:4], rows[4:8]]))) == 8
+
+
+def test_a_share_below_one_row_per_segment_is_seen_in_time():
+    mixture = manager((0.02, 0.49, 0.49))
+    seen = sum(counts_of(mixture.plan(10))[0] for _ in range(50))
+    assert seen == pytest.approx(0.02 * 500, abs=1)
+
+
+def test_a_source_with_share_zero_is_never_seen():
+    mixture = manager((0, 0.5, 0.5))
+    assert all(counts_of(mixture.plan(7))[0] == 0 for _ in range(30))
+
+
+def test_the_plan_is_a_function_of_the_seed():
+    assert (manager(seed=1).plan(50) == manager(seed=1).plan(50)).all()
+    assert (manager(seed=1).plan(50) != manager(seed=2).plan(50)).any()
+
+
+def test_state_continues_exactly():
+    whole, first = manager(), manager()
+    expected = [whole.plan(13) for _ in range(6)]
+    for _ in range(3):
+        first.plan(13)
+    second = manager((1, 1, 1))
+    second.load_state_dict(first.state_dict())
+    assert all((second.plan(13) == rows).all() for rows in expected[3:])
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([0.5, 0.5], "one share for each of a, b, c; got shape"),
+        ([0.5, 0.7, -0.2], "non-negative"),
+        ([0, 0, 0], "not all zero"),
+        ([np.nan, 1, 1], "finite"),
+    ],
+)
+def test_impossible_proportions_are_refused(shares, message):
+    with pytest.raises(ValueError, match=message):
+        manager().set_proportions(shares)
+
+
+def test_largest_remainder_by_hand():
+    shares = np.array([0.42, 0.33, 0.25])
+    assert largest_remainder(shares, 10, np.zeros(3)).tolist() == [4, 3, 3]
+    assert largest_remainder(shares, 10, np.array([0, 1.0, 0])).tolist() == [4, 4, 2]
+
+
+def test_the_three_rules_of_the_start():
+    assert initial_proportions("mixture", [3, 1], [10, 30]).tolist() == [0.75, 0.25]
+    assert initial_proportions("mixture", None, [10, 30]).tolist() == [0.25, 0.75]
+    assert initial_proportions("stratified", None, [10, 30]).tolist() == [0.25, 0.75]
+    assert initial_proportions("uniform", None, [10, 30]).tolist() == [0.5, 0.5]
+
+
+class Counting(list):
+    """A source with batched access that counts how often it is used."""
+
+    calls = 0
+
+    def __getitems__(self, rows):
+        self.calls += 1
+        return [self[row] for row in rows]
+
+
+def test_sources_are_one_dataset_with_batched_access():
+    a, b = Counting([{"v": i} for i in range(3)]), [{"v": 100 + i} for i in range(4)]
+    mixed = MixedSources({"a": a, "b": b})
+    assert len(mixed) == 7
+    assert [row["v"] for row in mixed.__getitems__([6, 0, 3, 2])] == [103, 0, 100, 2]
+    assert a.calls == 1
+    assert [row["v"] for row in mixed] == [0, 1, 2, 100, 101, 102, 103]
+    assert mixed[3]["v"] == 100
+    assert mixed.domains(np.array([0, 2, 3, 6])).tolist() == [0, 0, 1, 1]
+    with pytest.raises(IndexError, match="row 7 of 7"):
+        mixed[7]
+
+
+def test_planned_rows_keep_the_order_of_the_plan():
+    planned = PlannedRows([{"v": i} for i in range(5)], np.array([4, 0, 4]))
+    assert [planned[i]["v"] for i in range(3)] == [4, 0, 4]
+    assert [row["v"] for row in planned.__getitems__([2, 1])] == [4, 0]

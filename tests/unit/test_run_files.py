@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.errors import CheckpointError
+from dataflex.core.kinds import SELECTOR
+from dataflex.run.config_file import VERSIONS, write_config
+from dataflex.run.files import COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, replacing
+from dataflex.run.record import RunRecord, read_trace, summary
+from dataflex.run.state import load_state, require_same, save_state
+
+
+def test_state_of_any_shape_survives(tmp_path):
+    state = {
+        "array": np.arange(3),
+        "tensor": torch.tensor([1.5]),
+        "nested": {"list": [1, "two", None, np.float64(2.5)], "tuple": (np.zeros(2), True)},
+    }
+    save_state(tmp_path, state)
+    loaded = load_state(tmp_path)
+    assert loaded["array"].tolist() == [0, 1, 2]
+    assert loaded["array"].dtype == np.int64
+    assert torch.equal(loaded["tensor"], state["tensor"])
+    assert loaded["nested"]["list"] == [1, "two", None, 2.5]
+    assert loaded["nested"]["tuple"][0].tolist() == [0, 0]
+
+
+def test_loading_a_state_runs_no_code(tmp_path):
+    torch.save({"evil": RunRecord}, tmp_path / STATE)
+    with pytest.raises(CheckpointError, match="Unsupported global"):
+        load_state(tmp_path)
+
+
+def test_a_checkpoint_without_our_state_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no dataflex_state.pt.*train_type: static"):
+        load_state(tmp_path)
+
+
+def test_a_torn_state_is_refused(tmp_path):
+    save_state(tmp_path, {"x": np.arange(1000)})
+    whole = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read.*earlier checkpoint"):
+        load_state(tmp_path)
+
+
+def test_the_identity_names_every_difference():
+    with pytest.raises(CheckpointError) as error:
+        require_same({"component": "loss", "rows": 10}, {"component": "random", "rows": 11}, "out/checkpoint-3")
+    assert "component: loss in the checkpoint, random now" in str(error.value)
+    assert "rows: 10 in the checkpoint, 11 now" in str(error.value)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="disk"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("disk")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_record_takes_back_what_came_after_the_checkpoint(tmp_path):
+    record = RunRecord(str(tmp_path), writes=True)
+    record.begin(0)
+    for step in (2, 5, 8):
+        record.update({"step": step})
+        record.segment(step, np.arange(3), np.array([0.5, 0.25, 1.0]))
+    with open(tmp_path / TRACE, "a") as file:
+        file.write('{"step": 11, "torn')
+    record.begin(5)
+    assert read_trace(tmp_path) == [{"step": 2}]
+    assert [p.name for p in (tmp_path / SELECTIONS).iterdir()] == ["step_00000002.npz"]
+    saved = np.load(tmp_path / SELECTIONS / "step_00000002.npz")
+    assert saved["indices"].tolist() == [0, 1, 2]
+    assert saved["scores"].tolist() == [0.5, 0.25, 1.0]
+
+
+def test_only_the_writing_rank_writes(tmp_path):
+    record = RunRecord(str(tmp_path), writes=False)
+    record.begin(0)
+    record.update({"step": 1})
+    record.segment(1, np.arange(3), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_are_summarised_without_the_rows_that_have_none():
+    assert summary(np.array([1.0, 3.0, np.nan])) == {"mean": 2.0, "std": 1.0, "min": 1.0, "median": 2.0, "max": 3.0}
+    assert summary(None) == {}
+    assert json.dumps(summary(np.array([1.0])))
+
+
+def test_the_written_config_can_be_read_back(tmp_path):
+    spec = RunSpec(
+        DataflexArguments(train_type="dynamic_select", component_name="hard", warmup_step=4, update_step=2),
+        ComponentSpec(SELECTOR, "hard", "loss", {"focus": "high"}),
+        {"learning_rate": 1e-4, "dataset": "a"},
+    )
+    write_config(spec, str(tmp_path))
+    config = yaml.safe_load((tmp_path / CONFIG).read_text())
+    versions = config.pop(VERSIONS)
+    assert {"dataflex-core", "torch", "transformers"} <= versions.keys()
+    assert config == {
+        "train_type": "dynamic_select",
+        "component_name": "hard",
+        "components_cfg_file": str(tmp_path / COMPONENTS),
+        "warmup_step": 4,
+        "update_step": 2,
+        "learning_rate": 1e-4,
+        "dataset": "a",
+    }
+    assert yaml.safe_load((tmp_path / COMPONENTS).read_text()) == {
+        "selectors": {"hard": {"name": "loss", "params": {"focus": "high"}}}
+    }

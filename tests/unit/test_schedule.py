@@ -1,0 +1,104 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataflex.core.errors import ConfigError
+from dataflex.core.schedule import Segment, plan_schedule
+
+
+def schedule(**changes):
+    keys = {
+        "warmup_step": 2,
+        "update_step": 3,
+        "update_times": 2,
+        "train_step": 0,
+        "epochs": 3.0,
+        "repeat": False,
+        "steps_per_pass": 10,
+    }
+    return plan_schedule(**(keys | changes))
+
+
+def segments(plan):
+    found, step = [], 0
+    while step < plan.total:
+        found.append(plan.segment_at(step))
+        step = found[-1].stop
+    return found
+
+
+def test_total_is_warmup_plus_updates():
+    plan = schedule()
+    assert plan.total == 8
+    assert segments(plan) == [Segment(0, 2, None), Segment(2, 5, 0), Segment(5, 8, 1)]
+
+
+def test_warmup_of_zero_starts_with_an_update():
+    assert segments(schedule(warmup_step=0)) == [Segment(0, 3, 0), Segment(3, 6, 1)]
+
+
+def test_minus_one_updates_until_train_step():
+    plan = schedule(update_times=-1, train_step=9)
+    assert segments(plan) == [Segment(0, 2, None), Segment(2, 5, 0), Segment(5, 8, 1), Segment(8, 9, 2)]
+
+
+def test_minus_one_updates_until_the_epochs_are_done():
+    assert schedule(update_times=-1, epochs=1.5).total == 15
+
+
+def test_train_step_cuts_or_extends_the_formula():
+    assert segments(schedule(train_step=4)) == [Segment(0, 2, None), Segment(2, 4, 0)]
+    assert segments(schedule(train_step=12))[-1] == Segment(5, 12, 1)
+
+
+def test_epochs_repeat_the_cycle_only_when_asked():
+    plan = schedule(repeat=True, epochs=2.0)
+    assert plan.total == 16
+    assert [(s.start, s.update) for s in segments(plan)] == [(0, None), (2, 0), (5, 1), (8, None), (10, 2), (13, 3)]
+    assert plan.epoch_at(8) == 1.0
+    assert plan.updates == 4
+
+
+def test_no_updates_is_one_stretch():
+    plan = schedule(warmup_step=0, update_step=0, update_times=0, train_step=7)
+    assert segments(plan) == [Segment(0, 7, None)]
+    assert plan.updates == 0
+
+
+def test_updates_without_steps_between_them_are_refused():
+    with pytest.raises(ConfigError, match="update_step: 0 with update_times: 2; expected 1 or more"):
+        schedule(update_step=0)
+
+
+def test_a_step_outside_of_the_run_is_refused():
+    with pytest.raises(ValueError, match="step 8 is outside of a run of 8 steps"):
+        schedule().segment_at(8)
+
+
+@given(
+    warmup=st.integers(0, 7),
+    interval=st.integers(1, 6),
+    updates=st.integers(-1, 5),
+    train=st.integers(0, 60),
+    epochs=st.floats(0.1, 3.0),
+    repeat=st.booleans(),
+)
+def test_segments_cover_the_run_without_gap_or_overlap(warmup, interval, updates, train, epochs, repeat):
+    plan = schedule(
+        warmup_step=warmup, update_step=interval, update_times=updates, train_step=train, epochs=epochs, repeat=repeat
+    )
+    parts = segments(plan)
+    assert parts[0].start == 0
+    assert parts[-1].stop == plan.total
+    assert all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
+    numbers = [p.update for p in parts if p.update is not None]
+    assert numbers == list(range(len(numbers)))
+    assert plan.updates == len(numbers)
+    assert plan.largest_segment == max(p.steps for p in parts)
+    for part in parts:
+        assert all(plan.segment_at(step) == part for step in range(part.start, part.stop))
+    if not train and updates >= 0 and warmup + interval * updates:
+        cycle = warmup + interval * updates
+        assert plan.total == (max(1, math.ceil(epochs * cycle)) if repeat else cycle)
