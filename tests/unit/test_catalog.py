@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import pytest
-
 from dataflex.core import catalog, registry
 from dataflex.core.describe import Expression, describe
 from dataflex.core.kinds import MIXER, SELECTOR
@@ -130,7 +129,10 @@ def test_what_cannot_be_found_says_why(fake, target, reason):
 
 def test_a_component_that_cannot_be_read_is_listed_all_the_same(fake, monkeypatch):
     dist = SimpleNamespace(name="fake-package", version="3.1")
-    points = [EntryPoint(n, v, SELECTOR.group)._for(dist) for n, v in (("a", "catalog_fake.no:A"), ("b", "catalog_fake.base:Local"))]
+    points = [
+        EntryPoint(n, v, SELECTOR.group)._for(dist)
+        for n, v in (("a", "catalog_fake.no:A"), ("b", "catalog_fake.base:Local"))
+    ]
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in points if p.group == group])
     a, b = catalog.components([SELECTOR])

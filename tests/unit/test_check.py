@@ -1,4 +1,4 @@
-"""The check of a whole configuration: each bad input with its key, what was found and the way out; and no false alarm."""
+"""The check of a configuration: each bad input with its key, what was found and the way out; and no false alarm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 
 import pytest
-
 from dataflex.config import known_keys
 from dataflex.config.check import check
 from dataflex.core import registry
@@ -14,7 +13,13 @@ from dataflex.core.errors import InvalidConfigError
 from dataflex.utils.logging import logger
 
 ROWS = 20
-SELECT = {"train_type": "dynamic_select", "component_name": "random", "warmup_step": 1, "update_step": 2, "update_times": 3}
+SELECT = {
+    "train_type": "dynamic_select",
+    "component_name": "random",
+    "warmup_step": 1,
+    "update_step": 2,
+    "update_times": 3,
+}
 MIX = SELECT | {"train_type": "dynamic_mix", "dataset": "a,b", "stage": "pt"}
 WEIGHT = {"train_type": "dynamic_weight", "component_name": "loss", "warmup_step": 1, "train_step": 5}
 STATIC = {"train_type": "static"}
@@ -45,7 +50,8 @@ def workspace(tmp_path, monkeypatch):
     info |= {"hub": {"hf_hub_url": "x/y"}, "five": {"file_name": "a.json", "num_samples": 5}, "nofile": {"columns": {}}}
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
     (tmp_path / "broken_info" / "dataset_info.json").write_text("{")
-    plugin = "from dataflex.core.registry import register_{0}\n@register_{0}('{1}')\nclass C:\n    def __init__(self, width=1): ...\n"
+    plugin = "from dataflex.core.registry import register_{0}\n@register_{0}('{1}')\nclass C:\n"
+    plugin += "    def __init__(self, width=1): ...\n"
     (tmp_path / "yaml" / "mine.py").write_text(plugin.format("selector", "mine") + "raise SystemExit('it was run')\n")
     (tmp_path / "yaml" / "clash.py").write_text(plugin.format("selector", "random"))
     (tmp_path / "yaml" / "syntax.py").write_text("x = (\n")
@@ -82,14 +88,21 @@ def run(tmp_path, *parts, **keys):
 def test_a_good_configuration_passes_and_llamafactorys_keys_come_back_untouched(tmp_path, base):
     spec = run(tmp_path, base)
     assert spec.arguments.train_type == base["train_type"]
-    assert spec.llamafactory == {key: value for key, value in config(base).items() if key not in type(spec.arguments).names()}
+    assert spec.llamafactory == {
+        key: value for key, value in config(base).items() if key not in type(spec.arguments).names()
+    }
     assert spec.epochs == 1.0
     assert (spec.component is None) == (base is STATIC)
 
 
 BAD = [
     # keys of dataflex: names, types, ranges
-    (STATIC, {"train_type": "dynamic_selct"}, "train_type", ["'dynamic_selct'", "static | dynamic_select", "'dynamic_select'?"]),
+    (
+        STATIC,
+        {"train_type": "dynamic_selct"},
+        "train_type",
+        ["'dynamic_selct'", "static | dynamic_select", "'dynamic_select'?"],
+    ),
     (STATIC, {"train_type": 3}, "train_type", ["found 3", "use one of these"]),
     (SELECT, {"warmup_stepp": 3}, "warmup_stepp", ["neither dataflex nor", "did you mean 'warmup_step'?"]),
     (SELECT, {"learning_rat": 3}, "learning_rat", ["neither dataflex nor", "did you mean 'learning_rate'?"]),
@@ -112,32 +125,77 @@ BAD = [
     (WEIGHT, {"update_step": 0, "update_times": 2}, "update_step", ["is 0", "2 updates"]),
     (SELECT, {"train_step": 5, "max_steps": 6}, "train_step", ["is 5 and max_steps is 6", "remove one of the two"]),
     (SELECT, {"train_step": 4, "warmup_step": 4}, "train_step", ["ends before its first update", "warm up shorter"]),
-    (WEIGHT, {"train_step": 0, "warmup_step": 0, "num_train_epochs": 0}, "num_train_epochs", ["is 0", "set num_train_epochs"]),
+    (
+        WEIGHT,
+        {"train_step": 0, "warmup_step": 0, "num_train_epochs": 0},
+        "num_train_epochs",
+        ["is 0", "set num_train_epochs"],
+    ),
     (SELECT, {"num_train_epochs": 0}, "num_train_epochs", ["is 0", "train_step"]),
     # the component
-    (SELECT, {"component_name": ...}, "component_name", ["is missing", "needs a selector", "name one of: custom, loss, random"]),
+    (
+        SELECT,
+        {"component_name": ...},
+        "component_name",
+        ["is missing", "needs a selector", "name one of: custom, loss, random"],
+    ),
     (SELECT, {"component_name": "randm"}, "component_name", ["no selector named 'randm'", "did you mean 'random'?"]),
     (SELECT, {"components_cfg_file": "nope.yaml"}, "components_cfg_file", ["nope.yaml: there is no such file"]),
-    (SELECT, {"components_cfg_file": "typo.yaml"}, "params.replacment", ["no parameter 'replacment'", "'replacement'?"]),
-    (SELECT, {"plugins": ["gone.py"]}, "plugins", ["gone.py does not exist", "relative to the YAML's folder"]),
+    (
+        SELECT,
+        {"components_cfg_file": "typo.yaml"},
+        "params.replacment",
+        ["no parameter 'replacment'", "'replacement'?"],
+    ),
+    (
+        SELECT,
+        {"plugins": ["gone.py"]},
+        "plugins",
+        ["gone.py does not exist", "relative to the working directory or to the YAML's folder"],
+    ),
     (SELECT, {"plugins": ["c.yaml"]}, "plugins", ["c.yaml is not a .py file"]),
     (SELECT, {"plugins": ["syntax.py"]}, "plugins", ["syntax.py, line 1: SyntaxError"]),
-    (SELECT, {"plugins": ["clash.py"]}, "component_name", ["provided by dataflex-selectors and by", "rename the one in"]),
+    (
+        SELECT,
+        {"plugins": ["clash.py"]},
+        "component_name",
+        ["provided by dataflex-selectors and by", "rename the one in"],
+    ),
     (SELECT, {"static_mix": True}, "static_mix", ["train_type is dynamic_select", "set train_type: dynamic_mix"]),
     (STATIC, {"static_mix": True}, "static_mix", ["train_type is static", "set train_type: dynamic_mix"]),
     # mixtures
     (MIX, {"dataset": "a"}, "dataset", ["two sources or more, found one: a", "dataset: a,b"]),
     (MIX, {"dataset": ["a", "b", "a"]}, "dataset", ["a is named more than once", "once"]),
-    (MIX, {"init_mixture_proportions": [1]}, "init_mixture_proportions", ["1 numbers for 2 datasets (a, b)", "one number per"]),
-    (MIX, {"init_mixture_proportions": [0.5, -0.1]}, "init_mixture_proportions", ["found -0.1", "finite numbers of 0 or more"]),
-    (MIX, {"init_mixture_proportions": [0, 0]}, "init_mixture_proportions", ["nothing would be drawn", "a share above 0"]),
+    (
+        MIX,
+        {"init_mixture_proportions": [1]},
+        "init_mixture_proportions",
+        ["1 numbers for 2 datasets (a, b)", "one number per"],
+    ),
+    (
+        MIX,
+        {"init_mixture_proportions": [0.5, -0.1]},
+        "init_mixture_proportions",
+        ["found -0.1", "finite numbers of 0 or more"],
+    ),
+    (
+        MIX,
+        {"init_mixture_proportions": [0, 0]},
+        "init_mixture_proportions",
+        ["nothing would be drawn", "a share above 0"],
+    ),
     (MIX, {"init_mixture_proportions": [0.5, float("nan")]}, "init_mixture_proportions", ["found nan", "finite"]),
     (MIX, {"init_mixture_proportions": [float("inf"), 1]}, "init_mixture_proportions", ["found inf", "finite"]),
     (MIX, {"init_mixture_proportions": [True, "x"]}, "init_mixture_proportions", ["found True, 'x'", "finite"]),
     (MIX, {"init_mixture_proportions": "0.5,half"}, "init_mixture_proportions", ["found 'half'", "finite"]),
     (MIX, {"init_mixture_proportions": {"a": 1}}, "init_mixture_proportions", ["found {'a': 1}", "a list of numbers"]),
     (MIX, {"init_mixture_proportions": []}, "init_mixture_proportions", ["nothing would be drawn"]),
-    (MIX, {"mix_strategy": "interleave_under"}, "mix_strategy", ["the mixer alone decides", "init_mixture_proportions"]),
+    (
+        MIX,
+        {"mix_strategy": "interleave_under"},
+        "mix_strategy",
+        ["the mixer alone decides", "init_mixture_proportions"],
+    ),
     # the data
     (SELECT, {"dataset": ...}, "dataset", ["no dataset is named", "dataset_info.json"]),
     (STATIC, {"dataset": None}, "dataset", ["no dataset is named"]),
@@ -154,7 +212,12 @@ BAD = [
     (SELECT, {"dataset": "bad_json"}, "dataset", ["bad.json, line 2: malformed JSON"]),
     (SELECT, {"dataset": "odd_xyz"}, "dataset", ["file type 'xyz' cannot be read", "jsonl"]),
     # more rows than there are
-    (SELECT, {"update_step": 11}, "update_step", ["asks for 22 rows at once", "11 steps of 2 rows", "has 20", "replacement: true"]),
+    (
+        SELECT,
+        {"update_step": 11},
+        "update_step",
+        ["asks for 22 rows at once", "11 steps of 2 rows", "has 20", "replacement: true"],
+    ),
     (SELECT, {"dataset": "b", "update_step": 11}, "update_step", ["asks for 22 rows", "has 20"]),
     (SELECT, {"dataset": "lines_json", "update_step": 11}, "update_step", ["asks for 22 rows", "has 20"]),
     (SELECT, {"dataset": "five", "update_step": 3}, "update_step", ["asks for 6 rows", "has 5"]),
@@ -172,8 +235,18 @@ BAD = [
     (WEIGHT, {"do_train": ...}, "do_train", ["is False", "set do_train: true"]),
     (SELECT, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
     (MIX, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
-    (WEIGHT, {"enable_liger_kernel": True}, "enable_liger_kernel", ["never forms the loss of a single sample", "false"]),
-    (WEIGHT, {"label_smoothing_factor": 0.1}, "label_smoothing_factor", ["is 0.1", "one number for the batch", "factor: 0"]),
+    (
+        WEIGHT,
+        {"enable_liger_kernel": True},
+        "enable_liger_kernel",
+        ["never forms the loss of a single sample", "false"],
+    ),
+    (
+        WEIGHT,
+        {"label_smoothing_factor": 0.1},
+        "label_smoothing_factor",
+        ["is 0.1", "one number for the batch", "factor: 0"],
+    ),
     (WEIGHT, {"use_dft_loss": True}, "use_dft_loss", ["replaces the loss", "set use_dft_loss: false"]),
     (WEIGHT, {"use_asft_loss": True}, "use_asft_loss", ["replaces the loss", "set use_asft_loss: false"]),
     (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
@@ -186,24 +259,49 @@ def test_a_bad_input_is_one_problem_with_its_key_what_was_found_and_the_way_out(
         run(tmp_path, base, change)
     (problem,) = caught.value.problems
     assert problem.where.endswith(key)
-    assert "->" in str(problem) or ", line" in str(problem) or "no such file" in str(problem) or "allowed" in str(problem)
+    assert (
+        "->" in str(problem) or ", line" in str(problem) or "no such file" in str(problem) or "allowed" in str(problem)
+    )
     for part in parts:
         assert part in str(problem)
     assert caught.value.exit_code == 2
 
 
 def test_all_problems_come_in_one_message(tmp_path):
-    bad = {"learning_rat": 1, "update_step": -1, "stage": "rm", "dataset": "x", "model_name_or_path": "./x", "streaming": True}
+    bad = {
+        "learning_rat": 1,
+        "update_step": -1,
+        "stage": "rm",
+        "dataset": "x",
+        "model_name_or_path": "./x",
+        "streaming": True,
+    }
     with pytest.raises(InvalidConfigError) as caught:
         run(tmp_path, MIX, bad, component_name="nope", init_mixture_proportions=[1, -1], output_dir=...)
-    wanted = ["learning_rat", "update_step", "init_mixture_proportions", "component_name", "model_name_or_path", "output_dir"]
+    wanted = [
+        "learning_rat",
+        "update_step",
+        "init_mixture_proportions",
+        "component_name",
+        "model_name_or_path",
+        "output_dir",
+    ]
     wanted += ["stage", "streaming", "dataset"]
     assert set(wanted) == {p.where for p in caught.value.problems}
     assert str(caught.value).startswith(f"{len(caught.value.problems)} problems in the configuration:\n  - ")
 
 
 GOOD = [
-    (STATIC, {"stage": "dpo", "streaming": True, "mix_strategy": "interleave_under", "output_dir": ..., "num_train_epochs": 0}),
+    (
+        STATIC,
+        {
+            "stage": "dpo",
+            "streaming": True,
+            "mix_strategy": "interleave_under",
+            "output_dir": ...,
+            "num_train_epochs": 0,
+        },
+    ),
     (STATIC, {"do_train": ..., "dataset": ..., "do_predict": True, "eval_dataset": "a", "predict_with_generate": True}),
     (SELECT, {"warmup_step": 0}),
     (SELECT, {"update_times": 0, "update_step": 0}),
@@ -239,7 +337,7 @@ def test_what_can_be_run_is_not_refused(tmp_path, base, change):
 
 def test_tokenised_data_needs_no_files(tmp_path):
     (tmp_path / "tokens").mkdir()
-    with pytest.raises(InvalidConfigError, match="gone.json"):
+    with pytest.raises(InvalidConfigError, match=r"gone.json"):
         run(tmp_path, SELECT, dataset="gone", tokenized_path="tokens")
     (tmp_path / "tokens" / "state.json").write_text("{}")
     run(tmp_path, SELECT, dataset="gone", tokenized_path="tokens")
@@ -264,7 +362,7 @@ def test_our_paths_become_absolute_from_the_working_directory_first_then_from_th
 def test_a_component_of_a_plugin_file_is_known_without_running_the_file(tmp_path):
     spec = run(tmp_path, SELECT, plugins=["mine.py"], component_name="mine")
     assert spec.component.name == "mine"
-    with pytest.raises(InvalidConfigError, match="no selector named 'mime'.*did you mean 'mine'"):
+    with pytest.raises(InvalidConfigError, match=r"no selector named 'mime'.*did you mean 'mine'"):
         run(tmp_path, SELECT, plugins=["mine.py"], component_name="mime")
 
 
@@ -309,11 +407,27 @@ def test_the_known_keys_are_exactly_the_fields_that_llamafactory_parses():
 
 
 NOTES = [
-    (SELECT, {"mixture_sample_rule": "uniform", "init_mixture_proportions": [1]}, "mixture_sample_rule, init_mixture_proportions: no"),
-    (STATIC, {"component_name": "random", "warmup_step": 3}, "component_name, warmup_step: no effect with train_type: static"),
-    (MIX, {"static_mix": True, "update_times": -1}, "component_name, warmup_step, update_step: no effect with train_type: dyn"),
+    (
+        SELECT,
+        {"mixture_sample_rule": "uniform", "init_mixture_proportions": [1]},
+        "mixture_sample_rule, init_mixture_proportions: no",
+    ),
+    (
+        STATIC,
+        {"component_name": "random", "warmup_step": 3},
+        "component_name, warmup_step: no effect with train_type: static",
+    ),
+    (
+        MIX,
+        {"static_mix": True, "update_times": -1},
+        "component_name, warmup_step, update_step: no effect with train_type: dyn",
+    ),
     (MIX, {"static_mix": True}, "component_name: no effect with train_type: dynamic_mix with static_mix: true"),
-    (MIX, {"mixture_sample_rule": "stratified", "init_mixture_proportions": [1, 2]}, "init_mixture_proportions: no effect with mix"),
+    (
+        MIX,
+        {"mixture_sample_rule": "stratified", "init_mixture_proportions": [1, 2]},
+        "init_mixture_proportions: no effect with mix",
+    ),
     (SELECT, {"train_step": 4}, "train_step: 4 ends the run before its 3 updates, which take 7 steps"),
     (SELECT, {"dataflex_versions": {"torch": "0.1"}}, "the configuration was written with torch 0.1 (now "),
     (SELECT, {}, None),

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-
 from dataflex.cli import commands, main
 from dataflex.cli.commands import BUILT_IN, Command
 from dataflex.cli.list import table
@@ -35,7 +34,9 @@ CONFIG = {
 
 def cli(*argv, cwd=None, env=()):
     command = [sys.executable, "-m", "dataflex", *argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **dict(env)}, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **dict(env)}, check=False
+    )
 
 
 @pytest.fixture
@@ -49,7 +50,9 @@ def workspace(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("argv", [(), ("lst",), ("list", "--jsn"), ("list", "--kind", "mixr"), ("version", "x"), ("validate",), ("train",)])
+@pytest.mark.parametrize(
+    "argv", [(), ("lst",), ("list", "--jsn"), ("list", "--kind", "mixr"), ("version", "x"), ("validate",), ("train",)]
+)
 def test_a_wrong_command_line_ends_with_2_and_prints_nothing_to_stdout(argv):
     done = cli(*argv)
     assert done.returncode == 2
@@ -82,7 +85,14 @@ def test_every_command_explains_itself(name):
 def test_version_shows_dataflex_and_what_it_runs_on():
     lines = dict(line.split(maxsplit=1) for line in cli("version").stdout.splitlines())
     assert lines["dataflex-core"]
-    assert {"dataflex-selectors", "dataflex-mixers", "dataflex-weighters", "llamafactory", "transformers", "torch"} <= lines.keys()
+    assert {
+        "dataflex-selectors",
+        "dataflex-mixers",
+        "dataflex-weighters",
+        "llamafactory",
+        "transformers",
+        "torch",
+    } <= lines.keys()
 
 
 def test_list_shows_every_component_with_its_defaults():
@@ -161,7 +171,8 @@ def test_no_heavy_package_is_imported(workspace, argv):
 
 
 def test_importing_dataflex_imports_pluggy_and_nothing_heavy():
-    code = "import sys, dataflex; assert dataflex.hookimpl and dataflex.__version__; print(sorted({'torch', 'numpy', 'yaml'} & sys.modules.keys()))"
+    code = "import sys, dataflex; assert dataflex.hookimpl and dataflex.__version__\n"
+    code += "print(sorted({'torch', 'numpy', 'yaml', 'transformers', 'llamafactory'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -221,14 +232,30 @@ def test_a_plugin_adds_a_command_but_cannot_take_a_name_of_ours(monkeypatch, cap
 
 
 SCHEDULES = [
-    ({"warmup_step": 10, "update_step": 5, "update_times": 2}, None, "10 warm-up steps; 2 updates, each followed by 5 steps; 20 steps in all"),
-    ({"update_step": 5, "update_times": 1}, 2.0, "1 update, each followed by 5 steps; 5 steps, repeated for num_train_epochs: 2"),
+    (
+        {"warmup_step": 10, "update_step": 5, "update_times": 2},
+        None,
+        "10 warm-up steps; 2 updates, each followed by 5 steps; 20 steps in all",
+    ),
+    (
+        {"update_step": 5, "update_times": 1},
+        2.0,
+        "1 update, each followed by 5 steps; 5 steps, repeated for num_train_epochs: 2",
+    ),
     ({"update_step": 5, "train_step": 30}, None, "an update every 5 steps until the end; 30 steps in all"),
     ({"update_step": 5}, 1.0, "an update every 5 steps until the end; 1 epoch of the data"),
-    ({"train_type": "dynamic_weight", "warmup_step": 3}, None, "3 warm-up steps; then every step is weighted; 3 epochs of the data"),
+    (
+        {"train_type": "dynamic_weight", "warmup_step": 3},
+        None,
+        "3 warm-up steps; then every step is weighted; 3 epochs of the data",
+    ),
     ({"train_type": "dynamic_weight", "train_step": 9}, None, "every step is weighted; 9 steps in all"),
     ({"train_type": "dynamic_mix", "static_mix": True, "warmup_step": 3}, 2.0, "no updates, 2 epochs of the data"),
-    ({"train_type": "dynamic_mix", "static_mix": True, "warmup_step": 3, "update_step": 1, "update_times": 4}, None, "no updates, 7 steps in all"),
+    (
+        {"train_type": "dynamic_mix", "static_mix": True, "warmup_step": 3, "update_step": 1, "update_times": 4},
+        None,
+        "no updates, 7 steps in all",
+    ),
     ({"update_times": 0}, None, "no updates; 3 epochs of the data"),
 ]
 

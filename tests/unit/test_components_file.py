@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-
 from dataflex.config import components, components_file
 from dataflex.config.components import resolve
 from dataflex.config.components_file import Entry, packaged_components, read_components
@@ -54,7 +53,11 @@ def test_the_text_of_a_class_tells_the_same_as_the_class(kind):
 
 def test_a_name_without_a_users_file_is_the_packaged_preset():
     spec = resolve(WEIGHTER, "loss")
-    assert (spec.preset, spec.name, spec.params) == ("loss", "loss", dict(packaged_components(WEIGHTER)["loss"][0].params))
+    assert (spec.preset, spec.name, spec.params) == (
+        "loss",
+        "loss",
+        dict(packaged_components(WEIGHTER)["loss"][0].params),
+    )
     assert spec.params["strategy"] == "linupper"
 
 
@@ -70,7 +73,8 @@ def test_a_users_entry_of_that_key_for_another_component_inherits_nothing(tmp_pa
 
 
 def test_two_presets_of_one_component_stand_side_by_side(tmp_path):
-    text = "mixers:\n  near: {name: random, params: {concentration: 9}}\n  far: {name: random, params: {concentration: 0.5}}\n"
+    text = "mixers:\n  near: {name: random, params: {concentration: 9}}\n"
+    text += "  far: {name: random, params: {concentration: 0.5}}\n"
     file = write(tmp_path / "c.yaml", text)
     specs = [resolve(MIXER, preset, file) for preset in ("near", "far")]
     assert [(s.name, s.params["concentration"]) for s in specs] == [("random", 9), ("random", 0.5)]
@@ -90,7 +94,10 @@ def test_a_plain_value_that_dataflex_gives_may_be_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("selector: {}", ["selector: no such section; allowed: mixers, selectors, weighters", "did you mean 'selectors'?"]),
+        (
+            "selector: {}",
+            ["selector: no such section; allowed: mixers, selectors, weighters", "did you mean 'selectors'?"],
+        ),
         ("mixers: [random]", ["mixers: found ['random'] where a mapping of entries is expected", "write 'preset:"]),
         ("mixers: {random: 3}", ["mixers.random: found 3 where a mapping is expected", "write name: and params:"]),
         ("mixers: {random: {parms: {}}}", ["mixers.random.parms: no such key", "did you mean 'params'?"]),
@@ -126,7 +133,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_an_unknown_component_lists_presets_and_names_the_nearest(tmp_path):
     file = write(tmp_path / "c.yaml", "mixers: {loud: {name: random}}")
-    with pytest.raises(UnknownComponentError, match="no mixer named 'laud'; known: .*loud.* -> did you mean 'loud'?"):
+    with pytest.raises(UnknownComponentError, match=r"no mixer named 'laud'; known: .*loud.* -> did you mean 'loud'?"):
         resolve(MIXER, "laud", file)
 
 
@@ -139,12 +146,16 @@ def test_a_required_parameter_without_a_value_is_named(tmp_path):
 def test_a_preset_that_two_packages_ship_needs_the_users_word(monkeypatch, tmp_path):
     shipped = {"p": (Entry("random", {}, "one.yaml: mixers.p"), Entry("static", {}, "two.yaml: mixers.p"))}
     monkeypatch.setattr(components, "packaged_components", lambda kind: shipped)
-    with pytest.raises(ComponentConflictError, match=r"shipped by one\.yaml: mixers\.p, two\.yaml: mixers\.p -> define 'p'"):
+    with pytest.raises(
+        ComponentConflictError, match=r"shipped by one\.yaml: mixers\.p, two\.yaml: mixers\.p -> define 'p'"
+    ):
         resolve(MIXER, "p")
     assert resolve(MIXER, "p", write(tmp_path / "c.yaml", "mixers: {p: {name: static}}")).name == "static"
 
 
 def test_a_component_of_a_file_and_of_a_package_is_a_conflict():
     info = ComponentInfo(MIXER, "random", "/x/mine.py", "", "", accepts=None)
-    with pytest.raises(ComponentConflictError, match=r"by dataflex-mixers and by /x/mine\.py -> rename the one in /x/mine"):
+    with pytest.raises(
+        ComponentConflictError, match=r"by dataflex-mixers and by /x/mine\.py -> rename the one in /x/mine"
+    ):
         resolve(MIXER, "random", None, [info])

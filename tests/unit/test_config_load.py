@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from dataflex.config.load import read_config, split
 from dataflex.core.errors import ConfigError
 
@@ -93,7 +92,13 @@ def test_a_path_with_blanks_is_read(tmp_path):
 
 
 def test_split_takes_our_keys_off_and_leaves_the_rest_in_order():
-    config = {"stage": "sft", "train_type": "static", "lora_rank": 8, "plugins": [], "dataflex_versions": {"torch": "2"}}
+    config = {
+        "stage": "sft",
+        "train_type": "static",
+        "lora_rank": 8,
+        "plugins": [],
+        "dataflex_versions": {"torch": "2"},
+    }
     ours, theirs = split(config)
     assert ours == {"train_type": "static", "plugins": []}
     assert list(theirs) == ["stage", "lora_rank"]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import pytest
-
 from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ConfigError, InvalidConfigError
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.weighter.base_weighter import Weighter
 
-RUNTIME = {"dataset": [1, 2], "accelerator": "acc", "data_collator": "coll", "cache_dir": "/cache", "seed": 7, "output_dir": "/o"}
+RUNTIME = {
+    "dataset": [1, 2],
+    "accelerator": "acc",
+    "data_collator": "coll",
+    "cache_dir": "/cache",
+    "seed": 7,
+    "output_dir": "/o",
+}
 
 
 class Plain(Selector):
@@ -58,7 +64,9 @@ def test_an_unknown_parameter_names_the_class_the_nearest_and_the_allowed():
 
 
 def test_the_kwargs_of_dataflexs_own_base_class_hold_nothing():
-    with pytest.raises(InvalidConfigError, match="no parameter 'stratgey'; allowed: strategy -> did you mean 'strategy'"):
+    with pytest.raises(
+        InvalidConfigError, match="no parameter 'stratgey'; allowed: strategy -> did you mean 'strategy'"
+    ):
         construct(Weigh, {"stratgey": "x"}, RUNTIME)
     assert construct(Weigh, {}, RUNTIME).strategy == "uniform"
 
@@ -82,7 +90,7 @@ def test_every_problem_with_the_parameters_is_in_one_message():
 
 
 def test_an_object_that_the_run_cannot_give_is_named():
-    with pytest.raises(InvalidConfigError, match="'mixture_manager' has no default.*choose another component"):
+    with pytest.raises(InvalidConfigError, match=r"'mixture_manager' has no default.*choose another component"):
         construct(type("M", (), {"__init__": lambda self, mixture_manager: None}), {}, RUNTIME)
 
 
@@ -101,5 +109,5 @@ def test_a_config_error_of_the_constructor_passes_unchanged():
         def __init__(self, ratio=2.0):
             raise ConfigError("ratio: found 2.0, allowed: 0 to 1")
 
-    with pytest.raises(ConfigError, match="^ratio: found 2.0, allowed: 0 to 1$"):
+    with pytest.raises(ConfigError, match=r"^ratio: found 2.0, allowed: 0 to 1$"):
         construct(Choosy, {}, RUNTIME)

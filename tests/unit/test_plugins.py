@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import pytest
-
 from dataflex import hookimpl
 from dataflex.core import plugins, registry
 from dataflex.core.errors import BrokenPluginError, ComponentConflictError, ConfigError
@@ -114,7 +113,9 @@ def test_a_broken_hook_package_is_named_with_the_way_to_leave_it_out(installed):
 )
 def test_a_hook_that_nobody_would_call_is_refused(installed, text):
     installed(hooks_typo=text)
-    with pytest.raises(BrokenPluginError, match=r"(?s)'hooks_typo' of the package package-of-hooks_typo.*(chekpoint|stepp)"):
+    with pytest.raises(
+        BrokenPluginError, match=r"(?s)'hooks_typo' of the package package-of-hooks_typo.*(chekpoint|stepp)"
+    ):
         plugin_manager()
 
 
@@ -197,7 +198,9 @@ def test_a_scan_says_when_the_text_may_not_be_all(tmp_path, text):
 def test_a_scan_finds_a_decorator_through_the_module_and_several_kinds(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "import dataflex.core.registry as r\n@r.register_weighter('w')\nclass W: ...\n@r.register_selector('s')\nclass S: ...\n"
+        "import dataflex.core.registry as r\n"
+        "@r.register_weighter('w')\nclass W: ...\n"
+        "@r.register_selector('s')\nclass S: ...\n"
     )
     found, certain = scan_plugin_file(file)
     assert [(i.kind, i.name) for i in found] == [(WEIGHTER, "w"), (SELECTOR, "s")]

@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import pytest
-
 from dataflex.core import registry
 from dataflex.core.errors import (
     BrokenPluginError,
@@ -72,7 +71,7 @@ def test_a_broken_plugin_is_named_with_its_package_and_cause(installed):
 
 def test_an_unknown_name_gets_the_nearest_one(installed):
     installed(("p", "nearest_rows", "fake_good:Good"))
-    with pytest.raises(UnknownComponentError, match="no selector named 'nearest_row'.*did you mean 'nearest_rows'"):
+    with pytest.raises(UnknownComponentError, match=r"no selector named 'nearest_row'.*did you mean 'nearest_rows'"):
         registry.find(SELECTOR, "nearest_row")
 
 
@@ -107,7 +106,7 @@ def test_registering_a_name_twice_is_a_conflict_but_the_same_class_is_not(instal
     installed()
     first = registry.register_mixer("m")(type("A", (), {}))
     registry.register_mixer("m")(first)
-    with pytest.raises(ComponentConflictError, match="mixer 'm' is registered twice.*rename"):
+    with pytest.raises(ComponentConflictError, match=r"mixer 'm' is registered twice.*rename"):
         registry.register_mixer("m")(type("B", (), {}))
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from torch.utils.data import ConcatDataset, Dataset, Subset
-
 from dataflex.data.rows import MixedSources, PlannedRows
 from dataflex.scoring import row_lengths
 from dataflex.testing import TokenRows
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 SIZES = [3, 9, 5, 4, 7]
 
@@ -33,7 +32,6 @@ VIEWS: dict[str, tuple[Callable[[], Any], list[int]]] = {
     "arrow sliced": (lambda: stored().select(range(1, 4)), [9, 5, 4]),
     "arrow selected twice": (lambda: stored().select([4, 0, 2]).select([2, 0]), [5, 7]),
     "arrow concatenated": (lambda: datasets.concatenate_datasets([stored(), stored([1, 2])]), [*SIZES, 1, 2]),
-    "arrow as torch": (lambda: stored().with_format("torch"), SIZES),
     "arrow with an empty row": (lambda: stored([0, 2]), [0, 2]),
     "subset": (lambda: Subset(tokens(), [3, 1]), [4, 9]),
     "subset of arrow": (lambda: Subset(stored().select([4, 0, 2]), [2, 0]), [5, 7]),

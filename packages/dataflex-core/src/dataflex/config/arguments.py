@@ -27,8 +27,9 @@ class DataflexArguments:
     train_step: int = _key(0, "total number of steps; 0 means what the schedule or the epochs give")
     static_mix: bool = _key(False, "dynamic_mix only: keep the initial proportions and make no update")
     mixture_sample_rule: str = _key(
-        "mixture", "where the initial proportions come from: mixture (init_mixture_proportions, or the sources' sizes "
-        "when that is absent) | stratified (the sources' sizes) | uniform (equal shares)"
+        "mixture",
+        "where the initial proportions come from: mixture (init_mixture_proportions, or the sources' sizes "
+        "when that is absent) | stratified (the sources' sizes) | uniform (equal shares)",
     )
     init_mixture_proportions: tuple[float, ...] | None = _key(None, "one non-negative number per dataset, in order")
     plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")

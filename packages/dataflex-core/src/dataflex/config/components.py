@@ -77,16 +77,15 @@ def _entry(kind: Kind, key: str, user: Mapping[str, Entry]) -> Entry:
 
 
 def _refuse_conflicts(kind: Kind, name: str, files: list[str]) -> None:
-    packages = {p.value: p.dist.name if p.dist is not None else p.value for p in registry.provided(kind) if p.name == name}
+    points = [point for point in registry.provided(kind) if point.name == name]
+    packages = {point.value: point.dist.name if point.dist is not None else point.value for point in points}
     providers = [*sorted(packages.values()), *files]
     if len(providers) > 1:
         way_out = f"rename the one in {files[-1]}" if files else "uninstall one of them"
         raise ComponentConflictError(f"{kind.name} '{name}' is provided by {' and by '.join(providers)} -> {way_out}")
 
 
-def _unknown(
-    kind: Kind, key: str, entry: Entry, file: str | Path | None, local: Mapping[str, ComponentInfo]
-) -> str:
+def _unknown(kind: Kind, key: str, entry: Entry, file: str | Path | None, local: Mapping[str, ComponentInfo]) -> str:
     known = {*registry.names(kind), *local}
     if entry.name != key:  # the preset exists, what it names does not
         intro = f"{entry.where}.name: no {kind.name} named '{entry.name}'; known: {listed(known)}"

@@ -31,7 +31,8 @@ def plugin_file(path: str | Path) -> Path:
     """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
-        raise ConfigError(f"plugin file {path} does not exist -> paths are relative to the YAML's folder")
+        way_out = "name it relative to the working directory or to the YAML's folder"
+        raise ConfigError(f"plugin file {path} does not exist -> {way_out}")
     if file.suffix != ".py":
         raise ConfigError(f"plugin file {path} is not a .py file -> name one with @register_* classes or hooks")
     return file

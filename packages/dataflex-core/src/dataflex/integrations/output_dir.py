@@ -10,7 +10,7 @@ import yaml
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.run.config_file import VERSIONS, resolved
-from dataflex.run.files import COMPONENTS, CONFIG
+from dataflex.run.files import COMPONENTS, CONFIG, STATE
 
 # May change between a run and its continuation: where to resume, what to save and report, how the machine is used.
 _FREE = {
@@ -33,9 +33,14 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
         ConfigError: Naming the keys that differ, or that the run was stopped without a checkpoint.
     """
     folder = Path(training_args.output_dir)
+    resumes = training_args.resume_from_checkpoint
+    if resumes and not (Path(resumes) / STATE).exists():
+        raise ConfigError(
+            f"output_dir: {folder} would be continued from {resumes}, which is not a checkpoint of a dynamic run (it has no "
+            f"{STATE}) -> choose another output_dir, or set overwrite_output_dir: true to start anew"
+        )
     if training_args.overwrite_output_dir or not (folder / CONFIG).exists():
         return
-    resumes = training_args.resume_from_checkpoint
     if not resumes:
         raise ConfigError(
             f"output_dir: {folder} holds another run and no checkpoint of it to continue from -> choose another output_dir, or "

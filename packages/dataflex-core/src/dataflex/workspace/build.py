@@ -16,6 +16,8 @@ from dataflex.workspace.text import DOMAINS, harvest
 
 SEED = 42
 
+_PATTERNS = ("${", "[", "*", "::")  # OmegaConf's variables; globs and chained addresses of the datasets library
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -78,8 +80,8 @@ def _training_texts(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
 def _usable(directory: Path) -> Path:
     """Returns the absolute directory, or says why no workspace can be there."""
     root = directory.expanduser().absolute()
-    if "${" in str(root):
-        raise ConfigError(f"{root}: '${{' in a path means a variable to LLaMA-Factory -> choose another directory")
+    for mark in filter(str(root).__contains__, _PATTERNS):
+        raise ConfigError(f"{root}: LLaMA-Factory would read '{mark}' as a pattern, not a path -> choose another directory")
     try:
         if root.exists() and not root.is_dir():
             raise ConfigError(f"{root}: this is a file -> name a directory that does not exist yet or is empty")

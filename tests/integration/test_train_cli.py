@@ -1,0 +1,152 @@
+"""Every kind of run through LLaMA-Factory, as ``dataflex-cli train`` starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from dataflex.run.record import read_trace
+
+SHORT = ["warmup_step=2", "update_step=2", "update_times=2"]
+
+AS_STATIC = '''
+import torch
+from dataflex.core.registry import register_selector
+from dataflex.train.selector.base_selector import Selector
+
+
+@register_selector("as_static_run")
+class AsStaticRun(Selector):
+    """The rows that the static run would have drawn."""
+
+    def rows(self, start, count):
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(len(self.dataset), generator=generator)[start : start + count].tolist()
+
+    def warmup(self, num_samples, replacement=False):
+        return self.rows(0, num_samples)
+
+    def select(self, model, step_id, num_samples, **kwargs):
+        return self.rows(step_id * num_samples // 2, num_samples)
+'''
+
+
+def losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_select_leaves_what_the_docs_promise(train, tmp_path):
+    assert train("select_loss", *SHORT, "plot_loss=true") == 0
+    out = tmp_path / "run"
+    lines = read_trace(out)
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        assert {"kind", "component", "num_samples", "seconds", "decision_hash", "scores"} <= line.keys()
+        assert (line["kind"], line["component"], line["num_samples"]) == ("select", "loss", 8)
+    assert len(losses(out)) == 6
+    for step in (0, 2, 4):
+        saved = np.load(out / "dataflex_selections" / f"step_{step:08d}.npz")
+        assert len(set(saved["indices"].tolist())) == 8
+        assert ("scores" in saved) == (step > 0)
+    assert (out / "training_dataflex_score_mean.png").exists()
+    assert (out / "adapter_model.safetensors").exists()
+
+    config = yaml.safe_load((out / "dataflex_config.yaml").read_text())
+    assert config["dataflex_versions"]["llamafactory"]
+    assert train(str(out / "dataflex_config.yaml"), out="again") == 0
+    assert losses(tmp_path / "again") == losses(out)
+
+
+def test_the_same_command_continues_a_run_that_was_stopped(train, tmp_path):
+    assert train("select_loss", *SHORT, "save_steps=3") == 0
+    out = tmp_path / "run"
+    whole = load_file(out / "adapter_model.safetensors")
+    shutil.rmtree(out / "checkpoint-6")
+    (out / "adapter_model.safetensors").unlink()
+    assert train("select_loss", *SHORT, "save_steps=3") == 0
+    again = load_file(out / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert [line["step"] for line in read_trace(out)] == [2, 4]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_selector_that_returns_the_static_order_is_the_static_run(train, tmp_path, accumulation):
+    (tmp_path / "as static.py").write_text(AS_STATIC)
+    size = [f"gradient_accumulation_steps={accumulation}", f"per_device_train_batch_size={4 // accumulation}"]
+    plugin = [f"plugins=['{tmp_path / 'as static.py'}']", "component_name=as_static_run"]
+    assert train("select_random", *SHORT, *size, *plugin, "learning_rate=1.0e-3", out="dynamic") == 0
+    assert train("static_sft", "max_steps=6", *size, "learning_rate=1.0e-3", out="static") == 0
+    assert len(losses(tmp_path / "static")) == 6
+    assert losses(tmp_path / "dynamic") == losses(tmp_path / "static")
+
+
+def test_mixing_trains_the_planned_proportions(train, tmp_path):
+    assert train("mix_random", *SHORT, "init_mixture_proportions=[0.6,0.3,0.1]", "val_size=7") == 0
+    lines = read_trace(tmp_path / "run")
+    assert [(line["kind"], line["step"]) for line in lines] == [("mix", 2), ("mix", 4)]
+    assert all(sum(line["proportions"].values()) == pytest.approx(1) for line in lines)
+    assert list(lines[0]["proportions"]) == ["code", "docstrings", "prose"]
+    assert lines[0]["proportions"] != lines[1]["proportions"]
+    state = torch.load(
+        tmp_path / "run" / "checkpoint-6" / "dataflex_state.pt", weights_only=True
+    )
+    sizes = list(state["identity"]["sources"].values())
+    shares = [[0.6, 0.3, 0.1], *(list(line["proportions"].values()) for line in lines)]
+    for step, share in zip((0, 2, 4), shares, strict=True):
+        rows = np.load(tmp_path / "run" / "dataflex_selections" / f"step_{step:08d}.npz")["indices"]
+        counts = np.bincount(np.searchsorted(np.cumsum(sizes), rows, side="right"), minlength=3)
+        assert (abs(counts - np.array(share) * len(rows)) < 1 + 1e-9).all()
+
+
+def test_a_static_mixture(train, tmp_path):
+    assert train("mix_static", "train_step=3") == 0
+    assert len(losses(tmp_path / "run")) == 3
+    assert read_trace(tmp_path / "run") == []
+
+
+def test_weighing_and_its_uniform_twin(train, tmp_path, workspace):
+    components = tmp_path / "components.yaml"
+    components.write_text("weighters: {flat: {name: loss, params: {strategy: uniform}}}")
+    twin = [f"components_cfg_file={components}", "component_name=flat", "warmup_step=0"]
+    pt = ["stage=pt", "dataset=prose", "eval_dataset=null", "finetuning_type=full", "train_step=4"]
+    for accumulation in (1, 4):
+        size = [f"gradient_accumulation_steps={accumulation}", f"per_device_train_batch_size={4 // accumulation}"]
+        common = [*pt[:-1], *size, "learning_rate=1.0e-3"]
+        assert train("weight_loss", *common, *twin, "train_step=4", out=f"w{accumulation}") == 0
+        assert train("weight_loss", *common, "train_type=static", "max_steps=4", out=f"s{accumulation}") == 0
+        assert losses(tmp_path / f"w{accumulation}") == losses(tmp_path / f"s{accumulation}")
+    assert train("weight_loss", *pt, "warmup_step=0", "learning_rate=1.0e-3", out="weighted") == 0
+    assert losses(tmp_path / "weighted") != losses(tmp_path / "s1")
+
+
+def test_json_files_and_minus_one_updates(train, tmp_path, workspace):
+    config = yaml.safe_load((workspace / "select_random.yaml").read_text())
+    config |= {"warmup_step": 0, "update_step": 2, "update_times": -1, "train_step": 5}
+    (tmp_path / "run file.json").write_text(json.dumps(config))
+    assert train(str(tmp_path / "run file.json")) == 0
+    assert [line["step"] for line in read_trace(tmp_path / "run")] == [0, 2, 4]
+
+
+@pytest.mark.slow
+def test_two_ranks_decide_as_one_does(workspace, tmp_path, train):
+    """Runs torchrun as a user would; the folder of the workspace has a blank in its name."""
+    command = [sys.executable, "-m", "dataflex", "train", str(workspace / "select_loss.yaml"), *SHORT]
+    quick = ["do_eval=false", "plot_loss=false", "logging_steps=1", "cutoff_len=64", "max_samples=50", "seed=3"]
+    two = ["per_device_train_batch_size=2", f"output_dir={tmp_path / 'two ranks'}"]
+    environ = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *quick, *two], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert train("select_loss", *SHORT, *quick, "per_device_train_batch_size=4", out="one") == 0
+    one, both = read_trace(tmp_path / "one"), read_trace(tmp_path / "two ranks")
+    assert [line["decision_hash"] for line in one] == [line["decision_hash"] for line in both]
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two ranks"), rel=1e-4)
