@@ -40,6 +40,13 @@ class AsStaticRun(Selector):
 '''
 
 
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    path = tmp_path_factory.mktemp("a plugin") / "as static.py"
+    path.write_text(AS_STATIC)
+    return path
+
+
 def losses(folder):
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
@@ -80,11 +87,10 @@ def test_the_same_command_continues_a_run_that_was_stopped(train, tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_a_selector_that_returns_the_static_order_is_the_static_run(train, tmp_path, accumulation):
-    (tmp_path / "as static.py").write_text(AS_STATIC)
+def test_a_selector_that_returns_the_static_order_is_the_static_run(train, tmp_path, accumulation, plugin):
     size = [f"gradient_accumulation_steps={accumulation}", f"per_device_train_batch_size={4 // accumulation}"]
-    plugin = [f"plugins=['{tmp_path / 'as static.py'}']", "component_name=as_static_run"]
-    assert train("select_random", *SHORT, *size, *plugin, "learning_rate=1.0e-3", out="dynamic") == 0
+    chosen = [f"plugins=['{plugin}']", "component_name=as_static_run"]
+    assert train("select_random", *SHORT, *size, *chosen, "learning_rate=1.0e-3", out="dynamic") == 0
     assert train("static_sft", "max_steps=6", *size, "learning_rate=1.0e-3", out="static") == 0
     assert len(losses(tmp_path / "static")) == 6
     assert losses(tmp_path / "dynamic") == losses(tmp_path / "static")

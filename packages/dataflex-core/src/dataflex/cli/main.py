@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from dataflex.cli.commands import all_commands, command
-from dataflex.core.errors import DataflexError
+from dataflex.core.errors import ComponentError, DataflexError
 
 HELP = ("-h", "--help")
 
@@ -24,6 +25,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         return _dispatch(list(argv))
     except DataflexError as error:
+        if isinstance(error, ComponentError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)  # the author of the component needs to see where
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
