@@ -48,11 +48,11 @@ def minimums(session: nox.Session) -> None:
 def wheels(session: nox.Session) -> None:
     """Builds the wheels and the tutorial plugin, installs them into an empty environment and tests them there."""
     session.install("-c", "constraints.txt", "hatchling")
-    folder = Path(session.create_tmp()) / "wheels"
+    folder = Path(session.create_tmp()).absolute() / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
     for package in [*PACKAGES, TUTORIAL]:
         with session.chdir(package):
-            session.run("hatchling", "build", "-t", "wheel", "-d", str(folder.absolute()))
+            session.run("hatchling", "build", "-t", "wheel", "-d", str(folder))
     built = sorted(map(str, folder.glob("*.whl")))
     session.install("-c", "constraints.txt", "-r", "tests/requirements.txt", *built)
     session.run("dataflex-cli", "version")

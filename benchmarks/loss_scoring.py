@@ -87,9 +87,7 @@ def main() -> None:
     print(
         f"{len(rows)} rows, {tokens} tokens, {labels} of them labels; {model.num_parameters() / 1e6:.1f}M parameters\n"
     )
-    print(
-        "| run | median s | min-max s | rows/s | against the best bare forward |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| run | median s | min-max s | rows/s | against the best bare forward |\n| --- | --- | --- | --- | --- |")
     for name, measured in times.items():
         print(row(name, measured, len(rows), reference))
     largest = np.max(np.abs(score() - np.array(one_by_one(model, rows, collate, options.device))))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from dataflex.cli.main import run
 from dataflex.workspace import create
 

@@ -11,7 +11,10 @@ import pytest
 STEPS = ["warmup_step=2", "update_step=2", "update_times=1"]
 
 CASES = {
-    "no such train type": (["train_type=dynamic_selct"], ["train_type: found 'dynamic_selct'", "did you mean 'dynamic_select'"]),
+    "no such train type": (
+        ["train_type=dynamic_selct"],
+        ["train_type: found 'dynamic_selct'", "did you mean 'dynamic_select'"],
+    ),
     "misspelt key": (["updat_step=3"], ["updat_step", "did you mean 'update_step'"]),
     "misspelt key of llamafactory": (["learning_rat=3"], ["learning_rat", "did you mean 'learning_rate'"]),
     "unknown component": (["component_name=losss"], ["losss", "loss"]),
@@ -105,19 +108,21 @@ def test_llamafactorys_own_complaint_is_passed_on(complaint):
     assert "Adapter is only valid for the LoRA method" in said
 
 
-def test_an_output_dir_that_holds_another_run(train, complaint, tmp_path):
+def test_an_output_dir_that_holds_another_run(complaint, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "dataflex_config.yaml").write_text("train_type: dynamic_mix\n")
     said = complaint("select_loss", *STEPS)
-    assert "holds another run and no checkpoint of it" in said
-    assert "overwrite_output_dir: true" in said
-    checkpoint = tmp_path / "run" / "checkpoint-2"
-    checkpoint.mkdir()
-    assert "is not a checkpoint of a dynamic run" in complaint("select_loss", *STEPS)
-    (checkpoint / "dataflex_state.pt").write_text("")
-    said = complaint("select_loss", *STEPS)
     assert "train_type: dynamic_mix before, dynamic_select now" in said
+    assert "overwrite_output_dir: true" in said
     assert (tmp_path / "run" / "dataflex_config.yaml").read_text() == "train_type: dynamic_mix\n"
+
+
+def test_an_output_dir_that_holds_a_static_run(complaint, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    assert "holds the checkpoints of another run" in complaint("select_loss", *STEPS)
+    said = complaint("select_loss", *STEPS, f"resume_from_checkpoint={checkpoint}")
+    assert "is not a checkpoint of a dynamic run" in said
 
 
 def test_all_problems_are_told_at_once(complaint):

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-
 from dataflex.run.record import read_trace
+from safetensors.torch import load_file
 
 SHORT = ["warmup_step=2", "update_step=2", "update_times=2"]
 
@@ -103,9 +102,7 @@ def test_mixing_trains_the_planned_proportions(train, tmp_path):
     assert all(sum(line["proportions"].values()) == pytest.approx(1) for line in lines)
     assert list(lines[0]["proportions"]) == ["code", "docstrings", "prose"]
     assert lines[0]["proportions"] != lines[1]["proportions"]
-    state = torch.load(
-        tmp_path / "run" / "checkpoint-6" / "dataflex_state.pt", weights_only=True
-    )
+    state = torch.load(tmp_path / "run" / "checkpoint-6" / "dataflex_state.pt", weights_only=True)
     sizes = list(state["identity"]["sources"].values())
     shares = [[0.6, 0.3, 0.1], *(list(line["proportions"].values()) for line in lines)]
     for step, share in zip((0, 2, 4), shares, strict=True):

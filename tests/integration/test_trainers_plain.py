@@ -7,8 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer
-
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
@@ -19,6 +17,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_a
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
+from transformers import Trainer
 
 ROWS = 64
 
@@ -223,9 +222,7 @@ def weight_spec(name="loss", params=None, **keys):
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_uniform_weighter_is_the_static_run_bit_for_bit(tmp_path, accumulation):
     rows, sizes = TokenRows(ROWS, lengths=16), {"gradient_accumulation_steps": accumulation}
-    static = Trainer(
-        model=model(), args=args(tmp_path / "s", **sizes), train_dataset=rows, data_collator=pad_collate
-    )
+    static = Trainer(model=model(), args=args(tmp_path / "s", **sizes), train_dataset=rows, data_collator=pad_collate)
     static.train()
     weighted = trainer(WeightTrainer, weight_spec(params={"strategy": "uniform"}), tmp_path / "w", rows=rows, **sizes)
     weighted.train()

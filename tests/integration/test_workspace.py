@@ -52,7 +52,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_every_dataset_is_declared_and_full(workspace):
     info = json.loads((workspace / "data" / "dataset_info.json").read_text())
-    assert {entry["file_name"] for entry in info.values()} | {"dataset_info.json"} == set(os.listdir(workspace / "data"))
+    declared = {entry["file_name"] for entry in info.values()}
+    assert declared == {*os.listdir(workspace / "data")} - {"dataset_info.json"}
     sizes = {name: len(lines(workspace / "data" / f"{name}.jsonl")) for name in DOMAINS}
     assert sizes == {"code": 900, "docstrings": 600, "prose": 400}
     assert all(len(row["text"]) >= 120 for name in DOMAINS for row in lines(workspace / "data" / f"{name}.jsonl"))
@@ -175,7 +176,7 @@ def test_a_section_is_taken_with_its_comments_but_not_its_neighbours():
 
 def test_the_readme_names_every_file_and_dataset(workspace):
     text = (workspace / "README.md").read_text(encoding="utf-8")
-    for name in (*(f"{run}.yaml" for run in RUNS), "components.yaml", *DOMAINS, "instructions", "instructions_eval"):
+    for name in (*(f"{file}.yaml" for file in RUNS), "components.yaml", *DOMAINS, "instructions", "instructions_eval"):
         assert f"`{name}`" in text, name
     assert "$" not in text
 

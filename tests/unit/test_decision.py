@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from dataflex.core.decision import checked_proportions, checked_rows, checked_scores, decision_hash
 from dataflex.core.errors import ComponentError
 

@@ -20,6 +20,7 @@ from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, components
 from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import BY_SECTION, KINDS
+from dataflex.run import files as run_files
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -81,6 +82,11 @@ def test_each_hook_is_in_plugins_with_its_arguments(hook):
 @pytest.mark.parametrize("parameter", sorted(INJECTED))
 def test_each_object_of_the_run_is_in_plugins(parameter):
     assert f"| `{parameter}` |" in text("plugins.md")
+
+
+@pytest.mark.parametrize("name", [value for name, value in vars(run_files).items() if name.isupper()])
+def test_each_file_of_a_run_is_in_outputs(name):
+    assert re.search(rf"^\| `(checkpoint-N/)?{re.escape(name)}\b", text("outputs.md"), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("info", COMPONENTS, ids=lambda info: f"{info.kind.name}-{info.name}")

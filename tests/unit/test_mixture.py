@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from dataflex.data.mixture import MixtureManager, initial_proportions, largest_remainder
 from dataflex.data.rows import MixedSources, PlannedRows
+from hypothesis import given
+from hypothesis import strategies as st
 
 SIZES = [10, 200, 31]
 
@@ -17,7 +16,9 @@ def counts_of(rows):
     return np.bincount(np.searchsorted(np.cumsum(SIZES), rows, side="right"), minlength=3)
 
 
-@given(shares=st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda s: sum(s) > 1e-3), segment=st.integers(1, 97))
+@given(
+    shares=st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda s: sum(s) > 1e-3), segment=st.integers(1, 97)
+)
 def test_each_segment_holds_the_planned_share_within_one_row(shares, segment):
     mixture = manager(shares)
     for _ in range(5):

@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from dataflex.train.weighter.objective import IGNORED, Objective, labelled_rows, weighted_loss
 
 V = 11

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
+from dataflex.data.order import RowOrder
 from hypothesis import given
 from hypothesis import strategies as st
-
-from dataflex.data.order import RowOrder
 
 
 @given(size=st.integers(1, 300), start=st.integers(0, 1000), count=st.integers(0, 700))

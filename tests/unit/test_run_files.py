@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError

@@ -1,11 +1,10 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from dataflex.core.errors import ConfigError
 from dataflex.core.schedule import Segment, plan_schedule
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def schedule(**changes):

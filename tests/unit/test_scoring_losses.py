@@ -174,6 +174,24 @@ def test_without_its_output_embeddings_a_model_gives_the_same_losses(rows, monke
     np.testing.assert_allclose(score(model, rows), expected, **CLOSE)
 
 
+def test_a_compiled_model_gets_no_hook_that_would_be_traced_into_its_code(rows):
+    model = tiny_model()
+    expected = score(model, rows)
+    hooks = []
+    model.compile(backend=lambda graph, inputs: hooks.append(len(model.lm_head._forward_pre_hooks)) or graph.forward)
+    np.testing.assert_allclose(score(model, list(rows)[:2]), expected[:2], **CLOSE)
+    assert hooks
+    assert not any(hooks)
+
+
+def test_a_collator_without_labels_per_token_is_refused(rows):
+    def without(batch):
+        return {key: value for key, value in pad_collate(batch).items() if key != "labels"}
+
+    with pytest.raises(ComponentError, match="gives no labels per token"):
+        score(tiny_model(), rows, collator=without)
+
+
 def test_the_output_layer_sees_label_positions_only(rows):
     model = tiny_model()
     seen = []
@@ -364,7 +382,7 @@ def test_token_losses_equal_the_log_softmax_whatever_the_chunk(monkeypatch):
     logits, targets = torch.randn(37, 11) * 4, torch.randint(11, (37,))
     expected = -logits.log_softmax(-1)[torch.arange(37), targets]
     for chunk in (1, 50, 2**20):
-        monkeypatch.setattr("dataflex.scoring.cross_entropy.CHUNK", chunk)
+        monkeypatch.setattr("dataflex.scoring.cross_entropy.CPU_CHUNK", chunk)
         torch.testing.assert_close(token_losses(logits, targets), expected)
     assert token_losses(logits[:0], targets[:0]).shape == (0,)
     assert token_losses(logits.bfloat16(), targets).dtype == torch.float32

@@ -51,7 +51,7 @@ def dataflex_after_update(kind: str, component: str, context: UpdateContext, dec
 
 @hookspec
 def dataflex_after_checkpoint(step: int, folder: str) -> None:
-    """Fires on every rank when its part of a checkpoint is on disk.
+    """Fires on every rank when a checkpoint is complete on disk.
 
     Args:
         step: Global optimizer steps done.

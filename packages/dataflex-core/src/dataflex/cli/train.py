@@ -30,7 +30,9 @@ def run(argv: Sequence[str]) -> int:
         return torchrun.launch(argv)
     load_plugin_files(spec.arguments.plugins)
     if spec.component is not None:
-        find(spec.component.kind, spec.component.name)  # a broken or foreign component is refused before any data is read
+        find(
+            spec.component.kind, spec.component.name
+        )  # a broken or foreign component is refused before any data is read
     from dataflex.integrations.llamafactory import run as train
 
     train(spec)

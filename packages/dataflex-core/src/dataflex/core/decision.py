@@ -55,7 +55,9 @@ def checked_scores(scores: Any, *, count: int, who: str) -> NDArray[np.float64] 
         return None
     values = np.asarray(scores, dtype=np.float64)
     if values.shape != (count,):
-        raise ComponentError(f"{who} returned scores of shape {values.shape}; expected one for each of its {count} rows")
+        raise ComponentError(
+            f"{who} returned scores of shape {values.shape}; expected one for each of its {count} rows"
+        )
     return values
 
 

@@ -112,7 +112,9 @@ def official(kind: Kind) -> dict[str, str]:
 def _load(kind: Kind, point: EntryPoint) -> type:
     try:
         loaded: type = point.load()
-    except Exception as error:  # whatever a third party's module does at import is its own fault: name it, keep the cause
+    except (
+        Exception
+    ) as error:  # whatever a third party's module does at import is its own fault: name it, keep the cause
         raise BrokenPluginError(
             f"{kind.name} '{point.name}' of the package {_package(point)} cannot be loaded from {point.value}: "
             f"{type(error).__name__}: {error} -> repair or reinstall it: pip install --force-reinstall {_package(point)}"

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import llamafactory.hparams.parser as parser
 import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
@@ -24,6 +25,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, DataflexError
 from dataflex.data.rows import MixedSources
 from dataflex.integrations.output_dir import require_free_output_dir
+from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from dataflex.train.trainer.steps import require_map_style, run_schedule
 
@@ -60,6 +62,7 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
         (sft, "plot_loss", _plot_loss(sft.plot_loss)),
         (pt, "plot_loss", _plot_loss(pt.plot_loss)),
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
+        (parser, "get_last_checkpoint", newest_complete),
     ]
 
 

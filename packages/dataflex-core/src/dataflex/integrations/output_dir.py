@@ -9,8 +9,12 @@ import yaml
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.run.checkpoints import all_checkpoints
 from dataflex.run.config_file import VERSIONS, resolved
 from dataflex.run.files import COMPONENTS, CONFIG, STATE
+from dataflex.utils.logging import logger
+
+FINISHED = "trainer_state.json"  # written into output_dir itself when training has ended
 
 # May change between a run and its continuation: where to resume, what to save and report, how the machine is used.
 _FREE = {
@@ -30,7 +34,8 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
         training_args: LLaMA-Factory's, after it has looked for a checkpoint to resume from.
 
     Raises:
-        ConfigError: Naming the keys that differ, or that the run was stopped without a checkpoint.
+        ConfigError: Naming the keys that differ, or that the run is finished. A run of the same configuration that was
+            stopped before its first checkpoint is started anew.
     """
     folder = Path(training_args.output_dir)
     resumes = training_args.resume_from_checkpoint
@@ -39,13 +44,15 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
             f"output_dir: {folder} would be continued from {resumes}, which is not a checkpoint of a dynamic run (it has no "
             f"{STATE}) -> choose another output_dir, or set overwrite_output_dir: true to start anew"
         )
-    if training_args.overwrite_output_dir or not (folder / CONFIG).exists():
+    if training_args.overwrite_output_dir:
         return
-    if not resumes:
-        raise ConfigError(
-            f"output_dir: {folder} holds another run and no checkpoint of it to continue from -> choose another output_dir, or "
-            "set overwrite_output_dir: true to replace it"
-        )
+    if not (folder / CONFIG).exists():
+        if all_checkpoints(folder) and not resumes:
+            raise ConfigError(
+                f"output_dir: {folder} holds the checkpoints of another run -> choose another output_dir, or set "
+                "overwrite_output_dir: true to replace them"
+            )
+        return
     before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     now = resolved(spec, folder.absolute() / COMPONENTS)
     keys = sorted(k for k in {*before, *now} - _FREE if before.get(k) != now.get(k))
@@ -55,3 +62,10 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
             f"output_dir: {folder} holds a run with another configuration:\n{differences}\n-> choose another output_dir, restore "
             "the configuration, or set overwrite_output_dir: true to start anew"
         )
+    if not resumes and (folder / FINISHED).exists():
+        raise ConfigError(
+            f"output_dir: {folder} holds another run, finished and without a checkpoint to continue from -> choose another "
+            "output_dir, or set overwrite_output_dir: true to replace it"
+        )
+    if not resumes:
+        logger.warning("%s holds a run that was stopped before its first complete checkpoint: starting it anew", folder)

@@ -13,6 +13,7 @@ TRACE = "dataflex_trace.jsonl"
 SELECTIONS = "dataflex_selections"
 CACHE = "dataflex_cache"
 STATE = "dataflex_state.pt"
+COMPLETE = "dataflex_complete.json"
 
 
 @contextmanager

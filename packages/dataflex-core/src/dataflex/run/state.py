@@ -59,7 +59,9 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str |
     ]
     if differing:
         raise CheckpointError(
-            f"{folder} belongs to another run:\n  - " + "\n  - ".join(differing) + "\n-> restore the configuration it was "
+            f"{folder} belongs to another run:\n  - "
+            + "\n  - ".join(differing)
+            + "\n-> restore the configuration it was "
             "made with, or use another output_dir (or overwrite_output_dir: true) to start anew"
         )
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo import OptimizedModule
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -45,8 +46,8 @@ def label_positions(labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
     """Yields a function that runs ``model`` and returns its logits at the given positions only.
 
-    A model in which ``get_output_embeddings`` finds nothing, or that does not call what it finds, takes the general
-    route: logits everywhere, then those positions. It is slower and gives the same numbers.
+    A model in which ``get_output_embeddings`` finds nothing, or that does not call what it finds, or that is compiled,
+    takes the general route: logits everywhere, then those positions. It is slower and gives the same numbers.
 
     Args:
         model: A causal language model, inside of any wrappers (PEFT, FSDP, DeepSpeed).
@@ -61,7 +62,7 @@ def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
             "-> use a strategy that does not score the model, such as random"
         )
     outputs = next((found for base in bases if (found := _output_embeddings(base)) is not None), None)
-    picker = _Picker(outputs)
+    picker = _Picker(None if _is_compiled(model) else outputs)
     options: dict[str, Any] = {"use_cache": False, "return_dict": True} if bases else {}
 
     def forward(inputs: Mapping[str, Any], positions_M: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -79,6 +80,11 @@ def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
 def _output_embeddings(base: PreTrainedModel) -> torch.nn.Module | None:
     found: torch.nn.Module | None = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     return found
+
+
+def _is_compiled(model: torch.nn.Module) -> bool:
+    """Whether ``torch.compile`` is in play: it would trace the hook into code that is used again without it."""
+    return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in model.modules())
 
 
 class _Picker:

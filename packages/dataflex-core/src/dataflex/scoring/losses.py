@@ -114,10 +114,14 @@ def _scorer(
         device = accelerator.device  # weights that are offloaded lie elsewhere between two forwards
 
     def score(places: NDArray[np.int64]) -> torch.Tensor:
-        # Collators change the rows they are given (LLaMA-Factory's pops keys), and a dataset in memory hands out its
-        # own.
+        # Collators change the rows they are given (LLaMA-Factory's pops keys); a dataset in memory hands out its own.
         batch = dict(collator([dict(row) for row in fetch(dataset, chosen[places])]))
-        labels_BT = batch.pop("labels")
+        labels_BT = batch.pop("labels", None)
+        if labels_BT is None or labels_BT.ndim != 2:
+            raise ComponentError(
+                "the data collator gives no labels per token, so rows have no loss -> use one that returns 'labels' "
+                "of shape (rows, tokens), or a strategy that does not score the model"
+            )
         positions_M, targets_M = label_positions(labels_BT)  # still on the CPU: the GPU need not wait for their number
         inputs = send_to_device(batch, device)
         if accelerator is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TextIO
 
 logger = logging.getLogger("dataflex")
 logger.addHandler(logging.NullHandler())
@@ -17,11 +18,24 @@ class _RankZero(logging.Filter):
         return record.levelno >= logging.ERROR or os.environ.get("RANK", "0") == "0"
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at the moment, which a progress bar or a test may have replaced."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("[%(levelname)s|dataflex] %(asctime)s >> %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.addFilter(_RankZero())
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # read only, as the stream is never ours
+        return sys.stderr
+
+
+_stderr = _Stderr()
+
+
 def log_to_stderr() -> None:
-    """Sends dataflex's records of level INFO and above to stderr, rank 0 only. Called once, by the command line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("[%(levelname)s|dataflex] %(asctime)s >> %(message)s", "%Y-%m-%d %H:%M:%S"))
-    handler.addFilter(_RankZero())
-    logger.addHandler(handler)
+    """Sends dataflex's records of level INFO and above to stderr, rank 0 only. For command lines; harmless to repeat."""
+    logger.addHandler(_stderr)
     logger.setLevel(logging.INFO)
     logger.propagate = False

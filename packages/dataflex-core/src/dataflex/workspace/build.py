@@ -81,7 +81,7 @@ def _usable(directory: Path) -> Path:
     """Returns the absolute directory, or says why no workspace can be there."""
     root = directory.expanduser().absolute()
     for mark in filter(str(root).__contains__, _PATTERNS):
-        raise ConfigError(f"{root}: LLaMA-Factory would read '{mark}' as a pattern, not a path -> choose another directory")
+        raise ConfigError(f"{root}: LLaMA-Factory reads '{mark}' as a pattern, not a path -> choose another directory")
     try:
         if root.exists() and not root.is_dir():
             raise ConfigError(f"{root}: this is a file -> name a directory that does not exist yet or is empty")

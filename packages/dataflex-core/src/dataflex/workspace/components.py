@@ -67,7 +67,7 @@ def _section(text: str, section: str) -> str:
     if found is None:
         return ""
     lines = found[1].rstrip().splitlines()
-    while lines and lines[-1].startswith("#"):  # it speaks about the section that follows
+    while lines and (lines[-1].startswith("#") or not lines[-1].strip()):  # it speaks about the section that follows
         lines.pop()
     depth = min((len(line) - len(line.lstrip()) for line in lines if line.strip() and line[0] != "#"), default=0)
     return "".join("  " + line[depth if line[0] != "#" else 0 :] + "\n" if line.strip() else "\n" for line in lines)

@@ -15,12 +15,16 @@ NOISE = 0.3
 """Share of wrong answers in each family of the training rows."""
 
 _TRIES = 50  # draws per wanted task before a family counts as exhausted; the smallest needs about 3
-_OPPOSITES = """
+_OPPOSITES = (
+    """
 hot cold|big small|up down|left right|day night|open closed|fast slow|old new|early late|hard soft|light dark|rich poor
 full empty|strong weak|near far|high low|long short|wide narrow|deep shallow|clean dirty|dry wet|happy sad|loud quiet
 first last|front back|inside outside|above below|before after|begin end|buy sell|give take|win lose|push pull|true false
 thick thin|sharp blunt|safe dangerous|simple complex|smooth rough|public private|sweet bitter|brave afraid|love hate
-""".replace("\n", "|").strip("|").split("|")
+""".replace("\n", "|")
+    .strip("|")
+    .split("|")
+)
 
 
 @dataclass(frozen=True)
@@ -154,5 +158,6 @@ def _corrupt(rng: random.Random, tasks: list[Task]) -> list[Task]:
     answers = [task.output for task in tasks]
     for number in rng.sample(range(len(tasks)), round(NOISE * len(tasks))):
         wrong = [answer for answer in answers if answer != tasks[number].output]
-        tasks[number] = replace(tasks[number], output=rng.choice(wrong), noisy=True)
+        if wrong:
+            tasks[number] = replace(tasks[number], output=rng.choice(wrong), noisy=True)
     return tasks

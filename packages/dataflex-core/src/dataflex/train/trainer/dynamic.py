@@ -15,6 +15,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.plugins import plugin_manager
 from dataflex.core.registry import find
+from dataflex.run.checkpoints import PREFIX, begin_writing, mark_complete, newest_complete, require_complete, rotate
 from dataflex.run.config_file import write_config
 from dataflex.run.files import CACHE
 from dataflex.run.record import RunRecord
@@ -58,7 +59,7 @@ class DynamicTrainer(Base):
 
     @property
     def arguments(self) -> DataflexArguments:
-        """dataflex's own keys."""
+        """Dataflex's own keys."""
         return self.spec.arguments
 
     @property
@@ -69,12 +70,13 @@ class DynamicTrainer(Base):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts."""
         if resume_from_checkpoint is True:
-            from transformers.trainer_utils import get_last_checkpoint
-
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = newest_complete(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ConfigError(f"resume_from_checkpoint: true, but {self.args.output_dir} holds no checkpoint")
+                raise ConfigError(
+                    f"resume_from_checkpoint: true, but {self.args.output_dir} holds no complete checkpoint -> leave it out"
+                )
         if resume_from_checkpoint:
+            require_complete(resume_from_checkpoint)
             state = load_state(resume_from_checkpoint)
             require_same(state["identity"], self.identity(), resume_from_checkpoint)
             self.restore(state)
@@ -112,10 +114,26 @@ class DynamicTrainer(Base):
             self.component.load_state_dict(state["component"])
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
-        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        run_dir = self._get_output_dir(trial=trial)
+        folder = os.path.join(run_dir, f"{PREFIX}{self.state.global_step}")
         if self.args.should_save:
-            save_state(folder, self.dynamic_state())  # before the rest: a checkpoint with a trainer state has ours too
-        super()._save_checkpoint(model, trial, *args, **kwargs)
+            begin_writing(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            save_state(folder, self.dynamic_state())
+        limit, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            None,
+        )  # nothing is deleted before this one is whole
+        try:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder)
+            rotate(run_dir, limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
         plugin_manager().hook.dataflex_after_checkpoint(step=self.state.global_step, folder=folder)
 
     def _constructed(self) -> Any:

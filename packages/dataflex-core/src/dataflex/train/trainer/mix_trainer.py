@@ -30,7 +30,9 @@ class MixTrainer(PlannedTrainer):
         sources = kwargs.get("train_dataset")
         mixed = MixedSources(sources) if isinstance(sources, Mapping) else sources
         if not isinstance(mixed, MixedSources) or len(mixed.names) < 2:
-            raise ConfigError("train_type: dynamic_mix needs two sources or more -> name them in dataset, or use static")
+            raise ConfigError(
+                "train_type: dynamic_mix needs two sources or more -> name them in dataset, or use static"
+            )
         empty = [name for name, size in zip(mixed.names, mixed.sizes, strict=True) if size == 0]
         if empty:
             raise ConfigError(f"the source {', '.join(empty)} has no rows -> check its file, or take it out of dataset")

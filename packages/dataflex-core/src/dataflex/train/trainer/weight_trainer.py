@@ -32,8 +32,9 @@ class WeightTrainer(DynamicTrainer):
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         super().__init__(*args, dataflex=dataflex, **kwargs)
-        if self.arguments.train_step:
-            self.args.max_steps = self.arguments.train_step
+        keys = self.arguments
+        formula = keys.warmup_step + keys.update_step * keys.update_times if keys.update_times > 0 else 0
+        self.args.max_steps = keys.train_step or formula or self.args.max_steps
         self._active: WeightsSamples | None = None
         self._inputs: Any = None
         self._rows_in_step = 0
@@ -43,7 +44,9 @@ class WeightTrainer(DynamicTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Hands the micro-batch to the weighter's own ``training_step``."""
         use = self.state.global_step >= self.arguments.warmup_step
-        return self.component.training_step(self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use)
+        return self.component.training_step(
+            self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use
+        )
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward as the trainer underneath does them; returns the detached loss."""
@@ -100,9 +103,13 @@ class WeightTrainer(DynamicTrainer):
             shape = tuple(scalar.shape) if isinstance(scalar, torch.Tensor) else type(scalar).__name__
             raise ComponentError(f"{self._who()} returned {shape}; expected one number, as losses.mean() is")
         if not scalar.requires_grad:
-            raise ComponentError(f"{self._who()} returned a number that does not depend on losses, so nothing can be learnt")
+            raise ComponentError(
+                f"{self._who()} returned a number that does not depend on losses, so nothing can be learnt"
+            )
         if not torch.isfinite(scalar):
-            raise ComponentError(f"{self._who()} returned {scalar.item()}; the losses it was given: {losses_B.tolist()}")
+            raise ComponentError(
+                f"{self._who()} returned {scalar.item()}; the losses it was given: {losses_B.tolist()}"
+            )
         return scalar.reshape(())
 
     def _who(self) -> str:

@@ -1,6 +1,6 @@
 """The objective of a weighted run.
 
-A step has R rows with labels, over all its micro-batches and ranks; row i has m_i labels, N = sum m_i, token losses c_it and
+A step has R rows with a label to predict, over all its micro-batches and ranks; row i has m_i labels, N = sum m_i, token losses c_it and
 loss l_i = mean_t c_it. A weighter returns a scalar s(l) for each micro-batch; w_i = (ds/dl_i) / (d mean/dl_i), so that the
 plain mean weighs every row 1. The step minimises
 
@@ -38,8 +38,8 @@ class Objective:
 
 
 def labelled_rows(labels_BT: torch.Tensor) -> int:
-    """Returns how many rows of the batch have a label."""
-    return int((labels_BT != IGNORED).any(dim=1).sum())
+    """Returns how many rows of the batch have a label to predict; the first token of a row is never predicted."""
+    return int((labels_BT[:, 1:] != IGNORED).any(dim=1).sum())
 
 
 def weighted_loss(
@@ -64,7 +64,9 @@ def weighted_loss(
     c_BT = F.nll_loss(logp, targets_BT.view(-1), ignore_index=IGNORED, reduction="none").view(B, T)
     w_B, scalar = _weights(c_BT.detach(), targets_BT, weigh)
     m_B = (labels_BT != IGNORED).sum(dim=1)
-    tokens, rows = (m_B.sum(), int((m_B > 0).sum())) if objective.tokens is None else (objective.tokens, objective.rows)
+    tokens, rows = (
+        (m_B.sum(), labelled_rows(labels_BT)) if objective.tokens is None else (objective.tokens, objective.rows)
+    )
     a_B = torch.where(m_B > 0, w_B.double() * tokens / (m_B.clamp(min=1) * rows), 1.0).to(c_BT.dtype)
     if bool((a_B == 1).all()):
         loss = F.nll_loss(logp, targets_BT.view(-1), ignore_index=IGNORED, reduction="sum")
