@@ -71,7 +71,7 @@ def small_model(device: str) -> Qwen2ForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         pad_token_id=0,
     )
     return Qwen2ForCausalLM(config).to(device)

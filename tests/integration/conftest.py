@@ -1,4 +1,5 @@
-"""A demo workspace for the whole session, in a folder with a blank in its name, and the command line in this process."""
+"""A demo workspace for the whole session, in a folder with a blank in its name, and the command line in this
+process."""
 
 from __future__ import annotations
 

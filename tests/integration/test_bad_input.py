@@ -1,4 +1,5 @@
-"""Everything a user can get wrong ends with exit code 2 and a sentence, before a model is loaded and without a traceback."""
+"""Everything a user can get wrong ends with exit code 2 and a sentence, before a model is loaded and without a
+traceback."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_loading_a_state_runs_no_code(tmp_path):
 
 
 def test_a_checkpoint_without_our_state_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no dataflex_state.pt.*train_type: static"):
+    with pytest.raises(CheckpointError, match=r"holds no dataflex_state\.pt.*train_type: static"):
         load_state(tmp_path)
 
 
@@ -44,7 +44,7 @@ def test_a_torn_state_is_refused(tmp_path):
     save_state(tmp_path, {"x": np.arange(1000)})
     whole = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="cannot be read.*earlier checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cannot be read.*earlier checkpoint"):
         load_state(tmp_path)
 
 
@@ -58,9 +58,14 @@ def test_the_identity_names_every_difference():
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "f"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="disk"), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("disk")
+
+    def write():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

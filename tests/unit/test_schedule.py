@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from dataflex.core.errors import ConfigError
@@ -91,7 +92,7 @@ def test_segments_cover_the_run_without_gap_or_overlap(warmup, interval, updates
     parts = segments(plan)
     assert parts[0].start == 0
     assert parts[-1].stop == plan.total
-    assert all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(parts))
     numbers = [p.update for p in parts if p.update is not None]
     assert numbers == list(range(len(numbers)))
     assert plan.updates == len(numbers)

@@ -1,4 +1,4 @@
-"""Proof that every rank decided the same. Without it, ranks that differ train on overlapping rows and nobody notices."""
+"""Proof that every rank decided the same; ranks that differ would train on overlapping rows, and nobody notice."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def require_agreement(digest: str, accelerator: Accelerator, who: str) -> None:
     differing = (everyone != everyone[0]).any(dim=1).nonzero().flatten().tolist()
     if differing:
         raise ComponentError(
-            f"{who} decided differently on rank {', '.join(map(str, differing))} than on rank 0 -> draw random numbers from "
-            "self.generator(update) and reduce over all ranks what was computed from one rank's rows"
+            f"{who} decided differently on rank {', '.join(map(str, differing))} than on rank 0 -> draw random "
+            "numbers from self.generator(update) and reduce over all ranks what was computed from one rank's rows"
         )

@@ -1,4 +1,4 @@
-"""Checks of what a component returned. A bad answer stops the run; it is never trained on and never repaired in silence."""
+"""Checks of what a component returned. A bad answer stops the run; it is never trained on, nor repaired in silence."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def checked_rows(answer: Any, *, count: int, size: int, replacement: bool, who: 
     if rows.ndim != 1 or not (rows.size == 0 or np.issubdtype(rows.dtype, np.integer)):
         finite = "" if rows.dtype.kind != "f" or np.isfinite(rows).all() else ", some of them NaN or infinite"
         raise ComponentError(
-            f"{who} returned {type(answer).__name__} of shape {rows.shape} and type {rows.dtype}{finite}; expected a flat "
-            f"sequence of {count} integer row numbers"
+            f"{who} returned {type(answer).__name__} of shape {rows.shape} and type {rows.dtype}{finite}; expected a "
+            f"flat sequence of {count} integer row numbers"
         )
     if len(rows) != count:
         raise ComponentError(f"{who} returned {len(rows)} rows; expected {count}")
     outside = rows[(rows < 0) | (rows >= size)]
     if outside.size:
         raise ComponentError(
-            f"{who} returned {outside.size} row numbers outside of the dataset, the first is {outside[0]}; expected 0 to "
-            f"{size - 1}"
+            f"{who} returned {outside.size} row numbers outside of the dataset, the first is {outside[0]}; expected 0 "
+            f"to {size - 1}"
         )
     repeated = 0 if replacement else len(rows) - len(np.unique(rows))
     if repeated:
         raise ComponentError(
-            f"{who} returned {repeated} rows more than once; expected {count} different rows -> a selector that means to "
-            "repeat rows sets `replacement = True`"
+            f"{who} returned {repeated} rows more than once; expected {count} different rows -> a selector that means "
+            "to repeat rows sets `replacement = True`"
         )
     return rows.astype(np.int64)
 
@@ -76,9 +76,11 @@ def checked_proportions(answer: Any, *, names: Sequence[str], who: str) -> NDArr
     shares_K = shares_K.astype(np.float64)
     if not np.isfinite(shares_K).all() or (shares_K < 0).any() or abs(shares_K.sum() - 1) > 1e-6:
         raise ComponentError(
-            f"{who} returned {shares_K.tolist()} (sum {shares_K.sum():.6g}); expected finite, non-negative shares of sum 1"
+            f"{who} returned {shares_K.tolist()} (sum {shares_K.sum():.6g}); expected finite, non-negative shares of "
+            "sum 1"
         )
-    return shares_K / shares_K.sum()
+    scaled_K: NDArray[np.float64] = shares_K / shares_K.sum()
+    return scaled_K
 
 
 def decision_hash(decision: NDArray[Any]) -> str:

@@ -1,8 +1,8 @@
 """Where components come from: classes registered by a decorator, and classes that installed packages name.
 
 A package names its components in its metadata (entry-point groups ``dataflex.selectors``, ``dataflex.mixers``,
-``dataflex.weighters``); looking a name up imports just that one class, so a broken package hurts nobody who does not use
-it. A plain file named under ``plugins:`` in the YAML registers with the decorators of this module.
+``dataflex.weighters``); looking a name up imports just that one class, so a broken package hurts nobody who does not
+use it. A plain file named under ``plugins:`` in the YAML registers with the decorators of this module.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def _load(kind: Kind, point: EntryPoint) -> type:
     ) as error:  # whatever a third party's module does at import is its own fault: name it, keep the cause
         raise BrokenPluginError(
             f"{kind.name} '{point.name}' of the package {_package(point)} cannot be loaded from {point.value}: "
-            f"{type(error).__name__}: {error} -> repair or reinstall it: pip install --force-reinstall {_package(point)}"
+            f"{type(error).__name__}: {error} -> repair or reinstall it: pip install --force-reinstall "
+            f"{_package(point)}"
         ) from error
     return loaded
 

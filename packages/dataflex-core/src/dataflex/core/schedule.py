@@ -1,10 +1,10 @@
-"""When updates happen. Pure arithmetic over global optimizer steps; the rest of dataflex asks it and never counts itself.
+"""When updates happen: pure arithmetic over global optimizer steps, which the rest of dataflex asks.
 
     warm-up            update 0           update 1                    (cycle ends; may repeat)
     |---warmup_step---|---update_step----|---update_step----| ...
 
-A segment is a stretch between two of these marks. Its rows are planned when its first batch is asked for, that is, after
-the last optimizer step before it.
+A segment is a stretch between two of these marks. Its rows are planned when its first batch is asked for, that is,
+after the last optimizer step before it.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def plan_schedule(
     """
     if update_times != 0 and update_step < 1:
         raise ConfigError(
-            f"update_step: {update_step} with update_times: {update_times}; expected 1 or more steps between updates -> set "
-            "update_step, or update_times: 0"
+            f"update_step: {update_step} with update_times: {update_times}; expected 1 or more steps between updates "
+            "-> set update_step, or update_times: 0"
         )
     if update_times < 0 or warmup_step + update_step * update_times == 0:
         total = train_step or max(1, math.ceil(epochs * steps_per_pass))

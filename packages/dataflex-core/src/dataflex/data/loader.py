@@ -2,8 +2,8 @@
 
 The training loop asks for exactly ``gradient_accumulation_steps`` batches before each optimizer step. So when the first
 batch of a segment is asked for, the last optimizer step before it is done, and the model is in the state the next rows
-must be chosen with. Selecting rows and mixing sources are therefore nothing but a plan of row numbers, made at that moment;
-the loop itself stays the one of ``transformers``.
+must be chosen with. Selecting rows and mixing sources are therefore nothing but a plan of row numbers, made at that
+moment; the loop itself stays the one of ``transformers``.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class PlannedLoader:
     def __iter__(self) -> Iterator[Any]:
         step = self._position()
         if step == 0:
-            # A DataLoader draws its base seed from the global generator when it starts. The loaders of the segments have
-            # generators of their own, so draw it here: the run then is bit-identical to a static one on the same rows.
+            # A DataLoader draws its base seed from the global generator when it starts. The loaders of the segments
+            # have generators of their own, so draw it here: the run then is bit-identical to a static one on the same
+            # rows.
             torch.empty((), dtype=torch.int64).random_()
         while step < self.schedule.total:
             segment = self.schedule.segment_at(step)

@@ -2,8 +2,8 @@
 
 The train dataset is the concatenation of the sources, each tokenised once; a mixture is a plan of row numbers into it.
 Counts per source are the planned share of the segment by largest remainder. What rounding took from a source is owed to
-it and decides the next ties, so a source whose share is below one row per segment is still seen. Inside a source, rows come
-without replacement, reshuffled each time it is exhausted; the state of that is one position per source.
+it and decides the next ties, so a source whose share is below one row per segment is still seen. Inside a source, rows
+come without replacement, reshuffled each time it is exhausted; the state of that is one position per source.
 """
 
 from __future__ import annotations
@@ -120,4 +120,5 @@ def initial_proportions(rule: str, given: Sequence[float] | None, sizes: ArrayLi
         shares_K = np.ones_like(sizes_K)
     else:
         shares_K = sizes_K
-    return shares_K / shares_K.sum()
+    scaled_K: NDArray[np.float64] = shares_K / shares_K.sum()
+    return scaled_K

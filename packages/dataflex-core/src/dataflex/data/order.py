@@ -1,9 +1,10 @@
 """An endless shuffled order of rows that can be entered anywhere without being stored.
 
-A shuffled list of N rows costs 8N bytes and, on resume, the time to draw it again. Here the order of an epoch is a keyed
-permutation that is computed for just the positions asked for: a balanced Feistel network over the smallest even number of
-bits that holds N, with cycle walking (encrypt again until the value is below N, at most 4 times on average). So the state of
-an order is one number, the position; memory is that of the rows asked for; and position 10^8 is found as fast as 0.
+A shuffled list of N rows costs 8N bytes and, on resume, the time to draw it again. Here the order of an epoch is a
+keyed permutation that is computed for just the positions asked for: a balanced Feistel network over the smallest even
+number of bits that holds N, with cycle walking (encrypt again until the value is below N, at most 4 times on average).
+So the state of an order is one number, the position; memory is that of the rows asked for; and position 10^8 is found
+as fast as 0.
 
 Rejected: a linear congruential generator with full period (neighbouring rows stay correlated).
 """

@@ -53,10 +53,9 @@ def installed(spec: RunSpec) -> Iterator[None]:
 
 def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
     """Returns (module, name, stand-in) of everything that is replaced."""
-    mixin = BY_TRAIN_TYPE[spec.arguments.train_type]
     return [
-        (sft, "CustomSeq2SeqTrainer", functools.partial(trainer_class(mixin, sft.CustomSeq2SeqTrainer), dataflex=spec)),
-        (pt, "CustomTrainer", functools.partial(trainer_class(mixin, pt.CustomTrainer), dataflex=spec)),
+        (sft, "CustomSeq2SeqTrainer", _trainer(spec, sft.CustomSeq2SeqTrainer)),
+        (pt, "CustomTrainer", _trainer(spec, pt.CustomTrainer)),
         (sft, "get_dataset", _get_dataset(spec, sft.get_dataset)),
         (pt, "get_dataset", _get_dataset(spec, pt.get_dataset)),
         (sft, "plot_loss", _plot_loss(sft.plot_loss)),
@@ -64,6 +63,12 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
         (parser, "get_last_checkpoint", newest_complete),
     ]
+
+
+def _trainer(spec: RunSpec, original: type[Any]) -> Callable[..., Any]:
+    """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
+    ours: Callable[..., Any] = trainer_class(BY_TRAIN_TYPE[spec.arguments.train_type], original)
+    return functools.partial(ours, dataflex=spec)
 
 
 def _get_train_args(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +99,7 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
         load = functools.partial(original, template, model_args, training_args=training_args, **kwargs)
         mixes = spec.arguments.train_type == "dynamic_mix"
         module = _per_source(data_args, load) if mixes else load(data_args=data_args)
-        dataset = module.get("train_dataset")
+        dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
         if spec.arguments.train_type != "dynamic_weight":
             size = training_args.per_device_train_batch_size * max(1, training_args.n_gpu)

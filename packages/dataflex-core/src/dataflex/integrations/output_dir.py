@@ -41,8 +41,8 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
     resumes = training_args.resume_from_checkpoint
     if resumes and not (Path(resumes) / STATE).exists():
         raise ConfigError(
-            f"output_dir: {folder} would be continued from {resumes}, which is not a checkpoint of a dynamic run (it has no "
-            f"{STATE}) -> choose another output_dir, or set overwrite_output_dir: true to start anew"
+            f"output_dir: {folder} would be continued from {resumes}, which is not a checkpoint of a dynamic run (it "
+            f"has no {STATE}) -> choose another output_dir, or set overwrite_output_dir: true to start anew"
         )
     if training_args.overwrite_output_dir:
         return
@@ -59,13 +59,13 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
     if keys:
         differences = "\n".join(f"  - {k}: {before.get(k)} before, {now.get(k)} now" for k in keys)
         raise ConfigError(
-            f"output_dir: {folder} holds a run with another configuration:\n{differences}\n-> choose another output_dir, restore "
-            "the configuration, or set overwrite_output_dir: true to start anew"
+            f"output_dir: {folder} holds a run with another configuration:\n{differences}\n-> choose another "
+            "output_dir, restore the configuration, or set overwrite_output_dir: true to start anew"
         )
     if not resumes and (folder / FINISHED).exists():
         raise ConfigError(
-            f"output_dir: {folder} holds another run, finished and without a checkpoint to continue from -> choose another "
-            "output_dir, or set overwrite_output_dir: true to replace it"
+            f"output_dir: {folder} holds another run, finished and without a checkpoint to continue from -> choose "
+            "another output_dir, or set overwrite_output_dir: true to replace it"
         )
     if not resumes:
         logger.warning("%s holds a run that was stopped before its first complete checkpoint: starting it anew", folder)

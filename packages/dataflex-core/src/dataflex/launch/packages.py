@@ -18,7 +18,8 @@ def require_working_packages() -> None:
         return
     found = "is not installed" if torchaudio is None else f"is {torchaudio}"
     raise IncompatiblePackagesError(
-        f"torch is {torch} but torchaudio {found}; LLaMA-Factory imports torchaudio, which works only with the torch of its own "
+        f"torch is {torch} but torchaudio {found}; LLaMA-Factory imports torchaudio, which works only with the torch "
+        "of its own "
         'release -> pip install "torch==2.11.*" "torchaudio==2.11.*"'
     )
 

@@ -65,7 +65,7 @@ def launch(argv: Sequence[str]) -> int:
     if "NPROC_PER_NODE" not in environ:
         import torch
 
-        devices = max(1, torch.accelerator.device_count())
+        devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 1
     return subprocess.run(command(argv, environ, devices), env=environ, check=False).returncode
 
 

@@ -1,9 +1,9 @@
 """Checkpoints that are whole or passed over.
 
 A checkpoint folder is written by several ranks, file after file, and a run may be killed in between. So the last thing
-written is a list of its files with their sizes; a folder is complete exactly when that list is there and holds. The list
-is removed before anything in the folder is touched again, and older checkpoints are deleted only after it is written: at
-every moment the newest complete checkpoint can be resumed.
+written is a list of its files with their sizes; a folder is complete exactly when that list is there and holds. The
+list is removed before anything in the folder is touched again, and older checkpoints are deleted only after it is
+written: at every moment the newest complete checkpoint can be resumed.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class RunRecord:
             return
         arrays = {"indices": indices} if scores is None else {"indices": indices, "scores": scores}
         with replacing(self.folder / SELECTIONS / f"step_{step:08d}.npz") as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the first keyword for a flag
+            np.savez(file, **arrays)
 
 
 def read_trace(folder: str | Path) -> list[dict[str, Any]]:

@@ -31,8 +31,8 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / STATE
     if not path.exists():
         raise CheckpointError(
-            f"{folder} holds no {STATE}: it is not a checkpoint of a dynamic run -> resume it with train_type: static, or "
-            "load its weights with model_name_or_path / adapter_name_or_path and start anew"
+            f"{folder} holds no {STATE}: it is not a checkpoint of a dynamic run -> resume it with train_type: "
+            "static, or load its weights with model_name_or_path / adapter_name_or_path and start anew"
         )
     try:
         state: dict[str, Any] = _unpacked(torch.load(path, map_location="cpu", weights_only=True))

@@ -6,7 +6,7 @@ Letters: B rows of the batch, T tokens, V vocabulary, M label positions of the b
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # the field's name for it
+import torch.nn.functional as F  # the field's name for it
 
 CPU_CHUNK = 2**20
 """Logits that a CPU turns into fp32 log-probabilities at a time: 4 MB, which a cache holds."""

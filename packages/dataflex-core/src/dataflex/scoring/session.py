@@ -55,7 +55,7 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _same_random_states() -> Iterator[None]:
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     kind = "cuda" if accelerator is None or accelerator.type == "mps" else accelerator.type
     devices = range(torch.accelerator.device_count()) if accelerator is not None and kind == accelerator.type else ()
     numpy_state, python_state = np.random.get_state(), random.getstate()

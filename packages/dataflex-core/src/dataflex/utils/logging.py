@@ -35,7 +35,7 @@ _stderr = _Stderr()
 
 
 def log_to_stderr() -> None:
-    """Sends dataflex's records of level INFO and above to stderr, rank 0 only. For command lines; harmless to repeat."""
+    """Sends dataflex's records of level INFO and above to stderr, on rank 0. For command lines; harmless to repeat."""
     logger.addHandler(_stderr)
     logger.setLevel(logging.INFO)
     logger.propagate = False

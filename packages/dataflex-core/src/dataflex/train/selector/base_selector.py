@@ -11,9 +11,9 @@ A selector is a class with one method:
             lengths = [len(row["input_ids"]) for row in self.dataset]
             return sorted(range(len(lengths)), key=lambda i: -lengths[i])[:num_samples]
 
-It runs with ``train_type: dynamic_select``, ``component_name: longest``. Row numbers are those of the train dataset; the
-order returned is the order of training. Every rank calls the same methods with the same arguments, and every rank must
-return the same rows: draw from :meth:`Selector.generator`, and reduce what a rank computed from its shard alone.
+It runs with ``train_type: dynamic_select``, ``component_name: longest``. Row numbers are those of the train dataset;
+the order returned is the order of training. Every rank calls the same methods with the same arguments, and every rank
+must return the same rows: draw from :meth:`Selector.generator`, and reduce what a rank computed from its shard alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Selection:
 
     Attributes:
         indices: (S,) row numbers, in the order of training.
-        scores: (S,) score of each of these rows, or None. They are saved beside the indices and summarised in the trace.
+        scores: (S,) score of each of these rows, or None. They are saved beside the indices and summarised in the
+        trace.
     """
 
     indices: Sequence[int] | np.ndarray

@@ -50,10 +50,10 @@ class DynamicTrainer(Base):
         self.spec = dataflex
         if self.args.auto_find_batch_size:
             raise ConfigError(
-                f"auto_find_batch_size: true cannot be combined with train_type: {self.arguments.train_type}, because the plan "
-                "depends on the batch size -> set per_device_train_batch_size"
+                f"auto_find_batch_size: true cannot be combined with train_type: {self.arguments.train_type}, because "
+                "the plan depends on the batch size -> set per_device_train_batch_size"
             )
-        self._record = RunRecord(self.args.output_dir, writes=self.is_world_process_zero())
+        self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
         self.component: Any = self._constructed()
         self.add_callback(ScheduleCallback(self))
 
@@ -67,13 +67,18 @@ class DynamicTrainer(Base):
         """What every random decision about data depends on: ``data_seed``, or ``seed`` where that is absent."""
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
+    @property
+    def output_dir(self) -> str:
+        """The run's folder."""
+        return str(self.args.output_dir)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete(self.args.output_dir)
+            resume_from_checkpoint = newest_complete(self.output_dir)
             if resume_from_checkpoint is None:
                 raise ConfigError(
-                    f"resume_from_checkpoint: true, but {self.args.output_dir} holds no complete checkpoint -> leave it out"
+                    f"resume_from_checkpoint: true, but {self.output_dir} holds no complete checkpoint -> leave it out"
                 )
         if resume_from_checkpoint:
             require_complete(resume_from_checkpoint)
@@ -86,7 +91,7 @@ class DynamicTrainer(Base):
         """Writes the resolved configuration and opens the trace. Called when training begins, on every rank."""
         self._record.begin(self.state.global_step)
         if self.is_world_process_zero():
-            write_config(self.spec, self.args.output_dir)
+            write_config(self.spec, self.output_dir)
 
     def epoch_at(self, step: int) -> float | None:
         """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""
@@ -153,8 +158,8 @@ class DynamicTrainer(Base):
             "eval_dataset": self.eval_dataset,
             "accelerator": self.accelerator,
             "data_collator": self.data_collator,
-            "output_dir": self.args.output_dir,
-            "cache_dir": os.path.join(self.args.output_dir, CACHE, preset),
+            "output_dir": self.output_dir,
+            "cache_dir": os.path.join(self.output_dir, CACHE, preset),
             "tokenizer": self.processing_class,
             "seed": self.seed,
         }

@@ -128,6 +128,7 @@ class PlannedTrainer(DynamicTrainer):
         if segment.update is not None:
             hooks.dataflex_before_update(**names, context=context)
         started = time.perf_counter()
+        assert isinstance(self.model, torch.nn.Module)
         with undisturbed(self.model), self._blaming(who):
             plan = self.decide(segment, count, context, who)
         digest = decision_hash(plan.rows)
@@ -160,7 +161,8 @@ class PlannedTrainer(DynamicTrainer):
         self.log(metrics)
         logger.info(
             "update %d of %d at step %d: %s '%s' %s in %.1f s",
-            line["update"] + 1, self.schedule.updates, line["step"], self.verb, line["component"], news, line["seconds"],
+            line["update"] + 1, self.schedule.updates, line["step"], self.verb, line["component"], news,
+            line["seconds"],
         )  # fmt: skip
 
     def _batches(self, rows: NDArray[np.int64]) -> Iterator[Any]:

@@ -34,9 +34,10 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, rows: int, global_batch
     asked = schedule.largest_segment * global_batch_size
     if selects and asked > rows and not _repeats(spec):
         raise ConfigError(
-            f"the longest segment asks for {asked} rows ({schedule.largest_segment} steps x {global_batch_size} rows per step), "
-            f"but the train dataset has {rows} -> lower warmup_step, update_step or the batch size, or use a selector with "
-            "`replacement: true`"
+            f"the longest segment asks for {asked} rows ({schedule.largest_segment} steps x {global_batch_size} rows "
+            "per step), "
+            f"but the train dataset has {rows} -> lower warmup_step, update_step or the batch size, or use a selector "
+            "with `replacement: true`"
         )
     return schedule
 

@@ -1,8 +1,8 @@
 """Training with a weight on each sample's loss (``train_type: dynamic_weight``).
 
-The model's own loss function is replaced by one that weighs tokens; everything around it (auxiliary losses, accumulation,
-the average over ranks) stays what ``transformers`` does. Per-token losses come from the log-softmax that the plain loss
-computes anyway, so a weighter costs no second pass over the logits.
+The model's own loss function is replaced by one that weighs tokens; everything around it (auxiliary losses,
+accumulation, the average over ranks) stays what ``transformers`` does. Per-token losses come from the log-softmax that
+the plain loss computes anyway, so a weighter costs no second pass over the logits.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dataflex.train.weighter.objective import Objective, labelled_rows, weighted
 class WeightTrainer(DynamicTrainer):
     """Lets the weighter scale the loss of each sample once ``warmup_step`` steps are done.
 
-    Rows come in the order of a static run. The objective of a step is stated in docs/weighters.md and does not depend on
-    how the step's rows are split into micro-batches and over ranks.
+    Rows come in the order of a static run. The objective of a step is stated in docs/weighters.md and does not depend
+    on how the step's rows are split into micro-batches and over ranks.
     """
 
     component: WeightsSamples
@@ -62,8 +62,8 @@ class WeightTrainer(DynamicTrainer):
             self._active, self._inputs = None, None
         if not self._weighed:
             raise ConfigError(
-                f"{type(self.model).__name__} computes its loss without model.loss_function, so samples cannot be weighed -> use "
-                "a model class of transformers, without a fused loss"
+                f"{type(self.model).__name__} computes its loss without model.loss_function, so samples cannot be "
+                "weighed -> use a model class of transformers, without a fused loss"
             )
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -5,9 +5,9 @@
         def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
             return (losses * (losses < losses.max())).mean()
 
-It runs with ``train_type: dynamic_weight``, ``component_name: ignore_hardest``. The weight of a sample is the derivative of
-the returned scalar by its loss, relative to that of the plain mean; see docs/weighters.md for the objective this gives
-under gradient accumulation and on several ranks.
+It runs with ``train_type: dynamic_weight``, ``component_name: ignore_hardest``. The weight of a sample is the
+derivative of the returned scalar by its loss, relative to that of the plain mean; see docs/weighters.md for the
+objective this gives under gradient accumulation and on several ranks.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The objective of a weighted run.
 
-A step has R rows with a label to predict, over all its micro-batches and ranks; row i has m_i labels, N = sum m_i, token losses c_it and
-loss l_i = mean_t c_it. A weighter returns a scalar s(l) for each micro-batch; w_i = (ds/dl_i) / (d mean/dl_i), so that the
-plain mean weighs every row 1. The step minimises
+A step has R rows with a label to predict, over all its micro-batches and ranks; row i has m_i labels, N = sum m_i,
+token losses c_it and loss l_i = mean_t c_it. A weighter returns a scalar s(l) for each micro-batch; w_i = (ds/dl_i) /
+(d mean/dl_i), so that the plain mean weighs every row 1. The step minimises
 
     L = 1/R sum_i w_i / m_i sum_t c_it  =  1/N sum_i a_i sum_t c_it,   a_i = w_i N / (m_i R)
 
-which is the mean of the weighted sample losses, however the rows are split. With rows of equal length and w = 1 every a_i
-is exactly 1 and the plain loss is computed, operation for operation.
+which is the mean of the weighted sample losses, however the rows are split. With rows of equal length and w = 1 every
+a_i is exactly 1 and the plain loss is computed, operation for operation.
 
-m_i counts labels as ``transformers`` counts them for its own mean, the first token of a row included although it is never
-predicted; l_i, which the weighter sees, is the mean over predicted tokens.
+m_i counts labels as ``transformers`` counts them for its own mean, the first token of a row included although it is
+never predicted; l_i, which the weighter sees, is the mean over predicted tokens.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def weighted_loss(
     else:
         loss = (a_B[:, None] * c_BT).sum()
     loss = loss / tokens
-    # A term of the weighter's own that reaches the parameters other than through the losses counts as well; its value is
-    # not added, so that the logged loss stays the weighted loss.
+    # A term of the weighter's own that reaches the parameters other than through the losses counts as well; its value
+    # is not added, so that the logged loss stays the weighted loss.
     return loss + (scalar - scalar.detach())
 
 
