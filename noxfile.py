@@ -45,6 +45,13 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Kills runs at random moments, many of them while a checkpoint is written, and compares how they end."""
+    install(session, "-r", "tests/requirements.txt")
+    session.run("python", "tests/faults/kill.py", *session.posargs, env=CLEAN)
+
+
+@nox.session
 def wheels(session: nox.Session) -> None:
     """Builds the wheels and the tutorial plugin, installs them into an empty environment and tests them there."""
     session.install("-c", "constraints.txt", "hatchling")

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,32 +33,58 @@ def machine(device: str) -> str:
     return f"{what}{threads}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Returns the wall time of one call, waiting for the GPU."""
+@dataclass(frozen=True)
+class Took:
+    """What one call took.
+
+    Attributes:
+        wall: Seconds on the clock.
+        cpu: Seconds of all threads of the process; steadier where others use the machine, with ``--threads 1``.
+    """
+
+    wall: float
+    cpu: float
+
+
+def timed(run: Callable[[], object], device: str) -> Took:
+    """Returns what one call took, waiting for the GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return Took(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Returns the seconds of each run, ``repeats`` times; one of each per round: a slow moment hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[Took]]:
+    """Returns what each run took, ``repeats`` times; one of each per round: a slow moment hits all alike."""
+    took: dict[str, list[Took]] = {name: [] for name in runs}
     for number in range(repeats):
         for name, run in runs.items():
-            times[name].append(seconds(run, device))
-            print(f"round {number + 1}/{repeats}  {name:<44} {times[name][-1]:8.2f} s", file=sys.stderr)
-    return times
+            took[name].append(timed(run, device))
+            print(f"round {number + 1}/{repeats}  {name:<48} {took[name][-1].wall:8.2f} s", file=sys.stderr)
+    return took
 
 
-def row(name: str, times: Sequence[float], rows: int, reference: float) -> str:
-    """Returns a line of a Markdown table: median, spread, rows/s, and the ratio of rows/s to a reference run's."""
-    median = statistics.median(times)
-    spread = f"{min(times):.2f}-{max(times):.2f}"
-    return f"| {name} | {median:.2f} | {spread} | {rows / median:.1f} | {reference / median:.2f} |"
+def median(took: Sequence[Took]) -> Took:
+    """Returns the medians."""
+    return Took(statistics.median(t.wall for t in took), statistics.median(t.cpu for t in took))
+
+
+def table(took: Mapping[str, Sequence[Took]], rows: int, reference: Took) -> str:
+    """Returns a Markdown table: medians, spread, rows/s, and the ratio of rows/s to those of a reference run."""
+    lines = [
+        "| run | median s | min-max s | rows/s | ratio | median CPU s | ratio by CPU |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, times in took.items():
+        mid, walls = median(times), [t.wall for t in times]
+        lines.append(
+            f"| {name} | {mid.wall:.2f} | {min(walls):.2f}-{max(walls):.2f} | {rows / mid.wall:.1f} "
+            f"| {reference.wall / mid.wall:.2f} | {mid.cpu:.2f} | {reference.cpu / mid.cpu:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def small_model(device: str) -> Qwen2ForCausalLM:

@@ -1,8 +1,8 @@
 """Loss scoring against a bare forward pass over the same rows.
 
-    python benchmarks/loss_scoring.py                      # rows from the standard library's docstrings
-    python benchmarks/loss_scoring.py --data alpaca.json --repeats 5
-    python benchmarks/loss_scoring.py --device cuda
+    python -m benchmarks.loss_scoring                      # rows from the standard library's docstrings
+    python -m benchmarks.loss_scoring --data alpaca.json --repeats 5
+    python -m benchmarks.loss_scoring --device cuda
 
 Bare: ``model(input_ids, attention_mask)`` without gradients, logits everywhere, collation included, in dataset order
 and sorted by length, at the best of several batch sizes. It computes no loss, so a ratio of 1 is not a limit: scoring
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import examples, interleaved, machine, row, seconds, small_model, tokenised
 from dataflex.scoring import per_sample_losses
 from transformers import DataCollatorForSeq2Seq
+
+from benchmarks.common import examples, interleaved, machine, median, small_model, table, timed, tokenised
 
 SIZES = (1, 4, 8, 16, 32, 64)
 Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
@@ -52,7 +52,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--budgets", type=int, nargs="*", default=[], help="token budgets to try beside the default")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
     rows, tokenizer = tokenised(examples(options.data, options.rows), options.cutoff)
@@ -61,15 +64,7 @@ def main() -> None:
     by_length = sorted(rows, key=lambda r: -len(r["input_ids"]))
 
     orders = {"dataset order": rows, "length-sorted": by_length}
-    bare(model, rows[:64], collate, 8, options.device)  # warm-up
-    fastest = {  # on a quarter of the rows, each twice: the best size of each order then runs over all of them
-        (order, size): min(
-            seconds(partial(bare, model, data[::4], collate, size, options.device), options.device) for _ in "12"
-        )
-        for order, data in orders.items()
-        for size in SIZES
-    }
-    best = {order: min(SIZES, key=lambda size, o=order: fastest[o, size]) for order in orders}
+    best = {order: _best_size(model, data[::8], collate, options.device, order) for order, data in orders.items()}
 
     score = partial(per_sample_losses, model, rows, collator=collate, progress=False)
     runs: dict[str, Callable[[], object]] = {
@@ -79,23 +74,24 @@ def main() -> None:
     runs["per_sample_losses"] = score
     runs |= {f"per_sample_losses, {b} tokens": partial(score, token_budget=b) for b in options.budgets}
     runs["batch size 1 with labels"] = partial(one_by_one, model, rows, collate, options.device)
-    times = interleaved(runs, options.repeats, options.device)
+    took = interleaved(runs, options.repeats, options.device)
 
-    reference = min(statistics.median(t) for name, t in times.items() if name.startswith("bare"))
-    print(f"{machine(options.device)}; {options.repeats} repeats, interleaved")
     tokens, labels = (sum(sum(x != -100 for x in r[key]) for r in rows) for key in ("input_ids", "labels"))
-    print(
-        f"{len(rows)} rows, {tokens} tokens, {labels} of them labels; {model.num_parameters() / 1e6:.1f}M parameters\n"
-    )
-    print("| run | median s | min-max s | rows/s | against the best bare forward |\n| --- | --- | --- | --- | --- |")
-    for name, measured in times.items():
-        print(row(name, measured, len(rows), reference))
-    largest = np.max(np.abs(score() - np.array(one_by_one(model, rows, collate, options.device))))
-    print(f"\nlargest difference between the losses of per_sample_losses and of batch size 1: {largest:.1e}")
-    print(
-        "bare forward of every fourth row by batch size, best of 2, s: "
-        + "; ".join(f"{o} {s}: {t:.2f}" for (o, s), t in fastest.items())
-    )
+    print(f"{machine(options.device)}; {options.repeats} repeats, interleaved")
+    print(f"{len(rows)} rows, {tokens} tokens, {labels} of them labels; {model.num_parameters() / 1e6:.1f}M parameters")
+    print("ratio: rows/s against the faster bare forward\n")
+    print(table(took, len(rows), min((median(took[name]) for name in runs if "bare" in name), key=lambda t: t.wall)))
+    largest = np.max(np.abs(score()[::8] - np.array(one_by_one(model, rows[::8], collate, options.device))))
+    print(f"\nlargest difference from the losses at batch size 1, over every eighth row: {largest:.1e}")
+
+
+def _best_size(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, device: str, order: str) -> int:
+    """Returns the batch size of the fastest bare forward over a part of the rows; each is tried twice."""
+    bare(model, rows[:16], collate, 4, device)  # warm-up
+    fastest = {s: min(timed(partial(bare, model, rows, collate, s, device), device).wall for _ in "12") for s in SIZES}
+    tried = ", ".join(f"{size}: {len(rows) / wall:.0f}" for size, wall in fastest.items())
+    print(f"bare forward, {order}, rows/s by batch size, on {len(rows)} rows: {tried}")
+    return min(fastest, key=lambda size: fastest[size])
 
 
 if __name__ == "__main__":

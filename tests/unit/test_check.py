@@ -235,19 +235,16 @@ BAD = [
     (WEIGHT, {"do_train": ...}, "do_train", ["is False", "set do_train: true"]),
     (SELECT, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
     (MIX, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
+    (WEIGHT, {"streaming": True}, "streaming", ["number of rows", "set streaming: false"]),
+    (SELECT, {"auto_find_batch_size": True}, "auto_find_batch_size", ["depends on the batch size", "remove it"]),
+    (WEIGHT, {"use_hyper_parallel": True}, "use_hyper_parallel", ["cannot reach", "train_type: static"]),
+    (SELECT, {"use_mca": True}, "use_mca", ["Megatron", "cannot reach", "train_type: static"]),
     (
         WEIGHT,
         {"enable_liger_kernel": True},
         "enable_liger_kernel",
         ["never forms the loss of a single sample", "false"],
     ),
-    (
-        WEIGHT,
-        {"label_smoothing_factor": 0.1},
-        "label_smoothing_factor",
-        ["is 0.1", "one number for the batch", "factor: 0"],
-    ),
-    (WEIGHT, {"use_dft_loss": True}, "use_dft_loss", ["replaces the loss", "set use_dft_loss: false"]),
     (WEIGHT, {"use_asft_loss": True}, "use_asft_loss", ["replaces the loss", "set use_asft_loss: false"]),
     (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
 ]
@@ -324,7 +321,8 @@ GOOD = [
     (MIX, {"init_mixture_proportions": [3, 0]}),
     (MIX, {"init_mixture_proportions": "0.7, 0.3"}),
     (MIX, {"static_mix": True, "component_name": ..., "update_step": 0, "update_times": -1}),
-    (WEIGHT, {"streaming": True, "label_smoothing_factor": 0.0, "use_dft_loss": False}),
+    (WEIGHT, {"label_smoothing_factor": 0.1, "use_eaft_loss": False}),
+    (WEIGHT, {"use_dft_loss": True}),
     (WEIGHT, {"train_step": 0, "warmup_step": 0}),
     (WEIGHT, {"train_step": 0, "warmup_step": 0, "num_train_epochs": ...}),
 ]
@@ -444,3 +442,10 @@ def test_what_has_no_effect_is_said_once(tmp_path, base, change, text, monkeypat
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == (0 if text is None else 1)
     assert text is None or text in messages[0]
+
+
+def test_the_environment_cannot_hand_a_dynamic_run_to_another_trainer(tmp_path, monkeypatch):
+    monkeypatch.setenv("USE_MCA", "1")
+    run(tmp_path, STATIC, {})
+    with pytest.raises(InvalidConfigError, match="USE_MCA: hands the training to Megatron's trainer"):
+        run(tmp_path, SELECT, {})

@@ -411,7 +411,7 @@ def test_logits_at_labels_are_the_models_own_at_these_positions(rows):
 def test_the_default_budget_on_a_gpu_shrinks_with_its_memory_and_with_the_vocabulary(monkeypatch):
     model = tiny_model()
     on_gpu = SimpleNamespace(device=torch.device("cuda"))
-    assert default_token_budget(model) == 4096
+    assert default_token_budget(model) == 2048
     monkeypatch.setattr(model, "parameters", lambda: iter([on_gpu]))
 
     def budget(gigabytes, vocabulary):

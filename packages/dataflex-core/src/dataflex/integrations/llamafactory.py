@@ -22,7 +22,7 @@ import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError, DataflexError
+from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
 from dataflex.data.rows import MixedSources
 from dataflex.integrations.output_dir import require_free_output_dir
 from dataflex.run.checkpoints import newest_complete
@@ -30,6 +30,7 @@ from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from dataflex.train.trainer.steps import require_map_style, run_schedule
 
 TRAINER_STATE = "trainer_state.json"
+PISSA_INIT = "pissa_init"
 
 
 def run(spec: RunSpec) -> None:
@@ -61,6 +62,7 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
         (sft, "plot_loss", _plot_loss(sft.plot_loss)),
         (pt, "plot_loss", _plot_loss(pt.plot_loss)),
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
+        (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_complete),
     ]
 
@@ -136,6 +138,26 @@ def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[
     elif evaluation:
         result["eval_dataset"] = evaluation
     return result
+
+
+def _pissa_convert(original: type[Any]) -> type[Any]:
+    """Converts with the adapter that the run began with, when it is resumed too.
+
+    The original saves what it finds when training begins; after a resume that is the checkpoint's adapter, and the
+    converted one would lack everything that was learnt before it.
+    """
+
+    class PissaConvertCallback(original):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 0:
+                super().on_train_begin(args, state, control, **kwargs)
+            elif args.should_save and not os.path.isdir(os.path.join(args.output_dir, PISSA_INIT)):
+                raise CheckpointError(
+                    f"pissa_convert needs the adapter that the run began with, and {args.output_dir} has no folder "
+                    f"{PISSA_INIT} -> copy it from the output_dir of the run that is continued"
+                )
+
+    return PissaConvertCallback
 
 
 def _plot_loss(original: Callable[..., Any]) -> Callable[..., Any]:

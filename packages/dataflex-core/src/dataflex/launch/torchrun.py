@@ -9,14 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 
 
-def is_enabled(name: str, environ: Mapping[str, str] = os.environ) -> bool:
+def is_enabled(name: str, environ: Mapping[str, str] | None = None) -> bool:
     """Returns whether an environment variable says yes (true, y or 1), as LLaMA-Factory reads them."""
-    return environ.get(name, "0").lower() in {"true", "y", "1"}
+    return (os.environ if environ is None else environ).get(name, "0").lower() in {"true", "y", "1"}
 
 
-def is_worker(environ: Mapping[str, str] = os.environ) -> bool:
+def is_worker() -> bool:
     """Returns whether a launcher has started this process as one of its ranks."""
-    return "LOCAL_RANK" in environ
+    return "LOCAL_RANK" in os.environ
 
 
 def wanted() -> bool:

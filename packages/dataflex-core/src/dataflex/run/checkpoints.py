@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from dataflex.core.errors import CheckpointError
 from dataflex.run.files import COMPLETE, STATE, replacing
 from dataflex.utils.logging import logger
 
 PREFIX = "checkpoint-"
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream")  # torch.save says nothing of the disk
 
 
 def begin_writing(folder: str | Path) -> None:
@@ -24,10 +29,36 @@ def begin_writing(folder: str | Path) -> None:
     _delete(Path(folder))
 
 
+@contextmanager
+def naming_write_errors(folder: str | Path) -> Iterator[None]:
+    """Turns a failure to write a checkpoint into an error that says where, how much room there is, and what is left.
+
+    Raises:
+        CheckpointError: With the original as its cause. What does not come from writing files passes unchanged.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in _TORCH_WRITER):
+            raise
+        instead = newest_complete(Path(folder).parent)
+        left = f"resuming continues from {instead}" if instead else "no earlier checkpoint is complete"
+        raise CheckpointError(
+            f"the checkpoint {folder} could not be written: {error} ({_free_space(Path(folder))}) -> free disk space or "
+            f"choose another output_dir; {left}"
+        ) from error
+
+
+def _free_space(folder: Path) -> str:
+    standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(standing).free / 2**20:.0f} MiB are free there"
+
+
 def mark_complete(folder: str | Path) -> None:
-    """Declares a checkpoint whole. On one rank, after every rank has written."""
+    """Declares a checkpoint whole as it stands. On one rank, after every rank has written; it may be called again."""
     folder = Path(folder)
-    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / COMPLETE]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     with replacing(folder / COMPLETE) as temporary:
         temporary.write_text(json.dumps({"files": sizes}, indent=1), encoding="utf-8")
 
@@ -36,9 +67,11 @@ def incompleteness(folder: str | Path) -> str | None:
     """Returns why a checkpoint cannot be used, or None where it is whole."""
     folder = Path(folder)
     try:
-        sizes = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"]
+        sizes = dict(json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
         return f"{COMPLETE} is missing: the run was stopped while it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{COMPLETE} cannot be read: {error}"
     for name, size in sizes.items():
         path = folder / name
         if not path.exists():
@@ -76,23 +109,33 @@ def require_complete(folder: str | Path) -> None:
         CheckpointError: With the reason, and the checkpoint to use instead.
     """
     reason = incompleteness(folder)
-    if reason is None or not (Path(folder) / STATE).exists():
-        return  # without our state it is no checkpoint of ours, which loading the state says better
+    ours = any((Path(folder) / name).exists() for name in (COMPLETE, STATE))
+    if reason is None or not ours:
+        return  # of a checkpoint that is not ours, loading the state says it better
     instead = newest_complete(Path(folder).parent)
     way_out = f"resume_from_checkpoint: {instead}" if instead else "leave resume_from_checkpoint out to start anew"
     raise CheckpointError(f"the checkpoint {folder} is incomplete: {reason} -> {way_out}")
 
 
-def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Deletes the oldest checkpoints beyond ``limit``; never the newest, nor the best. On one rank."""
+def rotate(output_dir: str | Path, limit: int | None, best: str | None, written: str | Path) -> None:
+    """Deletes checkpoints beyond ``limit``; never ``written``, which has just been made whole, nor the best.
+
+    Incomplete ones go first, then those of later steps (of a continuation that was given up), then the oldest. On one
+    rank.
+    """
     checkpoints = all_checkpoints(output_dir)
-    if not limit or limit < 0 or not checkpoints:
+    if not limit or limit < 0:
         return
-    kept = {checkpoints[-1]} | {path for path in checkpoints if best is not None and path.samefile(best)}
-    excess = len(checkpoints) - max(limit, len(kept))
-    for folder in [path for path in checkpoints if path not in kept][: max(0, excess)]:
+    kept = [path for path in checkpoints if _same(path, written) or (best is not None and _same(path, best))]
+    others = [path for path in checkpoints if path not in kept]
+    others.sort(key=lambda path: (incompleteness(path) is None, step_of(path) < step_of(written), step_of(path)))
+    for folder in others[: max(0, len(checkpoints) - max(limit, len(kept)))]:
         logger.info("deleting the checkpoint %s, as save_total_limit is %d", folder, limit)
         _delete(folder)
+
+
+def _same(one: Path, other: str | Path) -> bool:
+    return Path(other).exists() and one.samefile(other)
 
 
 def _delete(folder: Path) -> None:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.checks.draft import Draft
+from dataflex.config.known_keys import enabled
 from dataflex.core.errors import Problem, nearest
 
 STAGES = ("sft", "pt")
+
+# Other training loops of LLaMA-Factory's, which would train as if there were no train_type.
+_OTHER_LOOPS = {"use_mca": "Megatron's trainer", "use_hyper_parallel": "HyperParallel's trainer"}
 
 # A weighter needs the loss of each sample. These keys make it one number before anyone can weigh it, or replace it.
 _REFUSED_BY_WEIGHTERS = {
@@ -16,13 +20,14 @@ _REFUSED_BY_WEIGHTERS = {
         "Liger's fused loss never forms the loss of a single sample, which dynamic_weight weighs",
         "set enable_liger_kernel: false",
     ),
-    "label_smoothing_factor": (
-        "the label smoother returns one number for the batch, where dynamic_weight weighs each sample's loss",
-        "set label_smoothing_factor: 0",
+    "use_asft_loss": (
+        "the ASFT loss replaces the loss that dynamic_weight weighs, and is one number for the batch",
+        "set use_asft_loss: false",
     ),
-    "use_dft_loss": ("the DFT loss replaces the loss that dynamic_weight weighs", "set use_dft_loss: false"),
-    "use_asft_loss": ("the ASFT loss replaces the loss that dynamic_weight weighs", "set use_asft_loss: false"),
-    "use_eaft_loss": ("the EAFT loss replaces the loss that dynamic_weight weighs", "set use_eaft_loss: false"),
+    "use_eaft_loss": (
+        "the EAFT loss replaces the loss that dynamic_weight weighs, and is one number for the batch",
+        "set use_eaft_loss: false",
+    ),
 }
 
 
@@ -31,7 +36,7 @@ def engine_problems(draft: Draft) -> list[Problem]:
     problems = _model(draft)
     if draft.kind is None:
         return problems
-    return [*problems, *_output(draft), *_stage(draft), *_data_engine(draft), *_loss(draft)]
+    return [*problems, *_output(draft), *_stage(draft), *_loop(draft), *_data_engine(draft), *_loss(draft)]
 
 
 def _model(draft: Draft) -> list[Problem]:
@@ -66,10 +71,29 @@ def _stage(draft: Draft) -> list[Problem]:
     return problems
 
 
+def _loop(draft: Draft) -> list[Problem]:
+    train_type, problems = draft.arguments.train_type, []
+    for key, whose in _OTHER_LOOPS.items():
+        wanted_by_environment = key == "use_mca" and enabled("USE_MCA")
+        if draft.on(key) or wanted_by_environment:
+            where = "USE_MCA" if wanted_by_environment else key
+            what = f"hands the training to {whose}, which train_type: {train_type} cannot reach"
+            problems.append(Problem(where, what, "switch it off, or use train_type: static"))
+    if draft.on("auto_find_batch_size"):
+        what = f"is True, but what train_type: {train_type} plans depends on the batch size"
+        problems.append(Problem("auto_find_batch_size", what, "remove it and set per_device_train_batch_size"))
+    return problems
+
+
 def _data_engine(draft: Draft) -> list[Problem]:
     train_type, problems = draft.arguments.train_type, []
     if draft.on("streaming") and train_type in ("dynamic_select", "dynamic_mix"):
         what = f"train_type: {train_type} asks for rows by number, and a stream has neither numbers nor an end"
+        problems.append(Problem("streaming", what, "set streaming: false"))
+    elif draft.on("streaming"):
+        what = (
+            f"a checkpoint of train_type: {train_type} knows its dataset by the number of rows, which a stream has not"
+        )
         problems.append(Problem("streaming", what, "set streaming: false"))
     strategy = draft.theirs.get("mix_strategy") or "concat"
     if train_type == "dynamic_mix" and strategy != "concat":

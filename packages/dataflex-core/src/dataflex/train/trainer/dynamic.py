@@ -15,12 +15,22 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.plugins import plugin_manager
 from dataflex.core.registry import find
-from dataflex.run.checkpoints import PREFIX, begin_writing, mark_complete, newest_complete, require_complete, rotate
+from dataflex.run.checkpoints import (
+    PREFIX,
+    begin_writing,
+    mark_complete,
+    naming_write_errors,
+    newest_complete,
+    require_complete,
+    rotate,
+)
 from dataflex.run.config_file import write_config
 from dataflex.run.files import CACHE
 from dataflex.run.record import RunRecord
 from dataflex.run.state import load_state, require_same, save_state
 from dataflex.train.trainer.callback import ScheduleCallback
+from dataflex.utils.logging import logger
+from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +63,7 @@ class DynamicTrainer(Base):
                 f"auto_find_batch_size: true cannot be combined with train_type: {self.arguments.train_type}, because "
                 "the plan depends on the batch size -> set per_device_train_batch_size"
             )
+        self._written: str | None = None  # a checkpoint whose callbacks are still running
         self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
         self.component: Any = self._constructed()
         self.add_callback(ScheduleCallback(self))
@@ -84,7 +95,14 @@ class DynamicTrainer(Base):
             require_complete(resume_from_checkpoint)
             state = load_state(resume_from_checkpoint)
             require_same(state["identity"], self.identity(), resume_from_checkpoint)
+            if state.get("save_only_model"):
+                logger.warning(
+                    "%s was saved with save_only_model: true, without optimizer, scheduler and random states: what "
+                    "follows is not the run that was never stopped",
+                    resume_from_checkpoint,
+                )
             self.restore(state)
+            allow_numbered_cpus()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def begin_record(self) -> None:
@@ -111,7 +129,12 @@ class DynamicTrainer(Base):
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
         state = self.component.state_dict() if isinstance(self.component, Component) else {}
-        return {"step": self.state.global_step, "identity": self.identity(), "component": state}
+        return {
+            "step": self.state.global_step,
+            "identity": self.identity(),
+            "component": state,
+            "save_only_model": self.args.save_only_model,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
@@ -119,25 +142,37 @@ class DynamicTrainer(Base):
             self.component.load_state_dict(state["component"])
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
-        run_dir = self._get_output_dir(trial=trial)
-        folder = os.path.join(run_dir, f"{PREFIX}{self.state.global_step}")
-        if self.args.should_save:
-            begin_writing(folder)
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
+        limit = self.args.save_total_limit
+        with naming_write_errors(folder):
+            if self.args.should_save:
+                begin_writing(folder)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                save_state(folder, self.dynamic_state())
+            self.args.save_total_limit = None  # nothing is deleted before this one is whole
+            try:
+                super()._save_checkpoint(model, trial, *args, **kwargs)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_complete(folder)
+        self._written = folder
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._written is not None:
+            self._settle(self._written)
+            self._written = None
+
+    def _settle(self, folder: str) -> None:
+        """Ends the writing of a checkpoint, after the callbacks: they may have added to it or written files again."""
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            save_state(folder, self.dynamic_state())
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # nothing is deleted before this one is whole
-        try:
-            super()._save_checkpoint(model, trial, *args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(folder)
-            rotate(run_dir, limit, self.state.best_model_checkpoint)
+            with naming_write_errors(folder):
+                mark_complete(folder)
+            rotate(os.path.dirname(folder), self.args.save_total_limit, self.state.best_model_checkpoint, folder)
         self.accelerator.wait_for_everyone()
         plugin_manager().hook.dataflex_after_checkpoint(step=self.state.global_step, folder=folder)
 
@@ -173,6 +208,10 @@ class DynamicTrainer(Base):
         """Turns whatever a component raises into an error that names it, with the original as its cause."""
         try:
             yield
+        except ComponentError as error:
+            if str(error).startswith(who):
+                raise
+            raise ComponentError(f"{who}: {error}") from error.__cause__
         except DataflexError:
             raise
         except Exception as error:  # a component may raise anything; the cause keeps its traceback

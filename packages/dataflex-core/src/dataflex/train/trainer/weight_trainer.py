@@ -1,7 +1,8 @@
 """Training with a weight on each sample's loss (``train_type: dynamic_weight``).
 
-The model's own loss function is replaced by one that weighs tokens; everything around it (auxiliary losses,
-accumulation, the average over ranks) stays what ``transformers`` does. Per-token losses come from the log-softmax that
+The model's own loss function is replaced by one that weighs tokens, and so are the label smoother and the DFT loss
+where the run has one of them; everything around it (auxiliary losses, accumulation, the average over ranks) stays what
+``transformers`` does. Per-token losses come from the log-softmax that
 the plain loss computes anyway, so a weighter costs no second pass over the logits.
 """
 
@@ -19,6 +20,7 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.train.trainer.dynamic import DynamicTrainer
 from dataflex.train.weighter.base_weighter import WeightsSamples
 from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
+from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
 
 
 class WeightTrainer(DynamicTrainer):
@@ -37,9 +39,11 @@ class WeightTrainer(DynamicTrainer):
         self.args.max_steps = keys.train_step or formula or self.args.max_steps
         self._active: WeightsSamples | None = None
         self._inputs: Any = None
+        self._tokens: Any = None
         self._rows_in_step = 0
         self._weighed = False
         self._replace_loss_function()
+        self._replace_loss_of_outputs()
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Hands the micro-batch to the weighter's own ``training_step``."""
@@ -62,13 +66,15 @@ class WeightTrainer(DynamicTrainer):
             self._active, self._inputs = None, None
         if not self._weighed:
             raise ConfigError(
-                f"{type(self.model).__name__} computes its loss without model.loss_function, so samples cannot be "
-                "weighed -> use a model class of transformers, without a fused loss"
+                f"{type(self.model).__name__} computes its loss without model.loss_function, or the trainer has a "
+                "compute_loss_func of its own, so samples cannot be weighed -> use a model class of transformers, "
+                "without a fused loss, and no compute_loss_func"
             )
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the trainer underneath does, with the weighter's hand on the model's loss function."""
-        self._inputs = inputs
+        self._inputs = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
+        self._tokens = kwargs.get("num_items_in_batch")
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,11 +95,35 @@ class WeightTrainer(DynamicTrainer):
         def loss_function(logits: Any, labels: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
             if self._active is None or labels is None:
                 return plain(logits, labels, *args, num_items_in_batch=num_items_in_batch, **kwargs)
-            self._weighed = True
-            objective = Objective(num_items_in_batch, self._rows_in_step)
-            return weighted_loss(logits, labels, objective, self._weigh)
+            return self._weighted(logits, labels, num_items_in_batch, CROSS_ENTROPY)
 
         base.loss_function = loss_function
+
+    def _replace_loss_of_outputs(self) -> None:
+        """Replaces what computes the loss from the model's outputs, where it is known how a token's loss is meant."""
+        smoother, loss_func = self.label_smoother, self.compute_loss_func
+        if loss_func is not None and self.spec.llamafactory.get("use_dft_loss") is True:
+
+            def compute_loss_func(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+                if self._active is None or labels is None:
+                    return loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+                return self._weighted(outputs["logits"], labels, num_items_in_batch, DynamicFineTuning())
+
+            self.compute_loss_func = compute_loss_func
+        elif loss_func is None and smoother is not None:
+
+            def label_smoother(outputs: Any, labels: Any, shift_labels: bool = False) -> Any:
+                if self._active is None:
+                    return smoother(outputs, labels, shift_labels=shift_labels)
+                return self._weighted(outputs["logits"], labels, self._tokens, LabelSmoothing(smoother.epsilon))
+
+            self.label_smoother = label_smoother
+
+    def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
+        self._weighed = True
+        return weighted_loss(
+            logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss
+        )
 
     def _weigh(self, losses_B: torch.Tensor) -> torch.Tensor:
         assert self._active is not None

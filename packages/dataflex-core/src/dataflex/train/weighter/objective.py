@@ -9,8 +9,9 @@ token losses c_it and loss l_i = mean_t c_it. A weighter returns a scalar s(l) f
 which is the mean of the weighted sample losses, however the rows are split. With rows of equal length and w = 1 every
 a_i is exactly 1 and the plain loss is computed, operation for operation.
 
-m_i counts labels as ``transformers`` counts them for its own mean, the first token of a row included although it is
-never predicted; l_i, which the weighter sees, is the mean over predicted tokens.
+m_i counts labels as the plain loss counts them for its own mean: where the loop counts the labels of the step, the
+first token of a row is included although it is never predicted; l_i, which the weighter sees, is the mean over
+predicted tokens. c_it is cross entropy, or the run's other :mod:`token loss <dataflex.train.weighter.token_losses>`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100
+from dataflex.train.weighter.token_losses import CROSS_ENTROPY, IGNORED, TokenLoss
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def weighted_loss(
     labels_BT: torch.Tensor,
     objective: Objective,
     weigh: Callable[[torch.Tensor], torch.Tensor],
+    token_loss: TokenLoss = CROSS_ENTROPY,
 ) -> torch.Tensor:
     """Returns this micro-batch's part of the step's loss, a scalar.
 
@@ -55,21 +57,25 @@ def weighted_loss(
         labels_BT: Labels before the shift; -100 is ignored.
         objective: N and R of the step.
         weigh: The weighter: (B,) losses -> scalar that depends on them.
+        token_loss: What a token costs.
     """
     B, T, V = logits_BTV.shape
     labels_BT = labels_BT.to(logits_BTV.device)
     targets_BT = F.pad(labels_BT, (0, 1), value=IGNORED)[:, 1:].contiguous()
     # The two halves of cross_entropy, apart, so that the token losses cost no second pass over the vocabulary.
     logp = F.log_softmax(logits_BTV.float().view(B * T, V), dim=-1)
-    c_BT = F.nll_loss(logp, targets_BT.view(-1), ignore_index=IGNORED, reduction="none").view(B, T)
+    c_M = token_loss.each(logp, targets_BT.view(-1))
+    c_BT = c_M.view(B, T)
     w_B, scalar = _weights(c_BT.detach(), targets_BT, weigh)
-    m_B = (labels_BT != IGNORED).sum(dim=1)
-    tokens, rows = (
-        (m_B.sum(), labelled_rows(labels_BT)) if objective.tokens is None else (objective.tokens, objective.rows)
-    )
+    rows = labelled_rows(labels_BT) if objective.tokens is None else objective.rows
+    if objective.tokens is not None and token_loss.counts_first:
+        m_B, tokens = (labels_BT != IGNORED).sum(dim=1), objective.tokens
+    else:  # any number does for N, as it cancels out; the plain loss divides by this one
+        m_B = (targets_BT != IGNORED).sum(dim=1)
+        tokens = m_B.sum().clamp(min=1)
     a_B = torch.where(m_B > 0, w_B.double() * tokens / (m_B.clamp(min=1) * rows), 1.0).to(c_BT.dtype)
     if bool((a_B == 1).all()):
-        loss = F.nll_loss(logp, targets_BT.view(-1), ignore_index=IGNORED, reduction="sum")
+        loss = token_loss.total(logp, targets_BT.view(-1), c_M)
     else:
         loss = (a_B[:, None] * c_BT).sum()
     loss = loss / tokens

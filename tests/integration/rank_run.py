@@ -1,0 +1,185 @@
+"""What each rank runs in the tests of ranks and engines: small runs of a plain ``transformers.Trainer``, one after the
+other, so that a process group is started once for many of them.
+
+    python -m torch.distributed.run --nproc_per_node 2 rank_run.py JOBS.json
+
+JOBS.json holds a list of :class:`Job` fields. Each rank leaves ``rank-R.json`` in the job's folder: the rows of each of
+its micro-batches, the losses, and a digest of the final weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.kinds import BY_TRAIN_TYPE as KINDS
+from dataflex.core.registry import register_selector, register_weighter
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.train.selector.base_selector import Selector
+from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
+from dataflex.train.weighter.base_weighter import Weighter
+from engines import shard_on_cpu
+from transformers import Trainer
+
+ROWS = 61  # a prime: no number of ranks or batches divides it
+LENGTHS = range(8, 25)
+
+
+@dataclass
+class Job:
+    """One run.
+
+    Attributes:
+        out: The folder of the run.
+        train_type: ``dynamic_select``, ``dynamic_mix`` or ``dynamic_weight``.
+        component: Its name.
+        params: Its parameters.
+        args: Training arguments.
+        resume: A checkpoint to resume from.
+        shards: Whether to make accelerate shard on the CPU (see :mod:`engines`).
+        model: Arguments of the tiny model.
+    """
+
+    out: str
+    train_type: str
+    component: str
+    params: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    resume: str | None = None
+    shards: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def spec(self) -> RunSpec:
+        """Returns 2 steps of warm-up and 2 updates of 2 steps."""
+        kind = KINDS[self.train_type]
+        keys = {"warmup_step": 2, "update_step": 2, "update_times": 2}
+        arguments = DataflexArguments(train_type=self.train_type, component_name=self.component, **keys)
+        return RunSpec(arguments, ComponentSpec(kind, self.component, self.component, self.params))
+
+
+@register_selector("own_opinion")
+class OwnOpinion(Selector):
+    """The fault that a rank check is there for: a decision that depends on the rank."""
+
+    def select(self, model, step_id, num_samples, **kwargs):
+        first = self.accelerator.process_index if step_id == 4 else 0
+        return range(first, first + num_samples)
+
+
+@register_selector("one_rank_raises")
+class OneRankRaises(Selector):
+    def select(self, model, step_id, num_samples, **kwargs):
+        if self.accelerator.process_index == 1:
+            raise RuntimeError("only here")
+        return range(num_samples)
+
+
+@register_selector("one_rank_dies")
+class OneRankDies(Selector):
+    def select(self, model, step_id, num_samples, **kwargs):
+        if self.accelerator.process_index == 1 and step_id == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return range(num_samples)
+
+
+@register_weighter("one_rank_dies")
+class OneRankDiesWeighing(Weighter):
+    def get_weighted_loss(self, losses, *, ctx, model=None, inputs=None):
+        if ctx.accelerator.process_index == 1 and ctx.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses.mean()
+
+
+@register_weighter("square")
+class Square(Weighter):
+    """Weighs a sample by its own loss alone, so that it does not matter with whom it shares a micro-batch."""
+
+    def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
+        return losses.square().mean()
+
+
+class Watched(Trainer):
+    """Notes which rows each micro-batch holds; a row's tokens tell which one it is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rows = self.train_dataset
+        self.numbers = {tuple(rows[i]["input_ids"]): i for i in range(len(rows))}
+        self.seen: list[list[int]] = []
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+        self.seen.append([self.numbers[tuple(row)] for row in tokens])
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def rows(job: Job) -> Any:
+    """Returns the rows of a job, all different and of uneven length."""
+    if job.train_type == "dynamic_mix":
+        return {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
+    # A weighted run goes through its rows as a static one does, and there transformers repeats rows on several ranks
+    # to fill the last batch: give it whole batches.
+    return TokenRows(ROWS if job.train_type == "dynamic_select" else 72, lengths=LENGTHS)
+
+
+def weights_digest(trainer: Trainer) -> str:
+    """Returns a digest of this rank's weights (of its shards, where the engine shards)."""
+    digest = hashlib.blake2b(digest_size=8)
+    for _, value in sorted(trainer.model.state_dict().items()):
+        local = value.to_local() if hasattr(value, "to_local") else value
+        digest.update(local.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(job: Job) -> None:
+    """Trains, and leaves ``rank-R.json``."""
+    args = {"max_steps": 6, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1} | job.args
+    arguments = tiny_training_args(job.out, **args)
+    if job.shards:
+        shard_on_cpu()
+    trainer = trainer_class(BY_TRAIN_TYPE[job.train_type], Watched)(
+        model=tiny_model(**job.model),
+        args=arguments,
+        train_dataset=rows(job),
+        data_collator=pad_collate,
+        dataflex=job.spec(),
+    )
+    result: dict[str, Any] = {"rank": trainer.args.process_index}
+    failed = False
+    Path(job.out).mkdir(parents=True, exist_ok=True)
+    try:
+        trainer.train(resume_from_checkpoint=job.resume)
+    except Exception as error:  # the test reads what each rank was told
+        result["error"] = f"{type(error).__name__}: {error}"
+        failed = True
+        raise
+    else:
+        result["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        result["weights"] = weights_digest(trainer)
+    finally:
+        result["seen"] = trainer.seen
+        (Path(job.out) / f"rank-{result['rank']}.json").write_text(json.dumps(result))
+        if failed and job.component == "own_opinion":
+            torch.distributed.barrier()  # every rank must have been stopped by the same error, or this never ends
+
+
+def main(file: str) -> None:
+    """Runs the jobs of a file in this process group."""
+    torch.set_num_threads(1)
+    for job in json.loads(Path(file).read_text()):
+        run(Job(**job))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
