@@ -1,6 +1,6 @@
 """What dynamic training costs: wall time against the static run, and time and space of a checkpoint's plan.
 
-    python benchmarks/overhead.py [--repeats 5] [--steps 60]
+    python -m benchmarks.overhead [--repeats 5] [--steps 60]
 
 Runs of LLaMA-Factory in this one process, static and dynamic in turn on the same rows, batch size and steps, so that both
 see the same machine. Compared is the ``train_runtime`` that LLaMA-Factory reports: the training loop, without imports,
@@ -28,7 +28,7 @@ from dataflex.data.order import RowOrder
 from dataflex.run.state import load_state, save_state
 from dataflex.workspace import create
 
-from common import machine
+from benchmarks.common import machine
 
 COMMON = ["do_eval=false", "plot_loss=false", "save_strategy='no'", "disable_tqdm=true", "logging_steps=1000"]
 RUNS = {

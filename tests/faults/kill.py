@@ -21,12 +21,14 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-for _name, _value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}.items():
-    os.environ[_name] = _value  # before torch is imported; one thread, because threads do not survive a fork
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: its threads would not survive a fork
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import training
 from dataflex.run.checkpoints import all_checkpoints, newest_complete, step_of
@@ -101,7 +103,7 @@ def kill_and_resume(
             kills += 1
             tally.killed += 1
             found = _left_behind(output_dir, tally)
-            print(f"kill {tally.killed:3}  run {number} ({train_type}, accumulation {accumulation}): {found}", flush=True)
+            print(f"kill {tally.killed:3}  run {number} ({train_type} x{accumulation}): {found}", flush=True)
     tally.resumed += kills
     differing = [key for key in expected if ended is None or ended[key] != expected[key]]
     tally.identical += 0 if differing else kills
@@ -139,11 +141,9 @@ def _child(answer: Path, log: Path, work: Callable[[], dict[str, str]]) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         answer.write_text(json.dumps(work()))
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
     finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

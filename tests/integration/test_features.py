@@ -12,13 +12,17 @@ import pytest
 import torch
 from dataflex.config.known_keys import llamafactory_keys
 from dataflex.run.record import read_trace
-from feature_cells import CELLS, FEATURES, TRAIN_TYPES, command, written
+from feature_cells import CELLS, FEATURES, REFUSED, TRAIN_TYPES, command, written
 from feature_run import Watched, watch
 from safetensors.torch import load_file
 
 DOCS = Path(__file__).parents[2] / "docs"
-RUNS = [cell for cell, runs in CELLS.items() if runs]
-REFUSALS = [cell for cell, runs in CELLS.items() if not runs]
+RUNS = [
+    pytest.param(*cell, marks=[pytest.mark.gpu] if FEATURES[cell[0]].gpu else [])
+    for cell, outcome in CELLS.items()
+    if outcome != REFUSED
+]
+REFUSALS = [cell for cell, outcome in CELLS.items() if outcome == REFUSED]
 
 
 def skip_where_it_cannot_run(name: str) -> None:
@@ -59,6 +63,10 @@ def plain_losses(run_cell):
     return plain_losses_
 
 
+@pytest.mark.filterwarnings(
+    "ignore:BAdam expect model to be loaded in fp16:UserWarning",
+    "ignore:This implementation of AdamW is deprecated:FutureWarning",  # GaLore's own
+)
 @pytest.mark.parametrize(("name", "train_type"), RUNS)
 def test_the_feature_is_in_force_and_the_run_is_dynamic(name, train_type, run_cell, plain_losses):
     seen = run_cell(name, train_type)
@@ -91,7 +99,7 @@ def test_the_refusal_says_why_and_the_way_out_before_a_model_is_loaded(name, tra
 def test_the_documented_table_is_the_one_that_is_run():
     page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
     assert page == written(page)
-    assert CHECKS.keys() == {name for name, _ in RUNS}
+    assert CHECKS.keys() == {name for (name, _), outcome in CELLS.items() if outcome != REFUSED}
     assert len(CELLS) == len(FEATURES) * len(TRAIN_TYPES)
 
 
@@ -143,10 +151,10 @@ def badam(seen: Watched, plain: list[float]) -> None:
     assert blocks == {"0", "1"}  # it switched from one to the other
 
 
-def low_rank(expected: str):
+def low_rank(package: str):
     def check(seen: Watched, plain: list[float]) -> None:
         full(seen, plain)
-        assert type(seen.optimizer).__name__ == expected
+        assert type(seen.optimizer).__module__.startswith(package)
         assert any(group.get("rank") == 8 and group["params"] for group in seen.optimizer.param_groups)
 
     return check
@@ -192,8 +200,6 @@ def other_loss(seen: Watched, plain: list[float]) -> None:
 
 def neftune(seen: Watched, plain: list[float]) -> None:
     assert all(a != b for a, b in zip(seen.losses, plain, strict=True))
-    if seen.trainer.component is not None and (scores := [line.get("scores") for line in read_trace(seen.out)])[:1]:
-        assert all(s is None or math.isfinite(s["mean"]) for s in scores)
 
 
 def evaluated_by_steps(seen: Watched, plain: list[float]) -> None:
@@ -238,9 +244,9 @@ CHECKS = {
     "freeze": freeze,
     "full": full,
     "badam": badam,
-    "galore": low_rank("GaLoreAdamW"),
+    "galore": low_rank("galore_torch"),
     "galore_layerwise": layerwise,
-    "apollo": low_rank("APOLLOAdamW"),
+    "apollo": low_rank("apollo_torch"),
     "adam_mini": optimizer("Adam_mini"),
     "muon": optimizer("Muon"),
     "packing": packed,

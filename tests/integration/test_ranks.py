@@ -27,7 +27,11 @@ KINDS = {
     "weight": ("dynamic_weight", "loss", {}),
     "square": ("dynamic_weight", "square", {}),
 }
-RESUMED = ("select", "mix", "square")  # the loss weighter compares rows inside a micro-batch: accumulation matters to it
+RESUMED = (
+    "select",
+    "mix",
+    "square",
+)  # the loss weighter compares rows inside a micro-batch: accumulation matters to it
 MIDDLE = 3  # a step inside a segment
 
 
@@ -195,6 +199,8 @@ def test_two_nodes_are_one_run(workspace, tmp_path, train):
     hashes = [[line["decision_hash"] for line in read_trace(tmp_path / name)] for name in ("one", "two")]
     assert len(hashes[0]) == 2
     assert hashes[0] == hashes[1]
-    losses = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
+    losses = [
+        json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")
+    ]
     one, both = ([entry["loss"] for entry in history if "loss" in entry] for history in losses)
     assert one == pytest.approx(both, rel=1e-4)

@@ -180,7 +180,7 @@ def run(which, folder, patience=None, **changes):
     """A run over the same rows in the same order, whichever trainer does it."""
     chosen = RUNS[which]
     base = Trainer if chosen is None else trainer_class(MIXINS[chosen[0]], Trainer)
-    made = base(
+    return base(
         model=model(),
         args=arguments(folder, **({"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1} | changes)),
         train_dataset=TokenRows(64, lengths=16),
@@ -189,7 +189,6 @@ def run(which, folder, patience=None, **changes):
         callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
         **({} if chosen is None else {"dataflex": spec(*chosen)}),
     )
-    return made
 
 
 def kept(folder):

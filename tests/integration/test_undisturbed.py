@@ -160,8 +160,8 @@ def test_batch_norm_and_dropout_of_a_model_that_is_no_language_model_go_on_as_in
     arguments = DataflexArguments(train_type="dynamic_select", warmup_step=2, update_step=2, update_times=2)
     spec = RunSpec(arguments, ComponentSpec(SELECTOR, "scores_points", "scores_points", {}))
     static = points_trainer(Trainer, tmp_path / "static")
-    dynamic = points_trainer(trainer_class(SelectTrainer, Trainer), tmp_path / "dynamic", dataflex=spec)
     static.train()
+    dynamic = points_trainer(trainer_class(SelectTrainer, Trainer), tmp_path / "dynamic", dataflex=spec)  # seeds anew
     dynamic.train()
     assert [line["step"] for line in read_trace(tmp_path / "dynamic")] == [2, 4]
     assert equal(dict(dynamic.model.state_dict()), dict(static.model.state_dict()))

@@ -55,7 +55,9 @@ def test_a_missing_or_a_truncated_file_at_any_depth_is_named(tmp_path, name):
     assert incompleteness(path) == f"{name} is missing"
 
 
-@pytest.mark.parametrize("content", [b"", b'{"files": {"a', b"\xff\xfe", b"[]", b"{}", b'{"files": 3}', b'{"files": null}'])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"files": {"a', b"\xff\xfe", b"[]", b"{}", b'{"files": 3}', b'{"files": null}']
+)
 def test_a_torn_or_foreign_list_is_incomplete_and_no_crash(tmp_path, content):
     path = checkpoint(tmp_path, 3)
     (path / COMPLETE).write_bytes(content)
@@ -191,6 +193,25 @@ def test_rotation_survives_a_best_checkpoint_of_a_run_that_was_moved(tmp_path):
     written = checkpoint(tmp_path, 3)
     checkpoint(tmp_path, 2)
     rotate(tmp_path, 1, str(tmp_path / "before the move" / "checkpoint-2"), written)
+    assert steps(tmp_path) == [3]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_stop_the_run_and_goes_first_next_time(
+    tmp_path, monkeypatch, caplog
+):
+    first, written = checkpoint(tmp_path, 2), checkpoint(tmp_path, 3)
+
+    def busy(folder):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.shutil, "rmtree", busy)
+        rotate(tmp_path, 1, None, written)
+    assert (
+        f"the old checkpoint {first} could not be deleted: [Errno {errno.ENOTEMPTY}] Directory not empty" in caplog.text
+    )
+    assert newest_complete(tmp_path) == str(written)
+    rotate(tmp_path, 1, None, written)
     assert steps(tmp_path) == [3]
 
 

@@ -1,7 +1,6 @@
 import sys
 
 import pytest
-
 from dataflex.launch import torchrun
 from dataflex.launch.torchrun import command, is_enabled, is_worker
 

@@ -10,18 +10,36 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dataflex.core.errors import CheckpointError
+from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.run.files import COMPLETE, STATE, replacing
 from dataflex.utils.logging import logger
 
 PREFIX = "checkpoint-"
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream")  # torch.save says nothing of the disk
+
+
+def require_writable(output_dir: str | Path) -> None:
+    """Refuses a folder that nothing can be written to, before anything is trained.
+
+    Raises:
+        ConfigError: With the reason that the system gives.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {output_dir} cannot be written to: {error.strerror} -> choose another output_dir, or change "
+            "its permissions"
+        ) from error
 
 
 def begin_writing(folder: str | Path) -> None:
@@ -44,8 +62,8 @@ def naming_write_errors(folder: str | Path) -> Iterator[None]:
         instead = newest_complete(Path(folder).parent)
         left = f"resuming continues from {instead}" if instead else "no earlier checkpoint is complete"
         raise CheckpointError(
-            f"the checkpoint {folder} could not be written: {error} ({_free_space(Path(folder))}) -> free disk space or "
-            f"choose another output_dir; {left}"
+            f"the checkpoint {folder} could not be written: {error} ({_free_space(Path(folder))}) -> free disk space "
+            f"or choose another output_dir; {left}"
         ) from error
 
 
@@ -131,7 +149,10 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None, written:
     others.sort(key=lambda path: (incompleteness(path) is None, step_of(path) < step_of(written), step_of(path)))
     for folder in others[: max(0, len(checkpoints) - max(limit, len(kept)))]:
         logger.info("deleting the checkpoint %s, as save_total_limit is %d", folder, limit)
-        _delete(folder)
+        try:
+            _delete(folder)
+        except OSError as error:  # no reason to stop a run: what is left of it is incomplete, and goes first next time
+            logger.warning("the old checkpoint %s could not be deleted: %s", folder, error)
 
 
 def _same(one: Path, other: str | Path) -> bool:

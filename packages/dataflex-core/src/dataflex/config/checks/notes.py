@@ -11,6 +11,7 @@ from dataflex.run.config_file import VERSIONS, installed_versions
 
 _MIXING = frozenset({"static_mix", "mixture_sample_rule", "init_mixture_proportions"})
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
+_ORDER = ("disable_shuffling", "group_by_length")  # LLaMA-Factory's and transformers' own; the second until 4.57
 _COMPONENT = frozenset({"component_name", "components_cfg_file"})
 
 
@@ -30,6 +31,10 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
     planned = a.warmup_step + a.update_step * a.update_times
     if draft.kind is not None and a.update_times > 0 and 0 < a.train_step < planned:
         yield f"train_step: {a.train_step} ends the run before its {a.update_times} updates, which take {planned} steps"
+    order = [key for key in _ORDER if draft.on(key)]
+    order += [key for key in ("train_sampling_strategy",) if draft.theirs.get(key) not in (None, "random")]
+    if order and a.train_type in ("dynamic_select", "dynamic_mix"):
+        yield f"{', '.join(order)}: no effect with train_type: {a.train_type}, which plans the order of the rows"
     yield from _other_versions(config.get(VERSIONS))
 
 

@@ -22,6 +22,7 @@ from dataflex.run.checkpoints import (
     naming_write_errors,
     newest_complete,
     require_complete,
+    require_writable,
     rotate,
 )
 from dataflex.run.config_file import write_config
@@ -29,8 +30,8 @@ from dataflex.run.files import CACHE
 from dataflex.run.record import RunRecord
 from dataflex.run.state import load_state, require_same, save_state
 from dataflex.train.trainer.callback import ScheduleCallback
-from dataflex.utils.logging import logger
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
+from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,9 @@ class DynamicTrainer(Base):
     """
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+        given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if given is not None and given.should_save:
+            require_writable(given.output_dir)
         super().__init__(*args, **kwargs)
         self.spec = dataflex
         if self.args.auto_find_batch_size:

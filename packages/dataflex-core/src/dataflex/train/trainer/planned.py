@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -77,6 +78,12 @@ class PlannedTrainer(DynamicTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Returns the one loader of the run, a :class:`~dataflex.data.loader.PlannedLoader`."""
+        dataset, collate = self.train_dataset, self.data_collator
+        # Which columns are unused is read off the model's forward: now, as an engine may wrap the model later.
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description="training")
         return PlannedLoader(
             schedule=self.schedule,
             dataset=self.train_dataset,
@@ -84,7 +91,7 @@ class PlannedTrainer(DynamicTrainer):
             global_batch_size=self._global_batch_size,
             position=lambda: self.state.global_step,
             plan=self._plan,
-            batches=self._batches,
+            batches=functools.partial(self._batches, dataset, collate),
         )
 
     def epoch_at(self, step: int) -> float | None:
@@ -165,13 +172,8 @@ class PlannedTrainer(DynamicTrainer):
             line["seconds"],
         )  # fmt: skip
 
-    def _batches(self, rows: NDArray[np.int64]) -> Iterator[Any]:
+    def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
         """Yields this rank's batches of the rows that are left of a segment, on the device."""
-        dataset, collate = self.train_dataset, self.data_collator
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="training")
         generator = torch.Generator()
         generator.manual_seed(seeded(self.seed, "loader", self.state.global_step))
         planned = PlannedRows(dataset, rows)

@@ -117,13 +117,11 @@ class WeightTrainer(DynamicTrainer):
                     return smoother(outputs, labels, shift_labels=shift_labels)
                 return self._weighted(outputs["logits"], labels, self._tokens, LabelSmoothing(smoother.epsilon))
 
-            self.label_smoother = label_smoother
+            self.label_smoother = label_smoother  # type: ignore[assignment]  # called, never looked into
 
     def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
         self._weighed = True
-        return weighted_loss(
-            logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss
-        )
+        return weighted_loss(logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss)
 
     def _weigh(self, losses_B: torch.Tensor) -> torch.Tensor:
         assert self._active is not None

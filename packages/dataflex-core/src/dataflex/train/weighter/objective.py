@@ -74,11 +74,9 @@ def weighted_loss(
         m_B = (targets_BT != IGNORED).sum(dim=1)
         tokens = m_B.sum().clamp(min=1)
     a_B = torch.where(m_B > 0, w_B.double() * tokens / (m_B.clamp(min=1) * rows), 1.0).to(c_BT.dtype)
-    if bool((a_B == 1).all()):
-        loss = token_loss.total(logp, targets_BT.view(-1), c_M)
-    else:
-        loss = (a_B[:, None] * c_BT).sum()
-    loss = loss / tokens
+    uniform = bool((a_B == 1).all())
+    total = token_loss.total(logp, targets_BT.view(-1), c_M) if uniform else (a_B[:, None] * c_BT).sum()
+    loss = total / tokens
     # A term of the weighter's own that reaches the parameters other than through the losses counts as well; its value
     # is not added, so that the logged loss stays the weighted loss.
     return loss + (scalar - scalar.detach())
