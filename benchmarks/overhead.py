@@ -2,9 +2,9 @@
 
     python -m benchmarks.overhead [--repeats 5] [--steps 60]
 
-Runs of LLaMA-Factory in this one process, static and dynamic in turn on the same rows, batch size and steps, so that both
-see the same machine. Compared is the ``train_runtime`` that LLaMA-Factory reports: the training loop, without imports,
-tokenisation and model loading. The first round warms up and is not counted.
+Runs of LLaMA-Factory in this one process, static and dynamic in turn with the same data, batch size and steps, so that
+both see the same machine. Compared is the ``train_runtime`` that LLaMA-Factory reports: the training loop, without
+imports, tokenisation and model loading. The first round warms up and is not counted.
 """
 
 from __future__ import annotations
@@ -65,14 +65,12 @@ def compare(repeats: int, steps: int) -> None:
                 taken = runtime(name, folder, words)
                 if turn:
                     seconds[name].append(taken)
-        print(
-            f"\n{'run':16} {'median s':>9} {'min':>7} {'max':>7} {'ratio of medians':>17} {'median of paired ratios':>24}"
-        )
+        print(f"\n{'run':16} {'median s':>9} {'min':>7} {'max':>7} {'ratio of medians':>17} {'paired ratio':>13}")
         for name, values in seconds.items():
             ratio = statistics.median(values) / statistics.median(seconds["static"])
             paired = statistics.median(a / b for a, b in zip(values, seconds["static"], strict=True))
             spread = f"{min(values):7.2f} {max(values):7.2f}"
-            print(f"{name:16} {statistics.median(values):9.2f} {spread} {ratio:17.3f} {paired:24.3f}")
+            print(f"{name:16} {statistics.median(values):9.2f} {spread} {ratio:17.3f} {paired:13.3f}")
 
 
 def planning() -> None:

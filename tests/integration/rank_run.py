@@ -117,7 +117,8 @@ class Watched(Trainer):
         self.seen: list[list[int]] = []
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        tokens = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+        pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        tokens = [ids[mask.bool()].tolist() for ids, mask in pairs]
         self.seen.append([self.numbers[tuple(row)] for row in tokens])
         return super().training_step(model, inputs, *args, **kwargs)
 
@@ -165,6 +166,7 @@ def run(job: Job) -> None:
     else:
         result["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         result["weights"] = weights_digest(trainer)
+        result["engine"] = type(trainer.model_wrapped).__name__
     finally:
         result["seen"] = trainer.seen
         (Path(job.out) / f"rank-{result['rank']}.json").write_text(json.dumps(result))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
@@ -18,8 +19,10 @@ from dataflex.run.files import COMPLETE, STATE
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
+from dataflex.train.trainer.passes import PassKeeper
 from peft import LoraConfig, get_peft_model
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # peft, of a tiny model
 
@@ -307,3 +310,21 @@ def test_the_position_is_found_without_walking_the_rows_before_it(tmp_path):
     made(tmp_path / "again").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
     assert read == everything[-8:]
     assert np.unique(read).size == 8
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_loader_that_skips_batches_stays_in_the_pass_the_run_was_resumed_in(world):
+    """As transformers 4.51 resumes: it names the pass first and skips then, and the skipping loader begins at 0."""
+
+    def made():
+        plain = DataLoader(range(16), batch_size=2, sampler=SeedableRandomSampler(range(16), data_seed=42))
+        return prepare_data_loader(plain, num_processes=world, process_index=0, put_on_device=False)
+
+    whole = made()
+    whole.set_epoch(1)
+    expected = [batch.tolist() for batch in whole]
+    resumed = made()
+    resumed.set_epoch(1)
+    state, args = TrainerState(epoch=1.25), tiny_training_args("unused")
+    PassKeeper().on_epoch_begin(args, state, TrainerControl(), train_dataloader=resumed)
+    assert [batch.tolist() for batch in skip_first_batches(resumed, 2)] == expected[2:]

@@ -22,6 +22,7 @@ SELECT = {
 MIX = SELECT | {"train_type": "dynamic_mix", "dataset": "a,b", "stage": "pt"}
 WEIGHT = {"train_type": "dynamic_weight", "component_name": "loss", "warmup_step": 1, "train_step": 5}
 STATIC = {"train_type": "static"}
+SINCE_0_9_5 = {"use_asft_loss", "use_eaft_loss", "use_hyper_parallel"}  # an older llamafactory does not know these keys
 
 
 @pytest.fixture(autouse=True)
@@ -251,6 +252,9 @@ BAD = [
 
 @pytest.mark.parametrize(("base", "change", "key", "parts"), BAD, ids=lambda value: str(value)[:40])
 def test_a_bad_input_is_one_problem_with_its_key_what_was_found_and_the_way_out(tmp_path, base, change, key, parts):
+    known = known_keys.llamafactory_keys()
+    if key in SINCE_0_9_5 and known is not None and key not in known:
+        pytest.skip(f"the installed llamafactory has no {key}")
     with pytest.raises(InvalidConfigError) as caught:
         run(tmp_path, base, change)
     (problem,) = caught.value.problems
@@ -320,7 +324,7 @@ GOOD = [
     (MIX, {"init_mixture_proportions": [3, 0]}),
     (MIX, {"init_mixture_proportions": "0.7, 0.3"}),
     (MIX, {"static_mix": True, "component_name": ..., "update_step": 0, "update_times": -1}),
-    (WEIGHT, {"label_smoothing_factor": 0.1, "use_eaft_loss": False}),
+    (WEIGHT, {"label_smoothing_factor": 0.1, "use_dft_loss": False}),
     (WEIGHT, {"use_dft_loss": True}),
     (WEIGHT, {"train_step": 0, "warmup_step": 0}),
     (WEIGHT, {"train_step": 0, "warmup_step": 0, "num_train_epochs": ...}),

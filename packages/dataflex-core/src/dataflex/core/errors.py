@@ -55,6 +55,10 @@ class InvalidConfigError(ConfigError):
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
 
+    def __reduce__(self) -> tuple[type[InvalidConfigError], tuple[tuple[Problem, ...]]]:
+        """Lets the error travel between processes, as Ray's workers send it."""
+        return type(self), (self.problems,)
+
 
 class UnknownComponentError(ConfigError):
     """No component of that kind and name is installed or registered."""

@@ -24,6 +24,7 @@ import llamafactory.train.tuner as tuner
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
 from dataflex.data.rows import MixedSources
+from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
@@ -64,6 +65,7 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_complete),
+        *ray_worker.replacements(spec),
     ]
 
 
@@ -147,7 +149,7 @@ def _pissa_convert(original: type[Any]) -> type[Any]:
     converted one would lack everything that was learnt before it.
     """
 
-    class PissaConvertCallback(original):  # type: ignore[misc]
+    class PissaConvertCallback(original):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 0:
                 super().on_train_begin(args, state, control, **kwargs)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.core.component import Component
@@ -31,6 +33,9 @@ from dataflex.run.record import RunRecord
 from dataflex.run.state import load_state, require_same, save_state
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
+from dataflex.train.trainer.engine import require_engine
+from dataflex.train.trainer.passes import PassKeeper
+from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
@@ -62,6 +67,7 @@ class DynamicTrainer(Base):
             require_writable(given.output_dir)
         super().__init__(*args, **kwargs)
         self.spec = dataflex
+        require_engine(self.args, self.accelerator.distributed_type)
         if self.args.auto_find_batch_size:
             raise ConfigError(
                 f"auto_find_batch_size: true cannot be combined with train_type: {self.arguments.train_type}, because "
@@ -71,6 +77,7 @@ class DynamicTrainer(Base):
         self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
         self.component: Any = self._constructed()
         self.add_callback(ScheduleCallback(self))
+        self.add_callback(PassKeeper())
 
     @property
     def arguments(self) -> DataflexArguments:
@@ -163,6 +170,12 @@ class DynamicTrainer(Base):
             if self.args.should_save:
                 mark_complete(folder)
         self._written = folder
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_fsdp_enabled:
+            assert isinstance(self.model, torch.nn.Module)
+            fill_sharded_optimizer(self.model, self.optimizer, checkpoint)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)

@@ -1,0 +1,61 @@
+"""Ray (``USE_RAY=1``): LLaMA-Factory trains in processes of Ray's, which know nothing of dataflex.
+
+The run travels to them inside the config that LLaMA-Factory hands to its workers, and each puts dynamic training into
+the LLaMA-Factory of its own process. LLaMA-Factory 0.9.5 starts an actor per rank; 0.9.4 gives a function to Ray's own
+trainer. Both are found by name in the worker's process, so they stand at the top of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llamafactory.train.tuner as tuner
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.plugins import load_plugin_files
+from dataflex.utils.logging import log_to_stderr
+
+KEY = "dataflex"
+_Actor: Any = vars(tuner).get("Worker", object)
+
+
+def replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
+    """Returns (module, name, stand-in) for the way to Ray that the installed LLaMA-Factory has."""
+    if "Worker" in vars(tuner):
+        starts = tuner._ray_training_function
+        return [(tuner, "Worker", DynamicWorker), (tuner, "_ray_training_function", _sending(spec, starts))]
+    return [(tuner, "get_ray_trainer", _sending_to_trainer(spec, tuner.get_ray_trainer))]
+
+
+class DynamicWorker(_Actor):
+    """LLaMA-Factory's Ray actor, for a dynamic run."""
+
+    def _training_function(self, config: dict[str, Any]) -> None:
+        train_on_worker(config)
+
+
+def train_on_worker(config: dict[str, Any]) -> None:
+    """Trains as LLaMA-Factory does, with dynamic training in this process. Runs in a process of Ray's."""
+    from dataflex.integrations.llamafactory import installed  # here, because that module imports this one
+
+    config = dict(config)
+    spec: RunSpec = config.pop(KEY)
+    log_to_stderr()
+    load_plugin_files(spec.arguments.plugins)
+    with installed(spec):
+        tuner._training_function(config)
+
+
+def _sending(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+    def ray_training_function(ray_args: Any, config: dict[str, Any]) -> Any:
+        return original(ray_args, config={**config, KEY: spec})
+
+    return ray_training_function
+
+
+def _sending_to_trainer(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_ray_trainer(training_function: Any, train_loop_config: dict[str, Any], ray_args: Any) -> Any:
+        return original(train_on_worker, {**train_loop_config, KEY: spec}, ray_args)
+
+    return get_ray_trainer
