@@ -126,6 +126,10 @@ def test_an_output_dir_that_holds_a_static_run(complaint, tmp_path):
     assert "is not a checkpoint of a dynamic run" in said
 
 
+def test_resuming_by_true_without_a_checkpoint(complaint):
+    assert "holds no complete checkpoint" in complaint("select_loss", *STEPS, "resume_from_checkpoint=true")
+
+
 def test_all_problems_are_told_at_once(complaint):
     said = complaint("select_loss", "warmup_step=-1", "component_name=losss", "learning_rat=1")
     assert "3 problems in the configuration" in said

@@ -93,9 +93,9 @@ class MixtureManager:
         """Returns what continues the mixture: shares, and each source's position."""
         return {
             "names": list(self.names),
-            "proportions": self.proportions,
-            "cursors": self._cursors,
-            "owed": self._owed,
+            "proportions": self.proportions.copy(),
+            "cursors": self._cursors.copy(),
+            "owed": self._owed.copy(),
             "planned": self._planned,
         }
 

@@ -25,7 +25,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
-from dataflex.integrations.output_dir import require_free_output_dir
+from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from dataflex.train.trainer.steps import require_map_style, run_schedule
@@ -86,6 +86,7 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
             raise
         except ValueError as error:
             raise ConfigError(f"LLaMA-Factory refuses the configuration: {error}") from error
+        resolve_resume(parsed[2])
         require_free_output_dir(spec, parsed[2])
         return parsed
 

@@ -9,7 +9,7 @@ import yaml
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.run.checkpoints import all_checkpoints
+from dataflex.run.checkpoints import all_checkpoints, newest_complete
 from dataflex.run.config_file import VERSIONS, resolved
 from dataflex.run.files import COMPONENTS, CONFIG, STATE
 from dataflex.utils.logging import logger
@@ -24,6 +24,21 @@ _FREE = {
     "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "per_device_train_batch_size", "gradient_accumulation_steps",
     "per_device_eval_batch_size", "plugins",
 }  # fmt: skip
+
+
+def resolve_resume(training_args: Any) -> None:
+    """Replaces ``resume_from_checkpoint: true`` by the newest complete checkpoint of ``output_dir``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if str(training_args.resume_from_checkpoint).lower() != "true":  # the command line gives a text
+        return
+    training_args.resume_from_checkpoint = newest_complete(training_args.output_dir)
+    if training_args.resume_from_checkpoint is None:
+        raise ConfigError(
+            f"resume_from_checkpoint: true, but {training_args.output_dir} holds no complete checkpoint -> leave it out"
+        )
 
 
 def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:

@@ -22,8 +22,7 @@ def require_engine(args: TrainingArguments, found: DistributedType) -> None:
     Raises:
         ConfigError: They differ.
     """
-    on_xla = isinstance(args.fsdp_config, dict) and args.fsdp_config.get("xla")
-    if args.fsdp and not on_xla and found != DistributedType.FSDP:
+    if args.fsdp and not _on_xla(args) and found != DistributedType.FSDP:
         raise ConfigError(
             f"fsdp was asked for, but accelerate runs {found.value} on this machine: it shards a model on GPUs and "
             "other accelerators only -> train there, or leave fsdp out, which copies the model to each rank (DDP)"
@@ -33,3 +32,8 @@ def require_engine(args: TrainingArguments, found: DistributedType) -> None:
             f"deepspeed was asked for, but accelerate runs {found.value} on this machine -> leave use_cpu out "
             "(DS_ACCELERATOR=cpu in the environment trains on the CPU), or leave deepspeed out"
         )
+
+
+def _on_xla(args: TrainingArguments) -> bool:
+    """Whether torch_xla shards, which accelerate does not count as FSDP."""
+    return isinstance(args.fsdp_config, dict) and bool(args.fsdp_config.get("xla"))
