@@ -167,10 +167,14 @@ def _plot_loss(original: Callable[..., Any]) -> Callable[..., Any]:
     """Adds every dataflex metric to the plots that ``plot_loss: true`` draws."""
 
     @functools.wraps(original)
-    def plot_loss(save_dictionary: str, keys: list[str]) -> Any:
+    def plot_loss(save_dictionary: str, keys: list[str]) -> None:
+        from matplotlib import pyplot
+
         with open(os.path.join(save_dictionary, TRAINER_STATE), encoding="utf-8") as file:
             history = json.load(file)["log_history"]
         ours = sorted({key for entry in history for key in entry if key.startswith("dataflex/")})
-        return original(save_dictionary, keys=[*keys, *ours])
+        for key in [*keys, *ours]:
+            original(save_dictionary, keys=[key])
+            pyplot.close()  # the original leaves each figure open, and a run has a dozen
 
     return plot_loss
