@@ -155,7 +155,7 @@ def test_fsdp_on_a_cpu_is_refused_where_accelerate_would_take_ddp_without_a_word
 
 
 def test_deepspeed_is_refused_where_accelerate_would_leave_it_out_without_a_word():
-    asked = SimpleNamespace(fsdp=[], deepspeed="zero2.json")
+    asked = SimpleNamespace(fsdp=[], fsdp_config={}, deepspeed="zero2.json")
     require_engine(asked, DistributedType.DEEPSPEED)
     with pytest.raises(ConfigError, match="deepspeed was asked for, but accelerate runs MULTI_CPU on this machine"):
         require_engine(asked, DistributedType.MULTI_CPU)
