@@ -180,7 +180,10 @@ def main(file: str) -> None:
     for job in json.loads(Path(file).read_text()):
         run(Job(**job))
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may ask the dying interpreter for its lock, which aborts a process that was done
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def test_version_shows_dataflex_and_what_it_runs_on():
     } <= lines.keys()
 
 
-def test_list_shows_every_component_with_its_defaults():
+def test_list_shows_every_component_with_its_defaults(monkeypatch):
+    monkeypatch.setattr("dataflex.core.registry._registered", {})  # the other process has only what is installed
     done = cli("list", env={"COLUMNS": "100"}.items())
     assert done.returncode == 0
     for info in components():

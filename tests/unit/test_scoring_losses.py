@@ -15,6 +15,7 @@ from dataflex.scoring import (
     logits_at_labels,
     losses,
     per_sample_losses,
+    row_pass,
     sample_means,
     token_losses,
     undisturbed,
@@ -348,7 +349,7 @@ def test_one_row_that_does_not_fit_is_an_error_with_a_way_out(rows, monkeypatch)
 
 def test_a_sharded_engine_stops_at_out_of_memory_because_its_ranks_must_not_differ(rows, monkeypatch):
     seen = _limited_memory(monkeypatch, tokens=100)
-    monkeypatch.setattr(losses, "_is_sharded", lambda accelerator: True)
+    monkeypatch.setattr(row_pass, "is_sharded", lambda accelerator: True)
     with pytest.raises(ComponentError, match="token_budget"):
         score(tiny_model(), rows, token_budget=350)
     assert not seen

@@ -17,11 +17,16 @@ from dataflex.scoring.gather import gather_by_row
 from dataflex.scoring.label_logits import label_positions, logits_at_labels
 from dataflex.scoring.lengths import KnowsRowLengths, row_lengths
 from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.row_pass import RowBatch, RowPass, without_replicas
 from dataflex.scoring.session import undisturbed
+from dataflex.scoring.store import ScoreStore
 
 __all__ = [
     "Batch",
     "KnowsRowLengths",
+    "RowBatch",
+    "RowPass",
+    "ScoreStore",
     "agreed_budget",
     "default_token_budget",
     "gather_by_row",
@@ -34,4 +39,5 @@ __all__ = [
     "shard_batches",
     "token_losses",
     "undisturbed",
+    "without_replicas",
 ]

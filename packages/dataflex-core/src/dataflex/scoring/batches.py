@@ -31,18 +31,19 @@ class Batch:
     repeated: bool = False
 
 
-def plan_batches(lengths: NDArray[np.int64], token_budget: int) -> list[NDArray[np.int64]]:
+def plan_batches(lengths: NDArray[np.int64], token_budget: int, max_rows: int | None = None) -> list[NDArray[np.int64]]:
     """Returns batches that hold every row once: a list of (B,) row numbers, longest first, equal ones in row order.
 
     Args:
         lengths: (N,) tokens of each row.
         token_budget: Most tokens of a batch, counted as rows times the longest of them. A longer row is a batch alone.
+        max_rows: Most rows of a batch; None for no such limit.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
-        count = max(1, token_budget // longest)
+        count = max(1, min(token_budget // longest, max_rows or token_budget))
         batches.append(order[start : start + count])
         start += count
     return batches

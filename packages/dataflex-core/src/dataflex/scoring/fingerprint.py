@@ -1,0 +1,102 @@
+"""Digests of models, optimizers and datasets: the key under which a result may be used again.
+
+Two things with the same digest give the same scores; there is no way to name a stale one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, Subset
+
+from dataflex.data.rows import MixedSources, PlannedRows
+
+_CHUNK = 2**24  # numbers that are copied to the CPU at a time
+_frozen: weakref.WeakKeyDictionary[torch.nn.Module, bytes] = weakref.WeakKeyDictionary()
+_datasets: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def digest(*parts: object) -> str:
+    """Returns 32 hexadecimal digits that depend on the text of every part."""
+    return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()
+
+
+def model_digest(model: torch.nn.Module) -> str:
+    """Returns a digest of every parameter and buffer of ``model``, and of its class.
+
+    Parameters that are frozen are read once per process; a frozen parameter that is written to afterwards is not seen.
+    Under a sharded engine it is the digest of this rank's shards.
+    """
+    if model not in _frozen:
+        frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+        _frozen[model] = _tensors([*frozen, *model.named_buffers()])
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return digest(type(model).__qualname__, _frozen[model].hex(), _tensors(trained).hex())
+
+
+def optimizer_digest(optimizer: torch.optim.Optimizer | None) -> str:
+    """Returns a digest of every tensor and number in the state of ``optimizer``, in the order of its parameters."""
+    if optimizer is None:
+        return "none"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = [(f"{i}/{key}", v) for i, p in enumerate(parameters) for key, v in sorted(optimizer.state[p].items())]
+    tensors = _tensors((key, value) for key, value in entries if isinstance(value, torch.Tensor))
+    return digest(type(optimizer).__qualname__, tensors.hex(), *(v for _, v in entries if isinstance(v, int | float)))
+
+
+def dataset_digest(dataset: Any) -> str:
+    """Returns a digest of every row of ``dataset``. Computed once for each dataset object."""
+    known = _datasets.get(id(dataset))
+    if known is not None and known[0]() is dataset:
+        return known[1]
+    state = hashlib.blake2b(digest_size=16)
+    _feed(state, dataset)
+    found = state.hexdigest()
+    with contextlib.suppress(TypeError):  # a list, say, has no weak references: read again each time
+        _datasets[id(dataset)] = (weakref.ref(dataset), found)
+    return found
+
+
+def _feed(state: Any, dataset: Any) -> None:
+    """Feeds the rows of ``dataset`` to ``state``, through what only picks or joins rows of other datasets."""
+    match dataset:
+        case datasets.Dataset() if dataset.format["type"] != "custom":
+            # Columns are hashed in batches of rows: tables that were put together in another way have the same digest.
+            for batch in dataset.with_format("arrow").iter(4096):
+                for name in sorted(batch.column_names):
+                    state.update(name.encode())
+                    state.update(repr(batch.column(name).to_pylist()).encode())
+        case Subset():
+            state.update(dataset_digest(dataset.dataset).encode() + np.asarray(dataset.indices, np.int64).tobytes())
+        case PlannedRows():
+            state.update(dataset_digest(dataset.dataset).encode() + dataset.rows.tobytes())
+        case ConcatDataset():
+            state.update("".join(map(dataset_digest, dataset.datasets)).encode())
+        case MixedSources():
+            state.update("".join(map(dataset_digest, dataset.sources)).encode())
+        case _:
+            for i in range(len(dataset)):
+                row = dataset[i]
+                state.update(repr([(key, _plain(row[key])) for key in sorted(row)]).encode())
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
+
+
+def _tensors(named: Iterable[tuple[str, torch.Tensor]]) -> bytes:
+    state = hashlib.blake2b(digest_size=16)
+    for name, tensor in named:
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        state.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
+        flat = local.detach().flatten()
+        for start in range(0, flat.numel(), _CHUNK):
+            state.update(flat[start : start + _CHUNK].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.digest()

@@ -1,0 +1,220 @@
+"""One pass of the model over the rows of a dataset: batched, length-sorted, shared out over the ranks.
+
+What is computed of a batch is the caller's: losses, gradient features, embeddings. What is the same for all of them is
+here: the plan of the batches, halving one that does not fit into memory, the progress bar, taking up an interrupted
+pass, and bringing the values together by row.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import DistributedType
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers.utils import logging as hf_logging
+
+from dataflex.core.errors import ComponentError
+from dataflex.data.rows import fetch
+from dataflex.scoring.batches import Batch, plan_batches, shard_batches
+from dataflex.scoring.budget import agreed_budget, default_token_budget
+from dataflex.scoring.gather import gather_by_row
+from dataflex.scoring.lengths import row_lengths
+from dataflex.scoring.store import ScoreStore
+from dataflex.utils.logging import logger
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
+
+# In these engines a forward is a collective call, so a rank cannot make one more than the others.
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows as the model takes them.
+
+    Attributes:
+        inputs: The collator's batch without ``labels``, on the device; at least ``input_ids``.
+        token_labels: (B, T) labels, still on the CPU; None where the collator gives none.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    token_labels: torch.Tensor | None
+
+    def labels(self) -> torch.Tensor:
+        """Returns the (B, T) labels.
+
+        Raises:
+            ComponentError: There are none, so rows have no loss.
+        """
+        if self.token_labels is None or self.token_labels.ndim != 2:
+            raise ComponentError(
+                "the data collator gives no labels per token, so rows have no loss -> use one that returns 'labels' "
+                "of shape (rows, tokens), or a strategy that does not score the model"
+            )
+        return self.token_labels
+
+
+Score = Callable[[RowBatch], torch.Tensor]
+"""``score(batch) -> (B, ...)``, the values of the batch's rows."""
+
+
+@dataclass(frozen=True)
+class RowPass:
+    """The rows of a pass and how they are batched. Every rank makes the same one.
+
+    Attributes:
+        dataset: The tokenised dataset; a row is a mapping with ``input_ids`` and what ``collator`` needs.
+        collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator, for ranks; None means a single process.
+        indices: Row numbers, in the order of the result; None means all.
+        token_budget: Most tokens of a batch, with padding; None takes :func:`~dataflex.scoring.default_token_budget`.
+            It is halved when the GPU runs out of memory.
+        max_rows: Most rows of a batch; None for no such limit.
+        desc: What the progress bar says.
+        progress: Whether rank 0 shows a progress bar of its own share of the rows.
+        store: Where values are kept while a long pass runs, so that an interrupted one goes on; None for nowhere.
+    """
+
+    dataset: Any
+    collator: Collator
+    accelerator: Accelerator | None = None
+    indices: Sequence[int] | NDArray[np.int64] | None = None
+    token_budget: int | None = None
+    max_rows: int | None = None
+    desc: str = "scoring"
+    progress: bool = True
+    store: ScoreStore | None = None
+
+    def rows(self) -> NDArray[np.int64]:
+        """Returns the row numbers of the pass: (N,) int64."""
+        every = np.arange(len(self.dataset), dtype=np.int64)
+        return every if self.indices is None else every[np.asarray(self.indices, dtype=np.int64)]
+
+    def values(self, model: torch.nn.Module, score: Score) -> NDArray[np.float32]:
+        """Returns what ``score`` gives for every row: (N, ...) float32, the same on every rank. Collective.
+
+        Args:
+            model: The model being scored; its device and engine decide the batches.
+            score: The values of a batch of rows.
+
+        Raises:
+            ComponentError: On one rank: not even one row fits into memory, or a batch does not under a sharded engine.
+        """
+        rows = self.rows()
+        kept = None if self.store is None else self.store.load(len(rows), self.accelerator)
+        places: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+        values: list[torch.Tensor] = []
+        for batch, values_B in self.results(model, score, None if kept is None else kept.done):
+            if batch.repeated:
+                continue
+            places.append(batch.rows)
+            values.append(values_B)
+            if self.store is not None:
+                self.store.add(batch.rows, values_B)
+        found = torch.cat([part.to(values[-1].device) for part in values]) if values else torch.empty(0)
+        own = np.concatenate(places)
+        if kept is not None:
+            own, found = kept.joined(own, found, self.accelerator)
+        return gather_by_row(own, found, len(rows), self.accelerator)
+
+    def results(
+        self, model: torch.nn.Module, score: Callable[[RowBatch], T], done: NDArray[np.bool_] | None = None
+    ) -> Iterator[tuple[Batch, T]]:
+        """Yields this rank's batches, longest rows first, with what ``score`` gives for each. Collective.
+
+        Batches in which every row is ``done`` are left out; the others are those of a pass without any done.
+
+        Args:
+            model: The model being scored.
+            score: Called once per batch; again with half of it where the GPU ran out of memory.
+            done: (N,) places that need not be computed, the same on every rank.
+
+        Yields:
+            The batch, its ``rows`` being places in :meth:`rows`, and the result. A repeated one must be dropped.
+        """
+        rank, world_size = 0, 1
+        if self.accelerator is not None:
+            rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        rows = self.rows()
+        lengths = row_lengths(self.dataset)[rows]
+        budget = agreed_budget(self.token_budget or default_token_budget(model), self.accelerator)
+        planned = plan_batches(lengths, budget, self.max_rows)
+        if done is not None:
+            planned = [batch for batch in planned if not done[batch].all()]
+        batches = shard_batches(planned, rank, world_size)
+        load = self._loader(rows, next(model.parameters()).device)
+        hidden = not self.progress or rank != 0
+        total = sum(len(batch.rows) for batch in batches)
+        with hf_logging.tqdm(desc=self.desc, total=total, unit="row", disable=True if hidden else None) as bar:
+            splittable = not is_sharded(self.accelerator)
+            for batch, result in _within_memory(lambda places: score(load(places)), batches, lengths, splittable):
+                yield batch, result
+                bar.update(len(batch.rows))
+
+    def _loader(self, rows: NDArray[np.int64], device: torch.device) -> Callable[[NDArray[np.int64]], RowBatch]:
+        if self.accelerator is not None:
+            device = self.accelerator.device  # weights that are offloaded lie elsewhere between two forwards
+
+        def load(places: NDArray[np.int64]) -> RowBatch:
+            # Collators change the rows they are given (LLaMA-Factory's pops keys); a dataset in memory hands out its
+            # own.
+            batch = dict(self.collator([dict(row) for row in fetch(self.dataset, rows[places])]))
+            token_labels = batch.pop("labels", None)
+            return RowBatch(send_to_device(batch, device), token_labels)
+
+        return load
+
+
+def without_replicas(model: torch.nn.Module) -> torch.nn.Module:
+    """Returns the module inside of DP and DDP: scoring a replica needs no collective call."""
+    return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
+
+
+def is_sharded(accelerator: Accelerator | None) -> bool:
+    """Returns whether a forward is a collective call."""
+    return accelerator is not None and accelerator.num_processes > 1 and accelerator.distributed_type in _SHARDED
+
+
+def _within_memory(
+    score: Callable[[NDArray[np.int64]], T],
+    batches: list[Batch],
+    lengths: NDArray[np.int64],
+    splittable: bool,
+) -> Iterator[tuple[Batch, T]]:
+    """Yields each batch with its result; one that does not fit into GPU memory is halved, and so are those after it."""
+    limit = np.inf
+    pending = deque(batches)
+    while pending:
+        batch = pending.popleft()
+        tokens = len(batch.rows) * int(lengths[batch.rows].max())
+        if tokens > limit and len(batch.rows) > 1:
+            middle = len(batch.rows) // 2
+            pending.extendleft(Batch(part, batch.repeated) for part in (batch.rows[middle:], batch.rows[:middle]))
+            continue
+        try:
+            result = score(batch.rows)
+        except torch.OutOfMemoryError as error:
+            if len(batch.rows) == 1 or not splittable:
+                raise ComponentError(
+                    f"out of memory while scoring {len(batch.rows)} rows of {tokens // len(batch.rows)} tokens -> "
+                    "set a smaller token_budget, or cut the rows shorter (cutoff_len)"
+                ) from error
+        else:
+            yield batch, result
+            continue
+        # Outside of the except block, whose traceback keeps the tensors alive.
+        torch.cuda.empty_cache()
+        limit = tokens // 2
+        pending.appendleft(batch)
+        logger.warning("out of memory while scoring %d tokens at once; going on with at most %d", tokens, limit)
