@@ -13,6 +13,7 @@ calls the model in its own way runs inside :func:`undisturbed` anyway, plans wit
 from dataflex.scoring.batches import Batch, plan_batches, shard_batches
 from dataflex.scoring.budget import agreed_budget, default_token_budget
 from dataflex.scoring.cross_entropy import sample_means, token_losses
+from dataflex.scoring.embeddings import hidden_state_embeddings
 from dataflex.scoring.gather import gather_by_row
 from dataflex.scoring.label_logits import label_positions, logits_at_labels
 from dataflex.scoring.lengths import KnowsRowLengths, row_lengths
@@ -30,6 +31,7 @@ __all__ = [
     "agreed_budget",
     "default_token_budget",
     "gather_by_row",
+    "hidden_state_embeddings",
     "label_positions",
     "logits_at_labels",
     "per_sample_losses",

@@ -18,12 +18,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._dynamo import OptimizedModule
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.models import pretrained_models
+from dataflex.scoring.models import is_compiled, output_embeddings, pretrained_models, require_causal
 
 IGNORED = -100
 
@@ -56,13 +54,8 @@ def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
         ComponentError: The model is an encoder-decoder, or its logits do not belong to its input tokens one to one.
     """
     bases = pretrained_models(model)
-    if any(base.config.is_encoder_decoder for base in bases):
-        raise ComponentError(
-            f"{type(bases[0]).__name__} is an encoder-decoder; losses are scored for causal (decoder-only) models "
-            "-> use a strategy that does not score the model, such as random"
-        )
-    outputs = next((found for base in bases if (found := _output_embeddings(base)) is not None), None)
-    picker = _Picker(None if _is_compiled(model) else outputs)
+    require_causal(bases)
+    picker = _Picker(None if is_compiled(model) else output_embeddings(bases))
     options: dict[str, Any] = {"use_cache": False, "return_dict": True} if bases else {}
 
     def forward(inputs: Mapping[str, Any], positions_M: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -75,16 +68,6 @@ def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
         yield forward
     finally:
         picker.remove()
-
-
-def _output_embeddings(base: PreTrainedModel) -> torch.nn.Module | None:
-    found: torch.nn.Module | None = base.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return found
-
-
-def _is_compiled(model: torch.nn.Module) -> bool:
-    """Whether ``torch.compile`` is in play: it would trace the hook into code that is used again without it."""
-    return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in model.modules())
 
 
 class _Picker:

@@ -117,6 +117,7 @@ class RowPass:
         values: list[torch.Tensor] = []
         for batch, values_B in self.results(model, score, None if kept is None else kept.done):
             if batch.repeated:
+                values.append(values_B[:0])  # a rank that has no rows knows the shape of their values all the same
                 continue
             places.append(batch.rows)
             values.append(values_B)

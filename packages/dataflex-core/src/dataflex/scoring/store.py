@@ -36,7 +36,8 @@ class Kept:
 
     Attributes:
         done: (N,) whether a row's value is there; the same on every rank.
-        values: (N, ...) float32 values, 0 where there is none; on rank 0 alone, None elsewhere.
+        values: (N, ...) float32 values, 0 where there is none; on rank 0 alone, (0, ...) elsewhere. None where there
+            is nothing.
     """
 
     done: NDArray[np.bool_]
@@ -48,6 +49,8 @@ class Kept:
         """Returns this rank's rows and values with those of before, which rank 0 brings in."""
         if self.values is None or not self.done.any():
             return own, found
+        if not len(self.values):  # not rank 0: of what is there, it knows the shape alone
+            return own, found if found.ndim == self.values.ndim else torch.from_numpy(self.values)
         missing = np.flatnonzero(self.done & ~np.isin(np.arange(len(self.done)), own))
         before = torch.from_numpy(self.values[missing])
         joined = torch.cat([before, found.to(before)]) if len(own) else before
@@ -79,7 +82,9 @@ class ScoreStore:
         done: NDArray[np.bool_] = np.zeros(num_rows, dtype=np.bool_)
         values = self._read(done) if self._rank == 0 else None
         if accelerator is not None and accelerator.num_processes > 1:
-            (done,) = broadcast_object_list([done])
+            done, shape = broadcast_object_list([done, None if values is None else values.shape])
+            if self._rank > 0 and shape is not None:
+                values = np.empty((0, *shape[1:]), dtype=np.float32)
         if done.any() and self._rank == 0:
             logger.info("taking up an interrupted pass: %d of %d rows are scored already", done.sum(), num_rows)
         return Kept(done, values)
