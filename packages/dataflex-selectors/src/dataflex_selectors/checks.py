@@ -34,6 +34,20 @@ def positive(key: str, found: Any) -> Problem | None:
     return Problem(key, f"found {found!r}, allowed: a number above 0")
 
 
+def positive_or_null(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is None or a finite number above 0."""
+    if found is None or positive(key, found) is None:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a number above 0, or null for the default")
+
+
+def count(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a whole number of at least 1."""
+    if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a whole number of at least 1")
+
+
 def flag(key: str, found: Any) -> Problem | None:
     """Returns a problem unless ``found`` is a boolean."""
     return None if isinstance(found, bool) else Problem(key, f"found {found!r}, allowed: true, false")

@@ -1,0 +1,177 @@
+"""Rows whose loss moves with the target's when the weights are shaken: influence without a backward pass.
+
+Random directions -> for each, how fast every row's loss changes along it -> rows that change as the target does.
+
+    a_p(z) = <grad l(z), xi_p>,   xi_p ~ N(0, I_d),   p = 1..P        forward passes only, see directional.py
+    b_pj   = mean over the rows z' of target set j of a_p(z')
+    s_j(z) = 1/P sum_p a_p(z) b_pj                                    E s_j(z) = <grad l(z), mean grad of set j>
+    score  = max_j s_j(z)
+
+s_j(z) estimates the inner product of gradients that LESS computes, with a standard deviation of about
+|grad l(z)| |mean grad| / sqrt(P): it is a sketch of the gradients with P columns. ``normalize: true`` divides by
+sqrt(sum_p a_p^2) and sqrt(sum_p b_pj^2), which makes it an estimate of the cosine: rows of short answers, whose
+gradients are long, do not win by that alone, and several target sets can be compared.
+
+Origin: the zeroth-order selector that the documentation of OpenDCAI/DataFlex describes, with one direction. With P = 1
+all rows share one random number, so the ranking is little more than noise; here P is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.errors import ComponentError
+from dataflex.core.registry import register_selector
+from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.scoring import RowPass
+from dataflex.train.selector.base_selector import Selection, Selector
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import count, count_or_null, flag, one_of, positive_or_null, require
+from dataflex_selectors.directional import METHODS, directional_derivatives
+from dataflex_selectors.engines import whole_weights
+from dataflex_selectors.targets import has_target, target_sets
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+def influence_scores(
+    derivatives: Iterable[NDArray[np.float64]], bounds: NDArray[np.int64], normalize: bool
+) -> NDArray[np.float64]:
+    """Returns the score of each pool row: (N,), NaN where it has no derivative.
+
+    Args:
+        derivatives: a_p of the pool's rows and then of each target set's, for each direction; used one at a time, so
+            memory is that of the pool times the number of target sets.
+        bounds: (J + 2,) where the pool and the J target sets begin, 0 first, and the number of all rows.
+        normalize: Whether the score is an estimate of the cosine or of the inner product.
+
+    Raises:
+        ComponentError: A target set has no row with a derivative.
+    """
+    size, sets, used = int(bounds[1]), len(bounds) - 2, 0
+    product_NJ, row_N, target_J = np.zeros((size, sets)), np.zeros(size), np.zeros(sets)
+    for a in derivatives:
+        parts = np.split(a, bounds[1:-1])[1:]
+        if any(np.isnan(part).all() for part in parts):
+            raise ComponentError(
+                "a set of eval_dataset has no row with a label -> use a larger cutoff_len, or other rows"
+            )
+        b_J = np.array([np.nanmean(part) for part in parts])
+        product_NJ += a[:size, None] * b_J
+        row_N += a[:size] ** 2
+        target_J += b_J**2
+        used += 1
+    if not normalize:
+        return np.asarray(product_NJ.max(axis=1) / used)
+    scale_NJ = np.sqrt(row_N[:, None] * target_J)
+    cosine_NJ = np.divide(product_NJ, scale_NJ, out=np.zeros_like(product_NJ), where=scale_NJ > 0)
+    return np.where(np.isnan(row_N), np.nan, cosine_NJ.max(axis=1))
+
+
+@register_selector("zeroth")
+class ZerothSelector(Selector):
+    """Takes the rows whose loss changes as the target's does along random directions in weight space.
+
+    Args:
+        dataset: The train dataset, tokenised.
+        eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
+            best.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch of tensors from a list of rows.
+        cache_dir: Not used: directions are drawn anew at each update.
+        directions: Number of random directions; the error of a score falls with its square root.
+        method: finite_difference moves the weights and puts them back; jvp is exact and asks more of the model.
+        step: Length of a finite difference as a share of the RMS of the trainable weights; null for 1e-3, or 2e-2
+            where the model computes in 16 bits.
+        normalize: Whether rows compete by the cosine or by the inner product, in which long gradients count more.
+        candidates: Rows drawn afresh at each update to choose from; null for all.
+        token_budget: Tokens that are scored at once; null for a default that suits the device.
+
+    Raises:
+        ConfigError: A parameter is out of its range, there is no evaluation set, or the engine shards weights; the
+            message holds everything that is wrong.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        eval_dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        directions: int = 16,
+        method: str = "finite_difference",
+        step: float | None = None,
+        normalize: bool = True,
+        candidates: int | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        require(
+            "zeroth",
+            has_target(eval_dataset),
+            whole_weights(accelerator, "the selector moves all of them"),
+            count("directions", directions),
+            one_of("method", method, METHODS),
+            positive_or_null("step", step),
+            flag("normalize", normalize),
+            count_or_null("candidates", candidates),
+            count_or_null("token_budget", token_budget),
+        )
+        self.targets = target_sets(eval_dataset)
+        self.directions = directions
+        self.method = method
+        self.step = step
+        self.normalize = normalize
+        self.candidates = candidates
+        self.token_budget = token_budget
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
+        """Returns the ``num_samples`` rows with the highest scores, best first. See the base class.
+
+        Raises:
+            ComponentError: Fewer candidates have a label than were asked for.
+        """
+        generator = self.generator(kwargs["context"].update)
+        pool_N = self._pool(generator)
+        everything = MixedSources(
+            {"pool": PlannedRows(self.dataset, pool_N)}
+            | {f"target {name}": rows for name, rows in self.targets.items()}
+        )
+        rows = RowPass(
+            everything,
+            self.data_collator,
+            self.accelerator,
+            token_budget=self.token_budget,
+            desc=f"{self.name}: step {step_id}",
+        )
+        derivatives = directional_derivatives(
+            model,
+            rows,
+            method=self.method,
+            directions=self.directions,
+            seed=int(generator.integers(2**63)),
+            step=self.step,
+        )
+        scores_N = influence_scores(derivatives, everything.offsets, self.normalize)
+        found = int(np.count_nonzero(~np.isnan(scores_N)))
+        if found < num_samples:
+            raise ComponentError(
+                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {found} of "
+                f"{len(scores_N)} candidates have a label to compute a loss of -> use more candidates, a larger "
+                "cutoff_len if it cuts the answers off, or fewer rows per update (update_step)"
+            )
+        best = np.argsort(-scores_N, kind="stable")[:num_samples]  # NaN comes last
+        return Selection(pool_N[best], scores_N[best])
+
+    def _pool(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Returns the rows to choose from, in the order of the dataset."""
+        size = len(self.dataset)
+        if self.candidates is None or self.candidates >= size:
+            return np.arange(size, dtype=np.int64)
+        return np.sort(generator.choice(size, size=self.candidates, replace=False))
