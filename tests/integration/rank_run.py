@@ -23,6 +23,7 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import BY_TRAIN_TYPE as KINDS
 from dataflex.core.registry import register_selector, register_weighter
+from dataflex.launch.torchrun import settle
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
@@ -180,10 +181,8 @@ def main(file: str) -> None:
     for job in json.loads(Path(file).read_text()):
         run(Job(**job))
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # gloo's threads may ask the dying interpreter for its lock, which aborts a process that was done
+        torch.distributed.destroy_process_group()
+    settle()
 
 
 if __name__ == "__main__":

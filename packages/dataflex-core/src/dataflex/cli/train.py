@@ -36,4 +36,5 @@ def run(argv: Sequence[str]) -> int:
     from dataflex.integrations.llamafactory import run as train
 
     train(spec)
+    torchrun.settle()
     return 0

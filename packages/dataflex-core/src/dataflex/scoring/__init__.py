@@ -10,35 +10,47 @@ calls the model in its own way runs inside :func:`undisturbed` anyway, plans wit
 :func:`shard_batches`, and brings its results together with :func:`gather_by_row`.
 """
 
+from dataflex.scoring.adam import AdamDirection, read_moments
 from dataflex.scoring.batches import Batch, plan_batches, shard_batches
 from dataflex.scoring.budget import agreed_budget, default_token_budget
 from dataflex.scoring.cross_entropy import sample_means, token_losses
 from dataflex.scoring.embeddings import hidden_state_embeddings
 from dataflex.scoring.gather import gather_by_row
+from dataflex.scoring.influence import TargetSet, gradient_features, influences, target_means
 from dataflex.scoring.label_logits import label_positions, logits_at_labels
 from dataflex.scoring.lengths import KnowsRowLengths, row_lengths
 from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.row_gradients import per_sample_gradients
 from dataflex.scoring.row_pass import RowBatch, RowPass, without_replicas
 from dataflex.scoring.session import undisturbed
+from dataflex.scoring.sketch import Sketch
 from dataflex.scoring.store import ScoreStore
 
 __all__ = [
+    "AdamDirection",
     "Batch",
     "KnowsRowLengths",
     "RowBatch",
     "RowPass",
     "ScoreStore",
+    "Sketch",
+    "TargetSet",
     "agreed_budget",
     "default_token_budget",
     "gather_by_row",
+    "gradient_features",
     "hidden_state_embeddings",
+    "influences",
     "label_positions",
     "logits_at_labels",
+    "per_sample_gradients",
     "per_sample_losses",
     "plan_batches",
+    "read_moments",
     "row_lengths",
     "sample_means",
     "shard_batches",
+    "target_means",
     "token_losses",
     "undisturbed",
     "without_replicas",

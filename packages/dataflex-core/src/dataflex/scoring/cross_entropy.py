@@ -45,3 +45,24 @@ def sample_means(losses_M: torch.Tensor, positions_M: torch.Tensor, shape: torch
     losses_BT = losses_M.new_zeros(shape.numel()).index_copy_(0, positions_M, losses_M).view(shape)
     counts_BT = losses_M.new_zeros(shape.numel()).index_fill_(0, positions_M, 1).view(shape)
     return losses_BT.sum(dim=1) / counts_BT.sum(dim=1)
+
+
+@torch.no_grad()
+def token_loss_gradients(logits_MV: torch.Tensor, targets_M: torch.Tensor, weights_M: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of ``sum_m weights_m * loss_m`` at the logits: (M, V) in their type.
+
+    Works in chunks like :func:`token_losses`; going through autograd instead would keep all log-probabilities.
+
+    Args:
+        logits_MV: (M, V) logits of any floating type.
+        targets_M: (M,) token ids.
+        weights_M: (M,) weights.
+    """
+    gradients_MV = torch.empty_like(logits_MV)
+    rows = max(1, (CPU_CHUNK if logits_MV.device.type == "cpu" else GPU_CHUNK) // logits_MV.shape[-1])
+    for start in range(0, len(targets_M), rows):
+        part = slice(start, start + rows)
+        chunk = logits_MV[part].float().softmax(dim=-1)
+        chunk[torch.arange(len(chunk), device=chunk.device), targets_M[part]] -= 1
+        gradients_MV[part] = chunk.mul_(weights_M[part].unsqueeze(1))
+    return gradients_MV

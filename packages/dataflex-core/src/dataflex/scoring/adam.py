@@ -1,0 +1,135 @@
+"""The direction in which Adam would step for one row alone: LESS (arXiv 2402.04333), section 3.1.
+
+With the moments m, v of the steps so far, t steps done, and the row's gradient g:
+
+    m' = (beta1 m + (1 - beta1) g) / (1 - beta1^(t+1))
+    v' = (beta2 v + (1 - beta2) g^2) / (1 - beta2^(t+1))
+    direction = m' / sqrt(v' + eps)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dataflex.core.errors import ComponentError
+from dataflex.scoring.gradient_routes import Route
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Moments:
+    """One parameter's share of Adam's state, unsharded and flattened.
+
+    Attributes:
+        first: (D,) exp_avg.
+        second: (D,) exp_avg_sq.
+        steps: Optimizer steps done.
+        betas: Adam's two betas.
+        eps: Adam's epsilon.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    steps: int
+    betas: tuple[float, float]
+    eps: float
+
+
+class AdamDirection:
+    """Turns gradients into Adam's directions.
+
+    Args:
+        moments: The moments of each parameter, by its place among the trainable ones.
+    """
+
+    def __init__(self, moments: dict[int, Moments]) -> None:
+        self._terms = {index: _terms(found) for index, found in moments.items()}
+
+    def __call__(self, route: Route, grads_BD: torch.Tensor) -> torch.Tensor:
+        """Returns the (B, D) directions of (B, D) gradients."""
+        numerator_D, denominator_D, first, second = self._terms[route.index]
+        root_BD = torch.addcmul(denominator_D, grads_BD, grads_BD, value=second).rsqrt_()
+        return torch.add(numerator_D, grads_BD, alpha=first).mul_(root_BD)
+
+
+def _terms(found: Moments) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    """Returns what does not depend on the row: m' = numerator + first * g, v' + eps = denominator + second * g^2."""
+    beta1, beta2 = found.betas
+    unbias1, unbias2 = 1 - beta1 ** (found.steps + 1), 1 - beta2 ** (found.steps + 1)
+    numerator_D = found.first.float() * (beta1 / unbias1)
+    denominator_D = found.second.float() * (beta2 / unbias2) + found.eps
+    return numerator_D, denominator_D, (1 - beta1) / unbias1, (1 - beta2) / unbias2
+
+
+def read_moments(
+    optimizer: torch.optim.Optimizer | None, routes: list[Route], accelerator: Accelerator | None = None
+) -> dict[int, Moments] | None:
+    """Returns the moments of every trainable parameter, or None before the optimizer's first step.
+
+    Collective under an engine that shards the optimizer.
+
+    Raises:
+        ComponentError: The optimizer keeps no Adam moments, or keeps them in a form that cannot be read.
+    """
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:  # accelerate's, DeepSpeed's, BAdam's wrappers
+        optimizer = inner
+    if optimizer is None:
+        return None
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    found: dict[int, Moments] = {}
+    for route in routes:
+        entry = _entry(optimizer, route, accelerator)
+        if entry is None:
+            continue
+        group = groups.get(id(route.parameter), optimizer.param_groups[0])
+        steps = int(torch.as_tensor(entry.get("step", group.get("step", 0))))
+        first, second = (_whole(entry[key]).flatten() for key in ("exp_avg", "exp_avg_sq"))
+        if first.numel() != route.size:
+            raise ComponentError(
+                f"Adam's moments of {route.name} are in shards that cannot be put together under this engine -> "
+                "gradient_type: sgd"
+            )
+        device = route.parameter.device
+        betas = (float(group["betas"][0]), float(group["betas"][1]))
+        found[route.index] = Moments(first.to(device), second.to(device), steps, betas, float(group["eps"]))
+    if found and len(found) < len(routes):
+        missing = next(route.name for route in routes if route.index not in found)
+        raise ComponentError(f"the optimizer has no moments for {missing} -> gradient_type: sgd")
+    return found or None
+
+
+def _entry(optimizer: torch.optim.Optimizer, route: Route, accelerator: Accelerator | None) -> dict[str, Any] | None:
+    """Returns the optimizer's state of one parameter, None where there is none yet."""
+    if accelerator is not None and str(accelerator.distributed_type).endswith("DEEPSPEED"):
+        return _deepspeed_entry(optimizer, route)
+    entry = optimizer.state.get(route.parameter)
+    if not entry:
+        return None
+    if "exp_avg" not in entry or "exp_avg_sq" not in entry:
+        raise ComponentError(
+            f"the optimizer {type(optimizer).__name__} keeps no Adam moments (exp_avg, exp_avg_sq) but "
+            f"{', '.join(map(str, entry))} -> gradient_type: sgd, or optim: adamw_torch"
+        )
+    return dict(entry)
+
+
+def _deepspeed_entry(optimizer: torch.optim.Optimizer, route: Route) -> dict[str, Any] | None:
+    from deepspeed.utils import safe_get_full_optimizer_state  # type: ignore[import-not-found]
+
+    first = safe_get_full_optimizer_state(route.parameter, "exp_avg")
+    second = safe_get_full_optimizer_state(route.parameter, "exp_avg_sq")
+    if first is None or second is None:
+        return None
+    states = [state for state in getattr(optimizer, "state", {}).values() if "step" in state]
+    step = states[0]["step"] if states else optimizer.param_groups[0].get("step", 0)
+    return {"exp_avg": first, "exp_avg_sq": second, "step": step}
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found.detach()

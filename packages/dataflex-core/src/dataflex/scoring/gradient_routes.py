@@ -1,0 +1,101 @@
+"""The trainable parameters of a model, each with the rule for its gradients, or a refusal that names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dataflex.core.errors import ComponentError
+from dataflex.scoring.gradient_rules import Rule, rule_of, scale
+
+
+@dataclass(frozen=True)
+class Use:
+    """A place where a parameter is used.
+
+    Attributes:
+        module: The module that holds it.
+        key: Its name in the module.
+        rule: How its gradients follow from a call of the module.
+        checked: Whether the rule holds for every module of this class; otherwise the first call is checked.
+    """
+
+    module: nn.Module
+    key: str
+    rule: Rule
+    checked: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """A trainable parameter.
+
+    Attributes:
+        index: Its place among the trainable parameters.
+        name: Its name in the model.
+        parameter: The parameter; its shape may be that of a shard.
+        size: Its number of numbers, unsharded.
+        shape: Its shape, unsharded.
+        uses: Where it is used; more than one where it is tied.
+    """
+
+    index: int
+    name: str
+    parameter: nn.Parameter
+    size: int
+    shape: tuple[int, ...]
+    uses: tuple[Use, ...]
+
+
+def gradient_routes(model: torch.nn.Module) -> list[Route]:
+    """Returns the trainable parameters in the model's order.
+
+    Covered: weights and biases of ``nn.Linear`` (so LoRA's A and B), ``Conv1D`` and ``nn.Embedding``, tied ones too;
+    vectors that scale or shift a layer's outputs (norms, DoRA's magnitudes).
+
+    Raises:
+        ComponentError: Nothing is trainable; or a trainable parameter has no exact per-sample gradient. All are named.
+    """
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    uses: dict[int, list[Use]] = {key: [] for key in names}
+    refused: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if not parameter.requires_grad:
+                continue
+            rule = rule_of(module, key)
+            if rule is None:
+                refused[f"{prefix}.{key}"] = type(module).__name__
+            else:
+                checked = getattr(rule, "__qualname__", "") != scale("").__qualname__
+                uses[id(parameter)].append(Use(module, key, rule, checked))
+    if refused:
+        raise ComponentError(unsupported(refused))
+    if not names:
+        raise ComponentError(
+            "no parameter of the model is trainable, so there are no gradients to compare -> use a strategy that "
+            "needs none, or check finetuning_type"
+        )
+    parameters = {id(p): p for p in model.parameters()}
+    return [
+        Route(index, name, parameters[key], *_size(parameters[key]), tuple(uses[key]))
+        for index, (key, name) in enumerate(names.items())
+    ]
+
+
+def unsupported(refused: dict[str, str]) -> str:
+    """Returns the message about parameters without a rule: name -> class of the module that holds it."""
+    first, kind = next(iter(refused.items()))
+    others = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+    return (
+        f"there is no per-sample gradient for the trainable parameter {first} of a {kind}{others}; leaving it out "
+        "would falsify the scores -> train LoRA on linear layers, freeze it, or use a selector that needs no "
+        "gradients, such as loss"
+    )
+
+
+def _size(parameter: nn.Parameter) -> tuple[int, tuple[int, ...]]:
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's ZeRO-3 leaves an empty one behind
+    return int(torch.Size(shape).numel()), shape

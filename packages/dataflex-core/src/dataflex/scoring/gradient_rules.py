@@ -1,0 +1,135 @@
+"""How the gradient of one parameter follows, row by row, from its layer's inputs and its output's gradient.
+
+The gradient of a sum of row losses is a sum over rows and tokens; what an ordinary backward pass adds up is kept apart
+by row here. A rule takes the layer's inputs (B, S, ...) and the gradient of its outputs (B, S, O) of a few rows and
+returns their gradients (B, D) in float32. Exact: no rule approximates.
+
+Letters: B rows, S slots (tokens) of a row, I inputs, O outputs of a layer, D numbers of the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+Rule = Callable[[nn.Module, "Call", torch.Tensor], torch.Tensor]
+"""``rule(module, call, grads_BSO) -> grads_BD``."""
+
+
+class Call:
+    """What a module was called with; tensors by row, (B, S, ...).
+
+    Args:
+        rows: Number of rows, B.
+        args: Positional arguments, the input first.
+        kwargs: Named arguments.
+    """
+
+    def __init__(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._rows, self.args, self.kwargs = rows, args, kwargs
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """The input."""
+        found: torch.Tensor = self.args[0]
+        return found
+
+    def part(self, rows: slice) -> Call:
+        """Returns the call for some rows alone."""
+
+        def cut(value: Any) -> Any:
+            by_row = isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == self._rows
+            return value[rows] if by_row else value
+
+        kwargs = {name: cut(value) for name, value in self.kwargs.items()}
+        return Call(len(range(self._rows)[rows]), tuple(map(cut, self.args)), kwargs)
+
+
+def linear_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of a weight (O, I): the sum over slots of outer products, (B, O * I)."""
+    inputs_BSI = _slots(call.inputs).float()
+    return torch.bmm(_slots(grads_BSO).float().transpose(1, 2), inputs_BSI).flatten(1)
+
+
+def transposed_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of a weight (I, O), as GPT-2's ``Conv1D`` has it: (B, I * O)."""
+    inputs_BSI = _slots(call.inputs).float()
+    return torch.bmm(inputs_BSI.transpose(1, 2), _slots(grads_BSO).float()).flatten(1)
+
+
+def bias(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of what is added to every output: (B, O)."""
+    return _slots(grads_BSO).float().sum(1)
+
+
+def embedding_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of an embedding (V, O): (B, V * O). Rows of V that a row of B does not use are 0."""
+    assert isinstance(module, nn.Embedding)
+    ids_BS, grads_BSO = call.inputs, grads_BSO.float()
+    if module.padding_idx is not None:
+        grads_BSO = grads_BSO.masked_fill((ids_BS == module.padding_idx).unsqueeze(-1), 0.0)
+    rows, entries = len(ids_BS), module.num_embeddings
+    first_B1 = torch.arange(rows, device=ids_BS.device).unsqueeze(1) * entries
+    found = grads_BSO.new_zeros(rows * entries, grads_BSO.shape[-1])
+    found.index_add_(0, (ids_BS + first_B1).flatten(), grads_BSO.flatten(0, 1))
+    return found.view(rows, -1)
+
+
+def scale(key: str) -> Rule:
+    """Returns the rule of a vector of O numbers in which the layer's outputs are affine, one number per output.
+
+    Norms scale their outputs by it, DoRA its magnitudes. The derivative is the difference of the outputs with ones and
+    with zeros in its place, which costs two calls of the layer and asks nothing of how it is written.
+    """
+
+    def rule(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+        return _slots(grads_BSO.float() * slope(module, key, call).float()).sum(1)
+
+    return rule
+
+
+@torch.no_grad()
+def slope(module: nn.Module, key: str, call: Call) -> torch.Tensor:
+    """Returns the derivative of each output by its own number of the vector ``key``: (B, S, O)."""
+    vector = module.get_parameter(key).detach()
+    ones, zeros = torch.ones_like(vector), torch.zeros_like(vector)
+    with_ones = functional_call(module, {key: ones}, call.args, call.kwargs)
+    found: torch.Tensor = with_ones - functional_call(module, {key: zeros}, call.args, call.kwargs)
+    return found
+
+
+@torch.no_grad()
+def is_affine(module: nn.Module, key: str, call: Call, output: torch.Tensor) -> bool:
+    """Returns whether :func:`scale` is exact for this layer, seen on one call of it."""
+    vector = module.get_parameter(key).detach()
+    if output.shape[-1:] != vector.shape:
+        return False
+    without = functional_call(module, {key: torch.zeros_like(vector)}, call.args, call.kwargs)
+    expected = without + vector * slope(module, key, call)
+    tolerance = 1e-4 if output.dtype == torch.float32 else 3e-2
+    return torch.allclose(expected.float(), output.float(), rtol=tolerance, atol=tolerance)
+
+
+def rule_of(module: nn.Module, key: str) -> Rule | None:
+    """Returns the rule of a module's own parameter, or None where there is no exact one."""
+    forward = type(module).forward
+    parameter = module.get_parameter(key)
+    if forward is nn.Linear.forward:
+        return bias if key == "bias" else linear_weight
+    if forward is Conv1D.forward:
+        return bias if key == "bias" else transposed_weight
+    if forward is nn.Embedding.forward:
+        assert isinstance(module, nn.Embedding)
+        plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+        return embedding_weight if plain else None
+    return scale(key) if parameter.ndim == 1 else None
+
+
+def _slots(activation: torch.Tensor) -> torch.Tensor:
+    """Returns (B, S, F) from (B, ..., F)."""
+    return activation if activation.ndim == 3 else activation.flatten(1, -2)

@@ -1,0 +1,90 @@
+"""What becomes of the gradients of a batch: kept, sketched, or multiplied with target vectors and forgotten.
+
+Letters: B rows of the batch, D numbers of a parameter, K dimensions of a sketch, J target sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from dataflex.scoring.gradient_routes import Route
+from dataflex.scoring.sketch import Sketch
+
+Direction = Callable[[Route, torch.Tensor], torch.Tensor]
+"""``direction(route, grads_BD) -> (B, D)``, such as Adam's; the gradient itself where it is None."""
+
+
+class Sink:
+    """Applies the direction and adds up each row's squared norm.
+
+    Args:
+        rows: B.
+        device: Where the gradients are.
+        direction: What is done to the gradients first; None for nothing.
+
+    Attributes:
+        squares_B: Squared norm of each row's whole vector so far.
+    """
+
+    def __init__(self, rows: int, device: torch.device, direction: Direction | None = None) -> None:
+        self._direction = direction
+        self.squares_B = torch.zeros(rows, device=device)
+
+    def add(self, route: Route, rows: slice, grads_BD: torch.Tensor) -> None:
+        """Takes the gradients of one parameter for some rows."""
+        if self._direction is not None:
+            grads_BD = self._direction(route, grads_BD)
+        self.squares_B[rows] += torch.linalg.vecdot(grads_BD, grads_BD)
+        self.take(route, rows, grads_BD)
+
+    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
+        """Takes what the direction made of the gradients."""
+        raise NotImplementedError
+
+
+class Whole(Sink):
+    """Keeps everything: parameter -> (B, D)."""
+
+    def __init__(self, rows: int, device: torch.device, direction: Direction | None = None) -> None:
+        super().__init__(rows, device, direction)
+        self.vectors: dict[int, torch.Tensor] = {}
+
+    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
+        """Keeps the vectors."""
+        if route.index not in self.vectors:
+            self.vectors[route.index] = vectors_BD.new_empty(len(self.squares_B), route.size)
+        self.vectors[route.index][rows] = vectors_BD
+
+
+class Dots(Sink):
+    """Multiplies with target vectors: never more than one parameter's gradients in memory.
+
+    Args:
+        targets: By parameter, the target sets' (J, D) vectors.
+    """
+
+    def __init__(
+        self, rows: int, device: torch.device, direction: Direction | None, targets: list[torch.Tensor]
+    ) -> None:
+        super().__init__(rows, device, direction)
+        self._targets = targets
+        self.dots_BJ = torch.zeros(rows, len(targets[0]), device=device)
+
+    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
+        """Adds this parameter's share of the inner products."""
+        self.dots_BJ[rows] += vectors_BD @ self._targets[route.index].T
+
+
+class Sketched(Sink):
+    """Sketches: (B, K), whatever the number of parameters."""
+
+    def __init__(self, rows: int, device: torch.device, direction: Direction | None, sketch: Sketch) -> None:
+        super().__init__(rows, device, direction)
+        self._sketch = sketch
+        self.features_BK = torch.zeros(rows, sketch.dim, device=device)
+
+    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
+        """Adds this parameter's share of the sketches."""
+        self.features_BK[rows] += self._sketch.apply(route.index, vectors_BD)

@@ -1,0 +1,239 @@
+"""How much a step on each row would lower the loss on target rows, to first order.
+
+The influence of a row on a target set is the mean, over the set's rows, of the cosine between the row's step and the
+target row's gradient (LESS, arXiv 2402.04333, section 3). A cosine is linear in the normalised target gradient, so the
+mean may be taken first: one vector per target set, and each row of the dataset is multiplied with it while its
+gradients pass by. Nothing is kept per row but the result.
+
+Letters: N rows, J target sets, B rows of a batch, D numbers of a parameter, K dimensions of a sketch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataflex.core.errors import ComponentError
+from dataflex.scoring.gradient_sinks import Direction, Dots, Sink, Sketched, Whole
+from dataflex.scoring.row_gradients import PerSampleGradients
+from dataflex.scoring.row_pass import RowBatch, RowPass
+from dataflex.scoring.sketch import Sketch
+
+_WHOLE_NUMBERS = 2**27
+"""Gradients of target rows that are in memory together, 512 MB; their norm is known only when all parameters are."""
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """Rows that the model should get better at.
+
+    Attributes:
+        name: What the set is called in messages and traces.
+        dataset: Its rows, tokenised, with labels.
+        weights: (M,) weight of each row's loss; None for 1.
+        groups: (M,) rows of one number make one vector, the sum of their weighted gradients; None: each row its own.
+        total: Whether a row's loss is the sum of its token losses; otherwise it is their mean.
+    """
+
+    name: str
+    dataset: Any
+    weights: NDArray[np.float64] | None = None
+    groups: NDArray[np.int64] | None = None
+    total: bool = False
+
+    def single(self) -> bool:
+        """Returns whether each row makes a vector of its own."""
+        return self.groups is None
+
+
+def target_means(
+    gradients: PerSampleGradients,
+    model: torch.nn.Module,
+    targets: Sequence[TargetSet],
+    rows: RowPass,
+    sketch: Sketch | None = None,
+) -> list[torch.Tensor]:
+    """Returns, for each target set, the mean of its rows' normalised gradients, the same on every rank. Collective.
+
+    Sums are taken in float64, so that the number of ranks does not show in them.
+
+    Args:
+        gradients: Forms the gradients.
+        model: The model that it belongs to.
+        targets: J sets.
+        rows: How to batch: collator, accelerator, token budget. Its dataset and indices are not used.
+        sketch: Sketches the vectors, to save memory where there are many sets; None keeps them whole.
+
+    Returns:
+        By parameter, (J, D) float32; with a sketch, one (J, K).
+
+    Raises:
+        ComponentError: A set has no row with a label; a gradient is NaN or infinite.
+    """
+    means: list[list[torch.Tensor]] = []
+    for target in targets:
+        sums, count = _sums(gradients, model, target, rows, sketch)
+        accelerator = rows.accelerator
+        if accelerator is not None and accelerator.num_processes > 1:
+            sums = [torch.as_tensor(accelerator.reduce(part, "sum")) for part in sums]
+            count = float(torch.as_tensor(accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum")))
+        if not count:
+            raise ComponentError(
+                f"no row of the target set '{target.name}' has a label with a gradient -> check eval_dataset, or use "
+                "a larger cutoff_len if it cuts the answers off"
+            )
+        means.append([(part / count).float() for part in sums])
+    return [torch.stack(parts) for parts in zip(*means, strict=True)]
+
+
+def influences(
+    gradients: PerSampleGradients,
+    model: torch.nn.Module,
+    means: Sequence[torch.Tensor],
+    rows: RowPass,
+    direction: Direction | None = None,
+    sketch: Sketch | None = None,
+) -> NDArray[np.float32]:
+    """Returns the influence of each row on each target set: (N, J) in [-1, 1], the same on every rank. Collective.
+
+    Memory does not grow with N but for the result. A row without a label has no gradient and gets NaN.
+
+    Args:
+        gradients: Forms the gradients.
+        model: The model that it belongs to.
+        means: What :func:`target_means` returned.
+        rows: The rows to score.
+        direction: The step of a row, from its gradient; None for the gradient itself (SGD).
+        sketch: The sketch that ``means`` were made with.
+
+    Raises:
+        ComponentError: A gradient is NaN or infinite.
+    """
+
+    def score(batch: RowBatch) -> torch.Tensor:
+        count, device = len(batch.labels()), means[0].device
+        sink: Dots | Sketched
+        if sketch is None:
+            sink = Dots(count, device, direction, list(means))
+        else:
+            sink = Sketched(count, device, direction, sketch)
+        _run(gradients, batch, sink)
+        dots_BJ = sink.dots_BJ if isinstance(sink, Dots) else sink.features_BK @ means[0].T
+        return dots_BJ / _norms(sink, batch).unsqueeze(1)
+
+    found = rows.values(model, score)
+    return found if found.ndim == 2 else found.reshape(0, len(means[0]))
+
+
+def gradient_features(
+    gradients: PerSampleGradients,
+    model: torch.nn.Module,
+    rows: RowPass,
+    sketch: Sketch,
+    direction: Direction | None = None,
+) -> NDArray[np.float32]:
+    """Returns each row's sketched step, divided by its exact norm: (N, K), the same on every rank. Collective.
+
+    Inner products of these features estimate cosines without bias. They take 4 N K bytes.
+    """
+
+    def score(batch: RowBatch) -> torch.Tensor:
+        device = next(model.parameters()).device if rows.accelerator is None else rows.accelerator.device
+        sink = Sketched(len(batch.labels()), device, direction, sketch)
+        _run(gradients, batch, sink)
+        return sink.features_BK / _norms(sink, batch).unsqueeze(1)
+
+    return rows.values(model, score)
+
+
+def _sums(
+    gradients: PerSampleGradients, model: torch.nn.Module, target: TargetSet, rows: RowPass, sketch: Sketch | None
+) -> tuple[list[torch.Tensor], float]:
+    """Returns the sum of this rank's normalised vectors by parameter, float64, and how many there are."""
+    accelerator = rows.accelerator
+    device = next(model.parameters()).device if accelerator is None else accelerator.device
+    sizes = [route.size for route in gradients.routes] if sketch is None else [sketch.dim]
+    sums = [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
+    most_rows = max(1, _WHOLE_NUMBERS // sum(sizes))
+    weights_M = np.ones(len(target.dataset)) if target.weights is None else target.weights
+    rows = replace(
+        rows, dataset=target.dataset, indices=None, max_rows=most_rows, store=None, desc=f"{rows.desc}, {target.name}"
+    )
+
+    def score(batch: RowBatch) -> Sink:
+        count = len(batch.labels())
+        sink = Whole(count, device) if sketch is None else Sketched(count, device, None, sketch)
+        _run(gradients, batch, sink, total=target.total)
+        return sink
+
+    if not target.single():
+        return _group_sums(gradients, model, target, replace(rows, progress=False), sums, weights_M, score)
+    vectors = 0.0
+    for batch, sink in rows.results(model, score):
+        if batch.repeated:
+            continue
+        usable_B = sink.squares_B > 0
+        factors_B = torch.from_numpy(weights_M[batch.rows]).to(device, torch.float32)
+        factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt(), 0.0)
+        for part, vectors_BD in zip(sums, _parts(sink), strict=True):
+            part += factors_B @ vectors_BD
+        vectors += float(usable_B.sum())
+    return sums, vectors
+
+
+def _group_sums(
+    gradients: PerSampleGradients,
+    model: torch.nn.Module,
+    target: TargetSet,
+    rows: RowPass,
+    sums: list[torch.Tensor],
+    weights_M: NDArray[np.float64],
+    score: Any,
+) -> tuple[list[torch.Tensor], float]:
+    """As :func:`_sums`, where several rows make one vector: whole groups are dealt out to the ranks."""
+    rank, ranks = 0, 1
+    if rows.accelerator is not None:
+        rank, ranks = rows.accelerator.process_index, rows.accelerator.num_processes
+    assert target.groups is not None
+    vectors = 0.0
+    for group in np.unique(target.groups)[rank::ranks]:
+        members = np.flatnonzero(target.groups == group)
+        own = [torch.zeros_like(part) for part in sums]
+        for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
+            factors_B = torch.from_numpy(weights_M[members[batch.rows]]).to(sums[0].device, torch.float32)
+            for part, vectors_BD in zip(own, _parts(sink), strict=True):
+                part += factors_B @ vectors_BD
+        norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
+        if norm > 0:
+            vectors += 1
+            for part, vector_D in zip(sums, own, strict=True):
+                part += vector_D / norm
+    return sums, vectors
+
+
+def _parts(sink: Sink) -> list[torch.Tensor]:
+    if isinstance(sink, Whole):
+        return [sink.vectors[index] for index in sorted(sink.vectors)]
+    assert isinstance(sink, Sketched)
+    return [sink.features_BK]
+
+
+def _run(gradients: PerSampleGradients, batch: RowBatch, sink: Sink, total: bool = False) -> None:
+    """Runs a batch; refuses what is not finite."""
+    gradients.backward(batch, sink, total=total)
+    if not sink.squares_B.isfinite().all():
+        raise ComponentError(
+            "the gradient of a row is NaN or infinite -> the weights have probably diverged: lower the learning rate, "
+            "or train in bf16 instead of fp16"
+        )
+
+
+def _norms(sink: Sink, batch: RowBatch) -> torch.Tensor:
+    """Returns (B,) norms, NaN for a row without labels: under Adam its direction is that of the moments alone."""
+    labelled_B = (batch.labels()[:, 1:] != -100).any(dim=1).to(sink.squares_B.device)
+    return torch.where(labelled_B & (sink.squares_B > 0), sink.squares_B.sqrt(), torch.nan)
