@@ -1,0 +1,127 @@
+"""One vector per row by the key ``embedding``, for the selectors that compare rows with a target.
+
+ngrams        hashed n-grams of the tokens; the same at every update, computed in seconds (see ngrams.py)
+model         the pooled last hidden states of the model being trained; one forward pass, and it moves with training
+anything else a sentence-transformers model by name or path, which reads the decoded text
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from dataflex.core.errors import Problem
+from dataflex.scoring import gather_by_row, hidden_state_embeddings
+from dataflex.scoring.embeddings import POOLINGS
+from dataflex.scoring.row_pass import Collator
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import count, count_or_null, one_of
+from dataflex_selectors.columns import column_chunks
+from dataflex_selectors.ngrams import ngram_embeddings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_TEXTS = 256  # texts that go to a sentence-transformers model at a time
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """How rows become vectors. Every rank makes the same one.
+
+    Attributes:
+        embedding: ``ngrams``, ``model``, or the name or path of a sentence-transformers model.
+        dim: Buckets of ``ngrams``.
+        pooling: How the hidden states of ``model`` become one vector: ``mean``, ``last`` or ``weighted``.
+        token_budget: Tokens that ``model`` embeds at once; None for a default that suits the device.
+        collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator; None means a single process.
+        tokenizer: Turns tokens back into text for a sentence-transformers model.
+    """
+
+    embedding: Any
+    dim: Any
+    pooling: Any
+    token_budget: Any
+    collator: Collator
+    accelerator: Accelerator | None
+    tokenizer: Any
+
+    def problems(self) -> list[Problem | None]:
+        """Returns what is wrong with the parameters."""
+        return [
+            self._embedding_problem(),
+            count("dim", self.dim),
+            one_of("pooling", self.pooling, POOLINGS),
+            count_or_null("token_budget", self.token_budget),
+        ]
+
+    @property
+    def moves(self) -> bool:
+        """Whether a row's vector changes as the model is trained."""
+        return bool(self.embedding == "model")
+
+    def embed(self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64], desc: str) -> NDArray[np.float32]:
+        """Returns the vectors of the rows: (n, D) float32 of length 1, the same on every rank. Collective.
+
+        Args:
+            model: The model being trained.
+            dataset: The tokenised dataset.
+            rows: (n,) row numbers, at least one.
+            desc: What a progress bar says.
+        """
+        if self.embedding == "ngrams":  # on every rank: faster than sending the vectors around
+            chunks = column_chunks(dataset, "input_ids", rows)
+            return np.concatenate([ngram_embeddings(chunk, self.dim) for chunk in chunks])
+        if self.moves:
+            return hidden_state_embeddings(
+                model,
+                dataset,
+                collator=self.collator,
+                accelerator=self.accelerator,
+                indices=rows,
+                token_budget=self.token_budget,
+                pooling=self.pooling,
+                desc=desc,
+            )
+        return self._sentences(dataset, rows)
+
+    def _sentences(self, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        rank, world_size, device = 0, 1, None
+        if self.accelerator is not None:
+            rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+            device = str(self.accelerator.device)
+        encoder = importlib.import_module("sentence_transformers").SentenceTransformer(self.embedding, device=device)
+        # Dealt out in chunks that are the same for any number of ranks, so that a text is padded in the same company.
+        mine = [np.arange(s, min(s + _TEXTS, len(rows))) for s in range(0, len(rows), _TEXTS)][rank::world_size]
+        vectors = [self._encoded(encoder, dataset, rows[places]) for places in mine]
+        empty = self._encoded(encoder, dataset, rows[:1])[:0]  # a rank without a chunk needs the width all the same
+        places = np.concatenate([np.empty(0, dtype=np.int64), *mine])
+        return gather_by_row(places, torch.cat([empty, *vectors]), len(rows), self.accelerator)
+
+    def _encoded(self, encoder: Any, dataset: Any, rows: NDArray[np.int64]) -> torch.Tensor:
+        tokens = [ids.tolist() for chunk in column_chunks(dataset, "input_ids", rows) for ids in chunk]
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return torch.from_numpy(encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)).float()
+
+    def _embedding_problem(self) -> Problem | None:
+        found, built_in = self.embedding, ("ngrams", "model")
+        if found in built_in:
+            return None
+        if not isinstance(found, str) or not found or get_close_matches(found, built_in):
+            what = f"found {found!r}, allowed: ngrams, model, or the name or path of a sentence-transformers model"
+            close = get_close_matches(str(found), built_in)
+            return Problem("embedding", what, f"did you mean '{close[0]}'?" if close else "")
+        if find_spec("sentence_transformers") is None:
+            way_out = 'pip install "dataflex-selectors[sentence-transformers]", or use embedding: ngrams or model'
+            return Problem("embedding", f"{found!r} needs sentence-transformers, which is not installed", way_out)
+        if self.tokenizer is None:
+            what = f"{found!r} reads text, and the run has no tokenizer to turn tokens into text"
+            return Problem("embedding", what, "give the trainer a processing_class, or use ngrams or model")
+        return None

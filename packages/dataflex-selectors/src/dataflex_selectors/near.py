@@ -1,0 +1,217 @@
+"""The rows nearest to the target: each row of the target takes its nearest in turn, round after round.
+
+Target and train dataset -> embeddings -> for each query the nearest rows -> rank by rank:
+
+    x_j,1 <= x_j,2 <= ...                           rows by distance to query j (all vectors have length 1)
+    x_1,1  x_2,1 .. x_M,1  x_1,2 .. x_M,2  ..       all first neighbours, all second ones, ...; a row comes once
+
+So every query is served, however far away it lies, and rows that are near to many of them come early. Nothing is drawn.
+
+Origin: the near selector of OpenDCAI/DataFlex. Differences: neighbours are exact, and as many are looked up as it takes
+to have enough different rows; with ``exclude_seen`` an update goes on where the last one stopped, and with
+``embedding: model`` distances are those under the model as it is now. Rows without labels are never taken.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.context import UpdateContext
+from dataflex.core.errors import ComponentError
+from dataflex.core.registry import register_selector
+from dataflex.train.selector.base_selector import Selection
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import flag
+from dataflex_selectors.neighbours import nearest
+from dataflex_selectors.to_target import ToTarget
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+Search = Callable[[int, int, int], tuple[NDArray[np.float64], NDArray[np.int64]]]
+"""``search(first, last, k) -> (distances_QK, ids_QK)``: the k nearest rows of the queries from first to before last."""
+
+_CELLS = 2**22  # neighbours looked at at a time: 64 MB
+
+
+def nearest_in_turn(
+    search: Search, queries: int, size: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns ``count`` different rows, all first neighbours first, and the distance to the query that took each.
+
+    Memory is that of the rows, not of the rows times the queries.
+
+    Args:
+        search: Finds the nearest of ``size`` rows; asked again for twice as many until they are enough.
+        queries: Number of queries, M >= 1.
+        size: Rows that can be found.
+        count: How many to return, at most ``size``.
+    """
+    k = 2 * -(-count // queries)
+    while True:
+        turn_N, distance_N = _turns(search, queries, size, min(k, size))
+        if np.count_nonzero(turn_N < _NEVER) >= count:  # sooner or later: with k = size each query has all rows
+            rows = np.argsort(turn_N, kind="stable")[:count]
+            return rows, distance_N[rows]
+        k *= 2
+
+
+_NEVER = np.iinfo(np.int64).max
+
+
+def _turns(search: Search, queries: int, size: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns when each row is first taken, in the order of rank and then query, and at what distance: (N,) twice."""
+    turn_N, distance_N = np.full(size, _NEVER), np.full(size, np.inf)
+    step = max(1, _CELLS // k)
+    for first in range(0, queries, step):
+        last = min(first + step, queries)
+        distances_QK, ids_QK = search(first, last, k)
+        turn_QK = np.arange(k) * queries + np.arange(first, last)[:, None]
+        np.minimum.at(turn_N, ids_QK, turn_QK)
+        earliest_QK = turn_N[ids_QK] == turn_QK
+        distance_N[ids_QK[earliest_QK]] = distances_QK[earliest_QK]
+    return turn_N, distance_N
+
+
+@register_selector("near")
+class NearSelector(ToTarget):
+    """Takes the rows that are nearest to the rows of the evaluation set, query by query in turn.
+
+    Args:
+        dataset: The train dataset, tokenised.
+        eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch of tensors from a list of rows.
+        cache_dir: Not used.
+        tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
+        embedding: ngrams, model, or the name or path of a sentence-transformers model.
+        dim: Buckets of the ngrams embedding.
+        pooling: How the hidden states of the model become one vector: mean, last or weighted.
+        refresh: With embedding: model, updates after which rows are embedded anew.
+        exclude_seen: Whether rows of earlier updates are left out until all rows have come.
+        backend: torch or faiss, for the search.
+        token_budget: Tokens that the model embeds at once; null for a default that suits the device.
+
+    Raises:
+        ConfigError: A parameter is out of its range, there is no evaluation set, or a package is missing; the message
+            holds everything that is wrong.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        eval_dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        tokenizer: Any = None,
+        embedding: str = "ngrams",
+        dim: int = 1024,
+        pooling: str = "mean",
+        refresh: int = 1,
+        exclude_seen: bool = True,
+        backend: str = "torch",
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        self.aim(
+            "near",
+            eval_dataset,
+            tokenizer,
+            embedding=embedding,
+            dim=dim,
+            pooling=pooling,
+            refresh=refresh,
+            backend=backend,
+            token_budget=token_budget,
+            others=[flag("exclude_seen", exclude_seen)],
+        )
+        self.exclude_seen = exclude_seen
+        self._ahead: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the next rows
+        self._similar: NDArray[np.float32] = np.empty(0, dtype=np.float32)  # their cosines with the query
+        self._seen: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # rows not to be given again
+        self._ranked_at = -1  # the update at which the rows ahead were ranked
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
+        """Returns the next rows in turn; the scores are their cosines with the query that took them.
+
+        Raises:
+            ComponentError: Fewer rows have a label than were asked for.
+        """
+        context: UpdateContext = kwargs["context"]
+        if len(self._ahead) < num_samples or self.is_due(self._ranked_at, context.update):
+            self._rank(model, step_id, num_samples, context)
+        rows, scores = self._ahead[:num_samples], self._similar[:num_samples]
+        if self.exclude_seen:
+            self._ahead, self._similar = self._ahead[num_samples:], self._similar[num_samples:]
+            self._seen = np.concatenate([self._seen, rows])
+        return Selection(rows, scores)
+
+    def _rank(self, model: torch.nn.Module, step_id: int, count: int, context: UpdateContext) -> None:
+        """Ranks as many rows as the updates until the next ranking ask for."""
+        eligible = self.eligible()
+        if len(eligible) < count:
+            raise ComponentError(
+                f"selector '{self.name}' was asked for {count} rows at step {step_id}, but only {len(eligible)} of "
+                f"{len(self.dataset)} rows have a label to learn from -> use a larger cutoff_len if it cuts the "
+                "answers off, or fewer rows per update (update_step)"
+            )
+        left = eligible[~np.isin(eligible, self._seen)]
+        rank = functools.partial(self._first, model, step_id, self.embedded_target(model, step_id), eligible)
+        ahead = [rank(self._seen, min(self._worth_ranking(count, len(left), context), len(left)))]
+        if len(left) < count:  # the last of this round, then the first of the next one
+            self._seen = np.empty(0, dtype=np.int64)
+            ahead.append(rank(left, count - len(left)))
+        self._ahead = np.concatenate([rows for rows, _ in ahead])
+        self._similar = np.concatenate([similar for _, similar in ahead])
+        self._ranked_at = context.update
+
+    def _worth_ranking(self, count: int, left: int, context: UpdateContext) -> int:
+        """Returns how many rows to rank: those of the updates until the next ranking."""
+        if not self.exclude_seen:
+            return count
+        updates = max(1, context.updates - context.update)
+        if self.embedder.moves:
+            return count * min(self.refresh, updates)
+        # The last rows are far from every query, and finding them takes nearly all neighbours of each: not yet.
+        return min(count * updates, max(count, left // 2))
+
+    def _first(
+        self,
+        model: torch.nn.Module,
+        step_id: int,
+        queries_MD: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        without: NDArray[np.int64],
+        count: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Returns the first ``count`` of the rows in turn that are not among ``without``, and their cosines."""
+        if not count:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        if self.embedder.moves:  # the order is a new one anyway: only those are embedded that can be taken
+            rows, without = rows[~np.isin(rows, without)], without[:0]
+        pool_ND = self.embedded(model, step_id, rows)
+
+        def search(first: int, last: int, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+            return nearest(queries_MD[first:last], pool_ND, k, backend=self.backend, device=self.device)
+
+        places, distances = nearest_in_turn(search, len(queries_MD), len(rows), count + len(without))
+        kept = ~np.isin(rows[places], without)
+        cosines = 1 - distances[kept] ** 2 / 2  # |x - y|^2 = 2 - 2 cos for vectors of length 1
+        return rows[places[kept]][:count], cosines[:count].astype(np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the rows ahead, those already given and when they were ranked."""
+        return {"ahead": self._ahead, "similar": self._similar, "seen": self._seen, "ranked_at": self._ranked_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._ahead = np.asarray(state["ahead"], dtype=np.int64)
+        self._similar = np.asarray(state["similar"], dtype=np.float32)
+        self._seen = np.asarray(state["seen"], dtype=np.int64)
+        self._ranked_at = int(state["ranked_at"])
