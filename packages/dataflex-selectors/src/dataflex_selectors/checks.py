@@ -41,6 +41,13 @@ def positive_or_null(key: str, found: Any) -> Problem | None:
     return Problem(key, f"found {found!r}, allowed: a number above 0, or null for the default")
 
 
+def at_most_one(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a number in [0, 1]."""
+    if _is_number(found) and 0 <= found <= 1:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a number from 0 to 1")
+
+
 def count(key: str, found: Any) -> Problem | None:
     """Returns a problem unless ``found`` is a whole number of at least 1."""
     if isinstance(found, int) and not isinstance(found, bool) and found >= 1:

@@ -135,14 +135,7 @@ class LossSelector(Selector):
         Raises:
             ComponentError: Fewer rows have a loss than were asked for.
         """
-        losses_N = per_sample_losses(
-            model,
-            self.dataset,
-            collator=self.data_collator,
-            accelerator=self.accelerator,
-            token_budget=self.token_budget,
-            desc=f"{self.name}: losses at step {step_id}",
-        )
+        losses_N = self.scores(model, step_id)
         found = int(np.count_nonzero(~np.isnan(losses_N)))
         if found < (1 if self.replacement else num_samples):
             raise ComponentError(
@@ -153,3 +146,14 @@ class LossSelector(Selector):
         p_N = focus_probabilities(losses_N, self.focus, self.focus_weight, self.quantiles, self.temperature)
         rows = draw(p_N, num_samples, self.replacement, self.generator(kwargs["context"].update))
         return Selection(rows, losses_N[rows])
+
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
+        """Returns the loss of every row: (N,), NaN without a label. See the base class."""
+        return per_sample_losses(
+            model,
+            self.dataset,
+            collator=self.data_collator,
+            accelerator=self.accelerator,
+            token_budget=self.token_budget,
+            desc=f"{self.name}: losses at step {step_id}",
+        )

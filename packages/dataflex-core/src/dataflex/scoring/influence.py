@@ -175,9 +175,9 @@ def _sums(
         return _group_sums(gradients, model, target, replace(rows, progress=False), sums, weights_M, score)
     vectors = 0.0
     for batch, sink in rows.results(model, score):
-        if batch.repeated:
-            continue
         usable_B = sink.squares_B > 0
+        if batch.repeated or not usable_B.any():
+            continue
         factors_B = torch.from_numpy(weights_M[batch.rows]).to(device, torch.float32)
         factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt(), 0.0)
         for part, vectors_BD in zip(sums, _parts(sink), strict=True):
@@ -205,6 +205,8 @@ def _group_sums(
         members = np.flatnonzero(target.groups == group)
         own = [torch.zeros_like(part) for part in sums]
         for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
+            if not sink.squares_B.any():
+                continue
             factors_B = torch.from_numpy(weights_M[members[batch.rows]]).to(sums[0].device, torch.float32)
             for part, vectors_BD in zip(own, _parts(sink), strict=True):
                 part += factors_B @ vectors_BD

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from dataflex.core.component import Component
+from dataflex.core.errors import ComponentError
 from dataflex.data.order import RowOrder
 from dataflex.utils.logging import logger
 
@@ -99,6 +100,23 @@ class Selector(Component, ABC):
             num_samples: How many rows to return: steps of the stretch times the global batch size.
             **kwargs: ``context``, an :class:`~dataflex.core.context.UpdateContext`; more may come in later versions.
         """
+
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> np.ndarray:
+        """Returns the score of every row: (N,), higher is better, NaN where a row has none.
+
+        Optional: ``dataflex-cli score`` calls it, training does not. Everything said of :meth:`select` holds.
+
+        Args:
+            model: The model, as :meth:`select` gets it.
+            step_id: Global optimizer steps done.
+            **kwargs: ``context``, an :class:`~dataflex.core.context.UpdateContext`.
+
+        Raises:
+            ComponentError: The selector gives rows no scores.
+        """
+        raise ComponentError(
+            f"selector '{self.name}' chooses rows without giving each a score -> use one that scores, such as loss"
+        )
 
     def warmup(self, num_samples: int, replacement: bool = False) -> Sequence[int] | np.ndarray:
         """Returns the rows of the stretch before the first update: a random order of the dataset unless overridden.

@@ -1,0 +1,118 @@
+"""How far the training step of each row points the way that target rows want.
+
+What LESS, its clustered form and NICE share. The mathematics is in :mod:`dataflex.scoring.influence`; here it meets
+the run.
+
+Letters: N rows, J target sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from dataflex.core.context import UpdateContext
+from dataflex.scoring import (
+    AdamDirection,
+    RowPass,
+    ScoreStore,
+    Sketch,
+    TargetSet,
+    influences,
+    per_sample_gradients,
+    read_moments,
+    target_means,
+    without_replicas,
+)
+from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
+from dataflex.utils.logging import logger
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FORMS = ("adam", "sgd")
+
+
+class GradientScores:
+    """Scores rows by the cosine of their step with the mean of each target set's normalised gradients.
+
+    Args:
+        targets: Name -> tokenised dataset, or target sets as they are.
+        collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator.
+        form: ``adam``: the step of the run's optimizer, which is the gradient before its first step; ``sgd``: the
+            gradient.
+        proj_dim: Dimensions of the sketch; None for exact products.
+        token_budget: Tokens at once; None for a default.
+        folder: Where a long pass keeps what it has; None for nowhere.
+        seed: Seed of the sketch.
+        desc: What the progress bar says.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Any] | Sequence[TargetSet],
+        collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        accelerator: Accelerator | None,
+        *,
+        form: str,
+        proj_dim: int | None,
+        token_budget: int | None,
+        folder: str | None,
+        seed: int,
+        desc: str,
+    ) -> None:
+        if isinstance(targets, Mapping):
+            targets = [TargetSet(name, rows) for name, rows in targets.items()]
+        self.targets = list(targets)
+        self.form, self.proj_dim, self.folder, self.seed = form, proj_dim, folder, seed
+        self._rows = RowPass(None, collator, accelerator, token_budget=token_budget, desc=desc)
+
+    def scores(
+        self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64], context: UpdateContext
+    ) -> NDArray[np.float32]:
+        """Returns the scores of some rows: (N, J) in [-1, 1], NaN for a row without a label. Collective.
+
+        Args:
+            model: The model being trained.
+            dataset: The train dataset.
+            rows: (N,) its rows to score.
+            context: The state of the run, with its optimizer.
+        """
+        accelerator = self._rows.accelerator
+        model = without_replicas(model)
+        with per_sample_gradients(model, accelerator) as gradients:
+            direction = None
+            if self.form == "adam":
+                moments = read_moments(context.optimizer, gradients.routes, accelerator)
+                if moments is None:
+                    logger.info("the optimizer has no moments yet: rows are scored by their gradients")
+                else:
+                    direction = AdamDirection(moments)
+            sketch = None
+            if self.proj_dim is not None:
+                sizes = [route.size for route in gradients.routes]
+                device = next(model.parameters()).device if accelerator is None else accelerator.device
+                sketch = Sketch(sizes, self.proj_dim, self.seed, device)
+            means = target_means(gradients, model, self.targets, self._rows, sketch)
+            scored = self._pass(model, dataset, rows, context)
+            return influences(gradients, model, means, scored, direction, sketch)
+
+    def _pass(self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64], context: UpdateContext) -> RowPass:
+        def fingerprint() -> str:
+            return digest(
+                model_digest(model),
+                optimizer_digest(context.optimizer) if self.form == "adam" else "",
+                dataset_digest(dataset),
+                rows.tobytes().hex(),
+                *(dataset_digest(target.dataset) for target in self.targets),
+                *(str(part) for target in self.targets for part in (target.weights, target.groups, target.total)),
+                self.form, self.proj_dim, self.seed, context.update,
+            )  # fmt: skip
+
+        store = None if self.folder is None else ScoreStore(self.folder, fingerprint)
+        base = self._rows
+        return RowPass(dataset, base.collator, base.accelerator, rows, base.token_budget, desc=base.desc, store=store)

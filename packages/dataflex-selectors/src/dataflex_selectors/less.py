@@ -1,0 +1,144 @@
+"""LESS: the rows whose own training step points the way that lowers the loss on a target set.
+
+Xia et al. 2024, arXiv 2402.04333. Gradient of each target row -> their mean, per target set -> the cosine with each
+train row's Adam step -> the highest win.
+
+    s_tj(z) = mean over z' in set j of cos(grad l(z'), step_t(z))     section 3.1; step = Adam's from the row alone
+    S_j(z)  = gamma S_j(z) + lr_t s_tj(z)                             one term per update instead of one per epoch
+    score   = max_j S_j(z)                                            section 4.2
+
+Here each update is a checkpoint of the paper, under the weights and moments of that moment; ``decay`` (gamma) lets old
+terms fade, 1 keeps the paper's sum. No separate warm-up run and no stored gradients: the mean of the normalised target
+gradients is multiplied with each row's step as it passes by, exactly (``proj_dim: null``) or sketched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.context import UpdateContext
+from dataflex.core.registry import register_selector
+from dataflex.train.selector.base_selector import Selection, Selector
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import at_most_one, count_or_null, one_of, positive, require
+from dataflex_selectors.gradient_scores import FORMS, GradientScores
+from dataflex_selectors.pick import MODES, pick
+from dataflex_selectors.pool import candidate_rows
+from dataflex_selectors.targets import has_target, target_sets
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@register_selector("less")
+class LessSelector(Selector):
+    """Takes the rows whose training step lowers the loss on the evaluation set most.
+
+    Args:
+        dataset: The train dataset, tokenised.
+        eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
+            best.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch of tensors from a list of rows.
+        cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
+        gradient_type: adam compares the step that the optimizer would take, sgd the gradient itself.
+        proj_dim: Sketch gradients to this many numbers, which saves memory where there are many target sets; null
+            compares them whole.
+        decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
+        mode: topk takes the highest scores, sample draws by them, quota lets the target sets choose in turn.
+        temperature: Of sample: below 1 sharpens, above 1 softens.
+        candidates: Rows drawn afresh at each update to choose from; null for all.
+        token_budget: Tokens that are scored at once; null for a default that suits the device.
+
+    Raises:
+        ConfigError: A parameter is out of its range, or there is no evaluation set; the message holds all of it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        eval_dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        gradient_type: str = "adam",
+        proj_dim: int | None = None,
+        decay: float = 0.9,
+        mode: str = "topk",
+        temperature: float = 1.0,
+        candidates: int | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        require(
+            "less",
+            has_target(eval_dataset),
+            one_of("gradient_type", gradient_type, FORMS),
+            count_or_null("proj_dim", proj_dim),
+            at_most_one("decay", decay),
+            one_of("mode", mode, MODES),
+            positive("temperature", temperature),
+            count_or_null("candidates", candidates),
+            count_or_null("token_budget", token_budget),
+        )
+        self.targets = target_sets(eval_dataset)
+        self.gradient_type = gradient_type
+        self.proj_dim = proj_dim
+        self.decay = float(decay)
+        self.mode = mode
+        self.temperature = float(temperature)
+        self.candidates = candidates
+        self.token_budget = token_budget
+        # Sums over the updates that scored a row: of the rates, and of rate times score.
+        self._rates_N: NDArray[np.float64] = np.zeros(len(dataset))
+        self._sums_NJ: NDArray[np.float64] = np.zeros((len(dataset), len(self.targets)))
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
+        """Scores the candidates and returns the ``num_samples`` that ``mode`` picks. See the base class.
+
+        Raises:
+            ComponentError: Fewer candidates have a label than were asked for; a trainable parameter has no per-sample
+                gradient; the optimizer keeps no moments for ``adam``.
+        """
+        context: UpdateContext = kwargs["context"]
+        generator = self.generator(context.update)
+        pool = candidate_rows(len(self.dataset), self.candidates, generator)
+        scores_NJ = self._averages(model, context, pool)
+        chosen = pick(scores_NJ, num_samples, self.mode, self.temperature, generator)
+        return Selection(pool[chosen], scores_NJ[chosen].max(axis=1))
+
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
+        """Returns the score of every row: (N,), NaN without a label. See the base class."""
+        pool = np.arange(len(self.dataset), dtype=np.int64)
+        return np.asarray(self._averages(model, kwargs["context"], pool).max(axis=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the sums over the updates so far."""
+        return {"rates": self._rates_N, "sums": self._sums_NJ}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._rates_N, self._sums_NJ = np.array(state["rates"]), np.array(state["sums"])
+
+    def _averages(self, model: torch.nn.Module, context: UpdateContext, pool: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores ``pool`` and returns the averages over the updates, by rate and age: (P, J) in [-1, 1]."""
+        engine = GradientScores(
+            self.targets,
+            self.data_collator,
+            self.accelerator,
+            form=self.gradient_type,
+            proj_dim=self.proj_dim,
+            token_budget=self.token_budget,
+            folder=self.cache_dir,
+            seed=self.seed,
+            desc=f"{self.name}: step {context.step}",
+        )
+        found_PJ = engine.scores(model, self.dataset, pool, context)
+        rate = max(context.learning_rate, 1e-30)  # at the start of a warm-up it is 0, and there must be an average
+        self._rates_N[pool] = self.decay * self._rates_N[pool] + rate
+        self._sums_NJ[pool] = self.decay * self._sums_NJ[pool] + rate * found_PJ
+        return np.asarray(self._sums_NJ[pool] / self._rates_N[pool, None])

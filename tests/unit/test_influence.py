@@ -1,0 +1,234 @@
+"""Streamed influence equals the explicit computation; sketches estimate it without bias; Adam's form is Adam's."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from dataflex.core.errors import ComponentError
+from dataflex.scoring import (
+    AdamDirection,
+    RowPass,
+    ScoreStore,
+    Sketch,
+    TargetSet,
+    gradient_features,
+    influences,
+    per_sample_gradients,
+    read_moments,
+    target_means,
+)
+from dataflex.testing import TokenRows, pad_collate
+from test_gradients import all_at_once, lora, one_by_one
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def rows() -> TokenRows:
+    return TokenRows(23, vocab_size=64, lengths=range(4, 20), seed=1)
+
+
+@pytest.fixture(scope="module")
+def targets() -> list[TargetSet]:
+    sizes = {"short": 5, "long": 9}
+    return [TargetSet(name, TokenRows(n, vocab_size=64, lengths=range(4, 12), seed=n)) for name, n in sizes.items()]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A LoRA model and its optimizer after a few steps."""
+    model = lora()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, betas=(0.8, 0.95))
+    for seed in range(3):
+        batch = pad_collate([TokenRows(4, vocab_size=64, seed=seed)[i] for i in range(4)])
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def row_pass(dataset, **options) -> RowPass:
+    return RowPass(dataset, pad_collate, token_budget=64, progress=False, **options)
+
+
+def explicit(vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([vectors[name] for name in sorted(vectors)], dim=1).double()
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+def by_hand(model, optimizer, vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What one AdamW step from each row's gradient alone does, by running AdamW itself."""
+    found = {name: torch.empty_like(v) for name, v in vectors.items()}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    group = optimizer.param_groups[0]
+    for name, parameter in parameters.items():
+        state = optimizer.state[parameter]
+        (beta1, beta2), eps, t = group["betas"], group["eps"], int(state["step"]) + 1
+        for i, gradient in enumerate(vectors[name].double()):
+            first = beta1 * state["exp_avg"].flatten().double() + (1 - beta1) * gradient
+            second = beta2 * state["exp_avg_sq"].flatten().double() + (1 - beta2) * gradient**2
+            found[name][i] = (first / (1 - beta1**t)) / (second / (1 - beta2**t) + eps).sqrt()
+    return found
+
+
+@pytest.mark.parametrize("form", ["sgd", "adam"])
+def test_streamed_influence_is_the_explicit_one(trained, rows, targets, form):
+    model, optimizer = trained
+    with per_sample_gradients(model) as gradients:
+        direction = AdamDirection(read_moments(optimizer, gradients.routes)) if form == "adam" else None
+        means = target_means(gradients, model, targets, row_pass(None))
+        found = influences(gradients, model, means, row_pass(rows), direction)
+    steps = all_at_once(model, rows)
+    if form == "adam":
+        steps = by_hand(model, optimizer, steps)
+    expected = torch.stack(
+        [unit(explicit(steps)) @ unit(explicit(all_at_once(model, t.dataset))).mean(0) for t in targets], dim=1
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert found.shape == (23, 2)
+
+
+def test_adam_and_sgd_rank_rows_differently(trained, rows, targets):
+    model, optimizer = trained
+    with per_sample_gradients(model) as gradients:
+        means = target_means(gradients, model, targets, row_pass(None))
+        plain = influences(gradients, model, means, row_pass(rows))
+        adam = influences(
+            gradients, model, means, row_pass(rows), AdamDirection(read_moments(optimizer, gradients.routes))
+        )
+    assert not np.array_equal(np.argsort(plain[:, 0]), np.argsort(adam[:, 0]))
+
+
+def test_groups_make_one_vector_of_the_sum_of_their_weighted_gradients(trained, rows):
+    model, _ = trained
+    dataset = TokenRows(6, vocab_size=64, lengths=range(4, 12), seed=9)
+    weights, groups = np.array([0.5, -1.0, 2.0, 1.0, 0.25, 0.0]), np.array([3, 3, 3, 8, 8, 9])
+    target = TargetSet("prompts", dataset, weights, groups, total=True)
+    with per_sample_gradients(model) as gradients:
+        means = target_means(gradients, model, [target], row_pass(None))
+        found = influences(gradients, model, means, row_pass(rows))
+    vectors = one_by_one(model, dataset, total=True)
+    order = sorted(vectors[0])
+    flat = torch.stack([torch.cat([v[name].flatten() for name in order]) for v in vectors]).double()
+    weighted = flat * torch.from_numpy(weights).unsqueeze(1)
+    mean = unit(torch.stack([weighted[:3].sum(0), weighted[3:5].sum(0)])).mean(0)  # the third prompt has no gradient
+    expected = unit(explicit(all_at_once(model, rows))) @ mean
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_without_labels_has_no_influence_and_a_target_without_any_is_refused(trained, targets):
+    model, optimizer = trained
+    some = [TokenRows(3, vocab_size=64)[i] for i in range(3)]
+    some[1]["labels"] = [-100] * len(some[1]["labels"])
+    with per_sample_gradients(model) as gradients:
+        means = target_means(gradients, model, targets, row_pass(None))
+        direction = AdamDirection(read_moments(optimizer, gradients.routes))
+        found = influences(gradients, model, means, row_pass(some), direction)
+        with pytest.raises(ComponentError, match="no row of the target set 'empty' has a label"):
+            target_means(gradients, model, [TargetSet("empty", [some[1]])], row_pass(None))
+    assert np.isnan(found).any(axis=1).tolist() == [False, True, False]
+
+
+def test_nan_weights_are_told(trained, rows, targets):
+    model = copy.deepcopy(trained[0])
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(torch.nan)
+    with per_sample_gradients(model) as gradients, pytest.raises(ComponentError, match="NaN or infinite"):
+        target_means(gradients, model, targets, row_pass(None))
+
+
+def test_sketched_cosines_are_unbiased_and_no_worse_than_a_dense_projection():
+    generator = torch.Generator().manual_seed(0)
+    sizes, dim, seeds = [700, 90, 1500], 64, 400
+    x = torch.randn(2, sum(sizes), generator=generator) * torch.logspace(0, 1, sum(sizes))
+    x[1] = 0.3 * x[0] + x[1]
+    x = unit(x)
+    exact = float(x[0] @ x[1])
+    parts = list(x.split(sizes, dim=1))
+    estimates, dense = [], []
+    for seed in range(seeds):
+        sketch = Sketch(sizes, dim, seed, CPU)
+        features = sum(sketch.apply(index, part) for index, part in enumerate(parts))
+        estimates.append(float(features[0] @ features[1]))
+        signs = torch.randint(0, 2, (sum(sizes), dim), generator=generator) * 2.0 - 1
+        projected = x @ signs / dim**0.5
+        dense.append(float(projected[0] @ projected[1]))
+    error = np.std(estimates) / seeds**0.5
+    assert abs(np.mean(estimates) - exact) < 4 * error
+    assert np.std(estimates) < 1.15 * np.std(dense)  # 1.15: what chance makes of 400 draws
+
+
+def test_more_nonzeros_keep_it_unbiased():
+    x = unit(torch.randn(1, 300, generator=torch.Generator().manual_seed(1)))
+    norms = [float(Sketch([300], 32, seed, CPU, nonzeros=4).apply(0, x).square().sum()) for seed in range(300)]
+    assert abs(np.mean(norms) - 1) < 4 * np.std(norms) / 300**0.5
+
+
+def test_sketched_influence_comes_close_and_features_give_the_same(trained, rows, targets):
+    model, _ = trained
+    with per_sample_gradients(model) as gradients:
+        sketch = Sketch([route.size for route in gradients.routes], 4096, 5, CPU)
+        exact = influences(gradients, model, target_means(gradients, model, targets, row_pass(None)), row_pass(rows))
+        means = target_means(gradients, model, targets, row_pass(None), sketch)
+        found = influences(gradients, model, means, row_pass(rows), None, sketch)
+        features = gradient_features(gradients, model, row_pass(rows), sketch)
+    assert features.shape == (23, 4096)
+    np.testing.assert_allclose(features @ means[0].numpy().T, found, rtol=1e-4, atol=1e-6)
+    assert np.abs(found - exact).max() < 5 / 4096**0.5
+
+
+def test_an_interrupted_pass_goes_on_and_gives_the_same(trained, rows, targets, tmp_path):
+    model, _ = trained
+    with per_sample_gradients(model) as gradients:
+        means = target_means(gradients, model, targets, row_pass(None))
+        whole = influences(gradients, model, means, row_pass(rows))
+
+        class StoppedError(Exception): ...
+
+        batches = []
+
+        def stopping(batch):
+            if len(batches) == 3:
+                raise StoppedError
+            batches.append(batch)
+            return pad_collate(batch)
+
+        stopped = RowPass(rows, stopping, token_budget=64, progress=False, store=ScoreStore(tmp_path, lambda: "k", 0.0))
+        with pytest.raises(StoppedError):
+            influences(gradients, model, means, stopped)
+        batches.clear()
+        counted = RowPass(
+            rows, lambda batch: batches.append(batch) or pad_collate(batch), token_budget=64, progress=False,
+            store=ScoreStore(tmp_path, lambda: "k", 0.0),
+        )  # fmt: skip
+        again = influences(gradients, model, means, counted)
+        assert 0 < sum(map(len, batches)) < 23
+        np.testing.assert_array_equal(again, whole)
+        batches.clear()
+        other = RowPass(
+            rows, counted.collator, token_budget=64, progress=False, store=ScoreStore(tmp_path, lambda: "z")
+        )
+        np.testing.assert_array_equal(influences(gradients, model, means, other), whole)
+        assert sum(map(len, batches)) == 23  # another key: nothing is taken from there
+
+
+def test_moments_are_none_before_the_first_step_and_refused_where_there_are_none(trained):
+    model = lora()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with per_sample_gradients(model) as gradients:
+        assert read_moments(torch.optim.AdamW(parameters), gradients.routes) is None
+        assert read_moments(None, gradients.routes) is None
+        sgd = torch.optim.SGD(parameters, momentum=0.9)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        sgd.step()
+        for parameter in parameters:
+            parameter.grad = None
+        with pytest.raises(ComponentError, match=r"SGD keeps no Adam moments.*gradient_type: sgd"):
+            read_moments(sgd, gradients.routes)
