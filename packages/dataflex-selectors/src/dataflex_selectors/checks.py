@@ -48,11 +48,39 @@ def at_most_one(key: str, found: Any) -> Problem | None:
     return Problem(key, f"found {found!r}, allowed: a number from 0 to 1")
 
 
+def at_least_zero(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a finite number of at least 0."""
+    if _is_number(found) and found >= 0:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a number of at least 0")
+
+
+def share(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a number above 0 and at most 1."""
+    if _is_number(found) and 0 < found <= 1:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a number above 0 and at most 1")
+
+
+def at_least_one_or_null(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is None or a finite number of at least 1."""
+    if found is None or (_is_number(found) and found >= 1):
+        return None
+    return Problem(key, f"found {found!r}, allowed: a number of at least 1, or null for the default")
+
+
 def count(key: str, found: Any) -> Problem | None:
     """Returns a problem unless ``found`` is a whole number of at least 1."""
     if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
         return None
     return Problem(key, f"found {found!r}, allowed: a whole number of at least 1")
+
+
+def count_or_zero(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a whole number of at least 0."""
+    if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a whole number of at least 0")
 
 
 def flag(key: str, found: Any) -> Problem | None:

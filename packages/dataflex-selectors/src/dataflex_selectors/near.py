@@ -26,15 +26,12 @@ from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.checks import flag
-from dataflex_selectors.neighbours import nearest
+from dataflex_selectors.neighbours import Search, nearest
 from dataflex_selectors.to_target import ToTarget
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-
-Search = Callable[[int, int, int], tuple[NDArray[np.float64], NDArray[np.int64]]]
-"""``search(first, last, k) -> (distances_QK, ids_QK)``: the k nearest rows of the queries from first to before last."""
 
 _CELLS = 2**22  # neighbours looked at at a time: 64 MB
 

@@ -15,6 +15,7 @@ Letters: M queries, N rows of the pool, D features, K neighbours.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,6 +25,9 @@ from dataflex.core.errors import Problem
 from numpy.typing import NDArray
 
 from dataflex_selectors.checks import one_of
+
+Search = Callable[[int, int, int], tuple[NDArray[np.float64], NDArray[np.int64]]]
+"""``search(first, last, k) -> (distances_QK, ids_QK)``: the k nearest rows of the queries from first to before last."""
 
 BACKENDS = ("torch", "faiss")
 _QUERIES = 256  # queries at a time

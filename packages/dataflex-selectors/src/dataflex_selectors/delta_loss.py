@@ -1,0 +1,178 @@
+"""Rows by how much the model has learnt of them: first those learnt most, later those learnt less.
+
+Losses of all rows now and at a reference point -> their differences, largest first -> a window that slides -> a
+weighted draw.
+
+    D_i = l_i(reference) - l_i(now)                     sorted descending; N rows have both losses
+    x = u / (U - 1),  a(x) = 1 / (1 + e^(-10 (x - 1/2)))                     update u of U
+    window = [a(x) (1 - w) N, a(x) (1 - w) N + w N), cut off at the first negative D
+    p_i proportional to 1 inside of the window, v outside
+
+Origin: the delta-loss selector of OpenDCAI/DataFlex. Here the reference is part of the checkpoint; where the cut-off
+leaves nothing of the window, it is moved back in front of the first negative D, and where every D is negative all rows
+are equally likely; a single update has x = 0. At the first update there is nothing to compare with, and rows are drawn
+at random. Losses before the warm-up are not at hand, because a selector sees the model at updates only: with
+``warmup_step: 0`` the reference is the model that the run began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.context import UpdateContext
+from dataflex.core.errors import ComponentError
+from dataflex.core.registry import register_selector
+from dataflex.scoring import per_sample_losses
+from dataflex.train.selector.base_selector import Selection, Selector
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import at_most_one, count_or_null, flag, one_of, require, share
+from dataflex_selectors.loss import draw
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+REFERENCES = ("warmup", "previous")
+_STEEPNESS = 10.0  # of the sigmoid: 0.7 % of the way at the first update, 99.3 % at the last
+
+
+def window(learnt: int, size: int, width: float, progress: float) -> tuple[int, int]:
+    """Returns where the window begins and ends among the rows sorted by D: 0 <= first < last <= ``size``.
+
+    Args:
+        learnt: Rows with D >= 0; they come first.
+        size: Rows in all, N >= 1.
+        width: Share of the rows that the window holds, w.
+        progress: x, from 0 at the first update to 1 at the last.
+    """
+    if learnt == 0:
+        return 0, size
+    wide = min(size, max(1, round(width * size)))
+    first = int((size - wide) / (1 + np.exp(-_STEEPNESS * (progress - 0.5))))
+    last = min(first + wide, learnt)
+    return (first, last) if first < last else (max(0, learnt - wide), learnt)
+
+
+def window_weights(
+    deltas_N: NDArray[np.floating[Any]], width: float, outside: float, progress: float
+) -> NDArray[np.float64]:
+    """Returns the weight of each row: (N,), 1 inside of the window, ``outside`` outside of it, 0 where D is NaN.
+
+    Args:
+        deltas_N: (N,) D of each row.
+        width: Share of the rows that the window holds, w.
+        outside: Weight of a row outside of the window, v.
+        progress: x, see :func:`window`.
+    """
+    usable = np.flatnonzero(~np.isnan(deltas_N))
+    weight_N = np.zeros(len(deltas_N))
+    if len(usable):
+        order = usable[np.argsort(-deltas_N[usable], kind="stable")]
+        first, last = window(int((deltas_N[usable] >= 0).sum()), len(usable), width, progress)
+        weight_N[usable] = outside
+        weight_N[order[first:last]] = 1.0
+    return weight_N
+
+
+@register_selector("delta_loss")
+class DeltaLossSelector(Selector):
+    """Draws rows by how much their loss has fallen: at first those that fell most, later those that fell less.
+
+    Args:
+        dataset: The train dataset, tokenised.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch of tensors from a list of rows.
+        cache_dir: Not used: losses of another model state are never reused.
+        reference: What losses are compared with: warmup for those at the first update, previous for the update before.
+        window: Share of the rows that the window holds.
+        outside_weight: Chance of a row outside of the window compared with one inside; 0 for none.
+        replacement: Whether a row may come more than once in a stretch.
+        token_budget: Tokens that are scored at once; null for a default that suits the device.
+
+    Raises:
+        ConfigError: A parameter is out of its range; the message holds all that are.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        reference: str = "warmup",
+        window: float = 0.2,
+        outside_weight: float = 0.025,
+        replacement: bool = False,
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        require(
+            "delta_loss",
+            one_of("reference", reference, REFERENCES),
+            share("window", window),
+            at_most_one("outside_weight", outside_weight),
+            flag("replacement", replacement),
+            count_or_null("token_budget", token_budget),
+        )
+        self.reference = reference
+        self.window = float(window)
+        self.outside_weight = float(outside_weight)
+        self.replacement = replacement
+        self.token_budget = token_budget
+        self._before: NDArray[np.float32] | None = None  # the losses to compare with
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
+        """Scores all rows and draws ``num_samples`` of them; the scores are what their losses fell by.
+
+        At the first update they are 0. See the base class.
+
+        Raises:
+            ComponentError: Fewer rows can be drawn than were asked for.
+        """
+        context: UpdateContext = kwargs["context"]
+        losses_N = self._losses(model, step_id)
+        first_time = self._before is None
+        deltas_N = (losses_N if self._before is None else self._before) - losses_N
+        if self.reference == "previous" or self._before is None:
+            self._before = losses_N
+        usable = ~np.isnan(deltas_N)
+        outside = 1.0 if first_time else self.outside_weight
+        progress = context.update / max(1, context.updates - 1)
+        weight_N = window_weights(deltas_N, self.window, outside, progress)
+        self._require_enough(step_id, num_samples, int(np.count_nonzero(weight_N)), int(usable.sum()))
+        rows = draw(weight_N / weight_N.sum(), num_samples, self.replacement, self.generator(context.update))
+        return Selection(rows, deltas_N[rows])
+
+    def _losses(self, model: torch.nn.Module, step_id: int) -> NDArray[np.float32]:
+        return per_sample_losses(
+            model,
+            self.dataset,
+            collator=self.data_collator,
+            accelerator=self.accelerator,
+            token_budget=self.token_budget,
+            desc=f"{self.name}: losses at step {step_id}",
+        )
+
+    def _require_enough(self, step_id: int, count: int, found: int, usable: int) -> None:
+        if found >= (1 if self.replacement else count):
+            return
+        way_out = "use a larger cutoff_len if it cuts the answers off, fewer rows per update (update_step), or "
+        if found < usable:
+            what, way_out = "are in the window", "use outside_weight above 0, a larger window, or "
+        else:
+            what = "have a label to compute a loss of"
+        raise ComponentError(
+            f"selector '{self.name}' was asked for {count} rows at step {step_id}, but only {found} of "
+            f"{len(self.dataset)} {what} -> {way_out}replacement: true"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the losses to compare with, once there are any."""
+        return {"before": self._before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._before = None if state["before"] is None else np.asarray(state["before"], dtype=np.float32)

@@ -1,0 +1,181 @@
+"""Rows drawn from a distribution that lies close to the target and is spread out over different rows (TSDS).
+
+Liu, Karbasi and Rekatsinas, TSDS: Data Selection for Task-Specific Model Finetuning, NeurIPS 2024, arXiv 2410.11303;
+the variant with kernel density. Target and train dataset -> embeddings -> nearest neighbours -> the optimal transport
+of :mod:`dataflex_selectors.transport` -> a probability for each row -> a draw at each update.
+
+Compared with the authors' code: a query whose nearest row is not filled up gives all of its mass to that row, where
+theirs gives it more than the query has and the probabilities no longer sum to 1. Neighbours are exact, and rows without
+labels are no candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.errors import ComponentError
+from dataflex.core.registry import register_selector
+from dataflex.train.selector.base_selector import Selection
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import at_least_zero, at_most_one, count, flag, positive
+from dataflex_selectors.loss import draw
+from dataflex_selectors.neighbours import nearest
+from dataflex_selectors.to_target import ToTarget
+from dataflex_selectors.transport import capped, densities, transported
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@register_selector("tsds")
+class TsdsSelector(ToTarget):
+    """Draws rows near the evaluation set, near-duplicates sharing one chance, by optimal transport.
+
+    Args:
+        dataset: The train dataset, tokenised.
+        eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch of tensors from a list of rows.
+        cache_dir: Not used.
+        tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
+        embedding: ngrams, model, or the name or path of a sentence-transformers model.
+        dim: Buckets of the ngrams embedding.
+        pooling: How the hidden states of the model become one vector: mean, last or weighted.
+        refresh: With embedding: model, updates after which rows are embedded anew.
+        neighbours: Rows that a query can give mass to; at most a tenth of the dataset is used.
+        kde_neighbours: Rows that a density is summed over; at most a tenth of the dataset is used.
+        sigma: Distance at which two rows are no longer near-duplicates, between 0 and 2; 0 for no such sharing.
+        alpha: Weight of closeness to the target against spread, from 0 to 1.
+        scale: C of the paper, by which distances are divided.
+        replacement: Whether a row may come more than once in a stretch.
+        backend: torch or faiss, for the search.
+        token_budget: Tokens that the model embeds at once; null for a default that suits the device.
+
+    Raises:
+        ConfigError: A parameter is out of its range, there is no evaluation set, or a package is missing; the message
+            holds everything that is wrong.
+    """
+
+    replacement: bool = True
+
+    def __init__(
+        self,
+        dataset: Any,
+        eval_dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        tokenizer: Any = None,
+        embedding: str = "ngrams",
+        dim: int = 1024,
+        pooling: str = "mean",
+        refresh: int = 1,
+        neighbours: int = 5000,
+        kde_neighbours: int = 1000,
+        sigma: float = 0.75,
+        alpha: float = 0.5,
+        scale: float = 5.0,
+        replacement: bool = True,
+        backend: str = "torch",
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        self.aim(
+            "tsds",
+            eval_dataset,
+            tokenizer,
+            embedding=embedding,
+            dim=dim,
+            pooling=pooling,
+            refresh=refresh,
+            backend=backend,
+            token_budget=token_budget,
+            others=[
+                count("neighbours", neighbours),
+                count("kde_neighbours", kde_neighbours),
+                at_least_zero("sigma", sigma),
+                at_most_one("alpha", alpha),
+                positive("scale", scale),
+                flag("replacement", replacement),
+            ],
+        )
+        self.neighbours = neighbours
+        self.kde_neighbours = kde_neighbours
+        self.sigma = float(sigma)
+        self.alpha = float(alpha)
+        self.scale = float(scale)
+        self.replacement = replacement
+        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # with a probability above 0
+        self._p: NDArray[np.float64] = np.empty(0)  # their probabilities
+        self._computed_at = -1  # the update of the embeddings that they come from
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
+        """Draws rows from the distribution; the scores are their probabilities. See the base class.
+
+        Raises:
+            ComponentError: No row has a label, or, without replacement, fewer have a probability than were asked for.
+        """
+        update = kwargs["context"].update
+        if self.is_due(self._computed_at, update):
+            self._rows, self._p = self._distribution(model, step_id)
+            self._computed_at = update
+        if not self.replacement and len(self._rows) < num_samples:
+            raise ComponentError(
+                f"selector '{self.name}' was asked for {num_samples} different rows at step {step_id}, but only "
+                f"{len(self._rows)} of {len(self.dataset)} rows have a probability above 0 -> use replacement: true, a "
+                "smaller alpha or more neighbours, which spread it wider, or fewer rows per update (update_step)"
+            )
+        places = draw(self._p, num_samples, self.replacement, self.generator(update))
+        return Selection(self._rows[places], self._p[places])
+
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
+        """Returns the probability of every row: (N,), NaN without a label. See the base class."""
+        rows, p = self._distribution(model, step_id)
+        scores_N = np.full(len(self.dataset), np.nan)
+        scores_N[self.eligible()] = 0
+        scores_N[rows] = p
+        return scores_N
+
+    def _distribution(self, model: torch.nn.Module, step_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the rows with a probability above 0, in row order, and these, which sum to 1."""
+        eligible = self.eligible()
+        if not len(eligible):
+            raise ComponentError(
+                f"selector '{self.name}' found no label to learn from in {len(self.dataset)} rows at step {step_id} -> "
+                "use a larger cutoff_len if it cuts the answers off"
+            )
+        queries_MD = self.embedded_target(model, step_id)
+        pool_ND = self.embedded(model, step_id, eligible)
+        distances_MK, ids_MK = self._nearest(queries_MD, pool_ND, capped(self.neighbours, len(pool_ND)))
+        union_U, member_MK = np.unique(ids_MK, return_inverse=True)
+        member_MK = member_MK.reshape(ids_MK.shape)
+        found_UD = pool_ND[union_U]
+        rho_U = densities(
+            lambda first, last, k: self._nearest(found_UD[first:last], found_UD, k),
+            len(union_U),
+            capped(self.kde_neighbours, len(pool_ND)),
+            self.sigma,
+        )
+        mass_MK = transported(distances_MK, rho_U[member_MK], self.alpha, self.scale)
+        p_U = np.bincount(member_MK.ravel(), mass_MK.ravel(), len(union_U))
+        given = p_U > 0
+        return eligible[union_U[given]], p_U[given] / p_U.sum()
+
+    def _nearest(
+        self, queries_QD: NDArray[np.float32], pool_ND: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        return nearest(queries_QD, pool_ND, k, backend=self.backend, device=self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the distribution and when it was computed."""
+        return {"rows": self._rows, "p": self._p, "computed_at": self._computed_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._rows = np.asarray(state["rows"], dtype=np.int64)
+        self._p = np.asarray(state["p"], dtype=np.float64)
+        self._computed_at = int(state["computed_at"])
