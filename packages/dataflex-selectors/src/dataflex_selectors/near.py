@@ -175,8 +175,10 @@ class NearSelector(ToTarget):
         updates = max(1, context.updates - context.update)
         if self.embedder.moves:
             return count * min(self.refresh, updates)
-        # The last rows are far from every query, and finding them takes nearly all neighbours of each: not yet.
-        return min(count * updates, max(count, left // 2))
+        # The last rows are far from every query, and finding them takes nearly all neighbours of each: not yet, where
+        # rows are embedded again in no time.
+        most = left // 2 if self.embedder.embedding == "ngrams" else left
+        return min(count * updates, max(count, most))
 
     def _first(
         self,

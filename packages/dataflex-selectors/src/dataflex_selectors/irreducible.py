@@ -1,0 +1,178 @@
+"""Where the irreducible losses of RHO-LOSS come from: a column, a file, or a model that is scored once.
+
+A file holds one number per row of the train dataset, in its order: ``.npy`` a flat array; ``.npz`` and ``.parquet`` an
+array or column of the name ``irreducible_loss``, or the only one. NaN means that a row has none; it is never selected.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import torch
+import transformers
+from dataflex.core.errors import ComponentError, ConfigError, Problem, listed
+from dataflex.scoring import ScoreStore, per_sample_losses
+from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
+from dataflex.scoring.row_pass import Collator
+from numpy.typing import NDArray
+from packaging.version import Version
+from transformers import AutoModelForCausalLM
+
+from dataflex_selectors.columns import column_chunks
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+NAME = "irreducible_loss"
+_SUFFIXES = (".npy", ".npz", ".parquet")
+_DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+
+
+def source_problem(column: Any, file: Any, reference_model: Any) -> Problem | None:
+    """Returns a problem unless exactly one source is given, and the file can be one."""
+    given = {"column": column, "file": file, "reference_model": reference_model}
+    given = {key: value for key, value in given.items() if value is not None}
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        way_out = "give the one that holds, or computes, the irreducible loss of each row"
+        return Problem("column, file, reference_model", f"found {found}, needed: exactly one of the three", way_out)
+    ((key, value),) = given.items()
+    if not isinstance(value, str) or not value:
+        return Problem(key, f"found {value!r}, allowed: text")
+    if key != "file":
+        return None
+    if Path(value).suffix not in _SUFFIXES:
+        return Problem("file", f"found {value!r}, allowed: a file that ends in {', '.join(_SUFFIXES)}")
+    if not Path(value).is_file():
+        return Problem("file", f"{value} does not exist (looked from {Path.cwd()})")
+    return None
+
+
+def from_column(dataset: Any, column: str) -> NDArray[np.float32]:
+    """Returns the values of a column: (N,).
+
+    Raises:
+        ConfigError: There is no such column, or it holds something else than one number per row.
+    """
+    every = np.arange(len(dataset), dtype=np.int64)
+    values = [value for chunk in column_chunks(dataset, column, every) for value in chunk]
+    if not any(value.size for value in values):
+        raise ConfigError(
+            f"no row of the train dataset has the column '{column}' that column names -> LLaMA-Factory keeps none but "
+            "its own when it tokenises: give the values as a file, in the order of the rows"
+        )
+    if any(value.size > 1 or value.dtype.kind not in "fiu" for value in values if value.size):
+        raise ConfigError(f"the column '{column}' of the train dataset holds something else than one number per row")
+    found = np.array([value.item() if value.size else np.nan for value in values], dtype=np.float32)
+    return _checked(found, f"the column '{column}'", len(values))
+
+
+def from_file(path: str, size: int) -> NDArray[np.float32]:
+    """Returns the values in a file: (N,).
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else than one number for each of ``size`` rows.
+    """
+    try:
+        values = _read(Path(path))
+    except (OSError, ValueError, zipfile.BadZipFile, pa.ArrowInvalid) as error:
+        raise ConfigError(f"file: {path} cannot be read: {error}") from error
+    if values.ndim != 1 or values.dtype.kind not in "fiu":
+        raise ConfigError(f"file: {path} holds {values.dtype} of shape {values.shape}; needed: a number for each row")
+    return _checked(values.astype(np.float32), f"file: {path}", size)
+
+
+def from_model(
+    path: str,
+    dataset: Any,
+    collator: Collator,
+    accelerator: Accelerator | None,
+    token_budget: int | None,
+    cache_dir: str,
+) -> NDArray[np.float32]:
+    """Returns the losses of all rows under another model: (N,), NaN without a label. Collective.
+
+    The model is loaded whole on every rank, in the precision that it was saved in, and let go of afterwards. A pass
+    that is interrupted goes on from what ``cache_dir`` keeps.
+
+    Args:
+        path: The model, as ``from_pretrained`` takes it. Its tokens must mean what those of the dataset mean.
+        dataset: The tokenised dataset.
+        collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator; None means a single process.
+        token_budget: Tokens that are scored at once; None for a default.
+        cache_dir: The selector's folder.
+
+    Raises:
+        ComponentError: The model cannot be loaded, or has fewer tokens than the dataset uses.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
+    except (OSError, ValueError) as error:
+        raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
+    if accelerator is not None:
+        model = model.to(accelerator.device)
+    embeddings: Any = model.get_input_embeddings()
+    return per_sample_losses(
+        model,
+        dataset,
+        collator=_within(len(embeddings.weight), collator, path),
+        accelerator=accelerator,
+        token_budget=token_budget,
+        desc=f"irreducible losses under {os.path.basename(path)}",
+        store=ScoreStore(
+            os.path.join(cache_dir, "irreducible"),
+            lambda: digest(NAME, model_digest(model), dataset_digest(dataset)),
+        ),
+    )
+
+
+def _within(vocabulary: int, collator: Collator, path: str) -> Collator:
+    """Looks for unknown tokens before a GPU does, which would stop with an error that names nothing."""
+
+    def collate(rows: list[Any]) -> Mapping[str, torch.Tensor]:
+        batch = collator(rows)
+        largest = int(batch["input_ids"].max())
+        if largest >= vocabulary:
+            raise ComponentError(
+                f"reference_model: {path} knows {vocabulary} tokens, and the dataset has token {largest} -> use a "
+                "model with the tokenizer of the run"
+            )
+        return batch
+
+    return collate
+
+
+def _read(path: Path) -> NDArray[Any]:
+    if path.suffix != ".parquet":
+        with open(path, "rb") as file:
+            found = np.load(file)
+            return np.asarray(found if isinstance(found, np.ndarray) else found[_only(found.files)])
+    name = _only(pq.read_schema(path).names)
+    return np.asarray(pq.read_table(path, columns=[name]).column(name).to_numpy())
+
+
+def _only(names: list[str]) -> str:
+    if NAME in names or len(names) != 1:
+        if NAME not in names:
+            raise ValueError(f"it holds {listed(names)}; needed: {NAME}, or a single one")
+        return NAME
+    return names[0]
+
+
+def _checked(values: NDArray[np.float32], what: str, size: int) -> NDArray[np.float32]:
+    if len(values) != size:
+        raise ConfigError(
+            f"{what} holds {len(values)} values, and the train dataset has {size} rows -> give one per row, in their "
+            "order; NaN where there is none"
+        )
+    if np.isinf(values).any():
+        raise ConfigError(f"{what} is infinite for row {int(np.flatnonzero(np.isinf(values))[0])} -> write NaN instead")
+    return values

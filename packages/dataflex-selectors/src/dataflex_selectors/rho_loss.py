@@ -1,0 +1,163 @@
+"""Rows that are worth learning, can be learnt, and are not learnt yet.
+
+Mindermann et al., Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt, ICML 2022,
+arXiv 2206.07137.
+
+    rho_i = l_i(now) - il_i              reducible holdout loss (equation 3)
+    il_i  = l_i under a model that was trained on held-out rows: what is left once all is learnt
+
+Candidates are drawn, scored, and those with the largest rho trained on (algorithm 1). Rows that are learnt have a small
+l; rows that are noise, or far from what was held out, have a large il. The paper does this for every batch; here it is
+done for every stretch between two updates, so l is up to ``update_step`` steps old. Within a stretch the rows come in
+random order: by falling rho, its batches would get easier and easier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.errors import ComponentError
+from dataflex.core.registry import register_selector
+from dataflex.scoring import per_sample_losses
+from dataflex.train.selector.base_selector import Selection, Selector
+from numpy.typing import NDArray
+
+from dataflex_selectors.checks import at_least_one_or_null, count_or_null, require
+from dataflex_selectors.engines import whole_weights
+from dataflex_selectors.irreducible import from_column, from_file, from_model, source_problem
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+def largest(rho_C: NDArray[np.float32], rows_C: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Returns where the largest ``count`` values are, largest first, equal ones in row order: (count,) of C."""
+    return np.lexsort((rows_C, -rho_C))[:count]
+
+
+@register_selector("rho_loss")
+class RhoLossSelector(Selector):
+    """Takes the rows whose loss is largest beyond what cannot be learnt (RHO-LOSS).
+
+    Exactly one of ``column``, ``file`` and ``reference_model`` is given.
+
+    Args:
+        dataset: The train dataset, tokenised.
+        accelerator: The run's accelerator.
+        data_collator: Makes a batch of tensors from a list of rows.
+        cache_dir: Keeps what an interrupted pass of the reference model has computed.
+        column: Column of the train dataset with the irreducible loss of each row.
+        file: A .npy, .npz or .parquet file with the irreducible loss of each row, in their order.
+        reference_model: Name or path of a model whose losses are the irreducible ones; it is scored once.
+        pool_factor: Candidates drawn for each row that is taken; null for all rows.
+        token_budget: Tokens that are scored at once; null for a default that suits the device.
+
+    Raises:
+        ConfigError: A parameter is out of its range, or there is not one irreducible loss for each row.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        accelerator: Accelerator,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        cache_dir: str,
+        column: str | None = None,
+        file: str | None = None,
+        reference_model: str | None = None,
+        pool_factor: float | None = 10.0,
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        require(
+            "rho_loss",
+            source_problem(column, file, reference_model),
+            at_least_one_or_null("pool_factor", pool_factor),
+            count_or_null("token_budget", token_budget),
+            None if reference_model is None else whole_weights(accelerator, "a reference model is loaded whole"),
+        )
+        self.column = column
+        self.reference_model = reference_model
+        self.pool_factor = pool_factor
+        self.token_budget = token_budget
+        self._irreducible: NDArray[np.float32] | None = None
+        if column is not None:
+            self._irreducible = from_column(dataset, column)
+        elif file is not None:
+            self._irreducible = from_file(file, len(dataset))
+
+    def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
+        """Scores candidates and returns those with the largest rho, shuffled; the scores are their rho.
+
+        Raises:
+            ComponentError: Fewer rows have both losses than were asked for.
+        """
+        irreducible_N = self._known()
+        generator = self.generator(kwargs["context"].update)
+        eligible = np.flatnonzero(~np.isnan(irreducible_N))
+        at_once = len(eligible)
+        if self.pool_factor is not None:
+            eligible, at_once = generator.permutation(eligible), math.ceil(self.pool_factor * num_samples)
+        rows, rho = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        for first in range(0, len(eligible), max(1, at_once)):  # once, unless candidates turn out to have no label
+            candidates = eligible[first : first + at_once]
+            reducible = self._losses(model, step_id, candidates) - irreducible_N[candidates]
+            usable = ~np.isnan(reducible)
+            rows, rho = np.concatenate([rows, candidates[usable]]), np.concatenate([rho, reducible[usable]])
+            if len(rows) >= num_samples:
+                break
+        if len(rows) < num_samples:
+            raise ComponentError(
+                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {len(rows)} of "
+                f"{len(irreducible_N)} rows have a label and an irreducible loss -> use a larger cutoff_len if it cuts "
+                "the answers off, fewer rows per update (update_step), or irreducible losses for more rows"
+            )
+        chosen = generator.permutation(largest(rho, rows, num_samples))
+        return Selection(rows[chosen], rho[chosen])
+
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
+        """Returns rho of every row: (N,), NaN without a label or an irreducible loss. See the base class."""
+        every = np.arange(len(self.dataset), dtype=np.int64)
+        return self._losses(model, step_id, every) - self._known()
+
+    def _known(self) -> NDArray[np.float32]:
+        """Returns the irreducible losses: (N,). The reference model computes them the first time. Collective."""
+        if self._irreducible is None:
+            assert self.reference_model is not None
+            self._irreducible = from_model(
+                self.reference_model,
+                self.dataset,
+                self.data_collator,
+                self.accelerator,
+                self.token_budget,
+                self.cache_dir,
+            )
+        return self._irreducible
+
+    def _losses(self, model: torch.nn.Module, step_id: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return per_sample_losses(
+            model,
+            self.dataset,
+            collator=self._without_column,
+            accelerator=self.accelerator,
+            indices=rows,
+            token_budget=self.token_budget,
+            desc=f"{self.name}: losses at step {step_id}",
+        )
+
+    def _without_column(self, rows: list[Any]) -> Mapping[str, torch.Tensor]:
+        """Makes a batch without the column of irreducible losses, which a model does not take."""
+        return self.data_collator([{key: row[key] for key in row if key != self.column} for row in rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the losses under the reference model, once they are known; others are read again."""
+        return {"irreducible": None if self.reference_model is None else self._irreducible}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        if state["irreducible"] is not None:
+            self._irreducible = np.asarray(state["irreducible"], dtype=np.float32)
