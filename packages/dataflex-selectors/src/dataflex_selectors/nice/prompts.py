@@ -1,0 +1,77 @@
+"""Prompts and reference answers, read out of tokenised rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dataflex.core.errors import ComponentError
+from dataflex.scoring.label_logits import IGNORED
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is asked, and an answer to it.
+
+    Attributes:
+        row: The row of the evaluation set that it comes from.
+        tokens: Token ids of the prompt, as the model sees it: with the template's tokens.
+        reference_tokens: Token ids of the reference answer, with its end token where it has one.
+        text: The prompt without special tokens.
+        reference: The reference answer without special tokens.
+    """
+
+    row: int
+    tokens: tuple[int, ...]
+    reference_tokens: tuple[int, ...]
+    text: str
+    reference: str
+
+
+def read_prompts(name: str, dataset: Any, rows: Iterable[int], tokenizer: Any) -> list[Prompt]:
+    """Returns a prompt for each row that has one: those without labels or without a token before them are left out.
+
+    A row of several turns gives its first: the prompt is what stands before the first label, the reference the labels
+    up to the next token without one. Rows as ``predict_with_generate`` makes them, with the prompt alone in
+    ``input_ids`` and the answer alone in ``labels``, are read too.
+
+    Args:
+        name: Of the set, for messages.
+        dataset: Tokenised rows with ``input_ids`` and ``labels``.
+        rows: Row numbers.
+        tokenizer: Turns tokens into text.
+
+    Raises:
+        ComponentError: No row has a prompt and an answer.
+    """
+    found = [(int(row), *_split(dataset[int(row)])) for row in rows]
+    found = [(row, prompt, answer) for row, prompt, answer in found if prompt and answer]
+    if not found:
+        raise ComponentError(
+            f"none of the rows of the evaluation set '{name}' has a prompt, tokens without a label, and "
+            "then an answer, tokens with one -> evaluate on instruction data, leave out train_on_prompt, or use a "
+            "larger cutoff_len if it cuts the answers off"
+        )
+    return [Prompt(row, asked, told, _text(tokenizer, asked), _text(tokenizer, told)) for row, asked, told in found]
+
+
+def _split(row: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    tokens, labels = np.asarray(row["input_ids"]), np.asarray(row["labels"])
+    labelled = np.flatnonzero(labels != IGNORED)
+    if len(labels) != len(tokens) or (labels[labelled] != tokens[labelled]).any():  # two texts, not one with a mask
+        return _ids(tokens), _ids(labels[labelled])
+    if not len(labelled):
+        return (), ()
+    start = labelled[0]
+    end = start + np.argmin(np.append(labels[start:] != IGNORED, False))
+    return _ids(tokens[:start]), _ids(tokens[start:end])
+
+
+def _ids(tokens: Any) -> tuple[int, ...]:
+    return tuple(int(token) for token in tokens)
+
+
+def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
