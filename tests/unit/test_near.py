@@ -110,6 +110,15 @@ def test_it_picks_what_a_search_over_all_distances_picks_and_tells_the_cosines(p
     np.testing.assert_allclose(answer.scores, cosines[takers, answer.indices], atol=1e-5)
 
 
+def test_scores_are_the_cosines_with_the_nearest_query_and_nan_without_a_label(pool, target):
+    dataset = [row | {"labels": [-100] * len(row["labels"])} if i < 7 else row for i, row in enumerate(pool)]
+    selector = build(dataset, target)
+    cosines = selector.embedded_target(None, 0) @ selector.embedded(None, 0, np.arange(60)).T
+    expected = np.where(np.arange(60) < 7, np.nan, cosines.max(axis=0))
+    np.testing.assert_allclose(selector.scores(None, 0), expected, atol=1e-6)
+    assert np.isnan(build(dataset[:7], target).scores(None, 0)).all()
+
+
 def test_copies_of_the_target_among_the_rows_are_found_first(pool, target):
     mixed = [*list(pool)[:30], *target, *list(pool)[30:]]
     for embedding in ("ngrams", "model"):

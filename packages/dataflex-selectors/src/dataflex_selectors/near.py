@@ -149,6 +149,16 @@ class NearSelector(ToTarget):
             self._seen = np.concatenate([self._seen, rows])
         return Selection(rows, scores)
 
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
+        """Returns every row's cosine with the query nearest to it: (N,), NaN without a label. See the base class."""
+        eligible = self.eligible()
+        scores_N = np.full(len(self.dataset), np.nan)
+        if len(eligible):
+            queries_MD, pool_ND = self.embedded_target(model, step_id), self.embedded(model, step_id, eligible)
+            distances, _ = nearest(pool_ND, queries_MD, 1, backend=self.backend, device=self.device)
+            scores_N[eligible] = 1 - distances[:, 0] ** 2 / 2
+        return scores_N
+
     def _rank(self, model: torch.nn.Module, step_id: int, count: int, context: UpdateContext) -> None:
         """Ranks as many rows as the updates until the next ranking ask for."""
         eligible = self.eligible()
