@@ -405,6 +405,13 @@ def test_candidates_are_a_fresh_draw_at_each_update(model, rows, target):
     assert len(select(build(rows, target, directions=1, candidates=99), model, 24).indices) == 24
 
 
+def test_every_row_has_a_score_of_its_own(model, rows, target):
+    context = UpdateContext(0, updates=9, step=10, total_steps=90, learning_rate=1e-3, optimizer=None)
+    found = build(rows, target, directions=2, candidates=3).scores(model, 10, context=context)
+    answer = select(build(rows, target, directions=2), model, 24)
+    np.testing.assert_array_equal(found[answer.indices], answer.scores)
+
+
 def test_rows_without_labels_are_never_chosen(model, rows, target):
     pool = [without_labels(row) if i % 2 else row for i, row in enumerate(rows)]
     answer = select(build(pool, target, directions=1), model, 12)

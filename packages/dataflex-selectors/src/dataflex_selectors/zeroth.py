@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from dataflex_selectors.checks import count, count_or_null, flag, one_of, positive_or_null, require
 from dataflex_selectors.directional import METHODS, directional_derivatives
 from dataflex_selectors.engines import whole_weights
+from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.targets import has_target, target_sets
 
 if TYPE_CHECKING:
@@ -138,7 +139,27 @@ class ZerothSelector(Selector):
             ComponentError: Fewer candidates have a label than were asked for.
         """
         generator = self.generator(kwargs["context"].update)
-        pool_N = self._pool(generator)
+        pool_N = candidate_rows(len(self.dataset), self.candidates, generator)
+        scores_N = self._influences(model, step_id, pool_N, generator)
+        found = int(np.count_nonzero(~np.isnan(scores_N)))
+        if found < num_samples:
+            raise ComponentError(
+                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {found} of "
+                f"{len(scores_N)} candidates have a label to compute a loss of -> use more candidates, a larger "
+                "cutoff_len if it cuts the answers off, or fewer rows per update (update_step)"
+            )
+        best = np.argsort(-scores_N, kind="stable")[:num_samples]  # NaN comes last
+        return Selection(pool_N[best], scores_N[best])
+
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
+        """Returns the score of every row: (N,), NaN without a label. See the base class."""
+        generator = self.generator(kwargs["context"].update)
+        return self._influences(model, step_id, candidate_rows(len(self.dataset), None, generator), generator)
+
+    def _influences(
+        self, model: torch.nn.Module, step_id: int, pool_N: NDArray[np.int64], generator: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Returns the score of each row of the pool: (N,)."""
         everything = MixedSources(
             {"pool": PlannedRows(self.dataset, pool_N)}
             | {f"target {name}": rows for name, rows in self.targets.items()}
@@ -158,20 +179,4 @@ class ZerothSelector(Selector):
             seed=int(generator.integers(2**63)),
             step=self.step,
         )
-        scores_N = influence_scores(derivatives, everything.offsets, self.normalize)
-        found = int(np.count_nonzero(~np.isnan(scores_N)))
-        if found < num_samples:
-            raise ComponentError(
-                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {found} of "
-                f"{len(scores_N)} candidates have a label to compute a loss of -> use more candidates, a larger "
-                "cutoff_len if it cuts the answers off, or fewer rows per update (update_step)"
-            )
-        best = np.argsort(-scores_N, kind="stable")[:num_samples]  # NaN comes last
-        return Selection(pool_N[best], scores_N[best])
-
-    def _pool(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Returns the rows to choose from, in the order of the dataset."""
-        size = len(self.dataset)
-        if self.candidates is None or self.candidates >= size:
-            return np.arange(size, dtype=np.int64)
-        return np.sort(generator.choice(size, size=self.candidates, replace=False))
+        return influence_scores(derivatives, everything.offsets, self.normalize)
