@@ -137,7 +137,7 @@ BAD = [
         SELECT,
         {"component_name": ...},
         "component_name",
-        ["is missing", "needs a selector", "name one of: custom, loss, random"],
+        ["is missing", "needs a selector", "name one of: custom, "],
     ),
     (SELECT, {"component_name": "randm"}, "component_name", ["no selector named 'randm'", "did you mean 'random'?"]),
     (SELECT, {"components_cfg_file": "nope.yaml"}, "components_cfg_file", ["nope.yaml: there is no such file"]),

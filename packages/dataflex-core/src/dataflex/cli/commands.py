@@ -11,6 +11,7 @@ from dataflex.core.errors import ConfigError, listed, nearest
 BUILT_IN: Mapping[str, str] = {
     "train": "dataflex.cli.train",
     "validate": "dataflex.cli.validate",
+    "score": "dataflex.cli.score",
     "list": "dataflex.cli.list",
     "init": "dataflex.cli.init",
     "version": "dataflex.cli.version",

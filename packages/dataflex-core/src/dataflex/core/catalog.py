@@ -33,6 +33,7 @@ class ComponentInfo:
         accepts: Every name a user may set (``parameters``, ``required``, and given plain values such as ``seed``); None
             where it may be anything.
         constants: Literals of the class body, such as ``replacement``.
+        needs: Objects of the run that its constructor does not do without, such as ``eval_dataset``.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class ComponentInfo:
     required: tuple[str, ...] = ()
     accepts: frozenset[str] | None = None
     constants: dict[str, Any] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, kind: Kind, name: str, package: str, version: str, description: Description) -> ComponentInfo:
@@ -58,6 +60,7 @@ class ComponentInfo:
             description.required,
             description.accepts,
             description.constants,
+            description.needs,
         )
 
 

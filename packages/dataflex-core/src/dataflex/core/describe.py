@@ -38,6 +38,7 @@ class Description:
         required: Parameters a user must set.
         accepts: Every name a user may set, or None where it may be anything.
         constants: Literals assigned in the class body, base classes included.
+        needs: Objects of the run that the constructor does not do without, such as ``eval_dataset``.
     """
 
     summary: str = ""
@@ -45,11 +46,14 @@ class Description:
     required: tuple[str, ...] = ()
     accepts: frozenset[str] | None = frozenset()
     constants: dict[str, Any] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
 
     def add(self, name: str, required: bool, default: Any) -> None:
         """Notes a constructor parameter, unless a subclass has noted it already."""
         if self.accepts is not None and (name not in INJECTED or name in OVERRIDABLE):
             self.accepts |= {name}
+        if name in INJECTED and required:
+            self.needs |= {name}
         if name in INJECTED or name in self.defaults or name in self.required:
             return
         if required:

@@ -11,8 +11,9 @@ import copy
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ import llamafactory.hparams.parser as parser
 import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
+import torch
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
@@ -27,7 +29,8 @@ from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
 from dataflex.run.checkpoints import newest_complete
-from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
+from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
+from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, run_schedule
 
 TRAINER_STATE = "trainer_state.json"
@@ -44,11 +47,32 @@ def run(spec: RunSpec) -> None:
         tuner.run_exp(config)
 
 
+def score(spec: RunSpec) -> Path | None:
+    """Scores the train dataset through LLaMA-Factory's own entry, up to where the first batch would be trained on.
+
+    Returns:
+        The file of scores; None on a rank that writes none.
+    """
+    scorers: list[tuple[Any, str, Any]] = [
+        (sft, "CustomSeq2SeqTrainer", _trainer(spec, sft.CustomSeq2SeqTrainer, ScoreTrainer)),
+        (pt, "CustomTrainer", _trainer(spec, pt.CustomTrainer, ScoreTrainer)),
+        (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args, writes_run=False)),
+    ]
+    try:
+        with installed(spec, scorers):
+            tuner.run_exp(dict(spec.llamafactory))
+    except ScoresWrittenError as done:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        return done.path
+    raise AssertionError("scoring leaves the training loop")
+
+
 @contextmanager
-def installed(spec: RunSpec) -> Iterator[None]:
+def installed(spec: RunSpec, more: Sequence[tuple[Any, str, Any]] = ()) -> Iterator[None]:
     """Puts dynamic training into LLaMA-Factory; undone on leaving."""
     with ExitStack() as stack:
-        for module, name, stand_in in _replacements(spec):
+        for module, name, stand_in in [*_replacements(spec), *more]:
             stack.enter_context(patch.object(module, name, stand_in))
         yield
 
@@ -69,13 +93,13 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _trainer(spec: RunSpec, original: type[Any]) -> Callable[..., Any]:
+def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer] | None = None) -> Callable[..., Any]:
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
-    ours: Callable[..., Any] = trainer_class(BY_TRAIN_TYPE[spec.arguments.train_type], original)
+    ours: Callable[..., Any] = trainer_class(mixin or BY_TRAIN_TYPE[spec.arguments.train_type], original)
     return functools.partial(ours, dataflex=spec)
 
 
-def _get_train_args(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: bool = True) -> Callable[..., Any]:
     """LLaMA-Factory's own complaints become ours, and the output folder is looked at before anything is loaded."""
 
     @functools.wraps(original)
@@ -87,7 +111,8 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         except ValueError as error:
             raise ConfigError(f"LLaMA-Factory refuses the configuration: {error}") from error
         resolve_resume(parsed[2])
-        require_free_output_dir(spec, parsed[2])
+        if writes_run:
+            require_free_output_dir(spec, parsed[2])
         return parsed
 
     return get_train_args

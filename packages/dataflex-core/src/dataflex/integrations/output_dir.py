@@ -9,7 +9,7 @@ import yaml
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.run.checkpoints import all_checkpoints, newest_complete
+from dataflex.run.checkpoints import all_checkpoints, newest_complete, require_writable
 from dataflex.run.config_file import VERSIONS, resolved
 from dataflex.run.files import COMPONENTS, CONFIG, STATE
 from dataflex.utils.logging import logger
@@ -49,10 +49,12 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
         training_args: LLaMA-Factory's, after it has looked for a checkpoint to resume from.
 
     Raises:
-        ConfigError: Naming the keys that differ, or that the run is finished. A run of the same configuration that was
-            stopped before its first checkpoint is started anew.
+        ConfigError: The folder cannot be written to; or naming the keys that differ, or that the run is finished. A
+            run of the same configuration that was stopped before its first checkpoint is started anew.
     """
     folder = Path(training_args.output_dir)
+    if training_args.should_save:
+        require_writable(folder)
     resumes = training_args.resume_from_checkpoint
     if resumes and not (Path(resumes) / STATE).exists():
         raise ConfigError(

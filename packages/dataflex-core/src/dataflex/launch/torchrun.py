@@ -31,7 +31,7 @@ def wanted() -> bool:
     return bool(get_device_count() > 1 and not use_kt())
 
 
-def command(argv: Sequence[str], environ: Mapping[str, str], devices: int) -> list[str]:
+def command(argv: Sequence[str], environ: Mapping[str, str], devices: int, name: str = "train") -> list[str]:
     """Returns the command that runs ``dataflex train argv`` on every rank.
 
     Args:
@@ -39,6 +39,7 @@ def command(argv: Sequence[str], environ: Mapping[str, str], devices: int) -> li
         environ: NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT; for elastic launches RDZV_ID, MIN_NNODES,
             MAX_NNODES and MAX_RESTARTS.
         devices: Ranks on this machine where NPROC_PER_NODE does not say.
+        name: Another command than ``train``.
     """
     nodes = environ.get("NNODES", "1")
     address = environ.get("MASTER_ADDR", "127.0.0.1")
@@ -53,10 +54,10 @@ def command(argv: Sequence[str], environ: Mapping[str, str], devices: int) -> li
     else:
         meeting = ["--nnodes", nodes, "--node_rank", environ.get("NODE_RANK", "0")]
         meeting += ["--master_addr", address, "--master_port", port]
-    return [*launcher, *meeting, *ranks, "--module", "dataflex", "train", *argv]
+    return [*launcher, *meeting, *ranks, "--module", "dataflex", name, *argv]
 
 
-def launch(argv: Sequence[str]) -> int:
+def launch(argv: Sequence[str], command_name: str = "train") -> int:
     """Runs the ranks of this machine and returns torchrun's exit code."""
     environ = dict(os.environ)
     if is_enabled("OPTIM_TORCH", {"OPTIM_TORCH": "1"} | environ):  # LLaMA-Factory's memory settings for NCCL
@@ -67,7 +68,7 @@ def launch(argv: Sequence[str]) -> int:
         import torch
 
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 1
-    return subprocess.run(command(argv, environ, devices), env=environ, check=False).returncode
+    return subprocess.run(command(argv, environ, devices, command_name), env=environ, check=False).returncode
 
 
 def settle() -> None:

@@ -14,6 +14,7 @@ SELECTIONS = "dataflex_selections"
 CACHE = "dataflex_cache"
 STATE = "dataflex_state.pt"
 COMPLETE = "dataflex_complete.json"
+SCORES = "dataflex_scores.parquet"
 
 
 @contextmanager
@@ -28,3 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what :func:`replacing` left in ``folder`` when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.run.files import SELECTIONS, TRACE, replacing
+from dataflex.run.files import SELECTIONS, TRACE, remove_unfinished, replacing
 
 
 class RunRecord:
@@ -32,6 +32,8 @@ class RunRecord:
         kept = [line for line in read_trace(self.folder) if line["step"] < step]
         with replacing(self.folder / TRACE) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        remove_unfinished(self.folder)
+        remove_unfinished(self.folder / SELECTIONS)
         for path in (self.folder / SELECTIONS).glob("step_*.npz"):
             if int(path.stem.removeprefix("step_")) >= step:
                 path.unlink()

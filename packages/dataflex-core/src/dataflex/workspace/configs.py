@@ -16,6 +16,7 @@ from dataflex.workspace.tasks import NOISE
 
 RUNS: Mapping[str, str] = {
     "select_loss": "sft",
+    "select_less": "sft",
     "select_random": "sft",
     "weight_loss": "sft",
     "static_sft": "sft",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dataflex.config.checks.draft import Draft
+from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.components import resolve
 from dataflex.config.components_file import read_components
 from dataflex.config.spec import ComponentSpec
@@ -41,7 +41,18 @@ def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | Non
     except ConfigError as error:
         return [*problems, Problem("component_name", str(error))], None, None
     local = {info.name: info for info in from_files if info.kind == draft.kind}
-    return problems, spec, lookup(draft.kind, spec.name) or local.get(spec.name)
+    info = lookup(draft.kind, spec.name) or local.get(spec.name)
+    return [*problems, *_without_target(draft, info)], spec, info
+
+
+def _without_target(draft: Draft, info: ComponentInfo | None) -> list[Problem]:
+    """Checks that there is an evaluation set for a component that aims at one."""
+    if info is None or "eval_dataset" not in info.needs:
+        return []
+    if names_in(draft.theirs.get("eval_dataset")) or draft.number("val_size", 0) or draft.theirs.get("tokenized_path"):
+        return []
+    what = f"is missing; the {info.kind.name} '{info.name}' aims at one"
+    return [Problem("eval_dataset", what, "name one, or set val_size to hold rows out of the train dataset")]
 
 
 def _resolve(draft: Draft, name: str, from_files: list[ComponentInfo], certain: bool) -> ComponentSpec:

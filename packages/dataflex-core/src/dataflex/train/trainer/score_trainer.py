@@ -1,0 +1,76 @@
+"""Scoring the train dataset once, under the model as training would have it: ``dataflex-cli score``.
+
+Everything up to the first batch is training's own: adapters, engine, mixed precision, a checkpoint with its optimizer
+state. Then the selector gives every row its score, and the loop is left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataflex.core.agreement import require_agreement
+from dataflex.core.decision import decision_hash
+from dataflex.core.errors import ComponentError
+from dataflex.core.schedule import Segment
+from dataflex.run.files import SCORES
+from dataflex.run.scores import write_scores
+from dataflex.scoring.session import undisturbed
+from dataflex.train.trainer.select_trainer import SelectTrainer
+
+
+class ScoresWrittenError(Exception):
+    """Not a failure: leaves the training loop when the scores are on disk.
+
+    Attributes:
+        path: Where they are; None on the ranks that write nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+
+class ScoreTrainer(SelectTrainer):
+    """Scores instead of training."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Loads what training would load and scores every row.
+
+        Raises:
+            ScoresWrittenError: The scores are on disk.
+        """
+        super().train(resume_from_checkpoint, *args, **kwargs)
+        self._score()  # a checkpoint of the last step: the loop asked for no batch
+
+    def begin_record(self) -> None:
+        """Scoring is no run: it writes no configuration and no trace."""
+
+    def _plan(self, segment: Segment) -> NDArray[np.int64]:
+        self._score()
+        raise AssertionError("scoring leaves the loop")
+
+    def _score(self) -> None:
+        step = self.state.global_step
+        segment = self.schedule.segment_at(min(step, self.schedule.total - 1))
+        context = self._context(segment.update or 0, self.schedule.updates, self.schedule.total)
+        who = f"selector '{self._component_name()}' scoring at step {step}"
+        assert isinstance(self.model, torch.nn.Module)
+        with undisturbed(self.model), self._blaming(who):
+            found = np.asarray(self.component.scores(model=self.model, step_id=step, context=context))
+        rows = len(self.train_dataset)  # type: ignore[arg-type]  # the trainer refuses streams
+        if found.shape != (rows,) or np.isinf(found).any():
+            raise ComponentError(
+                f"{who} gave scores of shape {found.shape}, or infinite ones; wanted ({rows},), finite"
+            )
+        require_agreement(decision_hash(found.astype(np.float64)), self.accelerator, who)
+        path = None
+        if self.is_world_process_zero():
+            path = Path(self.output_dir) / SCORES
+            about = {"component": self._component_name(), "step": step, **self.identity()}
+            write_scores(path, found, self.train_dataset, self.processing_class, about)
+        raise ScoresWrittenError(path)

@@ -1,0 +1,63 @@
+"""The file of scores: what is written is read again, and a run takes its rows by it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from dataflex.core.errors import ConfigError
+from dataflex.run.scores import read_scores, write_scores
+from dataflex.testing import TokenRows, tiny_tokenizer
+from dataflex_selectors.scores import ScoresSelector
+
+SCORES = np.array([0.5, np.nan, -1.0, 2.0, 0.25], dtype=np.float32)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "scores.parquet"
+    about = {"component": "less", "step": 7}
+    write_scores(path, SCORES, TokenRows(5, lengths=[4, 5, 6, 7, 8]), tiny_tokenizer(), about)
+        path, SCORES, TokenRows(5, lengths=[4, 5, 6, 7, 8]), tiny_tokenizer(), {"component": "less", "step": 7}
+    )
+    return path
+
+
+def selector(file, rows=5, **params) -> ScoresSelector:
+    made = ScoresSelector(TokenRows(rows), None, None, "", str(file), **params)
+    made.bind("scores", 3)
+    return made
+
+
+def chosen(made: ScoresSelector, count: int, update: int = 0) -> list[int]:
+    return list(made.select(None, 10, count, context=SimpleNamespace(update=update)).indices)
+
+
+def test_a_person_and_a_program_can_read_it(file):
+    scores, about = read_scores(file)
+    np.testing.assert_array_equal(scores, SCORES)
+    assert about == {"component": "less", "step": 7}
+    table = pq.read_table(file).to_pydict()
+    assert table["row"] == [0, 1, 2, 3, 4]
+    assert table["score"][1] is None
+    assert table["tokens"] == [4, 5, 6, 7, 8]
+    assert len(set(table["text"])) == 5
+
+
+def test_the_highest_are_taken_and_a_row_without_a_score_never(file):
+    assert chosen(selector(file, mode="topk"), 3) == [3, 0, 4]
+    drawn = [tuple(chosen(selector(file), 3, update)) for update in range(20)]
+    assert len(set(drawn)) > 3
+    assert not any(1 in rows for rows in drawn)
+
+
+def test_a_file_of_another_dataset_or_none_is_refused(file, tmp_path):
+    with pytest.raises(ConfigError, match="has 5 scores for 6 rows"):
+        selector(file, rows=6)
+    with pytest.raises(ConfigError, match=r"cannot be read.*dataflex-cli score"):
+        selector(tmp_path / "nothing.parquet")
+    (tmp_path / "text.parquet").write_text("no")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        selector(tmp_path / "text.parquet")
