@@ -20,8 +20,6 @@ def file(tmp_path):
     path = tmp_path / "scores.parquet"
     about = {"component": "less", "step": 7}
     write_scores(path, SCORES, TokenRows(5, lengths=[4, 5, 6, 7, 8]), tiny_tokenizer(), about)
-        path, SCORES, TokenRows(5, lengths=[4, 5, 6, 7, 8]), tiny_tokenizer(), {"component": "less", "step": 7}
-    )
     return path
 
 

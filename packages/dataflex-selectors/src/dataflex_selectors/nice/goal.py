@@ -106,8 +106,8 @@ class PolicyGoal:
                 found[place] = target
         if not found:
             raise ComponentError(
-                f"{desc}: no answer to any prompt counts -> set fallback: reference, reject: false, more samples, or "
-                "a reward that tells answers apart"
+                "no answer to any prompt counts -> set fallback: reference, reject: false, more samples, or a reward "
+                "that tells answers apart"
             )
         return found
 
