@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ class RewardModel:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model.eval().requires_grad_(False)
+        self._taken = inspect.signature(self._model.forward).parameters.keys()
 
     def __call__(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
         """Returns the model's output for each answer. Collective."""
@@ -86,7 +88,12 @@ class RewardModel:
         return dict(self._tokenizer(text, add_special_tokens=False, truncation=True, max_length=longest))
 
     def _padded(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return dict(self._tokenizer.pad(rows, return_tensors="pt"))
+        longest = max(len(row["input_ids"]) for row in rows)
+        batch = {}
+        for key in self._taken & rows[0].keys():  # not token_type_ids for a model that knows no types
+            fill = self._tokenizer.pad_token_id if key == "input_ids" else 0
+            batch[key] = torch.tensor([[*row[key], *[fill] * (longest - len(row[key]))] for row in rows])
+        return batch
 
 
 def _problem(model: Any, loading: dict[str, Any]) -> str:
