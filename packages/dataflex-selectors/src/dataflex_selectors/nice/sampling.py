@@ -52,6 +52,19 @@ class Sampling:
     top_p: float
     token_budget: int | None = None
 
+    def config(self, padding: int, ends: list[int]) -> GenerationConfig:
+        """Returns the settings for ``generate``, given the padding token and the tokens that end an answer."""
+        return GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=True,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            pad_token_id=padding,
+            eos_token_id=ends,
+            use_cache=True,
+        )
+
     def problems(self) -> list[Problem | None]:
         """Returns what is wrong with it; ``token_budget`` is the user's ``sampling_tokens``."""
         return [
@@ -101,16 +114,7 @@ def sample_answers(
         )
     ends = _end_tokens(base, tokenizer)
     padding = ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=True,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        pad_token_id=padding,
-        eos_token_id=ends,
-        use_cache=True,
-    )
+    config = sampling.config(padding, ends)
 
     generate: Any = base.generate
 
@@ -119,13 +123,7 @@ def sample_answers(
         torch.manual_seed(seeded(seed, int(inputs.pop("number")[0])))
         with autocast(accelerator):
             tokens_BT = generate(**inputs, generation_config=config)
-        drawn_BS = tokens_BT[:, inputs["input_ids"].shape[1] :]
-        answers_BS = torch.full((len(drawn_BS), sampling.max_new_tokens), _NONE, device=drawn_BS.device)
-        answers_BS[:, : drawn_BS.shape[1]] = drawn_BS
-        over_BS = torch.isin(answers_BS, torch.tensor(ends, device=drawn_BS.device)).cumsum(dim=1)
-        over_BS[:, 1:] = over_BS[:, :-1].clone()  # the end token itself belongs to the answer
-        over_BS[:, 0] = 0
-        return answers_BS.masked_fill(over_BS > 0, _NONE)
+        return _until_end(tokens_BT[:, inputs["input_ids"].shape[1] :], ends, sampling.max_new_tokens)
 
     rows = RowPass(
         _Repeated(prompts, sampling),
@@ -139,6 +137,14 @@ def sample_answers(
         answers = rows.values(base, draw).astype(np.int64)  # exact: float32 holds whole numbers up to 2^24
     cut = [tuple(int(token) for token in row[row != _NONE]) for row in answers]
     return [cut[start : start + sampling.samples] for start in range(0, len(cut), sampling.samples)]
+
+
+def _until_end(drawn_BA: torch.Tensor, ends: list[int], width: int) -> torch.Tensor:
+    """Returns (B, width) tokens of which those behind the first end token are taken out."""
+    answers_BA = torch.nn.functional.pad(drawn_BA, (0, width - drawn_BA.shape[1]), value=_NONE)
+    ended_BA = torch.isin(answers_BA, torch.tensor(ends, device=drawn_BA.device)).cumsum(dim=1)
+    behind_BA = torch.nn.functional.pad(ended_BA[:, :-1], (1, 0))  # the end token itself belongs to the answer
+    return answers_BA.masked_fill(behind_BA > 0, _NONE)
 
 
 @contextmanager
