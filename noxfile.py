@@ -18,6 +18,7 @@ nox.options.error_on_external_run = True
 PACKAGES = [f"packages/dataflex-{name}" for name in ("core", "selectors", "mixers", "weighters")]
 TUTORIAL = "docs/tutorial-plugin"
 CODE = ["packages", "tests", "docs", "noxfile.py"]
+OPTIMIZERS = ["badam", "galore-torch", "apollo-torch", "adam-mini", "liger-kernel"]
 CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # the tests need neither an accelerator nor a network
 
 
@@ -42,6 +43,20 @@ def minimums(session: nox.Session) -> None:
     """The same tests on the lowest versions that are supported."""
     install(session, "-r", "tests/requirements.txt", constraints="constraints-minimums.txt")
     session.run("pytest", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def engines(session: nox.Session) -> None:
+    """The tests of engines, optimizers and kernels that come in packages of their own.
+
+    DeepSpeed is built against the torch that is there, and compiles its CPU communication at its first start.
+    """
+    install(session, "-r", "tests/requirements.txt", "setuptools", "wheel", "ninja")
+    session.install("-c", "constraints.txt", "ray[default]", "py-cpuinfo", *OPTIMIZERS)
+    built = {"DS_BUILD_OPS": "0"}
+    session.install("-c", "constraints.txt", "--no-build-isolation", "deepspeed", env=built)
+    selected = session.posargs or ["tests/integration/test_engines.py", "tests/integration/test_features.py"]
+    session.run("pytest", *selected, env=CLEAN)
 
 
 @nox.session

@@ -152,6 +152,7 @@ def run(job: Job) -> None:
         model=tiny_model(**job.model),
         args=arguments,
         train_dataset=rows(job),
+        eval_dataset=TokenRows(9, lengths=LENGTHS, seed=5),  # what the gradient selectors aim at
         data_collator=pad_collate,
         dataflex=job.spec(),
     )

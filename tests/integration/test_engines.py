@@ -37,6 +37,8 @@ KINDS = {
     "weight": ("dynamic_weight", "loss", {}),
 }
 
+GRADIENTS = {"sgd": {"gradient_type": "sgd"}, "adam": {}, "sketched": {"proj_dim": 64}}  # of the selector less
+
 
 @dataclass
 class Engine:
@@ -48,6 +50,7 @@ class Engine:
         environ: Environment variables.
         needs: The package it comes from, beside torch.
         shards: Whether accelerate has to be told to shard on a CPU (see engines.py).
+        moments: Whether the optimizer's moments can be read parameter by parameter.
     """
 
     wraps: str
@@ -55,6 +58,7 @@ class Engine:
     environ: dict[str, str] = field(default_factory=dict)
     needs: str | None = None
     shards: bool = False
+    moments: bool = True
 
 
 def fsdp(version: int) -> dict[str, Any]:
@@ -72,7 +76,7 @@ SHARDED = {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}  # torch 2.11 crashes i
 CPU = {"DS_ACCELERATOR": "cpu"}
 ENGINES = {
     "DDP": Engine("DistributedDataParallel"),
-    "FSDP 1": Engine("FullyShardedDataParallel", fsdp(1), SHARDED, shards=True),
+    "FSDP 1": Engine("FullyShardedDataParallel", fsdp(1), SHARDED, shards=True, moments=False),
     "FSDP 2": Engine("FSDPLlamaForCausalLM", fsdp(2), SHARDED, shards=True),
     "DeepSpeed ZeRO-2": Engine("DeepSpeedEngine", zero(2), CPU, needs="deepspeed"),
     "DeepSpeed ZeRO-3": Engine("DeepSpeedEngine", zero(3), CPU, needs="deepspeed"),
@@ -89,6 +93,11 @@ def launched(folder: Path, engine: Engine, **changes: Any) -> Path:
         saved = folder / kind / f"checkpoint-{MIDDLE}"
         resumed = Job(str(folder / f"{kind} resumed"), train_type, component, params, args, str(saved), engine.shards)
         jobs += [whole, resumed]
+    for kind, params in GRADIENTS.items():
+        if kind == "sgd" or engine.moments:
+            args = {"per_device_train_batch_size": 6} | engine.args | changes
+            params = {"token_budget": 90, **params}
+            jobs.append(Job(str(folder / kind), "dynamic_select", "less", params, args, shards=engine.shards))
     done = torchrun(folder, jobs, 2, **engine.environ)
     assert done.code == 0, done.stderr[-3000:]
     return folder
@@ -127,6 +136,25 @@ def test_an_engine_resumes_to_the_same_weights(run, kind):
     assert [answer["seen"] for answer in resumed] == [answer["seen"][MIDDLE:] for answer in whole]
     assert [answer["losses"] for answer in resumed] == [answer["losses"] for answer in whole]
     assert [answer["weights"] for answer in resumed] == [answer["weights"] for answer in whole]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_per_sample_gradients_choose_the_same_rows_under_an_engine(run, plain, kind):
+    engine, folder = run
+    if kind == "sgd" or engine.moments:
+        assert answers(folder / kind)[0]["engine"] == engine.wraps
+        assert selections(folder / kind) == selections(plain / kind)
+
+
+@pytest.mark.slow
+def test_moments_that_cannot_be_read_are_refused(tmp_path):
+    engine = ENGINES["FSDP 1"]
+    args = {"per_device_train_batch_size": 6} | engine.args
+    job = Job(str(tmp_path / "run"), "dynamic_select", "less", {}, args, shards=True)
+    done = torchrun(tmp_path, [job], 2, **engine.environ)
+    assert done.code != 0
+    assert re.search("ComponentError: selector 'less' at update 0 .*-> gradient_type: sgd", done.stderr)
 
 
 @pytest.mark.gpu

@@ -23,12 +23,14 @@ from ranks import HUNG, answers, selections, stream, torchrun
 GLOBAL = 12
 KINDS = {
     "select": ("dynamic_select", "loss", {"token_budget": 90}),
+    "less": ("dynamic_select", "less", {"token_budget": 90}),
     "mix": ("dynamic_mix", "random", {}),
     "weight": ("dynamic_weight", "loss", {}),
     "square": ("dynamic_weight", "square", {}),
 }
 RESUMED = (
     "select",
+    "less",
     "mix",
     "square",
 )  # the loss weighter compares rows inside a micro-batch: accumulation matters to it

@@ -87,7 +87,7 @@ class GradientScores:
         with per_sample_gradients(model, accelerator) as gradients:
             direction = None
             if self.form == "adam":
-                moments = read_moments(context.optimizer, gradients.routes, accelerator)
+                moments = read_moments(context.optimizer, gradients.routes)
                 if moments is None:
                     logger.info("the optimizer has no moments yet: rows are scored by their gradients")
                 else:

@@ -10,15 +10,12 @@ With the moments m, v of the steps so far, t steps done, and the row's gradient 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.gradient_routes import Route
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,7 @@ def _terms(found: Moments) -> tuple[torch.Tensor, torch.Tensor, float, float]:
     return numerator_D, denominator_D, (1 - beta1) / unbias1, (1 - beta2) / unbias2
 
 
-def read_moments(
-    optimizer: torch.optim.Optimizer | None, routes: list[Route], accelerator: Accelerator | None = None
-) -> dict[int, Moments] | None:
+def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -> dict[int, Moments] | None:
     """Returns the moments of every trainable parameter, or None before the optimizer's first step.
 
     Collective under an engine that shards the optimizer.
@@ -76,14 +71,15 @@ def read_moments(
     Raises:
         ComponentError: The optimizer keeps no Adam moments, or keeps them in a form that cannot be read.
     """
-    while (inner := getattr(optimizer, "optimizer", None)) is not None:  # accelerate's, DeepSpeed's, BAdam's wrappers
-        optimizer = inner
-    if optimizer is None:
+    layers = _wrappers(optimizer)
+    if not layers:
         return None
+    optimizer = layers[-1]
+    zero = next((layer for layer in layers if type(layer).__module__.startswith("deepspeed")), None)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     found: dict[int, Moments] = {}
     for route in routes:
-        entry = _entry(optimizer, route, accelerator)
+        entry = _entry(optimizer, route) if zero is None else _deepspeed_entry(zero, optimizer, route)
         if entry is None:
             continue
         group = groups.get(id(route.parameter), optimizer.param_groups[0])
@@ -99,14 +95,24 @@ def read_moments(
         found[route.index] = Moments(first.to(device), second.to(device), steps, betas, float(group["eps"]))
     if found and len(found) < len(routes):
         missing = next(route.name for route in routes if route.index not in found)
-        raise ComponentError(f"the optimizer has no moments for {missing} -> gradient_type: sgd")
+        raise ComponentError(
+            f"the optimizer has no moments for {missing}, or they cannot be read under this engine (FSDP 1 flattens "
+            "parameters) -> gradient_type: sgd, or fsdp_version 2"
+        )
     return found or None
 
 
-def _entry(optimizer: torch.optim.Optimizer, route: Route, accelerator: Accelerator | None) -> dict[str, Any] | None:
+def _wrappers(optimizer: Any) -> list[Any]:
+    """Returns the optimizer and what it wraps, outermost first: accelerate's, DeepSpeed's and BAdam's hold another."""
+    found = []
+    while optimizer is not None:
+        found.append(optimizer)
+        optimizer = getattr(optimizer, "optimizer", None)
+    return found
+
+
+def _entry(optimizer: torch.optim.Optimizer, route: Route) -> dict[str, Any] | None:
     """Returns the optimizer's state of one parameter, None where there is none yet."""
-    if accelerator is not None and str(accelerator.distributed_type).endswith("DEEPSPEED"):
-        return _deepspeed_entry(optimizer, route)
     entry = optimizer.state.get(route.parameter)
     if not entry:
         return None
@@ -118,16 +124,24 @@ def _entry(optimizer: torch.optim.Optimizer, route: Route, accelerator: Accelera
     return dict(entry)
 
 
-def _deepspeed_entry(optimizer: torch.optim.Optimizer, route: Route) -> dict[str, Any] | None:
+def _deepspeed_entry(zero: Any, optimizer: torch.optim.Optimizer, route: Route) -> dict[str, Any] | None:
+    """As :func:`_entry`, put together from the ranks' shards. Collective."""
     from deepspeed.utils import safe_get_full_optimizer_state  # type: ignore[import-not-found]
 
-    first = safe_get_full_optimizer_state(route.parameter, "exp_avg")
-    second = safe_get_full_optimizer_state(route.parameter, "exp_avg_sq")
-    if first is None or second is None:
+    states = [state for state in optimizer.state.values() if "exp_avg" in state]
+    if not states:
         return None
-    states = [state for state in getattr(optimizer, "state", {}).values() if "step" in state]
-    step = states[0]["step"] if states else optimizer.param_groups[0].get("step", 0)
-    return {"exp_avg": first, "exp_avg_sq": second, "step": step}
+    link = getattr(zero, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:  # ZeRO-1 and 2 link parameters to states after the first group's first step: the others' lack
+        zero._hp_optimizer_states_linked = False
+        link()
+    trainable = route.parameter.requires_grad
+    route.parameter.requires_grad_(True)  # ZeRO-3 gives no state for a frozen parameter
+    try:
+        moments = {k: safe_get_full_optimizer_state(route.parameter, k) for k in ("exp_avg", "exp_avg_sq")}
+    finally:
+        route.parameter.requires_grad_(trainable)
+    return {**moments, "step": states[0].get("step", optimizer.param_groups[0].get("step", 0))}
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -79,10 +79,13 @@ def gradient_routes(model: torch.nn.Module) -> list[Route]:
             "needs none, or check finetuning_type"
         )
     parameters = {id(p): p for p in model.parameters()}
-    return [
-        Route(index, name, parameters[key], *_size(parameters[key]), tuple(uses[key]))
-        for index, (key, name) in enumerate(names.items())
-    ]
+    flattened = _flattened_shapes(model)
+    routes = []
+    for index, (key, name) in enumerate(names.items()):
+        first = uses[key][0]
+        shape = flattened.get((id(first.module), first.key), _whole_shape(parameters[key]))
+        routes.append(Route(index, name, parameters[key], torch.Size(shape).numel(), shape, tuple(uses[key])))
+    return routes
 
 
 def unsupported(refused: dict[str, str]) -> str:
@@ -96,6 +99,15 @@ def unsupported(refused: dict[str, str]) -> str:
     )
 
 
-def _size(parameter: nn.Parameter) -> tuple[int, tuple[int, ...]]:
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's ZeRO-3 leaves an empty one behind
-    return int(torch.Size(shape).numel()), shape
+def _whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's ZeRO-3 leaves an empty one behind
+
+
+def _flattened_shapes(model: torch.nn.Module) -> dict[tuple[int, str], tuple[int, ...]]:
+    """Returns the shapes of parameters that FSDP 1 has flattened and cut, by module and name in it."""
+    found = {}
+    for module in model.modules():
+        flat = getattr(getattr(module, "_handle", None), "flat_param", None)
+        for info, shape in zip(getattr(flat, "_param_infos", ()), getattr(flat, "_shapes", ()), strict=True):
+            found[id(info.module), info.param_name] = tuple(shape)
+    return found

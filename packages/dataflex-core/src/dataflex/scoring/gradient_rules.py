@@ -9,12 +9,12 @@ Letters: B rows, S slots (tokens) of a row, I inputs, O outputs of a layer, D nu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 Rule = Callable[[nn.Module, "Call", torch.Tensor], torch.Tensor]
@@ -88,31 +88,42 @@ def scale(key: str) -> Rule:
     """
 
     def rule(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
-        return _slots(grads_BSO.float() * slope(module, key, call).float()).sum(1)
+        return _slots(grads_BSO.float() * slope(module, key, call, grads_BSO.shape[-1]).float()).sum(1)
 
     return rule
 
 
 @torch.no_grad()
-def slope(module: nn.Module, key: str, call: Call) -> torch.Tensor:
-    """Returns the derivative of each output by its own number of the vector ``key``: (B, S, O)."""
-    vector = module.get_parameter(key).detach()
-    ones, zeros = torch.ones_like(vector), torch.zeros_like(vector)
-    with_ones = functional_call(module, {key: ones}, call.args, call.kwargs)
-    found: torch.Tensor = with_ones - functional_call(module, {key: zeros}, call.args, call.kwargs)
-    return found
+def slope(module: nn.Module, key: str, call: Call, size: int) -> torch.Tensor:
+    """Returns the derivative of each output by its own number of the vector ``key`` of ``size``: (B, S, O)."""
+    inputs = call.inputs
+    dtype = getattr(module, key).dtype
+    ones = torch.ones(size, dtype=dtype, device=inputs.device)
+    return _called_with(module, key, ones, call) - _called_with(module, key, torch.zeros_like(ones), call)
 
 
 @torch.no_grad()
 def is_affine(module: nn.Module, key: str, call: Call, output: torch.Tensor) -> bool:
     """Returns whether :func:`scale` is exact for this layer, seen on one call of it."""
-    vector = module.get_parameter(key).detach()
+    vector = getattr(module, key).detach()
     if output.shape[-1:] != vector.shape:
         return False
-    without = functional_call(module, {key: torch.zeros_like(vector)}, call.args, call.kwargs)
-    expected = without + vector * slope(module, key, call)
+    without = _called_with(module, key, torch.zeros_like(vector), call)
+    expected = without + vector * slope(module, key, call, len(vector))
     tolerance = 1e-4 if output.dtype == torch.float32 else 3e-2
     return torch.allclose(expected.float(), output.float(), rtol=tolerance, atol=tolerance)
+
+
+def _called_with(module: nn.Module, key: str, value: torch.Tensor, call: Call) -> torch.Tensor:
+    """Returns what ``module`` would, had it ``value`` in place of one of its parameters.
+
+    The hooks of the module are passed by: those of sharded engines look for their own kind of parameter.
+    """
+    twin = copy.copy(module)
+    twin._parameters = {name: p for name, p in module._parameters.items() if name != key}
+    vars(twin)[key] = value
+    found: torch.Tensor = type(module).forward(twin, *call.args, **call.kwargs)
+    return found
 
 
 def rule_of(module: nn.Module, key: str) -> Rule | None:
