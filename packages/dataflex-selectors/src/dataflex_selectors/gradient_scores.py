@@ -8,7 +8,8 @@ Letters: N rows, J target sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from dataflex.scoring import (
     without_replicas,
 )
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
+from dataflex.scoring.gradient_routes import Route
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FORMS = ("adam", "sgd")
+Score = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""``score(rows) -> (N, J)``"""
 
 
 class GradientScores:
@@ -82,6 +86,15 @@ class GradientScores:
             rows: (N,) its rows to score.
             context: The state of the run, with its optimizer.
         """
+        with self.scoring(model, dataset, context) as score:
+            return score(rows)
+
+    @contextmanager
+    def scoring(self, model: torch.nn.Module, dataset: Any, context: UpdateContext) -> Iterator[Score]:
+        """Yields :meth:`scores` as a function of the rows, for who scores some, looks, and scores more. Collective.
+
+        The gradients of the target sets are computed once.
+        """
         accelerator = self._rows.accelerator
         model = without_replicas(model)
         with per_sample_gradients(model, accelerator) as gradients:
@@ -98,13 +111,24 @@ class GradientScores:
                 device = next(model.parameters()).device if accelerator is None else accelerator.device
                 sketch = Sketch(sizes, self.proj_dim, self.seed, device)
             means = target_means(gradients, model, self.targets, self._rows, sketch)
-            scored = self._pass(model, dataset, rows, context)
-            return influences(gradients, model, means, scored, direction, sketch)
 
-    def _pass(self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64], context: UpdateContext) -> RowPass:
+            def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+                scored = self._pass(model, gradients.routes, dataset, rows, context)
+                return influences(gradients, model, means, scored, direction, sketch)
+
+            yield score
+
+    def _pass(
+        self,
+        model: torch.nn.Module,
+        routes: Sequence[Route],
+        dataset: Any,
+        rows: NDArray[np.int64],
+        context: UpdateContext,
+    ) -> RowPass:
         def fingerprint() -> str:
             return digest(
-                model_digest(model),
+                model_digest(model, [route.parameter for route in routes]),  # they are frozen at the moment
                 optimizer_digest(context.optimizer) if self.form == "adam" else "",
                 dataset_digest(dataset),
                 rows.tobytes().hex(),
@@ -113,6 +137,6 @@ class GradientScores:
                 self.form, self.proj_dim, self.seed, context.update,
             )  # fmt: skip
 
-        store = None if self.folder is None else ScoreStore(self.folder, fingerprint)
         base = self._rows
+        store = None if self.folder is None else ScoreStore.of(self.folder, base.accelerator, fingerprint)
         return RowPass(dataset, base.collator, base.accelerator, rows, base.token_budget, desc=base.desc, store=store)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.errors import ComponentError
 from dataflex.core.registry import register_selector
-from dataflex.scoring import per_sample_losses
+from dataflex.scoring import ScoreStore, per_sample_losses
+from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
@@ -87,7 +88,7 @@ class LossSelector(Selector):
         dataset: The train dataset, tokenised.
         accelerator: The run's accelerator.
         data_collator: Makes a batch of tensors from a list of rows.
-        cache_dir: Not used: losses of another model state are never reused.
+        cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         focus: The bucket that counts more: low, medium or high losses.
         focus_weight: How many times as likely a row of the focus is as another, at temperature 1.
         quantiles: The two shares of rows that end the low and the medium bucket; null for thirds.
@@ -156,4 +157,9 @@ class LossSelector(Selector):
             accelerator=self.accelerator,
             token_budget=self.token_budget,
             desc=f"{self.name}: losses at step {step_id}",
+            store=ScoreStore.of(self.cache_dir, self.accelerator, lambda: self._fingerprint(model, step_id)),
         )
+
+    def _fingerprint(self, model: torch.nn.Module, step_id: int) -> str:
+        """Returns the key of a pass that was interrupted."""
+        return digest("losses", model_digest(model), dataset_digest(self.dataset), self.token_budget, step_id)

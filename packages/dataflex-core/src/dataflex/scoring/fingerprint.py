@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Subset
 from dataflex.data.rows import MixedSources, PlannedRows
 
 _CHUNK = 2**24  # numbers that are copied to the CPU at a time
-_frozen: weakref.WeakKeyDictionary[torch.nn.Module, bytes] = weakref.WeakKeyDictionary()
+_frozen: weakref.WeakKeyDictionary[torch.nn.Module, dict[frozenset[int], bytes]] = weakref.WeakKeyDictionary()
 _datasets: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
@@ -28,17 +28,26 @@ def digest(*parts: object) -> str:
     return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
-def model_digest(model: torch.nn.Module) -> str:
+def model_digest(model: torch.nn.Module, trained: Iterable[torch.nn.Parameter] | None = None) -> str:
     """Returns a digest of every parameter and buffer of ``model``, and of its class.
 
-    Parameters that are frozen are read once per process; a frozen parameter that is written to afterwards is not seen.
-    Under a sharded engine it is the digest of this rank's shards.
+    What is not trained is read once per process; a frozen parameter that is written to afterwards is not seen. Under a
+    sharded engine it is the digest of this rank's shards.
+
+    Args:
+        model: The model.
+        trained: The parameters that training changes; None for those that require a gradient at the moment.
     """
-    if model not in _frozen:
-        frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
-        _frozen[model] = _tensors([*frozen, *model.named_buffers()])
-    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return digest(type(model).__qualname__, _frozen[model].hex(), _tensors(trained).hex())
+    if trained is None:
+        trained = [p for p in model.parameters() if p.requires_grad]
+    changing = {id(p) for p in trained}
+    key = frozenset(changing)
+    known = _frozen.setdefault(model, {})
+    if key not in known:
+        frozen = ((name, p) for name, p in model.named_parameters() if id(p) not in changing)
+        known[key] = _tensors([*frozen, *model.named_buffers()])
+    own = ((name, p) for name, p in model.named_parameters() if id(p) in changing)
+    return digest(type(model).__qualname__, known[key].hex(), _tensors(own).hex())
 
 
 def optimizer_digest(optimizer: torch.optim.Optimizer | None) -> str:

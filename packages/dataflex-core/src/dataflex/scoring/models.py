@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from accelerate import DistributedType
 from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
 
 from dataflex.core.errors import ComponentError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# In these engines a forward is a collective call, so a rank cannot make one more than the others.
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def pretrained_models(model: torch.nn.Module) -> list[PreTrainedModel]:
@@ -38,3 +46,8 @@ def require_causal(models: Sequence[PreTrainedModel]) -> None:
             f"{type(models[0]).__name__} is an encoder-decoder; causal (decoder-only) models are scored -> use a "
             "strategy that does not score the model, such as random"
         )
+
+
+def is_sharded(accelerator: Accelerator | None) -> bool:
+    """Returns whether a forward is a collective call."""
+    return accelerator is not None and accelerator.num_processes > 1 and accelerator.distributed_type in _SHARDED

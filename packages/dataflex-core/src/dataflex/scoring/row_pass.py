@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import DistributedType
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -26,6 +25,7 @@ from dataflex.scoring.batches import Batch, plan_batches, shard_batches
 from dataflex.scoring.budget import agreed_budget, default_token_budget
 from dataflex.scoring.gather import gather_by_row
 from dataflex.scoring.lengths import row_lengths
+from dataflex.scoring.models import is_sharded
 from dataflex.scoring.store import ScoreStore
 from dataflex.utils.logging import logger
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
-
-# In these engines a forward is a collective call, so a rank cannot make one more than the others.
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass(frozen=True)
@@ -180,11 +177,6 @@ class RowPass:
 def without_replicas(model: torch.nn.Module) -> torch.nn.Module:
     """Returns the module inside of DP and DDP: scoring a replica needs no collective call."""
     return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
-
-
-def is_sharded(accelerator: Accelerator | None) -> bool:
-    """Returns whether a forward is a collective call."""
-    return accelerator is not None and accelerator.num_processes > 1 and accelerator.distributed_type in _SHARDED
 
 
 def _within_memory(

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from dataflex.run.files import replacing
+from dataflex.scoring.models import is_sharded
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
@@ -74,6 +75,16 @@ class ScoreStore:
         self._key: str | None = None
         self._rank = 0
         self._begin()
+
+    @classmethod
+    def of(
+        cls, folder: str | Path, accelerator: Accelerator | None, fingerprint: Callable[[], str]
+    ) -> ScoreStore | None:
+        """Returns the store for a pass of the run, or None under an engine that shards the weights.
+
+        There no rank can tell by itself which model it scored; an interrupted pass begins anew.
+        """
+        return None if is_sharded(accelerator) else cls(folder, fingerprint)
 
     def load(self, num_rows: int, accelerator: Accelerator | None = None) -> Kept:
         """Returns what an interrupted pass over the same ``num_rows`` rows left. Collective."""
