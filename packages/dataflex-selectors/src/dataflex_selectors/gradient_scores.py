@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from dataflex.core.context import UpdateContext
 from dataflex.scoring import (
-    AdamDirection,
+    FactoredAdam,
     RowPass,
     ScoreStore,
     Sketch,
@@ -49,6 +49,7 @@ class GradientScores:
         accelerator: The run's accelerator.
         form: ``adam``: the step of the run's optimizer, which is the gradient before its first step; ``sgd``: the
             gradient.
+        factor_dim: Dimensions that are kept of each side of a large matrix; None for all.
         proj_dim: Dimensions of the sketch; None for exact products.
         token_budget: Tokens at once; None for a default.
         folder: Where a long pass keeps what it has; None for nowhere.
@@ -63,6 +64,7 @@ class GradientScores:
         accelerator: Accelerator | None,
         *,
         form: str,
+        factor_dim: int | None = None,
         proj_dim: int | None,
         token_budget: int | None,
         folder: str | None,
@@ -72,7 +74,8 @@ class GradientScores:
         if isinstance(targets, Mapping):
             targets = [TargetSet(name, rows) for name, rows in targets.items()]
         self.targets = list(targets)
-        self.form, self.proj_dim, self.folder, self.seed = form, proj_dim, folder, seed
+        self.form, self.proj_dim, self.factor_dim = form, proj_dim, factor_dim
+        self.folder, self.seed = folder, seed
         self._rows = RowPass(None, collator, accelerator, token_budget=token_budget, desc=desc)
 
     def scores(
@@ -97,20 +100,17 @@ class GradientScores:
         """
         accelerator = self._rows.accelerator
         model = without_replicas(model)
-        with per_sample_gradients(model, accelerator) as gradients:
-            direction = None
-            if self.form == "adam":
-                moments = read_moments(context.optimizer, gradients.routes)
-                if moments is None:
-                    logger.info("the optimizer has no moments yet: rows are scored by their gradients")
-                else:
-                    direction = AdamDirection(moments)
+        with per_sample_gradients(model, accelerator, self.factor_dim, self.seed) as gradients:
+            moments = read_moments(context.optimizer, gradients.routes) if self.form == "adam" else None
+            if self.form == "adam" and moments is None:
+                logger.info("the optimizer has no moments yet: rows are scored by their gradients")
             sketch = None
             if self.proj_dim is not None:
                 sizes = [route.size for route in gradients.routes]
                 device = next(model.parameters()).device if accelerator is None else accelerator.device
                 sketch = Sketch(sizes, self.proj_dim, self.seed, device)
             means = target_means(gradients, model, self.targets, self._rows, sketch)
+            direction = None if moments is None else FactoredAdam(moments, gradients.factors)  # after the target's own
 
             def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
                 scored = self._pass(model, gradients.routes, dataset, rows, context)
@@ -134,7 +134,7 @@ class GradientScores:
                 rows.tobytes().hex(),
                 *(dataset_digest(target.dataset) for target in self.targets),
                 *(str(part) for target in self.targets for part in (target.weights, target.groups, target.total)),
-                self.form, self.proj_dim, self.seed, context.update,
+                self.form, self.proj_dim, self.factor_dim, self.seed, context.update,
             )  # fmt: skip
 
         base = self._rows

@@ -48,6 +48,8 @@ class LessSelector(Selector):
         gradient_type: adam compares the step that the optimizer would take, sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers, which saves memory where there are many target sets; null
             compares them whole.
+        factor_dim: Keep this many dimensions of each side of a large matrix's gradient, for training the whole model;
+            null keeps all of them, which takes the memory of the model for each target set.
         decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota lets the target sets choose in turn.
         temperature: Of sample: below 1 sharpens, above 1 softens.
@@ -67,6 +69,7 @@ class LessSelector(Selector):
         cache_dir: str,
         gradient_type: str = "adam",
         proj_dim: int | None = None,
+        factor_dim: int | None = None,
         decay: float = 0.9,
         mode: str = "topk",
         temperature: float = 1.0,
@@ -79,6 +82,7 @@ class LessSelector(Selector):
             has_target(eval_dataset),
             one_of("gradient_type", gradient_type, FORMS),
             count_or_null("proj_dim", proj_dim),
+            count_or_null("factor_dim", factor_dim),
             at_most_one("decay", decay),
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
@@ -88,6 +92,7 @@ class LessSelector(Selector):
         self.targets = target_sets(eval_dataset)
         self.gradient_type = gradient_type
         self.proj_dim = proj_dim
+        self.factor_dim = factor_dim
         self.decay = float(decay)
         self.mode = mode
         self.temperature = float(temperature)
@@ -132,6 +137,7 @@ class LessSelector(Selector):
             self.accelerator,
             form=self.gradient_type,
             proj_dim=self.proj_dim,
+            factor_dim=self.factor_dim,
             token_budget=self.token_budget,
             folder=self.cache_dir,
             seed=self.seed,

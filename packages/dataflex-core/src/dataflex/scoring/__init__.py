@@ -15,6 +15,7 @@ from dataflex.scoring.batches import Batch, plan_batches, shard_batches
 from dataflex.scoring.budget import agreed_budget, default_token_budget
 from dataflex.scoring.cross_entropy import sample_means, token_losses
 from dataflex.scoring.embeddings import hidden_state_embeddings
+from dataflex.scoring.factors import FactoredAdam
 from dataflex.scoring.gather import gather_by_row
 from dataflex.scoring.influence import TargetSet, gradient_features, influences, target_means
 from dataflex.scoring.label_logits import label_positions, logits_at_labels
@@ -29,6 +30,7 @@ from dataflex.scoring.store import ScoreStore
 __all__ = [
     "AdamDirection",
     "Batch",
+    "FactoredAdam",
     "KnowsRowLengths",
     "RowBatch",
     "RowPass",

@@ -85,7 +85,7 @@ def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
         group = groups.get(id(route.parameter), optimizer.param_groups[0])
         steps = int(torch.as_tensor(entry.get("step", group.get("step", 0))))
         first, second = (_whole(entry[key]).flatten() for key in ("exp_avg", "exp_avg_sq"))
-        if first.numel() != route.size:
+        if first.numel() != route.numel:
             raise ComponentError(
                 f"Adam's moments of {route.name} are in shards that cannot be put together under this engine -> "
                 "gradient_type: sgd"

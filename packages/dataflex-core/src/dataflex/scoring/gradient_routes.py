@@ -36,7 +36,7 @@ class Route:
         index: Its place among the trainable parameters.
         name: Its name in the model.
         parameter: The parameter; its shape may be that of a shard.
-        size: Its number of numbers, unsharded.
+        size: Numbers of its gradient: all of them, or what a projection leaves.
         shape: Its shape, unsharded.
         uses: Where it is used; more than one where it is tied.
     """
@@ -47,6 +47,11 @@ class Route:
     size: int
     shape: tuple[int, ...]
     uses: tuple[Use, ...]
+
+    @property
+    def numel(self) -> int:
+        """The parameter's numbers, unsharded."""
+        return torch.Size(self.shape).numel()
 
 
 def gradient_routes(model: torch.nn.Module) -> list[Route]:

@@ -52,19 +52,19 @@ class Call:
 
 def linear_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
     """Returns the gradient of a weight (O, I): the sum over slots of outer products, (B, O * I)."""
-    inputs_BSI = _slots(call.inputs).float()
-    return torch.bmm(_slots(grads_BSO).float().transpose(1, 2), inputs_BSI).flatten(1)
+    inputs_BSI = by_slots(call.inputs).float()
+    return torch.bmm(by_slots(grads_BSO).float().transpose(1, 2), inputs_BSI).flatten(1)
 
 
 def transposed_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
     """Returns the gradient of a weight (I, O), as GPT-2's ``Conv1D`` has it: (B, I * O)."""
-    inputs_BSI = _slots(call.inputs).float()
-    return torch.bmm(inputs_BSI.transpose(1, 2), _slots(grads_BSO).float()).flatten(1)
+    inputs_BSI = by_slots(call.inputs).float()
+    return torch.bmm(inputs_BSI.transpose(1, 2), by_slots(grads_BSO).float()).flatten(1)
 
 
 def bias(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
     """Returns the gradient of what is added to every output: (B, O)."""
-    return _slots(grads_BSO).float().sum(1)
+    return by_slots(grads_BSO).float().sum(1)
 
 
 def embedding_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def scale(key: str) -> Rule:
     """
 
     def rule(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
-        return _slots(grads_BSO.float() * slope(module, key, call, grads_BSO.shape[-1]).float()).sum(1)
+        return by_slots(grads_BSO.float() * slope(module, key, call, grads_BSO.shape[-1]).float()).sum(1)
 
     return rule
 
@@ -141,6 +141,6 @@ def rule_of(module: nn.Module, key: str) -> Rule | None:
     return scale(key) if parameter.ndim == 1 else None
 
 
-def _slots(activation: torch.Tensor) -> torch.Tensor:
+def by_slots(activation: torch.Tensor) -> torch.Tensor:
     """Returns (B, S, F) from (B, ..., F)."""
     return activation if activation.ndim == 3 else activation.flatten(1, -2)

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.cross_entropy import token_loss_gradients
+from dataflex.scoring.factors import Factors, factored
 from dataflex.scoring.gradient_routes import Route, Use, gradient_routes, unsupported
 from dataflex.scoring.gradient_rules import Call, is_affine
 from dataflex.scoring.gradient_sinks import Sink
@@ -45,10 +46,13 @@ class PerSampleGradients:
 
     Attributes:
         routes: The trainable parameters.
+        factors: Those of them that are projected, by their place.
     """
 
-    def __init__(self, routes: list[Route], forward: Forward, accelerator: Accelerator | None) -> None:
-        self.routes = routes
+    def __init__(
+        self, routes: list[Route], factors: dict[int, Factors], forward: Forward, accelerator: Accelerator | None
+    ) -> None:
+        self.routes, self.factors = routes, factors
         self._forward, self._accelerator = forward, accelerator
         self._sink: Sink
         self._map: RowMap
@@ -145,7 +149,7 @@ class PerSampleGradients:
 
 @contextmanager
 def per_sample_gradients(
-    model: torch.nn.Module, accelerator: Accelerator | None = None
+    model: torch.nn.Module, accelerator: Accelerator | None = None, factor_dim: int | None = None, seed: int = 0
 ) -> Iterator[PerSampleGradients]:
     """Yields what forms the gradients of rows under the present weights, in eval mode, nothing of the run disturbed.
 
@@ -154,14 +158,21 @@ def per_sample_gradients(
     Args:
         model: A causal language model without replicas around it (:func:`~dataflex.scoring.without_replicas`).
         accelerator: The run's accelerator, for mixed precision; None for none.
+        factor_dim: Project matrices of more than this squared to that many dimensions from each side, for models
+            trained as a whole (see :mod:`dataflex.scoring.factors`); None keeps all gradients exact.
+        seed: Seed of these projections.
 
     Raises:
         ComponentError: A trainable parameter has no exact per-sample gradient; the message names it.
     """
     routes = gradient_routes(model)
+    factors: dict[int, Factors] = {}
+    if factor_dim is not None:
+        device = next(model.parameters()).device if accelerator is None else accelerator.device
+        routes, factors = factored(routes, factor_dim, seed, device)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        gradients = PerSampleGradients(routes, stack.enter_context(logits_at_labels(model)), accelerator)
+        gradients = PerSampleGradients(routes, factors, stack.enter_context(logits_at_labels(model)), accelerator)
         picked = _picked(model)
         for route in routes:
             for use in route.uses:
