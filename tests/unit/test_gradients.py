@@ -7,6 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import per_sample_gradients
 from dataflex.scoring.gradient_sinks import Whole
@@ -211,3 +213,24 @@ def test_a_model_without_anything_to_train_is_refused(rows):
     model = tiny_model(vocab_size=64).requires_grad_(False)
     with pytest.raises(ComponentError, match="no parameter of the model is trainable"):
         all_at_once(model, rows)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_under_bf16_they_are_float32_and_close(rows, fresh_accelerate):
+    model = lora()
+    expected = all_at_once(model, rows)
+    with per_sample_gradients(model, Accelerator(cpu=True, mixed_precision="bf16")) as gradients:
+        sink = Whole(len(rows), torch.device("cpu"))
+        gradients.backward(batch_of(rows), sink)
+        for route in gradients.routes:
+            vectors = sink.vectors[route.index]
+            assert vectors.dtype == torch.float32
+            cosines = torch.nn.functional.cosine_similarity(vectors, expected[route.name])
+            assert cosines.min() > 0.95, route.name
+            assert not torch.equal(vectors, expected[route.name])
