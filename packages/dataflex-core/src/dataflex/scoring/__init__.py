@@ -5,9 +5,14 @@
     losses_N = per_sample_losses(model, dataset, collator=collator, accelerator=accelerator)
     hardest = np.argsort(-losses_N)[:100]          # NaN, a row without labels, sorts last
 
+    with per_sample_gradients(model, accelerator) as gradients:
+        rows = RowPass(dataset, collator, accelerator)
+        means = target_means(gradients, model, [TargetSet("target", target_rows)], rows)
+        influence_NJ = influences(gradients, model, means, rows)
+
 Scores are the same on every rank, whatever the number of ranks, and nothing of the run is disturbed. A strategy that
-calls the model in its own way runs inside :func:`undisturbed` anyway, plans with :func:`plan_batches` and
-:func:`shard_batches`, and brings its results together with :func:`gather_by_row`.
+calls the model in its own way runs inside :func:`undisturbed` anyway, and hands its function
+of a batch to :class:`RowPass`.
 """
 
 from dataflex.scoring.adam import AdamDirection, read_moments
