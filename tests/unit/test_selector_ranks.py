@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from dataflex.core.context import UpdateContext
 from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.rho_loss import RhoLossSelector
@@ -30,6 +31,8 @@ def choices(accelerator, folder):
         "near ngrams": NearSelector(rows, target, *common),
         "tsds": TsdsSelector(rows, target, *common, **to_target),
         "tsds ngrams": TsdsSelector(rows, target, *common),
+        "cluster_less": ClusterLessSelector(rows, target, *common, clusters=6, budget="ucb", **to_target),
+        "cluster_less ngrams": ClusterLessSelector(rows, target, *common, clusters=6, **options),
         "delta_loss": DeltaLossSelector(rows, *common, **options),
         "rho_loss": RhoLossSelector(rows, *common, reference_model=str(folder / "model"), pool_factor=2, **options),
     }
@@ -68,7 +71,7 @@ def test_two_ranks_choose_what_one_process_chooses(tmp_path):
     torch.set_num_threads(1)
     alone = choices(None, tmp_path)
     torch.set_num_threads(threads)
-    assert len(alone) == 6
+    assert len(alone) == 8
     for rank in range(2):
         answer = np.load(tmp_path / f"rank{rank}.npz")
         for name, expected in alone.items():
