@@ -1,7 +1,7 @@
 """What selectors find where the right answer is known, and what training on it is worth, against random rows.
 
     python -m benchmarks.selection_quality --seeds 5
-    python -m benchmarks.selection_quality --target sort --only less_adam,near
+    python -m benchmarks.selection_quality --target sort --only "less, adam; near"
 
 Ten families of tasks, three answers of ten wrong; one family is the target, and a few of its rows are the evaluation
 set. Every run starts from the same small model, which has begun to learn all families from other rows, and goes through

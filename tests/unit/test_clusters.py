@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from dataflex_selectors import clusters
 from dataflex_selectors.arms import next_pulls, quotas
 from dataflex_selectors.clusters import k_means
@@ -21,7 +22,7 @@ def blobs(groups: int, each: int, seed: int = 0) -> np.ndarray:
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(25))
 def test_groups_far_from_each_other_are_the_clusters(seed):
     label = k_means(blobs(6, 20), 6, draws(seed))[:, 0].reshape(6, 20)
     assert (label == label[:, :1]).all()
@@ -45,12 +46,24 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 
 
 def test_equal_rows_make_fewer_clusters_and_none_is_empty():
-    vectors = blobs(3, 1)[np.arange(30) % 3]
+    vectors = 7 * np.random.default_rng(0).standard_normal((3, 1000)).astype(np.float32)[np.arange(30) % 3]
     found = k_means(vectors, 8, draws())
     assert found.shape == (30, 2)
     assert set(found[:, 0]) == {0, 1, 2}
+    assert len(clusters._spread_out(torch.from_numpy(vectors), 8, draws())) == 3
     assert (found[:, 0] != found[:, 1]).all()
     assert k_means(vectors[:1], 4, draws()).tolist() == [[0]]
+
+
+def test_a_centre_without_rows_takes_the_row_farthest_from_its_own():
+    vectors = torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 9.0], [5.0, 0.0]])
+    centres = torch.tensor([[0.0, 1.0], [5.0, 0.0], [50.0, 50.0]])
+    means = clusters._means(vectors, torch.tensor([0, 0, 0, 1]), centres)
+    assert means.tolist()[1:] == [[5.0, 0.0], [0.0, 9.0]]
+    numbers = clusters._without_empty(vectors, torch.tensor([[0, 2], [0, 2], [0, 1], [1, 0]]), centres[[0, 2, 1]])
+    assert numbers[:, 0].tolist() == [0, 0, 0, 0]  # of the two that have rows, the first is nearest to all
+    numbers = clusters._without_empty(vectors, torch.tensor([[0, 2], [0, 2], [0, 2], [2, 0]]), centres[[0, 2, 1]])
+    assert numbers.tolist() == [[0, 1], [0, 1], [0, 1], [1, 0]]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -65,7 +78,7 @@ def test_smoothing_is_the_kernel_mean_over_two_clusters():
     nearest = k_means(vectors, 4, draws())
     scored = np.array([0, 3, 9, 17, 25, 31])
     scores = rng.standard_normal((6, 2))
-    scores[1] = np.nan
+    scores[1, 0] = np.nan  # of one set alone
     found = smoothed(vectors, nearest, scored, scores, 0.05)
     for row in range(len(vectors)):
         near = [r for r in (0, 2, 3, 4, 5) if nearest[scored[r], 0] in nearest[row]]
