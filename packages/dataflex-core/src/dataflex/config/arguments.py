@@ -8,6 +8,7 @@ from typing import Any
 
 TRAIN_TYPES = ("static", "dynamic_select", "dynamic_mix", "dynamic_weight")
 SAMPLE_RULES = ("mixture", "stratified", "uniform")
+MIXTURE_UNITS = ("rows", "tokens")
 
 
 def _key(default: Any, doc: str) -> Any:
@@ -31,6 +32,7 @@ class DataflexArguments:
         "where the initial proportions come from: mixture (init_mixture_proportions, or the sources' sizes "
         "when that is absent) | stratified (the sources' sizes) | uniform (equal shares)",
     )
+    mixture_unit: str = _key("rows", "what proportions are shares of: rows | tokens, by each source's mean row length")
     init_mixture_proportions: tuple[float, ...] | None = _key(None, "one non-negative number per dataset, in order")
     plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")
 

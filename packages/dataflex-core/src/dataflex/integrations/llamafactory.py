@@ -25,13 +25,16 @@ import torch
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
+from dataflex.core.kinds import WEIGHTER
+from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
-from dataflex.train.trainer.steps import require_map_style, run_schedule
+from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
+from dataflex.train.weighter.base_weighter import Weighter
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"
@@ -128,6 +131,8 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
     def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
         load = functools.partial(original, template, model_args, training_args=training_args, **kwargs)
         mixes = spec.arguments.train_type == "dynamic_mix"
+        if mixes:
+            require_observable(spec)
         module = _per_source(data_args, load) if mixes else load(data_args=data_args)
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
@@ -138,6 +143,27 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
         return module
 
     return get_dataset
+
+
+def _needs_sources(spec: RunSpec, data_args: Any) -> bool:
+    """Whether the run's weighter must know each row's source.
+
+    Raises:
+        ConfigError: It must, and LLaMA-Factory was told to mix the sources in a way that forgets them.
+    """
+    component = spec.component
+    if component is None or component.kind is not WEIGHTER:
+        return False
+    cls = find(component.kind, component.name)
+    if not issubclass(cls, Weighter) or not cls.needs_sources(component.params):
+        return False
+    names = data_args.dataset or []
+    who = f"the weighter '{component.preset}' must know the source of each row"
+    if data_args.mix_strategy != "concat":
+        raise ConfigError(f"mix_strategy: found {data_args.mix_strategy!r}, but {who} -> set mix_strategy: concat")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"dataset: a source is named twice, but {who} -> name each source once")
+    return True
 
 
 def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:

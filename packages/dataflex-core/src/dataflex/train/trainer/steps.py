@@ -42,6 +42,26 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, rows: int, global_batch
     return schedule
 
 
+# What computes the training loss without the logits of each row, so that no source has a loss of its own.
+_WITHOUT_LOGITS = ("enable_liger_kernel", "use_asft_loss")
+
+
+def require_observable(spec: RunSpec) -> None:
+    """Refuses a loss that a mixer which follows the losses of the sources cannot see. Loads no model.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    if spec.component is None or not find(spec.component.kind, spec.component.name).may_observe():  # type: ignore[attr-defined]  # a Mixer
+        return
+    on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
+    if on:
+        raise ConfigError(
+            f"{on[0]}: the mixer '{spec.component.name}' follows the loss of each source, and this computes the loss "
+            f"of a batch without its logits -> set {on[0]}: false, or use a mixer that does not look at losses"
+        )
+
+
 def require_map_style(dataset: Any, train_type: str) -> None:
     """Refuses what cannot be planned by row number: no dataset, an empty one, a stream.
 
