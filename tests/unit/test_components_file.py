@@ -63,7 +63,9 @@ def test_a_name_without_a_users_file_is_the_packaged_preset():
 
 def test_the_users_entry_overrides_parameter_by_parameter(tmp_path):
     file = write(tmp_path / "c.yaml", "weighters: {loss: {params: {strategy: quadratic}}}")
-    assert resolve(WEIGHTER, "loss", file).params == {"strategy": "quadratic", "delta": 1.0, "temperature": 1.0}
+    rest = {"temperature_start": None, "scope": "batch", "level": "sample"}
+    formula = {"strategy": "quadratic", "delta": 1.0, "temperature": 1.0}
+    assert resolve(WEIGHTER, "loss", file).params == formula | rest
 
 
 def test_a_users_entry_of_that_key_for_another_component_inherits_nothing(tmp_path):

@@ -122,7 +122,7 @@ def test_planned_strategies_are_not_installed_and_installed_ones_not_planned():
     planned = text("papers.md").partition("## Planned")[2]
     cells = re.findall(r"^\| ([\w, ]+) \| (?:selector|mixer|weighter) \|", planned, flags=re.MULTILINE)
     names = {name for cell in cells for name in cell.split(", ")}
-    assert len(names) > 10
+    assert bool(names) == ("## Planned" in text("papers.md"))
     assert not names & {info.name for info in COMPONENTS}
 
 

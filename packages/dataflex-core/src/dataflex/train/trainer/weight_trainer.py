@@ -17,13 +17,14 @@ from transformers import PreTrainedModel
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
-from dataflex.train.trainer.dynamic import DynamicTrainer
+from dataflex.train.trainer.numbered import NumberedTrainer
+from dataflex.train.trainer.step_losses import StepLosses, step_losses
 from dataflex.train.weighter.base_weighter import WeightsSamples
 from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
 from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
 
 
-class WeightTrainer(DynamicTrainer):
+class WeightTrainer(NumberedTrainer):
     """Lets the weighter scale the loss of each sample once ``warmup_step`` steps are done.
 
     Rows come in the order of a static run. The objective of a step is stated in docs/weighters.md and does not depend
@@ -41,12 +42,15 @@ class WeightTrainer(DynamicTrainer):
         self._inputs: Any = None
         self._tokens: Any = None
         self._rows_in_step = 0
+        self._batches: list[Any] = []
+        self._step_losses: StepLosses | None = None
         self._weighed = False
         self._replace_loss_function()
         self._replace_loss_of_outputs()
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Hands the micro-batch to the weighter's own ``training_step``."""
+        self.next_micro_batch()
         use = self.state.global_step >= self.arguments.warmup_step
         return self.component.training_step(
             self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use
@@ -77,9 +81,26 @@ class WeightTrainer(DynamicTrainer):
         self._tokens = kwargs.get("num_items_in_batch")
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of the present step."""
+        return len(self._batches)
+
+    def step_losses(self) -> tuple[StepLosses, slice]:
+        """Returns the losses of this rank's samples of the whole step, and where the present micro-batch's stand.
+
+        They are computed when the first micro-batch of a step asks, by a forward pass more over the step; every rank
+        must ask then.
+        """
+        if self._step_losses is None:
+            assert isinstance(self.model, torch.nn.Module)
+            self._step_losses = step_losses(self.model, self._batches, self._step_rows, self.accelerator)
+        return self._step_losses, self._step_losses.part(self._micro_batch)
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also counts the rows of the step, over all micro-batches and, where tokens are counted so, over all ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._batches, self._step_losses = batches, None
         rows = sum((labelled_rows(batch["labels"]) for batch in batches if "labels" in batch), start=0)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             mine = torch.tensor([rows], device=self.args.device)
