@@ -89,7 +89,7 @@ class MixtureManager:
             raise ValueError(f"expected one share for each of {', '.join(self.names)}; got shape {shares_K.shape}")
         if not np.isfinite(shares_K).all() or (shares_K < 0).any() or shares_K.sum() <= 0:
             raise ValueError(f"shares must be finite, non-negative and not all zero; got {shares_K.tolist()}")
-        self.proportions = shares_K / shares_K.sum()
+        self.proportions: NDArray[np.float64] = shares_K / shares_K.sum()
 
     @property
     def row_shares(self) -> NDArray[np.float64]:

@@ -47,14 +47,17 @@ class Mixer(Component, ABC):
         return issubclass(component, Mixer)
 
     @classmethod
-    def may_observe(cls) -> bool:
-        """Returns whether the class overrides :meth:`observe`."""
+    def may_observe(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether :meth:`observe` would be called with these parameters: where it is overridden.
+
+        Asked before the model is loaded, to refuse what could not be observed.
+        """
         return cls.observe is not Mixer.observe
 
     @property
     def observes(self) -> bool:
         """Whether :meth:`observe` is to be called: where it is overridden. Asked once, before training."""
-        return self.may_observe()
+        return self.may_observe({})
 
     @abstractmethod
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> np.ndarray:

@@ -52,7 +52,10 @@ def require_observable(spec: RunSpec) -> None:
     Raises:
         ConfigError: With the way out.
     """
-    if spec.component is None or not find(spec.component.kind, spec.component.name).may_observe():  # type: ignore[attr-defined]  # a Mixer
+    if spec.component is None:
+        return
+    mixer = find(spec.component.kind, spec.component.name)
+    if not mixer.may_observe(spec.component.params):  # type: ignore[attr-defined]  # a Mixer
         return
     on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
     if on:
