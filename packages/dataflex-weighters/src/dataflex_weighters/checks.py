@@ -62,6 +62,13 @@ def count(key: str, found: Any) -> Problem | None:
     return Problem(key, f"found {found!r}, allowed: a whole number of at least 1")
 
 
+def count_or_null(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is None or a whole number of at least 1."""
+    if found is None or count(key, found) is None:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a whole number of at least 1, or null for all")
+
+
 def flag(key: str, found: Any) -> Problem | None:
     """Returns a problem unless ``found`` is a boolean."""
     return None if isinstance(found, bool) else Problem(key, f"found {found!r}, allowed: true, false")

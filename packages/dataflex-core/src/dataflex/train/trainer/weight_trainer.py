@@ -19,6 +19,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
+from dataflex.train.trainer.weight_log import WeightLog
 from dataflex.train.weighter.base_weighter import WeightsSamples
 from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
 from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
@@ -44,6 +45,7 @@ class WeightTrainer(NumberedTrainer):
         self._rows_in_step = 0
         self._batches: list[Any] = []
         self._step_losses: StepLosses | None = None
+        self._log, self._metrics = WeightLog(), dict[str, float]()
         self._weighed = False
         self._replace_loss_function()
         self._replace_loss_of_outputs()
@@ -108,6 +110,17 @@ class WeightTrainer(NumberedTrainer):
         self._rows_in_step = rows
         return batches, num_items
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds what the weights were to the line of the training loss."""
+        if "loss" in logs:
+            logs, self._metrics = logs | self._metrics, {}
+        super().log(logs, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log:  # here, as every rank comes along
+            self._metrics = self._log.metrics(self.accelerator)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _replace_loss_function(self) -> None:
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if not isinstance(base, PreTrainedModel) else base
@@ -142,7 +155,9 @@ class WeightTrainer(NumberedTrainer):
 
     def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
         self._weighed = True
-        return weighted_loss(logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss)
+        return weighted_loss(
+            logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss, self._log.add
+        )
 
     def _weigh(self, losses_B: torch.Tensor) -> torch.Tensor:
         assert self._active is not None

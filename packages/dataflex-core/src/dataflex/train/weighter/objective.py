@@ -49,6 +49,7 @@ def weighted_loss(
     objective: Objective,
     weigh: Callable[[torch.Tensor], torch.Tensor],
     token_loss: TokenLoss = CROSS_ENTROPY,
+    watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Returns this micro-batch's part of the step's loss, a scalar.
 
@@ -58,6 +59,7 @@ def weighted_loss(
         objective: N and R of the step.
         weigh: The weighter: (B,) losses -> scalar that depends on them.
         token_loss: What a token costs.
+        watch: Told the (B,) weights, and which rows have a label to predict.
     """
     B, T, V = logits_BTV.shape
     labels_BT = labels_BT.to(logits_BTV.device)
@@ -67,6 +69,8 @@ def weighted_loss(
     c_M = token_loss.each(logp, targets_BT.view(-1))
     c_BT = c_M.view(B, T)
     w_B, scalar = _weights(c_BT.detach(), targets_BT, weigh)
+    if watch is not None:
+        watch(w_B, (targets_BT != IGNORED).any(dim=1))
     rows = labelled_rows(labels_BT) if objective.tokens is None else objective.rows
     if objective.tokens is not None and token_loss.counts_first:
         m_B, tokens = (labels_BT != IGNORED).sum(dim=1), objective.tokens
