@@ -48,6 +48,13 @@ def at_least_zero(key: str, found: Any) -> Problem | None:
     )
 
 
+def at_most_one(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a number in [0, 1]."""
+    if is_number(found) and 0 <= found <= 1:
+        return None
+    return Problem(key, f"found {found!r}, allowed: a number from 0 to 1")
+
+
 def below_one(key: str, found: Any) -> Problem | None:
     """Returns a problem unless ``found`` is a number from 0 to below 1."""
     if is_number(found) and 0 <= found < 1:

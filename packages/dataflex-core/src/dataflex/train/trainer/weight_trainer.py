@@ -30,6 +30,10 @@ class WeightTrainer(NumberedTrainer):
 
     Rows come in the order of a static run. The objective of a step is stated in docs/weighters.md and does not depend
     on how the step's rows are split into micro-batches and over ranks.
+
+    Attributes:
+        row_factors: (B,) factors of the losses of the micro-batch's samples in the loss of the step, once that is
+            computed: for gradient hooks, which run later.
     """
 
     component: WeightsSamples
@@ -45,6 +49,7 @@ class WeightTrainer(NumberedTrainer):
         self._rows_in_step = 0
         self._batches: list[Any] = []
         self._step_losses: StepLosses | None = None
+        self.row_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
         self._weighed = False
         self._replace_loss_function()
@@ -82,6 +87,11 @@ class WeightTrainer(NumberedTrainer):
         self._inputs = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         self._tokens = kwargs.get("num_items_in_batch")
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @property
+    def is_last_micro_batch(self) -> bool:
+        """Whether the optimizer step follows the present micro-batch."""
+        return self._micro_batch == len(self._batches) - 1
 
     @property
     def micro_batches(self) -> int:
@@ -156,8 +166,12 @@ class WeightTrainer(NumberedTrainer):
     def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
         self._weighed = True
         return weighted_loss(
-            logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss, self._log.add
+            logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss, self._watch
         )
+
+    def _watch(self, weights_B: torch.Tensor, factors_B: torch.Tensor, labelled_B: torch.Tensor) -> None:
+        self._log.add(weights_B, labelled_B)
+        self.row_factors = factors_B
 
     def _weigh(self, losses_B: torch.Tensor) -> torch.Tensor:
         assert self._active is not None

@@ -49,7 +49,7 @@ def weighted_loss(
     objective: Objective,
     weigh: Callable[[torch.Tensor], torch.Tensor],
     token_loss: TokenLoss = CROSS_ENTROPY,
-    watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    watch: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Returns this micro-batch's part of the step's loss, a scalar.
 
@@ -59,7 +59,8 @@ def weighted_loss(
         objective: N and R of the step.
         weigh: The weighter: (B,) losses -> scalar that depends on them.
         token_loss: What a token costs.
-        watch: Told the (B,) weights, and which rows have a label to predict.
+        watch: Told the (B,) weights, the (B,) factors that the rows' losses l_i have in the loss of the step, and which
+            (B,) rows have a label to predict.
     """
     B, T, V = logits_BTV.shape
     labels_BT = labels_BT.to(logits_BTV.device)
@@ -69,8 +70,6 @@ def weighted_loss(
     c_M = token_loss.each(logp, targets_BT.view(-1))
     c_BT = c_M.view(B, T)
     w_B, scalar = _weights(c_BT.detach(), targets_BT, weigh)
-    if watch is not None:
-        watch(w_B, (targets_BT != IGNORED).any(dim=1))
     rows = labelled_rows(labels_BT) if objective.tokens is None else objective.rows
     if objective.tokens is not None and token_loss.counts_first:
         m_B, tokens = (labels_BT != IGNORED).sum(dim=1), objective.tokens
@@ -78,6 +77,9 @@ def weighted_loss(
         m_B = (targets_BT != IGNORED).sum(dim=1)
         tokens = m_B.sum().clamp(min=1)
     a_B = torch.where(m_B > 0, w_B.double() * tokens / (m_B.clamp(min=1) * rows), 1.0).to(c_BT.dtype)
+    if watch is not None:
+        n_B = (targets_BT != IGNORED).sum(dim=1)
+        watch(w_B, a_B * n_B / tokens, n_B > 0)
     uniform = bool((a_B == 1).all())
     total = token_loss.total(logp, targets_BT.view(-1), c_M) if uniform else (a_B[:, None] * c_BT).sum()
     loss = total / tokens
