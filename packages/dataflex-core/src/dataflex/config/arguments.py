@@ -34,6 +34,9 @@ class DataflexArguments:
     )
     mixture_unit: str = _key("rows", "what proportions are shares of: rows | tokens, by each source's mean row length")
     init_mixture_proportions: tuple[float, ...] | None = _key(None, "one non-negative number per dataset, in order")
+    mixer_eval_dataset: tuple[str, ...] | None = _key(
+        None, "dynamic_mix only: one held-out dataset per dataset, in order"
+    )
     plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")
 
     def to_dict(self) -> dict[str, Any]:

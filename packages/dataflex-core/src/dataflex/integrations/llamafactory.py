@@ -133,7 +133,9 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
         mixes = spec.arguments.train_type == "dynamic_mix"
         if mixes:
             require_observable(spec)
-        module = _per_source(data_args, load) if mixes else load(data_args=data_args)
+        module: Any = _per_source(data_args, load) if mixes else load(data_args=data_args)
+        if mixes and spec.arguments.mixer_eval_dataset:
+            module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, load)
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
         if spec.arguments.train_type != "dynamic_weight":
@@ -192,6 +194,17 @@ def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[
     elif evaluation:
         result["eval_dataset"] = evaluation
     return result
+
+
+def _held_out(data_args: Any, names: Sequence[str], load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:
+    """Tokenises the datasets of ``mixer_eval_dataset``, the first one for the first source; all of their rows."""
+    found = {}
+    for source, name in zip(data_args.dataset, names, strict=True):
+        own = copy.copy(data_args)
+        own.dataset, own.eval_dataset, own.val_size = [name], None, 0.0
+        own.tokenized_path = None
+        found[source] = load(data_args=own)["train_dataset"]
+    return found
 
 
 def _pissa_convert(original: type[Any]) -> type[Any]:

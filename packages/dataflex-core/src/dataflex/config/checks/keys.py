@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.arguments import MIXTURE_UNITS, SAMPLE_RULES, TRAIN_TYPES, DataflexArguments
-from dataflex.config.checks.draft import find_path
+from dataflex.config.checks.draft import find_path, names_in
 from dataflex.config.known_keys import enabled, llamafactory_keys
 from dataflex.core.errors import Problem, nearest
 
@@ -68,6 +68,9 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
         return str(find_path(value, folder)) if key == "components_cfg_file" else value
     if key == "plugins":
         return _plugins(value, folder)
+    if key == "mixer_eval_dataset":
+        names = tuple(names_in(value))
+        return names or Problem(key, f"found {value!r}, allowed: one dataset per dataset, in order", "write [a, b]")
     return _proportions(value)
 
 

@@ -9,7 +9,9 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.draft import Draft
 from dataflex.run.config_file import VERSIONS, installed_versions
 
-_MIXING = frozenset({"static_mix", "mixture_sample_rule", "mixture_unit", "init_mixture_proportions"})
+_MIXING = frozenset(
+    {"static_mix", "mixture_sample_rule", "mixture_unit", "init_mixture_proportions", "mixer_eval_dataset"}
+)
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
 _ORDER = ("disable_shuffling", "group_by_length")  # LLaMA-Factory's and transformers' own; the second until 4.57
 _COMPONENT = frozenset({"component_name", "components_cfg_file"})

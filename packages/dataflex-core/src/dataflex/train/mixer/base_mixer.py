@@ -59,6 +59,15 @@ class Mixer(Component, ABC):
         """Whether :meth:`observe` is to be called: where it is overridden. Asked once, before training."""
         return self.may_observe({})
 
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Looks at the model once, on every rank, before there is an optimizer.
+
+        Optional: the place to refuse a model that the mixer cannot work with, or to keep weights from being trained.
+
+        Args:
+            model: The model to be trained, with its adapters, not yet wrapped by an engine.
+        """
+
     @abstractmethod
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> np.ndarray:
         """Returns the proportions of the next stretch.

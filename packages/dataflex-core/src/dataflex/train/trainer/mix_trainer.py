@@ -29,14 +29,24 @@ class MixTrainer(PlannedTrainer):
 
     The train dataset is a mapping ``name -> dataset`` (or a :class:`~dataflex.data.rows.MixedSources`).
 
+    Args:
+        *args: For the trainer underneath.
+        dataflex: The run.
+        mixer_eval_dataset: Source -> held-out rows, for mixers that ask for them. Where it is None, they get the
+            evaluation dataset if that is such a mapping.
+        **kwargs: For the trainer underneath.
+
     Attributes:
         mixture_manager: The sources and their proportions.
     """
 
     verb = "mix"
 
-    def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, dataflex: RunSpec, mixer_eval_dataset: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         require_observable(dataflex)
+        self._held_out = mixer_eval_dataset
         sources = kwargs.get("train_dataset")
         mixed = MixedSources(sources) if isinstance(sources, Mapping) else sources
         if not isinstance(mixed, MixedSources) or len(mixed.names) < 2:
@@ -53,6 +63,9 @@ class MixTrainer(PlannedTrainer):
         self._initial = functools.partial(MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths)
         kwargs["train_dataset"] = mixed
         super().__init__(*args, dataflex=dataflex, **kwargs)
+        if self.component is not None:
+            assert isinstance(self.model, torch.nn.Module)
+            self.component.prepare(self.model)
         self._domain_losses: DomainLosses | None = None
         if self.component is not None and self.component.observes:
             self._domain_losses = DomainLosses(len(mixed.names), self.component.token_values)
@@ -134,7 +147,10 @@ class MixTrainer(PlannedTrainer):
         return super()._constructed()
 
     def _injectable(self) -> dict[str, Any]:
-        return super()._injectable() | {"mixture_manager": self.mixture_manager}
+        held_out = self._held_out
+        if held_out is None and isinstance(self.eval_dataset, Mapping):
+            held_out = self.eval_dataset
+        return super()._injectable() | {"mixture_manager": self.mixture_manager, "mixer_eval_dataset": held_out}
 
 
 def _mean_lengths(mixed: MixedSources) -> NDArray[np.float64]:
