@@ -239,12 +239,6 @@ BAD = [
     (SELECT, {"auto_find_batch_size": True}, "auto_find_batch_size", ["depends on the batch size", "remove it"]),
     (WEIGHT, {"use_hyper_parallel": True}, "use_hyper_parallel", ["cannot reach", "train_type: static"]),
     (SELECT, {"use_mca": True}, "use_mca", ["Megatron", "cannot reach", "train_type: static"]),
-    (
-        WEIGHT,
-        {"enable_liger_kernel": True},
-        "enable_liger_kernel",
-        ["never forms the loss of a single sample", "false"],
-    ),
     (WEIGHT, {"use_asft_loss": True}, "use_asft_loss", ["replaces the loss", "set use_asft_loss: false"]),
     (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
 ]

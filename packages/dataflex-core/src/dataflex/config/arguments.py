@@ -9,6 +9,8 @@ from typing import Any
 TRAIN_TYPES = ("static", "dynamic_select", "dynamic_mix", "dynamic_weight")
 SAMPLE_RULES = ("mixture", "stratified", "uniform")
 MIXTURE_UNITS = ("rows", "tokens")
+WEIGHT_OBJECTIVES = ("sample", "token")
+WEIGHT_LOGITS = ("auto", "full", "chunked")
 
 
 def _key(default: Any, doc: str) -> Any:
@@ -36,6 +38,12 @@ class DataflexArguments:
     init_mixture_proportions: tuple[float, ...] | None = _key(None, "one non-negative number per dataset, in order")
     mixer_eval_dataset: tuple[str, ...] | None = _key(
         None, "dynamic_mix only: one held-out dataset per dataset, in order"
+    )
+    weight_objective: str = _key("sample", "dynamic_weight only: what a step's loss is a mean over: sample | token")
+    weight_logits: str = _key(
+        "auto",
+        "dynamic_weight only: how token losses are made: full (from the logits) | chunked (without holding them) | "
+        "auto (chunked from a vocabulary of 65,536 on, and with enable_liger_kernel)",
     )
     plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")
 

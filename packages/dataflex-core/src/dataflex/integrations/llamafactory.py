@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import llamafactory.hparams.parser as parser
+import llamafactory.model.loader as loader
 import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
@@ -92,6 +93,7 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_complete),
+        (loader, "apply_liger_kernel", _apply_liger_kernel(spec, loader.apply_liger_kernel)),
         *ray_worker.replacements(spec),
     ]
 
@@ -205,6 +207,21 @@ def _held_out(data_args: Any, names: Sequence[str], load: Callable[..., Mapping[
         own.tokenized_path = None
         found[source] = load(data_args=own)["train_dataset"]
     return found
+
+
+def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps Liger's fused loss out of a weighted run, which needs the losses of single tokens; its kernels stay.
+
+    What the fused loss saves, the memory of the logits, the trainer saves in its own way.
+    """
+
+    @functools.wraps(original)
+    def apply_liger_kernel(*args: Any, **kwargs: Any) -> Any:
+        if spec.arguments.train_type == "dynamic_weight":
+            kwargs["require_logits"] = True
+        return original(*args, **kwargs)
+
+    return apply_liger_kernel
 
 
 def _pissa_convert(original: type[Any]) -> type[Any]:

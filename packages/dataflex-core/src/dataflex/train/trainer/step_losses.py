@@ -16,8 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
 from dataflex.scoring.autocast import autocast
-from dataflex.scoring.cross_entropy import sample_means, token_losses
-from dataflex.scoring.label_logits import IGNORED, label_positions, logits_at_labels
+from dataflex.scoring.cross_entropy import sample_means
+from dataflex.scoring.label_logits import IGNORED, label_positions
+from dataflex.scoring.label_losses import losses_at_labels
 from dataflex.scoring.row_pass import without_replicas
 from dataflex.scoring.session import undisturbed
 
@@ -60,14 +61,13 @@ def step_losses(
     """
     model = without_replicas(model)
     losses, numbers, counts = [], [], []
-    with undisturbed(model), torch.no_grad(), logits_at_labels(model) as forward:
+    with undisturbed(model), torch.no_grad(), losses_at_labels(model) as forward:
         for batch, rows_B in zip(batches, rows, strict=True):
             inputs = dict(send_to_device(dict(batch), accelerator.device))
             labels_BT = inputs.pop("labels")
             positions_M, targets_M = label_positions(labels_BT)
             with autocast(accelerator):
-                logits_MV = forward(inputs, positions_M, labels_BT.shape)
-            losses_M = token_losses(logits_MV, targets_M.to(logits_MV.device))
+                losses_M = forward(inputs, positions_M, targets_M, labels_BT.shape)
             losses_B = sample_means(losses_M, positions_M.to(losses_M.device), labels_BT.shape)
             labelled_B = (labels_BT[:, 1:] != IGNORED).any(dim=1)  # not by NaN: a diverged loss is NaN too
             losses.append(losses_B[labelled_B])

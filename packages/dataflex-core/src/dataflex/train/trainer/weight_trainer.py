@@ -2,8 +2,8 @@
 
 The model's own loss function is replaced by one that weighs tokens, and so are the label smoother and the DFT loss
 where the run has one of them; everything around it (auxiliary losses, accumulation, the average over ranks) stays what
-``transformers`` does. Per-token losses come from the log-softmax that
-the plain loss computes anyway, so a weighter costs no second pass over the logits.
+``transformers`` does. Per-token losses come from the log-softmax that the plain loss computes anyway, so a weighter
+costs no second pass over the logits; or, for a large vocabulary, from the output layer without any logits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,26 @@ from transformers import PreTrainedModel
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
+from dataflex.scoring.label_logits import label_positions
+from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
 from dataflex.train.trainer.weight_log import WeightLog
 from dataflex.train.weighter.base_weighter import WeightsSamples
-from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
-from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
+from dataflex.train.weighter.objective import (
+    Objective,
+    labelled_rows,
+    labelled_tokens,
+    weighted_loss,
+    weighted_loss_of_tokens,
+)
+from dataflex.train.weighter.token_losses import (
+    CROSS_ENTROPY,
+    CrossEntropy,
+    DynamicFineTuning,
+    LabelSmoothing,
+    TokenLoss,
+)
 
 
 class WeightTrainer(NumberedTrainer):
@@ -52,8 +66,19 @@ class WeightTrainer(NumberedTrainer):
         self.row_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
         self._weighed = False
+        self._outputs = output_losses(
+            self.arguments.weight_logits,
+            self.model,
+            smoothed=self.label_smoother is not None and self.compute_loss_func is None,
+            compiled=self.args.torch_compile,
+            fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
+        )
         self._replace_loss_function()
         self._replace_loss_of_outputs()
+
+    def identity(self) -> dict[str, Any]:
+        """Adds the objective."""
+        return super().identity() | {"weight_objective": self.arguments.weight_objective}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Hands the micro-batch to the weighter's own ``training_step``."""
@@ -86,7 +111,12 @@ class WeightTrainer(NumberedTrainer):
         """Computes the loss as the trainer underneath does, with the weighter's hand on the model's loss function."""
         self._inputs = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         self._tokens = kwargs.get("num_items_in_batch")
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        labels_BT = inputs.get("labels")
+        other_loss = self._active is None and self.compute_loss_func is not None
+        if self._outputs is None or labels_BT is None or other_loss or not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self._outputs.at(*label_positions(labels_BT), labels_BT.numel()):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     @property
     def is_last_micro_batch(self) -> bool:
@@ -137,6 +167,9 @@ class WeightTrainer(NumberedTrainer):
         plain = base.loss_function
 
         def loss_function(logits: Any, labels: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+            if self._active is None and self._outputs is not None and self._outputs.gave(logits):
+                tokens = labelled_tokens(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+                return logits.sum() / tokens
             if self._active is None or labels is None:
                 return plain(logits, labels, *args, num_items_in_batch=num_items_in_batch, **kwargs)
             return self._weighted(logits, labels, num_items_in_batch, CROSS_ENTROPY)
@@ -165,9 +198,17 @@ class WeightTrainer(NumberedTrainer):
 
     def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
         self._weighed = True
-        return weighted_loss(
-            logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss, self._watch
-        )
+        by_tokens = self.arguments.weight_objective == "token"
+        objective = Objective(num_items_in_batch, self._rows_in_step, by_tokens)
+        if self._outputs is None:
+            return weighted_loss(logits, labels, objective, self._weigh, token_loss, self._watch)
+        if not self._outputs.gave(logits):
+            raise ComponentError(
+                f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out "
+                "-> set weight_logits: full"
+            )
+        assert isinstance(token_loss, CrossEntropy), "a smoothed loss needs the logits"
+        return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._weigh, token_loss, self._watch)
 
     def _watch(self, weights_B: torch.Tensor, factors_B: torch.Tensor, labelled_B: torch.Tensor) -> None:
         self._log.add(weights_B, labelled_B)
