@@ -166,7 +166,8 @@ def test_each_yaml_block_parses_and_its_keys_are_known(page: Path, block: str):
         for name, entries in content.items():
             known = {info.name: info for info in components([BY_SECTION[name]])}
             for key, entry in entries.items():
-                assert set(entry["params"]) <= set(known[entry.get("name", key)].parameters)
+                info = known[entry.get("name", key)]
+                assert set(entry["params"]) <= {*info.parameters, *info.required}
         return
     ours, theirs = split(content)
     assert "train_type" in ours

@@ -109,6 +109,27 @@ class Mixer(Component, ABC):
         """
         return losses_BT
 
+    @property
+    def weighs(self) -> bool:
+        """Whether :meth:`loss_weights` is overridden. A mixer that weighs must observe as well."""
+        return type(self).loss_weights is not Mixer.loss_weights
+
+    def loss_weights(self) -> np.ndarray:
+        """Returns how much a token of each source counts in the training loss: (K,), finite, 0 or more.
+
+        Optional. Called before each optimizer step on every rank, which must all return the same. The loss of the step
+        is the mean of its token losses with these weights, over all micro-batches and ranks, so only their ratios
+        matter.
+        """
+        raise NotImplementedError
+
+    def finish(self, step: int) -> None:
+        """Is told that training has ended, on every rank, before the model is saved. Optional; for mixers that observe.
+
+        Args:
+            step: Global optimizer steps done.
+        """
+
     def details(self) -> Mapping[str, Any]:
         """Returns more keys for the trace line of the update that :meth:`mix` has just decided; plain values."""
         return {}

@@ -20,6 +20,7 @@ from dataflex.data.mixture import MixtureManager, initial_proportions
 from dataflex.data.rows import MixedSources
 from dataflex.scoring.lengths import row_lengths
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
+from dataflex.train.trainer.domain_objective import DomainObjective
 from dataflex.train.trainer.planned import Plan, PlannedTrainer
 from dataflex.train.trainer.steps import require_observable
 
@@ -67,8 +68,10 @@ class MixTrainer(PlannedTrainer):
             assert isinstance(self.model, torch.nn.Module)
             self.component.prepare(self.model)
         self._domain_losses: DomainLosses | None = None
+        self._objective: DomainObjective | None = None
         if self.component is not None and self.component.observes:
             self._domain_losses = DomainLosses(len(mixed.names), self.component.token_values)
+            self._objective = self._weighted_objective(self._domain_losses)
             self.add_callback(_AfterEachStep(self))
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
@@ -94,6 +97,14 @@ class MixTrainer(PlannedTrainer):
         finally:
             self._domain_losses.end()
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Also takes the mixer's loss weights for the step whose batches these are."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if self._objective is not None and batches:
+            with self._blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+                self._objective.begin_step(batches, counts_first=num_items is not None)
+        return batches, num_items
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the trainer underneath does, and has a look at the logits it came from."""
         watch = self._domain_losses
@@ -109,9 +120,18 @@ class MixTrainer(PlannedTrainer):
     def step_done(self) -> None:
         """Tells the mixer what the optimizer step cost. On every rank."""
         assert self._domain_losses is not None
+        if self._objective is not None and not self._objective.used:
+            raise ConfigError(
+                f"{type(self.model).__name__} computes its loss without model.loss_function, so the mixer "
+                f"'{self._component_name()}' cannot weigh it -> use a model class of transformers, without a fused loss"
+            )
         losses_K, tokens_K = self._domain_losses.total(self.accelerator)
         with self._blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
             self.component.observe(self.state.global_step, losses_K, tokens_K)
+
+    def training_done(self) -> None:
+        """Tells the mixer that the run is over. On every rank."""
+        self.component.finish(self.state.global_step)
 
     def identity(self) -> dict[str, Any]:
         """Adds the sources."""
@@ -141,6 +161,22 @@ class MixTrainer(PlannedTrainer):
         for batch, rows_B in zip(batches, mine, strict=True):
             self._domain_losses.expect(mixed.domains(rows_B))
             yield batch
+
+    def _weighted_objective(self, losses: DomainLosses) -> DomainObjective | None:
+        if not self.component.weighs:
+            return None
+        replaced = "label_smoothing_factor" if self.label_smoother is not None else None
+        replaced = "use_dft_loss, use_eaft_loss or a compute_loss_func" if self.compute_loss_func else replaced
+        if replaced:
+            raise ConfigError(
+                f"the mixer '{self._component_name()}' weighs the loss of each source, which {replaced} replaces -> "
+                "leave it out"
+            )
+        assert isinstance(self.model, torch.nn.Module)
+        averages = self.args.average_tokens_across_devices
+        steps = self.args.gradient_accumulation_steps
+        weights = self.component.loss_weights
+        return DomainObjective(self.model, losses, weights, self.accelerator, steps, averages)
 
     def _constructed(self) -> Any:
         self.mixture_manager = self._initial(seed=self.seed)
@@ -175,5 +211,11 @@ class _AfterEachStep(TrainerCallback):
         self._trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tells the mixer."""
+        """Tells the mixer what the step cost."""
         self._trainer.step_done()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tells the mixer that this was the last one."""
+        self._trainer.training_done()
