@@ -9,6 +9,7 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.core.kinds import WEIGHTER
+from dataflex.scoring import label_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, logits_route, trainer_class
 from peft import LoraConfig, get_peft_model
@@ -77,6 +78,18 @@ def test_a_run_without_logits_is_the_run_with_them(tmp_path, name, rows, keys, a
         require_close(chunked, full)
 
 
+def test_the_pass_over_the_step_has_its_own_output_layer(tmp_path, monkeypatch):
+    """Every token but the first has a label, so one batch's labels may be as many as another one's tokens."""
+    rows = [TokenRows(1, lengths=9, prompt=0)[0], TokenRows(1, lengths=8, prompt=0, seed=1)[0]]
+    args = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1, "max_steps": 2}
+    full = run(tmp_path / "f", "loss", {"scope": "step"}, rows, keys={"weight_logits": "full"}, **args)
+    for name, limit in (("c", 2**16), ("n", 128)):  # the second pass with logits, and without
+        monkeypatch.setattr(label_losses, "LARGE_VOCABULARY", limit)
+        chunked = run(tmp_path / name, "loss", {"scope": "step"}, rows, keys={"weight_logits": "chunked"}, **args)
+        require_close(chunked, full)
+        assert "forward" not in vars(chunked.model.lm_head)
+
+
 def test_lora_trains_alike_without_logits(tmp_path):
     def adapted():
         torch.manual_seed(0)
@@ -124,7 +137,7 @@ def test_a_model_that_changes_its_logits_unseen_stops_the_run(tmp_path):
     trainer = build(tmp_path, model=model, keys={"weight_logits": "chunked"})
     weighted = model.loss_function
     model.loss_function = lambda logits, *args, **kwargs: weighted(logits * 0.5, *args, **kwargs)
-    with pytest.raises(ComponentError, match=r"changes its logits behind the output layer.* -> set weight_logits: full"):
+    with pytest.raises(ComponentError, match=r"changes its logits behind the output layer.* weight_logits: full"):
         trainer.train()
 
 

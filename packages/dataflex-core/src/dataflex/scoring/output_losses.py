@@ -6,7 +6,7 @@ forward is copied. What comes out is (B, T, 1): it passes for logits until someo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -70,16 +70,39 @@ class OutputLosses:
             self._given = losses.view(*hidden.shape[:-1], 1)
             return self._given
 
-        self.layer.forward = forward  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            del self.layer.forward  # the class's own shows again
-            self._given = None
+        with _forward_of(self.layer, forward):
+            try:
+                yield
+            finally:
+                self._given = None
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside of it, the layer gives logits: for a forward pass in the middle of another one."""
+        given = self._given
+        with _forward_of(self.layer, None):
+            try:
+                yield
+            finally:
+                self._given = given
 
     def gave(self, logits: torch.Tensor) -> bool:
         """Returns whether these are the losses as they left the layer, and nothing was done to them."""
         return self._given is not None and logits.data_ptr() == self._given.data_ptr()
+
+
+@contextmanager
+def _forward_of(layer: torch.nn.Linear, forward: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
+    """Inside of it, the layer has this forward; with None its class's own."""
+    before = vars(layer).pop("forward", None)
+    if forward is not None:
+        layer.forward = forward  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        vars(layer).pop("forward", None)  # the class's own shows again
+        if before is not None:
+            layer.forward = before  # type: ignore[method-assign]
 
 
 def _changes_logits(config: PretrainedConfig) -> bool:

@@ -9,7 +9,7 @@ costs no second pass over the logits; or, for a large vocabulary, from the outpu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -136,7 +136,8 @@ class WeightTrainer(NumberedTrainer):
         """
         if self._step_losses is None:
             assert isinstance(self.model, torch.nn.Module)
-            self._step_losses = step_losses(self.model, self._batches, self._step_rows, self.accelerator)
+            with nullcontext() if self._outputs is None else self._outputs.suspended():
+                self._step_losses = step_losses(self.model, self._batches, self._step_rows, self.accelerator)
         return self._step_losses, self._step_losses.part(self._micro_batch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
