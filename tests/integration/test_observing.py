@@ -17,7 +17,7 @@ from dataflex.run.record import read_trace
 from dataflex.run.state import load_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
-from dataflex.train.trainer import MixTrainer, trainer_class
+from dataflex.train.trainer import MixTrainer, steps, trainer_class
 from transformers import Trainer
 
 LENGTHS = range(6, 17)
@@ -232,3 +232,27 @@ def test_a_mixture_in_tokens_starts_from_and_meets_shares_of_tokens(tmp_path, ru
     share = {"natural": 30 * 40 / (30 * 40 + 60 * 8), "even": 0.5}[expected]
     assert done.mixture_manager.proportions[0] == pytest.approx(share)
     assert tokens[0] / tokens.sum() == pytest.approx(share, rel=0.01)
+
+
+def test_a_long_static_mixture_is_planned_in_pieces_and_resumes_inside_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "PIECE", 3 * 8)
+    keys = {"static_mix": True, "train_step": 7, "mixture_sample_rule": "uniform"}
+
+    def made(folder, **changes):
+        return trainer_class(MixTrainer, Trainer)(
+            model=tiny_model(),
+            args=tiny_training_args(folder, max_steps=-1, per_device_train_batch_size=8, **changes),
+            train_dataset=sources(),
+            data_collator=pad_collate,
+            dataflex=RunSpec(DataflexArguments(train_type="dynamic_mix", **keys)),
+        )
+
+    whole = made(tmp_path / "w", save_strategy="steps", save_steps=1)
+    whole.train()
+    names = [path.name for path in sorted((tmp_path / "w" / "dataflex_selections").iterdir())]
+    assert names == ["step_00000000.npz", "step_00000003.npz", "step_00000006.npz"]
+    for step in (3, 4):
+        again = made(tmp_path / str(step))
+        again.train(resume_from_checkpoint=str(tmp_path / "w" / f"checkpoint-{step}"))
+        a, b = whole.model.state_dict(), again.model.state_dict()
+        assert all(torch.equal(a[name], b[name]) for name in a)

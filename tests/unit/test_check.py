@@ -240,6 +240,23 @@ BAD = [
     (WEIGHT, {"use_hyper_parallel": True}, "use_hyper_parallel", ["cannot reach", "train_type: static"]),
     (SELECT, {"use_mca": True}, "use_mca", ["Megatron", "cannot reach", "train_type: static"]),
     (WEIGHT, {"use_asft_loss": True}, "use_asft_loss", ["replaces the loss", "set use_asft_loss: false"]),
+    # mixtures
+    (
+        MIX,
+        {"mixture_unit": "token"},
+        "mixture_unit",
+        ["found 'token', allowed: rows | tokens", "did you mean 'tokens'?"],
+    ),
+    (
+        MIX,
+        {"mixer_eval_dataset": "b"},
+        "mixer_eval_dataset",
+        ["found 1 datasets for 2 sources (a, b)", "one dataset per"],
+    ),
+    (MIX, {"mixer_eval_dataset": 3}, "mixer_eval_dataset", ["found 3, allowed: one dataset per dataset"]),
+    (MIX, {"mixer_eval_dataset": "b,gone"}, "mixer_eval_dataset", ["the file of 'gone' does not exist"]),
+    (MIX, {"component_name": "dynamic_moe"}, "mixer_eval_dataset", ["is missing; the mixer 'dynamic_moe'", "val_size"]),
+    (MIX, {"component_name": "doremi"}, "params", ["needs the parameter 'reference_model'"]),
     (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
 ]
 
@@ -430,6 +447,9 @@ NOTES = [
         "disable_shuffling: no effect with train_type: dynamic_select, which plans the order of the rows",
     ),
     (WEIGHT, {"disable_shuffling": True}, None),
+    (SELECT, {"mixture_unit": "tokens"}, "mixture_unit: no effect with train_type: dynamic_select"),
+    (MIX, {"component_name": "dynamic_moe", "val_size": 0.1}, None),
+    (MIX, {"component_name": "dynamic_moe", "mixer_eval_dataset": "b,a", "mixture_unit": "tokens"}, None),
     (SELECT, {"dataflex_versions": {"torch": "0.1"}}, "the configuration was written with torch 0.1 (now "),
     (SELECT, {}, None),
     (MIX, {"init_mixture_proportions": [1, 2]}, None),

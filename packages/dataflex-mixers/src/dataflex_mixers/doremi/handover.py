@@ -1,4 +1,4 @@
-"""``doremi_weights.json``: what the proxy hands to the final model. Imports nothing heavy, as the command line needs it."""
+"""``doremi_weights.json``: what the proxy hands to the final model. The command line needs it: nothing heavy here."""
 
 from __future__ import annotations
 
