@@ -122,7 +122,6 @@ FEATURES: Mapping[str, Feature] = {
         ("enable_liger_kernel=true",),
         package=("liger-kernel", "liger_kernel"),
         gpu=True,
-        refused={"dynamic_weight": "Liger's fused loss never forms the loss of a single sample"},
     ),
     "streaming": Feature(
         "`streaming`",

@@ -48,6 +48,7 @@ class Job:
         resume: A checkpoint to resume from.
         shards: Whether to make accelerate shard on the CPU (see :mod:`engines`).
         model: Arguments of the tiny model.
+        keys: dataflex's own keys, in place of 2 steps of warm-up and 2 updates of 2 steps.
     """
 
     out: str
@@ -58,11 +59,12 @@ class Job:
     resume: str | None = None
     shards: bool = False
     model: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, Any] = field(default_factory=dict)
 
     def spec(self) -> RunSpec:
-        """Returns 2 steps of warm-up and 2 updates of 2 steps."""
+        """Returns the run."""
         kind = KINDS[self.train_type]
-        keys = {"warmup_step": 2, "update_step": 2, "update_times": 2}
+        keys = {"warmup_step": 2, "update_step": 2, "update_times": 2} | self.keys
         arguments = DataflexArguments(train_type=self.train_type, component_name=self.component, **keys)
         return RunSpec(arguments, ComponentSpec(kind, self.component, self.component, self.params))
 
@@ -128,6 +130,8 @@ def rows(job: Job) -> Any:
     """Returns the rows of a job, all different and of uneven length."""
     if job.train_type == "dynamic_mix":
         return {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
+    if job.component == "balancer":  # 72 rows, as below
+        return {"a": TokenRows(24, lengths=8, seed=1), "b": TokenRows(48, lengths=LENGTHS, seed=2)}
     # A weighted run goes through its rows as a static one does, and there transformers repeats rows on several ranks
     # to fill the last batch: give it whole batches.
     return TokenRows(ROWS if job.train_type == "dynamic_select" else 72, lengths=LENGTHS)

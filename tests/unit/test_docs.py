@@ -122,7 +122,7 @@ def test_planned_strategies_are_not_installed_and_installed_ones_not_planned():
     planned = text("papers.md").partition("## Planned")[2]
     cells = re.findall(r"^\| ([\w, ]+) \| (?:selector|mixer|weighter) \|", planned, flags=re.MULTILINE)
     names = {name for cell in cells for name in cell.split(", ")}
-    assert len(names) > 10
+    assert bool(names) == ("## Planned" in text("papers.md"))
     assert not names & {info.name for info in COMPONENTS}
 
 
@@ -166,7 +166,8 @@ def test_each_yaml_block_parses_and_its_keys_are_known(page: Path, block: str):
         for name, entries in content.items():
             known = {info.name: info for info in components([BY_SECTION[name]])}
             for key, entry in entries.items():
-                assert set(entry["params"]) <= set(known[entry.get("name", key)].parameters)
+                info = known[entry.get("name", key)]
+                assert set(entry["params"]) <= {*info.parameters, *info.required}
         return
     ours, theirs = split(content)
     assert "train_type" in ours

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from dataflex.data.mixture import MixtureManager, initial_proportions, largest_remainder
 from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.scoring.lengths import row_lengths
+from dataflex.testing import TokenRows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,3 +119,39 @@ def test_planned_rows_keep_the_order_of_the_plan():
     planned = PlannedRows([{"v": i} for i in range(5)], np.array([4, 0, 4]))
     assert [planned[i]["v"] for i in range(3)] == [4, 0, 4]
     assert [row["v"] for row in planned.__getitems__([2, 1])] == [4, 0]
+
+
+LONG = TokenRows(90, lengths=range(40, 121), seed=1)
+SHORT = TokenRows(400, lengths=range(5, 12), seed=2)
+TINY = TokenRows(3, lengths=30, seed=3)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.05, 0.9, 0.05), (1 / 3, 1 / 3, 1 / 3)])
+def test_shares_of_tokens_are_met_within_one_per_cent_by_the_rows_of_the_segments(shares):
+    sources = {"long": LONG, "short": SHORT, "tiny": TINY}
+    mixed, lengths = MixedSources(sources), [row_lengths(rows) for rows in sources.values()]
+    means = [part.mean() for part in lengths]
+    mixture = MixtureManager(mixed.names, mixed.sizes, shares, 7, mean_lengths=means)
+    rows = np.concatenate([mixture.plan(500) for _ in range(20)])
+    tokens = np.bincount(mixed.domains(rows), weights=np.concatenate(lengths)[rows], minlength=3)
+    np.testing.assert_allclose(tokens / tokens.sum(), shares, rtol=0, atol=0.01)
+    by_rows = MixtureManager(mixed.names, mixed.sizes, shares, 7)
+    rows = np.concatenate([by_rows.plan(500) for _ in range(20)])
+    tokens = np.bincount(mixed.domains(rows), weights=np.concatenate(lengths)[rows], minlength=3)
+    assert (abs(tokens / tokens.sum() / np.array(shares) - 1) > 0.1).any(), "the unit makes a difference here"
+
+
+def test_amounts_are_in_the_unit_of_the_shares():
+    assert MixtureManager("ab", [4, 6], [1, 1], 0).amounts.tolist() == [4, 6]
+    assert MixtureManager("ab", [4, 6], [1, 1], 0, mean_lengths=[10, 2]).amounts.tolist() == [40, 12]
+    assert MixtureManager("ab", [4, 6], [1, 1], 0, mean_lengths=[10, 2]).unit == "tokens"
+
+
+def test_how_often_each_source_was_seen_counts_rows_and_passes():
+    mixture = manager((0.5, 0.3, 0.2))
+    mixture.plan(100)
+    mixture.plan(100)
+    assert mixture.seen() == {
+        "rows_seen": {"a": 100, "b": 60, "c": 40},
+        "passes": {"a": 10.0, "b": 0.3, "c": round(40 / 31, 6)},
+    }

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -102,3 +103,24 @@ def test_segments_cover_the_run_without_gap_or_overlap(warmup, interval, updates
     if not train and updates >= 0 and warmup + interval * updates:
         cycle = warmup + interval * updates
         assert plan.total == (max(1, math.ceil(epochs * cycle)) if repeat else cycle)
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 7, 8, 9])
+def test_a_long_stretch_without_updates_is_planned_in_pieces(step):
+    whole = plan_schedule(
+        warmup_step=0, update_step=0, update_times=0, train_step=10, epochs=1, repeat=False, steps_per_pass=9
+    )
+    pieces = replace(whole, longest=4)
+    assert whole.segment_at(step) == Segment(0, 10, None)
+    assert pieces.segment_at(step) == Segment(step // 4 * 4, min(step // 4 * 4 + 4, 10), None)
+    assert (pieces.updates, pieces.total) == (0, 10)
+
+
+def test_the_warm_up_is_cut_and_updates_stay_where_they_are():
+    whole = plan_schedule(
+        warmup_step=5, update_step=6, update_times=2, train_step=0, epochs=1, repeat=False, steps_per_pass=9
+    )
+    pieces = replace(whole, longest=2)
+    assert [pieces.segment_at(s).stop for s in (0, 2, 4)] == [2, 4, 5]
+    assert all(pieces.segment_at(s) == whole.segment_at(s) for s in range(5, 17))
+    assert pieces.updates == 2

@@ -11,9 +11,9 @@ import torch
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import (
     default_token_budget,
+    label_losses,
     label_positions,
     logits_at_labels,
-    losses,
     per_sample_losses,
     row_pass,
     sample_means,
@@ -358,7 +358,7 @@ def test_a_sharded_engine_stops_at_out_of_memory_because_its_ranks_must_not_diff
 def _limited_memory(monkeypatch, tokens):
     """Makes every model run out of memory above so many tokens; returns the list of the sizes that went well."""
     seen = []
-    real = losses.logits_at_labels
+    real = label_losses.logits_at_labels
 
     class Limited:
         def __init__(self, model):
@@ -378,7 +378,7 @@ def _limited_memory(monkeypatch, tokens):
         def __exit__(self, *error):
             return self.context.__exit__(*error)
 
-    monkeypatch.setattr(losses, "logits_at_labels", Limited)
+    monkeypatch.setattr(label_losses, "logits_at_labels", Limited)
     return seen
 
 

@@ -1,7 +1,7 @@
-"""``loss``: weights from where a sample's loss stands between the least and the greatest of its micro-batch.
+"""``loss``: weights from where a sample's loss stands between the least and the greatest of those it is compared with.
 
 Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining" (ICLR 2025),
-arXiv 2502.06733. With f_i the G losses of the micro-batch over all ranks:
+arXiv 2502.06733. With f_i the G losses of the micro-batch, or of the step, over all ranks:
 
     h_i = 2 delta f_i / (max - min) - delta (max + min) / (max - min)      in [-delta, delta]
     U_i = min(h_i + delta, delta)    linupper: rising up to mid-range, flat above; easy samples count less
@@ -10,26 +10,28 @@ arXiv 2502.06733. With f_i the G losses of the micro-batch over all ranks:
     w_i proportional to exp(U_i / r)                                       r the temperature
 
 The paper's weights sum to 1 and multiply a sum; here they have mean 1 and multiply a mean, which is the same loss.
-Losses are compared inside one micro-batch of all ranks, not over the micro-batches of an accumulated step.
-Cost: two small collectives per micro-batch on several ranks, none on one. Not covered: the paper's annealing of r.
+With ``level: source`` f is the mean loss of each source, and the rows of a source share its weight.
+
+Cost: two small collectives per micro-batch on several ranks, none on one; ``scope: step`` a forward pass more.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from dataflex.core.errors import InvalidConfigError, Problem, nearest
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.train.weighter.gather import gather_losses
+
+from dataflex_weighters.checks import one_of, positive, positive_or_null, require
+from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
+from dataflex_weighters.sources import known_sources
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer
 
-IGNORED = -100  # the label that transformers and torch leave out of the loss
+LEVELS = ("sample", "source")
 
 
 def normalised_losses(losses: torch.Tensor, delta: float) -> torch.Tensor:
@@ -77,40 +79,78 @@ def sample_weights(losses: torch.Tensor, strategy: str, delta: float = 1.0, temp
     return torch.softmax(utility / temperature, dim=0) * losses.numel()  # w_i of the paper, times G: mean 1
 
 
-def rows_with_labels(inputs: Mapping[str, torch.Tensor], rows: int, device: torch.device) -> torch.Tensor:
-    """Returns (B,) bool: whether the sample has a label to predict. The first token is predicted from nothing.
+def source_level_weights(
+    losses_G: torch.Tensor, sources_G: torch.Tensor, strategy: str, delta: float = 1.0, temperature: float = 1.0
+) -> torch.Tensor:
+    """Returns the weights: (G,) the same for all rows of a source, with mean 1, without gradient.
 
     Args:
-        inputs: The micro-batch; without ``labels`` in it, every sample counts.
-        rows: B.
-        device: Where the result is needed.
+        losses_G: (G,) losses.
+        sources_G: (G,) the number of each one's source; the mean losses of the sources that occur are compared.
+        strategy: One of :data:`STRATEGIES`.
+        delta: Half the range that the mean losses are mapped to.
+        temperature: r.
     """
-    labels = inputs.get("labels")
-    if labels is None:
-        return torch.ones(rows, dtype=torch.bool, device=device)
-    return (labels[:, 1:] != IGNORED).any(dim=1).to(device)
+    losses_G = losses_G.detach()
+    _, place_G, rows_K = torch.unique(sources_G, return_inverse=True, return_counts=True)
+    means_K = losses_G.new_zeros(len(rows_K)).index_add_(0, place_G, losses_G) / rows_K
+    return with_mean_one(sample_weights(means_K, strategy, delta, temperature)[place_G])
+
+
+def annealed(start: float | None, end: float, done: float) -> float:
+    """Returns the temperature after a share ``done`` of the weighted steps: from ``start`` to ``end`` geometrically."""
+    return end if start is None else start * (end / start) ** min(max(done, 0.0), 1.0)
 
 
 @register_weighter("loss")
 class LossWeighter(Weighter):
-    """Weights from where a sample's loss stands in its micro-batch (arXiv 2502.06733).
+    """Weights from where a sample's loss stands among those of its batch (arXiv 2502.06733).
 
     Args:
         strategy: ``linupper`` (easy samples count less), ``quadratic`` (both ends count less), ``extremes`` (the middle
             counts less) or ``uniform`` (the plain mean).
         delta: Half the range that the losses are mapped to, > 0. The paper uses 1.
-        temperature: r of the softmax over the micro-batch, > 0; the larger, the closer to equal weights.
+        temperature: r of the softmax, > 0; the larger, the closer to equal weights.
+        temperature_start: r at the first weighted step; it goes to ``temperature`` at the last one, by the same factor
+            in each step. Null: ``temperature`` all along.
+        scope: What is compared: ``batch``, the micro-batch over all ranks; ``step``, all micro-batches of the step over
+            all ranks, for a forward pass more.
+        level: ``sample`` compares samples; ``source`` the mean losses of the source datasets.
+        dataset: The train dataset, which must know its sources for ``level: source``.
 
     Raises:
         ConfigError: A parameter has another value; the message holds every problem.
     """
 
-    def __init__(self, strategy: str = "linupper", delta: float = 1.0, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        strategy: str = "linupper",
+        delta: float = 1.0,
+        temperature: float = 1.0,
+        temperature_start: float | None = None,
+        scope: str = "batch",
+        level: str = "sample",
+        dataset: Any = None,
+    ) -> None:
         super().__init__()
-        problems = [*_strategy_problems(strategy), *_positive("delta", delta), *_positive("temperature", temperature)]
-        if problems:
-            raise InvalidConfigError(problems)
+        require(
+            "loss",
+            one_of("strategy", strategy, STRATEGIES),
+            positive("delta", delta),
+            positive("temperature", temperature),
+            positive_or_null("temperature_start", temperature_start),
+            one_of("scope", scope, SCOPES),
+            one_of("level", level, LEVELS),
+            known_sources(dataset) if level == "source" else None,
+        )
         self.strategy, self.delta, self.temperature = strategy, float(delta), float(temperature)
+        self.temperature_start = None if temperature_start is None else float(temperature_start)
+        self.scope, self.level = scope, level
+
+    @classmethod
+    def needs_sources(cls, params: Mapping[str, Any]) -> bool:
+        """With ``level: source``. See the base class."""
+        return params.get("level") == "source"
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
@@ -128,22 +168,19 @@ class LossWeighter(Weighter):
         if self.strategy == "uniform":
             return losses.mean()
         labelled = rows_with_labels(inputs, losses.numel(), losses.device)
-        everyone, own = gather_losses(losses[labelled], ctx.accelerator)
+        everyone, sources, own = compared(losses, labelled, ctx, self.scope, with_sources=self.level == "source")
+        formula = (self.strategy, self.delta, self._temperature(ctx))
+        if sources is None:
+            found = sample_weights(everyone, *formula)
+        else:
+            found = source_level_weights(everyone, sources, *formula)
         weights = torch.zeros_like(losses)
-        weights[labelled] = sample_weights(everyone, self.strategy, self.delta, self.temperature)[own]
+        weights[labelled] = found[own]
         return (weights * losses).mean()
 
-
-def _strategy_problems(strategy: object) -> list[Problem]:
-    if strategy in STRATEGIES:
-        return []
-    hint = nearest(str(strategy), STRATEGIES)
-    allowed = " | ".join(STRATEGIES)
-    return [Problem("strategy of the loss weighter", f"found {strategy!r}, allowed: {allowed}", hint)]
-
-
-def _positive(key: str, value: object) -> list[Problem]:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and math.isfinite(value) and value > 0:  # type: ignore[arg-type,operator]  # number holds
-        return []
-    return [Problem(f"{key} of the loss weighter", f"found {value!r}, allowed: a finite number above 0")]
+    def _temperature(self, ctx: WeightTrainer) -> float:
+        if self.temperature_start is None:
+            return self.temperature
+        first, last = ctx.arguments.warmup_step, ctx.state.max_steps - 1
+        done = (ctx.state.global_step - first) / max(1, last - first)
+        return annealed(self.temperature_start, self.temperature, done)

@@ -8,6 +8,9 @@ from typing import Any
 
 TRAIN_TYPES = ("static", "dynamic_select", "dynamic_mix", "dynamic_weight")
 SAMPLE_RULES = ("mixture", "stratified", "uniform")
+MIXTURE_UNITS = ("rows", "tokens")
+WEIGHT_OBJECTIVES = ("sample", "token")
+WEIGHT_LOGITS = ("auto", "full", "chunked")
 
 
 def _key(default: Any, doc: str) -> Any:
@@ -31,7 +34,17 @@ class DataflexArguments:
         "where the initial proportions come from: mixture (init_mixture_proportions, or the sources' sizes "
         "when that is absent) | stratified (the sources' sizes) | uniform (equal shares)",
     )
+    mixture_unit: str = _key("rows", "what proportions are shares of: rows | tokens, by each source's mean row length")
     init_mixture_proportions: tuple[float, ...] | None = _key(None, "one non-negative number per dataset, in order")
+    mixer_eval_dataset: tuple[str, ...] | None = _key(
+        None, "dynamic_mix only: one held-out dataset per dataset, in order"
+    )
+    weight_objective: str = _key("sample", "dynamic_weight only: what a step's loss is a mean over: sample | token")
+    weight_logits: str = _key(
+        "auto",
+        "dynamic_weight only: how token losses are made: full (from the logits) | chunked (without holding them) | "
+        "auto (chunked from a vocabulary of 65,536 on, and with enable_liger_kernel)",
+    )
     plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ INJECTED = frozenset(
         "accelerator",
         "data_collator",
         "mixture_manager",
+        "mixer_eval_dataset",
         "output_dir",
         "tokenizer",
         "seed",

@@ -46,6 +46,8 @@ class Schedule:
         updates_per_cycle: Updates of a cycle; None means until ``total``.
         cycle: Steps after which the schedule starts over; ``total`` where it does not repeat.
         epoch_steps: Steps that count as one epoch, for ``state.epoch`` and the strategies that run once an epoch.
+        longest: Most steps of a segment that begins with no update; longer stretches are planned piece by piece. None
+            for no such limit.
     """
 
     total: int
@@ -54,6 +56,7 @@ class Schedule:
     updates_per_cycle: int | None
     cycle: int
     epoch_steps: float
+    longest: int | None = None
 
     def segment_at(self, step: int) -> Segment:
         """Returns the segment that holds the step after ``step`` steps are done; 0 <= step < total."""
@@ -62,9 +65,9 @@ class Schedule:
         cycle, offset = divmod(step, self.cycle)
         base, end = cycle * self.cycle, min((cycle + 1) * self.cycle, self.total)
         if self.updates_per_cycle == 0:
-            return Segment(base, end, None)
+            return self._piece(Segment(base, end, None), step)
         if offset < self.warmup:
-            return Segment(base, min(base + self.warmup, end), None)
+            return self._piece(Segment(base, min(base + self.warmup, end), None), step)
         number = (offset - self.warmup) // self.interval
         last = self.updates_per_cycle is not None and number >= self.updates_per_cycle - 1
         if last:
@@ -72,6 +75,13 @@ class Schedule:
         start = base + self.warmup + number * self.interval
         stop = end if last else min(start + self.interval, end)
         return Segment(start, stop, cycle * (self.updates_per_cycle or 0) + number)
+
+    def _piece(self, whole: Segment, step: int) -> Segment:
+        """Returns the piece of a stretch without updates that holds the step."""
+        if self.longest is None or whole.steps <= self.longest:
+            return whole
+        start = step - (step - whole.start) % self.longest
+        return Segment(start, min(start + self.longest, whole.stop), None)
 
     @property
     def updates(self) -> int:

@@ -42,19 +42,35 @@ class MixtureManager:
     Args:
         names: (K) names of the sources.
         sizes: (K,) rows of each.
-        proportions: (K,) initial shares of rows; scaled to sum 1.
+        proportions: (K,) initial shares; scaled to sum 1.
         seed: The run's seed.
+        mean_lengths: (K,) mean tokens of a row of each source, where shares are shares of tokens; None where they are
+            shares of rows.
 
     Attributes:
         names: (K) names, in the order of the user's ``dataset`` key.
         sizes: (K,) int64 rows of each source.
+        unit: What proportions are shares of: ``rows`` or ``tokens``.
+        amounts: (K,) float64 how much of that unit each source has.
         proportions: (K,) float64 current shares, sum 1.
     """
 
-    def __init__(self, names: Sequence[str], sizes: ArrayLike, proportions: ArrayLike, seed: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        sizes: ArrayLike,
+        proportions: ArrayLike,
+        seed: int,
+        mean_lengths: ArrayLike | None = None,
+    ) -> None:
         self.names = tuple(names)
         self.sizes: NDArray[np.int64] = np.asarray(sizes, dtype=np.int64)
         self.seed = seed
+        self.unit = "rows" if mean_lengths is None else "tokens"
+        self._per_row: NDArray[np.float64] = (
+            np.ones(len(self.names)) if mean_lengths is None else np.array(mean_lengths)
+        )
+        self.amounts: NDArray[np.float64] = self.sizes * self._per_row
         self._offsets = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
         self._cursors = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names), dtype=np.float64)
@@ -73,21 +89,37 @@ class MixtureManager:
             raise ValueError(f"expected one share for each of {', '.join(self.names)}; got shape {shares_K.shape}")
         if not np.isfinite(shares_K).all() or (shares_K < 0).any() or shares_K.sum() <= 0:
             raise ValueError(f"shares must be finite, non-negative and not all zero; got {shares_K.tolist()}")
-        self.proportions = shares_K / shares_K.sum()
+        self.proportions: NDArray[np.float64] = shares_K / shares_K.sum()
+
+    @property
+    def row_shares(self) -> NDArray[np.float64]:
+        """(K,) shares of rows that give the proportions in their unit; sum 1."""
+        if self.unit == "rows":
+            return self.proportions
+        rows_K: NDArray[np.float64] = self.proportions / self._per_row
+        rows_K /= rows_K.sum()
+        return rows_K
 
     def plan(self, num_rows: int) -> NDArray[np.int64]:
         """Returns the next ``num_rows`` rows of the train dataset in the order of training, and moves the positions."""
-        counts_K = largest_remainder(self.proportions, num_rows, self._owed)
+        shares_K = self.row_shares
+        counts_K = largest_remainder(shares_K, num_rows, self._owed)
         parts = [
             offset + order.take(int(cursor), int(count))
             for order, offset, cursor, count in zip(self._orders, self._offsets, self._cursors, counts_K, strict=True)
         ]
         rows = np.concatenate(parts)
         np.random.Generator(np.random.Philox(key=seeded(self.seed, "mixture", self._planned))).shuffle(rows)
-        self._owed += self.proportions * num_rows - counts_K
+        self._owed += shares_K * num_rows - counts_K
         self._cursors += counts_K
         self._planned += 1
         return rows
+
+    def seen(self) -> dict[str, dict[str, float]]:
+        """Returns how often each source was drawn from so far, for the trace: rows, and passes over the source."""
+        rows = {name: int(n) for name, n in zip(self.names, self._cursors, strict=True)}
+        passes = {name: round(rows[name] / int(size), 6) for name, size in zip(self.names, self.sizes, strict=True)}
+        return {"rows_seen": dict(rows), "passes": passes}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what continues the mixture: shares, and each source's position."""
@@ -108,7 +140,7 @@ class MixtureManager:
 
 
 def initial_proportions(rule: str, given: Sequence[float] | None, sizes: ArrayLike) -> NDArray[np.float64]:
-    """Returns the (K,) shares that ``mixture_sample_rule`` starts from, sum 1.
+    """Returns the (K,) shares that ``mixture_sample_rule`` starts from, sum 1. Sizes are in the unit of the shares.
 
     ``mixture``: ``init_mixture_proportions``, or the sources' sizes where that is absent; ``stratified``: the sizes;
     ``uniform``: equal shares.

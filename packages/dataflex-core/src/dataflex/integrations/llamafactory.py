@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import llamafactory.hparams.parser as parser
+import llamafactory.model.loader as loader
 import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
@@ -25,13 +26,16 @@ import torch
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
+from dataflex.core.kinds import WEIGHTER
+from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
-from dataflex.train.trainer.steps import require_map_style, run_schedule
+from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
+from dataflex.train.weighter.base_weighter import Weighter
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"
@@ -89,6 +93,7 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_complete),
+        (loader, "apply_liger_kernel", _apply_liger_kernel(spec, loader.apply_liger_kernel)),
         *ray_worker.replacements(spec),
     ]
 
@@ -128,7 +133,11 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
     def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
         load = functools.partial(original, template, model_args, training_args=training_args, **kwargs)
         mixes = spec.arguments.train_type == "dynamic_mix"
-        module = _per_source(data_args, load) if mixes else load(data_args=data_args)
+        if mixes:
+            require_observable(spec)
+        module: Any = _per_source(data_args, load) if mixes else load(data_args=data_args)
+        if mixes and spec.arguments.mixer_eval_dataset:
+            module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, load)
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
         if spec.arguments.train_type != "dynamic_weight":
@@ -138,6 +147,27 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
         return module
 
     return get_dataset
+
+
+def _needs_sources(spec: RunSpec, data_args: Any) -> bool:
+    """Whether the run's weighter must know each row's source.
+
+    Raises:
+        ConfigError: It must, and LLaMA-Factory was told to mix the sources in a way that forgets them.
+    """
+    component = spec.component
+    if component is None or component.kind is not WEIGHTER:
+        return False
+    cls = find(component.kind, component.name)
+    if not issubclass(cls, Weighter) or not cls.needs_sources(component.params):
+        return False
+    names = data_args.dataset or []
+    who = f"the weighter '{component.preset}' must know the source of each row"
+    if data_args.mix_strategy != "concat":
+        raise ConfigError(f"mix_strategy: found {data_args.mix_strategy!r}, but {who} -> set mix_strategy: concat")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"dataset: a source is named twice, but {who} -> name each source once")
+    return True
 
 
 def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:
@@ -166,6 +196,32 @@ def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[
     elif evaluation:
         result["eval_dataset"] = evaluation
     return result
+
+
+def _held_out(data_args: Any, names: Sequence[str], load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:
+    """Tokenises the datasets of ``mixer_eval_dataset``, the first one for the first source; all of their rows."""
+    found = {}
+    for source, name in zip(data_args.dataset, names, strict=True):
+        own = copy.copy(data_args)
+        own.dataset, own.eval_dataset, own.val_size = [name], None, 0.0
+        own.tokenized_path = None
+        found[source] = load(data_args=own)["train_dataset"]
+    return found
+
+
+def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps Liger's fused loss out of a weighted run, which needs the losses of single tokens; its kernels stay.
+
+    What the fused loss saves, the memory of the logits, the trainer saves in its own way.
+    """
+
+    @functools.wraps(original)
+    def apply_liger_kernel(*args: Any, **kwargs: Any) -> Any:
+        if spec.arguments.train_type == "dynamic_weight":
+            kwargs["require_logits"] = True
+        return original(*args, **kwargs)
+
+    return apply_liger_kernel
 
 
 def _pissa_convert(original: type[Any]) -> type[Any]:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.autocast import autocast
-from dataflex.scoring.cross_entropy import sample_means, token_losses
-from dataflex.scoring.label_logits import Forward, label_positions, logits_at_labels
+from dataflex.scoring.cross_entropy import sample_means
+from dataflex.scoring.label_logits import label_positions
+from dataflex.scoring.label_losses import LabelLosses, losses_at_labels
 from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
 from dataflex.scoring.session import undisturbed
 from dataflex.scoring.store import ScoreStore
@@ -36,6 +37,7 @@ def per_sample_losses(
     desc: str = "scoring",
     progress: bool = True,
     store: ScoreStore | None = None,
+    chunked: bool | None = None,
 ) -> NDArray[np.float32]:
     """Returns the mean token loss of each row: (N,) float32, the same on every rank.
 
@@ -54,6 +56,7 @@ def per_sample_losses(
         desc: What the progress bar says.
         progress: Whether rank 0 shows a progress bar of its own share of the rows.
         store: Where losses are kept while the pass runs, so that an interrupted one goes on; None for nowhere.
+        chunked: Whether the logits of a batch are never held together; None: from a vocabulary of 65,536 on.
 
     Raises:
         ComponentError: On every rank: losses that are not finite; an encoder-decoder. On one rank: not even one row
@@ -64,22 +67,21 @@ def per_sample_losses(
     with (
         undisturbed(model),
         torch.no_grad(),  # not inference_mode: tensors that FSDP keeps from this forward must stay usable afterwards
-        logits_at_labels(model) as forward,
+        losses_at_labels(model, chunked) as forward,
     ):
         found = rows.values(model, _scorer(forward, accelerator))
     _require_finite(found, rows.rows())
     return found
 
 
-def _scorer(forward: Forward, accelerator: Accelerator | None) -> Callable[[RowBatch], torch.Tensor]:
+def _scorer(forward: LabelLosses, accelerator: Accelerator | None) -> Callable[[RowBatch], torch.Tensor]:
     """Returns the function from a batch to (B,) losses: NaN without labels, infinite where not finite."""
 
     def score(batch: RowBatch) -> torch.Tensor:
         labels_BT = batch.labels()
         positions_M, targets_M = label_positions(labels_BT)  # still on the CPU: the GPU need not wait for their number
         with autocast(accelerator):
-            logits_MV = forward(batch.inputs, positions_M, labels_BT.shape)
-        losses_M = token_losses(logits_MV, targets_M.to(logits_MV.device))
+            losses_M = forward(batch.inputs, positions_M, targets_M, labels_BT.shape)
         losses_B = sample_means(losses_M, positions_M.to(losses_M.device), labels_BT.shape)
         labelled_B = torch.zeros(len(labels_BT), dtype=torch.bool)
         labelled_B[positions_M // labels_BT.shape[1]] = True

@@ -47,12 +47,24 @@ def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | Non
 
 def _without_target(draft: Draft, info: ComponentInfo | None) -> list[Problem]:
     """Checks that there is an evaluation set for a component that aims at one."""
+    if info is not None and "mixer_eval_dataset" in info.needs:
+        return _without_held_out(draft, info)
     if info is None or "eval_dataset" not in info.needs:
         return []
     if names_in(draft.theirs.get("eval_dataset")) or draft.number("val_size", 0) or draft.theirs.get("tokenized_path"):
         return []
     what = f"is missing; the {info.kind.name} '{info.name}' aims at one"
     return [Problem("eval_dataset", what, "name one, or set val_size to hold rows out of the train dataset")]
+
+
+def _without_held_out(draft: Draft, info: ComponentInfo) -> list[Problem]:
+    """Checks that there are held-out rows of each source for a mixer that looks at them."""
+    by_source = draft.number("val_size", 0) and not names_in(draft.theirs.get("eval_dataset"))
+    if draft.arguments.mixer_eval_dataset or by_source:
+        return []
+    what = f"is missing; the mixer '{info.name}' looks at held-out rows of each source"
+    way_out = "name one dataset per dataset, or set val_size, without eval_dataset, to hold rows out of each"
+    return [Problem("mixer_eval_dataset", what, way_out)]
 
 
 def _resolve(draft: Draft, name: str, from_files: list[ComponentInfo], certain: bool) -> ComponentSpec:

@@ -26,16 +26,17 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     names = draft.dataset_names
     if not names:
         return [Problem("dataset", "no dataset is named", "name one of those in dataset_info.json")], {}
-    problems = [*_sources(draft, names), *_proportions(draft, names)]
+    problems = [*_sources(draft, names), *_proportions(draft, names), *_held_out(draft, names)]
     if _tokenised(draft.theirs.get("tokenized_path")):
         return problems, {}
-    evaluated = [name for name in names_in(draft.theirs.get("eval_dataset")) if name not in names]
+    evaluated = [("eval_dataset", n) for n in names_in(draft.theirs.get("eval_dataset")) if n not in names]
+    evaluated += [("mixer_eval_dataset", n) for n in draft.arguments.mixer_eval_dataset or () if n not in names]
     info, more = _read_info(draft.theirs.get("dataset_dir", "data"))
     problems += more
     rows: dict[str, int | None] = {}
     if info is None:
         return problems, rows
-    for key, name in [*(("dataset", n) for n in dict.fromkeys(names)), *(("eval_dataset", n) for n in evaluated)]:
+    for key, name in [*(("dataset", n) for n in dict.fromkeys(names)), *evaluated]:
         try:
             count = _rows(name, info, draft.theirs.get("dataset_dir", "data"))
         except ConfigError as error:
@@ -66,6 +67,14 @@ def _proportions(draft: Draft, names: list[str]) -> list[Problem]:
         return []
     what = f"found {len(given)} numbers for {len(names)} datasets ({', '.join(names)})"
     return [Problem("init_mixture_proportions", what, "give one number per dataset, in their order")]
+
+
+def _held_out(draft: Draft, names: list[str]) -> list[Problem]:
+    given = draft.arguments.mixer_eval_dataset
+    if draft.arguments.train_type != "dynamic_mix" or given is None or len(given) == len(names):
+        return []
+    what = f"found {len(given)} datasets for {len(names)} sources ({', '.join(names)})"
+    return [Problem("mixer_eval_dataset", what, "give one dataset per source, in their order")]
 
 
 def _tokenised(value: Any) -> bool:

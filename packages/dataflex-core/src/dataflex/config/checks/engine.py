@@ -16,10 +16,6 @@ _OTHER_LOOPS = {"use_mca": "Megatron's trainer", "use_hyper_parallel": "HyperPar
 
 # A weighter needs the loss of each sample. These keys make it one number before anyone can weigh it, or replace it.
 _REFUSED_BY_WEIGHTERS = {
-    "enable_liger_kernel": (
-        "Liger's fused loss never forms the loss of a single sample, which dynamic_weight weighs",
-        "set enable_liger_kernel: false",
-    ),
     "use_asft_loss": (
         "the ASFT loss replaces the loss that dynamic_weight weighs, and is one number for the batch",
         "set use_asft_loss: false",

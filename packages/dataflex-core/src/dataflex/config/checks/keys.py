@@ -7,12 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.arguments import SAMPLE_RULES, TRAIN_TYPES, DataflexArguments
-from dataflex.config.checks.draft import find_path
+from dataflex.config.arguments import (
+    MIXTURE_UNITS,
+    SAMPLE_RULES,
+    TRAIN_TYPES,
+    WEIGHT_LOGITS,
+    WEIGHT_OBJECTIVES,
+    DataflexArguments,
+)
+from dataflex.config.checks.draft import find_path, names_in
 from dataflex.config.known_keys import enabled, llamafactory_keys
 from dataflex.core.errors import Problem, nearest
 
-_CHOICES = {"train_type": TRAIN_TYPES, "mixture_sample_rule": SAMPLE_RULES}
+_CHOICES = {
+    "train_type": TRAIN_TYPES,
+    "mixture_sample_rule": SAMPLE_RULES,
+    "mixture_unit": MIXTURE_UNITS,
+    "weight_objective": WEIGHT_OBJECTIVES,
+    "weight_logits": WEIGHT_LOGITS,
+}
 _LEAST = {"warmup_step": 0, "update_step": 0, "update_times": -1, "train_step": 0}
 _TEXTS = ("component_name", "components_cfg_file")
 
@@ -68,6 +81,9 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
         return str(find_path(value, folder)) if key == "components_cfg_file" else value
     if key == "plugins":
         return _plugins(value, folder)
+    if key == "mixer_eval_dataset":
+        names = tuple(names_in(value))
+        return names or Problem(key, f"found {value!r}, allowed: one dataset per dataset, in order", "write [a, b]")
     return _proportions(value)
 
 

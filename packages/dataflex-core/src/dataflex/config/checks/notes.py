@@ -9,7 +9,10 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.draft import Draft
 from dataflex.run.config_file import VERSIONS, installed_versions
 
-_MIXING = frozenset({"static_mix", "mixture_sample_rule", "init_mixture_proportions"})
+_MIXING = frozenset(
+    {"static_mix", "mixture_sample_rule", "mixture_unit", "init_mixture_proportions", "mixer_eval_dataset"}
+)
+_WEIGHING = frozenset({"weight_objective", "weight_logits"})
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
 _ORDER = ("disable_shuffling", "group_by_length")  # LLaMA-Factory's and transformers' own; the second until 4.57
 _COMPONENT = frozenset({"component_name", "components_cfg_file"})
@@ -43,6 +46,7 @@ def _without_effect(draft: Draft) -> frozenset[str]:
     if draft.kind is None:
         return frozenset(DataflexArguments.names()) - {"train_type"}
     idle = frozenset() if a.train_type == "dynamic_mix" else _MIXING
+    idle |= frozenset() if a.train_type == "dynamic_weight" else _WEIGHING
     if draft.static_mix:
         idle |= _COMPONENT if a.update_times > 0 else _COMPONENT | _UPDATES
     elif a.update_times == 0 or (a.train_type == "dynamic_weight" and a.update_times < 0):

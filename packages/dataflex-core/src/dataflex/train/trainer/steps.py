@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule, plan_schedule
+
+PIECE = 1_000_000
+"""Rows of a mixture that are planned at once where no update asks for more: a quarter of a second, and 28 MB."""
 
 
 def run_schedule(spec: RunSpec, args: TrainingArguments, rows: int, global_batch_size: int) -> Schedule:
@@ -31,6 +35,8 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, rows: int, global_batch
         repeat=selects and spec.epochs is not None,
         steps_per_pass=-(-rows // global_batch_size),
     )
+    if keys.train_type == "dynamic_mix":  # its warm-up may be planned in pieces; a selector is asked for it once
+        schedule = replace(schedule, longest=max(1, PIECE // global_batch_size))
     asked = schedule.largest_segment * global_batch_size
     if selects and asked > rows and not _repeats(spec):
         raise ConfigError(
@@ -40,6 +46,29 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, rows: int, global_batch
             "with `replacement: true`"
         )
     return schedule
+
+
+# What computes the training loss without the logits of each row, so that no source has a loss of its own.
+_WITHOUT_LOGITS = ("enable_liger_kernel", "use_asft_loss")
+
+
+def require_observable(spec: RunSpec) -> None:
+    """Refuses a loss that a mixer which follows the losses of the sources cannot see. Loads no model.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    if spec.component is None:
+        return
+    mixer = find(spec.component.kind, spec.component.name)
+    if not mixer.may_observe(spec.component.params):  # type: ignore[attr-defined]  # a Mixer
+        return
+    on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
+    if on:
+        raise ConfigError(
+            f"{on[0]}: the mixer '{spec.component.name}' follows the loss of each source, and this computes the loss "
+            f"of a batch without its logits -> set {on[0]}: false, or use a mixer that does not look at losses"
+        )
 
 
 def require_map_style(dataset: Any, train_type: str) -> None:

@@ -2,14 +2,14 @@
 
 The model's own loss function is replaced by one that weighs tokens, and so are the label smoother and the DFT loss
 where the run has one of them; everything around it (auxiliary losses, accumulation, the average over ranks) stays what
-``transformers`` does. Per-token losses come from the log-softmax that
-the plain loss computes anyway, so a weighter costs no second pass over the logits.
+``transformers`` does. Per-token losses come from the log-softmax that the plain loss computes anyway, so a weighter
+costs no second pass over the logits; or, for a large vocabulary, from the output layer without any logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,17 +17,37 @@ from transformers import PreTrainedModel
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
-from dataflex.train.trainer.dynamic import DynamicTrainer
+from dataflex.scoring.label_logits import label_positions
+from dataflex.train.trainer.logits_route import output_losses
+from dataflex.train.trainer.numbered import NumberedTrainer
+from dataflex.train.trainer.step_losses import StepLosses, step_losses
+from dataflex.train.trainer.weight_log import WeightLog
 from dataflex.train.weighter.base_weighter import WeightsSamples
-from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
-from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
+from dataflex.train.weighter.objective import (
+    Objective,
+    labelled_rows,
+    labelled_tokens,
+    weighted_loss,
+    weighted_loss_of_tokens,
+)
+from dataflex.train.weighter.token_losses import (
+    CROSS_ENTROPY,
+    CrossEntropy,
+    DynamicFineTuning,
+    LabelSmoothing,
+    TokenLoss,
+)
 
 
-class WeightTrainer(DynamicTrainer):
+class WeightTrainer(NumberedTrainer):
     """Lets the weighter scale the loss of each sample once ``warmup_step`` steps are done.
 
     Rows come in the order of a static run. The objective of a step is stated in docs/weighters.md and does not depend
     on how the step's rows are split into micro-batches and over ranks.
+
+    Attributes:
+        row_factors: (B,) factors of the losses of the micro-batch's samples in the loss of the step, once that is
+            computed: for gradient hooks, which run later.
     """
 
     component: WeightsSamples
@@ -41,12 +61,28 @@ class WeightTrainer(DynamicTrainer):
         self._inputs: Any = None
         self._tokens: Any = None
         self._rows_in_step = 0
+        self._batches: list[Any] = []
+        self._step_losses: StepLosses | None = None
+        self.row_factors = torch.empty(0)
+        self._log, self._metrics = WeightLog(), dict[str, float]()
         self._weighed = False
+        self._outputs = output_losses(
+            self.arguments.weight_logits,
+            self.model,
+            smoothed=self.label_smoother is not None and self.compute_loss_func is None,
+            compiled=self.args.torch_compile,
+            fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
+        )
         self._replace_loss_function()
         self._replace_loss_of_outputs()
 
+    def identity(self) -> dict[str, Any]:
+        """Adds the objective."""
+        return super().identity() | {"weight_objective": self.arguments.weight_objective}
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Hands the micro-batch to the weighter's own ``training_step``."""
+        self.next_micro_batch()
         use = self.state.global_step >= self.arguments.warmup_step
         return self.component.training_step(
             self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use
@@ -75,11 +111,39 @@ class WeightTrainer(DynamicTrainer):
         """Computes the loss as the trainer underneath does, with the weighter's hand on the model's loss function."""
         self._inputs = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         self._tokens = kwargs.get("num_items_in_batch")
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        labels_BT = inputs.get("labels")
+        other_loss = self._active is None and self.compute_loss_func is not None
+        if self._outputs is None or labels_BT is None or other_loss or not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self._outputs.at(*label_positions(labels_BT), labels_BT.numel()):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @property
+    def is_last_micro_batch(self) -> bool:
+        """Whether the optimizer step follows the present micro-batch."""
+        return self._micro_batch == len(self._batches) - 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of the present step."""
+        return len(self._batches)
+
+    def step_losses(self) -> tuple[StepLosses, slice]:
+        """Returns the losses of this rank's samples of the whole step, and where the present micro-batch's stand.
+
+        They are computed when the first micro-batch of a step asks, by a forward pass more over the step; every rank
+        must ask then.
+        """
+        if self._step_losses is None:
+            assert isinstance(self.model, torch.nn.Module)
+            with nullcontext() if self._outputs is None else self._outputs.suspended():
+                self._step_losses = step_losses(self.model, self._batches, self._step_rows, self.accelerator)
+        return self._step_losses, self._step_losses.part(self._micro_batch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also counts the rows of the step, over all micro-batches and, where tokens are counted so, over all ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._batches, self._step_losses = batches, None
         rows = sum((labelled_rows(batch["labels"]) for batch in batches if "labels" in batch), start=0)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             mine = torch.tensor([rows], device=self.args.device)
@@ -87,12 +151,26 @@ class WeightTrainer(DynamicTrainer):
         self._rows_in_step = rows
         return batches, num_items
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds what the weights were to the line of the training loss."""
+        if "loss" in logs:
+            logs, self._metrics = logs | self._metrics, {}
+        super().log(logs, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log:  # here, as every rank comes along
+            self._metrics = self._log.metrics(self.accelerator)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _replace_loss_function(self) -> None:
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if not isinstance(base, PreTrainedModel) else base
         plain = base.loss_function
 
         def loss_function(logits: Any, labels: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+            if self._active is None and self._outputs is not None and self._outputs.gave(logits):
+                tokens = labelled_tokens(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+                return logits.sum() / tokens
             if self._active is None or labels is None:
                 return plain(logits, labels, *args, num_items_in_batch=num_items_in_batch, **kwargs)
             return self._weighted(logits, labels, num_items_in_batch, CROSS_ENTROPY)
@@ -121,7 +199,21 @@ class WeightTrainer(DynamicTrainer):
 
     def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
         self._weighed = True
-        return weighted_loss(logits, labels, Objective(num_items_in_batch, self._rows_in_step), self._weigh, token_loss)
+        by_tokens = self.arguments.weight_objective == "token"
+        objective = Objective(num_items_in_batch, self._rows_in_step, by_tokens)
+        if self._outputs is None:
+            return weighted_loss(logits, labels, objective, self._weigh, token_loss, self._watch)
+        if not self._outputs.gave(logits):
+            raise ComponentError(
+                f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out "
+                "-> set weight_logits: full"
+            )
+        assert isinstance(token_loss, CrossEntropy), "a smoothed loss needs the logits"
+        return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._weigh, token_loss, self._watch)
+
+    def _watch(self, weights_B: torch.Tensor, factors_B: torch.Tensor, labelled_B: torch.Tensor) -> None:
+        self._log.add(weights_B, labelled_B)
+        self.row_factors = factors_B
 
     def _weigh(self, losses_B: torch.Tensor) -> torch.Tensor:
         assert self._active is not None

@@ -59,6 +59,18 @@ class Weighter(Component, ABC):
         """Returns whether ``component`` is a weighter."""
         return issubclass(component, WeightsSamples)
 
+    @classmethod
+    def needs_sources(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether it must be told which source dataset each row comes from.
+
+        Where it says so, the sources are tokenised one by one, as for a mixture, and ``dataset`` is a
+        :class:`~dataflex.data.rows.MixedSources`.
+
+        Args:
+            params: The constructor parameters that the user gave.
+        """
+        return False
+
     @abstractmethod
     def get_weighted_loss(
         self,

@@ -46,13 +46,20 @@ class CrossEntropy:
         """Returns their sum."""
         return F.nll_loss(logp_MV, targets_M, ignore_index=IGNORED, reduction="sum")
 
+    def from_cross_entropy(self, losses_M: torch.Tensor) -> torch.Tensor:
+        """Returns the same losses from cross entropies that were computed without log-probabilities: (M,)."""
+        return losses_M
+
 
 class DynamicFineTuning(CrossEntropy):
     """-p(target) log p(target) with the first factor constant: ``use_dft_loss``, arXiv 2508.05629."""
 
     def each(self, logp_MV: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
         """Returns (M,) losses."""
-        losses_M = super().each(logp_MV, targets_M)
+        return self.from_cross_entropy(super().each(logp_MV, targets_M))
+
+    def from_cross_entropy(self, losses_M: torch.Tensor) -> torch.Tensor:
+        """Returns (M,) losses: p log p of each."""
         return losses_M * torch.exp(-losses_M.detach())
 
     def total(self, logp_MV: torch.Tensor, targets_M: torch.Tensor, losses_M: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,151 @@
+"""What a weighted step costs: steps of each weighter against the plain step, in pairs.
+
+    python -m benchmarks.weighter_steps [--repeats 12] [--threads 1] [--device cpu] [--vocabulary 4096]
+
+All trainers live in this process and train the same model on the same micro-batch, in turn: one plain step, then one of
+each weighter, again and again, so that a slow moment of the machine hits all alike. Compared are paired ratios: a
+weighter's step over the plain step of the same round. A step is forward, backward and what the weighter does, without
+the optimizer, which is the same for all; so the ratios are upper bounds on those of whole steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.kinds import WEIGHTER
+from dataflex.testing import TokenRows, pad_collate, tiny_training_args
+from dataflex.train.trainer import WeightTrainer, trainer_class
+from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer
+
+from benchmarks.common import Took, machine, timed
+
+RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "loss, uniform": ("loss", {"strategy": "uniform"}, {}),
+    "loss": ("loss", {}, {}),
+    "focal": ("focal", {}, {}),
+    "trim": ("trim", {}, {}),
+    "dataset": ("dataset", {}, {}),
+    "adapt": ("adapt", {"refresh": 1_000_000}, {}),
+    "balancer": ("balancer", {}, {}),
+    "loss, without logits": ("loss", {}, {"weight_logits": "chunked"}),
+}
+TIMES_10 = ("adapt", "balancer")  # their bound is 1.10, that of the others 1.03
+
+
+def model(vocabulary: int, device: str) -> Qwen2ForCausalLM:
+    """Returns a Qwen2 of 4 layers and width 256 with random weights."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+    )
+    return Qwen2ForCausalLM(config).to(device)
+
+
+def sources(vocabulary: int) -> dict[str, TokenRows]:
+    """Returns two sources of rows of 96 to 128 tokens, a third of them prompt."""
+    lengths = range(96, 129)
+    return {
+        name: TokenRows(16, vocab_size=vocabulary, lengths=lengths, prompt=32, seed=i) for i, name in enumerate("ab")
+    }
+
+
+def prepared(trainer: Any) -> Any:
+    """Returns a function that runs the trainer's training step on its first batch, and one step before it is timed."""
+    args = trainer.args
+    trainer.create_optimizer_and_scheduler(num_training_steps=args.max_steps)
+    trainer.state.max_steps = args.max_steps
+    trainer.model_wrapped = trainer.model
+    loader = trainer.get_train_dataloader()
+    batches, tokens = trainer.get_batch_samples(iter(loader), 1, args.device)
+
+    def step() -> None:
+        if isinstance(trainer, WeightTrainer):
+            trainer._micro_batch = -1  # the same micro-batch of the same step, again and again
+        trainer.training_step(trainer.model, dict(batches[0]), tokens)
+        trainer.model.zero_grad(set_to_none=True)
+
+    step()
+    return step
+
+
+def steps(vocabulary: int, device: str, rows: int, folder: Path) -> dict[str, Any]:
+    """Returns name -> one step, the plain one first."""
+    arguments = {"max_steps": 1000, "per_device_train_batch_size": rows, "use_cpu": device == "cpu", "seed": 1}
+    data = sources(vocabulary)
+    common = {"data_collator": pad_collate, "eval_dataset": TokenRows(8, vocab_size=vocabulary, lengths=96)}
+    found: dict[str, Any] = {}
+    shared = model(vocabulary, device)
+    mixed = [row for source in data.values() for row in source]  # type: ignore[attr-defined]  # it has __getitem__
+    plain = Trainer(shared, tiny_training_args(folder, **arguments), train_dataset=mixed, **common)
+    found["plain"] = prepared(plain)
+    for name, (component, params, keys) in RUNS.items():
+        spec = RunSpec(
+            DataflexArguments(train_type="dynamic_weight", component_name=component, **keys),
+            ComponentSpec(WEIGHTER, component, component, params),
+        )
+        weighted = trainer_class(WeightTrainer, Trainer)(
+            model=model(vocabulary, device),
+            args=tiny_training_args(folder, **arguments),
+            train_dataset=data,
+            dataflex=spec,
+            **common,
+        )
+        found[name] = prepared(weighted)
+    return found
+
+
+def report(took: dict[str, list[Took]]) -> str:
+    """Returns a Markdown table of paired ratios."""
+    lines = [
+        "| step | median ms | paired ratio by wall | paired ratio by CPU | bound |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, times in took.items():
+        pairs = list(zip(times, took["plain"], strict=True))
+        wall = statistics.median(ours.wall / plain.wall for ours, plain in pairs)
+        cpu = statistics.median(ours.cpu / plain.cpu for ours, plain in pairs)
+        bound = "" if name == "plain" else "1.10" if name in TIMES_10 else "1.03"
+        lines.append(
+            f"| {name} | {1000 * statistics.median(t.wall for t in times):.1f} | {wall:.3f} | {cpu:.3f} | {bound} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = steps(options.vocabulary, options.device, options.rows, Path(folder))
+        took: dict[str, list[Took]] = {name: [] for name in runs}
+        for number in range(options.repeats):
+            for name, run in runs.items():
+                took[name].append(timed(run, options.device))
+            print(f"round {number + 1}/{options.repeats}", file=sys.stderr)
+    print(f"{machine(options.device)}, vocabulary {options.vocabulary}, {options.rows} rows per step\n")
+    print(report(took))
+
+
+if __name__ == "__main__":
+    main()

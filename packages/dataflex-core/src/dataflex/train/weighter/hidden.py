@@ -1,0 +1,55 @@
+"""The last hidden states of a training forward, for weighters that look at them: no second forward is made.
+
+A hook in front of the output layer sees what it is given, whoever calls the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from dataflex.core.errors import ComponentError
+from dataflex.scoring.models import is_compiled, output_embeddings, pretrained_models
+
+Caught = Callable[[torch.Size], torch.Tensor]
+"""``caught((B, T)) -> hidden_BTH`` of the last forward, after the final norm, still part of the graph."""
+
+
+@contextmanager
+def caught_hidden_states(model: torch.nn.Module) -> Iterator[Caught]:
+    """Yields a function that returns the hidden states of the last forward inside the block.
+
+    They are let go when the block ends.
+
+    Args:
+        model: A causal language model of ``transformers``, inside of any wrappers.
+
+    Raises:
+        ComponentError: The model is compiled or has no output layer; from the function: the output layer was not given
+            one vector per token.
+    """
+    layer = None if is_compiled(model) else output_embeddings(pretrained_models(model))
+    if layer is None:
+        raise ComponentError(
+            f"the hidden states of {type(model).__name__} cannot be seen: it is compiled, or has no output layer -> "
+            "set torch_compile: false, or use another weighter"
+        )
+    states: list[torch.Tensor] = []
+
+    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        states[:] = args[:1]
+
+    def caught(shape: torch.Size) -> torch.Tensor:
+        if not states or states[0].shape[:2] != shape:
+            found = tuple(states[0].shape) if states else "none"
+            raise ComponentError(f"the output layer was given {found}, expected a vector for each of {tuple(shape)}")
+        return states[0]
+
+    handle = layer.register_forward_pre_hook(hook)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+        states.clear()

@@ -1,0 +1,196 @@
+"""``ado``: sources in proportion to how fast they are being learnt, from scaling laws of their training losses.
+
+Jiang, Zhou, Feng, Malladi and Kolter, "Adaptive Data Optimization: Dynamic Sample Selection with Scaling Laws" (ICLR
+2025), arXiv 2410.11820. Every ``fit_every`` steps L_k(n) = eps_k + beta_k n^(-alpha_k) is fitted to each source's
+training losses (:mod:`dataflex_mixers.power_law`); at each step t:
+
+    rho_k proportional to mu_k h_k^s alpha_k (L_k(n) - eps_k) / n           mu the prior, h the history of proportions
+    pi = gamma_2 rho + (1 - gamma_2) pi_bar, at least min_share
+    h <- gamma_1 pi + (1 - gamma_1) h
+    pi_bar <- rho / (t + 1) + (1 - 1 / (t + 1)) pi_bar
+
+n counts the tokens of all sources, in units of 1024: what is learnt from one helps the others. In a step that a source
+is not in, its loss is taken to be that of the last one it was in. pi takes effect at the next update, and h
+follows the proportions in force; with ``update_step: 1`` that is the paper. Until the first fit the prior holds, which
+is what the run began with. Cost: fractions of a second per fit, nothing to speak of per step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from dataflex.core.registry import register_mixer
+from dataflex.train.mixer.base_mixer import Mixer
+from numpy.typing import NDArray
+
+from dataflex_mixers.checks import between, count, require
+from dataflex_mixers.power_law import fit_power_law, learning_speed, smoothed
+from dataflex_mixers.simplex import Shares, with_floor
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from dataflex.data.mixture import MixtureManager
+
+UNIT = 1024  # tokens
+FEWEST = 8  # points, for three parameters
+
+
+def preference(prior_K: Shares, history_K: Shares, speeds_K: NDArray[np.float64], credit: float) -> Shares:
+    """Returns rho: (K,), sum 1; the prior where nothing is being learnt any more.
+
+    Args:
+        prior_K: (K,) mu.
+        history_K: (K,) h.
+        speeds_K: (K,) -dL/dn of each source.
+        credit: s, the power of h.
+    """
+    rho_K = prior_K * history_K**credit * speeds_K
+    total = rho_K.sum()
+    return np.asarray(rho_K / total if total > 0 else prior_K)
+
+
+@register_mixer("ado")
+class AdoMixer(Mixer):
+    """Sources in proportion to how fast they are being learnt, by scaling laws of their losses (ADO, arXiv 2410.11820).
+
+    Args:
+        mixture_manager: The sources; their initial proportions are the prior.
+        accelerator: The run's accelerator: rank 0 fits for all.
+        fit_every: Steps between two fits.
+        start_step: Steps before the first fit.
+        skip_steps: Steps at the beginning whose losses are left out.
+        subsample: Every how many steps a fit takes a point.
+        smoothing_window: Width of the Savitzky-Golay filter over the losses, in steps; odd, 5 or more.
+        credit: s, the power of the history, from 0 to 1.
+        history_rate: gamma_1, from 0 to 1.
+        policy_rate: gamma_2, from 0 to 1.
+        min_share: Least share of each source; 0 up to, not including, 1 / K.
+
+    Raises:
+        ConfigError: A parameter has another value; the message holds every problem.
+    """
+
+    def __init__(
+        self,
+        mixture_manager: MixtureManager,
+        accelerator: Accelerator,
+        fit_every: int = 1000,
+        start_step: int = 1000,
+        skip_steps: int = 500,
+        subsample: int = 10,
+        smoothing_window: int = 101,
+        credit: float = 0.5,
+        history_rate: float = 0.1,
+        policy_rate: float = 0.1,
+        min_share: float = 0.01,
+    ) -> None:
+        super().__init__(mixture_manager)
+        K = len(mixture_manager.names)
+        require(
+            "ado",
+            count("fit_every", fit_every),
+            count("start_step", start_step),
+            count("skip_steps", skip_steps, least=0),
+            count("subsample", subsample),
+            count("smoothing_window", smoothing_window, least=5),
+            between("credit", credit, 0, 1),
+            between("history_rate", history_rate, 0, 1),
+            between("policy_rate", policy_rate, 0, 1),
+            between("min_share", min_share, 0, 1 / K, exclusive=True),
+        )
+        self.accelerator = accelerator
+        self.fit_every, self.start_step, self.skip_steps = fit_every, start_step, skip_steps
+        self.subsample, self.smoothing_window = subsample, smoothing_window - 1 + smoothing_window % 2
+        self.credit, self.history_rate, self.policy_rate = float(credit), float(history_rate), float(policy_rate)
+        self.min_share = float(min_share)
+        self.prior_K: Shares = mixture_manager.proportions.copy()
+        self.history_K, self.average_K, self.policy_K = (self.prior_K.copy() for _ in range(3))
+        self.params_K3: NDArray[np.float64] | None = None
+        self.fitted_at = 0
+        self.counts_T: list[float] = []  # n after each step
+        self.losses_TK: list[NDArray[np.float32]] = []
+
+    def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
+        """Adds a step to the history and moves the policy."""
+        seen_K = tokens_K > 0
+        if not seen_K.any():
+            return
+        mean = float((losses_K[seen_K] * tokens_K[seen_K]).sum() / tokens_K.sum())
+        last_K = self.losses_TK[-1] if self.losses_TK else np.full(len(losses_K), mean)
+        self.losses_TK.append(np.where(seen_K, losses_K, last_K).astype(np.float32))
+        self.counts_T.append((self.counts_T[-1] if self.counts_T else 0.0) + float(tokens_K.sum()) / UNIT)
+        now_K = self.mixture_manager.proportions
+        self.history_K = self.history_rate * now_K + (1 - self.history_rate) * self.history_K  # h
+        if self.params_K3 is not None:
+            self._advance(step)
+
+    def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
+        """Returns pi, or the prior before the first fit: (K,), the same on every rank."""
+        if step_id >= self.start_step and (self.params_K3 is None or step_id - self.fitted_at >= self.fit_every):
+            first = self.params_K3 is None
+            self._fit(step_id)
+            if first and self.params_K3 is not None:
+                self._advance(step_id)
+        return self.policy_K
+
+    def details(self) -> dict[str, Any]:
+        """Returns the laws in force and the learning speeds."""
+        if self.params_K3 is None:
+            return {}
+        names, params_K3 = self.mixture_manager.names, self.params_K3
+        laws = zip(names, np.exp(params_K3[:, 0]), np.exp(params_K3[:, 1]), params_K3[:, 2], strict=True)
+        speeds_K = learning_speed(params_K3, self.counts_T[-1])
+        return {
+            "laws": {name: {"beta": float(b), "epsilon": float(e), "alpha": float(a)} for name, b, e, a in laws},
+            "learning_speed": dict(zip(names, speeds_K.tolist(), strict=True)),
+            "fitted_at": self.fitted_at,
+        }
+
+    def _advance(self, step: int) -> None:
+        """Moves pi and pi_bar by one step."""
+        assert self.params_K3 is not None
+        speeds_K = learning_speed(self.params_K3, self.counts_T[-1])
+        rho_K = preference(self.prior_K, self.history_K, speeds_K, self.credit)
+        pi_K = self.policy_rate * rho_K + (1 - self.policy_rate) * self.average_K
+        self.policy_K = with_floor(pi_K, self.min_share)
+        self.average_K = rho_K / (step + 1) + (1 - 1 / (step + 1)) * self.average_K  # pi_bar
+
+    def _fit(self, step: int) -> None:
+        """Fits a law to each source, on rank 0; does nothing while there are too few points."""
+        counts_P = np.array(self.counts_T[self.skip_steps :: self.subsample])
+        if len(counts_P) < FEWEST:
+            return
+        answer: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            losses_TK = smoothed(np.array(self.losses_TK, dtype=np.float64), self.smoothing_window)
+            points_PK = np.maximum(losses_TK[self.skip_steps :: self.subsample], 1e-6)  # a filter may undershoot 0
+            before = [None] * points_PK.shape[1] if self.params_K3 is None else list(self.params_K3)
+            answer[0] = np.stack(
+                [fit_power_law(counts_P, points_P, b) for points_P, b in zip(points_PK.T, before, strict=True)]
+            )
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(answer)
+        self.params_K3, self.fitted_at = answer[0], step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the history of counts and losses, the laws and the policy."""
+        return {
+            "counts": np.array(self.counts_T, dtype=np.float64),
+            "losses": np.array(self.losses_TK, dtype=np.float32),
+            "params": self.params_K3,
+            "fitted_at": self.fitted_at,
+            "history": self.history_K,
+            "average": self.average_K,
+            "policy": self.policy_K,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.counts_T = state["counts"].tolist()
+        self.losses_TK = list(np.array(state["losses"], dtype=np.float32))
+        self.params_K3 = None if state["params"] is None else np.array(state["params"])
+        self.fitted_at = int(state["fitted_at"])
+        self.history_K, self.average_K, self.policy_K = (np.array(state[k]) for k in ("history", "average", "policy"))

@@ -1,0 +1,45 @@
+"""``doremi_weights.json``: what the proxy hands to the final model. The command line needs it: nothing heavy here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dataflex.core.errors import ConfigError
+from dataflex.run.files import replacing
+
+FILE = "doremi_weights.json"
+
+
+def write_weights(folder: Path, mean: Mapping[str, float], last: Mapping[str, float], steps: int, unit: str) -> None:
+    """Writes the averaged weights, and for information the last ones; the file is there whole or not at all.
+
+    Args:
+        folder: The proxy's ``output_dir``.
+        mean: Source -> weight, the mean over the steps.
+        last: Source -> weight after the last step.
+        steps: How many there were.
+        unit: What the proxy drew shares of: rows or tokens.
+    """
+    content = {"proportions": dict(mean), "unit": unit, "steps": steps, "last": dict(last)}
+    with replacing(folder / FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_weights(folder: Path, names: Sequence[str]) -> list[float]:
+    """Returns the averaged weights in the order of ``names``.
+
+    Raises:
+        ConfigError: There are none, or they are of other sources.
+    """
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["proportions"]
+        return [float(found[name]) for name in names]
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist -> train the proxy first") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error} -> train the proxy again") from error
+    except KeyError as error:
+        raise ConfigError(f"{path} has no weight for {error} -> train the proxy on the same datasets") from error

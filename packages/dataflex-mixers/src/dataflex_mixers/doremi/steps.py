@@ -1,0 +1,147 @@
+"""The three runs of DoReMi from one file: reference, proxy, final model.
+
+    common:      {stage: pt, dataset: "web,code", output_dir: saves/doremi, ...}   # keys of all three runs
+    reference:   {model_name_or_path: small, train_step: 1000}                      # step 1
+    proxy:       {model_name_or_path: small, train_step: 1000, params: {eta: 1.0}}  # step 2
+    final:       {model_name_or_path: large, train_step: 10000}                     # step 3
+
+Each section overrides ``common``. What makes it a step of DoReMi is added here: a static mixture for the reference, the
+doremi mixer with that reference for the proxy, and a static mixture with the proxy's averaged weights for the final
+model. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dataflex.config.checks.draft import names_in
+from dataflex.core.errors import InvalidConfigError, Problem, listed, nearest
+from dataflex.run.files import replacing
+
+STEPS = ("reference", "proxy", "final")
+COMMON = "common"
+PARAMS = "params"
+FINISHED = "trainer_state.json"  # what the trainer writes into output_dir last
+_GIVEN = {
+    "reference": ("train_type", "static_mix", "component_name", "components_cfg_file"),
+    "proxy": ("train_type", "static_mix", "component_name", "components_cfg_file", "init_mixture_proportions"),
+    "final": ("train_type", "static_mix", "component_name", "components_cfg_file", "init_mixture_proportions"),
+}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The file, taken apart.
+
+    Attributes:
+        sections: Step -> its keys over the common ones, without what dataflex adds.
+        params: Parameters of the doremi mixer.
+        folder: ``output_dir``; each step has a folder of its own in it.
+        names: The sources.
+    """
+
+    sections: Mapping[str, Mapping[str, Any]]
+    params: Mapping[str, Any]
+    folder: Path
+    names: tuple[str, ...]
+
+    def output_dir(self, step: str) -> Path:
+        """Returns the folder of a step."""
+        return self.folder / step
+
+    def finished(self, step: str) -> bool:
+        """Returns whether a step's training has ended."""
+        return (self.output_dir(step) / FINISHED).exists()
+
+    def config(self, step: str, weights: list[float] | None = None) -> dict[str, Any]:
+        """Returns the keys of a run.
+
+        Args:
+            step: One of :data:`STEPS`.
+            weights: The mixture of the final model; None stands for equal shares, to check the rest.
+        """
+        keys: dict[str, Any] = {"mixture_unit": "tokens"} | dict(self.sections[step])
+        keys |= {"train_type": "dynamic_mix", "output_dir": str(self.output_dir(step))}
+        if step == "reference":
+            return {"mixture_sample_rule": "stratified"} | keys | {"static_mix": True}
+        if step == "proxy":
+            files = {"component_name": "doremi", "components_cfg_file": str(self.components_file)}
+            return {"mixture_sample_rule": "uniform", "update_step": 100} | keys | files
+        shares = weights or [1.0] * len(self.names)
+        return keys | {"static_mix": True, "mixture_sample_rule": "mixture", "init_mixture_proportions": shares}
+
+    @property
+    def components_file(self) -> Path:
+        """The file with the proxy's parameters."""
+        return self.folder / "proxy_components.yaml"
+
+    def components(self) -> dict[str, Any]:
+        """Returns what stands in it."""
+        params = dict(self.params) | {"reference_model": str(self.output_dir("reference"))}
+        return {"mixers": {"doremi": {"name": "doremi", "params": params}}}
+
+    def run_file(self, step: str) -> Path:
+        """Returns the YAML of a step, which ``dataflex-cli train`` takes as well."""
+        return self.folder / f"{STEPS.index(step) + 1}_{step}.yaml"
+
+
+def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
+    """Returns the pipeline that a file describes.
+
+    Args:
+        content: The file.
+        overrides: Keys that win in all three runs.
+
+    Raises:
+        InvalidConfigError: Everything that is wrong with the sections; the keys inside are checked as each run's.
+    """
+    problems = [
+        Problem(str(key), f"no such section; allowed: {listed((COMMON, *STEPS))}", nearest(str(key), (COMMON, *STEPS)))
+        for key in content
+        if key not in (COMMON, *STEPS)
+    ]
+    for name in (COMMON, *STEPS):
+        if not isinstance(content.get(name) or {}, Mapping):
+            problems.append(Problem(name, f"found {content[name]!r}, allowed: keys of a run"))
+    if problems:
+        raise InvalidConfigError(problems)
+    common = dict(content.get(COMMON) or {})
+    own = {step: dict(content.get(step) or {}) for step in STEPS}
+    params = own["proxy"].pop(PARAMS, None) or {}
+    sections = {step: common | own[step] | dict(overrides) for step in STEPS}
+    folder = sections["final"].get("output_dir")
+    names = tuple(names_in(sections["final"].get("dataset")))
+    problems = [
+        Problem(f"{step}: {key}", "is given by DoReMi", "remove it")
+        for step in STEPS
+        for key in _GIVEN[step]
+        if key in sections[step]
+    ]
+    problems += [
+        Problem(f"{step}: {key}", "differs from that of the other steps", f"give it under {COMMON} alone")
+        for step in STEPS
+        for key in ("output_dir", "dataset")
+        if sections[step].get(key) != sections["final"].get(key)
+    ]
+    if not isinstance(folder, str) or not folder:
+        problems.append(Problem(f"{COMMON}: output_dir", "is missing", "name the folder for the three runs"))
+    if not isinstance(params, Mapping):
+        problems.append(Problem("proxy: params", f"found {params!r}, allowed: parameters of the doremi mixer"))
+    if sections["reference"].get("finetuning_type") != "full":
+        what = (
+            f"found {sections['reference'].get('finetuning_type', 'lora')!r}; the proxy needs a whole reference model"
+        )
+        problems.append(Problem("reference: finetuning_type", what, "set finetuning_type: full"))
+    if problems:
+        raise InvalidConfigError(problems)
+    return Pipeline(sections, params, Path(str(folder)).absolute(), names)
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a mapping; the file is there whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yaml.safe_dump(dict(value), file, sort_keys=False, allow_unicode=True)

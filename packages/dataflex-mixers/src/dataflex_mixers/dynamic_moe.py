@@ -1,0 +1,162 @@
+"""``dynamic_moe``: more of the sources whose tokens a mixture-of-experts model sends to other experts.
+
+Zhu et al., "Dynamic Data Mixing Maximizes Instruction Tuning for Mixture-of-Experts", arXiv 2406.11256. At each update,
+on held-out rows of each source d, with l_d the share of the routed tokens that each expert of the last layer gets:
+
+    Delta_d = mean over d' != d of ||l_d - l_d'||_2
+    alpha' = softmax(log w + eta Delta),   w <- (1 - c) alpha' + c / K
+
+Sources that use the experts alike are redundant and lose share. Cost: a forward pass without gradients over
+``eval_rows`` rows per source and update, shared out over the ranks. The paper updates every 100 steps and freezes the
+gates, since a gate that moves would move the fingerprints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from dataflex.core.errors import ConfigError
+from dataflex.core.registry import register_mixer
+from dataflex.data.rows import MixedSources
+from dataflex.scoring import RowPass, undisturbed, without_replicas
+from dataflex.train.mixer.base_mixer import Mixer
+from numpy.typing import NDArray
+
+from dataflex_mixers.checks import between, count, flag, one_of, positive, require
+from dataflex_mixers.gate_load import distances, experts_per_token, gates, router
+from dataflex_mixers.simplex import Shares, mixed_with_uniform, softmax
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from dataflex.core.context import UpdateContext
+    from dataflex.data.mixture import MixtureManager
+
+METRICS = ("l2", "cosine")
+LAYERS = ("last", "all")
+
+
+def reweighted(shares_K: Shares, distances_K: NDArray[np.float64], eta: float, smoothing: float) -> Shares:
+    """Returns w after an update: (K,), sum 1; equation of section 3.2 of the paper.
+
+    Args:
+        shares_K: (K,) w before.
+        distances_K: (K,) Delta.
+        eta: Step size.
+        smoothing: c, the part that is shared out evenly.
+    """
+    with np.errstate(divide="ignore"):  # a share of 0 has a logarithm of -inf, and stays 0 but for the even part
+        return mixed_with_uniform(softmax(np.log(shares_K) + eta * distances_K), smoothing)
+
+
+def held_out(names: Sequence[str], given: Mapping[str, Any] | None) -> MixedSources:
+    """Returns the held-out rows as one dataset, in the order of the sources.
+
+    Raises:
+        ConfigError: A source has none.
+    """
+    missing = [name for name in names if given is None or name not in given or not len(given[name])]
+    if missing or given is None:
+        raise ConfigError(
+            f"the dynamic_moe mixer looks at held-out rows of each source, and there are none for {', '.join(missing)} "
+            "-> set mixer_eval_dataset to one dataset per source, or val_size to hold rows out of each"
+        )
+    return MixedSources({name: given[name] for name in names})
+
+
+@register_mixer("dynamic_moe")
+class DynamicMoeMixer(Mixer):
+    """More of the sources whose tokens go to other experts of a mixture-of-experts model (arXiv 2406.11256).
+
+    Args:
+        mixture_manager: The sources.
+        data_collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator.
+        mixer_eval_dataset: Source -> held-out rows.
+        eta: Step size, above 0.
+        smoothing: c, the part of the mixture that is shared out evenly, 0 to 1.
+        eval_rows: Held-out rows of each source that an update looks at, drawn anew each time; all where there are
+            fewer.
+        distance: ``l2`` or ``cosine``.
+        layers: ``last``: the last layer with experts; ``all``: the mean over all of them.
+        freeze_gate: Whether the layers that choose experts are kept from being trained.
+
+    Raises:
+        ConfigError: A parameter has another value, or a source has no held-out rows.
+    """
+
+    def __init__(
+        self,
+        mixture_manager: MixtureManager,
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+        accelerator: Accelerator,
+        mixer_eval_dataset: Mapping[str, Any] | None,
+        eta: float = 10.0,
+        smoothing: float = 0.05,
+        eval_rows: int = 64,
+        distance: str = "l2",
+        layers: str = "last",
+        freeze_gate: bool = True,
+    ) -> None:
+        super().__init__(mixture_manager)
+        require(
+            "dynamic_moe",
+            positive("eta", eta),
+            between("smoothing", smoothing, 0, 1),
+            count("eval_rows", eval_rows),
+            one_of("distance", distance, METRICS),
+            one_of("layers", layers, LAYERS),
+            flag("freeze_gate", freeze_gate),
+        )
+        self.data_collator, self.accelerator = data_collator, accelerator
+        self.held_out = held_out(mixture_manager.names, mixer_eval_dataset)
+        self.eta, self.smoothing, self.eval_rows = float(eta), float(smoothing), eval_rows
+        self.distance, self.layers, self.freeze_gate = distance, layers, freeze_gate
+        self._distances_K: NDArray[np.float64] = np.zeros(0)
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Refuses a dense model; freezes the gates where that is wanted."""
+        experts_per_token(model)
+        if not self.freeze_gate:
+            return
+        found = gates(model)
+        if not found:
+            raise ConfigError(
+                f"freeze_gate of the dynamic_moe mixer: no gate was found in {type(model).__name__} -> set "
+                "freeze_gate: false"
+            )
+        for gate in found:
+            gate.requires_grad_(False)
+
+    def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
+        """Returns w: (K,), the same on every rank. Collective."""
+        context: UpdateContext = kwargs["context"]
+        self._distances_K = distances(self.loads(model, context.update), self.distance)
+        return reweighted(self.mixture_manager.proportions, self._distances_K, self.eta, self.smoothing)
+
+    def loads(self, model: torch.nn.Module, update: int) -> NDArray[np.float64]:
+        """Returns the share of routed tokens of each expert, by source: (K, L, E). Collective."""
+        model = without_replicas(model)
+        top_k = experts_per_token(model)
+        rows = self._rows(update)
+        seen = RowPass(self.held_out, self.data_collator, self.accelerator, rows, desc="routing")
+        with undisturbed(model), torch.no_grad():
+            counts_NLE = seen.values(model, router(model, top_k, self.layers)).astype(np.float64)
+        domains_N = self.held_out.domains(rows)
+        totals_KLE = np.stack([counts_NLE[domains_N == k].sum(axis=0) for k in range(len(self.held_out.names))])
+        return np.asarray(totals_KLE / totals_KLE.sum(axis=-1, keepdims=True))  # L1 norm 1
+
+    def _rows(self, update: int) -> NDArray[np.int64]:
+        """Returns the held-out rows that an update looks at, by source."""
+        generator = self.generator(update)
+        parts = []
+        for offset, size in zip(self.held_out.offsets, self.held_out.sizes, strict=False):  # the last offset is the end
+            chosen = generator.choice(int(size), min(int(size), self.eval_rows), replace=False)
+            parts.append(int(offset) + np.sort(chosen))
+        return np.concatenate(parts).astype(np.int64)
+
+    def details(self) -> dict[str, Any]:
+        """Returns the distances."""
+        return {"gate_distance": dict(zip(self.mixture_manager.names, self._distances_K.tolist(), strict=True))}

@@ -1,0 +1,175 @@
+"""``odm``: a bandit over the sources, rewarded by their training losses (Online Data Mixing).
+
+Albalak, Pan, Raffel and Wang, "Efficient Online Data Mixing For Language Model Pre-Training", arXiv 2312.02406,
+Algorithm 1. With K sources, at update t = 1, 2, ...:
+
+    eps_t = min(1/K, sqrt(ln K / (K t)))                                         exploration, falls with t
+    pi_t(d) = (1 - K eps_t) softmax_d(eps_{t-1} R_d) + eps_t                     variant paper
+    pi_t(d) = (1 - K eps_t) R_d / sum_k R_k + eps_t                              variant code
+    R_d <- a R_d + (1 - a) L_d / pi_{t-1}(d)                                     variant paper, d seen
+    R_d <- a R_d + (1 - a) exp(L_d)                                              variant code, d seen
+
+L_d is the mean token loss of source d over the steps since the last update, over all micro-batches and ranks; R
+begins at 0. ``code`` is what the authors' program does. The paper draws one source per micro-batch and updates at each
+step; here every source of the window is an arm that was pulled, and t counts updates. The reward may also be how far
+the loss has fallen since the last update, or how far it lies above its running mean. Cost: none beyond the losses.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.registry import register_mixer
+from dataflex.train.mixer.base_mixer import Mixer
+from numpy.typing import NDArray
+
+from dataflex_mixers.checks import between, one_of, require
+from dataflex_mixers.simplex import Shares, softmax, with_floor
+from dataflex_mixers.window import LossWindow
+
+if TYPE_CHECKING:
+    import torch
+    from dataflex.data.mixture import MixtureManager
+
+VARIANTS = ("paper", "code")
+REWARDS = ("loss", "loss_drop", "excess_over_ema")
+
+
+def exploration(update: int, domains: int) -> float:
+    """Returns eps_t of Algorithm 1, line 3; 1 / K for t = 0.
+
+    Args:
+        update: t, from 0.
+        domains: K >= 2.
+    """
+    if update == 0:
+        return 1 / domains
+    return min(1 / domains, math.sqrt(math.log(domains) / (domains * update)))
+
+
+def policy(rewards_K: Shares, update: int, variant: str) -> Shares:
+    """Returns pi_t: (K,), sum 1.
+
+    Args:
+        rewards_K: (K,) estimated rewards R.
+        update: t, from 1.
+        variant: ``paper`` or ``code``.
+    """
+    K = len(rewards_K)  # the paper's letter
+    now = exploration(update, K)
+    if variant == "paper":
+        greedy_K = softmax(exploration(update - 1, K) * rewards_K)  # Algorithm 1, line 4
+    else:
+        total = rewards_K.sum()
+        greedy_K = rewards_K / total if total > 0 else np.full(K, 1 / K)
+    return np.asarray((1 - K * now) * greedy_K + now)
+
+
+def rewarded(rewards_K: Shares, gains_K: Shares, shares_K: Shares, smoothing: float, variant: str) -> Shares:
+    """Returns R after a window: (K,). A source with gain NaN was not seen and keeps its reward.
+
+    Args:
+        rewards_K: (K,) R before.
+        gains_K: (K,) what each source's window is worth: L_d, or what takes its place.
+        shares_K: (K,) pi_{t-1}, by which the window was drawn.
+        smoothing: a.
+        variant: ``paper`` or ``code``.
+    """
+    seen_K = np.isfinite(gains_K)
+    if variant == "paper":
+        worth_K = np.divide(gains_K, shares_K, out=np.zeros_like(gains_K), where=seen_K & (shares_K > 0))
+    else:
+        worth_K = np.exp(np.where(seen_K, gains_K, 0.0))
+    return np.where(seen_K, smoothing * rewards_K + (1 - smoothing) * worth_K, rewards_K)  # Algorithm 1, line 8
+
+
+@register_mixer("odm")
+class OdmMixer(Mixer):
+    """A bandit over the sources, rewarded by their training losses (ODM, arXiv 2312.02406).
+
+    Args:
+        mixture_manager: The sources.
+        variant: ``paper``: rewards weighed by importance, softmax; ``code``: exp(loss), divided by the sum.
+        smoothing: a of the running reward, in [0, 1).
+        reward: ``loss``; ``loss_drop``, how far a source's loss has fallen since the update before; or
+            ``excess_over_ema``, how far it lies above its running mean.
+        min_share: Least share of each source; 0 up to, not including, 1 / K.
+
+    Raises:
+        ConfigError: A parameter has another value; the message holds every problem.
+    """
+
+    def __init__(
+        self,
+        mixture_manager: MixtureManager,
+        variant: str = "paper",
+        smoothing: float = 0.9,
+        reward: str = "loss",
+        min_share: float = 0.0,
+    ) -> None:
+        super().__init__(mixture_manager)
+        K = len(mixture_manager.names)  # the paper's letter
+        require(
+            "odm",
+            one_of("variant", variant, VARIANTS),
+            between("smoothing", smoothing, 0, 1, exclusive=True),
+            one_of("reward", reward, REWARDS),
+            between("min_share", min_share, 0, 1 / K, exclusive=True),
+        )
+        self.variant, self.smoothing, self.reward = variant, float(smoothing), reward
+        self.min_share = float(min_share)
+        self.updates = 0
+        self.rewards_K: Shares = np.zeros(K)
+        self.reference_K: NDArray[np.float64] = np.full(K, np.nan)  # the losses that gains are measured from
+        self.window = LossWindow(K)
+
+    def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
+        """Adds a step to the window."""
+        self.window.add(losses_K, tokens_K)
+
+    def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
+        """Returns pi_t: (K,), the same on every rank, as the losses are."""
+        losses_K = self.window.close()
+        gains_K = self._gains(losses_K)
+        shares_K = self.mixture_manager.proportions
+        self.rewards_K = rewarded(self.rewards_K, gains_K, shares_K, self.smoothing, self.variant)
+        self.updates += 1
+        return with_floor(policy(self.rewards_K, self.updates, self.variant), self.min_share)
+
+    def details(self) -> dict[str, Any]:
+        """Returns the losses of the window, the rewards and the exploration."""
+        names = self.mixture_manager.names
+        return {
+            "losses": self.window.last(names),
+            "rewards": dict(zip(names, self.rewards_K.tolist(), strict=True)),
+            "exploration": exploration(self.updates, len(names)),
+        }
+
+    def _gains(self, losses_K: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns (K,) what the window was worth, NaN for a source that was not seen or has nothing to compare with."""
+        if self.reward == "loss":
+            return losses_K
+        before_K, seen_K = self.reference_K, np.isfinite(losses_K)
+        keep = self.smoothing if self.reward == "excess_over_ema" else 0.0
+        first_K = seen_K & np.isnan(before_K)
+        moved_K = np.where(first_K, losses_K, keep * before_K + (1 - keep) * losses_K)
+        self.reference_K = np.where(seen_K, moved_K, before_K)
+        return before_K - losses_K if self.reward == "loss_drop" else losses_K - before_K
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the rewards, the count of updates and the open window."""
+        return {
+            "updates": self.updates,
+            "rewards": self.rewards_K.copy(),
+            "reference": self.reference_K.copy(),
+            "window": self.window.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.updates = int(state["updates"])
+        self.rewards_K = np.array(state["rewards"], dtype=np.float64)
+        self.reference_K = np.array(state["reference"], dtype=np.float64)
+        self.window.load_state_dict(state["window"])

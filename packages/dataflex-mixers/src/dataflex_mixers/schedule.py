@@ -1,0 +1,175 @@
+"""``schedule``: the mixture follows points over the run, from the parameters or from a file that may change meanwhile.
+
+Between two points the mixture moves linearly, along half a cosine, or jumps (:mod:`dataflex_mixers.curve`). It is
+evaluated at each update, so ``update_step`` is its resolution. Positions are optimizer steps, or tokens that the model
+was trained to predict.
+
+The file is read again at each update, by rank 0, which hands its text to the others: a mixture can be corrected while
+a run goes on. What was read is kept in checkpoints and each change stands in the trace. A file that has become wrong
+or has gone does not stop the run: the last good one stays in force, and log and trace say so at each update.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from accelerate.utils import broadcast_object_list
+from dataflex.core.errors import InvalidConfigError, Problem, nearest
+from dataflex.core.registry import register_mixer
+from dataflex.train.mixer.base_mixer import Mixer, logger
+from numpy.typing import NDArray
+
+from dataflex_mixers.checks import one_of, require, text_or_null
+from dataflex_mixers.curve import Curve, parse_curve
+from dataflex_mixers.simplex import Shares
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
+    from dataflex.data.mixture import MixtureManager
+
+POSITIONS = ("steps", "tokens")
+FILE_KEYS = ("points", "interpolation")
+
+
+@register_mixer("schedule")
+class ScheduleMixer(Mixer):
+    """The mixture follows given points over the run: linear, cosine or step; from a file, it may change meanwhile.
+
+    Args:
+        mixture_manager: The sources.
+        accelerator: The run's accelerator, to hand the file's text to every rank.
+        points: A list of ``{at: position, proportions: [one per source] or {source: share}}``; or None with ``file``.
+        file: A YAML file with ``points`` and, if wanted, ``interpolation``; read again at each update. Relative to the
+            working directory.
+        interpolation: ``linear``, ``cosine`` or ``step``.
+        by: What positions count: optimizer ``steps``, or ``tokens`` with a label that was predicted.
+
+    Raises:
+        ConfigError: The points, in the parameters or in the file, are wrong; the message holds every problem.
+    """
+
+    def __init__(
+        self,
+        mixture_manager: MixtureManager,
+        accelerator: Accelerator,
+        points: list[Any] | None = None,
+        file: str | None = None,
+        interpolation: str = "linear",
+        by: str = "steps",
+    ) -> None:
+        super().__init__(mixture_manager)
+        both = (points is None) == (file is None)
+        way_out = "the one in the parameters, or the one in the file"
+        require(
+            "schedule",
+            one_of("by", by, POSITIONS),
+            text_or_null("file", file),
+            Problem("points, file", "one of the two is needed, and not both", way_out) if both else None,
+        )
+        self.accelerator = accelerator
+        self.file = None if file is None else Path(file)
+        self.by, self.interpolation = by, interpolation
+        self.tokens = 0
+        self.text = "" if self.file is None else _read(self.file)
+        found = self._parsed(self.text) if self.file else parse_curve(points, interpolation, mixture_manager.names)
+        if not isinstance(found, Curve):
+            raise InvalidConfigError([_of_mixer(problem, self.file) for problem in found])
+        self.curve = found
+        self._details: dict[str, Any] = {}
+
+    @classmethod
+    def may_observe(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether tokens are to be counted."""
+        return params.get("by") == "tokens"
+
+    @property
+    def observes(self) -> bool:
+        """Whether tokens are to be counted."""
+        return self.by == "tokens"
+
+    def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
+        """Counts the tokens of a step."""
+        self.tokens += int(tokens_K.sum())
+
+    def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
+        """Returns the (K,) mixture of the moment, the same on every rank."""
+        position = step_id if self.by == "steps" else self.tokens
+        self._details = {"at": position}
+        if self.file is not None:
+            self._reread(self.file, step_id)
+        return self.curve.value(position)
+
+    def details(self) -> dict[str, Any]:
+        """Returns the position, and what became of the file."""
+        return self._details
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the tokens counted, and the text of the file in force."""
+        return {"tokens": self.tokens, "text": self.text}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.tokens = int(state["tokens"])
+        if self.file is not None:
+            found = self._parsed(state["text"])
+            assert isinstance(found, Curve), "only what was right is kept"
+            self.text, self.curve = state["text"], found
+
+    def _reread(self, file: Path, step: int) -> None:
+        """Takes over the file as it is now, on every rank."""
+        answer = [_attempt(file) if self.accelerator.is_main_process else ("", "")]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(answer)
+        text, error = answer[0]
+        if not error and text != self.text:
+            found = self._parsed(text)
+            if isinstance(found, Curve):
+                self.text, self.curve = text, found
+                self._details["schedule_changed"] = True
+                logger.info("step %d: the mixture schedule %s has changed and is in force", step, file)
+            else:
+                error = "; ".join(map(str, found))
+        if error:
+            logger.warning("step %d: the schedule %s stays as it was read last: %s", step, file, error)
+            self._details["schedule_error"] = error
+        self._details["schedule_digest"] = hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
+
+    def _parsed(self, text: str) -> Curve | list[Problem]:
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            return [Problem("file", f"malformed YAML: {' '.join(str(error).split())}")]
+        if not isinstance(content, Mapping):
+            return [Problem("file", f"found a {type(content).__name__}, allowed: a mapping with points:")]
+        unknown = [Problem(str(k), "no such key", nearest(str(k), FILE_KEYS)) for k in content if k not in FILE_KEYS]
+        interpolation = content.get("interpolation", self.interpolation)
+        found = parse_curve(content.get("points"), interpolation, self.mixture_manager.names)
+        if isinstance(found, Curve):
+            return unknown or found
+        return [*unknown, *found]
+
+
+def _of_mixer(problem: Problem, file: Path | None) -> Problem:
+    where = f"{problem.where} of the schedule mixer" if file is None else f"{file}: {problem.where}"
+    return Problem(where, problem.what, problem.way_out)
+
+
+def _read(file: Path) -> str:
+    text, error = _attempt(file)
+    if error:
+        raise InvalidConfigError([Problem("file of the schedule mixer", error, "give a YAML file with points:")])
+    return text
+
+
+def _attempt(file: Path) -> tuple[str, str]:
+    """Returns the text and why there is none."""
+    try:
+        return file.read_text(encoding="utf-8"), ""
+    except (OSError, UnicodeDecodeError) as error:
+        return "", f"{file} cannot be read: {error}"

@@ -1,0 +1,48 @@
+"""The losses of the steps between two updates, source by source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class LossWindow:
+    """Token means over the steps since the window was last closed.
+
+    Args:
+        domains: K.
+    """
+
+    def __init__(self, domains: int) -> None:
+        self._sums_K: NDArray[np.float64] = np.zeros(domains)
+        self._tokens_K: NDArray[np.int64] = np.zeros(domains, dtype=np.int64)
+        self._last_K: NDArray[np.float64] = np.full(domains, np.nan)
+
+    def add(self, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
+        """Adds a step: (K,) mean token losses, NaN where there were no tokens, and (K,) tokens."""
+        self._sums_K += np.where(tokens_K > 0, losses_K, 0.0) * tokens_K
+        self._tokens_K += tokens_K
+
+    def close(self) -> NDArray[np.float64]:
+        """Returns the (K,) means of the window, NaN for a source without tokens, and begins another."""
+        means_K = np.full(len(self._sums_K), np.nan)
+        np.divide(self._sums_K, self._tokens_K, out=means_K, where=self._tokens_K > 0)
+        self._sums_K, self._tokens_K = np.zeros_like(self._sums_K), np.zeros_like(self._tokens_K)
+        self._last_K = means_K
+        return means_K.copy()
+
+    def last(self, names: Sequence[str]) -> dict[str, float]:
+        """Returns source -> mean of the window closed last, without those that were not seen; for the trace."""
+        return {name: float(x) for name, x in zip(names, self._last_K, strict=True) if np.isfinite(x)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the open window."""
+        return {"sums": self._sums_K.copy(), "tokens": self._tokens_K.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._sums_K = np.array(state["sums"], dtype=np.float64)
+        self._tokens_K = np.array(state["tokens"], dtype=np.int64)

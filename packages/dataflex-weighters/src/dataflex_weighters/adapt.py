@@ -1,0 +1,178 @@
+"""``adapt``: samples that are like the target, in the model's own eyes, count more.
+
+ADAPT (ICLR 2026), arXiv 2605.05227. With h_t the last hidden states of a sample's T tokens and V a small target set:
+
+    phi(x) = sum_t (t / sum_s s) h_t, scaled to length 1
+    s(x)   = mean over v in V of cos(phi(x), phi(v)) = phi(x) . u,    u the mean of the phi(v)
+    w(x)   = sigmoid(s(x) / max(tau, epsilon)), a constant
+
+and the loss is the mean of w_i l_i: a learning rate per sample. The target is the run's evaluation set. The hidden
+states are those of the training forward, dropout included; u is computed anew every ``refresh`` steps, in eval mode.
+
+Cost: one weighted sum over the hidden states; a forward pass over the target per refresh; one vector of memory.
+Rejected: a second forward in eval mode for the samples, which would cost a third of the step. Not covered: the variant
+that takes BM25 similarities in the place of s.
+
+Letters: B samples, T tokens, H width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from dataflex.core.errors import Problem
+from dataflex.core.registry import register_weighter
+from dataflex.scoring import hidden_state_embeddings
+from dataflex.scoring.embeddings import pool
+from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.hidden import Caught, caught_hidden_states
+
+from dataflex_weighters.checks import count, count_or_null, flag, positive, require
+from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
+
+if TYPE_CHECKING:
+    from dataflex.scoring.row_pass import Collator
+    from dataflex.train.trainer.weight_trainer import WeightTrainer
+
+EPSILON = 1e-6  # the least temperature
+
+
+def adapt_weights(phi_BH: torch.Tensor, u_H: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns the weights: (B,) in (0, 1).
+
+    Args:
+        phi_BH: (B, H) embeddings of length 1.
+        u_H: (H,) mean of the target's embeddings, each of length 1.
+        temperature: tau.
+    """
+    return torch.sigmoid(phi_BH @ u_H / max(temperature, EPSILON))  # w(x) = sigma(s(x) / max(tau, epsilon))
+
+
+@register_weighter("adapt")
+class AdaptWeighter(Weighter):
+    """Weights by the cosine to the evaluation set in the model's last hidden states (ADAPT, arXiv 2605.05227).
+
+    Args:
+        eval_dataset: The target; several sets count as one.
+        data_collator: Makes a batch of tensors from a list of rows.
+        temperature: tau, > 0: below 1 tells samples apart more sharply.
+        refresh: Steps after which the target is embedded anew.
+        anchors: Rows of the target to embed, drawn at each refresh; null for all.
+        normalise: Whether the weights are scaled to mean 1 over the micro-batch of all ranks.
+
+    Raises:
+        ConfigError: There is no evaluation set, or a parameter has another value; the message holds every problem.
+    """
+
+    def __init__(
+        self,
+        eval_dataset: Any,
+        data_collator: Collator,
+        temperature: float = 1.0,
+        refresh: int = 100,
+        anchors: int | None = None,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        sets = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
+        self.targets = [rows for rows in sets.values() if rows is not None and len(rows)]
+        require(
+            "adapt",
+            None if self.targets else _no_target(),
+            positive("temperature", temperature),
+            count("refresh", refresh),
+            count_or_null("anchors", anchors),
+            flag("normalise", normalise),
+        )
+        self.data_collator = data_collator
+        self.temperature, self.refresh = float(temperature), refresh
+        self.anchors, self.normalise = anchors, normalise
+        self._target_H: torch.Tensor | None = None
+        self._refreshed = -1  # the step of the last refresh
+        self._caught: Caught | None = None
+
+    def training_step(
+        self,
+        ctx: WeightTrainer,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | None = None,
+        use_weighter: bool = False,
+    ) -> torch.Tensor:
+        """Embeds the target where that is due, and keeps the hidden states of the forward for the weights."""
+        if not use_weighter:
+            return super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
+        step = ctx.state.global_step
+        if self._target_H is None or step >= self._refreshed + self.refresh:
+            self._target_H, self._refreshed = torch.from_numpy(self._embedded(ctx, step)), step
+        assert isinstance(ctx.model, torch.nn.Module)
+        with caught_hidden_states(ctx.model) as self._caught:
+            return super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
+
+    def get_weighted_loss(
+        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
+        assert self._caught is not None, "the hidden states come with training_step"
+        assert self._target_H is not None
+        tokens_BT = inputs["input_ids"]
+        with torch.no_grad():
+            hidden_BTH = self._caught(tokens_BT.shape)
+            phi_BH = pool(hidden_BTH, _mask(inputs).to(hidden_BTH.device), "weighted")
+            weights = adapt_weights(phi_BH, self._target_H.to(phi_BH), self.temperature).to(losses)
+        if self.normalise:
+            labelled = rows_with_labels(inputs, losses.numel(), losses.device)
+            everyone, _, own = compared(weights, labelled, ctx, "batch")
+            weights = torch.zeros_like(weights)
+            weights[labelled] = with_mean_one(everyone)[own]
+        return (weights * losses).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the embedded target, so that a resumed run goes on with it until the next refresh."""
+        return {"target": self._target_H, "refreshed": self._refreshed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._target_H, self._refreshed = state["target"], int(state["refreshed"])
+
+    def _embedded(self, ctx: WeightTrainer, step: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Returns u: (H,) the mean embedding of the target, the same on every rank."""
+        sizes = [len(rows) for rows in self.targets]
+        chosen = np.arange(sum(sizes))
+        if self.anchors is not None and self.anchors < len(chosen):
+            chosen = np.sort(self.generator(step).choice(chosen, self.anchors, replace=False))
+        total, start = np.zeros(0, dtype=np.float64), 0
+        for rows, size in zip(self.targets, sizes, strict=True):
+            indices = chosen[(chosen >= start) & (chosen < start + size)] - start
+            start += size
+            if not len(indices):
+                continue
+            phi = hidden_state_embeddings(
+                ctx.model,  # type: ignore[arg-type]  # a module, once a trainer trains
+                rows,
+                collator=self.data_collator,
+                accelerator=ctx.accelerator,
+                indices=indices,
+                pooling="weighted",
+                desc=f"{self.name}: the target at step {step}",
+                progress=False,
+            )
+            total = phi.sum(axis=0, dtype=np.float64) + (total if len(total) else 0)
+        return (total / len(chosen)).astype(np.float32)
+
+
+def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Returns (B, T) bool: where there is a token. Without a mask of that shape, as for packed rows, everywhere."""
+    mask, tokens_BT = inputs.get("attention_mask"), inputs["input_ids"]
+    return mask != 0 if mask is not None and mask.shape == tokens_BT.shape else torch.ones_like(tokens_BT).bool()
+
+
+def _no_target() -> Problem:
+    return Problem(
+        "eval_dataset",
+        "the run has no evaluation set with rows, and its rows are what this weighter aims at",
+        "set eval_dataset, or val_size to hold rows out of the train dataset",
+    )

@@ -1,0 +1,82 @@
+"""Samples that are compared with each other: the losses of a micro-batch, or of a whole step, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from dataflex.core.errors import ComponentError
+from dataflex.train.weighter.gather import gather_losses
+
+if TYPE_CHECKING:
+    from dataflex.train.trainer.weight_trainer import WeightTrainer
+
+SCOPES = ("batch", "step")
+
+IGNORED = -100  # the label that transformers and torch leave out of the loss
+
+
+class Compared(NamedTuple):
+    """Samples with labels, in the same order on every rank.
+
+    Attributes:
+        losses: (G,) losses without gradient.
+        sources: (G,) the number of each one's source; None where it was not asked for.
+        own: Where those of this rank's micro-batch stand.
+    """
+
+    losses: torch.Tensor
+    sources: torch.Tensor | None
+    own: slice
+
+
+def rows_with_labels(inputs: Mapping[str, torch.Tensor], rows: int, device: torch.device) -> torch.Tensor:
+    """Returns (B,) bool: whether the sample has a label to predict. The first token is predicted from nothing.
+
+    Args:
+        inputs: The micro-batch; without ``labels`` in it, every sample counts.
+        rows: B.
+        device: Where the result is needed.
+    """
+    labels = inputs.get("labels")
+    if labels is None:
+        return torch.ones(rows, dtype=torch.bool, device=device)
+    return (labels[:, 1:] != IGNORED).any(dim=1).to(device)
+
+
+def compared(
+    losses_B: torch.Tensor, labelled_B: torch.Tensor, ctx: WeightTrainer, scope: str, with_sources: bool = False
+) -> Compared:
+    """Returns the samples that this rank's B are compared with. Every rank calls it for each micro-batch.
+
+    Args:
+        losses_B: (B,) losses of the micro-batch.
+        labelled_B: (B,) whether each has a label.
+        ctx: The trainer.
+        scope: ``batch``: the micro-batch of every rank. ``step``: all micro-batches of the step of every rank, whose
+            losses cost a forward pass more; where a step has one micro-batch, it is that one and costs nothing.
+        with_sources: Whether sources are needed.
+
+    Raises:
+        ComponentError: Sources or a step are needed and the batches do not say which rows they hold.
+    """
+    if scope == "step" and ctx.micro_batches > 1:
+        step, own = ctx.step_losses()
+        losses, rows = step.losses, step.rows
+    else:
+        losses, rows = losses_B[labelled_B], ctx.batch_rows[labelled_B] if with_sources else None
+        own = slice(0, losses.numel())
+    everyone, mine = gather_losses(losses, ctx.accelerator)
+    sources = None
+    if with_sources:
+        if rows is None:
+            raise ComponentError("the batches do not say which rows they hold: the train dataset is a stream")
+        sources = gather_losses(ctx.sources_of(rows).to(losses.dtype), ctx.accelerator)[0].long()
+    return Compared(everyone, sources, slice(mine.start + own.start, mine.start + own.stop))
+
+
+def with_mean_one(weights_G: torch.Tensor) -> torch.Tensor:
+    """Returns the weights divided by their mean; unchanged where that is 0, or there are none."""
+    mean = weights_G.mean() if weights_G.numel() else weights_G.new_ones(())
+    return weights_G / torch.where(mean == 0, torch.ones_like(mean), mean)

@@ -1,0 +1,64 @@
+"""``dataset``: a constant weight for each source. No paper: the baseline for weighters that compare sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dataflex.core.errors import Problem
+from dataflex.core.registry import register_weighter
+from dataflex.data.rows import MixedSources
+from dataflex.train.weighter.base_weighter import Weighter
+
+from dataflex_weighters.checks import at_least_zero, flag, require
+from dataflex_weighters.sources import known_sources, source_weights
+
+if TYPE_CHECKING:
+    import torch
+    from dataflex.train.trainer.weight_trainer import WeightTrainer
+
+
+@register_weighter("dataset")
+class DatasetWeighter(Weighter):
+    """A constant weight for each source of the train dataset.
+
+    Args:
+        dataset: The train dataset, which knows its sources.
+        weights: Source -> weight, at least 0; null for none.
+        default: The weight of the sources that ``weights`` does not name, at least 0.
+        normalise: Whether the weights are scaled so that their mean over the rows of the train dataset is 1.
+
+    Raises:
+        ConfigError: A parameter has another value, or names a source that is not there; the message holds every
+            problem.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        weights: Mapping[str, float] | None = None,
+        default: float = 1.0,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        problems = [at_least_zero("default", default), flag("normalise", normalise), known_sources(dataset)]
+        names = dataset.names if isinstance(dataset, MixedSources) else ()
+        require("dataset", *problems, *source_weights("weights", weights, names))
+        by_source = np.array([(weights or {}).get(name, default) for name in names], dtype=np.float32)
+        mean = float(by_source @ dataset.sizes / max(1, dataset.sizes.sum()))
+        if not mean > 0:
+            require("dataset", Problem("weights", "no source has rows and a weight above 0", "let one count"))
+        self.by_source = by_source / mean if normalise else by_source
+
+    @classmethod
+    def needs_sources(cls, params: Mapping[str, Any]) -> bool:
+        """Always. See the base class."""
+        return True
+
+    def get_weighted_loss(
+        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Any = None
+    ) -> torch.Tensor:
+        """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
+        sources = ctx.sources_of(ctx.batch_rows)
+        return (losses.new_tensor(self.by_source)[sources.to(losses.device)] * losses).mean()

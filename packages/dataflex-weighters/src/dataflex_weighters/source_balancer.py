@@ -1,0 +1,172 @@
+"""``balancer``: every source moves the model as much as its weight says, however large its gradients are.
+
+The losses that are balanced are those of the sources (see :mod:`dataflex_weighters.balancer`, with the formula and its
+origin). A row belongs to one source, so at the last hidden states h the gradients of the sources lie in different rows,
+and one ordinary backward pass shows all of them:
+
+    n_k = mean over the rows i of source k in the step of |d l_i / d h_i|,   N_k their running mean
+    lambda_k = (w_k / sum_j w_j) / (epsilon + N_k),  scaled so that the mean weight of the rows is 1
+
+lambda_k weighs the losses of source k in the next step. So all parameters are balanced, those of the output layer
+too, one step late. Rejected: scaling the gradient rows inside of the hook, which is exact but leaves out the output
+layer and what the hook cannot see.
+
+Cost: the norm of the gradient at h, a few numbers between ranks per step. Under fp16 of DeepSpeed the averages take the
+changes of its loss scale for changes of the gradients.
+
+Letters: B rows of the micro-batch, K sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from dataflex.core.errors import ComponentError
+from dataflex.core.registry import register_weighter
+from dataflex.data.rows import MixedSources
+from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.hidden import Caught, caught_hidden_states
+
+from dataflex_weighters.balancer import RunningMeans
+from dataflex_weighters.checks import at_least_zero, at_most_one, require
+from dataflex_weighters.sources import known_sources, source_weights
+
+if TYPE_CHECKING:
+    from dataflex.train.trainer.weight_trainer import WeightTrainer
+
+
+def balanced(
+    shares: Mapping[str, float], norms: Mapping[str, float], rows: Mapping[str, float], epsilon: float
+) -> dict[str, float]:
+    """Returns source -> lambda, with mean 1 over the rows; sources without a norm are not in it.
+
+    Args:
+        shares: w, source -> share of the gradient of a row.
+        norms: N, source -> mean norm of the gradient of a row; some or all sources.
+        rows: Source -> what its rows count, for the mean.
+        epsilon: What is added to each norm.
+    """
+    raw = {name: shares[name] / (epsilon + norm) for name, norm in norms.items() if epsilon + norm > 0}
+    counted = sum(rows[name] for name in raw if shares[name] > 0)
+    mean = sum(raw[name] * rows[name] for name in raw) / counted if counted > 0 else 0.0
+    return {name: value / mean for name, value in raw.items()} if mean > 0 else {}
+
+
+@register_weighter("balancer")
+class BalancerWeighter(Weighter):
+    """Weighs sources so that their shares of the gradient are what is asked for, whatever their losses' scales.
+
+    Args:
+        dataset: The train dataset, which knows its sources.
+        weights: Source -> share of the gradient that a row has, relative to the rows of other sources; sources that
+            are not named have 1. Null: all have the same.
+        ema_decay: Of the running mean of the norms, from 0 to 1; the larger, the slower.
+        epsilon: What is added to each norm, at least 0.
+
+    Raises:
+        ConfigError: A parameter has another value, or names a source that is not there; the message holds every
+            problem.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        weights: Mapping[str, float] | None = None,
+        ema_decay: float = 0.999,
+        epsilon: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        names = dataset.names if isinstance(dataset, MixedSources) else ()
+        require(
+            "balancer",
+            known_sources(dataset),
+            *source_weights("weights", weights, names),
+            at_most_one("ema_decay", ema_decay),
+            at_least_zero("epsilon", epsilon),
+        )
+        self.shares = {name: float((weights or {}).get(name, 1.0)) for name in names}
+        self.epsilon = float(epsilon)
+        self._norms, self._rows = RunningMeans(float(ema_decay)), RunningMeans(float(ema_decay))
+        self._seen_K3: torch.Tensor | None = None  # of this rank in this step: sum of norms, rows, what they count
+        self._caught: Caught | None = None
+
+    @classmethod
+    def needs_sources(cls, params: Mapping[str, Any]) -> bool:
+        """Always. See the base class."""
+        return True
+
+    @property
+    def by_source(self) -> dict[str, float]:
+        """Source -> weight of its rows in the next step; 1 for a source not seen so far."""
+        found = balanced(self.shares, self._norms.means(), self._rows.means(), self.epsilon)
+        return {name: found.get(name, 1.0 if share > 0 else 0.0) for name, share in self.shares.items()}
+
+    def training_step(
+        self,
+        ctx: WeightTrainer,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | None = None,
+        use_weighter: bool = False,
+    ) -> torch.Tensor:
+        """Looks at the gradients of the step, and averages them once it is done."""
+        if not use_weighter:
+            return super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
+        assert isinstance(ctx.model, torch.nn.Module)
+        with caught_hidden_states(ctx.model) as self._caught:
+            loss = super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
+        if ctx.is_last_micro_batch:
+            self._average(ctx)
+        return loss
+
+    def get_weighted_loss(
+        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
+        assert self._caught is not None, "the hidden states come with training_step"
+        hidden = self._caught(inputs["input_ids"].shape)
+        if not hidden.requires_grad:
+            raise ComponentError("no gradient reaches the hidden states: train more than the output layer")
+        sources_B = ctx.sources_of(ctx.batch_rows).to(losses.device)
+        weights_B = losses.new_tensor(list(self.by_source.values()))[sources_B]
+        hidden.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: self._look(gradient, sources_B, weights_B, ctx)
+        )
+        return (weights_B * losses).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the running means."""
+        return {"norms": self._norms.state_dict(), "rows": self._rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._norms.load_state_dict(state["norms"])
+        self._rows.load_state_dict(state["rows"])
+
+    @torch.no_grad()
+    def _look(
+        self, gradient: torch.Tensor, sources_B: torch.Tensor, weights_B: torch.Tensor, ctx: WeightTrainer
+    ) -> None:
+        """Adds the micro-batch's norms. A row of weight 0 has no gradient that could be looked at."""
+        scaler = ctx.accelerator.scaler
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        factors_B = ctx.row_factors.to(gradient.device).float()
+        seen_B = factors_B > 0
+        norms_B = gradient.float().flatten(1).norm(dim=1)
+        norms_B = torch.where(seen_B, norms_B / torch.where(seen_B, factors_B * scale, 1.0), 0.0)  # |d l_i / d h_i|
+        counts_B = torch.where(seen_B, factors_B / torch.where(seen_B, weights_B, 1.0), 0.0)
+        if self._seen_K3 is None:
+            self._seen_K3 = norms_B.new_zeros(len(self.shares), 3)
+        self._seen_K3.index_add_(0, sources_B, torch.stack([norms_B, seen_B.float(), counts_B], dim=1))
+
+    def _average(self, ctx: WeightTrainer) -> None:
+        """Takes the step's norms over all ranks into the running means."""
+        own = self._seen_K3 if self._seen_K3 is not None else torch.zeros(len(self.shares), 3)
+        self._seen_K3 = None
+        if ctx.accelerator.num_processes > 1:
+            own = ctx.accelerator.gather(own.to(ctx.accelerator.device)).view(-1, len(self.shares), 3).sum(dim=0)
+        found = dict(zip(self.shares, own.double().tolist(), strict=True))
+        self._norms.update({name: norms / rows for name, (norms, rows, _) in found.items() if rows > 0})
+        self._rows.update({name: counts for name, (_, _, counts) in found.items()})

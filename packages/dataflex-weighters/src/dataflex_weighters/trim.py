@@ -1,0 +1,72 @@
+"""``trim``: the samples with the highest losses do not count.
+
+Where labels are wrong, the model's loss on them stays high; leaving the highest share of a batch out is the trimmed
+loss of robust statistics (Rousseeuw 1984), used for noisy labels by Shen and Sanghavi, "Learning with Bad Training
+Data via Iterative Trimmed Loss Minimization" (ICML 2019, arXiv 1810.11874):
+
+    w_i = 0 for the floor(q G) samples with the highest losses of the G compared, 1 for the others
+
+Cost: two small collectives per micro-batch on several ranks, none on one; ``scope: step`` a forward pass more. Not
+covered: a threshold that is carried from step to step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from dataflex.core.registry import register_weighter
+from dataflex.train.weighter.base_weighter import Weighter
+
+from dataflex_weighters.checks import below_one, flag, one_of, require
+from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
+
+if TYPE_CHECKING:
+    from dataflex.train.trainer.weight_trainer import WeightTrainer
+
+
+def trimmed(losses_G: torch.Tensor, share: float) -> torch.Tensor:
+    """Returns the weights: (G,) 0 for the floor(share G) highest losses, 1 for the others.
+
+    Of equal losses the last ones are left out first, so that every rank leaves out the same.
+
+    Args:
+        losses_G: (G,) losses.
+        share: q, in [0, 1).
+    """
+    weights_G = torch.ones_like(losses_G)
+    kept = losses_G.numel() - int(share * losses_G.numel() + 1e-9)  # 0.3 * 10 is 3, whatever floats make of it
+    weights_G[torch.sort(losses_G, stable=True).indices[kept:]] = 0
+    return weights_G
+
+
+@register_weighter("trim")
+class TrimWeighter(Weighter):
+    """Leaves out the samples with the highest losses.
+
+    Args:
+        share: The share of samples to leave out, from 0 to below 1; the number is rounded down.
+        scope: What is compared: ``batch``, the micro-batch over all ranks; ``step``, all micro-batches of the step over
+            all ranks, for a forward pass more.
+        normalise: Whether the samples that are left count more, so that the mean weight stays 1.
+
+    Raises:
+        ConfigError: A parameter has another value; the message holds every problem.
+    """
+
+    def __init__(self, share: float = 0.1, scope: str = "batch", normalise: bool = False) -> None:
+        super().__init__()
+        require("trim", below_one("share", share), one_of("scope", scope, SCOPES), flag("normalise", normalise))
+        self.share, self.scope, self.normalise = float(share), scope, normalise
+
+    def get_weighted_loss(
+        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
+        labelled = rows_with_labels(inputs, losses.numel(), losses.device)
+        everyone, _, own = compared(losses, labelled, ctx, self.scope)
+        kept = trimmed(everyone, self.share)
+        weights = torch.zeros_like(losses)
+        weights[labelled] = (with_mean_one(kept) if self.normalise else kept)[own]
+        return (weights * losses).mean()

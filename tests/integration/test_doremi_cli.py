@@ -1,0 +1,135 @@
+"""``dataflex-cli doremi``: the three runs in their order, the weights handed on, what is passed over and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from dataflex.cli.main import run as cli
+from dataflex.core.errors import ConfigError
+from dataflex_mixers.doremi.command import run
+from dataflex_mixers.doremi.handover import FILE
+
+TIMES = {"logging_steps": 1, "save_steps": 100, "disable_tqdm": True, "plot_loss": False, "do_eval": False}
+
+
+@pytest.fixture
+def file(workspace, tmp_path, monkeypatch) -> Path:
+    """A small DoReMi file over the workspace's three domains."""
+    monkeypatch.chdir(tmp_path)
+    base = yaml.safe_load((workspace / "mix_static.yaml").read_text())
+    own = ("train_type", "static_mix", "mixture_sample_rule", "init_mixture_proportions", "train_step")
+    common = {key: value for key, value in base.items() if key not in own} | TIMES | {"max_samples": 60}
+    common |= {"output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 4}
+    sections = {"common": common, "reference": {"train_step": 2}, "final": {"train_step": 3}}
+    sections["proxy"] = {"train_step": 4, "update_step": 2, "params": {"eta": 5.0}}
+    path = tmp_path / "doremi.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+class Pretended:
+    """Trains nothing: leaves what each run would leave."""
+
+    def __init__(self, out: Path, fails: str | None = None) -> None:
+        self.out, self.fails, self.seen = out, fails, []
+
+    def __call__(self, file: Path) -> int:
+        step = file.stem.partition("_")[2]
+        self.seen.append(step)
+        if step == self.fails:
+            return 7
+        folder = self.out / step
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trainer_state.json").write_text("{}")
+        if step == "proxy":
+            shares = {"code": 0.5, "docstrings": 0.125, "prose": 0.375}
+            (folder / FILE).write_text(json.dumps({"proportions": shares}))
+        return 0
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def test_the_steps_are_those_of_doremi_and_hand_their_results_on(file, tmp_path):
+    train = Pretended(tmp_path / "out")
+    assert run([str(file)], train) == 0
+    assert train.seen == ["reference", "proxy", "final"]
+    reference, proxy, final = (read(tmp_path / "out" / f"{i}_{s}.yaml") for i, s in enumerate(train.seen, start=1))
+    assert (reference["static_mix"], reference["mixture_sample_rule"]) == (True, "stratified")
+    assert (proxy["component_name"], proxy["mixture_sample_rule"], proxy["train_step"]) == ("doremi", "uniform", 4)
+    params = read(tmp_path / "out" / "proxy_components.yaml")["mixers"]["doremi"]["params"]
+    assert params == {"eta": 5.0, "reference_model": str(tmp_path / "out" / "reference")}
+    assert final["init_mixture_proportions"] == [0.5, 0.125, 0.375]
+    assert final["static_mix"] is True
+    assert {keys["mixture_unit"] for keys in (reference, proxy, final)} == {"tokens"}
+
+
+def test_a_step_that_fails_ends_the_command_and_the_next_call_goes_on_there(file, tmp_path):
+    broken = Pretended(tmp_path / "out", fails="proxy")
+    assert run([str(file)], broken) == 7
+    assert broken.seen == ["reference", "proxy"]
+    again = Pretended(tmp_path / "out")
+    assert run([str(file)], again) == 0
+    assert again.seen == ["proxy", "final"]
+    assert run([str(file)], again) == 0
+    assert again.seen == ["proxy", "final"], "everything is finished"
+
+
+def test_a_finished_step_is_not_taken_for_one_of_another_configuration(file, tmp_path):
+    run([str(file), "reference"], Pretended(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"'reference' is finished in .*not as 1_reference.yaml would have it now"):
+        run([str(file), "reference", "learning_rate=0.1"], Pretended(tmp_path / "out"))
+    train = Pretended(tmp_path / "out")
+    assert run([str(file), "reference", "learning_rate=0.1", "overwrite_output_dir=true"], train) == 0
+    assert train.seen == ["reference"]
+
+
+def test_a_step_alone_needs_the_one_before(file, tmp_path):
+    with pytest.raises(ConfigError, match="holds no finished reference model -> train it first"):
+        run([str(file), "proxy"], Pretended(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="holds no finished proxy -> train it first"):
+        run([str(file), "final"], Pretended(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"porxy": {}}, ["porxy: no such section", "did you mean 'proxy'?"]),
+        ({"final": {"static_mix": False}}, ["final: static_mix: is given by DoReMi -> remove it"]),
+        ({"proxy": {"output_dir": "x"}}, ["proxy: output_dir: differs from that of the other steps"]),
+        ({"reference": {"finetuning_type": "lora"}}, ["reference: finetuning_type: found 'lora'"]),
+        ({"proxy": {"train_step": 4, "params": {"eat": 1}}}, ["proxy: ", "no parameter 'eat'", "did you mean 'eta'?"]),
+        ({"final": {"learning_rat": 1}}, ["final: learning_rat: neither dataflex nor", "learning_rate"]),
+        ({"reference": {"train_step": -1}}, ["reference: train_step: found -1"]),
+    ],
+)
+def test_all_three_runs_are_checked_before_the_first_starts(file, tmp_path, changes, messages):
+    file.write_text(yaml.safe_dump(read(file) | changes))
+    train = Pretended(tmp_path / "out")
+    with pytest.raises(ConfigError) as error:
+        run([str(file)], train)
+    assert all(message in str(error.value) for message in messages), str(error.value)
+    assert train.seen == []
+
+
+def test_the_command_is_listed_and_its_mistakes_end_with_2(capsys, file):
+    assert cli(["help"]) == 0
+    assert "find a mixture with DoReMi" in capsys.readouterr().out
+    assert cli(["doremi"]) == 2
+    assert cli(["doremi", str(file), "prxoy"]) == 2
+    assert "expected a step (reference, proxy, final) or key=value" in capsys.readouterr().err
+
+
+def test_three_real_runs_end_with_a_model_on_the_mixture_that_was_found(file, tmp_path):
+    assert run([str(file)]) == 0
+    out = tmp_path / "out"
+    weights = json.loads((out / "proxy" / FILE).read_text())
+    assert weights["steps"] == 4
+    assert weights["unit"] == "tokens"
+    assert (out / "final" / "model.safetensors").exists()
+    final = read(out / "final" / "dataflex_config.yaml")
+    assert final["init_mixture_proportions"] == list(weights["proportions"].values())

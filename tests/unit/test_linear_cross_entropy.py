@@ -1,0 +1,150 @@
+"""Token losses without logits: values, gradients and memory against the plain way, and the routes that use them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from dataflex.scoring import label_losses, per_sample_losses
+from dataflex.scoring.linear_cross_entropy import linear_cross_entropy
+from dataflex.scoring.output_losses import OutputLosses, plain_output_layer
+from dataflex.testing import TokenRows, pad_collate, tiny_model
+
+M, H, V = 23, 12, 57
+
+
+def case(seed=0, bias=True, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(M, H, generator=generator).to(dtype)
+    weight = torch.randn(V, H, generator=generator).to(dtype)
+    offsets = torch.randn(V, generator=generator).to(dtype) if bias else None
+    targets = torch.randint(0, V, (M,), generator=generator)
+    factors = torch.rand(M, generator=generator)
+    return hidden, weight, offsets, targets, factors
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 23, 100])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
+def test_values_and_gradients_equal_the_plain_way(chunk, bias, trained):
+    results = []
+    for route in ("plain", "chunked"):
+        hidden, weight, offsets, targets, factors = case(bias=bias)
+        tensors = [hidden.requires_grad_(trained[0]), weight.requires_grad_(trained[1])]
+        if offsets is not None:
+            tensors.append(offsets.requires_grad_(trained[1]))
+        if route == "plain":
+            losses = F.cross_entropy(F.linear(hidden, weight, offsets), targets, reduction="none")
+        else:
+            losses = linear_cross_entropy(hidden, weight, offsets, targets, chunk)
+        (factors * losses).sum().backward()
+        results.append([losses.detach(), *(t.grad for t in tensors if t.requires_grad)])
+    assert len(results[0]) == len(results[1]) == 1 + trained[0] + trained[1] * (1 + bias)
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_losses_of_huge_and_tiny_logits_are_finite():
+    hidden, weight, _, targets, _ = case()
+    losses = linear_cross_entropy(hidden * 1e3, weight, None, targets, 5)
+    assert losses.isfinite().all()
+    torch.testing.assert_close(losses, F.cross_entropy(hidden * 1e3 @ weight.t(), targets, reduction="none"))
+
+
+def test_no_tokens_give_no_losses_and_a_gradient_of_zero():
+    hidden, weight, _, targets, _ = case()
+    weight.requires_grad_()
+    linear_cross_entropy(hidden[:0], weight, None, targets[:0]).sum().backward()
+    assert (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("by_autocast", [True, False])
+def test_half_precision_is_as_precise_as_a_linear_layer_in_it(by_autocast):
+    hidden, weight, _, targets, factors = case(dtype=torch.float32 if by_autocast else torch.bfloat16)
+    hidden.requires_grad_(), weight.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=by_autocast):
+        losses = linear_cross_entropy(hidden, weight, None, targets, 4)
+        plain = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
+    torch.testing.assert_close(losses, plain, rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad((factors * losses).sum(), (hidden, weight))
+    theirs = torch.autograd.grad((factors * plain).sum(), (hidden, weight))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
+
+
+MEASURE = """
+import resource, sys, torch
+from dataflex.scoring.linear_cross_entropy import linear_cross_entropy
+torch.set_num_threads(1)
+M, H, V = 1024, 16, 150_000
+torch.manual_seed(0)
+hidden, weight = torch.randn(M, H, requires_grad=True), torch.randn(V, H, requires_grad=True)
+targets = torch.randint(0, V, (M,))
+weight.grad = torch.zeros_like(weight)
+linear_cross_entropy(hidden[:1], weight, None, targets[:1]).sum().backward()  # warm
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "plain":
+    torch.nn.functional.cross_entropy(hidden @ weight.t(), targets)
+else:
+    linear_cross_entropy(hidden, weight, None, targets).sum().backward()
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (4 * M * V))
+"""
+
+
+def test_peak_memory_at_a_vocabulary_of_150k_is_at_most_a_quarter_of_the_logits():
+    found = {}
+    for route in ("plain", "chunked"):
+        done = subprocess.run([sys.executable, "-c", MEASURE, route], capture_output=True, text=True, check=True)
+        found[route] = float(done.stdout)
+    assert found["plain"] >= 1  # it sees the logits where there are any
+    assert found["chunked"] <= 0.25, found
+
+
+def test_rows_are_scored_alike_with_and_without_logits():
+    rows, model = TokenRows(20, lengths=range(5, 17)), tiny_model()
+    full = per_sample_losses(model, rows, collator=pad_collate, progress=False, chunked=False)
+    chunked = per_sample_losses(model, rows, collator=pad_collate, progress=False, chunked=True)
+    np.testing.assert_allclose(chunked, full, rtol=1e-5)
+    assert "forward" not in vars(model.lm_head)
+
+
+def test_scoring_leaves_the_logits_out_from_a_large_vocabulary_on(monkeypatch):
+    calls, plain = [], OutputLosses.at
+    monkeypatch.setattr(OutputLosses, "at", lambda self, *args: calls.append(1) or plain(self, *args))
+    rows, model = TokenRows(4), tiny_model()
+    per_sample_losses(model, rows, collator=pad_collate, progress=False)
+    assert not calls
+    monkeypatch.setattr(label_losses, "LARGE_VOCABULARY", 128)
+    per_sample_losses(model, rows, collator=pad_collate, progress=False)
+    assert calls
+
+
+def test_a_model_that_changes_its_logits_is_scored_with_them():
+    """Once told by its configuration, once found out."""
+    rows, model = TokenRows(6), tiny_model()
+    expected = per_sample_losses(model, rows, collator=pad_collate, progress=False)
+    plain = type(model).forward
+
+    def halved(self, *args, **kwargs):
+        output = plain(self, *args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    model.forward = halved.__get__(model)
+    full = per_sample_losses(model, rows, collator=pad_collate, progress=False, chunked=False)
+    assert not np.allclose(full, expected)
+    assert np.array_equal(per_sample_losses(model, rows, collator=pad_collate, progress=False, chunked=True), full)
+    model.config.final_logit_softcapping = 30.0
+    assert plain_output_layer(model) is None
+
+
+def test_only_a_plain_linear_layer_is_taken():
+    model = tiny_model()
+    assert plain_output_layer(model) is model.lm_head
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    assert plain_output_layer(model) is None

@@ -1,0 +1,146 @@
+"""ODM against Algorithm 1 of arXiv 2312.02406, written out term by term."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from dataflex.core.context import UpdateContext
+from dataflex.core.errors import ConfigError
+from dataflex.data.mixture import MixtureManager
+from dataflex.run.state import load_state, save_state
+from dataflex_mixers.odm import OdmMixer, exploration, policy, rewarded
+from hypothesis import given
+from hypothesis import strategies as st
+
+NAMES = ("wiki", "c4", "code")
+PRIOR = (0.5, 0.3, 0.2)
+NAN = math.nan
+LOSSES = [(3.0, 2.0, 4.0), (2.8, NAN, 3.5), (2.5, 1.9, 3.6), (2.6, 1.8, 3.0), (2.4, 1.7, NAN), (2.2, 1.5, 2.0)]
+
+
+def mixer(**params):
+    made = OdmMixer(MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1), **params)
+    made.bind("odm", 1)
+    return made
+
+
+def updated(made, losses, tokens=(5, 7, 11)):
+    """One step with these losses, then an update that takes effect, as the trainer does it."""
+    losses_K = np.array(losses, dtype=np.float64)
+    made.observe(0, losses_K, np.where(np.isnan(losses_K), 0, tokens))
+    shares = made.mix(None, 0, context=UpdateContext(0, 9, 0, 99, 1e-4, None))
+    made.mixture_manager.set_proportions(shares)
+    return shares
+
+
+def by_hand(losses, variant):
+    """Algorithm 1 with plain floats."""
+    K, a = 3, 0.9
+    R, pi, history = [0.0] * K, list(PRIOR), []
+    for t, L in enumerate(losses, start=1):
+        for d in range(K):
+            if not math.isnan(L[d]):
+                R[d] = a * R[d] + (1 - a) * (L[d] / pi[d] if variant == "paper" else math.exp(L[d]))
+        eps = min(1 / K, math.sqrt(math.log(K) / (K * t)))
+        before = 1 / K if t == 1 else min(1 / K, math.sqrt(math.log(K) / (K * (t - 1))))
+        greedy = [math.exp(before * r) if variant == "paper" else r for r in R]
+        pi = [(1 - K * eps) * g / sum(greedy) + eps for g in greedy]
+        history.append(pi)
+    return history
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_several_updates_are_those_of_the_formula_by_hand(variant):
+    made = mixer(variant=variant)
+    expected = by_hand(LOSSES, variant)
+    for losses, shares in zip(LOSSES, expected, strict=True):
+        np.testing.assert_allclose(updated(made, losses), shares, rtol=1e-12)
+    assert np.ptp(expected[-1]) > 0.01, "the policy has left the even shares"
+    assert expected[0] == pytest.approx([1 / 3] * 3), "the first K ln K updates explore evenly"
+
+
+def test_exploration_is_that_of_the_paper():
+    assert exploration(0, 4) == 0.25
+    assert exploration(1, 4) == 0.25
+    assert exploration(100, 4) == pytest.approx(math.sqrt(math.log(4) / 400))
+
+
+def test_the_window_is_the_token_mean_over_its_steps():
+    made, direct = mixer(variant="code"), mixer(variant="code")
+    made.observe(1, np.array([4.0, 1.0, NAN]), np.array([10, 5, 0]))
+    made.observe(2, np.array([1.0, NAN, NAN]), np.array([30, 0, 0]))
+    shares = made.mix(None, 0)
+    np.testing.assert_allclose(shares, updated(direct, (1.75, 1.0, NAN)))
+    assert made.details()["losses"] == {"wiki": 1.75, "c4": 1.0}
+
+
+def test_a_source_that_was_not_seen_keeps_its_reward():
+    rewards = np.array([1.0, 2.0, 3.0])
+    after = rewarded(rewards, np.array([5.0, NAN, NAN]), np.array([0.5, 0.5, 0.0]), 0.9, "paper")
+    assert after.tolist() == [0.9 * 1 + 0.1 * 10, 2.0, 3.0]
+
+
+def test_rewards_by_drop_and_by_excess_by_hand():
+    drop, excess = mixer(reward="loss_drop", variant="code"), mixer(reward="excess_over_ema", variant="code")
+    ema = None
+    for i, losses in enumerate(LOSSES[:1] + LOSSES[2:4]):
+        updated(drop, losses)
+        updated(excess, losses)
+        if i == 0:
+            assert drop.rewards_K.tolist() == excess.rewards_K.tolist() == [0, 0, 0], "nothing to compare with yet"
+            before, ema = np.array(losses), np.array(losses)
+            r_drop = r_excess = np.zeros(3)
+            continue
+        r_drop = 0.9 * r_drop + 0.1 * np.exp(before - losses)
+        r_excess = 0.9 * r_excess + 0.1 * np.exp(np.array(losses) - ema)
+        before, ema = np.array(losses), 0.9 * ema + 0.1 * np.array(losses)
+        np.testing.assert_allclose(drop.rewards_K, r_drop, rtol=1e-12)
+        np.testing.assert_allclose(excess.rewards_K, r_excess, rtol=1e-12)
+
+
+def test_the_least_share_is_kept():
+    made = mixer(min_share=0.2)
+    for _ in range(200):
+        shares = updated(made, (9.0, 0.1, 0.1))
+    assert shares.min() >= 0.2
+    assert shares.max() < 0.6 + 1e-9
+    assert shares.argmax() == 0
+
+
+@given(st.lists(st.floats(0, 700), min_size=2, max_size=40), st.integers(1, 10**6), st.sampled_from(["paper", "code"]))
+def test_the_policy_is_a_point_of_the_simplex_above_its_exploration(rewards, update, variant):
+    shares = policy(np.array(rewards), update, variant)
+    assert shares.sum() == pytest.approx(1, abs=1e-9)
+    assert (shares >= exploration(update, len(rewards)) - 1e-12).all()
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_a_checkpoint_continues_to_the_last_bit(tmp_path, variant):
+    whole, first, second = (mixer(variant=variant, reward="excess_over_ema") for _ in range(3))
+    expected = [updated(whole, losses) for losses in LOSSES]
+    for losses in LOSSES[:3]:
+        updated(first, losses)
+    first.observe(7, np.array(LOSSES[3]), np.array([2, 3, 4]))  # saved with a window open
+    save_state(tmp_path, first.state_dict())
+    second.load_state_dict(load_state(tmp_path))
+    second.mixture_manager.set_proportions(first.mixture_manager.proportions)
+    shares = second.mix(None, 0)
+    whole_again = mixer(variant=variant, reward="excess_over_ema")
+    for losses in LOSSES[:3]:
+        updated(whole_again, losses)
+    np.testing.assert_array_equal(shares, updated(whole_again, LOSSES[3], (2, 3, 4)))
+    second.mixture_manager.set_proportions(shares)
+    np.testing.assert_array_equal(updated(second, LOSSES[4]), updated(whole_again, LOSSES[4]))
+    assert len(expected) == 6
+
+
+def test_everything_wrong_is_reported_at_once_by_name_and_range():
+    with pytest.raises(ConfigError) as error:
+        mixer(variant="papier", smoothing=1.0, reward="loos", min_share=0.4)
+    said = str(error.value)
+    assert "variant of the odm mixer: found 'papier', allowed: paper, code -> did you mean 'paper'?" in said
+    assert "smoothing of the odm mixer: found 1.0, allowed: a number from 0 below 1" in said
+    assert "reward of the odm mixer: found 'loos'" in said
+    assert "min_share of the odm mixer: found 0.4, allowed: a number from 0 below 0.333333" in said
