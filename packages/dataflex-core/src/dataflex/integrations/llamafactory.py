@@ -135,7 +135,8 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
         mixes = spec.arguments.train_type == "dynamic_mix"
         if mixes:
             require_observable(spec)
-        module: Any = _per_source(data_args, load) if mixes else load(data_args=data_args)
+        by_source = mixes or _needs_sources(spec, data_args)
+        module: Any = _per_source(data_args, load) if by_source else load(data_args=data_args)
         if mixes and spec.arguments.mixer_eval_dataset:
             module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, load)
         dataset: Any = module.get("train_dataset")
