@@ -222,7 +222,13 @@ def test_ctrl_c_while_scoring_ends_with_130_and_the_same_command_continues(works
     quick += ["logging_steps=1", "disable_tqdm=true", f"output_dir={out}"]
     command = [sys.executable, "-m", "dataflex", "train", str(workspace / "select_loss.yaml"), *quick, *chosen]
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+        )
         while not flag.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -222,7 +222,8 @@ def plotted(seen: Watched, plain: list[float]) -> None:
     assert (seen.out / "training_loss.png").exists()
     assert len(list(seen.out.glob("training_eval*_loss.png"))) > 0
     ours = {path.name for path in seen.out.glob("training_dataflex_*.png")}
-    assert bool(ours) == bool(read_trace(seen.out))
+    assert ("training_dataflex_update.png" in ours) == bool(read_trace(seen.out))
+    assert ("training_dataflex_weight_mean.png" in ours) == bool(seen.weighed)
 
 
 def bf16(seen: Watched, plain: list[float]) -> None:
