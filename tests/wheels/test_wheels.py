@@ -115,10 +115,13 @@ def test_a_wheel_declares_the_entry_points_and_dependencies_of_its_pyproject(whe
         fields = email.message_from_bytes(archive.read(metadata))
         declared = archive.read(points).decode()
     expected = project(package)
-    normal = {re.sub(r"\s", "", requirement) for requirement in expected["dependencies"]}
-    assert {re.match(r"[\w.-]+", r)[0] for r in fields.get_all("Requires-Dist")} == {
-        re.match(r"[\w.-]+", r)[0] for r in normal
-    }
+    extras = [(extra, n) for extra, needs in expected.get("optional-dependencies", {}).items() for n in needs]
+    name = re.compile(r"[\w.-]+")
+    given = fields.get_all("Requires-Dist")
+    required = [(name.match(need)[0], re.search(r"extra == '([\w-]+)'", need)) for need in given]
+    assert {need for need, extra in required if not extra} == {name.match(n)[0] for n in expected["dependencies"]}
+    optional = {(extra[1], need) for need, extra in required if extra}
+    assert optional == {(extra, name.match(need)[0]) for extra, need in extras}
     assert fields["License-Expression"] == "Apache-2.0"
     assert fields["Requires-Python"] == ">=3.11"
     for group, table in expected.get("entry-points", {}).items():
