@@ -87,11 +87,11 @@ def table(took: Mapping[str, Sequence[Took]], rows: int, reference: Took) -> str
     return "\n".join(lines)
 
 
-def small_model(device: str) -> Qwen2ForCausalLM:
-    """Returns a Qwen2 of 5 million parameters with random weights: hidden 256, 4 layers, vocabulary 4096."""
+def small_model(device: str, vocabulary: int = VOCABULARY) -> Qwen2ForCausalLM:
+    """Returns a Qwen2 with random weights: hidden 256, 4 layers; 5 million parameters with a vocabulary of 4096."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=256,
         intermediate_size=704,
         num_hidden_layers=4,

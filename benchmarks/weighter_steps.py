@@ -23,9 +23,9 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import WEIGHTER
 from dataflex.testing import TokenRows, pad_collate, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
-from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer
+from transformers import Trainer
 
-from benchmarks.common import Took, machine, timed
+from benchmarks.common import Took, machine, small_model, timed
 
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "loss, uniform": ("loss", {"strategy": "uniform"}, {}),
@@ -38,23 +38,6 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "loss, without logits": ("loss", {}, {"weight_logits": "chunked"}),
 }
 TIMES_10 = ("adapt", "balancer")  # their bound is 1.10, that of the others 1.03
-
-
-def model(vocabulary: int, device: str) -> Qwen2ForCausalLM:
-    """Returns a Qwen2 of 4 layers and width 256 with random weights."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-    )
-    return Qwen2ForCausalLM(config).to(device)
 
 
 def sources(vocabulary: int) -> dict[str, TokenRows]:
@@ -90,7 +73,7 @@ def steps(vocabulary: int, device: str, rows: int, folder: Path) -> dict[str, An
     data = sources(vocabulary)
     common = {"data_collator": pad_collate, "eval_dataset": TokenRows(8, vocab_size=vocabulary, lengths=96)}
     found: dict[str, Any] = {}
-    shared = model(vocabulary, device)
+    shared = small_model(device, vocabulary)
     mixed = [row for source in data.values() for row in source]  # type: ignore[attr-defined]  # it has __getitem__
     plain = Trainer(shared, tiny_training_args(folder, **arguments), train_dataset=mixed, **common)
     found["plain"] = prepared(plain)
@@ -100,7 +83,7 @@ def steps(vocabulary: int, device: str, rows: int, folder: Path) -> dict[str, An
             ComponentSpec(WEIGHTER, component, component, params),
         )
         weighted = trainer_class(WeightTrainer, Trainer)(
-            model=model(vocabulary, device),
+            model=small_model(device, vocabulary),
             args=tiny_training_args(folder, **arguments),
             train_dataset=data,
             dataflex=spec,

@@ -159,7 +159,7 @@ def test_rows_without_labels_are_never_taken(model, rows, target, tmp_path):
     made = selector(some, target, tmp_path)
     assert (np.asarray(made.select(model, 10, 96, context=context(0)).indices) % 2 == 1).all()
     assert np.isnan(made.scores(model, 10, context=context(1))[::2]).all()
-    with pytest.raises(ComponentError, match="'cluster_less' was asked for 97 rows at step 10, but only 96 of 192"):
+    with pytest.raises(ComponentError, match="97 rows are wanted, but only 96 of 192 have a label"):
         made.select(model, 10, 97, context=context(2))
 
 

@@ -102,7 +102,7 @@ def test_more_rows_than_have_labels_are_refused(model, target, tmp_path):
     rows = [TokenRows(3, vocab_size=64)[i] for i in range(3)]
     rows[2]["labels"] = [-100] * len(rows[2]["labels"])
     made = selector(rows, target, tmp_path)
-    with pytest.raises(ComponentError, match="3 rows are wanted, but only 2 of 3 have a label"):
+    with pytest.raises(ComponentError, match="3 rows are wanted, but only 2 of 3 have a score"):
         made.select(model, 10, 3, context=context(0))
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import ConfigError
+from dataflex.core.parameter_checks import require
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors import neighbours
-from dataflex_selectors.checks import require
 from dataflex_selectors.columns import column_chunks, labelled_rows
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.neighbours import backend_problem, nearest
@@ -104,10 +104,10 @@ def test_faiss_is_used_through_a_flat_index_and_its_ties_are_put_in_row_order(mo
 
 def test_a_backend_that_is_unknown_or_not_installed_is_a_problem(monkeypatch):
     with pytest.raises(ConfigError, match=r"backend of the near selector: found 'fais', .* did you mean 'faiss'"):
-        require("near", backend_problem("fais"))
+        require("near selector", backend_problem("fais"))
     monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"faiss is not installed -> pip install \"dataflex-selectors\[faiss\]\""):
-        require("near", backend_problem("faiss"))
+        require("near selector", backend_problem("faiss"))
     assert backend_problem("torch") is None
 
 

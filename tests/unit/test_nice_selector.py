@@ -14,8 +14,8 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
-from dataflex_selectors.nice.running import RunningScores
 from dataflex_selectors.nice.selector import NiceSelector
+from dataflex_selectors.running import RunningScores
 
 QUICK = {"samples": 4, "max_new_tokens": 5, "top_k": 0, "top_p": 1.0, "decay": 0.0}
 
@@ -180,7 +180,7 @@ def test_rows_without_labels_are_never_chosen(model, rows, target, tokenizer):
     pool = [{**row, "labels": [-100] * len(row["labels"])} if i % 2 else row for i, row in enumerate(rows)]
     answer = select(build(pool, target, tokenizer, reject=False), model, 8)
     assert sorted(answer.indices) == list(range(0, 16, 2))
-    with pytest.raises(ComponentError, match="9 rows are wanted, but only 8 of 16 have a label"):
+    with pytest.raises(ComponentError, match="9 rows are wanted, but only 8 of 16 have a score"):
         select(build(pool, target, tokenizer, reject=False), model, 9)
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.train.weighter.objective import IGNORED, Objective, labelled_rows, weighted_loss
+from dataflex.scoring.label_logits import IGNORED
+from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
 
 V = 11
 

@@ -14,7 +14,8 @@ from dataflex.core.registry import find
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex_selectors.custom import CustomSelector
-from dataflex_selectors.loss import FOCUS, LossSelector, draw, focus_probabilities
+from dataflex_selectors.drawing import draw
+from dataflex_selectors.loss import FOCUS, LossSelector, focus_probabilities
 from dataflex_selectors.random import RandomSelector
 
 THIRDS = (1 / 3, 2 / 3)
@@ -176,9 +177,7 @@ def test_loss_never_picks_a_row_without_labels(model, rows):
 
 def test_loss_says_when_too_few_rows_have_labels(model, rows):
     dataset = [{**row, "labels": [-100] * len(row["labels"])} if i < 10 else row for i, row in enumerate(rows)]
-    message = (
-        r"'LossSelector' was asked for 21 rows at step 30, but only 20 of 30 rows have a label .* -> .*update_step"
-    )
+    message = r"21 rows are wanted, but only 20 of 30 have a label .* -> .*replacement: true, or .*update_step"
     with pytest.raises(ComponentError, match=message):
         pick(build(LossSelector, dataset), 21, 3, model)
     with pytest.raises(ComponentError, match="only 0 of 10 rows"):

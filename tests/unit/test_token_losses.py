@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.train.weighter.objective import IGNORED, Objective, weighted_loss
+from dataflex.scoring.label_logits import IGNORED
+from dataflex.train.weighter.objective import Objective, weighted_loss
 from dataflex.train.weighter.token_losses import DynamicFineTuning, LabelSmoothing
 from transformers.trainer_pt_utils import LabelSmoother
 

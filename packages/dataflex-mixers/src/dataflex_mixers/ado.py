@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from dataflex.core.parameter_checks import between, count, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.checks import between, count, require
 from dataflex_mixers.power_law import fit_power_law, learning_speed, smoothed
 from dataflex_mixers.simplex import Shares, with_floor
 
@@ -90,7 +90,7 @@ class AdoMixer(Mixer):
         super().__init__(mixture_manager)
         K = len(mixture_manager.names)
         require(
-            "ado",
+            "ado mixer",
             count("fit_every", fit_every),
             count("start_step", start_step),
             count("skip_steps", skip_steps, least=0),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from dataflex.core.errors import Problem, nearest
+from dataflex.core.parameter_checks import is_number
 from numpy.typing import NDArray
 
-from dataflex_mixers.checks import is_number
 from dataflex_mixers.simplex import Shares
 
 INTERPOLATIONS = ("linear", "cosine", "step")

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import ConfigError
+from dataflex.core.parameter_checks import between, count, flag, one_of, positive, require
 from dataflex.core.registry import register_mixer
 from dataflex.data.rows import MixedSources
 from dataflex.scoring import RowPass, undisturbed, without_replicas
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.checks import between, count, flag, one_of, positive, require
 from dataflex_mixers.gate_load import distances, experts_per_token, gates, router
 from dataflex_mixers.simplex import Shares, mixed_with_uniform, softmax
 
@@ -102,7 +102,7 @@ class DynamicMoeMixer(Mixer):
     ) -> None:
         super().__init__(mixture_manager)
         require(
-            "dynamic_moe",
+            "dynamic_moe mixer",
             positive("eta", eta),
             between("smoothing", smoothing, 0, 1),
             count("eval_rows", eval_rows),

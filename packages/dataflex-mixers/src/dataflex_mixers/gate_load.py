@@ -6,6 +6,7 @@ Letters: B rows, T tokens, E experts, L layers with experts, K sources.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +18,13 @@ from numpy.typing import NDArray
 GATES = ("gate", "router")  # what transformers calls the linear layer that chooses experts
 
 
+@runtime_checkable
+class RoutesTokens(Protocol):
+    """The configuration of a mixture-of-experts model."""
+
+    output_router_logits: bool
+
+
 def experts_per_token(model: torch.nn.Module) -> int:
     """Returns to how many experts the model sends a token.
 
@@ -24,14 +32,14 @@ def experts_per_token(model: torch.nn.Module) -> int:
         ConfigError: The model is dense, or does not say.
     """
     configs = [base.config.get_text_config() for base in pretrained_models(model)]
-    moe = [config for config in configs if hasattr(config, "output_router_logits")]
+    moe = [config for config in configs if isinstance(config, RoutesTokens)]
     if not moe:
         found = type(configs[0]).__name__.removesuffix("Config") if configs else type(model).__name__
         raise ConfigError(
             f"the dynamic_moe mixer compares the experts that the sources use, but {found} has none (its configuration "
             "has no output_router_logits) -> train a mixture-of-experts model, or use another mixer"
         )
-    found_k: int | None = getattr(moe[0], "num_experts_per_tok", None)
+    found_k: int | None = getattr(moe[0], "num_experts_per_tok", None)  # not every family's configuration has it
     if found_k is None:
         raise ConfigError(
             f"the dynamic_moe mixer: {type(moe[0]).__name__} has no num_experts_per_tok -> use another mixer"
@@ -42,7 +50,8 @@ def experts_per_token(model: torch.nn.Module) -> int:
 def gates(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Returns the layers that choose experts: named gate or router, with one row of weights per expert."""
     configs = [base.config.get_text_config() for base in pretrained_models(model)]
-    sizes = {getattr(c, key) for c in configs for key in ("num_experts", "num_local_experts") if hasattr(c, key)}
+    names = ("num_experts", "num_local_experts")  # by the model's family
+    sizes = {getattr(config, name, None) for config in configs for name in names} - {None}
     return [
         module
         for name, module in model.named_modules()

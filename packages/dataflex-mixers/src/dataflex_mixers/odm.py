@@ -21,11 +21,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.parameter_checks import between, one_of, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.checks import between, one_of, require
 from dataflex_mixers.simplex import Shares, softmax, with_floor
 from dataflex_mixers.window import LossWindow
 
@@ -112,7 +112,7 @@ class OdmMixer(Mixer):
         super().__init__(mixture_manager)
         K = len(mixture_manager.names)  # the paper's letter
         require(
-            "odm",
+            "odm mixer",
             one_of("variant", variant, VARIANTS),
             between("smoothing", smoothing, 0, 1, exclusive=True),
             one_of("reward", reward, REWARDS),

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from accelerate.utils import broadcast_object_list
 from dataflex.core.errors import InvalidConfigError, Problem, nearest
+from dataflex.core.parameter_checks import one_of, require, text_or_null
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer, logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.checks import one_of, require, text_or_null
 from dataflex_mixers.curve import Curve, parse_curve
 from dataflex_mixers.simplex import Shares
 
@@ -67,7 +67,7 @@ class ScheduleMixer(Mixer):
         both = (points is None) == (file is None)
         way_out = "the one in the parameters, or the one in the file"
         require(
-            "schedule",
+            "schedule mixer",
             one_of("by", by, POSITIONS),
             text_or_null("file", file),
             Problem("points, file", "one of the two is needed, and not both", way_out) if both else None,

@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.parameter_checks import positive, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 
-from dataflex_mixers.checks import positive, require
 from dataflex_mixers.simplex import Shares, softmax
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class TemperatureMixer(Mixer):
 
     def __init__(self, mixture_manager: MixtureManager, temperature: float = 5.0) -> None:
         super().__init__(mixture_manager)
-        require("temperature", positive("temperature", temperature))
+        require("temperature mixer", positive("temperature", temperature))
         self.temperature = float(temperature)
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:

@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.context import UpdateContext
-from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import at_least, between, count, count_or_null, flag, one_of, positive
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.arms import next_pulls, quotas
-from dataflex_selectors.checks import at_least_zero, at_most_one, count, count_or_null, flag, one_of, positive
 from dataflex_selectors.clustering import Clustering, cluster_rows
+from dataflex_selectors.embed import Embedder
+from dataflex_selectors.enough import require_enough
 from dataflex_selectors.gradient_scores import FORMS, GradientScores, Score
-from dataflex_selectors.nice.running import RunningScores
 from dataflex_selectors.pick import pick
+from dataflex_selectors.running import RunningScores
 from dataflex_selectors.smoothing import smoothed
 from dataflex_selectors.targets import target_sets
 from dataflex_selectors.to_target import ToTarget
@@ -48,11 +49,9 @@ class ClusterLessSelector(ToTarget):
     """Takes the rows whose training step lowers the loss on the evaluation set most, judged by those like them.
 
     Args:
-        dataset: The train dataset, tokenised.
+        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
         cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
         embedding: What is clustered: ngrams, model, or the name or path of a sentence-transformers model.
@@ -105,22 +104,22 @@ class ClusterLessSelector(ToTarget):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         self.aim(
-            "cluster_less", eval_dataset, tokenizer, embedding=embedding, dim=dim, pooling=pooling, refresh=refresh,
-            backend="torch", token_budget=token_budget,
-            others=[
-                count_or_null("clusters", clusters),
-                count("representatives", representatives),
-                one_of("budget", budget, BUDGETS),
-                at_least_zero("exploration", exploration),
-                flag("resample", resample),
-                positive("width", width),
-                one_of("gradient_type", gradient_type, FORMS),
-                count_or_null("proj_dim", proj_dim),
-                at_most_one("decay", decay),
-                one_of("mode", mode, MODES),
-                positive("temperature", temperature),
-            ],
-        )  # fmt: skip
+            "cluster_less",
+            eval_dataset,
+            Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer),
+            refresh,
+            count_or_null("clusters", clusters),
+            count("representatives", representatives),
+            one_of("budget", budget, BUDGETS),
+            at_least("exploration", exploration, 0),
+            flag("resample", resample),
+            positive("width", width),
+            one_of("gradient_type", gradient_type, FORMS),
+            count_or_null("proj_dim", proj_dim, null="none"),
+            between("decay", decay, 0, 1),
+            one_of("mode", mode, MODES),
+            positive("temperature", temperature),
+        )
         self.targets = target_sets(eval_dataset)
         self.clusters, self.representatives = clusters, representatives
         self.budget, self.exploration, self.resample = budget, float(exploration), resample
@@ -139,13 +138,7 @@ class ClusterLessSelector(ToTarget):
         context: UpdateContext = kwargs["context"]
         rows = self.eligible()
         best_E = self._averages(model, context).max(axis=1, initial=-np.inf)
-        found = int(np.count_nonzero(~np.isnan(best_E)))
-        if found < num_samples:
-            raise ComponentError(
-                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {found} of "
-                f"{len(self.dataset)} rows have a label to score -> use a larger cutoff_len if it cuts the answers "
-                "off, or fewer rows per update (update_step)"
-            )
+        require_enough(num_samples, int(np.count_nonzero(~np.isnan(best_E))), len(self.dataset))
         generator = self.generator(context.update)
         if self.mode == "quota":
             chosen = self._by_quota(best_E, num_samples, generator)

@@ -8,10 +8,10 @@ from typing import Any
 import datasets
 import numpy as np
 from dataflex.data.rows import fetch
+from dataflex.scoring.label_logits import IGNORED
 from numpy.typing import NDArray
 
 _CHUNK = 1024  # rows read at a time
-_IGNORED = -100
 
 
 def column_chunks(dataset: Any, column: str, rows: NDArray[np.int64]) -> Iterator[list[NDArray[Any]]]:
@@ -44,5 +44,5 @@ def labelled_rows(dataset: Any) -> NDArray[np.int64]:
     if isinstance(dataset, datasets.Dataset) and "labels" not in dataset.column_names:
         return every
     chunks = column_chunks(dataset, "labels", every)
-    kept = [not labels.size or bool((labels[1:] != _IGNORED).any()) for chunk in chunks for labels in chunk]
+    kept = [not labels.size or bool((labels[1:] != IGNORED).any()) for chunk in chunks for labels in chunk]
     return every[np.asarray(kept, dtype=np.bool_)]

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.parameter_checks import one_of, require
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selector
 from numpy.typing import NDArray
-
-from dataflex_selectors.checks import one_of, require
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +48,7 @@ class CustomSelector(Selector):
         order: str = "forward",
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        require("custom", one_of("order", order, ("forward", "backward")))
+        require("custom selector", one_of("order", order, ("forward", "backward")))
         self.order = order
         self._cursor = 0  # rows given so far
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
-from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import between, count_or_null, flag, one_of, require, share
 from dataflex.core.registry import register_selector
 from dataflex.scoring import per_sample_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import at_most_one, count_or_null, flag, one_of, require, share
-from dataflex_selectors.loss import draw
+from dataflex_selectors.drawing import draw
+from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough
 
 if TYPE_CHECKING:
     import torch
@@ -82,9 +82,7 @@ class DeltaLossSelector(Selector):
     """Draws rows by how much their loss has fallen: at first those that fell most, later those that fell less.
 
     Args:
-        dataset: The train dataset, tokenised.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
+        dataset, accelerator, data_collator: As every selector is given them.
         cache_dir: Not used: losses of another model state are never reused.
         reference: What losses are compared with: warmup for those at the first update, previous for the update before.
         window: Share of the rows that the window holds.
@@ -110,10 +108,10 @@ class DeltaLossSelector(Selector):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         require(
-            "delta_loss",
+            "delta_loss selector",
             one_of("reference", reference, REFERENCES),
             share("window", window),
-            at_most_one("outside_weight", outside_weight),
+            between("outside_weight", outside_weight, 0, 1),
             flag("replacement", replacement),
             count_or_null("token_budget", token_budget),
         )
@@ -142,7 +140,7 @@ class DeltaLossSelector(Selector):
         outside = 1.0 if first_time else self.outside_weight
         progress = context.update / max(1, context.updates - 1)
         weight_N = window_weights(deltas_N, self.window, outside, progress)
-        self._require_enough(step_id, num_samples, int(np.count_nonzero(weight_N)), int(usable.sum()))
+        self._require_enough(num_samples, int(np.count_nonzero(weight_N)), int(usable.sum()))
         rows = draw(weight_N / weight_N.sum(), num_samples, self.replacement, self.generator(context.update))
         return Selection(rows, deltas_N[rows])
 
@@ -156,18 +154,12 @@ class DeltaLossSelector(Selector):
             desc=f"{self.name}: losses at step {step_id}",
         )
 
-    def _require_enough(self, step_id: int, count: int, found: int, usable: int) -> None:
-        if found >= (1 if self.replacement else count):
-            return
-        way_out = "use a larger cutoff_len if it cuts the answers off, fewer rows per update (update_step), or "
+    def _require_enough(self, count: int, found: int, usable: int) -> None:
+        have, way_out = HAVE_LABELS, SHOW_LABELS
         if found < usable:
-            what, way_out = "are in the window", "use outside_weight above 0, a larger window, or "
-        else:
-            what = "have a label to compute a loss of"
-        raise ComponentError(
-            f"selector '{self.name}' was asked for {count} rows at step {step_id}, but only {found} of "
-            f"{len(self.dataset)} {what} -> {way_out}replacement: true"
-        )
+            have, way_out = "are in the window", "use outside_weight above 0, a larger window"
+        wanted = 1 if self.replacement else count
+        require_enough(wanted, found, len(self.dataset), have, f"{way_out}, replacement: true")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the losses to compare with, once there are any."""

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import count, count_or_null, one_of
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
 from dataflex.scoring.embeddings import POOLINGS
 from dataflex.scoring.row_pass import Collator
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import count, count_or_null, one_of
 from dataflex_selectors.columns import column_chunks
 from dataflex_selectors.ngrams import ngram_embeddings
 

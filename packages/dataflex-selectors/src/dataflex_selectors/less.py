@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
+from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import at_most_one, count_or_null, one_of, positive, require
 from dataflex_selectors.gradient_scores import FORMS, GradientScores
 from dataflex_selectors.pick import MODES, pick
 from dataflex_selectors.pool import candidate_rows
+from dataflex_selectors.running import RunningScores
 from dataflex_selectors.targets import has_target, target_sets
 
 if TYPE_CHECKING:
@@ -39,11 +40,9 @@ class LessSelector(Selector):
     """Takes the rows whose training step lowers the loss on the evaluation set most.
 
     Args:
-        dataset: The train dataset, tokenised.
+        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
         cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         gradient_type: adam compares the step that the optimizer would take, sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers, which saves memory where there are many target sets; null
@@ -78,29 +77,26 @@ class LessSelector(Selector):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         require(
-            "less",
+            "less selector",
             has_target(eval_dataset),
             one_of("gradient_type", gradient_type, FORMS),
-            count_or_null("proj_dim", proj_dim),
-            count_or_null("factor_dim", factor_dim),
-            at_most_one("decay", decay),
+            count_or_null("proj_dim", proj_dim, null="none"),
+            count_or_null("factor_dim", factor_dim, null="none"),
+            between("decay", decay, 0, 1),
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
-            count_or_null("candidates", candidates),
+            count_or_null("candidates", candidates, null="all"),
             count_or_null("token_budget", token_budget),
         )
         self.targets = target_sets(eval_dataset)
         self.gradient_type = gradient_type
         self.proj_dim = proj_dim
         self.factor_dim = factor_dim
-        self.decay = float(decay)
         self.mode = mode
         self.temperature = float(temperature)
         self.candidates = candidates
         self.token_budget = token_budget
-        # Sums over the updates that scored a row: of the rates, and of rate times score.
-        self._rates_N: NDArray[np.float64] = np.zeros(len(dataset))
-        self._sums_NJ: NDArray[np.float64] = np.zeros((len(dataset), len(self.targets)))
+        self._running = RunningScores(len(dataset), len(self.targets), float(decay))
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores the candidates and returns the ``num_samples`` that ``mode`` picks. See the base class.
@@ -123,11 +119,11 @@ class LessSelector(Selector):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums over the updates so far."""
-        return {"rates": self._rates_N, "sums": self._sums_NJ}
+        return self._running.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self._rates_N, self._sums_NJ = np.array(state["rates"]), np.array(state["sums"])
+        self._running.load_state_dict(state)
 
     def _averages(self, model: torch.nn.Module, context: UpdateContext, pool: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores ``pool`` and returns the averages over the updates, by rate and age: (P, J) in [-1, 1]."""
@@ -144,7 +140,4 @@ class LessSelector(Selector):
             desc=f"{self.name}: step {context.step}",
         )
         found_PJ = engine.scores(model, self.dataset, pool, context)
-        rate = max(context.learning_rate, 1e-30)  # at the start of a warm-up it is 0, and there must be an average
-        self._rates_N[pool] = self.decay * self._rates_N[pool] + rate
-        self._sums_NJ[pool] = self.decay * self._sums_NJ[pool] + rate * found_PJ
-        return np.asarray(self._sums_NJ[pool] / self._rates_N[pool, None])
+        return self._running.add(pool, list(range(len(self.targets))), found_PJ, context.learning_rate)

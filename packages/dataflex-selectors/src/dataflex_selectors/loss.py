@@ -18,14 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.errors import ComponentError
+from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import count_or_null, flag, is_number, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import count_or_null, flag, one_of, positive, require, two_shares_or_null
+from dataflex_selectors.drawing import draw
+from dataflex_selectors.enough import SHOW_LABELS, require_enough
 
 if TYPE_CHECKING:
     import torch
@@ -61,33 +63,12 @@ def focus_probabilities(
     return np.asarray(weight_N / weight_N.sum())
 
 
-def draw(p_N: NDArray[np.float64], count: int, replacement: bool, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Returns ``count`` row numbers drawn with the given probabilities, in the order of drawing.
-
-    Without replacement, each next row is drawn from those left: the rows with the smallest e_i / p_i, e_i exponential
-    (Efraimidis and Spirakis 2006, algorithm A-Res in logarithms).
-
-    Args:
-        p_N: (N,) probabilities; rows with 0 are never drawn.
-        count: How many; without replacement at most the number of rows with p > 0.
-        replacement: Whether a row may come more than once.
-        generator: The source of randomness.
-    """
-    if replacement:
-        return generator.choice(len(p_N), size=count, p=p_N)
-    with np.errstate(divide="ignore"):
-        keys_N = generator.standard_exponential(len(p_N)) / p_N
-    return np.argsort(keys_N, kind="stable")[:count]
-
-
 @register_selector("loss")
 class LossSelector(Selector):
     """Draws rows by the bucket that their loss under the present model falls into.
 
     Args:
-        dataset: The train dataset, tokenised.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
+        dataset, accelerator, data_collator: As every selector is given them.
         cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         focus: The bucket that counts more: low, medium or high losses.
         focus_weight: How many times as likely a row of the focus is as another, at temperature 1.
@@ -115,10 +96,10 @@ class LossSelector(Selector):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         require(
-            "loss",
+            "loss selector",
             one_of("focus", focus, FOCUS),
             positive("focus_weight", focus_weight),
-            two_shares_or_null("quantiles", quantiles),
+            _two_shares_or_null("quantiles", quantiles),
             positive("temperature", temperature),
             flag("replacement", replacement),
             count_or_null("token_budget", token_budget),
@@ -138,12 +119,8 @@ class LossSelector(Selector):
         """
         losses_N = self.scores(model, step_id)
         found = int(np.count_nonzero(~np.isnan(losses_N)))
-        if found < (1 if self.replacement else num_samples):
-            raise ComponentError(
-                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {found} of "
-                f"{len(losses_N)} rows have a label to compute a loss of -> use a larger cutoff_len if it cuts the "
-                "answers off, fewer rows per update (update_step), or replacement: true"
-            )
+        wanted = 1 if self.replacement else num_samples
+        require_enough(wanted, found, len(losses_N), way_out=f"{SHOW_LABELS}, replacement: true")
         p_N = focus_probabilities(losses_N, self.focus, self.focus_weight, self.quantiles, self.temperature)
         rows = draw(p_N, num_samples, self.replacement, self.generator(kwargs["context"].update))
         return Selection(rows, losses_N[rows])
@@ -163,3 +140,13 @@ class LossSelector(Selector):
     def _fingerprint(self, model: torch.nn.Module, step_id: int) -> str:
         """Returns the key of a pass that was interrupted."""
         return digest("losses", model_digest(model), dataset_digest(self.dataset), self.token_budget, step_id)
+
+
+def _two_shares_or_null(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is None or a list of two numbers 0 < a < b < 1."""
+    if found is None:
+        return None
+    is_pair = isinstance(found, list | tuple) and len(found) == 2 and all(map(is_number, found))
+    if is_pair and 0 < found[0] < found[1] < 1:
+        return None
+    return Problem(key, f"found {found!r}, allowed: two numbers 0 < a < b < 1, or null for thirds")

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
-from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import flag
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import flag
+from dataflex_selectors.embed import Embedder
+from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import Search, nearest
 from dataflex_selectors.to_target import ToTarget
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _CELLS = 2**22  # neighbours looked at at a time: 64 MB
+_NEVER = np.iinfo(np.int64).max  # the turn of a row that no query has found
 
 
 def nearest_in_turn(
@@ -58,9 +60,6 @@ def nearest_in_turn(
         k *= 2
 
 
-_NEVER = np.iinfo(np.int64).max
-
-
 def _turns(search: Search, queries: int, size: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Returns when each row is first taken, in the order of rank and then query, and at what distance: (N,) twice."""
     turn_N, distance_N = np.full(size, _NEVER), np.full(size, np.inf)
@@ -80,10 +79,8 @@ class NearSelector(ToTarget):
     """Takes the rows that are nearest to the rows of the evaluation set, query by query in turn.
 
     Args:
-        dataset: The train dataset, tokenised.
+        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
         cache_dir: Not used.
         tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
         embedding: ngrams, model, or the name or path of a sentence-transformers model.
@@ -116,18 +113,8 @@ class NearSelector(ToTarget):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        self.aim(
-            "near",
-            eval_dataset,
-            tokenizer,
-            embedding=embedding,
-            dim=dim,
-            pooling=pooling,
-            refresh=refresh,
-            backend=backend,
-            token_budget=token_budget,
-            others=[flag("exclude_seen", exclude_seen)],
-        )
+        embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
+        self.aim("near", eval_dataset, embedder, refresh, flag("exclude_seen", exclude_seen), backend=backend)
         self.exclude_seen = exclude_seen
         self._ahead: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the next rows
         self._similar: NDArray[np.float32] = np.empty(0, dtype=np.float32)  # their cosines with the query
@@ -162,12 +149,7 @@ class NearSelector(ToTarget):
     def _rank(self, model: torch.nn.Module, step_id: int, count: int, context: UpdateContext) -> None:
         """Ranks as many rows as the updates until the next ranking ask for."""
         eligible = self.eligible()
-        if len(eligible) < count:
-            raise ComponentError(
-                f"selector '{self.name}' was asked for {count} rows at step {step_id}, but only {len(eligible)} of "
-                f"{len(self.dataset)} rows have a label to learn from -> use a larger cutoff_len if it cuts the "
-                "answers off, or fewer rows per update (update_step)"
-            )
+        require_enough(count, len(eligible), len(self.dataset))
         left = eligible[~np.isin(eligible, self._seen)]
         rank = functools.partial(self._first, model, step_id, self.embedded_target(model, step_id), eligible)
         ahead = [rank(self._seen, min(self._worth_ranking(count, len(left), context), len(left)))]

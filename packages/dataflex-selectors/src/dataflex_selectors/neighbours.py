@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import one_of
 from numpy.typing import NDArray
-
-from dataflex_selectors.checks import one_of
 
 Search = Callable[[int, int, int], tuple[NDArray[np.float64], NDArray[np.int64]]]
 """``search(first, last, k) -> (distances_QK, ids_QK)``: the k nearest rows of the queries from first to before last."""

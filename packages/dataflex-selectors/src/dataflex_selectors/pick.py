@@ -6,10 +6,10 @@ Letters: N rows, J target sets.
 from __future__ import annotations
 
 import numpy as np
-from dataflex.core.errors import ComponentError
 from numpy.typing import NDArray
 
-from dataflex_selectors.loss import draw
+from dataflex_selectors.drawing import draw
+from dataflex_selectors.enough import SHOW_LABELS, require_enough
 
 MODES = ("topk", "sample", "quota")
 
@@ -33,11 +33,7 @@ def pick(
     """
     best_N = scores_NJ.max(axis=1).astype(np.float64)  # NaN where any is
     usable = np.flatnonzero(~np.isnan(best_N))
-    if len(usable) < count:
-        raise ComponentError(
-            f"{count} rows are wanted, but only {len(usable)} of {len(best_N)} have a label to score -> use a larger "
-            "cutoff_len if it cuts the answers off, more candidates, or fewer rows per update (update_step)"
-        )
+    require_enough(count, len(usable), len(best_N), "have a score", f"{SHOW_LABELS}, more candidates")
     if mode == "quota":
         return _in_turn(scores_NJ, count)
     if mode == "topk":

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
 from dataflex.data.order import RowOrder
 from dataflex.train.selector.base_selector import Selector
 from numpy.typing import NDArray
-
-from dataflex_selectors.checks import flag, require
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +46,7 @@ class RandomSelector(Selector):
         replacement: bool = False,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        require("random", flag("replacement", replacement))
+        require("random selector", flag("replacement", replacement))
         self.replacement = replacement
         self._cursor = 0  # rows given so far
         self._late: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # rows that this pass has at its end

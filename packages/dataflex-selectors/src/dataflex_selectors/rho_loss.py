@@ -19,14 +19,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import at_least_or_null, count_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import per_sample_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import at_least_one_or_null, count_or_null, require
 from dataflex_selectors.engines import whole_weights
+from dataflex_selectors.enough import SHOW_LABELS, require_enough
 from dataflex_selectors.irreducible import from_column, from_file, from_model, source_problem
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ class RhoLossSelector(Selector):
     Exactly one of ``column``, ``file`` and ``reference_model`` is given.
 
     Args:
-        dataset: The train dataset, tokenised.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
+        dataset, accelerator, data_collator: As every selector is given them.
         cache_dir: Keeps what an interrupted pass of the reference model has computed.
         column: Column of the train dataset with the irreducible loss of each row.
         file: A .npy, .npz or .parquet file with the irreducible loss of each row, in their order.
@@ -74,9 +72,9 @@ class RhoLossSelector(Selector):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         require(
-            "rho_loss",
+            "rho_loss selector",
             source_problem(column, file, reference_model),
-            at_least_one_or_null("pool_factor", pool_factor),
+            at_least_or_null("pool_factor", pool_factor, 1, null="all rows"),
             count_or_null("token_budget", token_budget),
             None if reference_model is None else whole_weights(accelerator, "a reference model is loaded whole"),
         )
@@ -110,12 +108,8 @@ class RhoLossSelector(Selector):
             rows, rho = np.concatenate([rows, candidates[usable]]), np.concatenate([rho, reducible[usable]])
             if len(rows) >= num_samples:
                 break
-        if len(rows) < num_samples:
-            raise ComponentError(
-                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {len(rows)} of "
-                f"{len(irreducible_N)} rows have a label and an irreducible loss -> use a larger cutoff_len if it cuts "
-                "the answers off, fewer rows per update (update_step), or irreducible losses for more rows"
-            )
+        have, way_out = "have a label and an irreducible loss", f"{SHOW_LABELS}, irreducible losses for more rows"
+        require_enough(num_samples, len(rows), len(irreducible_N), have, way_out)
         chosen = generator.permutation(largest(rho, rows, num_samples))
         return Selection(rows[chosen], rho[chosen])
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.run.scores import read_scores
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import one_of, positive, require
 from dataflex_selectors.pick import pick
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ScoresSelector(Selector):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         found, problem = _read(file, len(dataset))
-        require("scores", problem, one_of("mode", mode, _MODES), positive("temperature", temperature))
+        require("scores selector", problem, one_of("mode", mode, _MODES), positive("temperature", temperature))
         self.mode = mode
         self.temperature = float(temperature)
         self._scores_N = found

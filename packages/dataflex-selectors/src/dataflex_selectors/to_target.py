@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import count, require
 from dataflex.data.rows import MixedSources
 from dataflex.train.selector.base_selector import Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import count, require
 from dataflex_selectors.columns import labelled_rows
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.neighbours import backend_problem
@@ -35,42 +34,33 @@ class ToTarget(Selector):
         self,
         selector: str,
         eval_dataset: Any,
-        tokenizer: Any,
-        *,
-        embedding: str,
-        dim: int,
-        pooling: str,
+        embedder: Embedder,
         refresh: int,
-        backend: str,
-        token_budget: int | None,
-        others: Iterable[Problem | None],
+        *others: Problem | None,
+        backend: str = "torch",
     ) -> None:
         """Checks and keeps the parameters that these selectors share. Called once, by the constructor.
 
         Args:
             selector: The name of the selector, for the message.
             eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
-            tokenizer: Turns tokens into text, or None.
-            embedding: See :mod:`dataflex_selectors.embed`, as for the next two.
-            dim: Buckets of ``ngrams``.
-            pooling: How hidden states become one vector.
+            embedder: Made of the selector's parameters, which are checked here.
             refresh: Updates after which rows are embedded anew.
+            *others: What is wrong with the selector's own parameters.
             backend: See :mod:`dataflex_selectors.neighbours`.
-            token_budget: Tokens that the model embeds at once; None for a default.
-            others: What is wrong with the selector's own parameters.
 
         Raises:
             ConfigError: With everything that is wrong.
         """
-        self.embedder = Embedder(embedding, dim, pooling, token_budget, self.data_collator, self.accelerator, tokenizer)
         require(
-            selector,
+            f"{selector} selector",
             has_target(eval_dataset),
-            *self.embedder.problems(),
+            *embedder.problems(),
             count("refresh", refresh),
             *others,
             backend_problem(backend),
         )
+        self.embedder = embedder
         self.refresh = refresh
         self.backend = backend
         self.device = None if self.accelerator is None else self.accelerator.device

@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import at_least, between, count, flag, positive
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import at_least_zero, at_most_one, count, flag, positive
-from dataflex_selectors.loss import draw
+from dataflex_selectors.drawing import draw
+from dataflex_selectors.embed import Embedder
+from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import nearest
 from dataflex_selectors.to_target import ToTarget
 from dataflex_selectors.transport import capped, densities, transported
@@ -36,10 +37,8 @@ class TsdsSelector(ToTarget):
     """Draws rows near the evaluation set, near-duplicates sharing one chance, by optimal transport.
 
     Args:
-        dataset: The train dataset, tokenised.
+        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
         cache_dir: Not used.
         tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
         embedding: ngrams, model, or the name or path of a sentence-transformers model.
@@ -87,27 +86,18 @@ class TsdsSelector(ToTarget):
         self.aim(
             "tsds",
             eval_dataset,
-            tokenizer,
-            embedding=embedding,
-            dim=dim,
-            pooling=pooling,
-            refresh=refresh,
+            Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer),
+            refresh,
+            count("neighbours", neighbours),
+            count("kde_neighbours", kde_neighbours),
+            at_least("sigma", sigma, 0),
+            between("alpha", alpha, 0, 1),
+            positive("scale", scale),
+            flag("replacement", replacement),
             backend=backend,
-            token_budget=token_budget,
-            others=[
-                count("neighbours", neighbours),
-                count("kde_neighbours", kde_neighbours),
-                at_least_zero("sigma", sigma),
-                at_most_one("alpha", alpha),
-                positive("scale", scale),
-                flag("replacement", replacement),
-            ],
         )
-        self.neighbours = neighbours
-        self.kde_neighbours = kde_neighbours
-        self.sigma = float(sigma)
-        self.alpha = float(alpha)
-        self.scale = float(scale)
+        self.neighbours, self.kde_neighbours = neighbours, kde_neighbours
+        self.sigma, self.alpha, self.scale = float(sigma), float(alpha), float(scale)
         self.replacement = replacement
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # with a probability above 0
         self._p: NDArray[np.float64] = np.empty(0)  # their probabilities
@@ -123,12 +113,13 @@ class TsdsSelector(ToTarget):
         if self.is_due(self._computed_at, update):
             self._rows, self._p = self._distribution(model, step_id)
             self._computed_at = update
-        if not self.replacement and len(self._rows) < num_samples:
-            raise ComponentError(
-                f"selector '{self.name}' was asked for {num_samples} different rows at step {step_id}, but only "
-                f"{len(self._rows)} of {len(self.dataset)} rows have a probability above 0 -> use replacement: true, a "
-                "smaller alpha or more neighbours, which spread it wider, or fewer rows per update (update_step)"
-            )
+        require_enough(
+            1 if self.replacement else num_samples,
+            len(self._rows),
+            len(self.dataset),
+            "have a probability above 0",
+            "use replacement: true, or a smaller alpha or more neighbours, which spread it wider",
+        )
         places = draw(self._p, num_samples, self.replacement, self.generator(update))
         return Selection(self._rows[places], self._p[places])
 
@@ -143,11 +134,7 @@ class TsdsSelector(ToTarget):
     def _distribution(self, model: torch.nn.Module, step_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns the rows with a probability above 0, in row order, and these, which sum to 1."""
         eligible = self.eligible()
-        if not len(eligible):
-            raise ComponentError(
-                f"selector '{self.name}' found no label to learn from in {len(self.dataset)} rows at step {step_id} -> "
-                "use a larger cutoff_len if it cuts the answers off"
-            )
+        require_enough(1, len(eligible), len(self.dataset))
         queries_MD = self.embedded_target(model, step_id)
         pool_ND = self.embedded(model, step_id, eligible)
         distances_MK, ids_MK = self._nearest(queries_MD, pool_ND, capped(self.neighbours, len(pool_ND)))

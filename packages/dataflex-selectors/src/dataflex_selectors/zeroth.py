@@ -23,15 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import count, count_or_null, flag, one_of, positive_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.data.rows import MixedSources, PlannedRows
 from dataflex.scoring import RowPass
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import count, count_or_null, flag, one_of, positive_or_null, require
 from dataflex_selectors.directional import METHODS, directional_derivatives
 from dataflex_selectors.engines import whole_weights
+from dataflex_selectors.pick import pick
 from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.targets import has_target, target_sets
 
@@ -79,11 +80,9 @@ class ZerothSelector(Selector):
     """Takes the rows whose loss changes as the target's does along random directions in weight space.
 
     Args:
-        dataset: The train dataset, tokenised.
+        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
         cache_dir: Not used: directions are drawn anew at each update.
         directions: Number of random directions; the error of a score falls with its square root.
         method: finite_difference moves the weights and puts them back; jvp is exact and asks more of the model.
@@ -114,14 +113,14 @@ class ZerothSelector(Selector):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         require(
-            "zeroth",
+            "zeroth selector",
             has_target(eval_dataset),
             whole_weights(accelerator, "the selector moves all of them"),
             count("directions", directions),
             one_of("method", method, METHODS),
             positive_or_null("step", step),
             flag("normalize", normalize),
-            count_or_null("candidates", candidates),
+            count_or_null("candidates", candidates, null="all"),
             count_or_null("token_budget", token_budget),
         )
         self.targets = target_sets(eval_dataset)
@@ -141,14 +140,7 @@ class ZerothSelector(Selector):
         generator = self.generator(kwargs["context"].update)
         pool_N = candidate_rows(len(self.dataset), self.candidates, generator)
         scores_N = self._influences(model, step_id, pool_N, generator)
-        found = int(np.count_nonzero(~np.isnan(scores_N)))
-        if found < num_samples:
-            raise ComponentError(
-                f"selector '{self.name}' was asked for {num_samples} rows at step {step_id}, but only {found} of "
-                f"{len(scores_N)} candidates have a label to compute a loss of -> use more candidates, a larger "
-                "cutoff_len if it cuts the answers off, or fewer rows per update (update_step)"
-            )
-        best = np.argsort(-scores_N, kind="stable")[:num_samples]  # NaN comes last
+        best = pick(scores_N[:, None], num_samples, "topk", 1.0, generator)
         return Selection(pool_N[best], scores_N[best])
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
 from dataflex.core.registry import register_weighter
 from dataflex.scoring import hidden_state_embeddings
 from dataflex.scoring.embeddings import pool
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.train.weighter.hidden import Caught, caught_hidden_states
 
-from dataflex_weighters.checks import count, count_or_null, flag, positive, require
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ class AdaptWeighter(Weighter):
         sets = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
         self.targets = [rows for rows in sets.values() if rows is not None and len(rows)]
         require(
-            "adapt",
+            "adapt weighter",
             None if self.targets else _no_target(),
             positive("temperature", temperature),
             count("refresh", refresh),
-            count_or_null("anchors", anchors),
+            count_or_null("anchors", anchors, null="all"),
             flag("normalise", normalise),
         )
         self.data_collator = data_collator

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from dataflex.core.parameter_checks import at_least, between, flag, positive, require
 
-from dataflex_weighters.checks import at_least_zero, at_most_one, flag, positive, require
 from dataflex_weighters.sources import source_weights
 
 
@@ -92,13 +92,13 @@ class Balancer:
         monitor: bool = False,
     ) -> None:
         require(
-            "balancer",
+            "balancer weighter",
             *source_weights("weights", weights, ()),
             flag("rescale_grads", rescale_grads),
             positive("total_norm", total_norm),
-            at_most_one("ema_decay", ema_decay),
+            between("ema_decay", ema_decay, 0, 1),
             flag("per_batch_item", per_batch_item),
-            at_least_zero("epsilon", epsilon),
+            at_least("epsilon", epsilon, 0),
             flag("monitor", monitor),
         )
         self.weights = dict(weights)

@@ -14,12 +14,11 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
+from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources, fetch
 from dataflex.train.weighter.base_weighter import Weighter
 from numpy.typing import NDArray
-
-from dataflex_weighters.checks import flag, require
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +55,7 @@ class ColumnWeighter(Weighter):
     ) -> None:
         super().__init__()
         require(
-            "column",
+            "column weighter",
             _text("column", column),
             None if file is None else _text("file", file),
             flag("allow_negative", allow_negative),
@@ -67,8 +66,10 @@ class ColumnWeighter(Weighter):
         except ConfigError:  # it says itself what is wrong
             raise
         except (OSError, ValueError, TypeError) as error:
-            require("column", Problem("file" if file else "column", f"{file or column} cannot be read: {error}"))
-        require("column", *_problems(weights_N, len(dataset), file, allow_negative, normalise))
+            require(
+                "column weighter", Problem("file" if file else "column", f"{file or column} cannot be read: {error}")
+            )
+        require("column weighter", *_problems(weights_N, len(dataset), file, allow_negative, normalise))
         self.weights_N = (weights_N / weights_N.mean() if normalise else weights_N).astype(np.float32)
 
     def get_weighted_loss(
@@ -117,7 +118,7 @@ def column_of(dataset: Any, column: str) -> NDArray[np.float64]:
     if column not in names:
         what = f"the tokenised train dataset has no column {column!r} but {listed(names)}"
         way_out = "LLaMA-Factory drops other columns when it tokenises: give the weights as a file, by row number"
-        require("column", Problem("column", what, nearest(column, names) or way_out))
+        require("column weighter", Problem("column", what, nearest(column, names) or way_out))
     chunks = [range(start, min(start + _CHUNK, len(dataset))) for start in range(0, len(dataset), _CHUNK)]
     return np.array([row[column] for chunk in chunks for row in fetch(dataset, chunk)], dtype=np.float64)
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from dataflex.core.errors import ComponentError
+from dataflex.scoring.label_logits import IGNORED
 from dataflex.train.weighter.gather import gather_losses
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 SCOPES = ("batch", "step")
-
-IGNORED = -100  # the label that transformers and torch leave out of the loss
 
 
 class Compared(NamedTuple):

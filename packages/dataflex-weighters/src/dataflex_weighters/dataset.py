@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import at_least, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.checks import at_least_zero, flag, require
 from dataflex_weighters.sources import known_sources, source_weights
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class DatasetWeighter(Weighter):
         normalise: bool = False,
     ) -> None:
         super().__init__()
-        problems = [at_least_zero("default", default), flag("normalise", normalise), known_sources(dataset)]
+        problems = [at_least("default", default, 0), flag("normalise", normalise), known_sources(dataset)]
         names = dataset.names if isinstance(dataset, MixedSources) else ()
-        require("dataset", *problems, *source_weights("weights", weights, names))
+        require("dataset weighter", *problems, *source_weights("weights", weights, names))
         by_source = np.array([(weights or {}).get(name, default) for name in names], dtype=np.float32)
         mean = float(by_source @ dataset.sizes / max(1, dataset.sizes.sum()))
         if not mean > 0:
-            require("dataset", Problem("weights", "no source has rows and a weight above 0", "let one count"))
+            require("dataset weighter", Problem("weights", "no source has rows and a weight above 0", "let one count"))
         self.by_source = by_source / mean if normalise else by_source
 
     @classmethod

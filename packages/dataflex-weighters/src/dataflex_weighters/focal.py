@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from dataflex.core.parameter_checks import at_least, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.checks import at_least_zero, flag, require
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class FocalWeighter(Weighter):
 
     def __init__(self, gamma: float = 2.0, normalise: bool = False) -> None:
         super().__init__()
-        require("focal", at_least_zero("gamma", gamma), flag("normalise", normalise))
+        require("focal weighter", at_least("gamma", gamma, 0), flag("normalise", normalise))
         self.gamma, self.normalise = float(gamma), normalise
 
     def get_weighted_loss(

@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from dataflex.core.parameter_checks import one_of, positive, positive_or_null, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.checks import one_of, positive, positive_or_null, require
 from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
 from dataflex_weighters.sources import known_sources
 
@@ -134,11 +134,11 @@ class LossWeighter(Weighter):
     ) -> None:
         super().__init__()
         require(
-            "loss",
+            "loss weighter",
             one_of("strategy", strategy, STRATEGIES),
             positive("delta", delta),
             positive("temperature", temperature),
-            positive_or_null("temperature_start", temperature_start),
+            positive_or_null("temperature_start", temperature_start, null="temperature"),
             one_of("scope", scope, SCOPES),
             one_of("level", level, LEVELS),
             known_sources(dataset) if level == "source" else None,

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.train.weighter.hidden import Caught, caught_hidden_states
 
 from dataflex_weighters.balancer import RunningMeans
-from dataflex_weighters.checks import at_least_zero, at_most_one, require
 from dataflex_weighters.sources import known_sources, source_weights
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ class BalancerWeighter(Weighter):
         super().__init__()
         names = dataset.names if isinstance(dataset, MixedSources) else ()
         require(
-            "balancer",
+            "balancer weighter",
             known_sources(dataset),
             *source_weights("weights", weights, names),
-            at_most_one("ema_decay", ema_decay),
-            at_least_zero("epsilon", epsilon),
+            between("ema_decay", ema_decay, 0, 1),
+            at_least("epsilon", epsilon, 0),
         )
         self.shares = {name: float((weights or {}).get(name, 1.0)) for name in names}
         self.epsilon = float(epsilon)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.core.errors import Problem, listed, nearest
+from dataflex.core.parameter_checks import is_number
 from dataflex.data.rows import MixedSources
-
-from dataflex_weighters.checks import is_number
 
 
 def known_sources(dataset: Any) -> Problem | None:

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from dataflex.core.parameter_checks import between, flag, one_of, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.checks import below_one, flag, one_of, require
 from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
@@ -57,7 +57,12 @@ class TrimWeighter(Weighter):
 
     def __init__(self, share: float = 0.1, scope: str = "batch", normalise: bool = False) -> None:
         super().__init__()
-        require("trim", below_one("share", share), one_of("scope", scope, SCOPES), flag("normalise", normalise))
+        require(
+            "trim weighter",
+            between("share", share, 0, 1, exclusive=True),
+            one_of("scope", scope, SCOPES),
+            flag("normalise", normalise),
+        )
         self.share, self.scope, self.normalise = float(share), scope, normalise
 
     def get_weighted_loss(

@@ -109,9 +109,10 @@ def _override(text: str) -> Any:
 
 
 def _line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)  # only the marked kind of YAML error has one
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     return f", line {mark.line + 1}" if mark is not None else ""
 
 
 def _reason(error: yaml.YAMLError) -> str:
-    return getattr(error, "problem", None) or str(error).partition("\n")[0]
+    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
+    return problem or str(error).partition("\n")[0]

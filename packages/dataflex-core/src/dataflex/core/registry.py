@@ -127,9 +127,10 @@ def _check_contract(kind: Kind, name: str, cls: Any) -> None:
     module, _, attribute = kind.base.partition(":")
     base = getattr(import_module(module), attribute)
     if not inspect.isclass(cls) or not base.accepts(cls):
+        shown = f"{cls.__module__}.{cls.__qualname__}" if inspect.isclass(cls) else repr(cls)
         raise WrongBaseClassError(
-            f"{kind.name} '{name}' ({getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}) is not a "
-            f"{base.__name__}: {base.contract} -> derive it from {module}.{attribute}"
+            f"{kind.name} '{name}' ({shown}) is not a {base.__name__}: {base.contract} -> derive it from "
+            f"{module}.{attribute}"
         )
 
 

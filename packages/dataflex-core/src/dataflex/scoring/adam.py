@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.gradient_routes import Route
@@ -145,5 +146,5 @@ def _deepspeed_entry(zero: Any, optimizer: torch.optim.Optimizer, route: Route) 
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return found.detach()
+    """Returns the tensor with the shards of all ranks. Collective where it is sharded (FSDP 2)."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, Subset
 
 from dataflex.data.rows import MixedSources, PlannedRows
@@ -103,7 +104,7 @@ def _plain(value: Any) -> Any:
 def _tensors(named: Iterable[tuple[str, torch.Tensor]]) -> bytes:
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in named:
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         state.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
         flat = local.detach().flatten()
         for start in range(0, flat.numel(), _CHUNK):

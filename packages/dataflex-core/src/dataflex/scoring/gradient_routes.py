@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.gradient_rules import Rule, rule_of, scale
+from dataflex.scoring.gradient_rules import Rule, Scale, rule_of
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def gradient_routes(model: torch.nn.Module) -> list[Route]:
             if rule is None:
                 refused[f"{prefix}.{key}"] = type(module).__name__
             else:
-                checked = getattr(rule, "__qualname__", "") != scale("").__qualname__
-                uses[id(parameter)].append(Use(module, key, rule, checked))
+                uses[id(parameter)].append(Use(module, key, rule, checked=not isinstance(rule, Scale)))
     if refused:
         raise ComponentError(unsupported(refused))
     if not names:
@@ -99,8 +99,7 @@ def unsupported(refused: dict[str, str]) -> str:
     others = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
     return (
         f"there is no per-sample gradient for the trainable parameter {first} of a {kind}{others}; leaving it out "
-        "would falsify the scores -> train LoRA on linear layers, freeze it, or use a selector that needs no "
-        "gradients, such as loss"
+        "would falsify the scores -> train LoRA on linear layers, freeze it, or use a selector that needs no gradients"
     )
 
 
@@ -112,7 +111,8 @@ def _flattened_shapes(model: torch.nn.Module) -> dict[tuple[int, str], tuple[int
     """Returns the shapes of parameters that FSDP 1 has flattened and cut, by module and name in it."""
     found = {}
     for module in model.modules():
-        flat = getattr(getattr(module, "_handle", None), "flat_param", None)
-        for info, shape in zip(getattr(flat, "_param_infos", ()), getattr(flat, "_shapes", ()), strict=True):
-            found[id(info.module), info.param_name] = tuple(shape)
+        if isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+            flat = module._handle.flat_param
+            for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
+                found[id(info.module), info.param_name] = tuple(shape)
     return found

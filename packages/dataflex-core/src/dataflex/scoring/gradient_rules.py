@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,17 +81,23 @@ def embedding_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> 
     return found.view(rows, -1)
 
 
-def scale(key: str) -> Rule:
-    """Returns the rule of a vector of O numbers in which the layer's outputs are affine, one number per output.
+@dataclass(frozen=True)
+class Scale:
+    """The rule of a vector of O numbers in which the layer's outputs are affine, one number per output.
 
     Norms scale their outputs by it, DoRA its magnitudes. The derivative is the difference of the outputs with ones and
-    with zeros in its place, which costs two calls of the layer and asks nothing of how it is written.
+    with zeros in its place, which costs two calls of the layer and asks nothing of how it is written. Unlike the other
+    rules it goes by no class of layers, so :func:`is_affine` must be asked for each layer.
+
+    Attributes:
+        key: The vector's name in the module.
     """
 
-    def rule(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
-        return by_slots(grads_BSO.float() * slope(module, key, call, grads_BSO.shape[-1]).float()).sum(1)
+    key: str
 
-    return rule
+    def __call__(self, module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of the vector: (B, O)."""
+        return by_slots(grads_BSO.float() * slope(module, self.key, call, grads_BSO.shape[-1]).float()).sum(1)
 
 
 @torch.no_grad()
@@ -104,7 +111,7 @@ def slope(module: nn.Module, key: str, call: Call, size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def is_affine(module: nn.Module, key: str, call: Call, output: torch.Tensor) -> bool:
-    """Returns whether :func:`scale` is exact for this layer, seen on one call of it."""
+    """Returns whether :class:`Scale` is exact for this layer, seen on one call of it."""
     vector = getattr(module, key).detach()
     if output.shape[-1:] != vector.shape:
         return False
@@ -138,7 +145,7 @@ def rule_of(module: nn.Module, key: str) -> Rule | None:
         assert isinstance(module, nn.Embedding)
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
         return embedding_weight if plain else None
-    return scale(key) if parameter.ndim == 1 else None
+    return Scale(key) if parameter.ndim == 1 else None
 
 
 def by_slots(activation: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def last_hidden_states(model: torch.nn.Module) -> Iterator[Forward]:
         if states is None or states[-1].shape[:2] != shape:
             raise ComponentError(
                 f"{type(bases[0] if bases else model).__name__} gives no hidden state per input token to make an "
-                "embedding of -> use another embedding, such as ngrams"
+                "embedding of -> use embeddings that are not made of hidden states"
             )
         found: torch.Tensor = states[-1]
         return found

@@ -10,7 +10,7 @@ Letters: N rows, J target sets, B rows of a batch, D numbers of a parameter, K d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.gradient_sinks import Direction, Dots, Sink, Sketched, Whole
+from dataflex.scoring.label_logits import IGNORED
 from dataflex.scoring.row_gradients import PerSampleGradients
 from dataflex.scoring.row_pass import RowBatch, RowPass
 from dataflex.scoring.sketch import Sketch
@@ -193,7 +194,7 @@ def _group_sums(
     rows: RowPass,
     sums: list[torch.Tensor],
     weights_M: NDArray[np.float64],
-    score: Any,
+    score: Callable[[RowBatch], Sink],
 ) -> tuple[list[torch.Tensor], float]:
     """As :func:`_sums`, where several rows make one vector: whole groups are dealt out to the ranks."""
     rank, ranks = 0, 1
@@ -237,5 +238,5 @@ def _run(gradients: PerSampleGradients, batch: RowBatch, sink: Sink, total: bool
 
 def _norms(sink: Sink, batch: RowBatch) -> torch.Tensor:
     """Returns (B,) norms, NaN for a row without labels: under Adam its direction is that of the moments alone."""
-    labelled_B = (batch.labels()[:, 1:] != -100).any(dim=1).to(sink.squares_B.device)
+    labelled_B = (batch.labels()[:, 1:] != IGNORED).any(dim=1).to(sink.squares_B.device)
     return torch.where(labelled_B & (sink.squares_B > 0), sink.squares_B.sqrt(), torch.nan)

@@ -44,7 +44,7 @@ def require_causal(models: Sequence[PreTrainedModel]) -> None:
     if any(base.config.is_encoder_decoder for base in models):
         raise ComponentError(
             f"{type(models[0]).__name__} is an encoder-decoder; causal (decoder-only) models are scored -> use a "
-            "strategy that does not score the model, such as random"
+            "strategy that does not score the model"
         )
 
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import ConfigError
+from dataflex.core.parameter_checks import between, positive, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.checks import between, positive, require
 from dataflex_mixers.doremi.handover import write_weights
 from dataflex_mixers.doremi.reference import Reference, require_reference
 from dataflex_mixers.doremi.weights import ascended, entropy
@@ -67,7 +67,7 @@ class DoremiMixer(Mixer):
     ) -> None:
         super().__init__(mixture_manager)
         require(
-            "doremi",
+            "doremi mixer",
             positive("eta", eta),
             between("smoothing", smoothing, 0, 1),
             between("excess_smoothing", excess_smoothing, 0, 1, exclusive=True),

@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from dataflex.core.errors import ConfigError
 from dataflex.scoring import token_losses
 from dataflex.scoring.autocast import autocast
+from dataflex.scoring.label_logits import IGNORED
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from transformers import AutoModelForCausalLM
-
-IGNORED = -100
 
 
 def require_reference(path: str) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import ComponentError, Problem
+from dataflex.core.parameter_checks import count, count_or_null, flag, one_of
 from dataflex.scoring import TargetSet
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import count, count_or_null, flag, one_of
 from dataflex_selectors.nice.policy import answer_weights, policy_target
 from dataflex_selectors.nice.prompts import Prompt, read_prompts
 from dataflex_selectors.nice.rewards import Answer
@@ -49,7 +49,7 @@ class Rules:
     def problems(self) -> list[Problem | None]:
         """Returns what is wrong with them."""
         return [
-            count_or_null("prompts", self.prompts),
+            count_or_null("prompts", self.prompts, null="all"),
             count("keep", self.keep),
             flag("reject", self.reject),
             flag("baseline", self.baseline),

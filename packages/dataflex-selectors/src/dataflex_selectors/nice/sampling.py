@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from dataflex.core.component import seeded
 from dataflex.core.errors import ComponentError, Problem
+from dataflex.core.parameter_checks import count, count_or_null, positive, share
 from dataflex.scoring import RowBatch, RowPass, undisturbed, without_replicas
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.models import pretrained_models
@@ -23,7 +24,6 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, PreTrainedModel
 
-from dataflex_selectors.checks import count, count_or_null, count_or_zero, positive, share
 from dataflex_selectors.nice.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Sampling:
             count("samples", self.samples),
             count("max_new_tokens", self.max_new_tokens),
             positive("temperature", self.temperature),
-            count_or_zero("top_k", self.top_k),
+            count("top_k", self.top_k, least=0),
             share("top_p", self.top_p),
             count_or_null("sampling_tokens", self.token_budget),
         ]

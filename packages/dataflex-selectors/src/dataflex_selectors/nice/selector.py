@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import at_most_one, count_or_null, one_of, positive, require
 from dataflex_selectors.engines import whole_weights
 from dataflex_selectors.gradient_scores import FORMS, GradientScores
 from dataflex_selectors.nice.goal import PolicyGoal, Rules
-from dataflex_selectors.nice.running import RunningScores
 from dataflex_selectors.nice.sampling import Sampling
 from dataflex_selectors.nice.settings import RewardSettings
 from dataflex_selectors.pick import MODES, pick
 from dataflex_selectors.pool import candidate_rows
+from dataflex_selectors.running import RunningScores
 from dataflex_selectors.targets import has_target, target_sets
 
 if TYPE_CHECKING:
@@ -47,11 +47,9 @@ class NiceSelector(Selector):
     """Takes the rows whose training step makes the model's own answers to the evaluation set earn more.
 
     Args:
-        dataset: The train dataset, tokenised.
+        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: Prompts and reference answers: a tokenised dataset, or several by name. A row's score is that for
             the set it suits best.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
         cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         tokenizer: The run's tokenizer, which turns prompts and answers into text.
         prompts: Prompts of each evaluation set drawn afresh at each update; null for all.
@@ -138,7 +136,7 @@ class NiceSelector(Selector):
             concurrency,
         )  # fmt: skip
         own = (has_target(eval_dataset), _has_tokenizer(tokenizer), *self._problems())
-        require("nice", *own, *sampling.problems(), *rules.problems(), *settings.problems())
+        require("nice selector", *own, *sampling.problems(), *rules.problems(), *settings.problems())
         sets = target_sets(eval_dataset)
         self.goal = PolicyGoal(sets, tokenizer, accelerator, sampling, rules, settings.build(accelerator))
         self._running = RunningScores(len(dataset), len(sets), float(decay))
@@ -200,11 +198,11 @@ class NiceSelector(Selector):
         return [
             whole_weights(self.accelerator, "answers are generated with all of them"),
             one_of("gradient_type", self.gradient_type, FORMS),
-            count_or_null("proj_dim", self.proj_dim),
-            at_most_one("decay", self.decay),
+            count_or_null("proj_dim", self.proj_dim, null="none"),
+            between("decay", self.decay, 0, 1),
             one_of("mode", self.mode, MODES),
             positive("draw_temperature", self.draw_temperature),
-            count_or_null("candidates", self.candidates),
+            count_or_null("candidates", self.candidates, null="all"),
             count_or_null("token_budget", self.token_budget),
         ]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import count, flag, one_of, positive
 from numpy.typing import NDArray
 
-from dataflex_selectors.checks import count, flag, one_of, positive
 from dataflex_selectors.nice.chat import ChatEndpoint, usable_key, valid_url
 from dataflex_selectors.nice.judge import Judge
 from dataflex_selectors.nice.rewards import Answer, contains, exact_match

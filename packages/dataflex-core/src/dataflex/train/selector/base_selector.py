@@ -115,7 +115,7 @@ class Selector(Component, ABC):
             ComponentError: The selector gives rows no scores.
         """
         raise ComponentError(
-            f"selector '{self.name}' chooses rows without giving each a score -> use one that scores, such as loss"
+            f"selector '{self.name}' chooses rows without giving each a score -> use one that scores them"
         )
 
     def warmup(self, num_samples: int, replacement: bool = False) -> Sequence[int] | np.ndarray:

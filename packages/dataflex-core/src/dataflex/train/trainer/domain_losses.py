@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ConfigError
 from dataflex.scoring.cross_entropy import token_losses
+from dataflex.scoring.label_logits import IGNORED
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-IGNORED = -100
 
 TokenValues = Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]
 """``values(inputs, losses_BT) -> (B, T)``: what is summed in place of the losses."""

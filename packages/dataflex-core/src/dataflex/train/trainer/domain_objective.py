@@ -1,4 +1,4 @@
-"""The training loss with a weight on each source: the objective of a mixer that also weighs (DoReMi's proxy).
+"""The training loss with a weight on each source: the objective of a mixer that also weighs.
 
 With v_d the weight of source d, c_t the loss of token t, over all micro-batches and ranks of a step:
 
@@ -20,10 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # the field's name for it
 from numpy.typing import NDArray
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from dataflex.core.errors import ComponentError, ConfigError
-from dataflex.train.trainer.domain_losses import IGNORED, DomainLosses, require_rows, summed_over_ranks
+from dataflex.scoring.label_logits import IGNORED
+from dataflex.train.trainer.domain_losses import DomainLosses, require_rows, summed_over_ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,7 +62,7 @@ class DomainObjective:
         self._now_K: NDArray[np.float64] | None = None  # None: all alike
         self._total = 0.0
         self.used = False
-        base: Any = model if isinstance(model, PreTrainedModel) else getattr(model, "get_base_model", lambda: None)()
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if not isinstance(base, PreTrainedModel):
             raise ConfigError(
                 f"the loss of {type(model).__name__} cannot be weighed -> use a model class of transformers"

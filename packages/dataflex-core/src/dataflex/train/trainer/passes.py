@@ -7,14 +7,25 @@ see the rows of the first. Here the number of the pass cannot fall below the one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
+@runtime_checkable
+class KnowsPass(Protocol):
+    """A sampler that shuffles each pass anew, as ``DistributedSampler`` and ``SeedableRandomSampler`` do."""
+
+    epoch: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells it the number of the pass that begins."""
+
+
 class PassKeeper(TrainerCallback):
-    """Tells the samplers of the train dataloader, at the start of each pass, which one it is at least."""
+    """Tells the sampler of the train dataloader, at the start of each pass, which one it is at least."""
 
     def on_epoch_begin(
         self,
@@ -26,21 +37,25 @@ class PassKeeper(TrainerCallback):
     ) -> None:
         """Sets the least number of the pass: whole epochs done."""
         done = int(state.epoch or 0)
-        for sampler in _samplers(train_dataloader):
+        sampler = _sampler(train_dataloader)
+        if sampler is not None:
             _never_below(sampler, done)
             sampler.set_epoch(sampler.epoch)
 
 
-def _never_below(sampler: Any, least: int) -> None:
+def _never_below(sampler: KnowsPass, least: int) -> None:
     plain = type(sampler).set_epoch
-    sampler.set_epoch = lambda number: plain(sampler, max(number, least))
+
+    def set_epoch(epoch: int) -> None:
+        plain(sampler, max(epoch, least))
+
+    sampler.set_epoch = set_epoch  # type: ignore[method-assign]
 
 
-def _samplers(loader: Any) -> Iterator[Any]:
-    """Yields the samplers inside of a loader's (nested) batch samplers that know passes."""
-    holder = getattr(loader, "batch_sampler", None)
-    while holder is not None:
-        sampler = getattr(holder, "sampler", None)
-        if hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
-            yield sampler
-        holder = getattr(holder, "batch_sampler", None)
+def _sampler(loader: Any) -> KnowsPass | None:
+    """Returns the sampler inside of a loader's batch samplers, which accelerate nests, where it knows passes."""
+    holder = loader.batch_sampler if isinstance(loader, DataLoader) else None
+    while isinstance(holder, BatchSamplerShard | SkipBatchSampler):
+        holder = holder.batch_sampler
+    sampler = holder.sampler if isinstance(holder, BatchSampler) else None
+    return sampler if isinstance(sampler, KnowsPass) else None

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dataflex.train.weighter.token_losses import CROSS_ENTROPY, IGNORED, CrossEntropy, TokenLoss
+from dataflex.scoring.label_logits import IGNORED
+from dataflex.train.weighter.token_losses import CROSS_ENTROPY, CrossEntropy, TokenLoss
 
 Weigh = Callable[[torch.Tensor], torch.Tensor]
 """The weighter: (B,) losses -> a scalar that depends on them."""

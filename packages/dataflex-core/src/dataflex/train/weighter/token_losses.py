@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100
+from dataflex.scoring.label_logits import IGNORED
 
 
 class TokenLoss(Protocol):

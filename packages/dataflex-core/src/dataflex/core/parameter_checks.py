@@ -1,0 +1,104 @@
+"""Checks of constructor parameters: each says what is wrong with one of them, and all are reported together.
+
+    require("near selector", one_of("backend", backend, BACKENDS), count("dim", dim))
+
+Every check takes the parameter's name and its value, and returns a problem with both and with what is allowed, or None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dataflex.core.errors import InvalidConfigError, Problem, nearest
+
+
+def require(component: str, *problems: Problem | None) -> None:
+    """Raises an error that holds every problem, if there is any.
+
+    Args:
+        component: Name and kind, as in "near selector".
+        *problems: What the functions below returned.
+
+    Raises:
+        ConfigError: Each problem on a line of its own, with the component it belongs to.
+    """
+    found = [Problem(f"{p.where} of the {component}", p.what, p.way_out) for p in problems if p is not None]
+    if found:
+        raise InvalidConfigError(found)
+
+
+def one_of(key: str, found: Any, allowed: Sequence[str]) -> Problem | None:
+    """Returns a problem unless ``found`` is one of ``allowed``."""
+    if isinstance(found, str) and found in allowed:
+        return None
+    return Problem(key, f"found {found!r}, allowed: {', '.join(allowed)}", nearest(str(found), allowed))
+
+
+def flag(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a boolean."""
+    return _unless(isinstance(found, bool), key, found, "true, false")
+
+
+def text_or_null(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is None or a text that is not blank."""
+    return _unless(found is None or (isinstance(found, str) and bool(found.strip())), key, found, "a text, or null")
+
+
+def positive(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a finite number above 0."""
+    return _unless(is_number(found) and found > 0, key, found, "a number above 0")
+
+
+def positive_or_null(key: str, found: Any, null: str = "the default") -> Problem | None:
+    """Returns a problem unless ``found`` is None, which stands for ``null``, or a finite number above 0."""
+    allowed = found is None or (is_number(found) and found > 0)
+    return _unless(allowed, key, found, f"a number above 0, or null for {null}")
+
+
+def at_least(key: str, found: Any, least: float) -> Problem | None:
+    """Returns a problem unless ``found`` is a finite number of at least ``least``."""
+    return _unless(is_number(found) and found >= least, key, found, f"a number of at least {least:g}")
+
+
+def at_least_or_null(key: str, found: Any, least: float, null: str = "the default") -> Problem | None:
+    """Returns a problem unless ``found`` is None, which stands for ``null``, or a number of at least ``least``."""
+    allowed = found is None or (is_number(found) and found >= least)
+    return _unless(allowed, key, found, f"a number of at least {least:g}, or null for {null}")
+
+
+def between(key: str, found: Any, low: float, high: float, exclusive: bool = False) -> Problem | None:
+    """Returns a problem unless ``found`` is a number from ``low`` to ``high``; ``exclusive`` leaves ``high`` out."""
+    allowed = is_number(found) and low <= found and (found < high if exclusive else found <= high)
+    return _unless(allowed, key, found, f"a number from {low:g} {'below' if exclusive else 'to'} {high:g}")
+
+
+def share(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a number above 0 and at most 1."""
+    return _unless(is_number(found) and 0 < found <= 1, key, found, "a number above 0 and at most 1")
+
+
+def count(key: str, found: Any, least: int = 1) -> Problem | None:
+    """Returns a problem unless ``found`` is a whole number of at least ``least``."""
+    return _unless(_is_count(found, least), key, found, f"a whole number of at least {least}")
+
+
+def count_or_null(key: str, found: Any, null: str = "the default") -> Problem | None:
+    """Returns a problem unless ``found`` is None, which stands for ``null``, or a whole number of at least 1."""
+    return _unless(
+        found is None or _is_count(found, 1), key, found, f"a whole number of at least 1, or null for {null}"
+    )
+
+
+def is_number(found: Any) -> bool:
+    """Returns whether ``found`` is a finite number and no boolean."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+
+
+def _is_count(found: Any, least: int) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool) and found >= least
+
+
+def _unless(allowed: bool, key: str, found: Any, what: str) -> Problem | None:
+    return None if allowed else Problem(key, f"found {found!r}, allowed: {what}")
