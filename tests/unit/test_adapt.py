@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dataflex.config.arguments import DataflexArguments
-from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import WEIGHTER
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
-from dataflex.train.trainer import WeightTrainer, trainer_class
+from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.weighter.hidden import caught_hidden_states
 from dataflex_weighters import adapt
 from dataflex_weighters.adapt import AdaptWeighter, adapt_weights
-from transformers import Trainer
+from weighted_run import weighted
 
 ROWS, TARGET = TokenRows(24, lengths=range(5, 17)), TokenRows(5, lengths=range(4, 9), seed=9)
 
@@ -29,18 +25,7 @@ def phi(model, row):
 
 
 def build(folder, params=None, keys=None, target=TARGET, **args):
-    spec = RunSpec(
-        DataflexArguments(train_type="dynamic_weight", component_name="adapt", **(keys or {})),
-        ComponentSpec(WEIGHTER, "adapt", "adapt", params or {}),
-    )
-    return trainer_class(WeightTrainer, Trainer)(
-        model=tiny_model(),
-        args=tiny_training_args(folder, **args),
-        train_dataset=ROWS,
-        eval_dataset=target,
-        data_collator=pad_collate,
-        dataflex=spec,
-    )
+    return weighted(folder, "adapt", params, ROWS, keys=keys, target=target, **args)
 
 
 def watched(trainer):

@@ -5,16 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.config.arguments import DataflexArguments
-from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import WEIGHTER
 from dataflex.data.rows import MixedSources
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
-from dataflex.train.trainer import WeightTrainer, trainer_class
+from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_weighters.balancer import Balancer, RunningMeans
 from dataflex_weighters.source_balancer import BalancerWeighter, balanced
-from transformers import Trainer
+from weighted_run import weighted
 
 
 def two_losses(x):
@@ -139,18 +135,8 @@ SOURCES = {"same": Copies(20, lengths=10), "noise": TokenRows(20, lengths=range(
 
 
 def run(folder, params=None, resume=None, **args):
-    spec = RunSpec(
-        DataflexArguments(train_type="dynamic_weight", component_name="balancer"),
-        ComponentSpec(WEIGHTER, "balancer", "balancer", params or {}),
-    )
     sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 6, "learning_rate": 1e-2}
-    return trainer_class(WeightTrainer, Trainer)(
-        model=tiny_model(),
-        args=tiny_training_args(folder, **(sizes | args)),
-        train_dataset=SOURCES,
-        data_collator=pad_collate,
-        dataflex=spec,
-    )
+    return weighted(folder, "balancer", params, SOURCES, **(sizes | args))
 
 
 def norm_by_hand(model, row):

@@ -8,13 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
-from dataflex.train.trainer import WeightTrainer, trainer_class
+from dataflex.testing import TokenRows
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_weighters.comparing import compared, rows_with_labels
 from dataflex_weighters.focal import FocalWeighter, focal_weights
@@ -22,7 +19,7 @@ from dataflex_weighters.loss import LossWeighter, annealed, sample_weights, sour
 from dataflex_weighters.trim import TrimWeighter, trimmed
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Trainer
+from weighted_run import weighted
 
 LOSSES = [0.5, 4.0, 1.25, 2.0, 3.5]
 
@@ -144,16 +141,7 @@ class RemembersCompared(Weighter):
 
 def run(folder, params, name="remembers_compared", rows=None, **args):
     rows = TokenRows(24, lengths=range(6, 15)) if rows is None else rows
-    spec = RunSpec(
-        DataflexArguments(train_type="dynamic_weight", component_name=name), ComponentSpec(WEIGHTER, name, name, params)
-    )
-    done = trainer_class(WeightTrainer, Trainer)(
-        model=tiny_model(),
-        args=tiny_training_args(folder, max_steps=2, **args),
-        train_dataset=rows,
-        data_collator=pad_collate,
-        dataflex=spec,
-    )
+    done = weighted(folder, name, params, rows, max_steps=2, **args)
     done.train()
     return done
 

@@ -28,6 +28,13 @@ PAGES = sorted(DOCS.rglob("*.md"))
 PROSE = [*PAGES, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
 PYPROJECTS = sorted(ROOT.glob("packages/*/pyproject.toml"))
 OFFICIAL = json.loads(files("dataflex.core").joinpath("official.json").read_text(encoding="utf-8"))
+CORE = ROOT / "packages" / "dataflex-core" / "src" / "dataflex"
+WORDS = {"column", "custom", "dataset", "less", "loss", "near", "nice", "random", "schedule", "scores", "static"}
+WORDS |= {"adapt", "balancer", "focal", "temperature", "trim"}  # names that are words of the language too
+NAMES = {name for table in OFFICIAL.values() for names in table.values() for name in names}
+UNMISTAKABLE = re.compile(
+    rf"\b({'|'.join(sorted(NAMES - WORDS))})\b|such as (?:loss|random|less|near)\b", re.IGNORECASE
+)
 COMPONENTS = [info for info in components() if info.name in registry.official(info.kind)]
 
 
@@ -142,6 +149,14 @@ def test_official_json_equals_the_entry_points_of_the_packages():
             if group.startswith("dataflex."):
                 declared[group.removeprefix("dataflex.")][project["name"]] = sorted(points)
     assert {s: {p: sorted(names) for p, names in table.items()} for s, table in OFFICIAL.items()} == declared
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
+def test_core_names_no_strategy_outside_of_its_templates(path: Path):
+    if "workspace" in path.parts:
+        return
+    found = UNMISTAKABLE.findall(path.read_text(encoding="utf-8"))
+    assert not found, "core says what it needs, not who has it"
 
 
 def test_every_package_of_the_repository_has_the_version_of_core():

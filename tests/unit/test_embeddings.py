@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import random
-import socket
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import ScoreStore, hidden_state_embeddings
 from dataflex.scoring.embeddings import POOLINGS, pool, token_mask
 from dataflex.scoring.hidden_states import last_hidden_states
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from peft import LoraConfig, get_peft_model
+from rank_group import on_ranks, one_thread
 from transformers import BartConfig, BartForConditionalGeneration, Gemma2Config, Gemma2ForCausalLM
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -203,7 +201,7 @@ def test_models_without_hidden_states_are_refused(rows):
         def forward(self, input_ids, attention_mask):
             return (self.body(input_ids),)
 
-    with pytest.raises(ComponentError, match=r"Plain gives no hidden state .* -> use another embedding, such as ngr"):
+    with pytest.raises(ComponentError, match=r"Plain gives no hidden state .* -> use embeddings that are not"):
         embed(Plain(), rows)
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1, "decoder_attention_heads": 1}
     with pytest.raises(ComponentError, match="BartForConditionalGeneration is an encoder-decoder"):
@@ -222,42 +220,24 @@ def test_a_model_with_broken_weights_is_named_with_the_rows():
 # --- several ranks, of which one has no rows, and a pass that was stopped
 
 
-def _rank(rank, world_size, port, folder):
-    torch.set_num_threads(1)
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in environment.items():
-            patch.setenv(key, str(value))
-        accelerator = Accelerator(cpu=True)
-        model, dataset = tiny_model(), TokenRows(5, lengths=range(6, 30))
-        options = {"accelerator": accelerator}
-        store = ScoreStore(folder / "kept", lambda: "key", seconds=0)  # a part after every batch
-        found = {
-            "one batch": embed(model, dataset, token_budget=10_000, **options),
-            "many batches": embed(model, dataset, token_budget=40, **options),
-            "stored": embed(model, dataset, token_budget=40, store=store, **options),
-        }
-        torch.distributed.barrier()  # rank 0 looks for parts that every rank has written
-        found["taken up"] = embed(tiny_model(seed=1), dataset, token_budget=40, store=store, **options)
-        np.savez(folder / f"rank{rank}.npz", **found)
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(True)
+def embedded(accelerator, folder):
+    model, dataset = tiny_model(), TokenRows(5, lengths=range(6, 30))
+    options = {"accelerator": accelerator}
+    store = ScoreStore(folder / "kept", lambda: "key", seconds=0)  # a part after every batch
+    found = {
+        "one batch": embed(model, dataset, token_budget=10_000, **options),
+        "many batches": embed(model, dataset, token_budget=40, **options),
+        "stored": embed(model, dataset, token_budget=40, store=store, **options),
+    }
+    torch.distributed.barrier()  # rank 0 looks for parts that every rank has written
+    return found | {"taken up": embed(tiny_model(seed=1), dataset, token_budget=40, store=store, **options)}
 
 
 def test_two_ranks_get_what_one_gets_also_where_one_of_them_has_no_rows_of_its_own(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (2, port, tmp_path), nprocs=2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     dataset = TokenRows(5, lengths=range(6, 30))
-    one, many = (embed(tiny_model(), dataset, token_budget=budget) for budget in (10_000, 40))
-    torch.set_num_threads(threads)
-    for rank in range(2):
-        answer = np.load(tmp_path / f"rank{rank}.npz")
+    with one_thread():
+        one, many = (embed(tiny_model(), dataset, token_budget=budget) for budget in (10_000, 40))
+    for answer in on_ranks(embedded, 2, tmp_path):
         np.testing.assert_array_equal(answer["one batch"], one)
         for what in ("many batches", "stored", "taken up"):
             np.testing.assert_array_equal(answer[what], many)

@@ -234,7 +234,7 @@ def test_rows_without_a_label_or_an_irreducible_loss_are_never_taken(rows, model
 def test_no_irreducible_loss_at_all_is_an_error(rows, model, tmp_path):
     np.save(tmp_path / "il.npy", np.full(40, np.nan))
     for factor in (2, None):
-        with pytest.raises(ComponentError, match="only 0 of 40 rows"):
+        with pytest.raises(ComponentError, match="only 0 of 40 have"):
             pick(build(rows, file=str(tmp_path / "il.npy"), pool_factor=factor), 1, 0, model)
 
 

@@ -8,35 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from dataflex.config.arguments import DataflexArguments
-from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
-from dataflex.train.trainer import WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_weighters.column import ColumnWeighter
 from dataflex_weighters.dataset import DatasetWeighter
 from dataflex_weighters.loss import LossWeighter
 from transformers import Trainer
+from weighted_run import weighted
 
 ROWS = 24
 
 
 def run(name, folder, rows, params=None, keys=None, **args):
-    spec = RunSpec(
-        DataflexArguments(train_type="dynamic_weight", component_name=name, **(keys or {})),
-        ComponentSpec(WEIGHTER, name, name, params or {}),
-    )
-    done = trainer_class(WeightTrainer, Trainer)(
-        model=tiny_model(),
-        args=tiny_training_args(folder, **args),
-        train_dataset=rows,
-        data_collator=pad_collate,
-        dataflex=spec,
-    )
+    done = weighted(folder, name, params, rows, keys=keys, **args)
     done.train()
     return done
 

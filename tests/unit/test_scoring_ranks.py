@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import agreed_budget, gather_by_row, per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model
+from rank_group import on_ranks, one_thread
 
 BUDGET = 90
 
@@ -22,32 +19,21 @@ def dataset():
     return rows
 
 
-def _rank(rank, world_size, port, folder):
-    torch.set_num_threads(1)
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in environment.items():
-            patch.setenv(key, str(value))
-        accelerator = Accelerator(cpu=True)
-        model, rows = tiny_model(), dataset()
-        options = {"collator": pad_collate, "accelerator": accelerator, "progress": False}
-        found = {
-            "losses": per_sample_losses(model, rows, token_budget=BUDGET, **options),
-            "wrapped": per_sample_losses(accelerator.prepare(tiny_model()), rows, token_budget=BUDGET, **options),
-            "one batch": per_sample_losses(model, rows, token_budget=10_000, **options),
-            "some": per_sample_losses(model, rows, indices=[5, 1], token_budget=BUDGET, **options),
-            "none": per_sample_losses(model, rows, indices=[], **options),
-            "budget": np.array(agreed_budget(100 + rank, accelerator)),
-            "errors": np.array(_errors(model, rows, options, rank)),
-        }
-        np.savez(folder / f"rank{rank}.npz", **found)
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(True)
+def scored(accelerator, folder):
+    model, rows = tiny_model(), dataset()
+    options = {"collator": pad_collate, "accelerator": accelerator, "progress": False}
+    return {
+        "losses": per_sample_losses(model, rows, token_budget=BUDGET, **options),
+        "wrapped": per_sample_losses(accelerator.prepare(tiny_model()), rows, token_budget=BUDGET, **options),
+        "one batch": per_sample_losses(model, rows, token_budget=10_000, **options),
+        "some": per_sample_losses(model, rows, indices=[5, 1], token_budget=BUDGET, **options),
+        "none": per_sample_losses(model, rows, indices=[], **options),
+        "budget": np.array(agreed_budget(100 + accelerator.process_index, accelerator)),
+        "errors": np.array(_errors(model, rows, options)),
+    }
 
 
-def _errors(model, rows, options, rank):
+def _errors(model, rows, options):
     """What goes wrong on one rank has to stop all of them; one that went on would wait for ever."""
     found = []
     with torch.no_grad():
@@ -65,28 +51,20 @@ def _errors(model, rows, options, rank):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def answers(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (request.param, port, folder), nprocs=request.param)
-    return [dict(np.load(folder / f"rank{rank}.npz")) for rank in range(request.param)]
+    return on_ranks(scored, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
 def alone():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     model, rows, options = tiny_model(), dataset(), {"collator": pad_collate, "progress": False}
-    found = {
-        "losses": per_sample_losses(model, rows, token_budget=BUDGET, **options),
-        "one batch": per_sample_losses(model, rows, token_budget=10_000, **options),
-        "some": per_sample_losses(model, rows, indices=[5, 1], token_budget=BUDGET, **options),
-        "none": np.empty(0, dtype=np.float32),
-    }
-    found["wrapped"] = found["losses"]
-    torch.set_num_threads(threads)
-    return found
+    with one_thread():
+        found = {
+            "losses": per_sample_losses(model, rows, token_budget=BUDGET, **options),
+            "one batch": per_sample_losses(model, rows, token_budget=10_000, **options),
+            "some": per_sample_losses(model, rows, indices=[5, 1], token_budget=BUDGET, **options),
+            "none": np.empty(0, dtype=np.float32),
+        }
+    return found | {"wrapped": found["losses"]}
 
 
 @pytest.mark.parametrize("what", ["losses", "wrapped", "one batch", "some", "none"])

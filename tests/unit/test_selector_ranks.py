@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-
 import numpy as np
-import pytest
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from dataflex.core.context import UpdateContext
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_selectors.cluster_less import ClusterLessSelector
@@ -16,6 +10,7 @@ from dataflex_selectors.delta_loss import DeltaLossSelector
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.rho_loss import RhoLossSelector
 from dataflex_selectors.tsds import TsdsSelector
+from rank_group import on_ranks, one_thread
 
 UPDATES = 3
 
@@ -47,32 +42,12 @@ def choices(accelerator, folder):
     return found
 
 
-def _rank(rank, world_size, port, folder):
-    torch.set_num_threads(1)
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in environment.items():
-            patch.setenv(key, str(value))
-        accelerator = Accelerator(cpu=True)
-        np.savez(folder / f"rank{rank}.npz", **choices(accelerator, folder))
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(True)
-
-
 def test_two_ranks_choose_what_one_process_chooses(tmp_path):
     tiny_model(seed=9).save_pretrained(tmp_path / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (2, port, tmp_path), nprocs=2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    alone = choices(None, tmp_path)
-    torch.set_num_threads(threads)
+    answers = on_ranks(choices, 2, tmp_path)
+    with one_thread():
+        alone = choices(None, tmp_path)
     assert len(alone) == 8
-    for rank in range(2):
-        answer = np.load(tmp_path / f"rank{rank}.npz")
+    for rank, answer in enumerate(answers):
         for name, expected in alone.items():
             np.testing.assert_array_equal(answer[name], expected, err_msg=f"{name} on rank {rank}")

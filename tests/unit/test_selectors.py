@@ -180,7 +180,7 @@ def test_loss_says_when_too_few_rows_have_labels(model, rows):
     message = r"21 rows are wanted, but only 20 of 30 have a label .* -> .*replacement: true, or .*update_step"
     with pytest.raises(ComponentError, match=message):
         pick(build(LossSelector, dataset), 21, 3, model)
-    with pytest.raises(ComponentError, match="only 0 of 10 rows"):
+    with pytest.raises(ComponentError, match="only 0 of 10 have a label"):
         pick(build(LossSelector, dataset[:10], replacement=True), 1, 0, model)
 
 

@@ -5,35 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dataflex.config.arguments import DataflexArguments
-from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
-from dataflex.core.kinds import WEIGHTER
 from dataflex.scoring import label_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
-from dataflex.train.trainer import WeightTrainer, logits_route, trainer_class
+from dataflex.train.trainer import logits_route
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer
+from weighted_run import weighted
 
 ROWS = TokenRows(24, lengths=range(6, 17), prompt=3)
 SOURCES = {"a": TokenRows(10, lengths=range(5, 12)), "b": TokenRows(14, lengths=range(5, 12), seed=1)}
 
 
 def build(folder, name="loss", params=None, rows=ROWS, model=None, config=None, keys=None, **args):
-    spec = RunSpec(
-        DataflexArguments(train_type="dynamic_weight", component_name=name, **(keys or {})),
-        ComponentSpec(WEIGHTER, name, name, params or {}),
-        config or {},
-    )
     plain = {"max_steps": 4, "optim": "sgd", "learning_rate": 0.1, "gradient_accumulation_steps": 2}
-    return trainer_class(WeightTrainer, Trainer)(
-        model=model or tiny_model(),
-        args=tiny_training_args(folder, **(plain | args)),
-        train_dataset=rows,
-        eval_dataset=TokenRows(6, seed=5),
-        data_collator=pad_collate,
-        dataflex=spec,
-    )
+    target = TokenRows(6, seed=5)
+    given = {"keys": keys, "config": config, "model": model, "target": target}
+    return weighted(folder, name, params, rows, **given, **(plain | args))
 
 
 def run(*args, **kwargs):

@@ -420,7 +420,7 @@ def test_rows_without_labels_are_never_chosen(model, rows, target):
         ComponentError, match=r"13 rows are wanted, but only 12 of 24 have a score -> .*more candidates"
     ):
         select(build(pool, target, directions=1), model, 13)
-    with pytest.raises(ComponentError, match=r"only 6 of 6 candidates have a label .* -> use more candidates"):
+    with pytest.raises(ComponentError, match=r"only 6 of 6 have a score -> .*more candidates"):
         select(build(rows, target, directions=1, candidates=6), model, 7)
 
 

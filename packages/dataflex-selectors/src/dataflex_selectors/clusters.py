@@ -44,11 +44,11 @@ def k_means(
     """
     vectors = torch.from_numpy(np.ascontiguousarray(vectors_ND)).to(device or torch.device("cpu"), torch.float32)
     centres_CD = vectors[_spread_out(vectors, min(count, len(vectors)), generator)].clone()
-    nearest_NK = _nearest(vectors, centres_CD)[0]
+    nearest_NK = _nearest(vectors, centres_CD)
     for _ in range(iterations):
         centres_CD = _means(vectors, nearest_NK[:, 0], centres_CD)
         before_N = nearest_NK[:, 0]
-        nearest_NK = _nearest(vectors, centres_CD)[0]
+        nearest_NK = _nearest(vectors, centres_CD)
         if torch.equal(nearest_NK[:, 0], before_N):
             break
     return _without_empty(vectors, nearest_NK, centres_CD)
@@ -83,13 +83,13 @@ def _squares(vectors_BD: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor
     return squares_BC.where(squares_BC > 1e-6 * lengths_BC, 0.0)
 
 
-def _nearest(vectors: torch.Tensor, centres_CD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the two nearest centres of each row and the squared distances: (N, min(2, C)) twice."""
+def _nearest(vectors: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
+    """Returns the two nearest centres of each row, the nearest first: (N, min(2, C))."""
     found = [
-        _squares(part, centres_CD).topk(min(2, len(centres_CD)), dim=1, largest=False)
+        _squares(part, centres_CD).topk(min(2, len(centres_CD)), dim=1, largest=False).indices
         for part in torch.split(vectors, max(1, _CELLS // len(centres_CD)))
     ]
-    return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
+    return torch.cat(found)
 
 
 def _means(vectors: torch.Tensor, label_N: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
@@ -108,5 +108,5 @@ def _without_empty(vectors: torch.Tensor, nearest_NK: torch.Tensor, centres_CD: 
     """Returns the nearest clusters among those that have rows, numbered anew."""
     used = torch.unique(nearest_NK[:, 0])
     if len(used) < len(centres_CD):
-        nearest_NK = _nearest(vectors, centres_CD[used])[0]
+        nearest_NK = _nearest(vectors, centres_CD[used])
     return nearest_NK.cpu().numpy().astype(np.int64)

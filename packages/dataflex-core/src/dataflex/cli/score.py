@@ -2,8 +2,8 @@
 
 FILE is the YAML or JSON of a dynamic_select run, key=value overrides it; both as for train. The model is the one that
 the file names, or that of resume_from_checkpoint, with its optimizer.
-The scores go to output_dir/dataflex_scores.parquet; a run takes them with component_name: scores. Other files in
-output_dir stay as they are.
+The scores go to output_dir/dataflex_scores.parquet, for a selector that reads them. Other files in output_dir stay as
+they are.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataflex.config.check import check
-from dataflex.config.load import read_config
+from dataflex.cli.run_file import checked_run
 from dataflex.core.errors import ConfigError
 from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_working_packages
 from dataflex.run.files import SCORES
-from dataflex.utils.logging import log_to_stderr
 
 SUMMARY = "score every row with the run's selector, without training"
 USAGE = "dataflex-cli score FILE [key=value ...]"
@@ -28,11 +26,7 @@ USAGE = "dataflex-cli score FILE [key=value ...]"
 
 def run(argv: Sequence[str]) -> int:
     """Scores here or under torchrun. Returns the exit code."""
-    if not argv:
-        raise ConfigError(f"no file given -> {USAGE}")
-    log_to_stderr()
-    file, overrides = argv[0], list(argv[1:])
-    spec = check(read_config(file, overrides), Path(file).absolute().parent)
+    spec = checked_run(argv, USAGE)
     if spec.arguments.train_type != "dynamic_select" or spec.component is None:
         raise ConfigError(f"train_type: {spec.arguments.train_type} has no selector to score with -> dynamic_select")
     target = Path(str(spec.llamafactory.get("output_dir"))) / SCORES

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from dataflex.config.check import check
+from dataflex.cli.run_file import checked_run
 from dataflex.config.checks.draft import names_in
-from dataflex.config.load import read_config
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError
-from dataflex.utils.logging import log_to_stderr
 
 SUMMARY = "check a configuration without loading a model"
 USAGE = "dataflex-cli validate FILE [key=value ...]"
@@ -23,12 +19,10 @@ USAGE = "dataflex-cli validate FILE [key=value ...]"
 
 def run(argv: Sequence[str]) -> int:
     """Prints what the run would be, or raises with everything that is wrong. Returns the exit code."""
-    if not argv:
-        raise ConfigError(f"no file given -> {USAGE}")
-    log_to_stderr()
-    file = argv[0]
-    spec = check(read_config(file, argv[1:]), Path(file).absolute().parent)
-    sys.stdout.write(f"{file} can be run\n" + "".join(f"  {name + ':':<11} {text}\n" for name, text in _summary(spec)))
+    spec = checked_run(argv, USAGE)
+    sys.stdout.write(
+        f"{argv[0]} can be run\n" + "".join(f"  {name + ':':<11} {text}\n" for name, text in _summary(spec))
+    )
     return 0
 
 

@@ -42,10 +42,6 @@ class Factors:
         self.size = self._sides[0].shape[0] * self._sides[1].shape[0]
         self._scaled = self._sides
 
-    def plain(self) -> None:
-        """From now on gradients are those of the loss."""
-        self._scaled = self._sides
-
     def adam(self, moments: Moments) -> tuple[torch.Tensor, float]:
         """From now on gradients are divided by the root of Adam's second moment, factored by rows and columns.
 
@@ -84,11 +80,12 @@ class Factors:
 class FactoredAdam:
     """Adam's directions where some parameters are projected; whole ones as :class:`AdamDirection` has them.
 
-    The row's own share of the second moment is left out for a projected parameter.
+    The row's own share of the second moment is left out for a projected parameter. From the making of this object on,
+    projected gradients come scaled: those of target rows, which are plain, must be taken before.
 
     Args:
         moments: The moments of each parameter, by its place.
-        factors: The projected ones. They are scaled until :meth:`Factors.plain` is called.
+        factors: The projected ones.
     """
 
     def __init__(self, moments: dict[int, Moments], factors: dict[int, Factors]) -> None:

@@ -47,10 +47,6 @@ class TargetSet:
     groups: NDArray[np.int64] | None = None
     total: bool = False
 
-    def single(self) -> bool:
-        """Returns whether each row makes a vector of its own."""
-        return self.groups is None
-
 
 def target_means(
     gradients: PerSampleGradients,
@@ -172,8 +168,8 @@ def _sums(
         _run(gradients, batch, sink, total=target.total)
         return sink
 
-    if not target.single():
-        return _group_sums(gradients, model, target, replace(rows, progress=False), sums, weights_M, score)
+    if target.groups is not None:
+        return _group_sums(model, target.groups, replace(rows, progress=False), sums, weights_M, score)
     vectors = 0.0
     for batch, sink in rows.results(model, score):
         usable_B = sink.squares_B > 0
@@ -188,9 +184,8 @@ def _sums(
 
 
 def _group_sums(
-    gradients: PerSampleGradients,
     model: torch.nn.Module,
-    target: TargetSet,
+    groups_M: NDArray[np.int64],
     rows: RowPass,
     sums: list[torch.Tensor],
     weights_M: NDArray[np.float64],
@@ -200,10 +195,9 @@ def _group_sums(
     rank, ranks = 0, 1
     if rows.accelerator is not None:
         rank, ranks = rows.accelerator.process_index, rows.accelerator.num_processes
-    assert target.groups is not None
     vectors = 0.0
-    for group in np.unique(target.groups)[rank::ranks]:
-        members = np.flatnonzero(target.groups == group)
+    for group in np.unique(groups_M)[rank::ranks]:
+        members = np.flatnonzero(groups_M == group)
         own = [torch.zeros_like(part) for part in sums]
         for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
             if not sink.squares_B.any():

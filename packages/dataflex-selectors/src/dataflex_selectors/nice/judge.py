@@ -32,8 +32,6 @@ INSTRUCTION = (
 )
 _LOST_BEFORE_GIVING_UP = 16  # questions, none of them answered: the endpoint is down, and waiting would take hours
 
-Mark = tuple[Answer, float]
-
 
 class Judge:
     """The mark that a chat model gives an answer, from 0 to 1.

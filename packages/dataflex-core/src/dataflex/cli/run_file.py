@@ -1,0 +1,28 @@
+"""What ``train``, ``score`` and ``validate`` begin with: FILE and its key=value overrides, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataflex.config.check import check
+from dataflex.config.load import read_config
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError
+from dataflex.utils.logging import log_to_stderr
+
+
+def checked_run(argv: Sequence[str], usage: str) -> RunSpec:
+    """Returns the run that a command line names. From here on the log goes to stderr.
+
+    Args:
+        argv: What stands behind the command: FILE, then key=value overrides.
+        usage: The command line, for the message where there is no file.
+
+    Raises:
+        ConfigError: There is no file, or the run cannot start; the message holds everything that is wrong.
+    """
+    if not argv:
+        raise ConfigError(f"no file given -> {usage}")
+    log_to_stderr()
+    return check(read_config(argv[0], list(argv[1:])), Path(argv[0]).absolute().parent)
