@@ -1,6 +1,6 @@
 """Checks of constructor parameters: each says what is wrong with one of them, and all are reported together.
 
-    require("near selector", one_of("backend", backend, BACKENDS), count("dim", dim))
+    require("longest selector", one_of("order", order, ORDERS), count("least", least))
 
 Every check takes the parameter's name and its value, and returns a problem with both and with what is allowed, or None.
 """
@@ -18,7 +18,7 @@ def require(component: str, *problems: Problem | None) -> None:
     """Raises an error that holds every problem, if there is any.
 
     Args:
-        component: Name and kind, as in "near selector".
+        component: Name and kind, as in "longest selector".
         *problems: What the functions below returned.
 
     Raises:
