@@ -46,7 +46,7 @@ def length_reward(answers):
 
 
 def build(rows, target, tokenizer, *, stub=length_reward, seed=7, accelerator=None, **params):
-    selector = NiceSelector(rows, target, accelerator, pad_collate, None, tokenizer, **(QUICK | params))
+    selector = NiceSelector(rows, target, accelerator, pad_collate, "unused", tokenizer, **(QUICK | params))
     selector.bind("nice", seed)
     if stub is not None:
         selector.goal.reward = stub

@@ -38,9 +38,10 @@ def test_a_check_lets_the_good_through_and_says_what_is_wrong_with_the_bad(check
         assert str(check("key", value)).startswith(f"key: found {value!r}, allowed: {allowed}")
 
 
-def test_every_problem_is_reported_with_the_component():
+def test_every_problem_is_reported_once_with_the_component():
+    found = Problem("dim", "is 0"), None, checks.one_of("backend", "tor", ("torch",)), Problem("dim", "is 0")
     with pytest.raises(ConfigError, match="2 problems") as error:
-        checks.require("near selector", Problem("dim", "is 0"), None, checks.one_of("backend", "tor", ("torch",)))
+        checks.require("near selector", *found)
     assert "dim of the near selector: is 0" in str(error.value)
     assert "backend of the near selector: found 'tor', allowed: torch -> did you mean 'torch'?" in str(error.value)
 

@@ -29,11 +29,11 @@ from dataflex_selectors.arms import next_pulls, quotas
 from dataflex_selectors.clustering import Clustering, cluster_rows
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.enough import require_enough
-from dataflex_selectors.gradient_scores import FORMS, GradientScores, Score
+from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, Score
 from dataflex_selectors.pick import pick
 from dataflex_selectors.running import RunningScores
 from dataflex_selectors.smoothing import smoothed
-from dataflex_selectors.targets import target_sets
+from dataflex_selectors.targets import loss_targets
 from dataflex_selectors.to_target import ToTarget
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class ClusterLessSelector(ToTarget):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
+        settings = GradientSettings(gradient_type, proj_dim, token_budget)
         self.aim(
             "cluster_less",
             eval_dataset,
@@ -114,17 +115,15 @@ class ClusterLessSelector(ToTarget):
             at_least("exploration", exploration, 0),
             flag("resample", resample),
             positive("width", width),
-            one_of("gradient_type", gradient_type, FORMS),
-            count_or_null("proj_dim", proj_dim, null="none"),
+            *settings.problems(),
             between("decay", decay, 0, 1),
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
         )
-        self.targets = target_sets(eval_dataset)
+        self.targets, self.settings = loss_targets(eval_dataset), settings
         self.clusters, self.representatives = clusters, representatives
         self.budget, self.exploration, self.resample = budget, float(exploration), resample
-        self.width, self.gradient_type, self.proj_dim = float(width), gradient_type, proj_dim
-        self.mode, self.temperature, self.token_budget = mode, float(temperature), token_budget
+        self.width, self.mode, self.temperature = float(width), mode, float(temperature)
         self._running = RunningScores(len(dataset), len(self.targets), float(decay))
         self._clustering: Clustering | None = None
 
@@ -172,12 +171,7 @@ class ClusterLessSelector(ToTarget):
         order_E = clustering.order
         if self.resample:
             order_E = self.generator(f"{context.update}, representatives").permutation(len(rows))
-        engine = GradientScores(
-            self.targets, self.data_collator, self.accelerator, form=self.gradient_type, proj_dim=self.proj_dim,
-            token_budget=self.token_budget, folder=self.cache_dir, seed=self.seed,
-            desc=f"{self.name}: step {context.step}",
-        )  # fmt: skip
-        with engine.scoring(model, self.dataset, context) as score:
+        with GradientScores(self, self.settings, self.targets, context).scoring(model) as score:
             scored, scores = self._scored(clustering.nearest[:, 0], order_E, score)
         assert clustering.vectors is not None
         found_EJ = smoothed(clustering.vectors, clustering.nearest, scored, scores, self.width)

@@ -8,13 +8,15 @@ Letters: N rows, J target sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from dataflex.core.context import UpdateContext
+from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import count_or_null, one_of
 from dataflex.scoring import (
     FactoredAdam,
     RowPass,
@@ -29,114 +31,114 @@ from dataflex.scoring import (
 )
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
 from dataflex.scoring.gradient_routes import Route
+from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 FORMS = ("adam", "sgd")
 Score = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """``score(rows) -> (N, J)``"""
 
 
+@dataclass(frozen=True)
+class GradientSettings:
+    """What of the gradients is compared, as the user's parameters of these names say.
+
+    Attributes:
+        gradient_type: ``adam``: the step of the run's optimizer, which is the gradient before its first step; ``sgd``:
+            the gradient.
+        proj_dim: Dimensions of the sketch; None for exact products.
+        token_budget: Tokens at once; None for a default.
+        factor_dim: Dimensions that are kept of each side of a large matrix; None for all.
+    """
+
+    gradient_type: str
+    proj_dim: int | None
+    token_budget: int | None
+    factor_dim: int | None = None
+
+    def problems(self) -> list[Problem | None]:
+        """Returns what is wrong with them."""
+        return [
+            one_of("gradient_type", self.gradient_type, FORMS),
+            count_or_null("proj_dim", self.proj_dim, null="none"),
+            count_or_null("factor_dim", self.factor_dim, null="none"),
+            count_or_null("token_budget", self.token_budget),
+        ]
+
+
 class GradientScores:
     """Scores rows by the cosine of their step with the mean of each target set's normalised gradients.
 
     Args:
-        targets: Name -> tokenised dataset, or target sets as they are.
-        collator: Makes a batch of tensors from a list of rows.
-        accelerator: The run's accelerator.
-        form: ``adam``: the step of the run's optimizer, which is the gradient before its first step; ``sgd``: the
-            gradient.
-        factor_dim: Dimensions that are kept of each side of a large matrix; None for all.
-        proj_dim: Dimensions of the sketch; None for exact products.
-        token_budget: Tokens at once; None for a default.
-        folder: Where a long pass keeps what it has; None for nowhere.
-        seed: Seed of the sketch.
-        desc: What the progress bar says.
+        selector: Whose rows, run, seed and folder for what a long pass has computed it is.
+        settings: What is compared.
+        targets: The target sets.
+        context: The state of the run, with its optimizer.
     """
 
     def __init__(
-        self,
-        targets: Mapping[str, Any] | Sequence[TargetSet],
-        collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        accelerator: Accelerator | None,
-        *,
-        form: str,
-        factor_dim: int | None = None,
-        proj_dim: int | None,
-        token_budget: int | None,
-        folder: str | None,
-        seed: int,
-        desc: str,
+        self, selector: Selector, settings: GradientSettings, targets: Sequence[TargetSet], context: UpdateContext
     ) -> None:
-        if isinstance(targets, Mapping):
-            targets = [TargetSet(name, rows) for name, rows in targets.items()]
-        self.targets = list(targets)
-        self.form, self.proj_dim, self.factor_dim = form, proj_dim, factor_dim
-        self.folder, self.seed = folder, seed
-        self._rows = RowPass(None, collator, accelerator, token_budget=token_budget, desc=desc)
+        self._selector, self._settings, self._targets, self._context = selector, settings, list(targets), context
+        self._rows = RowPass(
+            selector.dataset,
+            selector.data_collator,
+            selector.accelerator,
+            token_budget=settings.token_budget,
+            desc=f"{selector.name}: step {context.step}",
+        )
 
-    def scores(
-        self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64], context: UpdateContext
-    ) -> NDArray[np.float32]:
+    def scores(self, model: torch.nn.Module, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the scores of some rows: (N, J) in [-1, 1], NaN for a row without a label. Collective.
 
         Args:
             model: The model being trained.
-            dataset: The train dataset.
-            rows: (N,) its rows to score.
-            context: The state of the run, with its optimizer.
+            rows: (N,) rows of the train dataset to score.
         """
-        with self.scoring(model, dataset, context) as score:
+        with self.scoring(model) as score:
             return score(rows)
 
     @contextmanager
-    def scoring(self, model: torch.nn.Module, dataset: Any, context: UpdateContext) -> Iterator[Score]:
+    def scoring(self, model: torch.nn.Module) -> Iterator[Score]:
         """Yields :meth:`scores` as a function of the rows, for who scores some, looks, and scores more. Collective.
 
         The gradients of the target sets are computed once.
         """
-        accelerator = self._rows.accelerator
+        accelerator, seed, settings = self._rows.accelerator, self._selector.seed, self._settings
+        adam = settings.gradient_type == "adam"
         model = without_replicas(model)
-        with per_sample_gradients(model, accelerator, self.factor_dim, self.seed) as gradients:
-            moments = read_moments(context.optimizer, gradients.routes) if self.form == "adam" else None
-            if self.form == "adam" and moments is None:
+        with per_sample_gradients(model, accelerator, settings.factor_dim, seed) as gradients:
+            moments = read_moments(self._context.optimizer, gradients.routes) if adam else None
+            if adam and moments is None:
                 logger.info("the optimizer has no moments yet: rows are scored by their gradients")
             sketch = None
-            if self.proj_dim is not None:
+            if settings.proj_dim is not None:
                 sizes = [route.size for route in gradients.routes]
                 device = next(model.parameters()).device if accelerator is None else accelerator.device
-                sketch = Sketch(sizes, self.proj_dim, self.seed, device)
-            means = target_means(gradients, model, self.targets, self._rows, sketch)
+                sketch = Sketch(sizes, settings.proj_dim, seed, device)
+            means = target_means(gradients, model, self._targets, self._rows, sketch)
             direction = None if moments is None else FactoredAdam(moments, gradients.factors)  # after the target's own
 
             def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-                scored = self._pass(model, gradients.routes, dataset, rows, context)
+                scored = replace(self._rows, indices=rows, store=self._store(model, gradients.routes, rows))
                 return influences(gradients, model, means, scored, direction, sketch)
 
             yield score
 
-    def _pass(
-        self,
-        model: torch.nn.Module,
-        routes: Sequence[Route],
-        dataset: Any,
-        rows: NDArray[np.int64],
-        context: UpdateContext,
-    ) -> RowPass:
+    def _store(self, model: torch.nn.Module, routes: Sequence[Route], rows: NDArray[np.int64]) -> ScoreStore | None:
+        """Returns where the pass over some rows keeps what it has."""
+        settings, context = self._settings, self._context
+
         def fingerprint() -> str:
             return digest(
                 model_digest(model, [route.parameter for route in routes]),  # they are frozen at the moment
-                optimizer_digest(context.optimizer) if self.form == "adam" else "",
-                dataset_digest(dataset),
+                optimizer_digest(context.optimizer) if settings.gradient_type == "adam" else "",
+                dataset_digest(self._selector.dataset),
                 rows.tobytes().hex(),
-                *(dataset_digest(target.dataset) for target in self.targets),
-                *(str(part) for target in self.targets for part in (target.weights, target.groups, target.total)),
-                self.form, self.proj_dim, self.factor_dim, self.seed, context.update,
+                *(dataset_digest(target.dataset) for target in self._targets),
+                *(str(part) for target in self._targets for part in (target.weights, target.groups, target.total)),
+                settings.gradient_type, settings.proj_dim, settings.factor_dim, self._selector.seed, context.update,
             )  # fmt: skip
 
-        base = self._rows
-        store = None if self.folder is None else ScoreStore.of(self.folder, base.accelerator, fingerprint)
-        return RowPass(dataset, base.collator, base.accelerator, rows, base.token_budget, desc=base.desc, store=store)
+        return ScoreStore.of(self._selector.cache_dir, self._selector.accelerator, fingerprint)

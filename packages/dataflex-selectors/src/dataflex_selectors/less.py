@@ -24,11 +24,11 @@ from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.gradient_scores import FORMS, GradientScores
+from dataflex_selectors.gradient_scores import GradientScores, GradientSettings
 from dataflex_selectors.pick import MODES, pick
 from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.running import RunningScores
-from dataflex_selectors.targets import has_target, target_sets
+from dataflex_selectors.targets import has_target, loss_targets
 
 if TYPE_CHECKING:
     import torch
@@ -76,26 +76,19 @@ class LessSelector(Selector):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
+        settings = GradientSettings(gradient_type, proj_dim, token_budget, factor_dim)
         require(
             "less selector",
             has_target(eval_dataset),
-            one_of("gradient_type", gradient_type, FORMS),
-            count_or_null("proj_dim", proj_dim, null="none"),
-            count_or_null("factor_dim", factor_dim, null="none"),
+            *settings.problems(),
             between("decay", decay, 0, 1),
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
             count_or_null("candidates", candidates, null="all"),
-            count_or_null("token_budget", token_budget),
         )
-        self.targets = target_sets(eval_dataset)
-        self.gradient_type = gradient_type
-        self.proj_dim = proj_dim
-        self.factor_dim = factor_dim
-        self.mode = mode
-        self.temperature = float(temperature)
+        self.targets, self.settings = loss_targets(eval_dataset), settings
+        self.mode, self.temperature = mode, float(temperature)
         self.candidates = candidates
-        self.token_budget = token_budget
         self._running = RunningScores(len(dataset), len(self.targets), float(decay))
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
@@ -127,17 +120,5 @@ class LessSelector(Selector):
 
     def _averages(self, model: torch.nn.Module, context: UpdateContext, pool: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores ``pool`` and returns the averages over the updates, by rate and age: (P, J) in [-1, 1]."""
-        engine = GradientScores(
-            self.targets,
-            self.data_collator,
-            self.accelerator,
-            form=self.gradient_type,
-            proj_dim=self.proj_dim,
-            factor_dim=self.factor_dim,
-            token_budget=self.token_budget,
-            folder=self.cache_dir,
-            seed=self.seed,
-            desc=f"{self.name}: step {context.step}",
-        )
-        found_PJ = engine.scores(model, self.dataset, pool, context)
+        found_PJ = GradientScores(self, self.settings, self.targets, context).scores(model, pool)
         return self._running.add(pool, list(range(len(self.targets))), found_PJ, context.learning_rate)

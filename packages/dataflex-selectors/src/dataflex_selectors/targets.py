@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.core.errors import Problem
+from dataflex.scoring import TargetSet
 
 
 def target_sets(eval_dataset: Any) -> dict[str, Any]:
@@ -13,6 +14,11 @@ def target_sets(eval_dataset: Any) -> dict[str, Any]:
     if eval_dataset is None:
         return {}
     return dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
+
+
+def loss_targets(eval_dataset: Any) -> list[TargetSet]:
+    """Returns the sets of :func:`target_sets` as what gradients are compared with, each row by itself."""
+    return [TargetSet(name, rows) for name, rows in target_sets(eval_dataset).items()]
 
 
 def has_target(eval_dataset: Any) -> Problem | None:

@@ -15,7 +15,7 @@ from dataflex.core.errors import InvalidConfigError, Problem, nearest
 
 
 def require(component: str, *problems: Problem | None) -> None:
-    """Raises an error that holds every problem, if there is any.
+    """Raises an error that holds every problem once, if there is any.
 
     Args:
         component: Name and kind, as in "longest selector".
@@ -24,7 +24,8 @@ def require(component: str, *problems: Problem | None) -> None:
     Raises:
         ConfigError: Each problem on a line of its own, with the component it belongs to.
     """
-    found = [Problem(f"{p.where} of the {component}", p.what, p.way_out) for p in problems if p is not None]
+    different = dict.fromkeys(p for p in problems if p is not None)  # two parts of a component may check one parameter
+    found = [Problem(f"{p.where} of the {component}", p.what, p.way_out) for p in different]
     if found:
         raise InvalidConfigError(found)
 

@@ -28,7 +28,7 @@ from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.gradient_scores import FORMS, GradientScores
+from dataflex_selectors.gradient_scores import GradientScores, GradientSettings
 from dataflex_selectors.nice.goal import PolicyGoal, Rules
 from dataflex_selectors.nice.sampling import Sampling
 from dataflex_selectors.nice.settings import RewardSettings
@@ -126,19 +126,18 @@ class NiceSelector(Selector):
         sampling_tokens: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        self.gradient_type, self.proj_dim, self.decay = gradient_type, proj_dim, decay
-        self.mode, self.draw_temperature, self.candidates = mode, draw_temperature, candidates
-        self.token_budget = token_budget
+        self.settings = GradientSettings(gradient_type, proj_dim, token_budget)
+        self.mode, self.draw_temperature, self.candidates, self.decay = mode, draw_temperature, candidates, decay
         sampling = Sampling(samples, max_new_tokens, temperature, top_k, top_p, sampling_tokens)
         rules = Rules(prompts, keep, reject, baseline, fallback)
-        settings = RewardSettings(
+        rewards = RewardSettings(
             reward, reward_model, endpoint, endpoint_model, api_key_env, instruction, show_reference, timeout, attempts,
             concurrency,
         )  # fmt: skip
         own = (has_target(eval_dataset), _has_tokenizer(tokenizer), *self._problems())
-        require("nice selector", *own, *sampling.problems(), *rules.problems(), *settings.problems())
+        require("nice selector", *own, *sampling.problems(), *rules.problems(), *rewards.problems())
         sets = target_sets(eval_dataset)
-        self.goal = PolicyGoal(sets, tokenizer, accelerator, sampling, rules, settings.build(accelerator))
+        self.goal = PolicyGoal(sets, tokenizer, accelerator, sampling, rules, rewards.build(accelerator))
         self._running = RunningScores(len(dataset), len(sets), float(decay))
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
@@ -178,32 +177,18 @@ class NiceSelector(Selector):
         self, model: torch.nn.Module, context: UpdateContext, pool: NDArray[np.int64], generator: np.random.Generator
     ) -> NDArray[np.float64]:
         """Aims anew, scores ``pool`` and returns the averages over the updates, by rate and age: (P, J)."""
-        desc = f"{self.name}: step {context.step}"
-        targets = self.goal.targets(model, generator, desc)
-        engine = GradientScores(
-            list(targets.values()),
-            self.data_collator,
-            self.accelerator,
-            form=self.gradient_type,
-            proj_dim=self.proj_dim,
-            token_budget=self.token_budget,
-            folder=self.cache_dir,
-            seed=self.seed,
-            desc=desc,
-        )
-        found = engine.scores(model, self.dataset, pool, context)
+        targets = self.goal.targets(model, generator, f"{self.name}: step {context.step}")
+        found = GradientScores(self, self.settings, list(targets.values()), context).scores(model, pool)
         return self._running.add(pool, list(targets), found, context.learning_rate)
 
     def _problems(self) -> list[Problem | None]:
         return [
             whole_weights(self.accelerator, "answers are generated with all of them"),
-            one_of("gradient_type", self.gradient_type, FORMS),
-            count_or_null("proj_dim", self.proj_dim, null="none"),
+            *self.settings.problems(),
             between("decay", self.decay, 0, 1),
             one_of("mode", self.mode, MODES),
             positive("draw_temperature", self.draw_temperature),
             count_or_null("candidates", self.candidates, null="all"),
-            count_or_null("token_budget", self.token_budget),
         ]
 
 
