@@ -11,6 +11,7 @@ import llamafactory.train.sft.workflow as sft
 import pytest
 import torch
 from dataflex.config.known_keys import llamafactory_keys
+from dataflex.data.streams import Stream
 from dataflex.run.record import read_trace
 from feature_cells import CELLS, FEATURES, REFUSED, TRAIN_TYPES, command, written
 from feature_run import Watched, watch
@@ -233,6 +234,11 @@ def bf16(seen: Watched, plain: list[float]) -> None:
     assert seen.losses == pytest.approx(plain, rel=0.05)
 
 
+def streamed(seen: Watched, plain: list[float]) -> None:
+    mixed = seen.trainer.train_dataset
+    assert all(isinstance(source, Stream) and source.rows_read for source in mixed.sources)
+
+
 def checkpointing(seen: Watched, plain: list[float]) -> None:
     assert seen.model.is_gradient_checkpointing
     assert seen.losses == pytest.approx(plain, rel=1e-4)
@@ -263,4 +269,5 @@ CHECKS = {
     "bf16": bf16,
     "checkpointing": checkpointing,
     "liger": lora,
+    "streaming": streamed,
 }
