@@ -155,6 +155,6 @@ def _weights(c_BT: torch.Tensor, targets_BT: torch.Tensor, weigh: Weigh) -> tupl
     with torch.enable_grad(), torch.autocast(c_BT.device.type, enabled=False):
         scalar = weigh(losses_B)
         (gradient_B,) = torch.autograd.grad(scalar, losses_B, retain_graph=True, allow_unused=True)
-        (uniform_B,) = torch.autograd.grad(losses_B.mean(), losses_B)
-    weights_B = torch.zeros_like(losses_B) if gradient_B is None else gradient_B / uniform_B
+    uniform = losses_B.new_tensor(1.0) / len(losses_B)  # d mean/dl_i, by the division that autograd makes
+    weights_B = torch.zeros_like(losses_B) if gradient_B is None else gradient_B / uniform
     return torch.where(n_B > 0, weights_B, 0.0).detach(), scalar
