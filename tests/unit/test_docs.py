@@ -118,14 +118,6 @@ def test_each_component_has_an_entry_in_papers_unless_it_is_a_starting_point(inf
     assert info.name == "custom" or f"### `{info.name}`" in text("papers.md")
 
 
-def test_planned_strategies_are_not_installed_and_installed_ones_not_planned():
-    planned = text("papers.md").partition("## Planned")[2]
-    cells = re.findall(r"^\| ([\w, ]+) \| (?:selector|mixer|weighter) \|", planned, flags=re.MULTILINE)
-    names = {name for cell in cells for name in cell.split(", ")}
-    assert bool(names) == ("## Planned" in text("papers.md"))
-    assert not names & {info.name for info in COMPONENTS}
-
-
 @pytest.mark.parametrize("info", COMPONENTS, ids=lambda info: f"{info.kind.name}-{info.name}")
 def test_each_component_ships_a_preset_of_its_name_with_the_constructors_defaults(info: ComponentInfo):
     (entry,) = packaged_components(info.kind)[info.name]
