@@ -172,6 +172,9 @@ def packed(seen: Watched, plain: list[float]) -> None:
     rows = seen.trainer.train_dataset
     assert len(rows) < 60
     assert all(len(rows[i]["input_ids"]) == 64 for i in range(len(rows)))
+    if seen.weighed:
+        batch = seen.trainer.args.per_device_train_batch_size
+        assert sum(map(len, seen.weighed)) > batch * len(seen.weighed), "documents are weighed, and not rows"
 
 
 def neatly_packed(seen: Watched, plain: list[float]) -> None:
