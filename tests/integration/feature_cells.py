@@ -55,7 +55,6 @@ class Feature:
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-BY_NUMBER = "asks for rows by number, and a stream has neither numbers nor an end"
 OTHER_LOOP = "hands the training to HyperParallel's trainer, which train_type: {} cannot reach"
 BATCH_SIZE = "what train_type: {} plans depends on the batch size"
 
@@ -127,10 +126,10 @@ FEATURES: Mapping[str, Feature] = {
         "`streaming`",
         ("streaming=true",),
         refused={
-            "dynamic_select": BY_NUMBER,
-            "dynamic_mix": BY_NUMBER,
+            "dynamic_select": "asks for rows by number, and a stream has neither numbers nor an end",
             "dynamic_weight": "knows its dataset by the number of rows, which a stream has not",
         },
+        extra={"dynamic_mix": ("max_samples=null", "buffer_size=16")},  # LLaMA-Factory refuses max_samples
     ),
     "auto_find_batch_size": Feature(
         "`auto_find_batch_size`", ("auto_find_batch_size=true",), refused={t: BATCH_SIZE.format(t) for t in TRAIN_TYPES}

@@ -11,6 +11,7 @@ import llamafactory.train.sft.workflow as sft
 import pytest
 import torch
 from dataflex.config.known_keys import llamafactory_keys
+from dataflex.data.streams import Stream
 from dataflex.run.record import read_trace
 from feature_cells import CELLS, FEATURES, REFUSED, TRAIN_TYPES, command, written
 from feature_run import Watched, watch
@@ -171,6 +172,9 @@ def packed(seen: Watched, plain: list[float]) -> None:
     rows = seen.trainer.train_dataset
     assert len(rows) < 60
     assert all(len(rows[i]["input_ids"]) == 64 for i in range(len(rows)))
+    if seen.weighed:
+        batch = seen.trainer.args.per_device_train_batch_size
+        assert sum(map(len, seen.weighed)) > batch * len(seen.weighed), "documents are weighed, and not rows"
 
 
 def neatly_packed(seen: Watched, plain: list[float]) -> None:
@@ -233,6 +237,11 @@ def bf16(seen: Watched, plain: list[float]) -> None:
     assert seen.losses == pytest.approx(plain, rel=0.05)
 
 
+def streamed(seen: Watched, plain: list[float]) -> None:
+    mixed = seen.trainer.train_dataset
+    assert all(isinstance(source, Stream) and source.rows_read for source in mixed.sources)
+
+
 def checkpointing(seen: Watched, plain: list[float]) -> None:
     assert seen.model.is_gradient_checkpointing
     assert seen.losses == pytest.approx(plain, rel=1e-4)
@@ -263,4 +272,5 @@ CHECKS = {
     "bf16": bf16,
     "checkpointing": checkpointing,
     "liger": lora,
+    "streaming": streamed,
 }

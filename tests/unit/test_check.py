@@ -20,6 +20,7 @@ SELECT = {
     "update_times": 3,
 }
 MIX = SELECT | {"train_type": "dynamic_mix", "dataset": "a,b", "stage": "pt"}
+STREAMS = {"streaming": True, "mixture_sample_rule": "uniform"}
 WEIGHT = {"train_type": "dynamic_weight", "component_name": "loss", "warmup_step": 1, "train_step": 5}
 STATIC = {"train_type": "static"}
 SINCE_0_9_5 = {"use_asft_loss", "use_eaft_loss", "use_hyper_parallel"}  # an older llamafactory does not know these keys
@@ -234,7 +235,16 @@ BAD = [
     (SELECT, {"stage": "dpo"}, "stage", ["found 'dpo'", "sft | pt", "train_type: static"]),
     (WEIGHT, {"do_train": ...}, "do_train", ["is False", "set do_train: true"]),
     (SELECT, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
-    (MIX, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
+    (MIX, {"streaming": True}, "mixture_sample_rule", ["mixture asks for the sizes", "init_mixture_proportions"]),
+    (MIX, STREAMS | {"mixture_sample_rule": "stratified"}, "mixture_sample_rule", ["stratified asks for the sizes"]),
+    (
+        MIX,
+        STREAMS | {"component_name": "temperature"},
+        "streaming",
+        ["'temperature' asks for the sizes", "another mixer"],
+    ),
+    (MIX, STREAMS | {"dataloader_num_workers": 4}, "dataloader_num_workers", ["found 4", "by one process", "set 1"]),
+    (MIX, STREAMS | {"update_times": -1}, "train_step", ["is missing, and a stream has no end", "update_times"]),
     (WEIGHT, {"streaming": True}, "streaming", ["number of rows", "set streaming: false"]),
     (SELECT, {"auto_find_batch_size": True}, "auto_find_batch_size", ["depends on the batch size", "remove it"]),
     (WEIGHT, {"use_hyper_parallel": True}, "use_hyper_parallel", ["cannot reach", "train_type: static"]),
@@ -297,7 +307,7 @@ def test_all_problems_come_in_one_message(tmp_path):
         "model_name_or_path",
         "output_dir",
     ]
-    wanted += ["stage", "streaming", "dataset"]
+    wanted += ["stage", "mixture_sample_rule", "dataset"]
     assert set(wanted) == {p.where for p in caught.value.problems}
     assert str(caught.value).startswith(f"{len(caught.value.problems)} problems in the configuration:\n  - ")
 
@@ -333,6 +343,9 @@ GOOD = [
     (SELECT, {"predict_with_generate": True}),
     (SELECT, {"dataflex_versions": {}}),
     (MIX, {"init_mixture_proportions": [3, 0]}),
+    (MIX, STREAMS),
+    (MIX, STREAMS | {"update_times": -1, "train_step": 9, "dataloader_num_workers": 1}),
+    (MIX, STREAMS | {"static_mix": True, "component_name": ..., "train_step": 9}),
     (MIX, {"init_mixture_proportions": "0.7, 0.3"}),
     (MIX, {"static_mix": True, "component_name": ..., "update_step": 0, "update_times": -1}),
     (WEIGHT, {"label_smoothing_factor": 0.1, "use_dft_loss": False}),

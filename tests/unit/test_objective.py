@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.train.weighter.objective import Objective, labelled_rows, weighted_loss
+from dataflex.train.weighter.objective import Objective, labelled_samples, weighted_loss
 
 V = 11
 
@@ -92,7 +92,7 @@ def test_without_a_token_count_the_micro_batch_stands_alone():
 
 def test_a_row_without_labels_neither_counts_nor_learns():
     logits, labels = batch([0, 4])
-    assert labelled_rows(labels) == 1
+    assert labelled_samples(labels) == 1
     ours = weighted_loss(logits, labels, Objective(torch.tensor(4), 1), lambda losses: losses.sum())
     gradient = torch.autograd.grad(ours, logits)[0]
     assert (gradient[0] == 0).all()

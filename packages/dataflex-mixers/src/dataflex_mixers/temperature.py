@@ -10,7 +10,7 @@ with T = 5. Cost: none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from dataflex.core.parameter_checks import positive, require
@@ -45,6 +45,8 @@ class TemperatureMixer(Mixer):
     Raises:
         ConfigError: ``temperature`` is no such number.
     """
+
+    needs_sizes: ClassVar[bool] = True
 
     def __init__(self, mixture_manager: MixtureManager, temperature: float = 5.0) -> None:
         super().__init__(mixture_manager)

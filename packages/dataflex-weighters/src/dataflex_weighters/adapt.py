@@ -118,9 +118,8 @@ class AdaptWeighter(Weighter):
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         assert self._caught is not None, "the hidden states come with training_step"
         assert self._target_H is not None
-        tokens_BT = inputs["input_ids"]
         with torch.no_grad():
-            hidden_BTH = self._caught(tokens_BT.shape)
+            hidden_BTH = ctx.by_sample(self._caught())
             phi_BH = pool(hidden_BTH, _mask(inputs).to(hidden_BTH.device), "weighted")
             weights = adapt_weights(phi_BH, self._target_H.to(phi_BH), self.temperature).to(losses)
         if self.normalise:
@@ -165,7 +164,7 @@ class AdaptWeighter(Weighter):
 
 
 def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Returns (B, T) bool: where there is a token. Without a mask of that shape, as for packed rows, everywhere."""
+    """Returns (B, T) bool: where there is a token. Without a mask of that shape, everywhere."""
     mask, tokens_BT = inputs.get("attention_mask"), inputs["input_ids"]
     return mask != 0 if mask is not None and mask.shape == tokens_BT.shape else torch.ones_like(tokens_BT).bool()
 

@@ -126,7 +126,7 @@ class BalancerWeighter(Weighter):
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         assert self._caught is not None, "the hidden states come with training_step"
-        hidden = self._caught(inputs["input_ids"].shape)
+        hidden = self._caught()
         if not hidden.requires_grad:
             raise ComponentError("no gradient reaches the hidden states: train more than the output layer")
         sources_B = ctx.sources_of(ctx.batch_rows).to(losses.device)
@@ -152,9 +152,9 @@ class BalancerWeighter(Weighter):
         """Adds the micro-batch's norms. A row of weight 0 has no gradient that could be looked at."""
         scaler = ctx.accelerator.scaler
         scale = scaler.get_scale() if scaler is not None else 1.0
-        factors_B = ctx.row_factors.to(gradient.device).float()
+        factors_B = ctx.sample_factors.to(gradient.device).float()
         seen_B = factors_B > 0
-        norms_B = gradient.float().flatten(1).norm(dim=1)
+        norms_B = ctx.by_sample(gradient).float().flatten(1).norm(dim=1)
         norms_B = torch.where(seen_B, norms_B / torch.where(seen_B, factors_B * scale, 1.0), 0.0)  # |d l_i / d h_i|
         counts_B = torch.where(seen_B, factors_B / torch.where(seen_B, weights_B, 1.0), 0.0)
         if self._seen_K3 is None:

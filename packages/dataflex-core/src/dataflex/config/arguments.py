@@ -47,6 +47,12 @@ class DataflexArguments:
     )
     plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")
 
+    @property
+    def starts_from_sizes(self) -> bool:
+        """Whether the initial proportions of a mixture come from the sizes of its sources."""
+        rule = self.mixture_sample_rule
+        return rule == "stratified" or (rule == "mixture" and self.init_mixture_proportions is None)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the keys that differ from their defaults, as YAML-ready values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

@@ -14,6 +14,7 @@ from dataflex.config.checks.keys import parse_arguments, unknown_keys
 from dataflex.config.checks.notes import notes
 from dataflex.config.checks.rows import row_problems
 from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems, with_max_steps
+from dataflex.config.checks.streams import stream_problems
 from dataflex.config.load import split
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError
@@ -42,7 +43,7 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     if "train_type" not in wrong_keys:  # else nobody knows what the rest is meant for
         problems += schedule_problems(draft) if wrong_keys.isdisjoint(STEP_KEYS) else []
         wrong, component, info = component_problems(draft)
-        problems += [*wrong, *engine_problems(draft)]
+        problems += [*wrong, *engine_problems(draft), *stream_problems(draft, info)]
         wrong, rows = data_problems(draft)
         problems += wrong
         if component is not None and not problems:

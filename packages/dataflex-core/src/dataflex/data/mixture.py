@@ -3,7 +3,8 @@
 The train dataset is the concatenation of the sources, each tokenised once; a mixture is a plan of row numbers into it.
 Counts per source are the planned share of the segment by largest remainder. What rounding took from a source is owed to
 it and decides the next ties, so a source whose share is below one row per segment is still seen. Inside a source, rows
-come without replacement, reshuffled each time it is exhausted; the state of that is one position per source.
+come without replacement, reshuffled each time it is exhausted; the state of that is one position per source. Streams,
+which can only be read forwards, are numbered in the order of reading.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dataflex.core.component import seeded
-from dataflex.data.order import RowOrder
+from dataflex.core.errors import ConfigError
+from dataflex.data.order import Order, ReadingOrder, RowOrder
 
 
 def largest_remainder(shares_K: NDArray[np.float64], total: int, owed_K: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -46,12 +48,12 @@ class MixtureManager:
         seed: The run's seed.
         mean_lengths: (K,) mean tokens of a row of each source, where shares are shares of tokens; None where they are
             shares of rows.
+        streams: Whether the sources are streams, whose sizes nobody knows: ``sizes`` are where each is numbered from.
 
     Attributes:
         names: (K) names, in the order of the user's ``dataset`` key.
         sizes: (K,) int64 rows of each source.
         unit: What proportions are shares of: ``rows`` or ``tokens``.
-        amounts: (K,) float64 how much of that unit each source has.
         proportions: (K,) float64 current shares, sum 1.
     """
 
@@ -62,6 +64,7 @@ class MixtureManager:
         proportions: ArrayLike,
         seed: int,
         mean_lengths: ArrayLike | None = None,
+        streams: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.sizes: NDArray[np.int64] = np.asarray(sizes, dtype=np.int64)
@@ -70,12 +73,15 @@ class MixtureManager:
         self._per_row: NDArray[np.float64] = (
             np.ones(len(self.names)) if mean_lengths is None else np.array(mean_lengths)
         )
-        self.amounts: NDArray[np.float64] = self.sizes * self._per_row
+        self.streams = streams
         self._offsets = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
         self._cursors = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names), dtype=np.float64)
         self._planned = 0
-        self._orders = [RowOrder(int(n), seed, "domain", name) for n, name in zip(self.sizes, self.names, strict=True)]
+        self._orders: list[Order] = [
+            ReadingOrder() if streams else RowOrder(int(size), seed, "domain", name)
+            for size, name in zip(self.sizes, self.names, strict=True)
+        ]
         self.set_proportions(proportions)
 
     def set_proportions(self, proportions: ArrayLike) -> None:
@@ -90,6 +96,21 @@ class MixtureManager:
         if not np.isfinite(shares_K).all() or (shares_K < 0).any() or shares_K.sum() <= 0:
             raise ValueError(f"shares must be finite, non-negative and not all zero; got {shares_K.tolist()}")
         self.proportions: NDArray[np.float64] = shares_K / shares_K.sum()
+
+    @property
+    def amounts(self) -> NDArray[np.float64]:
+        """(K,) how much of the unit of the shares each source has.
+
+        Raises:
+            ConfigError: The sources are streams.
+        """
+        if self.streams:
+            raise ConfigError(
+                "the sizes of the sources are asked for, and streams have none -> streaming: false, or use what does "
+                "not look at sizes"
+            )
+        amounts_K: NDArray[np.float64] = self.sizes * self._per_row
+        return amounts_K
 
     @property
     def row_shares(self) -> NDArray[np.float64]:
@@ -110,14 +131,18 @@ class MixtureManager:
         ]
         rows = np.concatenate(parts)
         np.random.Generator(np.random.Philox(key=seeded(self.seed, "mixture", self._planned))).shuffle(rows)
+        if self.streams:
+            rows = _forwards(rows, np.searchsorted(self._offsets, rows, side="right"))
         self._owed += shares_K * num_rows - counts_K
         self._cursors += counts_K
         self._planned += 1
         return rows
 
     def seen(self) -> dict[str, dict[str, float]]:
-        """Returns how often each source was drawn from so far, for the trace: rows, and passes over the source."""
+        """Returns how often each source was drawn from so far, for the trace: rows, and passes over what has a size."""
         rows = {name: int(n) for name, n in zip(self.names, self._cursors, strict=True)}
+        if self.streams:
+            return {"rows_seen": dict(rows)}
         passes = {name: round(rows[name] / int(size), 6) for name, size in zip(self.names, self.sizes, strict=True)}
         return {"rows_seen": dict(rows), "passes": passes}
 
@@ -137,6 +162,15 @@ class MixtureManager:
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._owed = np.array(state["owed"], dtype=np.float64)
         self._planned = int(state["planned"])
+
+
+def _forwards(rows: NDArray[np.int64], domains: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the rows with those of each source in increasing order, in the places that the source has."""
+    ordered = rows.copy()
+    for domain in np.unique(domains):
+        places = domains == domain
+        ordered[places] = np.sort(rows[places])
+    return ordered
 
 
 def initial_proportions(rule: str, given: Sequence[float] | None, sizes: ArrayLike) -> NDArray[np.float64]:

@@ -11,6 +11,8 @@ Rejected: a linear congruential generator with full period (neighbouring rows st
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,15 @@ from dataflex.core.component import seeded
 ROUNDS = 6  # 4 already pass as a pseudo-random permutation (Luby and Rackoff 1988); 6 also for a dozen rows
 
 
-class RowOrder:
+class Order(ABC):
+    """Which row of a source comes when."""
+
+    @abstractmethod
+    def take(self, start: int, count: int) -> NDArray[np.int64]:
+        """Returns the rows at positions ``start`` to ``start + count``: (count,) int64."""
+
+
+class RowOrder(Order):
     """All rows in a random order, then all rows in another, without end.
 
     Args:
@@ -54,6 +64,14 @@ class RowOrder:
         for key in self._keys:
             left, right = right, left ^ (_mix(right + _mix(epochs + key)) & mask)
         return (left << half) | right
+
+
+class ReadingOrder(Order):
+    """The rows of a source without an end, in the order of reading."""
+
+    def take(self, start: int, count: int) -> NDArray[np.int64]:
+        """Returns these positions."""
+        return np.arange(start, start + count, dtype=np.int64)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

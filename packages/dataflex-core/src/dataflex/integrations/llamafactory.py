@@ -31,6 +31,7 @@ from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
+from dataflex.integrations.streams import in_one_piece, load_stream, with_max_steps
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
@@ -43,7 +44,7 @@ PISSA_INIT = "pissa_init"
 
 def run(spec: RunSpec) -> None:
     """Trains through LLaMA-Factory's own entry. A ``static`` run is LLaMA-Factory untouched."""
-    config = dict(spec.llamafactory)
+    config = with_max_steps(spec)
     if spec.arguments.train_type == "static":
         tuner.run_exp(config)
         return
@@ -131,12 +132,14 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
 
     @functools.wraps(original)
     def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
-        load = functools.partial(original, template, model_args, training_args=training_args, **kwargs)
+        args = in_one_piece(training_args) if data_args.streaming else training_args
+        load = functools.partial(original, template, model_args, training_args=args, **kwargs)
         mixes = spec.arguments.train_type == "dynamic_mix"
         if mixes:
             require_observable(spec)
         by_source = mixes or _needs_sources(spec, data_args)
-        module: Any = _per_source(data_args, load) if by_source else load(data_args=data_args)
+        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+        module: Any = _per_source(data_args, load, seed) if by_source else load(data_args=data_args)
         if mixes and spec.arguments.mixer_eval_dataset:
             module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, load)
         dataset: Any = module.get("train_dataset")
@@ -171,7 +174,7 @@ def _needs_sources(spec: RunSpec, data_args: Any) -> bool:
     return True
 
 
-def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:
+def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """Tokenises each source once and returns them as one train dataset that knows where each begins.
 
     ``val_size`` rows are held out evenly over the sources, a fraction from each; ``eval_dataset`` is loaded once;
@@ -189,7 +192,7 @@ def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]]) -> dict[
         own.dataset, own.val_size = [name], val_size
         own.eval_dataset = data_args.eval_dataset if i == 0 else None
         own.tokenized_path = None if path is None else os.path.join(path, name)
-        modules[name] = load(data_args=own)
+        modules[name] = load_stream(load, own, seed) if data_args.streaming else load(data_args=own)
     result: dict[str, Any] = {"train_dataset": MixedSources({n: m["train_dataset"] for n, m in modules.items()})}
     evaluation = {name: module["eval_dataset"] for name, module in modules.items() if module.get("eval_dataset")}
     if data_args.eval_dataset is not None and evaluation:
@@ -205,7 +208,7 @@ def _held_out(data_args: Any, names: Sequence[str], load: Callable[..., Mapping[
     for source, name in zip(data_args.dataset, names, strict=True):
         own = copy.copy(data_args)
         own.dataset, own.eval_dataset, own.val_size = [name], None, 0.0
-        own.tokenized_path = None
+        own.tokenized_path, own.streaming = None, False
         found[source] = load(data_args=own)["train_dataset"]
     return found
 

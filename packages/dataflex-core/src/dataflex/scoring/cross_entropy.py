@@ -42,9 +42,19 @@ def sample_means(losses_M: torch.Tensor, positions_M: torch.Tensor, shape: torch
         positions_M: (M,) their positions in the flattened (B, T), each once.
         shape: (B, T).
     """
-    losses_BT = losses_M.new_zeros(shape.numel()).index_copy_(0, positions_M, losses_M).view(shape)
     counts_BT = losses_M.new_zeros(shape.numel()).index_fill_(0, positions_M, 1).view(shape)
-    return losses_BT.sum(dim=1) / counts_BT.sum(dim=1)
+    return at_positions(losses_M, positions_M, shape).sum(dim=1) / counts_BT.sum(dim=1)
+
+
+def at_positions(losses_M: torch.Tensor, positions_M: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Returns the token losses where they belong: (B, T) float32, 0 elsewhere.
+
+    Args:
+        losses_M: (M,) token losses.
+        positions_M: (M,) their positions in the flattened (B, T), each once.
+        shape: (B, T).
+    """
+    return losses_M.new_zeros(shape.numel()).index_copy_(0, positions_M, losses_M).view(shape)
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         model.train(flags[0][1])  # for modules that do more in it than set their flag; then each one's own flag
         for module, training in flags:
-            module.training = training
+            if module.training is not training:  # setting an attribute of a module is slow
+                module.training = training
 
 
 @contextmanager

@@ -83,14 +83,6 @@ def _loop(draft: Draft) -> list[Problem]:
 
 def _data_engine(draft: Draft) -> list[Problem]:
     train_type, problems = draft.arguments.train_type, []
-    if draft.on("streaming") and train_type in ("dynamic_select", "dynamic_mix"):
-        what = f"train_type: {train_type} asks for rows by number, and a stream has neither numbers nor an end"
-        problems.append(Problem("streaming", what, "set streaming: false"))
-    elif draft.on("streaming"):
-        what = (
-            f"a checkpoint of train_type: {train_type} knows its dataset by the number of rows, which a stream has not"
-        )
-        problems.append(Problem("streaming", what, "set streaming: false"))
     strategy = draft.theirs.get("mix_strategy") or "concat"
     if train_type == "dynamic_mix" and strategy != "concat":
         what = f"found {strategy!r}, but with train_type: dynamic_mix the mixer alone decides how the sources are mixed"

@@ -34,7 +34,12 @@ class Mixer(Component, ABC):
 
     Args:
         mixture_manager: The sources: their ``names``, ``sizes`` (rows) and current ``proportions``.
+
+    Attributes:
+        needs_sizes: Whether it looks at the sizes of the sources, which streams do not have.
     """
+
+    needs_sizes: ClassVar[bool] = False
 
     contract: ClassVar[str] = "it needs mix(model, step_id, **kwargs) -> one share per source"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.decision import checked_proportions
 from dataflex.core.errors import ConfigError
 from dataflex.core.schedule import Segment
-from dataflex.data.mixture import MixtureManager, initial_proportions
 from dataflex.data.rows import MixedSources
-from dataflex.scoring.lengths import row_lengths
+from dataflex.data.streams import StreamPlaces
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
 from dataflex.train.trainer.domain_objective import DomainObjective
+from dataflex.train.trainer.mixture_sources import are_streams, first_mixture, mixed_sources, require_one_reader
 from dataflex.train.trainer.planned import Plan, PlannedTrainer
 from dataflex.train.trainer.steps import require_observable
 
@@ -28,7 +27,8 @@ from dataflex.train.trainer.steps import require_observable
 class MixTrainer(PlannedTrainer):
     """Plans each segment from the proportions of the moment.
 
-    The train dataset is a mapping ``name -> dataset`` (or a :class:`~dataflex.data.rows.MixedSources`).
+    The train dataset is a mapping ``name -> dataset`` (or a :class:`~dataflex.data.rows.MixedSources`). The datasets
+    may be streams (``datasets.IterableDataset``), which are then read in their own order.
 
     Args:
         *args: For the trainer underneath.
@@ -48,22 +48,13 @@ class MixTrainer(PlannedTrainer):
     ) -> None:
         require_observable(dataflex)
         self._held_out = mixer_eval_dataset
-        sources = kwargs.get("train_dataset")
-        mixed = MixedSources(sources) if isinstance(sources, Mapping) else sources
-        if not isinstance(mixed, MixedSources) or len(mixed.names) < 2:
-            raise ConfigError(
-                "train_type: dynamic_mix needs two sources or more -> name them in dataset, or use static"
-            )
-        empty = [name for name, size in zip(mixed.names, mixed.sizes, strict=True) if size == 0]
-        if empty:
-            raise ConfigError(f"the source {', '.join(empty)} has no rows -> check its file, or take it out of dataset")
-        keys = dataflex.arguments
-        lengths = _mean_lengths(mixed) if keys.mixture_unit == "tokens" else None
-        amounts = mixed.sizes if lengths is None else mixed.sizes * lengths
-        shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)
-        self._initial = functools.partial(MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths)
+        mixed = mixed_sources(kwargs.get("train_dataset"))
+        self._initial = first_mixture(mixed, dataflex.arguments)
+        self._places = StreamPlaces(mixed) if are_streams(mixed) else None
         kwargs["train_dataset"] = mixed
         super().__init__(*args, dataflex=dataflex, **kwargs)
+        if self._places is not None:
+            require_one_reader(self.args.dataloader_num_workers)
         if self.component is not None:
             assert isinstance(self.model, torch.nn.Module)
             self.component.prepare(self.model)
@@ -136,23 +127,30 @@ class MixTrainer(PlannedTrainer):
     def identity(self) -> dict[str, Any]:
         """Adds the sources."""
         manager = self.mixture_manager
-        sources = {"sources": dict(zip(manager.names, manager.sizes.tolist(), strict=True))}
-        unit = (
-            {} if manager.unit == "rows" else {"mixture_unit": manager.unit}
-        )  # checkpoints older than the key have none
+        sizes = manager.sizes.tolist() if self._places is None else self._places.orders()
+        sources = {"sources": dict(zip(manager.names, sizes, strict=True))}
+        # a checkpoint that is older than the key has none
+        unit = {} if manager.unit == "rows" else {"mixture_unit": manager.unit}
         return super().identity() | sources | unit
 
     def dynamic_state(self) -> dict[str, Any]:
         """Adds the proportions and each source's position."""
-        return super().dynamic_state() | {"mixture": self.mixture_manager.state_dict()}
+        places = {} if self._places is None else {"places": self._places.state_dict()}
+        return super().dynamic_state() | {"mixture": self.mixture_manager.state_dict()} | places
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the mixture too."""
         super().restore(state)
         self.mixture_manager.load_state_dict(state["mixture"])
+        if self._places is not None:
+            self._places.load_state_dict(state["places"])
 
     def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
-        batches = super()._batches(dataset, collate, rows)
+        if self._places is None:
+            batches = super()._batches(dataset, collate, rows)
+        else:
+            self._places.enter()
+            batches = self._places.follow(super()._batches(dataset, self._places.placing(collate), rows))
         if self._domain_losses is None:
             yield from batches
             return
@@ -178,6 +176,11 @@ class MixTrainer(PlannedTrainer):
         weights = self.component.loss_weights
         return DomainObjective(self.model, losses, weights, self.accelerator, steps, averages)
 
+    def _examples(self) -> Sized:
+        if self._places is None:
+            return super()._examples()
+        return range(self.schedule.total * self._global_batch_size)
+
     def _constructed(self) -> Any:
         self.mixture_manager = self._initial(seed=self.seed)
         return super()._constructed()
@@ -187,21 +190,6 @@ class MixTrainer(PlannedTrainer):
         if held_out is None and isinstance(self.eval_dataset, Mapping):
             held_out = self.eval_dataset
         return super()._injectable() | {"mixture_manager": self.mixture_manager, "mixer_eval_dataset": held_out}
-
-
-def _mean_lengths(mixed: MixedSources) -> NDArray[np.float64]:
-    """Returns (K,) mean tokens of a row of each source.
-
-    Raises:
-        ConfigError: A source has no tokens at all.
-    """
-    means_K = np.array([row_lengths(source).mean() for source in mixed.sources], dtype=np.float64)
-    if not means_K.all():
-        empty = [name for name, mean in zip(mixed.names, means_K, strict=True) if mean == 0]
-        raise ConfigError(
-            f"mixture_unit: tokens, but the rows of {', '.join(empty)} hold no token -> mixture_unit: rows"
-        )
-    return means_K
 
 
 class _AfterEachStep(TrainerCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ class PlannedTrainer(DynamicTrainer):
             collate = self._get_collator_with_removed_columns(collate, description="training")
         return PlannedLoader(
             schedule=self.schedule,
-            dataset=self.train_dataset,
+            dataset=self._examples(),
             accumulation=self.args.gradient_accumulation_steps,
             global_batch_size=self._global_batch_size,
             position=lambda: self.state.global_step,
@@ -171,6 +171,11 @@ class PlannedTrainer(DynamicTrainer):
             line["update"] + 1, self.schedule.updates, line["step"], self.verb, line["component"], news,
             line["seconds"],
         )  # fmt: skip
+
+    def _examples(self) -> Sized:
+        """Returns what the loop counts as the examples that it trains on."""
+        dataset: Sized = self.train_dataset  # type: ignore[assignment]  # the constructor refuses others
+        return dataset
 
     def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
         """Yields this rank's batches of the rows that are left of a segment, on the device."""

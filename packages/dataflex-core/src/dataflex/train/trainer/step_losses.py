@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
 from dataflex.scoring.autocast import autocast
-from dataflex.scoring.cross_entropy import sample_means
+from dataflex.scoring.cross_entropy import at_positions
 from dataflex.scoring.label_logits import IGNORED, label_positions
 from dataflex.scoring.label_losses import losses_at_labels
 from dataflex.scoring.row_pass import without_replicas
 from dataflex.scoring.session import undisturbed
+from dataflex.train.weighter.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ class StepLosses:
 
 def step_losses(
     model: torch.nn.Module,
-    batches: Sequence[Mapping[str, Any]],
-    rows: Sequence[torch.Tensor | None],
+    batches: Sequence[tuple[Mapping[str, Any], Samples, torch.Tensor | None]],
     accelerator: Accelerator,
 ) -> StepLosses:
     """Returns the losses of all samples of this rank's micro-batches under the present weights.
@@ -55,24 +56,25 @@ def step_losses(
 
     Args:
         model: The model being trained. It is left as it was.
-        batches: The micro-batches of the step; each has ``labels`` (B, T).
-        rows: (B,) row numbers of each, or None.
+        batches: The micro-batches of the step, each with ``labels`` (B, T); what their samples are; and the (B,) row
+            numbers of each, or None.
         accelerator: For the device and mixed precision.
     """
     model = without_replicas(model)
     losses, numbers, counts = [], [], []
     with undisturbed(model), torch.no_grad(), losses_at_labels(model) as forward:
-        for batch, rows_B in zip(batches, rows, strict=True):
+        for batch, samples, rows_B in batches:
             inputs = dict(send_to_device(dict(batch), accelerator.device))
             labels_BT = inputs.pop("labels")
             positions_M, targets_M = label_positions(labels_BT)
             with autocast(accelerator):
                 losses_M = forward(inputs, positions_M, targets_M, labels_BT.shape)
-            losses_B = sample_means(losses_M, positions_M.to(losses_M.device), labels_BT.shape)
-            labelled_B = (labels_BT[:, 1:] != IGNORED).any(dim=1)  # not by NaN: a diverged loss is NaN too
-            losses.append(losses_B[labelled_B])
+            losses_BT = at_positions(losses_M, positions_M.to(losses_M.device), labels_BT.shape)
+            counts_S = samples.loss_sums(F.pad(labels_BT[:, 1:] != IGNORED, (0, 1)))
+            labelled_S = counts_S > 0  # not by NaN: a diverged loss is NaN too
+            losses.append((samples.loss_sums(losses_BT) / counts_S)[labelled_S])
             counts.append(len(losses[-1]))
             if rows_B is not None:
-                numbers.append(rows_B.to(labelled_B.device)[labelled_B])
+                numbers.append(samples.of_rows(rows_B.to(labelled_S.device))[labelled_S])
     known = torch.cat(numbers) if len(numbers) == len(losses) else None
     return StepLosses(torch.cat(losses), known, tuple(counts))

@@ -25,11 +25,12 @@ from dataflex.train.trainer.weight_log import WeightLog
 from dataflex.train.weighter.base_weighter import WeightsSamples
 from dataflex.train.weighter.objective import (
     Objective,
-    labelled_rows,
+    labelled_samples,
     labelled_tokens,
     weighted_loss,
     weighted_loss_of_tokens,
 )
+from dataflex.train.weighter.samples import ROWS, Samples, one_by_one, samples_of
 from dataflex.train.weighter.token_losses import (
     CROSS_ENTROPY,
     CrossEntropy,
@@ -42,11 +43,12 @@ from dataflex.train.weighter.token_losses import (
 class WeightTrainer(NumberedTrainer):
     """Lets the weighter scale the loss of each sample once ``warmup_step`` steps are done.
 
-    Rows come in the order of a static run. The objective of a step is stated in docs/weighters.md and does not depend
-    on how the step's rows are split into micro-batches and over ranks.
+    Rows come in the order of a static run. A sample is a row, or a document of a packed row. The objective of a step is
+    stated in docs/weighters.md and does not depend on how the step's samples are split into micro-batches and over
+    ranks.
 
     Attributes:
-        row_factors: (B,) factors of the losses of the micro-batch's samples in the loss of the step, once that is
+        sample_factors: (S,) factors of the losses of the micro-batch's samples in the loss of the step, once that is
             computed: for gradient hooks, which run later.
     """
 
@@ -60,10 +62,11 @@ class WeightTrainer(NumberedTrainer):
         self._active: WeightsSamples | None = None
         self._inputs: Any = None
         self._tokens: Any = None
-        self._rows_in_step = 0
+        self._samples_in_step = 0
         self._batches: list[Any] = []
+        self._samples: list[Samples] = []
         self._step_losses: StepLosses | None = None
-        self.row_factors = torch.empty(0)
+        self.sample_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
         self._weighed = False
         self._outputs = output_losses(
@@ -109,14 +112,37 @@ class WeightTrainer(NumberedTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the trainer underneath does, with the weighter's hand on the model's loss function."""
-        self._inputs = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         self._tokens = kwargs.get("num_items_in_batch")
         labels_BT = inputs.get("labels")
+        if self._active is not None:  # now, as the trainer underneath takes the labels out where it needs them itself
+            self._inputs = one_by_one(inputs, self.samples)
         other_loss = self._active is None and self.compute_loss_func is not None
         if self._outputs is None or labels_BT is None or other_loss or not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
         with self._outputs.at(*label_positions(labels_BT), labels_BT.numel()):
             return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @property
+    def samples(self) -> Samples:
+        """What the samples of the present micro-batch are."""
+        return self._samples[self._micro_batch] if self._samples else ROWS
+
+    @property
+    def batch_rows(self) -> torch.Tensor:
+        """The rows of the samples of the present micro-batch: (S,) int64 numbers in the train dataset, on the device.
+
+        Raises:
+            ComponentError: The batch does not say: the train dataset is a stream.
+        """
+        return self.samples.of_rows(super().batch_rows)
+
+    def by_sample(self, values_BT: torch.Tensor) -> torch.Tensor:
+        """Returns values of the micro-batch's tokens sample by sample, as the weighter's ``inputs`` are: (S, L, ...).
+
+        Args:
+            values_BT: (B, T, ...) such as hidden states or their gradients.
+        """
+        return self.samples.apart(values_BT)
 
     @property
     def is_last_micro_batch(self) -> bool:
@@ -137,18 +163,21 @@ class WeightTrainer(NumberedTrainer):
         if self._step_losses is None:
             assert isinstance(self.model, torch.nn.Module)
             with nullcontext() if self._outputs is None else self._outputs.suspended():
-                self._step_losses = step_losses(self.model, self._batches, self._step_rows, self.accelerator)
+                parts = zip(self._batches, self._samples, self._step_rows, strict=True)
+                self._step_losses = step_losses(self.model, list(parts), self.accelerator)
         return self._step_losses, self._step_losses.part(self._micro_batch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Also counts the rows of the step, over all micro-batches and, where tokens are counted so, over all ranks."""
+        """Also counts the samples of the step, over all micro-batches and, where tokens are counted so, all ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._batches, self._step_losses = batches, None
-        rows = sum((labelled_rows(batch["labels"]) for batch in batches if "labels" in batch), start=0)
+        self._samples = [samples_of(batch) for batch in batches]
+        parts = zip(batches, self._samples, strict=True)
+        count = sum(labelled_samples(batch["labels"], samples) for batch, samples in parts if "labels" in batch)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            mine = torch.tensor([rows], device=self.args.device)
-            rows = int(self.accelerator.gather(mine).sum())
-        self._rows_in_step = rows
+            mine = torch.tensor([count], device=self.args.device)
+            count = int(self.accelerator.gather(mine).sum())
+        self._samples_in_step = count
         return batches, num_items
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -200,25 +229,26 @@ class WeightTrainer(NumberedTrainer):
     def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
         self._weighed = True
         by_tokens = self.arguments.weight_objective == "token"
-        objective = Objective(num_items_in_batch, self._rows_in_step, by_tokens)
+        objective = Objective(num_items_in_batch, self._samples_in_step, by_tokens)
+        seen = (self._watch, self.samples)
         if self._outputs is None:
-            return weighted_loss(logits, labels, objective, self._weigh, token_loss, self._watch)
+            return weighted_loss(logits, labels, objective, self._weigh, token_loss, *seen)
         if not self._outputs.gave(logits):
             raise ComponentError(
                 f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out "
                 "-> set weight_logits: full"
             )
         assert isinstance(token_loss, CrossEntropy), "a smoothed loss needs the logits"
-        return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._weigh, token_loss, self._watch)
+        return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._weigh, token_loss, *seen)
 
-    def _watch(self, weights_B: torch.Tensor, factors_B: torch.Tensor, labelled_B: torch.Tensor) -> None:
-        self._log.add(weights_B, labelled_B)
-        self.row_factors = factors_B
+    def _watch(self, weights_S: torch.Tensor, factors_S: torch.Tensor, labelled_S: torch.Tensor) -> None:
+        self._log.add(weights_S, labelled_S)
+        self.sample_factors = factors_S
 
-    def _weigh(self, losses_B: torch.Tensor) -> torch.Tensor:
+    def _weigh(self, losses_S: torch.Tensor) -> torch.Tensor:
         assert self._active is not None
         with self._blaming(self._who()):
-            scalar = self._active.get_weighted_loss(losses_B, ctx=self, model=self.model, inputs=self._inputs)
+            scalar = self._active.get_weighted_loss(losses_S, ctx=self, model=self.model, inputs=self._inputs)
         if not isinstance(scalar, torch.Tensor) or scalar.numel() != 1:
             shape = tuple(scalar.shape) if isinstance(scalar, torch.Tensor) else type(scalar).__name__
             raise ComponentError(f"{self._who()} returned {shape}; expected one number, as losses.mean() is")
@@ -228,7 +258,7 @@ class WeightTrainer(NumberedTrainer):
             )
         if not torch.isfinite(scalar):
             raise ComponentError(
-                f"{self._who()} returned {scalar.item()}; the losses it was given: {losses_B.tolist()}"
+                f"{self._who()} returned {scalar.item()}; the losses it was given: {losses_S.tolist()}"
             )
         return scalar.reshape(())
 

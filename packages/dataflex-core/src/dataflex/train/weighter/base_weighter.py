@@ -85,11 +85,12 @@ class Weighter(Component, ABC):
         Called on every rank for its own micro-batch.
 
         Args:
-            losses: (B,) fp32, mean token loss of each sample; requires grad. A sample without labels has loss 0 and
+            losses: (S,) fp32, mean token loss of each sample; requires grad. A sample without labels has loss 0 and
                 weight 0 whatever is returned.
             ctx: The trainer.
             model: The model being trained, in train mode.
-            inputs: The micro-batch.
+            inputs: The micro-batch, a sample in each row. Where rows are packed, a sample is a document, and what has
+                no value per token is left out.
 
         Returns:
             A scalar that depends on ``losses``.

@@ -13,8 +13,8 @@ import torch
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.models import is_compiled, output_embeddings, pretrained_models
 
-Caught = Callable[[torch.Size], torch.Tensor]
-"""``caught((B, T)) -> hidden_BTH`` of the last forward, after the final norm, still part of the graph."""
+Caught = Callable[[], torch.Tensor]
+"""``caught() -> hidden_BTH`` of the last forward, after the final norm, still part of the graph."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def caught_hidden_states(model: torch.nn.Module) -> Iterator[Caught]:
 
     Raises:
         ComponentError: The model is compiled or has no output layer; from the function: the output layer was not given
-            one vector per token.
+            vectors of tokens.
     """
     layer = None if is_compiled(model) else output_embeddings(pretrained_models(model))
     if layer is None:
@@ -41,10 +41,10 @@ def caught_hidden_states(model: torch.nn.Module) -> Iterator[Caught]:
     def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         states[:] = args[:1]
 
-    def caught(shape: torch.Size) -> torch.Tensor:
-        if not states or states[0].shape[:2] != shape:
-            found = tuple(states[0].shape) if states else "none"
-            raise ComponentError(f"the output layer was given {found}, expected a vector for each of {tuple(shape)}")
+    def caught() -> torch.Tensor:
+        if not states or states[0].ndim != 3:
+            found = tuple(states[0].shape) if states else "nothing"
+            raise ComponentError(f"the output layer was given {found}, expected a vector for each token of each row")
         return states[0]
 
     handle = layer.register_forward_pre_hook(hook)

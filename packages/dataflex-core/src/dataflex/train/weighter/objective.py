@@ -1,18 +1,21 @@
 """The objective of a weighted run.
 
-A step has R rows with a label to predict, over all its micro-batches and ranks; row i has m_i labels, N = sum m_i,
-token losses c_it and loss l_i = mean_t c_it. A weighter returns a scalar s(l) for each micro-batch; w_i = (ds/dl_i) /
-(d mean/dl_i), so that the plain mean weighs every row 1. The step minimises
+A step has R samples with a label to predict, over all its micro-batches and ranks; sample i has m_i labels, N = sum
+m_i, token losses c_it and loss l_i = mean_t c_it. A weighter returns a scalar s(l) for each micro-batch; w_i =
+(ds/dl_i) / (d mean/dl_i), so that the plain mean weighs every sample 1. The step minimises
 
     L = 1/R sum_i w_i / m_i sum_t c_it  =  1/N sum_i a_i sum_t c_it,   a_i = w_i N / (m_i R)
 
-which is the mean of the weighted sample losses, however the rows are split. Or, where a run asks for the mean over
-tokens, a_i = w_i: long rows then count more, as they do in the plain loss. Where every a_i is exactly 1 (w = 1, and
-rows of equal length or a mean over tokens) the plain loss is computed, operation for operation.
+which is the mean of the weighted sample losses, however the samples are split. Or, where a run asks for the mean over
+tokens, a_i = w_i: long samples then count more, as they do in the plain loss. Where every a_i is exactly 1 (w = 1, and
+samples of equal length or a mean over tokens) the plain loss is computed, operation for operation. A sample is a row,
+or a document of a packed row (:mod:`dataflex.train.weighter.samples`).
 
 m_i counts labels as the plain loss counts them for its own mean: where the loop counts the labels of the step, the
 first token of a row is included although it is never predicted; l_i, which the weighter sees, is the mean over
 predicted tokens. c_it is cross entropy, or the run's other :mod:`token loss <dataflex.train.weighter.token_losses>`.
+
+Letters: B rows of the micro-batch, T tokens, V vocabulary, S samples.
 """
 
 from __future__ import annotations
@@ -24,14 +27,15 @@ import torch
 import torch.nn.functional as F
 
 from dataflex.scoring.label_logits import IGNORED
+from dataflex.train.weighter.samples import ROWS, Samples
 from dataflex.train.weighter.token_losses import CROSS_ENTROPY, CrossEntropy, TokenLoss
 
 Weigh = Callable[[torch.Tensor], torch.Tensor]
-"""The weighter: (B,) losses -> a scalar that depends on them."""
+"""The weighter: (S,) losses -> a scalar that depends on them."""
 
 Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Told the (B,) weights, the (B,) factors that the rows' losses l_i have in the loss of the step, and which (B,) rows
-have a label to predict."""
+"""Told the (S,) weights, the (S,) factors that the samples' losses l_i have in the loss of the step, and which (S,)
+samples have a label to predict."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,18 @@ class Objective:
 
     Attributes:
         tokens: N, labels of the whole step; None where the loop averages over micro-batches instead.
-        rows: R, rows with labels of the whole step.
+        samples: R, samples with labels of the whole step.
         by_tokens: Whether the step's loss is a mean over tokens and not over samples.
     """
 
     tokens: torch.Tensor | int | None
-    rows: int
+    samples: int
     by_tokens: bool = False
 
 
-def labelled_rows(labels_BT: torch.Tensor) -> int:
-    """Returns how many rows of the batch have a label to predict; the first token of a row is never predicted."""
-    return int((labels_BT[:, 1:] != IGNORED).any(dim=1).sum())
+def labelled_samples(labels_BT: torch.Tensor, samples: Samples = ROWS) -> int:
+    """Returns how many samples of the batch have a label to predict; the first token of a row is never predicted."""
+    return int((samples.loss_sums(_targets(labels_BT) != IGNORED) > 0).sum())
 
 
 def labelled_tokens(labels_BT: torch.Tensor) -> torch.Tensor:
@@ -66,6 +70,7 @@ def weighted_loss(
     weigh: Weigh,
     token_loss: TokenLoss = CROSS_ENTROPY,
     watch: Watch | None = None,
+    samples: Samples = ROWS,
 ) -> torch.Tensor:
     """Returns this micro-batch's part of the step's loss, a scalar.
 
@@ -76,6 +81,7 @@ def weighted_loss(
         weigh: The weighter.
         token_loss: What a token costs.
         watch: Told the weights.
+        samples: What the samples are.
     """
     B, T, V = logits_BTV.shape
     labels_BT = labels_BT.to(logits_BTV.device)
@@ -83,10 +89,8 @@ def weighted_loss(
     # The two halves of cross_entropy, apart, so that the token losses cost no second pass over the vocabulary.
     logp = F.log_softmax(logits_BTV.float().view(B * T, V), dim=-1)
     c_M = token_loss.each(logp, targets_M)
-    first = token_loss.counts_first
-    return _joined(
-        c_M.view(B, T), labels_BT, objective, weigh, first, lambda: token_loss.total(logp, targets_M, c_M), watch
-    )
+    batch = _MicroBatch(c_M.view(B, T), labels_BT, samples, token_loss.counts_first)
+    return _joined(batch, objective, weigh, lambda: token_loss.total(logp, targets_M, c_M), watch)
 
 
 def weighted_loss_of_tokens(
@@ -96,6 +100,7 @@ def weighted_loss_of_tokens(
     weigh: Weigh,
     token_loss: CrossEntropy = CROSS_ENTROPY,
     watch: Watch | None = None,
+    samples: Samples = ROWS,
 ) -> torch.Tensor:
     """Returns what :func:`weighted_loss` does, from the cross entropies of the tokens and not their logits.
 
@@ -106,39 +111,53 @@ def weighted_loss_of_tokens(
         weigh: The weighter.
         token_loss: What a token costs.
         watch: Told the weights.
+        samples: What the samples are.
     """
     c_BT = token_loss.from_cross_entropy(c_BT)
-    labels_BT = labels_BT.to(c_BT.device)
-    return _joined(c_BT, labels_BT, objective, weigh, token_loss.counts_first, c_BT.sum, watch)
+    batch = _MicroBatch(c_BT, labels_BT.to(c_BT.device), samples, token_loss.counts_first)
+    return _joined(batch, objective, weigh, c_BT.sum, watch)
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    losses: torch.Tensor  # (B, T) c_it
+    labels: torch.Tensor  # (B, T)
+    samples: Samples
+    counts_first: bool
+
+    def predicted(self) -> torch.Tensor:
+        """Returns n: (S,) labels that are predicted."""
+        return self.samples.loss_sums(_targets(self.labels) != IGNORED)
+
+    def labelled(self) -> torch.Tensor:
+        """Returns (S,) labels, that of a row's first token among them."""
+        return self.samples.label_sums(self.labels != IGNORED)
 
 
 def _joined(
-    c_BT: torch.Tensor,
-    labels_BT: torch.Tensor,
+    batch: _MicroBatch,
     objective: Objective,
     weigh: Weigh,
-    counts_first: bool,
     plain_total: Callable[[], torch.Tensor],
     watch: Watch | None,
 ) -> torch.Tensor:
     """Returns 1/N sum_i a_i sum_t c_it, where every a_i is 1 by the plain loss's own sum."""
-    targets_BT = _targets(labels_BT)
-    w_B, scalar = _weights(c_BT.detach(), targets_BT, weigh)
-    n_B = (targets_BT != IGNORED).sum(dim=1)
-    rows = labelled_rows(labels_BT) if objective.tokens is None else objective.rows
-    if objective.tokens is not None and counts_first:
-        m_B, tokens = (labels_BT != IGNORED).sum(dim=1), objective.tokens
+    n_S = batch.predicted()
+    w_S, scalar = _weights(batch.samples.loss_sums(batch.losses.detach()), n_S, weigh)
+    samples = int((n_S > 0).sum()) if objective.tokens is None else objective.samples
+    if objective.tokens is not None and batch.counts_first:
+        m_S, tokens = batch.labelled(), objective.tokens
     else:  # any number does for N, as it cancels out; the plain loss divides by this one
-        m_B = n_B
-        tokens = m_B.sum().clamp(min=1)
+        m_S = n_S
+        tokens = m_S.sum().clamp(min=1)
     if objective.by_tokens:
-        a_B = torch.where(n_B > 0, w_B, 1.0)
+        a_S = torch.where(n_S > 0, w_S, 1.0)
     else:
-        a_B = torch.where(m_B > 0, w_B.double() * tokens / (m_B.clamp(min=1) * rows), 1.0).to(c_BT.dtype)
+        a_S = torch.where(m_S > 0, w_S.double() * tokens / (m_S.clamp(min=1) * samples), 1.0).to(batch.losses.dtype)
     if watch is not None:
-        watch(w_B, a_B * n_B / tokens, n_B > 0)
-    uniform = bool((a_B == 1).all())
-    loss = (plain_total() if uniform else (a_B[:, None] * c_BT).sum()) / tokens
+        watch(w_S, a_S * n_S / tokens, n_S > 0)
+    uniform = bool((a_S == 1).all())
+    loss = (plain_total() if uniform else (batch.samples.at_losses(a_S) * batch.losses).sum()) / tokens
     # A term of the weighter's own that reaches the parameters other than through the losses counts as well; its value
     # is not added, so that the logged loss stays the weighted loss.
     return loss + (scalar - scalar.detach())
@@ -149,13 +168,12 @@ def _targets(labels_BT: torch.Tensor) -> torch.Tensor:
     return F.pad(labels_BT, (0, 1), value=IGNORED)[:, 1:].contiguous()
 
 
-def _weights(c_BT: torch.Tensor, targets_BT: torch.Tensor, weigh: Weigh) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (B,) weights and the weighter's scalar."""
-    n_B = (targets_BT != IGNORED).sum(dim=1)
-    losses_B = (c_BT.sum(dim=1) / n_B.clamp(min=1)).requires_grad_()
-    with torch.enable_grad(), torch.autocast(c_BT.device.type, enabled=False):
-        scalar = weigh(losses_B)
-        (gradient_B,) = torch.autograd.grad(scalar, losses_B, retain_graph=True, allow_unused=True)
-        (uniform_B,) = torch.autograd.grad(losses_B.mean(), losses_B)
-    weights_B = torch.zeros_like(losses_B) if gradient_B is None else gradient_B / uniform_B
-    return torch.where(n_B > 0, weights_B, 0.0).detach(), scalar
+def _weights(sums_S: torch.Tensor, n_S: torch.Tensor, weigh: Weigh) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (S,) weights and the weighter's scalar, from the (S,) sums of token losses and numbers of tokens."""
+    losses_S = (sums_S / n_S.clamp(min=1)).requires_grad_()
+    with torch.enable_grad(), torch.autocast(losses_S.device.type, enabled=False):
+        scalar = weigh(losses_S)
+        (gradient_S,) = torch.autograd.grad(scalar, losses_S, retain_graph=True, allow_unused=True)
+    uniform = losses_S.new_tensor(1.0) / len(losses_S)  # d mean/dl_i, by the division that autograd makes
+    weights_S = torch.zeros_like(losses_S) if gradient_S is None else gradient_S / uniform
+    return torch.where(n_S > 0, weights_S, 0.0).detach(), scalar

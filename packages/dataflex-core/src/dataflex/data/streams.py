@@ -1,0 +1,255 @@
+"""Sources that can only be read from their start: a stream as a dataset whose rows are numbered in reading order.
+
+Row ``n`` of a stream is the n-th that reading it, again and again, gives. A mixture plans such numbers as it plans
+those of rows that lie still, each source's in increasing order, and reading forward to them is all that is asked of a
+stream. Which row a number means depends on the files alone; a :class:`Place` only saves reading what came before, and
+knows the row that comes next: the states of ``datasets`` are not exact for every chain of transforms (a whole table is
+passed over where a batched ``map`` stands directly on an Arrow file; ``skip(0)`` between them helps).
+
+Rejected: the shuffle buffer of ``datasets``, whose contents no state holds, so that a resumed run would see other rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset
+
+from dataflex.core.component import seeded
+from dataflex.core.errors import ConfigError
+from dataflex.data.rows import MixedSources, Row
+from dataflex.utils.logging import logger
+
+ENDLESS = 1 << 40
+"""What a stream gives as its length: more rows than anybody reads, and still exact beside thousands of others."""
+
+PLACES = "dataflex_places"
+"""The key of a batch under which the places of the streams stand until the trainer takes them out."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place at which a stream can be entered.
+
+    Attributes:
+        rows: Rows read before it, over all passes.
+        passes: Whole passes before it.
+        state: What ``datasets.IterableDataset.state_dict`` said there; None at the start of a pass.
+        coming: A digest of the row that comes next; None at the start of a pass.
+    """
+
+    rows: int = 0
+    passes: int = 0
+    state: Mapping[str, Any] | None = None
+    coming: str | None = None
+
+
+class BlockOrder:
+    """Shuffles a stream block by block; for ``datasets.IterableDataset.map`` with ``batched`` and ``with_indices``.
+
+    The order inside a block is a function of the key, the pass and the place of the block, so entering a stream in the
+    middle of a block means reading that block again, and no more.
+
+    Args:
+        block: Rows of a block.
+        *key: What the order depends on: the run's seed, and whose order it is.
+    """
+
+    def __init__(self, block: int, *key: object) -> None:
+        self.block = block
+        self.passes = 0
+        self._key = key
+
+    def __call__(self, columns: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        """Returns the columns of a block, shuffled."""
+        rng = np.random.Generator(np.random.Philox(key=seeded(*self._key, self.passes, numbers[0])))
+        order = rng.permutation(len(numbers))
+        return {name: [values[i] for i in order] for name, values in columns.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockOrder:
+        return self  # the order inside of a copied dataset is still the one that is told the pass
+
+    def apply(self, dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+        """Returns the stream in this order."""
+        return dataset.map(self, batched=True, batch_size=self.block, with_indices=True)
+
+
+class Stream(Dataset[Row]):
+    """The rows of a stream by their numbers, which must be asked for in increasing order.
+
+    Args:
+        dataset: The stream; read again from its start when it ends, with ``set_epoch`` told the pass.
+        order: The order that was applied to it, where one was; it is told the pass.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset, order: BlockOrder | None = None) -> None:
+        if not isinstance(dataset, datasets.IterableDataset):
+            raise ConfigError(
+                f"a {type(dataset).__name__} cannot be resumed in its middle -> use a datasets.IterableDataset, or a "
+                "dataset with rows by number"
+            )
+        self.order = order
+        self._dataset = copy.deepcopy(dataset)  # its state would follow whoever reads parts of it too
+        self._reading = self._dataset
+        self._rows: Iterator[Row] | None = None  # opened when read: a worker that is forked must not share a file
+        self._place = self._candidate = Place()
+        self._next = self._passes = self._pass_start = 0
+        self._begin(self._place)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, number: int) -> Row:
+        if number < self._next:
+            raise RuntimeError(f"row {number} of a stream that has been read up to row {self._next}")
+        row = self._read()
+        while self._next <= number:
+            row = self._read()
+        return row
+
+    def first(self, count: int) -> list[Row]:
+        """Returns the first rows, fewer where there are fewer. For a stream that is not being read yet."""
+        return list(self._dataset.take(count))
+
+    @property
+    def rows_read(self) -> int:
+        """Rows read so far, over all passes."""
+        return self._next
+
+    def place(self) -> Place:
+        """Returns a place that has been passed: where this was last called, if reading has gone on since."""
+        found = self._place
+        if self._candidate.rows != self._next:
+            state: dict[str, Any] = self._reading.state_dict()
+            self._candidate = Place(self._next, self._passes, state)
+        return found
+
+    def enter(self, place: Place) -> None:
+        """Goes on reading at a place; where the dataset does not come back to it, from the start."""
+        self._begin(place)
+        if place.coming is None:
+            return
+        if self._coming() != place.coming:
+            logger.warning(
+                "a stream did not come back to its row %d from the state of its dataset: its rows are read again from "
+                "the first one on (skip(0) right after the dataset is loaded makes its state exact)",
+                place.rows,
+            )
+            place = Place()
+        self._begin(place)
+
+    def _coming(self) -> str | None:
+        try:
+            row = next(iter(self._reading), None)
+        except (KeyError, TypeError, ValueError):  # a state of another release of datasets
+            return None
+        return None if row is None else _digest(row)
+
+    def _begin(self, place: Place) -> None:
+        self._place = self._candidate = place
+        self._next, self._passes = place.rows, place.passes
+        self._begin_pass(place.state)
+
+    def _begin_pass(self, state: Mapping[str, Any] | None) -> None:
+        if self.order is not None:
+            self.order.passes = self._passes
+        self._reading = self._dataset.skip(0)  # another shell: a loaded state holds for every pass of the one it is in
+        self._reading.set_epoch(self._passes)
+        if state is not None:
+            self._reading.load_state_dict(copy.deepcopy(dict(state)))
+        self._rows = None
+        self._pass_start = self._next if state is None else -1
+
+    def _read(self) -> Row:
+        row = self._read_in_pass()
+        while row is None:
+            if self._pass_start == self._next:
+                raise ConfigError("a source of the mixture is a stream without rows -> check its files")
+            self._begin(Place(self._next, self._passes + 1))
+            row = self._read_in_pass()
+        if self._candidate.rows == self._next:
+            self._place = self._candidate = replace(self._candidate, coming=_digest(row))
+        self._next += 1
+        return row
+
+    def _read_in_pass(self) -> Row | None:
+        if self._rows is None:
+            self._rows = iter(self._reading)
+        return next(self._rows, None)
+
+
+def _digest(row: Row) -> str:
+    shown = repr(row.get("input_ids", row))
+    return hashlib.blake2b(shown.encode(), digest_size=8).hexdigest()
+
+
+class StreamPlaces:
+    """How far the streams of a mixture have been trained on, which is less far than they have been read.
+
+    Rows are read ahead, maybe in a worker process, so each batch brings the places at which its reading ended.
+
+    Args:
+        sources: The streams.
+    """
+
+    def __init__(self, sources: MixedSources) -> None:
+        self._streams: dict[str, Stream] = dict(zip(sources.names, sources.sources, strict=True))
+        self._places = {name: Place() for name in self._streams}
+
+    def enter(self) -> None:
+        """Brings streams that were read in a worker process to where that has come."""
+        for name, stream in self._streams.items():
+            if self._places[name].rows > stream.rows_read:
+                stream.enter(self._places[name])
+
+    def placing(self, collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+        """Returns the collator with the places of the streams in each batch."""
+        return _PlacingCollator(collate, self._streams)
+
+    def follow(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yields the batches without the places, which are kept."""
+        for batch in batches:
+            found: _Places = batch.pop(PLACES)
+            for name, place in found.of.items():
+                if place.rows > self._places[name].rows:
+                    self._places[name] = place
+            yield batch
+
+    def orders(self) -> list[str]:
+        """Returns what the order of each stream depends on, for comparing a checkpoint with a run."""
+        found = [stream.order for stream in self._streams.values()]
+        return ["a stream" if order is None else f"a stream in blocks of {order.block}" for order in found]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the place of each stream."""
+        return {name: asdict(place) for name, place in self._places.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Enters the streams at the places that :meth:`state_dict` returned."""
+        self._places = {name: Place(**place) for name, place in state.items()}
+        for name, stream in self._streams.items():
+            stream.enter(self._places[name])
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Nothing that moves batches to devices looks into it."""
+
+    of: Mapping[str, Place]
+
+
+class _PlacingCollator:
+    def __init__(self, collate: Callable[[list[Any]], Any], streams: Mapping[str, Stream]) -> None:
+        self._collate = collate
+        self._streams = streams
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = self._collate(rows)
+        batch[PLACES] = _Places({name: stream.place() for name, stream in self._streams.items()})
+        return batch

@@ -1,0 +1,103 @@
+"""From the datasets of a mixed run to its sources and the mixture that it starts with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
+
+from dataflex.config.arguments import DataflexArguments
+from dataflex.core.errors import ConfigError
+from dataflex.data.mixture import MixtureManager, initial_proportions
+from dataflex.data.rows import MixedSources
+from dataflex.data.streams import Stream
+from dataflex.scoring.lengths import row_lengths
+
+FIRST_ROWS = 1000
+"""Rows of a stream whose mean length stands for that of all."""
+
+
+def mixed_sources(datasets: Any) -> MixedSources:
+    """Returns the sources of a mapping name -> dataset, streams among them numbered in reading order.
+
+    Raises:
+        ConfigError: There are not two sources, one is empty, or only some are streams.
+    """
+    mixed = MixedSources(_readable(datasets)) if isinstance(datasets, Mapping) else datasets
+    if not isinstance(mixed, MixedSources) or len(mixed.names) < 2:
+        raise ConfigError("train_type: dynamic_mix needs two sources or more -> name them in dataset, or use static")
+    empty = [name for name, size in zip(mixed.names, mixed.sizes, strict=True) if size == 0]
+    if empty:
+        raise ConfigError(f"the source {', '.join(empty)} has no rows -> check its file, or take it out of dataset")
+    streams = [name for name, source in zip(mixed.names, mixed.sources, strict=True) if isinstance(source, Stream)]
+    if streams and len(streams) < len(mixed.names):
+        raise ConfigError(
+            f"the source {', '.join(streams)} is a stream and the others are not -> make all of them streams, or none"
+        )
+    return mixed
+
+
+def are_streams(mixed: MixedSources) -> bool:
+    """Returns whether the sources are streams."""
+    return isinstance(mixed.sources[0], Stream)
+
+
+def require_one_reader(workers: int) -> None:
+    """Refuses workers that would each get a part of a stream.
+
+    Raises:
+        ConfigError: There is more than one.
+    """
+    if workers > 1:
+        raise ConfigError(
+            f"dataloader_num_workers: found {workers}, but a stream is read in order, by one process -> set 1 to read "
+            "beside the training, or 0"
+        )
+
+
+def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[..., MixtureManager]:
+    """Returns what makes the mixture that a run starts with, once the seed is known.
+
+    Raises:
+        ConfigError: Tokens are to be counted where a source has none, or the sizes of streams are asked for.
+    """
+    streams = are_streams(mixed)
+    if streams and keys.starts_from_sizes:
+        raise ConfigError(
+            f"mixture_sample_rule: {keys.mixture_sample_rule} asks for the sizes of the sources, and streams have none "
+            "-> give init_mixture_proportions, or set mixture_sample_rule: uniform"
+        )
+    lengths = _mean_lengths(mixed) if keys.mixture_unit == "tokens" else None
+    amounts = mixed.sizes if lengths is None else mixed.sizes * lengths
+    shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)
+    return functools.partial(MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths, streams=streams)
+
+
+def _readable(datasets: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: Stream(part) if isinstance(part, IterableDataset) else part for name, part in datasets.items()}
+
+
+def _mean_lengths(mixed: MixedSources) -> NDArray[np.float64]:
+    """Returns (K,) mean tokens of a row of each source; of its first rows, where that is a stream.
+
+    Raises:
+        ConfigError: A source has no tokens at all.
+    """
+    means_K = np.array([_mean_length(source) for source in mixed.sources], dtype=np.float64)
+    if not means_K.all():
+        empty = [name for name, mean in zip(mixed.names, means_K, strict=True) if mean == 0]
+        raise ConfigError(
+            f"mixture_unit: tokens, but the rows of {', '.join(empty)} hold no token -> mixture_unit: rows"
+        )
+    return means_K
+
+
+def _mean_length(source: Any) -> float:
+    if not isinstance(source, Stream):
+        return float(row_lengths(source).mean())
+    lengths = [len(row["input_ids"]) for row in source.first(FIRST_ROWS)]
+    return float(np.mean(lengths)) if lengths else 0.0
