@@ -19,7 +19,9 @@ PACKAGES = [f"packages/dataflex-{name}" for name in ("core", "selectors", "mixer
 TUTORIAL = "docs/tutorial-plugin"
 CODE = ["packages", "tests", "docs", "noxfile.py"]
 OPTIMIZERS = ["badam", "galore-torch", "apollo-torch", "adam-mini", "liger-kernel"]
-CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # the tests need neither an accelerator nor a network
+# The tests need neither an accelerator nor a network, and two threads of a tiny model only wait for each other.
+CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]  # a process of tests takes 1.5 GB
 
 
 def install(session: nox.Session, *others: str, constraints: str = "constraints.txt") -> None:
@@ -35,14 +37,14 @@ def install(session: nox.Session, *others: str, constraints: str = "constraints.
 def tests(session: nox.Session) -> None:
     """The tests that need no accelerator, on the pinned versions."""
     install(session, "-r", "tests/requirements.txt")
-    session.run("pytest", *session.posargs, env=CLEAN)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
 
 
 @nox.session
 def minimums(session: nox.Session) -> None:
     """The same tests on the lowest versions that are supported."""
     install(session, "-r", "tests/requirements.txt", constraints="constraints-minimums.txt")
-    session.run("pytest", *session.posargs, env=CLEAN)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
 
 
 @nox.session

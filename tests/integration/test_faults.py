@@ -146,7 +146,7 @@ def test_a_folder_that_becomes_read_only_stops_the_run_at_its_checkpoint_and_lea
 def run_in(folder, cache_dir, together):
     """One of two runs that begin at the same time."""
     made = trainer(folder, cache_dir=str(cache_dir))
-    together.wait(timeout=300)
+    together.wait(timeout=500)
     made.train()
 
 
@@ -232,7 +232,7 @@ def test_ctrl_c_while_scoring_ends_with_130_and_the_same_command_continues(works
         while not flag.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=100)
+        code = process.wait(timeout=300)
     text = (tmp_path / "log").read_text()
     assert code == 130, text[-3000:]
     assert text.splitlines()[-1] == "interrupted"

@@ -216,7 +216,7 @@ def _run_ranks(shards: list[list[float]], folder: str) -> list[list[dict[str, li
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(timeout=120)
+        rank.join(timeout=400)
     hanging = [rank for rank in ranks if rank.is_alive()]
     for rank in hanging:
         rank.kill()
