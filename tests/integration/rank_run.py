@@ -33,6 +33,7 @@ from transformers import Trainer
 
 ROWS = 61  # a prime: no number of ranks or batches divides it
 LENGTHS = range(8, 25)
+WEIGHT = "dataflex/weight_max"
 
 
 @dataclass
@@ -130,11 +131,18 @@ def rows(job: Job) -> Any:
     """Returns the rows of a job, all different and of uneven length."""
     if job.train_type == "dynamic_mix":
         return {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
-    if job.component == "balancer":  # 72 rows, as below
+    if job.component in ("balancer", "dataset"):  # 72 rows, as below
         return {"a": TokenRows(24, lengths=8, seed=1), "b": TokenRows(48, lengths=LENGTHS, seed=2)}
     # A weighted run goes through its rows as a static one does, and there transformers repeats rows on several ranks
     # to fill the last batch: give it whole batches.
     return TokenRows(ROWS if job.train_type == "dynamic_select" else 72, lengths=LENGTHS)
+
+
+def held_out(job: Job) -> Any:
+    """Returns what the gradient selectors aim at; for a mixer, rows of each source, which differ in their words."""
+    if job.train_type != "dynamic_mix":
+        return TokenRows(9, lengths=LENGTHS, seed=5)
+    return {"a": TokenRows(9, vocab_size=40, lengths=LENGTHS, seed=5), "b": TokenRows(7, lengths=LENGTHS, seed=6)}
 
 
 def weights_digest(trainer: Trainer) -> str:
@@ -156,7 +164,7 @@ def run(job: Job) -> None:
         model=tiny_model(**job.model),
         args=arguments,
         train_dataset=rows(job),
-        eval_dataset=TokenRows(9, lengths=LENGTHS, seed=5),  # what the gradient selectors aim at
+        eval_dataset=held_out(job),
         data_collator=pad_collate,
         dataflex=job.spec(),
     )
@@ -172,6 +180,7 @@ def run(job: Job) -> None:
     else:
         result["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         result["weights"] = weights_digest(trainer)
+        result["weighed"] = [entry[WEIGHT] for entry in trainer.state.log_history if WEIGHT in entry]
         result["engine"] = type(trainer.model_wrapped).__name__
     finally:
         result["seen"] = trainer.seen

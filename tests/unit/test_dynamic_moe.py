@@ -20,22 +20,17 @@ from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer, reweighted
 from dataflex_mixers.gate_load import distances, experts_per_token, gates
 from peft import LoraConfig, get_peft_model
-from transformers import MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Trainer
+from transformers import Trainer
 
 NAMES = ("web", "code", "math")
-SIZES = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-MORE = {"num_key_value_heads": 2, "pad_token_id": 0, "num_experts_per_tok": 2, "intermediate_size": 32}
 
 
 def mixtral():
-    torch.manual_seed(0)
-    return MixtralForCausalLM(MixtralConfig(**SIZES, **MORE, num_local_experts=4)).float()
+    return tiny_model(kind="mixtral")
 
 
 def qwen():
-    torch.manual_seed(0)
-    sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 6}
-    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **MORE, **sizes)).float()
+    return tiny_model(kind="qwen2_moe")
 
 
 MODELS = pytest.mark.parametrize("model", [mixtral, qwen], ids=["mixtral", "qwen2_moe"])
