@@ -16,6 +16,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
 from engines import shard_on_cpu
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 ROWS = 61  # a prime: no number of ranks or batches divides it
 LENGTHS = range(8, 25)
@@ -127,6 +129,16 @@ class Watched(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
+def model(job: Job) -> Any:
+    """Returns the tiny model, loaded from a folder where that makes a difference: ZeRO-3 shards what is loaded."""
+    made = tiny_model(**job.model)
+    if not is_deepspeed_zero3_enabled():
+        return made
+    with TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        return type(made).from_pretrained(folder)
+
+
 def rows(job: Job) -> Any:
     """Returns the rows of a job, all different and of uneven length."""
     if job.train_type == "dynamic_mix":
@@ -161,7 +173,7 @@ def run(job: Job) -> None:
     if job.shards:
         shard_on_cpu()
     trainer = trainer_class(BY_TRAIN_TYPE[job.train_type], Watched)(
-        model=tiny_model(**job.model),
+        model=model(job),
         args=arguments,
         train_dataset=rows(job),
         eval_dataset=held_out(job),

@@ -22,7 +22,7 @@ from ranks import answers, selections, torchrun
 
 DOCS = Path(__file__).parents[2] / "docs"
 MIDDLE = 3
-SIZES = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": -1, "save_steps": MIDDLE}
+SIZES = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": -1}
 ADO = {"start_step": 3, "skip_steps": 0, "subsample": 1, "fit_every": 1, "smoothing_window": 5}
 
 
@@ -36,7 +36,6 @@ class Strategy:
         keys: dataflex's own.
         kind: Of the tiny model.
         state: Whether it keeps a state, so that it is resumed as well.
-        component: Its name, where the row of the table has another one.
     """
 
     train_type: str
@@ -44,28 +43,30 @@ class Strategy:
     keys: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "llama"
     state: bool = False
-    component: str | None = None
 
 
 STRATEGIES = {
     "odm": Strategy("dynamic_mix", {"variant": "code"}, state=True),
     "ado": Strategy("dynamic_mix", ADO, {"warmup_step": 3, "update_step": 3, "update_times": 3}, state=True),
     "doremi": Strategy("dynamic_mix", {"reference_model": "FOLDER/reference", "eta": 5.0}, state=True),
-    "dynamic_moe": Strategy("dynamic_mix", {"eval_rows": 5}, kind="mixtral"),
+    "dynamic_moe": Strategy("dynamic_mix", {"eval_rows": 5}, kind="mixtral", state=True),
     "column": Strategy("dynamic_weight", {"file": "FOLDER/column.npy"}),
     "dataset": Strategy("dynamic_weight", {"weights": {"a": 3.0}}),
     "trim": Strategy("dynamic_weight", {"share": 0.25, "scope": "step"}),
     "focal": Strategy("dynamic_weight", {"normalise": True}, {"weight_objective": "token"}),
     "adapt": Strategy("dynamic_weight", {"refresh": 3, "anchors": 4}, state=True),
     "balancer": Strategy("dynamic_weight", {"ema_decay": 0.5}, state=True),
-    "loss, chunked": Strategy("dynamic_weight", {"scope": "step"}, {"weight_logits": "chunked"}, component="loss"),
+    "loss": Strategy(
+        "dynamic_weight", {"scope": "step", "temperature_start": 9.0}, {"weight_logits": "chunked"}, state=True
+    ),
 }
 RESUMED = [name for name, strategy in STRATEGIES.items() if strategy.state]
 
 
 def job(folder: Path, shared: Path, name: str, engine: Engine, resume: Path | None = None) -> Job:
     strategy = STRATEGIES[name]
-    args = SIZES | engine.args
+    saves = {"save_steps": MIDDLE} if strategy.state and resume is None else {"save_strategy": "no"}
+    args = SIZES | saves | engine.args
     if "fsdp_config" in args and strategy.kind != "llama":
         wrapped = f"{strategy.kind.capitalize()}DecoderLayer"
         args["fsdp_config"] = args["fsdp_config"] | {"transformer_layer_cls_to_wrap": wrapped}
@@ -77,7 +78,7 @@ def job(folder: Path, shared: Path, name: str, engine: Engine, resume: Path | No
     return Job(
         str(folder / (name if resume is None else f"{name} resumed")),
         strategy.train_type,
-        strategy.component or name,
+        name,
         params,
         args,
         None if resume is None else str(resume),

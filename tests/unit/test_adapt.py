@@ -11,7 +11,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import WEIGHTER
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
-from dataflex.train.weighter.hidden import caught_hidden_states
+from dataflex.train.weighter.hidden import caught_hidden_states, require_hidden_states
 from dataflex_weighters import adapt
 from dataflex_weighters.adapt import AdaptWeighter, adapt_weights
 from transformers import Trainer
@@ -168,3 +168,10 @@ def test_hidden_states_are_those_of_the_last_forward_and_let_go_of():
     with pytest.raises(ValueError, match="was given none"):
         caught(batch["input_ids"].shape)
     assert not model.lm_head._forward_pre_hooks
+
+
+def test_a_model_that_shows_no_hidden_states_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match="torch_compile: the weighter 'adapt' looks at the hidden states.* -> set"):
+        build(tmp_path, torch_compile=True)
+    with pytest.raises(ConfigError, match="the weighter 'x' looks at .* LlamaModel names no output layer -> use"):
+        require_hidden_states(tiny_model().model, "the weighter 'x'", compiled=False)
