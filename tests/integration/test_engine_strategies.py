@@ -1,6 +1,6 @@
-"""Mixers that watch training and every weighter make the run of DDP under the other engines; docs/engines.md has the table.
+"""Mixers that watch training and every weighter make the run of DDP under the other engines.
 
-Two ranks, an accumulation of 2. One launch per engine trains them all; those that keep a state also go on from a
+docs/engines.md has the table. Two ranks, an accumulation of 2. One launch per engine trains them all; those that keep a state also go on from a
 checkpoint inside a segment. DeepSpeed is tested where it is installed.
 """
 
@@ -52,7 +52,7 @@ STRATEGIES = {
     "dynamic_moe": Strategy("dynamic_mix", {"eval_rows": 5}, kind="mixtral", state=True),
     "column": Strategy("dynamic_weight", {"file": "FOLDER/column.npy"}),
     "dataset": Strategy("dynamic_weight", {"weights": {"a": 3.0}}),
-    "trim": Strategy("dynamic_weight", {"share": 0.25, "scope": "step"}),
+    "trim": Strategy("dynamic_weight", {"share": 0.25, "scope": "step", "normalise": True}),
     "focal": Strategy("dynamic_weight", {"normalise": True}, {"weight_objective": "token"}),
     "adapt": Strategy("dynamic_weight", {"refresh": 3, "anchors": 4}, state=True),
     "balancer": Strategy("dynamic_weight", {"ema_decay": 0.5}, state=True),

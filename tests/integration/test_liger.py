@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import llamafactory.train.sft.workflow as sft
 import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
+from dataflex.integrations.llamafactory import installed
 from dataflex.testing import tiny_model
+from llamafactory.model import loader
 from transformers.models.llama import modeling_llama
 
 liger = pytest.importorskip("liger_kernel.transformers", reason="liger-kernel is not installed")
-from dataflex.integrations.llamafactory import installed  # noqa: E402  # takes long to import
-import llamafactory.train.sft.workflow as sft  # noqa: E402
-from llamafactory.model import loader  # noqa: E402
-
 REPLACED = ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")
 
 

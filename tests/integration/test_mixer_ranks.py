@@ -1,4 +1,4 @@
-"""Mixers that learn as they go decide the same on any number of ranks, and go on from a checkpoint of another number."""
+"""Mixers that learn as they go decide the same on any number of ranks, and go on from a checkpoint of another one."""
 
 from __future__ import annotations
 

@@ -70,9 +70,7 @@ class WeightTrainer(NumberedTrainer):
         self._weighed = False
         assert isinstance(self.model, torch.nn.Module)
         if isinstance(self.component, Weighter) and self.component.reads_hidden_states:
-            require_hidden_states(
-                self.model, f"the weighter '{self.component.name}'", compiled=self.args.torch_compile
-            )
+            require_hidden_states(self.model, f"the weighter '{self.component.name}'", compiled=self.args.torch_compile)
         self._outputs = output_losses(
             self.arguments.weight_logits,
             self.model,
