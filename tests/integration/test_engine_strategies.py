@@ -1,7 +1,7 @@
 """Mixers that watch training and every weighter make the run of DDP under the other engines.
 
-docs/engines.md has the table. Two ranks, an accumulation of 2. One launch per engine trains them all; those that keep a state also go on from a
-checkpoint inside a segment. DeepSpeed is tested where it is installed.
+docs/engines.md has the table. Two ranks, an accumulation of 2. One launch per engine trains them all; those that keep a
+state also go on from a checkpoint inside a segment. DeepSpeed is tested where it is installed.
 """
 
 from __future__ import annotations
