@@ -21,10 +21,10 @@ def tensors(rank: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, scale
 
 
-def rank(number: int, ranks: int, folder: str) -> None:
+def rank(number: int, ranks: int, port: int, folder: str) -> None:
     """Balances two losses and leaves ``NUMBER.json``: the gradient of each call, the metrics, the returned numbers."""
     torch.set_num_threads(1)
-    where = {"init_method": f"file://{folder}/store", "rank": number, "world_size": ranks}
+    where = {"init_method": f"tcp://127.0.0.1:{port}", "rank": number, "world_size": ranks}
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60), **where)  # no hang, but an error
     found = {}
     for per_batch_item in (True, False):
@@ -38,4 +38,5 @@ def rank(number: int, ranks: int, folder: str) -> None:
             metrics.append(balancer.metrics)
         found[str(per_batch_item)] = {"grads": grads, "metrics": metrics}
     Path(folder, f"{number}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()  # a rank that leaves early can keep the other one from leaving
     torch.distributed.destroy_process_group()

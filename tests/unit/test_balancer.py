@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import torch
@@ -85,7 +86,10 @@ def test_the_parameters_get_the_balanced_gradient_and_not_that_of_the_sum():
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.start_processes(rank, args=(2, str(folder)), nprocs=2, start_method="spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(rank, args=(2, port, str(folder)), nprocs=2, start_method="spawn")
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(2)]
 
 

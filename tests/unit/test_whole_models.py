@@ -14,13 +14,12 @@ from transformers.integrations import deepspeed
 
 
 @pytest.fixture
-def second_rank(tmp_path, monkeypatch):
+def second_rank(monkeypatch):
     """FSDP reads weights on local rank 0 alone, and this is rank 1."""
     keys = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "LOCAL_RANK": "1"}
     for key, value in keys.items():
         monkeypatch.setenv(key, value)
-    where = {"init_method": f"file://{tmp_path}/store", "rank": 0, "world_size": 1}
-    torch.distributed.init_process_group("gloo", **where)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
