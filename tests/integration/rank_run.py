@@ -141,6 +141,8 @@ def model(job: Job) -> Any:
 
 def rows(job: Job) -> Any:
     """Returns the rows of a job, all different and of uneven length."""
+    if job.component == "dynamic_moe":  # the distances of two sources to each other are the same
+        return {name: TokenRows(n, lengths=LENGTHS, seed=n) for name, n in {"a": 11, "b": 24, "c": 26}.items()}
     if job.train_type == "dynamic_mix":
         return {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
     if job.component in ("balancer", "dataset"):  # 72 rows, as below
@@ -154,7 +156,8 @@ def held_out(job: Job) -> Any:
     """Returns what the gradient selectors aim at; for a mixer, rows of each source, which differ in their words."""
     if job.train_type != "dynamic_mix":
         return TokenRows(9, lengths=LENGTHS, seed=5)
-    return {"a": TokenRows(9, vocab_size=40, lengths=LENGTHS, seed=5), "b": TokenRows(7, lengths=LENGTHS, seed=6)}
+    words = {"a": 40, "b": 80, "c": 128}
+    return {name: TokenRows(7, vocab_size=n, lengths=LENGTHS, seed=n) for name, n in words.items()}
 
 
 def weights_digest(trainer: Trainer) -> str:

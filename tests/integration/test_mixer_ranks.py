@@ -102,6 +102,7 @@ def test_two_ranks_see_the_same_experts_used(one, two):
     for mine, theirs in zip(read_trace(two / "dynamic_moe"), read_trace(one / "dynamic_moe"), strict=True):
         assert mine["gate_distance"] == pytest.approx(theirs["gate_distance"], rel=1e-6)
         assert min(mine["gate_distance"].values()) > 0.01
+        assert len(set(mine["gate_distance"].values())) == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
