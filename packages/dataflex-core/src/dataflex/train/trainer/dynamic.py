@@ -117,8 +117,13 @@ class DynamicTrainer(Base):
             allow_numbered_cpus()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def keep_batch_size(self) -> None:
+        """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
+        self._train_batch_size = self.args.train_batch_size
+
     def begin_record(self) -> None:
         """Writes the resolved configuration and opens the trace. Called when training begins, on every rank."""
+        self.keep_batch_size()
         self._record.begin(self.state.global_step)
         if self.is_world_process_zero():
             write_config(self.spec, self.output_dir)
