@@ -179,6 +179,7 @@ class DynamicTrainer(Base):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = self.model if model is None else model
+        assert isinstance(whole, torch.nn.Module)
         if not self.is_fsdp_enabled and holds_renamed_weights(whole, resume_from_checkpoint):
             load_renamed_weights(whole, resume_from_checkpoint)
         else:
