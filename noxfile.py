@@ -57,7 +57,8 @@ def engines(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "ray[default]", "py-cpuinfo", *OPTIMIZERS)
     built = {"DS_BUILD_OPS": "0"}
     session.install("-c", "constraints.txt", "--no-build-isolation", "deepspeed", env=built)
-    selected = session.posargs or ["tests/integration/test_engines.py", "tests/integration/test_features.py"]
+    files = ("test_engines.py", "test_engine_strategies.py", "test_features.py", "test_liger.py")
+    selected = session.posargs or [f"tests/integration/{file}" for file in files]
     session.run("pytest", *selected, env=CLEAN)
 
 

@@ -16,6 +16,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,9 +31,11 @@ from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
 from engines import shard_on_cpu
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 ROWS = 61  # a prime: no number of ranks or batches divides it
 LENGTHS = range(8, 25)
+WEIGHT = "dataflex/weight_max"
 
 
 @dataclass
@@ -126,15 +129,35 @@ class Watched(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
+def model(job: Job) -> Any:
+    """Returns the tiny model, loaded from a folder where that makes a difference: ZeRO-3 shards what is loaded."""
+    made = tiny_model(**job.model)
+    if not is_deepspeed_zero3_enabled():
+        return made
+    with TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        return type(made).from_pretrained(folder)
+
+
 def rows(job: Job) -> Any:
     """Returns the rows of a job, all different and of uneven length."""
+    if job.component == "dynamic_moe":  # the distances of two sources to each other are the same
+        return {name: TokenRows(n, lengths=LENGTHS, seed=n) for name, n in {"a": 11, "b": 24, "c": 26}.items()}
     if job.train_type == "dynamic_mix":
         return {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
-    if job.component == "balancer":  # 72 rows, as below
+    if job.component in ("balancer", "dataset"):  # 72 rows, as below
         return {"a": TokenRows(24, lengths=8, seed=1), "b": TokenRows(48, lengths=LENGTHS, seed=2)}
     # A weighted run goes through its rows as a static one does, and there transformers repeats rows on several ranks
     # to fill the last batch: give it whole batches.
     return TokenRows(ROWS if job.train_type == "dynamic_select" else 72, lengths=LENGTHS)
+
+
+def held_out(job: Job) -> Any:
+    """Returns what the gradient selectors aim at; for a mixer, rows of each source, which differ in their words."""
+    if job.train_type != "dynamic_mix":
+        return TokenRows(9, lengths=LENGTHS, seed=5)
+    words = {"a": 40, "b": 80, "c": 128}
+    return {name: TokenRows(7, vocab_size=n, lengths=LENGTHS, seed=n) for name, n in words.items()}
 
 
 def weights_digest(trainer: Trainer) -> str:
@@ -148,15 +171,16 @@ def weights_digest(trainer: Trainer) -> str:
 
 def run(job: Job) -> None:
     """Trains, and leaves ``rank-R.json``."""
-    args = {"max_steps": 6, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1} | job.args
+    args = {"max_steps": 6, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1}
+    args |= {"average_tokens_across_devices": True} | job.args  # transformers 4.51 has another default than 5.6
     arguments = tiny_training_args(job.out, **args)
     if job.shards:
         shard_on_cpu()
     trainer = trainer_class(BY_TRAIN_TYPE[job.train_type], Watched)(
-        model=tiny_model(**job.model),
+        model=model(job),
         args=arguments,
         train_dataset=rows(job),
-        eval_dataset=TokenRows(9, lengths=LENGTHS, seed=5),  # what the gradient selectors aim at
+        eval_dataset=held_out(job),
         data_collator=pad_collate,
         dataflex=job.spec(),
     )
@@ -172,6 +196,7 @@ def run(job: Job) -> None:
     else:
         result["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         result["weights"] = weights_digest(trainer)
+        result["weighed"] = [entry[WEIGHT] for entry in trainer.state.log_history if WEIGHT in entry]
         result["engine"] = type(trainer.model_wrapped).__name__
     finally:
         result["seen"] = trainer.seen

@@ -13,7 +13,6 @@ import pickle
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.run.record import read_trace
 from dataflex.train.trainer.engine import require_engine
+from engines import ENGINES, Engine, fsdp
 from rank_run import Job
 from ranks import HUNG, answers, selections, torchrun
 
@@ -38,49 +38,6 @@ KINDS = {
 }
 
 GRADIENTS = {"sgd": {"gradient_type": "sgd"}, "adam": {}, "sketched": {"proj_dim": 64}}  # of the selector less
-
-
-@dataclass
-class Engine:
-    """How an engine is asked for, and how it shows that it is the one.
-
-    Attributes:
-        wraps: What the class of the wrapped model is called.
-        args: Training arguments.
-        environ: Environment variables.
-        needs: The package it comes from, beside torch.
-        shards: Whether accelerate has to be told to shard on a CPU (see engines.py).
-        moments: Whether the optimizer's moments can be read parameter by parameter.
-    """
-
-    wraps: str
-    args: dict[str, Any] = field(default_factory=dict)
-    environ: dict[str, str] = field(default_factory=dict)
-    needs: str | None = None
-    shards: bool = False
-    moments: bool = True
-
-
-def fsdp(version: int) -> dict[str, Any]:
-    config = {"version": version, "transformer_layer_cls_to_wrap": "LlamaDecoderLayer", "sync_module_states": False}
-    return {"fsdp": "full_shard auto_wrap", "fsdp_config": config}
-
-
-def zero(stage: int) -> dict[str, Any]:
-    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    config = dict.fromkeys(sizes, "auto") | {"zero_allow_untested_optimizer": True}
-    return {"use_cpu": False, "deepspeed": config | {"zero_optimization": {"stage": stage}}}
-
-
-SHARDED = {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}  # torch 2.11 crashes in FSDP 1's full one on a CPU
-CPU = {"DS_ACCELERATOR": "cpu"}
-ENGINES = {
-    "DDP": Engine("DistributedDataParallel"),
-    "FSDP 1": Engine("FullyShardedDataParallel", fsdp(1), SHARDED, shards=True, moments=False),
-    "FSDP 2": Engine("FSDPLlamaForCausalLM", fsdp(2), SHARDED, shards=True),
-    "DeepSpeed ZeRO-2": Engine("DeepSpeedEngine", zero(2), CPU, needs="deepspeed"),
-    "DeepSpeed ZeRO-3": Engine("DeepSpeedEngine", zero(3), CPU, needs="deepspeed"),
-}
 RAY = "Ray Train"
 
 

@@ -1,5 +1,4 @@
-"""Mixers that learn from the losses decide the same on any number of ranks, and go on from a checkpoint of another
-number."""
+"""Mixers that learn as they go decide the same on any number of ranks, and go on from a checkpoint of another one."""
 
 from __future__ import annotations
 
@@ -33,10 +32,12 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict]]:
             "schedule",
             {"points": [{"at": 0, "proportions": [1, 1]}, {"at": 9999, "proportions": [0, 1]}], "by": "tokens"},
         ),
+        "dynamic_moe": ("dynamic_moe", {"eval_rows": 5, "layers": "all"}),
     }
 
 
-NAMES = ("odm", "ado", "doremi", "schedule", "tokens")
+NAMES = ("odm", "ado", "doremi", "schedule", "tokens", "dynamic_moe")
+MODELS = {"dynamic_moe": {"kind": "mixtral"}}
 
 
 def jobs(folder: Path, out: Path, batch: int, accumulation: int, resume: Path | None = None) -> list[Job]:
@@ -46,7 +47,8 @@ def jobs(folder: Path, out: Path, batch: int, accumulation: int, resume: Path | 
     return [
         Job(
             str(out / name), "dynamic_mix", component, params, args,
-            None if resume is None else str(resume / name / "checkpoint-5"), keys=keys,
+            None if resume is None else str(resume / name / "checkpoint-5"),
+            model=MODELS.get(name, {}), keys=keys,
         )
         for name, (component, params) in kinds(folder).items()
     ]  # fmt: skip
@@ -83,7 +85,7 @@ def test_two_ranks_make_the_run_of_one(one, two, name):
     assert len({answer["weights"] for answer in answers(two / name)}) == 1
 
 
-@pytest.mark.parametrize("name", ["odm", "ado", "tokens"])
+@pytest.mark.parametrize("name", ["odm", "ado", "tokens", "dynamic_moe"])
 def test_what_is_learnt_reaches_the_proportions(one, name):
     assert shares(one / name)[0] != pytest.approx(shares(one / name)[-1], rel=1e-3)
 
@@ -93,6 +95,14 @@ def test_the_weights_of_doremi_are_those_of_one_rank(one, two):
     assert list(mine["weights"].values()) == pytest.approx(list(theirs["weights"].values()), rel=1e-3)
     assert max(mine["weights"].values()) - min(mine["weights"].values()) > 0.01
     assert (two / "doremi" / "doremi_weights.json").exists()
+
+
+def test_two_ranks_see_the_same_experts_used(one, two):
+    """Each rank routes its part of the held-out rows; the counts of tokens are of both parts."""
+    for mine, theirs in zip(read_trace(two / "dynamic_moe"), read_trace(one / "dynamic_moe"), strict=True):
+        assert mine["gate_distance"] == pytest.approx(theirs["gate_distance"], rel=1e-6)
+        assert min(mine["gate_distance"].values()) > 0.01
+        assert len(set(mine["gate_distance"].values())) == 3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+from dataflex.run.state import load_state
 from rank_run import Job
 from ranks import answers, stream, torchrun
 
@@ -73,3 +74,12 @@ def test_the_log_tells_the_weights_of_all_ranks(folders, kind):
         expected = logged(folders["one"] / kind, key)
         assert len(expected) == 4  # from the end of the warm-up on
         assert logged(folders["two"] / kind, key) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("split", ["two", "split", "resumed"])
+def test_the_balancer_averages_the_norms_of_all_ranks_whatever_the_loop_multiplies_the_loss_by(folders, split):
+    expected, found = (load_state(folders[name] / "balancer" / "checkpoint-6")["component"] for name in ("one", split))
+    assert set(expected["norms"]["total"]) == {"a", "b"}
+    for mean in ("norms", "rows"):
+        for part in ("total", "fix"):
+            assert found[mean][part] == pytest.approx(expected[mean][part], rel=1e-3), (mean, part)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import ConfigError
 from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex.train.weighter.hidden import caught_hidden_states
+from dataflex.train.weighter.hidden import caught_hidden_states, require_hidden_states
 from dataflex_weighters import adapt
 from dataflex_weighters.adapt import AdaptWeighter, adapt_weights
 from weighted_run import weighted
@@ -151,3 +154,11 @@ def test_hidden_states_are_those_of_the_last_forward_and_let_go_of():
     with pytest.raises(ValueError, match="was given nothing"):
         caught()
     assert not model.lm_head._forward_pre_hooks
+
+
+def test_a_model_that_shows_no_hidden_states_is_refused_before_training(tmp_path):
+    said = r"torch_compile: the weighter 'adapt' looks at the hidden states.* -> set"
+    with patch.dict(os.environ), pytest.raises(ConfigError, match=said):  # the arguments leave traces in it
+        build(tmp_path, torch_compile=True)
+    with pytest.raises(ConfigError, match=r"the weighter 'x' looks at .* LlamaModel names no output layer -> use"):
+        require_hidden_states(tiny_model().model, "the weighter 'x'", compiled=False)

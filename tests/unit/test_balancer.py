@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import socket
+
 import pytest
 import torch
 import torch.nn.functional as F
+from balancer_rank import CALLS, ITEMS, rank, tensors
 from dataflex.core.errors import ConfigError
 from dataflex.data.rows import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model
@@ -61,6 +65,52 @@ def test_the_gradient_goes_on_behind_the_input_and_not_into_the_heads():
     Balancer({"a": 1.0}).backward({"a": head(hidden).sum()}, hidden)
     assert layer.weight.grad is not None
     assert head.weight.grad is None
+
+
+def test_the_parameters_get_the_balanced_gradient_and_not_that_of_the_sum():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
+    hidden = layer(x)
+    losses = {"small": (hidden**2).sum(), "large": 1000 * hidden.sum()}
+    Balancer({"small": 1, "large": 1}).backward(losses, hidden)
+    g_small, g_large = 2 * hidden.detach(), torch.full_like(hidden, 1000)
+    g = sum(0.5 * g / g.norm(dim=1).mean() for g in (g_small, g_large))
+    torch.testing.assert_close(layer.weight.grad, g.T @ x)
+    torch.testing.assert_close(layer.bias.grad, g.sum(dim=0))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(rank, args=(2, port, str(folder)), nprocs=2, start_method="spawn")
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(2)]
+
+
+@pytest.mark.parametrize("per_batch_item", [True, False])
+def test_two_ranks_scale_by_the_norms_of_both(two_ranks, per_batch_item):
+    """Fails where a rank uses its own norms: its losses would then count for more or less than the other rank's."""
+    found = [answer[str(per_batch_item)] for answer in two_ranks]
+    total, fix = {"a": 0.0, "b": 0.0}, 0.0
+    for call in range(CALLS):
+        parts = [tensors(number, call) for number in range(2)]
+        gradients = {"a": [scale for _, scale in parts], "b": [2 * x for x, _ in parts]}
+        fix = 0.5 * fix + 1
+        for name, of_ranks in gradients.items():
+            if per_batch_item:
+                n = torch.cat(of_ranks).norm(dim=1).mean().item()
+            else:
+                n = sum(len(g) * g.norm().item() for g in of_ranks) / sum(ITEMS)
+            total[name] = 0.5 * total[name] + n
+        means = {name: value / fix for name, value in total.items()}
+        for number in range(2):
+            expected = gradients["a"][number] / 3 / means["a"] + 2 * gradients["b"][number] / 3 / means["b"]
+            torch.testing.assert_close(torch.tensor(found[number]["grads"][call]), expected)
+            metrics = found[number]["metrics"][call]
+            assert metrics == pytest.approx({f"ratio_{k}": v / sum(means.values()) for k, v in means.items()})
+            assert sum(metrics.values()) == pytest.approx(1)
 
 
 def test_metrics_are_shares_of_the_norms_and_only_on_demand():

@@ -65,9 +65,10 @@ def as_arrow(rows):
     return datasets.Dataset.from_list([{**rows[i], "note": i} for i in range(len(rows))])
 
 
-@pytest.mark.parametrize("make", [lambda rows: rows, as_arrow, lambda rows: {"a": rows, "b": TokenRows(7, seed=3)}])
+@pytest.mark.parametrize("make", [lambda rows: rows, as_arrow, lambda rows: {"a": rows, "b": TokenRows(9, seed=3)}])
 @pytest.mark.parametrize("args", [{}, {"gradient_accumulation_steps": 3}, {"dataloader_num_workers": 1}])
 def test_a_batchs_row_numbers_are_those_of_its_rows(tmp_path, make, args):
+    """24 or 33 rows: batches that fill the steps, as transformers 4.51 leaves out others at the end of a pass."""
     rows = make(TokenRows(ROWS, lengths=range(5, 17)))
     done = run("remembers_rows", tmp_path, rows, max_steps=-1, num_train_epochs=2, **args)
     total = len(done.train_dataset)

@@ -15,7 +15,7 @@ from dataflex.testing import (
 from transformers import Trainer
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mixtral", "qwen2_moe"])
 def test_model_has_the_asked_shape_in_fp32_with_embeddings_of_its_own(kind):
     model = tiny_model(vocab_size=96, hidden=16, layers=3, kind=kind)
     assert model.config.model_type == kind

@@ -13,6 +13,7 @@ import torch
 from dataflex.core.errors import ConfigError
 from dataflex.scoring import RowBatch
 from dataflex.scoring.models import pretrained_models
+from dataflex.utils.whole_models import full_shape
 from numpy.typing import NDArray
 
 GATES = ("gate", "router")  # what transformers calls the linear layer that chooses experts
@@ -52,11 +53,13 @@ def gates(model: torch.nn.Module) -> list[torch.nn.Module]:
     configs = [base.config.get_text_config() for base in pretrained_models(model)]
     names = ("num_experts", "num_local_experts")  # by the model's family
     sizes = {getattr(config, name, None) for config in configs for name in names} - {None}
-    return [
-        module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in GATES and any(p.ndim == 2 and p.shape[0] in sizes for p in module.parameters())
-    ]
+    named = [module for name, module in model.named_modules() if name.rpartition(".")[2] in GATES]
+    return [module for module in named if any(_has_rows(p, sizes) for p in module.parameters())]
+
+
+def _has_rows(parameter: torch.Tensor, numbers: set[Any]) -> bool:
+    shape = full_shape(parameter)
+    return len(shape) == 2 and shape[0] in numbers
 
 
 def routing_counts(logits: tuple[torch.Tensor, ...], mask_BT: torch.Tensor, top_k: int, layers: str) -> torch.Tensor:

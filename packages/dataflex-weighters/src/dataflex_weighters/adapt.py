@@ -67,6 +67,8 @@ class AdaptWeighter(Weighter):
         ConfigError: There is no evaluation set, or a parameter has another value; the message holds every problem.
     """
 
+    reads_hidden_states = True
+
     def __init__(
         self,
         eval_dataset: Any,

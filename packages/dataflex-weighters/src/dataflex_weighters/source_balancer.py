@@ -70,6 +70,8 @@ class BalancerWeighter(Weighter):
             problem.
     """
 
+    reads_hidden_states = True
+
     def __init__(
         self,
         dataset: Any,
@@ -150,8 +152,7 @@ class BalancerWeighter(Weighter):
         self, gradient: torch.Tensor, sources_B: torch.Tensor, weights_B: torch.Tensor, ctx: WeightTrainer
     ) -> None:
         """Adds the micro-batch's norms. A row of weight 0 has no gradient that could be looked at."""
-        scaler = ctx.accelerator.scaler
-        scale = scaler.get_scale() if scaler is not None else 1.0
+        scale = ctx.loss_scale
         factors_B = ctx.sample_factors.to(gradient.device).float()
         seen_B = factors_B > 0
         norms_B = ctx.by_sample(gradient).float().flatten(1).norm(dim=1)

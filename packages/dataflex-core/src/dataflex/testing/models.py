@@ -11,10 +11,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
 )
 
 TINY_SPECIAL_TOKENS = {"pad_token": "<|pad|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
@@ -24,6 +28,17 @@ _POSITIONS = 2048
 _KINDS: dict[str, tuple[Any, Any]] = {  # Any, because transformers' constructors are untyped
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
+}
+_EXPERTS: dict[str, dict[str, int]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
 }
 _FAST_TOKENIZER: Any = PreTrainedTokenizerFast
 
@@ -33,7 +48,7 @@ def tiny_model(
     hidden: int = 32,
     layers: int = 2,
     seed: int = 0,
-    kind: Literal["llama", "qwen2"] = "llama",
+    kind: Literal["llama", "qwen2", "mixtral", "qwen2_moe"] = "llama",
 ) -> PreTrainedModel:
     """Returns a randomly initialised fp32 model on the CPU, with input and output embeddings of its own.
 
@@ -45,7 +60,8 @@ def tiny_model(
         hidden: Width; a multiple of 8, because there are 4 heads and a rotary embedding halves each.
         layers: Number of decoder layers.
         seed: Seed of the weights.
-        kind: The architecture. ``qwen2`` has biases in its attention, ``llama`` has none.
+        kind: The architecture. ``qwen2`` has biases in its attention, ``llama`` has none; ``mixtral`` (4 experts) and
+            ``qwen2_moe`` (6, and a shared one) send each token to 2 experts.
     """
     config_class, model_class = _KINDS[kind]
     config = config_class(
@@ -60,6 +76,7 @@ def tiny_model(
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        **_EXPERTS.get(kind, {}),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -13,6 +13,7 @@ from dataflex.scoring import token_losses
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.scoring.models import output_embeddings, pretrained_models
+from dataflex.utils.whole_models import full_shape, whole_models
 from transformers import AutoModelForCausalLM
 
 
@@ -52,7 +53,7 @@ class Reference:
     def __init__(self, path: str, like: torch.nn.Module, accelerator: Accelerator) -> None:
         types = [p.dtype for p in like.parameters() if p.is_floating_point()]
         dtype = types[0] if types else torch.float32
-        with torch.random.fork_rng():  # making a model draws random numbers, which the proxy must not miss
+        with whole_models(), torch.random.fork_rng():  # making a model draws random numbers, which the proxy needs
             found: Any = AutoModelForCausalLM.from_pretrained(path)
         self._accelerator = accelerator
         self.model: torch.nn.Module = found.to(accelerator.device, dtype).eval().requires_grad_(False)
@@ -80,4 +81,4 @@ class Reference:
 def _vocabulary(model: torch.nn.Module) -> int | None:
     layer = output_embeddings(pretrained_models(model))
     weight = getattr(layer, "weight", None)  # the output layer may be any module
-    return None if weight is None else int(weight.shape[0])
+    return None if weight is None else int(full_shape(weight)[0])

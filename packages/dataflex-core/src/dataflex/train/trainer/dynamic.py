@@ -35,6 +35,7 @@ from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine
 from dataflex.train.trainer.passes import PassKeeper
+from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
 from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
 from dataflex.utils.logging import logger
 
@@ -116,8 +117,13 @@ class DynamicTrainer(Base):
             allow_numbered_cpus()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def keep_batch_size(self) -> None:
+        """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
+        self._train_batch_size = self.args.train_batch_size
+
     def begin_record(self) -> None:
         """Writes the resolved configuration and opens the trace. Called when training begins, on every rank."""
+        self.keep_batch_size()
         self._record.begin(self.state.global_step)
         if self.is_world_process_zero():
             write_config(self.spec, self.output_dir)
@@ -170,6 +176,14 @@ class DynamicTrainer(Base):
             if self.args.should_save:
                 mark_complete(folder)
         self._written = folder
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        whole = self.model if model is None else model
+        assert isinstance(whole, torch.nn.Module)
+        if not self.is_fsdp_enabled and holds_renamed_weights(whole, resume_from_checkpoint):
+            load_renamed_weights(whole, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

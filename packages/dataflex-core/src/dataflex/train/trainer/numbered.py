@@ -62,6 +62,7 @@ class NumberedTrainer(DynamicTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Returns the dataloader of the static run, with the number of each row."""
+        self.keep_batch_size()
         rows: Any = self.train_dataset
         if rows is None or isinstance(rows, torch.utils.data.IterableDataset):
             return super().get_train_dataloader()

@@ -22,7 +22,8 @@ from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
 from dataflex.train.trainer.weight_log import WeightLog
-from dataflex.train.weighter.base_weighter import WeightsSamples
+from dataflex.train.weighter.base_weighter import Weighter, WeightsSamples
+from dataflex.train.weighter.hidden import require_hidden_states
 from dataflex.train.weighter.objective import (
     Objective,
     labelled_samples,
@@ -62,6 +63,7 @@ class WeightTrainer(NumberedTrainer):
         self._active: WeightsSamples | None = None
         self._inputs: Any = None
         self._tokens: Any = None
+        self._counted = False
         self._samples_in_step = 0
         self._batches: list[Any] = []
         self._samples: list[Samples] = []
@@ -69,6 +71,9 @@ class WeightTrainer(NumberedTrainer):
         self.sample_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
         self._weighed = False
+        assert isinstance(self.model, torch.nn.Module)
+        if isinstance(self.component, Weighter) and self.component.reads_hidden_states:
+            require_hidden_states(self.model, f"the weighter '{self.component.name}'", compiled=self.args.torch_compile)
         self._outputs = output_losses(
             self.arguments.weight_logits,
             self.model,
@@ -150,6 +155,19 @@ class WeightTrainer(NumberedTrainer):
         return self._micro_batch == len(self._batches) - 1
 
     @property
+    def loss_scale(self) -> float:
+        """What the loop multiplies the loss of the present micro-batch by before it goes back through the model.
+
+        The ranks, where it counts tokens over all of them and averages gradients afterwards; 1 over the micro-batches
+        of the step, where it counts none; and the scale of fp16. It is known once the loss is computed.
+        """
+        scaler = self.accelerator.scaler
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        if not self._counted:
+            return scale / len(self._batches)
+        return scale * self.args.world_size if self.args.average_tokens_across_devices else scale
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of the present step."""
         return len(self._batches)
@@ -227,7 +245,7 @@ class WeightTrainer(NumberedTrainer):
             self.label_smoother = label_smoother  # type: ignore[assignment]  # called, never looked into
 
     def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
-        self._weighed = True
+        self._weighed, self._counted = True, num_items_in_batch is not None
         by_tokens = self.arguments.weight_objective == "token"
         objective = Objective(num_items_in_batch, self._samples_in_step, by_tokens)
         seen = (self._watch, self.samples)

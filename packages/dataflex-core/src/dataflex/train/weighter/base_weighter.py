@@ -50,6 +50,10 @@ class Weighter(Component, ABC):
         "training_step(ctx, model, inputs, num_items_in_batch=None, use_weighter=False)"
     )
 
+    reads_hidden_states: ClassVar[bool] = False
+    """Whether it uses :func:`~dataflex.train.weighter.hidden.caught_hidden_states`; a model that shows none is then
+    refused before training."""
+
     def __init__(self, **kwargs: Any) -> None:
         if kwargs:
             raise ConfigError(f"{type(self).__name__} has no parameter {', '.join(sorted(kwargs))}")

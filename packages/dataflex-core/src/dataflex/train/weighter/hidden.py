@@ -10,11 +10,34 @@ from contextlib import contextmanager
 
 import torch
 
-from dataflex.core.errors import ComponentError
+from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.scoring.models import is_compiled, output_embeddings, pretrained_models
 
 Caught = Callable[[], torch.Tensor]
 """``caught() -> hidden_BTH`` of the last forward, after the final norm, still part of the graph."""
+
+
+def require_hidden_states(model: torch.nn.Module, who: str, *, compiled: bool) -> None:
+    """Refuses a model whose hidden states cannot be seen. Called when the trainer is made, before any step.
+
+    Args:
+        model: The model, before an engine wraps it.
+        who: The weighter that looks at them.
+        compiled: Whether it will be compiled.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    if compiled:
+        raise ConfigError(
+            f"torch_compile: {who} looks at the hidden states of the training forward, which compiled code does not "
+            "show -> set torch_compile: false, or use another weighter"
+        )
+    if output_embeddings(pretrained_models(model)) is None:
+        raise ConfigError(
+            f"{who} looks at what the output layer is given, and {type(model).__name__} names no output layer -> use a "
+            "causal language model of transformers, or another weighter"
+        )
 
 
 @contextmanager
