@@ -4,8 +4,8 @@
     python -m benchmarks.mixture_quality --data web=web.jsonl --data tasks=alpaca.json --data articles=wiki.jsonl
 
 Every run trains the same small model from the same random weights on the same domains, for the same number of steps
-and with the real trainer. DoReMi is run whole: the run on the domains' sizes is its reference model, the proxy draws
-evenly, and the main model is trained on the proxy's averaged weights. A method is compared with equal shares, and with
+and with the real trainer. DoReMi is run whole: a run on fixed shares is its reference model, the proxy draws evenly,
+and the main model is trained on the proxy's averaged weights. A method is compared with equal shares, and with
 shares by size, of the same seed; the seed decides on the initial weights and on the order of the rows.
 """
 
@@ -55,12 +55,14 @@ class Method:
         params: Its parameters.
         rule: Where the initial shares come from: ``uniform``, or ``stratified`` for the sizes.
         update_step: Steps between two updates; 1 in the papers of mixers that learn.
+        reference: The fixed shares that DoReMi's reference model is trained on.
     """
 
     mixer: str
     params: Mapping[str, Any]
     rule: str = "stratified"
     update_step: int = 1
+    reference: str = SIZE
 
 
 FIXED = 100
@@ -75,9 +77,10 @@ METHODS = {
     "ado": Method("ado", SOONER),
     "doremi": Method("doremi", {}, "uniform", FIXED),
     "doremi, eta 0.1": Method("doremi", {"eta": 0.1}, "uniform", FIXED),
+    "doremi, even reference": Method("doremi", {}, "uniform", FIXED, UNIFORM),
 }
-"""The fixed shares come first: those by size train DoReMi's reference model. A method of the mixer ``doremi`` is its
-proxy, and the main model is trained after it."""
+"""The fixed shares come first: they train DoReMi's reference models. A method of the mixer ``doremi`` is its proxy, and
+the main model is trained after it."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +184,13 @@ def one_seed(names: Sequence[str], setting: Setting, folder: Path, seed: int) ->
         began = time.perf_counter()
         method, own = METHODS[name], folder / str(number)
         if method.mixer == "doremi":
-            found[f"{name}: proxy"], found[name] = doremi(method, setting, folder / "reference", own, seed)
+            found[f"{name}: proxy"], found[name] = doremi(method, setting, folder / method.reference, own, seed)
         else:
             found[name], model = run(method, setting, own, seed)
-            if name == SIZE:
-                model.save_pretrained(folder / "reference")
+            if name in (UNIFORM, SIZE):
+                model.save_pretrained(folder / name)
         took = time.perf_counter() - began
-        print(f"seed {seed}  {name:<16} {took:6.1f} s  {found[name]}", file=sys.stderr, flush=True)
+        print(f"seed {seed}  {name:<22} {took:6.1f} s  {found[name]}", file=sys.stderr, flush=True)
     return found
 
 
@@ -232,7 +235,7 @@ def _shares(shares: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run")
     parser.add_argument(
         "--only", help=f"methods, separated by ';' ({'; '.join(METHODS)}); fixed shares are always among them"
     )
