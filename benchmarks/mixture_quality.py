@@ -1,0 +1,273 @@
+"""What a mixture is worth on held-out rows of each source, at equal steps: mixers against fixed shares, paired by seed.
+
+    python -m benchmarks.mixture_quality --seeds 3 --threads 1
+    python -m benchmarks.mixture_quality --data web=web.jsonl --data tasks=alpaca.json --data articles=wiki.jsonl
+
+Every run trains the same small model from the same random weights on the same domains, for the same number of steps
+and with the real trainer. DoReMi is run whole: a run on fixed shares is its reference model, the proxy draws evenly,
+and the main model is trained on the proxy's averaged weights. A method is compared with equal shares, and with
+shares by size, of the same seed; the seed decides on the initial weights and on the order of the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.kinds import MIXER
+from dataflex.testing import pad_collate, tiny_model, tiny_training_args
+from dataflex.train.trainer import MixTrainer, trainer_class
+from dataflex_mixers.doremi.handover import read_weights
+from transformers import PrinterCallback, Trainer
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.common import machine
+from benchmarks.mixture_data import Domains, domains, file_documents, library_documents
+from benchmarks.selection_quality import spread, test_loss
+
+BATCH, LENGTH, VOCABULARY, RATE = 8, 64, 512, 4e-3
+"""Rows of a step, tokens of a row, tokens of the tokenizer, and the peak of the learning rate (cosine)."""
+
+UNIFORM, SIZE = "uniform", "by size"
+
+SOONER = {"start_step": 100, "skip_steps": 50, "fit_every": 100, "subsample": 1, "smoothing_window": 11}
+"""ado's lengths in steps, a tenth of its defaults, which are for runs of tens of thousands of steps."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is trained.
+
+    Attributes:
+        mixer: The component.
+        params: Its parameters.
+        rule: Where the initial shares come from: ``uniform``, or ``stratified`` for the sizes.
+        update_step: Steps between two updates; 1 in the papers of mixers that learn.
+        reference: The fixed shares that DoReMi's reference model is trained on.
+    """
+
+    mixer: str
+    params: Mapping[str, Any]
+    rule: str = "stratified"
+    update_step: int = 1
+    reference: str = SIZE
+
+
+FIXED = 100
+"""Steps between two updates where an update changes nothing."""
+
+METHODS = {
+    UNIFORM: Method("static", {}, "uniform", FIXED),
+    SIZE: Method("static", {}, update_step=FIXED),
+    "temperature": Method("temperature", {}, update_step=FIXED),
+    "odm": Method("odm", {}),
+    "odm, code": Method("odm", {"variant": "code"}),
+    "ado": Method("ado", SOONER),
+    "doremi": Method("doremi", {}, "uniform", FIXED),
+    "doremi, eta 0.1": Method("doremi", {"eta": 0.1}, "uniform", FIXED),
+    "doremi, even reference": Method("doremi", {}, "uniform", FIXED, UNIFORM),
+}
+"""The fixed shares come first: they train DoReMi's reference models. A method of the mixer ``doremi`` is its proxy, and
+the main model is trained after it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run.
+
+    Attributes:
+        losses: Domain -> mean token loss of the trained model on held-out rows.
+        final: Domain -> the share in force at the end; for the proxy, its last weight.
+        drawn: Domain -> the share of all rows of the run; for the proxy, its average weight.
+    """
+
+    losses: dict[str, float]
+    final: dict[str, float]
+    drawn: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean loss over the domains."""
+        return float(np.mean(list(self.losses.values())))
+
+    @property
+    def worst(self) -> float:
+        """The loss of the domain with the largest."""
+        return max(self.losses.values())
+
+    def excess(self, reference: Outcome) -> float:
+        """Returns how far the loss lies above the reference's in the domain where it is farthest."""
+        return max(loss - reference.losses[name] for name, loss in self.losses.items())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs share.
+
+    Attributes:
+        data: The rows.
+        steps: Optimizer steps of a run.
+    """
+
+    data: Domains
+    steps: int
+
+
+def run(method: Method, setting: Setting, folder: Path, seed: int) -> tuple[Outcome, Any]:
+    """Trains a model and returns what came of it, and the model."""
+    data, names = setting.data, list(setting.data.train)
+    warmup = setting.steps // 100  # as in the paper of odm
+    arguments = DataflexArguments(
+        train_type="dynamic_mix",
+        component_name=method.mixer,
+        mixture_sample_rule=method.rule,
+        warmup_step=warmup,
+        update_step=method.update_step,
+        train_step=setting.steps,
+    )
+    trainer = trainer_class(MixTrainer, Trainer)(
+        model=tiny_model(data.vocabulary, hidden=96, layers=2, seed=seed, kind="qwen2"),
+        args=tiny_training_args(
+            folder,
+            max_steps=setting.steps,
+            per_device_train_batch_size=BATCH,
+            learning_rate=RATE,
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            logging_steps=setting.steps,
+            seed=seed,
+        ),
+        train_dataset=data.train,
+        data_collator=pad_collate,
+        dataflex=RunSpec(arguments, ComponentSpec(MIXER, method.mixer, method.mixer, method.params)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    manager = trainer.mixture_manager
+    rows = manager.seen()["rows_seen"]
+    outcome = Outcome(
+        losses={name: test_loss(trainer.model, held_out) for name, held_out in data.test.items()},
+        final=dict(zip(names, manager.proportions.tolist(), strict=True)),
+        drawn={name: rows[name] / sum(rows.values()) for name in names},
+    )
+    return outcome, trainer.model
+
+
+def doremi(proxy: Method, setting: Setting, reference: Path, folder: Path, seed: int) -> tuple[Outcome, Outcome]:
+    """Trains the proxy against a reference model, and the main model on its averaged weights; returns both outcomes."""
+    names = list(setting.data.train)
+    against = replace(proxy, params={**proxy.params, "reference_model": str(reference)})
+    found, _ = run(against, setting, folder / "proxy", seed)
+    average = read_weights(folder / "proxy", names)
+    last = json.loads((folder / "proxy" / "doremi_weights.json").read_text(encoding="utf-8"))["last"]
+    found = replace(found, final=last, drawn=dict(zip(names, average, strict=True)))
+    main_model = Method("static", {"proportions": average}, update_step=FIXED)
+    return found, run(main_model, setting, folder / "main", seed)[0]
+
+
+def one_seed(names: Sequence[str], setting: Setting, folder: Path, seed: int) -> dict[str, Outcome]:
+    """Returns method -> outcome."""
+    found: dict[str, Outcome] = {}
+    for number, name in enumerate(names):
+        began = time.perf_counter()
+        method, own = METHODS[name], folder / str(number)
+        if method.mixer == "doremi":
+            found[f"{name}: proxy"], found[name] = doremi(method, setting, folder / method.reference, own, seed)
+        else:
+            found[name], model = run(method, setting, own, seed)
+            if name in (UNIFORM, SIZE):
+                model.save_pretrained(folder / name)
+        took = time.perf_counter() - began
+        print(f"seed {seed}  {name:<22} {took:6.1f} s  {found[name]}", file=sys.stderr, flush=True)
+    return found
+
+
+def loss_table(outcomes: Sequence[Mapping[str, Outcome]], names: Sequence[str]) -> str:
+    """Returns a Markdown table of held-out losses, in nats per token, and of shares in per cent."""
+    head = ["method", *(f"loss {name}" for name in names), "mean", "worst", "rows drawn, %", "shares at the end, %"]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
+    for method in outcomes[0]:
+        found = [seed[method] for seed in outcomes]
+        cells = [spread([o.losses[name] for o in found], 3) for name in names]
+        cells += [spread([o.mean for o in found], 3), spread([o.worst for o in found], 3)]
+        cells += [_shares([o.drawn for o in found], names), _shares([o.final for o in found], names)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference_table(outcomes: Sequence[Mapping[str, Outcome]]) -> str:
+    """Returns a Markdown table of differences of losses to fixed shares of the same seed, and how many are below 0."""
+    lines = [
+        "| method | worst - uniform's | mean - uniform's | worst - by size's | mean - by size's "
+        "| largest excess over by size |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    measures: list[Callable[[Outcome], float]] = [lambda o: o.worst, lambda o: o.mean]
+    for method in outcomes[0]:
+        cells = []
+        for base in (UNIFORM, SIZE):
+            for measure in measures:
+                gaps = [measure(seed[method]) - measure(seed[base]) for seed in outcomes]
+                lower = f"{spread(gaps, 3, '+')} ({sum(gap < 0 for gap in gaps)} of {len(gaps)})"
+                cells.append("-" if method == base else lower)
+        excesses = [seed[method].excess(seed[SIZE]) for seed in outcomes]
+        cells.append("-" if method == SIZE else spread(excesses, 3, "+"))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shares(shares: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
+    return " / ".join(f"{100 * np.mean([found[name] for found in shares]):.0f}" for name in names)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run")
+    parser.add_argument(
+        "--only", help=f"methods, separated by ';' ({'; '.join(METHODS)}); fixed shares are always among them"
+    )
+    parser.add_argument(
+        "--data", action="append", metavar="NAME=FILE", help="a domain: .json, .jsonl or text; give it once for each"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("dataflex").setLevel(logging.WARNING)
+    disable_progress_bar()
+    names = list(METHODS) if options.only is None else [part.strip() for part in options.only.split(";")]
+    names = list(dict.fromkeys([UNIFORM, SIZE, *names]))
+    files = [given.partition("=") for given in options.data or ()]
+    documents = {name: file_documents(Path(file)) for name, _, file in files} or library_documents()
+    setting = Setting(domains(documents, LENGTH, VOCABULARY), options.steps)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        outcomes = [one_seed(names, setting, Path(temporary, str(seed)), seed) for seed in range(options.seeds)]
+    rows = ", ".join(f"{name} {len(found)}" for name, found in setting.data.train.items())
+    print(f"{machine('cpu')}; {options.seeds} seeds, mean ± standard deviation")
+    print(f"{rows} rows of {LENGTH} tokens; {options.steps} steps of {BATCH} rows\n")
+    print(loss_table(outcomes, list(documents)))
+    print()
+    print(difference_table(outcomes))
+
+
+if __name__ == "__main__":
+    main()
