@@ -19,11 +19,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import datasets
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import BY_TRAIN_TYPE as KINDS
 from dataflex.core.registry import register_selector, register_weighter
+from dataflex.data.rows import MixedSources
+from dataflex.data.streams import Stream
 from dataflex.launch.torchrun import settle
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
@@ -52,6 +55,7 @@ class Job:
         shards: Whether to make accelerate shard on the CPU (see :mod:`engines`).
         model: Arguments of the tiny model.
         keys: dataflex's own keys, in place of 2 steps of warm-up and 2 updates of 2 steps.
+        streams: Whether the sources of a mixture are streams.
     """
 
     out: str
@@ -63,6 +67,7 @@ class Job:
     shards: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     keys: dict[str, Any] = field(default_factory=dict)
+    streams: bool = False
 
     def spec(self) -> RunSpec:
         """Returns the run."""
@@ -118,8 +123,7 @@ class Watched(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        rows = self.train_dataset
-        self.numbers = {tuple(rows[i]["input_ids"]): i for i in range(len(rows))}
+        self.numbers = {tuple(row["input_ids"]): i for i, row in enumerate(once(self.train_dataset))}
         self.seen: list[list[int]] = []
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -127,6 +131,13 @@ class Watched(Trainer):
         tokens = [ids[mask.bool()].tolist() for ids, mask in pairs]
         self.seen.append([self.numbers[tuple(row)] for row in tokens])
         return super().training_step(model, inputs, *args, **kwargs)
+
+
+def once(dataset: Any) -> list[Any]:
+    """Returns every row once, of streams too."""
+    if isinstance(dataset, MixedSources):
+        return [row for source in dataset.sources for row in once(source)]
+    return dataset.first(ROWS) if isinstance(dataset, Stream) else [dataset[i] for i in range(len(dataset))]
 
 
 def model(job: Job) -> Any:
@@ -144,12 +155,18 @@ def rows(job: Job) -> Any:
     if job.component == "dynamic_moe":  # the distances of two sources to each other are the same
         return {name: TokenRows(n, lengths=LENGTHS, seed=n) for name, n in {"a": 11, "b": 24, "c": 26}.items()}
     if job.train_type == "dynamic_mix":
-        return {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
+        two = {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
+        return {name: streamed(source) for name, source in two.items()} if job.streams else two
     if job.component in ("balancer", "dataset"):  # 72 rows, as below
         return {"a": TokenRows(24, lengths=8, seed=1), "b": TokenRows(48, lengths=LENGTHS, seed=2)}
     # A weighted run goes through its rows as a static one does, and there transformers repeats rows on several ranks
     # to fill the last batch: give it whole batches.
     return TokenRows(ROWS if job.train_type == "dynamic_select" else 72, lengths=LENGTHS)
+
+
+def streamed(source: TokenRows) -> datasets.IterableDataset:
+    """Returns the rows as a stream."""
+    return datasets.Dataset.from_list(once(source)).to_iterable_dataset().skip(0)
 
 
 def held_out(job: Job) -> Any:

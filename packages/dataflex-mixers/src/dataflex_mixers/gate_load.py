@@ -6,7 +6,7 @@ Letters: B rows, T tokens, E experts, L layers with experts, K sources.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
