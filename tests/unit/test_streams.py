@@ -11,7 +11,8 @@ import pytest
 from dataflex.core.errors import ConfigError
 from dataflex.data.mixture import MixtureManager
 from dataflex.data.rows import MixedSources
-from dataflex.data.streams import ENDLESS, BlockOrder, Place, Stream, StreamPlaces
+from dataflex.data.stream_places import StreamPlaces
+from dataflex.data.streams import ENDLESS, BlockOrder, Place, Stream
 
 ROWS, BLOCK = 23, 10
 

@@ -16,7 +16,7 @@ from dataflex.core.decision import checked_proportions
 from dataflex.core.errors import ConfigError
 from dataflex.core.schedule import Segment
 from dataflex.data.rows import MixedSources
-from dataflex.data.streams import StreamPlaces
+from dataflex.data.stream_places import StreamPlaces
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
 from dataflex.train.trainer.domain_objective import DomainObjective
 from dataflex.train.trainer.mixture_sources import are_streams, first_mixture, mixed_sources, require_one_reader
