@@ -35,12 +35,16 @@ from benchmarks.common import machine
 
 BATCH = "per_device_train_batch_size={batch}"
 COMMON = ["do_eval=false", "plot_loss=false", "save_strategy='no'", "disable_tqdm=true", "logging_steps=1000"]
+UPDATES = ["max_steps=-1", "component_name=random", "warmup_step={tenth}", "update_step={tenth}", "update_times=9"]
+WEIGHTED = ["train_type=dynamic_weight", "component_name=loss"]
 RUNS = {
-    "static": ["static_sft.yaml", BATCH, "max_steps={steps}"],
-    "select random": ["select_random.yaml", BATCH, "warmup_step={tenth}", "update_step={tenth}", "update_times=9"],
-    "weight uniform": ["weight_loss.yaml", BATCH, "components_cfg_file={flat}", "warmup_step=0", "train_step={steps}"],
-    "weight loss": ["weight_loss.yaml", BATCH, "warmup_step=0", "train_step={steps}"],
+    "static": [],
+    "select random": ["train_type=dynamic_select", *UPDATES],
+    "mix random": ["train_type=dynamic_mix", "mixture_sample_rule=uniform", *UPDATES],
+    "weight uniform": [*WEIGHTED, "components_cfg_file={flat}"],
+    "weight loss": WEIGHTED,
 }
+"""What is added to the static run. It pre-trains on rows of equal length, so that every batch is as much work."""
 
 
 def loop_seconds(name: str, folder: Path, words: dict[str, object]) -> tuple[float, float]:
@@ -55,12 +59,12 @@ def loop_seconds(name: str, folder: Path, words: dict[str, object]) -> tuple[flo
         finally:
             taken.append((time.perf_counter() - wall, time.process_time() - cpu))
 
-    file, *overrides = [word.format(**words) for word in RUNS[name]]
+    overrides = [word.format(**words) for word in ["max_steps={steps}", BATCH, *RUNS[name]]]
     out = Path(tempfile.mkdtemp(dir=folder))
     silent = io.StringIO()
     watched = patch.object(transformers.Trainer, "_inner_training_loop", timed)
     with watched, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-        code = run(["train", str(folder / "w" / file), *COMMON, *overrides, f"output_dir={out}"])
+        code = run(["train", str(folder / "w" / "static_pt.yaml"), *COMMON, *overrides, f"output_dir={out}"])
     if code:
         raise SystemExit(f"{name} failed:\n{silent.getvalue()[-2000:]}")
     (seconds,) = taken

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
@@ -32,6 +33,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "loss": ("loss", {}, {}),
     "focal": ("focal", {}, {}),
     "trim": ("trim", {}, {}),
+    "column": ("column", {"file": "{folder}/weights.npy"}, {}),
     "dataset": ("dataset", {}, {}),
     "adapt": ("adapt", {"refresh": 1_000_000}, {}),
     "balancer": ("balancer", {}, {}),
@@ -74,10 +76,12 @@ def steps(vocabulary: int, device: str, rows: int, folder: Path) -> dict[str, An
     common = {"data_collator": pad_collate, "eval_dataset": TokenRows(8, vocab_size=vocabulary, lengths=96)}
     found: dict[str, Any] = {}
     shared = small_model(device, vocabulary)
+    np.save(folder / "weights.npy", np.linspace(0.5, 1.5, sum(len(source) for source in data.values())))
     mixed = [row for source in data.values() for row in source]  # type: ignore[attr-defined]  # it has __getitem__
     plain = Trainer(shared, tiny_training_args(folder, **arguments), train_dataset=mixed, **common)
     found["plain"] = prepared(plain)
-    for name, (component, params, keys) in RUNS.items():
+    for name, (component, written, keys) in RUNS.items():
+        params = {key: value.format(folder=folder) if key == "file" else value for key, value in written.items()}
         spec = RunSpec(
             DataflexArguments(train_type="dynamic_weight", component_name=component, **keys),
             ComponentSpec(WEIGHTER, component, component, params),

@@ -11,7 +11,15 @@ from dataflex.run.record import read_trace
 from safetensors.numpy import load_file
 
 NAMES = ("code", "docstrings", "prose")
-STREAMED = ["streaming=true", "max_samples=null", "buffer_size=16", "warmup_step=2", "update_step=2", "update_times=2"]
+STREAMED = [
+    "streaming=true",
+    "max_samples=null",
+    "buffer_size=16",
+    "max_steps=null",
+    "warmup_step=2",
+    "update_step=2",
+    "update_times=2",
+]
 
 
 def losses(folder):

@@ -44,12 +44,11 @@ PISSA_INIT = "pissa_init"
 
 def run(spec: RunSpec) -> None:
     """Trains through LLaMA-Factory's own entry. A ``static`` run is LLaMA-Factory untouched."""
-    config = with_max_steps(spec)
     if spec.arguments.train_type == "static":
-        tuner.run_exp(config)
+        tuner.run_exp(dict(spec.llamafactory))
         return
     with installed(spec):
-        tuner.run_exp(config)
+        tuner.run_exp(with_max_steps(spec))
 
 
 def score(spec: RunSpec) -> Path | None:
@@ -65,7 +64,7 @@ def score(spec: RunSpec) -> Path | None:
     ]
     try:
         with installed(spec, scorers):
-            tuner.run_exp(dict(spec.llamafactory))
+            tuner.run_exp(with_max_steps(spec))
     except ScoresWrittenError as done:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

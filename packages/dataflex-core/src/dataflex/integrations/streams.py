@@ -15,9 +15,14 @@ from dataflex.data.streams import BlockOrder, Stream
 
 
 def with_max_steps(spec: RunSpec) -> dict[str, Any]:
-    """Returns LLaMA-Factory's keys; for streams with ``max_steps``, which it asks for and the schedule knows."""
+    """Returns LLaMA-Factory's keys; for streams with ``max_steps``, which it asks for and the schedule knows.
+
+    ``max_steps: null`` is left out: the arguments of transformers take it for a number.
+    """
     config, keys = dict(spec.llamafactory), spec.arguments
-    if keys.train_type == "dynamic_mix" and config.get("streaming") and not config.get("max_steps"):
+    if config.get("max_steps") is None:
+        config.pop("max_steps", None)
+    if keys.train_type == "dynamic_mix" and config.get("streaming") and config.get("max_steps", -1) <= 0:
         config["max_steps"] = keys.train_step or keys.warmup_step + keys.update_step * keys.update_times
     return config
 
