@@ -21,6 +21,7 @@ from dataflex.core.errors import ComponentError, ConfigError, Problem, listed
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.row_pass import Collator
+from dataflex.utils.whole_models import whole_models
 from numpy.typing import NDArray
 from packaging.version import Version
 from transformers import AutoModelForCausalLM
@@ -114,7 +115,8 @@ def from_model(
         ComponentError: The model cannot be loaded, or has fewer tokens than the dataset uses.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
+        with whole_models():
+            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
     except (OSError, ValueError) as error:
         raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
     if accelerator is not None:
