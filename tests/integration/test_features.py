@@ -179,10 +179,11 @@ def packed(seen: Watched, plain: list[float]) -> None:
 
 def neatly_packed(seen: Watched, plain: list[float]) -> None:
     packed(seen, plain)
-    mask = seen.trainer.data_collator([dict(seen.trainer.train_dataset[0])])["attention_mask"]
+    rows = seen.trainer.train_dataset
+    row = next(rows[i] for i in range(len(rows)) if 2 in rows[i]["attention_mask"])
+    mask = seen.trainer.data_collator([dict(row)])["attention_mask"]
     assert mask.shape == (1, 1, 64, 64)
-    sources = seen.trainer.train_dataset[0]["attention_mask"]
-    second = sources.index(2)  # the first token of the second document sees nothing of the first
+    second = row["attention_mask"].index(2)  # the first token of the second document sees nothing of the first
     assert (mask[0, 0, second, :second] < -1e30).all()
     assert mask[0, 0, second, second] == 0
 
