@@ -15,6 +15,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -96,6 +97,7 @@ class Stream(Dataset[Row]):
         self._reading = self._dataset
         self._rows: Iterator[Row] | None = None  # opened when read: a worker that is forked must not share a file
         self._place = self._candidate = Place()
+        self._expected: str | None = None
         self._next = self._passes = self._pass_start = 0
         self._begin(self._place)
 
@@ -128,25 +130,9 @@ class Stream(Dataset[Row]):
         return found
 
     def enter(self, place: Place) -> None:
-        """Goes on reading at a place; where the dataset does not come back to it, from the start."""
+        """Goes on reading at a place; where the dataset does not come back to it, from the start, with a warning."""
         self._begin(place)
-        if place.coming is None:
-            return
-        if self._coming() != place.coming:
-            logger.warning(
-                "a stream did not come back to its row %d from the state of its dataset: its rows are read again from "
-                "the first one on (skip(0) right after the dataset is loaded makes its state exact)",
-                place.rows,
-            )
-            place = Place()
-        self._begin(place)
-
-    def _coming(self) -> str | None:
-        try:
-            row = next(iter(self._reading), None)
-        except (KeyError, TypeError, ValueError):  # a state of another release of datasets
-            return None
-        return None if row is None else _digest(row)
+        self._expected = place.coming
 
     def _begin(self, place: Place) -> None:
         self._place = self._candidate = place
@@ -164,6 +150,8 @@ class Stream(Dataset[Row]):
         self._pass_start = self._next if state is None else -1
 
     def _read(self) -> Row:
+        if self._expected is not None:
+            self._verify(self._expected)
         row = self._read_in_pass()
         while row is None:
             if self._pass_start == self._next:
@@ -174,6 +162,23 @@ class Stream(Dataset[Row]):
             self._place = self._candidate = replace(self._candidate, coming=_digest(row))
         self._next += 1
         return row
+
+    def _verify(self, expected: str) -> None:
+        """Looks at the first row after :meth:`enter`, in the process that reads."""
+        try:
+            row = self._read_in_pass()
+        except (KeyError, TypeError, ValueError):  # a state of another release of datasets
+            row = None
+        self._expected = None
+        if row is not None and self._rows is not None and _digest(row) == expected:
+            self._rows = chain([row], self._rows)
+            return
+        logger.warning(
+            "a stream did not come back to its row %d from the state of its dataset: its rows are read again from the "
+            "first one on (skip(0) right after the dataset is loaded makes its state exact)",
+            self._next,
+        )
+        self._begin(Place())
 
     def _read_in_pass(self) -> Row | None:
         if self._rows is None:
