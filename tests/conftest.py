@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 if "DATAFLEX_TEST_GPU" not in os.environ:  # the tests marked gpu are run with it
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import logging
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -18,6 +19,12 @@ from hypothesis import settings
 
 settings.register_profile("dataflex", deadline=None)  # a noisy machine is no failure
 settings.load_profile("dataflex")
+
+
+@pytest.fixture(autouse=True)
+def _heard_log() -> None:
+    """Lets a test hear dataflex's records, also after the command line has run in this process and taken them away."""
+    logging.getLogger("dataflex").propagate = True
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ class Engine:
         args: Training arguments.
         environ: Environment variables.
         needs: The package it comes from, beside torch.
+        least: The lowest version of that package.
         shards: Whether accelerate has to be told to shard on a CPU.
         moments: Whether the optimizer's moments can be read parameter by parameter.
     """
@@ -39,6 +40,7 @@ class Engine:
     args: dict[str, Any] = field(default_factory=dict)
     environ: dict[str, str] = field(default_factory=dict)
     needs: str | None = None
+    least: str | None = None
     shards: bool = False
     moments: bool = True
 
@@ -61,7 +63,7 @@ CPU = {"DS_ACCELERATOR": "cpu"}
 ENGINES = {
     "DDP": Engine("DistributedDataParallel"),
     "FSDP 1": Engine("FullyShardedDataParallel", fsdp(1), SHARDED, shards=True, moments=False),
-    "FSDP 2": Engine("FSDPLlamaForCausalLM", fsdp(2), SHARDED, shards=True),
+    "FSDP 2": Engine("FSDPLlamaForCausalLM", fsdp(2), SHARDED, "accelerate", "1.6.0", shards=True),
     "DeepSpeed ZeRO-2": Engine("DeepSpeedEngine", zero(2), CPU, needs="deepspeed"),
     "DeepSpeed ZeRO-3": Engine("DeepSpeedEngine", zero(3), CPU, needs="deepspeed"),
 }

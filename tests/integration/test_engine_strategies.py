@@ -114,7 +114,7 @@ def plain(tmp_path_factory, shared) -> Path:
 def run(request, tmp_path_factory, shared, plain) -> tuple[Engine, Path]:
     engine = ENGINES[request.param]
     if engine.needs:
-        pytest.importorskip(engine.needs, reason=f"{engine.needs} is not installed")
+        pytest.importorskip(engine.needs, engine.least, reason=f"needs {engine.needs} {engine.least or ''}")
     folder = plain if request.param == "DDP" else launched(tmp_path_factory.mktemp("engine"), shared, engine)
     return engine, folder
 

@@ -69,7 +69,7 @@ def plain(tmp_path_factory) -> Path:
 def run(request, tmp_path_factory, plain) -> tuple[Engine, Path]:
     engine = ENGINES[request.param]
     if engine.needs:
-        pytest.importorskip(engine.needs, reason=f"{engine.needs} is not installed")
+        pytest.importorskip(engine.needs, engine.least, reason=f"needs {engine.needs} {engine.least or ''}")
     folder = plain if request.param == "DDP" else launched(tmp_path_factory.mktemp("engine"), engine)
     return engine, folder
 
@@ -119,7 +119,7 @@ def test_moments_that_cannot_be_read_are_refused(tmp_path):
 def test_an_engine_trains_on_gpus(name, tmp_path):
     engine = ENGINES[name]
     if engine.needs:
-        pytest.importorskip(engine.needs, reason=f"{engine.needs} is not installed")
+        pytest.importorskip(engine.needs, engine.least, reason=f"needs {engine.needs} {engine.least or ''}")
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs: NCCL runs one rank on each")
     on_gpus = dataclasses.replace(engine, environ={}, shards=False)

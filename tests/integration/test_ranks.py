@@ -192,6 +192,7 @@ def test_two_nodes_are_one_run(workspace, tmp_path, train):
     """Two launchers that meet on the loopback interface, each as `dataflex-cli train` starts it on its machine."""
     short = ["warmup_step=2", "update_step=2", "update_times=2"]
     quick = ["do_eval=false", "plot_loss=false", "logging_steps=1", "cutoff_len=64", "max_samples=50"]
+    quick.append("average_tokens_across_devices=true")  # transformers 4.51 has another default
     two = ["per_device_train_batch_size=2", f"output_dir={tmp_path / 'two'}"]
     command = [sys.executable, "-m", "dataflex", "train", str(workspace / "select_loss.yaml"), *short, *quick, *two]
     meeting = {"NNODES": "2", "NPROC_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}

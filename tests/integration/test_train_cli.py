@@ -145,6 +145,7 @@ def test_two_ranks_decide_as_one_does(workspace, tmp_path, train):
     """Runs torchrun as a user would; the folder of the workspace has a blank in its name."""
     command = [sys.executable, "-m", "dataflex", "train", str(workspace / "select_loss.yaml"), *SHORT]
     quick = ["do_eval=false", "plot_loss=false", "logging_steps=1", "cutoff_len=64", "max_samples=50", "seed=3"]
+    quick.append("average_tokens_across_devices=true")  # transformers 4.51 has another default
     two = ["per_device_train_batch_size=2", f"output_dir={tmp_path / 'two ranks'}"]
     environ = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *quick, *two], env=environ, capture_output=True, text=True, check=False)
