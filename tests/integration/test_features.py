@@ -190,7 +190,8 @@ def neatly_packed(seen: Watched, plain: list[float]) -> None:
 
 def label_smoothing(seen: Watched, plain: list[float]) -> None:
     assert seen.trainer.label_smoother is not None
-    assert all(a != b for a, b in zip(seen.losses, plain, strict=True))
+    equal = sum(a == b for a, b in zip(seen.losses, plain, strict=True))
+    assert equal <= 1, "two losses may agree in the four digits that are logged, and no more"
 
 
 def smaller_loss(seen: Watched, plain: list[float]) -> None:
