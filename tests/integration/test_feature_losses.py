@@ -66,9 +66,9 @@ def test_uniform_weights_under_label_smoothing_are_the_plain_run_up_to_rounding(
 def test_accumulation_does_not_change_the_smoothed_objective_as_it_does_in_the_plain_run(tmp_path):
     """Should the second assertion fail, transformers averages now, and docs/compatibility.md must say so."""
     flat = [trained(tmp_path / f"f{n}", n, FLAT, label_smoothing_factor=0.3)[0][0] for n in (1, 4)]
-    assert flat[1] == pytest.approx(flat[0], rel=1e-4)
+    assert flat[1] == pytest.approx(flat[0], rel=1e-5)
     plain = [trained(tmp_path / f"p{n}", n, label_smoothing_factor=0.3)[0][0] for n in (1, 4)]
-    assert plain[1] == pytest.approx(4 * plain[0], rel=1e-4)
+    assert plain[1] == pytest.approx(4 * plain[0], abs=2.5e-4)  # four digits are logged, and the rounding is multiplied
 
 
 @pytest.mark.parametrize("changes", [{"dft": True}, {"label_smoothing_factor": 0.3}])

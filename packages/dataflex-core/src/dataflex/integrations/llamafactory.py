@@ -31,7 +31,7 @@ from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
-from dataflex.integrations.streams import in_one_piece, load_stream, with_max_steps
+from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
@@ -48,7 +48,7 @@ def run(spec: RunSpec) -> None:
         tuner.run_exp(dict(spec.llamafactory))
         return
     with installed(spec):
-        tuner.run_exp(with_max_steps(spec))
+        tuner.run_exp(keys_for_llamafactory(spec))
 
 
 def score(spec: RunSpec) -> Path | None:
@@ -64,7 +64,7 @@ def score(spec: RunSpec) -> Path | None:
     ]
     try:
         with installed(spec, scorers):
-            tuner.run_exp(with_max_steps(spec))
+            tuner.run_exp(keys_for_llamafactory(spec))
     except ScoresWrittenError as done:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.data.streams import BlockOrder, Stream
 
 
-def with_max_steps(spec: RunSpec) -> dict[str, Any]:
+def keys_for_llamafactory(spec: RunSpec) -> dict[str, Any]:
     """Returns LLaMA-Factory's keys; for streams with ``max_steps``, which it asks for and the schedule knows.
 
     ``max_steps: null`` is left out: the arguments of transformers take it for a number.
