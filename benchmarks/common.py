@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import pkgutil
 import platform
@@ -21,6 +22,7 @@ import torch
 import transformers
 from dataflex.testing import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
 VOCABULARY = 4096
@@ -31,6 +33,15 @@ def machine(device: str) -> str:
     what = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     return f"{what}{threads}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def quieten(threads: int | None) -> None:
+    """Sets the number of CPU threads, where one is given, and leaves of logs and bars what a benchmark prints itself."""
+    if threads:
+        torch.set_num_threads(threads)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("dataflex").setLevel(logging.WARNING)
+    disable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import tempfile
 import time
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import MIXER
@@ -31,9 +29,8 @@ from dataflex.testing import pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex_mixers.doremi.handover import read_weights
 from transformers import PrinterCallback, Trainer
-from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.common import machine
+from benchmarks.common import machine, quieten
 from benchmarks.mixture_data import Domains, domains, file_documents, library_documents
 from benchmarks.selection_quality import spread, test_loss
 
@@ -248,11 +245,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = _arguments()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("dataflex").setLevel(logging.WARNING)
-    disable_progress_bar()
+    quieten(options.threads)
     names = list(METHODS) if options.only is None else [part.strip() for part in options.only.split(";")]
     names = list(dict.fromkeys([UNIFORM, SIZE, *names]))
     files = [given.partition("=") for given in options.data or ()]

@@ -14,7 +14,6 @@ same seed.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 import time
@@ -33,9 +32,8 @@ from dataflex.testing import pad_collate, tiny_training_args
 from dataflex.train.trainer import SelectTrainer, trainer_class
 from dataflex.workspace.tasks import FAMILIES
 from transformers import PrinterCallback, Qwen2ForCausalLM, Trainer
-from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.common import machine
+from benchmarks.common import machine, quieten
 from benchmarks.quality_data import Pool, World, base_model, pool, train, world
 
 BATCH, WARMUP, SEGMENT, UPDATES, RATE = 8, 20, 8, 3, 1e-3
@@ -193,11 +191,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="folder to keep the base model in, or to take it from")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("dataflex").setLevel(logging.WARNING)
-    disable_progress_bar()
+    quieten(options.threads)
     names = list(METHODS) if options.only is None else [part.strip() for part in options.only.split(";")]
     names = list(dict.fromkeys(["random", *names]))
 

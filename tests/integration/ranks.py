@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from engines import Engine
 from rank_run import Job
 
 HUNG = 300  # seconds; a guard against a hang, far above what any run here takes
@@ -52,3 +54,9 @@ def selections(out: str | Path) -> dict[str, list[int]]:
     """Returns the planned rows of each segment, by file."""
     files = sorted((Path(out) / "dataflex_selections").glob("*.npz"))
     return {path.name: np.load(path)["indices"].tolist() for path in files}
+
+
+def skip_without(engine: Engine) -> None:
+    """Skips a test where the package that an engine comes from is not installed, or too old."""
+    if engine.needs:
+        pytest.importorskip(engine.needs, engine.least, reason=f"needs {engine.needs} {engine.least or ''}")

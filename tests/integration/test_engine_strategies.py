@@ -18,7 +18,7 @@ from dataflex.run.record import read_trace
 from dataflex.testing import tiny_model
 from engines import ENGINES, Engine
 from rank_run import Job
-from ranks import answers, selections, torchrun
+from ranks import answers, selections, skip_without, torchrun
 
 DOCS = Path(__file__).parents[2] / "docs"
 MIDDLE = 3
@@ -113,8 +113,7 @@ def plain(tmp_path_factory, shared) -> Path:
 @pytest.fixture(scope="module", params=ENGINES)
 def run(request, tmp_path_factory, shared, plain) -> tuple[Engine, Path]:
     engine = ENGINES[request.param]
-    if engine.needs:
-        pytest.importorskip(engine.needs, engine.least, reason=f"needs {engine.needs} {engine.least or ''}")
+    skip_without(engine)
     folder = plain if request.param == "DDP" else launched(tmp_path_factory.mktemp("engine"), shared, engine)
     return engine, folder
 

@@ -27,7 +27,7 @@ from dataflex.run.record import read_trace
 from dataflex.train.trainer.engine import require_engine
 from engines import ENGINES, Engine, fsdp
 from rank_run import Job
-from ranks import HUNG, answers, selections, torchrun
+from ranks import HUNG, answers, selections, skip_without, torchrun
 
 DOCS = Path(__file__).parents[2] / "docs"
 MIDDLE = 3
@@ -68,8 +68,7 @@ def plain(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=ENGINES)
 def run(request, tmp_path_factory, plain) -> tuple[Engine, Path]:
     engine = ENGINES[request.param]
-    if engine.needs:
-        pytest.importorskip(engine.needs, engine.least, reason=f"needs {engine.needs} {engine.least or ''}")
+    skip_without(engine)
     folder = plain if request.param == "DDP" else launched(tmp_path_factory.mktemp("engine"), engine)
     return engine, folder
 
@@ -118,8 +117,7 @@ def test_moments_that_cannot_be_read_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_trains_on_gpus(name, tmp_path):
     engine = ENGINES[name]
-    if engine.needs:
-        pytest.importorskip(engine.needs, engine.least, reason=f"needs {engine.needs} {engine.least or ''}")
+    skip_without(engine)
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs: NCCL runs one rank on each")
     on_gpus = dataclasses.replace(engine, environ={}, shards=False)

@@ -54,7 +54,7 @@ _plain: dict[str, Watched] = {}
 
 @pytest.fixture
 def plain_run(run_cell):
-    """The losses of the LoRA run of a train type, which the features that change the loss are compared with."""
+    """The LoRA run of a train type, which the features that change the loss are compared with."""
 
     def plain_run_(train_type: str) -> Watched:
         if train_type not in _plain:
