@@ -36,7 +36,7 @@ def machine(device: str) -> str:
 
 
 def quieten(threads: int | None) -> None:
-    """Sets the number of CPU threads, where one is given, and leaves of logs and bars what a benchmark prints itself."""
+    """Sets the number of CPU threads, where one is given, and of logs and bars leaves what a benchmark prints."""
     if threads:
         torch.set_num_threads(threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
