@@ -1,0 +1,73 @@
+"""The digest by which a file or a checkpoint is known to belong to a dataset."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from dataflex.data import digest
+from dataflex.data.digest import rows_digest
+from dataflex.data.rows import MixedSources, PlannedRows
+from torch.utils.data import Subset
+
+ROWS = [{"input_ids": [i, i + 1], "labels": [-100, i]} for i in range(20)]
+
+
+def _changed(rows: list[dict[str, Any]], place: int) -> list[dict[str, Any]]:
+    return [row | {"labels": [-100, -100]} if i == place else row for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [ROWS[:-1], ROWS[::-1], _changed(ROWS, 7), [{"input_ids": row["input_ids"]} for row in ROWS]],
+    ids=["fewer", "order", "labels", "columns"],
+)
+def test_digest_tells_datasets_apart_that_differ_in_number_order_or_content(other: list[dict[str, Any]]) -> None:
+    assert rows_digest(other) != rows_digest(ROWS)
+
+
+def test_digest_is_of_the_rows_and_not_of_what_holds_them() -> None:
+    stored = datasets.Dataset.from_list(ROWS)
+    tensors = [{key: torch.tensor(value) for key, value in row.items()} for row in ROWS]
+    views = [
+        stored,
+        stored.with_format("torch"),
+        tensors,
+        Subset(ROWS, range(20)),  # type: ignore[arg-type]  # a list will do
+        PlannedRows(ROWS, np.arange(20)),
+        MixedSources({"a": ROWS[:5], "b": ROWS[5:]}),
+    ]
+    assert {rows_digest(view) for view in views} == {rows_digest(ROWS)}
+
+
+def test_digest_of_a_large_dataset_reads_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "SAMPLE", 4)
+    read: list[int] = []
+
+    class Rows:
+        def __len__(self) -> int:
+            return 10**8
+
+        def __getitem__(self, row: int) -> dict[str, Any]:
+            read.append(row)
+            return {"input_ids": [row]}
+
+    assert rows_digest(Rows()) == rows_digest(Rows())
+    assert len(read) == 8
+    assert read == sorted(read[:4]) * 2
+    assert len(set(read)) == 4
+
+
+def test_digest_is_the_same_in_another_process_whatever_objects_the_rows_hold() -> None:
+    program = (
+        "from dataflex.data.digest import rows_digest\n"
+        "class Image: ...\n"
+        "print(rows_digest([{'input_ids': [1], 'images': [Image()], 'text': 'x', 'n': None}]))"
+    )
+    found = {subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(found) == 1
