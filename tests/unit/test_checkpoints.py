@@ -2,33 +2,40 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from dataflex.core.errors import CheckpointError
-from dataflex.run import checkpoints
+from dataflex.run import checkpoints, completeness
 from dataflex.run.checkpoints import (
     all_checkpoints,
     begin_writing,
     incompleteness,
+    is_ours,
     mark_complete,
     naming_write_errors,
     newest_complete,
     require_complete,
     rotate,
+    run_of,
     step_of,
 )
 from dataflex.run.files import COMPLETE, STATE
 from safetensors import SafetensorError
 
+RUN = "0123456789abcdef"
 
-def checkpoint(folder, step, complete=True):
+
+def checkpoint(folder, step, complete=True, run=RUN):
     path = folder / f"checkpoint-{step}"
     (path / "global_step").mkdir(parents=True)
     (path / STATE).write_bytes(b"s" * 10)
     (path / "model.safetensors").write_bytes(b"m" * 100)
     (path / "global_step" / "rank0.pt").write_bytes(b"r" * 7)
     if complete:
-        mark_complete(path)
+        mark_complete(path, run, step)
     return path
 
 
@@ -62,6 +69,78 @@ def test_a_torn_or_foreign_list_is_incomplete_and_no_crash(tmp_path, content):
     path = checkpoint(tmp_path, 3)
     (path / COMPLETE).write_bytes(content)
     assert incompleteness(path).startswith(f"{COMPLETE} cannot be read: ")
+    assert run_of(path) is None
+    assert newest_complete(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["\\ud800", "\\u0000", "a" * 5000])
+def test_a_name_in_the_list_that_no_file_can_have_is_incomplete_and_no_crash(tmp_path, name):
+    path = checkpoint(tmp_path, 3)
+    about = '{"run": "r", "step": 3, "files": {"%s": {"bytes": 1, "digest": "00"}}}'
+    (path / COMPLETE).write_text(about % name)
+    assert re.search("cannot be read|is missing", incompleteness(path))
+
+
+def test_a_folder_in_the_place_of_the_list_or_of_a_file_is_incomplete(tmp_path):
+    path = checkpoint(tmp_path, 3)
+    (path / STATE).unlink()
+    (path / STATE).mkdir()
+    assert incompleteness(path) == f"{STATE} is not a file"
+    (path / COMPLETE).unlink()
+    (path / COMPLETE).mkdir()
+    assert incompleteness(path).startswith(f"{COMPLETE} cannot be read: [Errno {errno.EISDIR}]")
+
+
+@pytest.mark.parametrize("name", [STATE, "model.safetensors", "global_step/rank0.pt", "trainer_state.json"])
+def test_a_file_of_the_same_size_from_another_checkpoint_is_named(tmp_path, name):
+    paths = [checkpoint(tmp_path / str(step), step) for step in (2, 4)]
+    for path in paths:
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": step_of(path)}))
+        (path / STATE).write_bytes(b"%10d" % step_of(path))
+        (path / "model.safetensors").write_bytes(b"%100d" % step_of(path))
+        (path / "global_step" / "rank0.pt").write_bytes(b"%7d" % step_of(path))
+        mark_complete(path, RUN, step_of(path))
+    shutil.copyfile(paths[0] / name, paths[1] / name)
+    assert incompleteness(paths[1]) == (
+        f"{name} is not the file that was written with this checkpoint: its contents differ"
+    )
+
+
+@pytest.mark.parametrize("at", [0, 0.5, 0.999999])
+def test_a_large_file_of_which_a_sample_is_digested_differs_at_its_head_tail_and_middle(tmp_path, monkeypatch, at):
+    monkeypatch.setattr(completeness, "_WHOLE", 1000)
+    monkeypatch.setattr(completeness, "_BLOCK", 50)
+    path = tmp_path / "checkpoint-3"
+    path.mkdir()
+    (path / STATE).write_bytes(bytes(40_000))
+    mark_complete(path, RUN, 3)
+    assert incompleteness(path) is None
+    whole = bytearray(40_000)
+    block = int(at * 40_000) // 1000 * 1000
+    whole[block : block + 1000] = b"x" * 1000
+    (path / STATE).write_bytes(whole)
+    assert "its contents differ" in incompleteness(path)
+
+
+def test_the_step_must_be_that_of_the_folders_name_and_of_the_trainers_state(tmp_path):
+    path = checkpoint(tmp_path, 2)
+    renamed = path.rename(tmp_path / "checkpoint-4")
+    assert incompleteness(renamed) == f"{COMPLETE} is of step 2, the folder's name says 4"
+    kept = renamed.rename(tmp_path / "my best one")
+    assert incompleteness(kept) is None
+    (kept / "trainer_state.json").write_text('{"global_step": 3}')
+    mark_complete(kept, RUN, 2)
+    assert incompleteness(kept) == f"trainer_state.json is of step 3, {COMPLETE} of step 2"
+
+
+def test_the_checkpoints_of_another_run_are_passed_over_and_both_runs_named(tmp_path, caplog):
+    own, other = checkpoint(tmp_path, 3, run="mine"), checkpoint(tmp_path, 5, run="another")
+    assert newest_complete(tmp_path) == str(other)
+    assert newest_complete(tmp_path, "mine") == str(own)
+    assert caplog.messages == [f"passing over the checkpoint {other}: run another wrote it, this is mine"]
+    assert run_of(own) == "mine"
+    assert run_of(tmp_path) is None
+    assert newest_complete(tmp_path, "a third") is None
 
 
 def test_files_that_a_callback_rewrites_count_after_marking_again(tmp_path):
@@ -69,7 +148,7 @@ def test_files_that_a_callback_rewrites_count_after_marking_again(tmp_path):
     (path / "model.safetensors").write_bytes(b"longer" * 100)
     (path / "added_later").write_bytes(b"x")
     assert incompleteness(path) is not None
-    mark_complete(path)
+    mark_complete(path, RUN, 3)
     assert incompleteness(path) is None
     (path / "added_later").unlink()
     assert incompleteness(path) == "added_later is missing"
@@ -80,7 +159,8 @@ def test_only_folders_with_a_step_are_checkpoints_and_the_order_is_by_number(tmp
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-11").write_text("a file")
     (tmp_path / "checkpoint-best").mkdir()
-    (tmp_path / "checkpoint-").mkdir()
+    for name in ("", "\u00b2", "\u0663", "1e1", "-1", "0x1", "007"):  # a superscript is a digit, but no number
+        (tmp_path / f"checkpoint-{name}").mkdir()
     assert steps(tmp_path) == [9, 10, 100]
     assert all_checkpoints(tmp_path / "nowhere") == []
 
@@ -240,6 +320,71 @@ def test_an_error_that_has_nothing_to_do_with_writing_passes(tmp_path):
 
 def test_the_list_holds_every_file_but_itself(tmp_path):
     path = checkpoint(tmp_path, 3)
-    mark_complete(path)
-    files = json.loads((path / COMPLETE).read_text())["files"]
-    assert files == {STATE: 10, "model.safetensors": 100, "global_step/rank0.pt": 7}
+    mark_complete(path, RUN, 3)
+    found = json.loads((path / COMPLETE).read_text())
+    assert {name: about["bytes"] for name, about in found["files"].items()} == {
+        STATE: 10,
+        "model.safetensors": 100,
+        "global_step/rank0.pt": 7,
+    }
+    assert (found["run"], found["step"]) == (RUN, 3)
+
+
+def test_a_folder_of_that_name_that_is_not_ours_is_moved_aside_and_never_rotated(tmp_path, caplog):
+    for step in (1, 2):
+        stranger = tmp_path / f"checkpoint-{step}"
+        (stranger / "photos").mkdir(parents=True)
+        (stranger / "photos" / "a.jpg").write_text("mine")
+    (tmp_path / "aside_checkpoint-2").write_text("in the way")
+    begin_writing(tmp_path / "checkpoint-2")
+    assert not (tmp_path / "checkpoint-2").exists()
+    assert (tmp_path / "aside_checkpoint-2-2" / "photos" / "a.jpg").read_text() == "mine"
+    assert caplog.messages == [
+        f"{tmp_path / 'checkpoint-2'} was not written by a dynamic run: moved to {tmp_path / 'aside_checkpoint-2-2'}"
+    ]
+    checkpoint(tmp_path, 3)
+    rotate(tmp_path, 1, None, checkpoint(tmp_path, 4))
+    assert steps(tmp_path) == [1, 4]
+    assert (tmp_path / "checkpoint-1" / "photos" / "a.jpg").read_text() == "mine"
+
+
+def test_a_link_of_that_name_is_moved_and_what_it_points_to_stands(tmp_path):
+    target = checkpoint(tmp_path / "elsewhere", 2)
+    (tmp_path / "checkpoint-2").symlink_to(target)
+    begin_writing(tmp_path / "checkpoint-2")
+    assert incompleteness(target) is None
+    assert (tmp_path / "aside_checkpoint-2").is_symlink()
+
+
+@pytest.mark.parametrize("stopped_after", range(4))
+def test_a_checkpoint_whose_deletion_was_stopped_anywhere_is_still_known_as_ours(tmp_path, monkeypatch, stopped_after):
+    path = checkpoint(tmp_path, 3)
+    left = [stopped_after]
+    unlink, rmtree = Path.unlink, shutil.rmtree
+
+    def counted(do):
+        def delete(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return do(*args, **kwargs)
+
+        return delete
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", counted(unlink))
+        patched.setattr(checkpoints.shutil, "rmtree", counted(rmtree))
+        with pytest.raises(KeyboardInterrupt):
+            begin_writing(path)
+    assert is_ours(path)
+    begin_writing(path)
+    assert not path.exists()
+
+
+def test_a_checkpoint_stopped_while_its_first_file_was_written_is_ours(tmp_path):
+    path = tmp_path / "checkpoint-3"
+    path.mkdir()
+    (path / f".{STATE}.77.dataflex-tmp").write_text("half")
+    assert is_ours(path)
+    (path / "notes.txt").write_text("mine")
+    assert not is_ours(path)

@@ -1,14 +1,18 @@
 """Checkpoints that are whole or passed over.
 
 A checkpoint folder is written by several ranks, file after file, and a run may be killed in between. So the last thing
-written is a list of its files with their sizes; a folder is complete exactly when that list is there and holds. The
-list is removed before anything in the folder is touched again, and older checkpoints are deleted only after it is
-written: at every moment the newest complete checkpoint can be resumed.
+written is a list of its files (see :mod:`dataflex.run.completeness`); a folder is complete exactly when that list is
+there and holds. The list is removed before anything in the folder is touched again, and older checkpoints are deleted
+only after it is written: at every moment the newest complete checkpoint can be resumed.
+
+The first thing written is ``dataflex_state.pt``, and it is deleted last: a folder without it, whatever its name, is not
+ours, and is neither deleted nor written into.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,10 +22,26 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dataflex.core.errors import CheckpointError, ConfigError
-from dataflex.run.files import COMPLETE, STATE, replacing
+from dataflex.run.completeness import PREFIX, incompleteness, mark_complete, run_of
+from dataflex.run.files import COMPLETE, STATE, is_temporary
 from dataflex.utils.logging import logger
 
-PREFIX = "checkpoint-"
+__all__ = [
+    "PREFIX",
+    "all_checkpoints",
+    "begin_writing",
+    "incompleteness",
+    "is_ours",
+    "mark_complete",
+    "naming_write_errors",
+    "newest_complete",
+    "require_complete",
+    "require_writable",
+    "rotate",
+    "run_of",
+    "step_of",
+]
+
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream")  # torch.save says nothing of the disk
 
 
@@ -43,13 +63,42 @@ def require_writable(output_dir: str | Path) -> None:
 
 
 def begin_writing(folder: str | Path) -> None:
-    """Clears a folder that a checkpoint is about to be written to. On one rank, before any other writes."""
-    _delete(Path(folder))
+    """Clears a folder that a checkpoint is about to be written to. On one rank, before any other writes.
+
+    A folder of that name that is not ours is moved aside, with a warning: a run of hours does not end for it, and
+    nothing of it is lost.
+    """
+    folder = Path(folder)
+    if is_ours(folder):
+        _delete(folder)
+    elif folder.exists() or folder.is_symlink():
+        aside = _free_name(folder.with_name(f"aside_{folder.name}"))
+        folder.rename(aside)
+        logger.warning("%s was not written by a dynamic run: moved to %s", folder, aside)
+
+
+def is_ours(folder: str | Path) -> bool:
+    """Returns whether a folder was written as a checkpoint of a dynamic run, whole or not."""
+    folder = Path(folder)
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if any((folder / name).is_file() for name in (STATE, COMPLETE)):
+        return True
+    return all(is_temporary(path) for path in folder.iterdir())  # stopped before or while the first file was written
+
+
+def _free_name(path: Path) -> Path:
+    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+    return next(name for name in names if not name.exists() and not name.is_symlink())
 
 
 @contextmanager
-def naming_write_errors(folder: str | Path) -> Iterator[None]:
+def naming_write_errors(folder: str | Path, run: str | None = None) -> Iterator[None]:
     """Turns a failure to write a checkpoint into an error that says where, how much room there is, and what is left.
+
+    Args:
+        folder: The checkpoint.
+        run: The run that writes it: a checkpoint of another run is not one to resume from.
 
     Raises:
         CheckpointError: With the original as its cause. What does not come from writing files passes unchanged.
@@ -59,7 +108,7 @@ def naming_write_errors(folder: str | Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in _TORCH_WRITER):
             raise
-        instead = newest_complete(Path(folder).parent)
+        instead = newest_complete(Path(folder).parent, run)
         left = f"resuming continues from {instead}" if instead else "no earlier checkpoint is complete"
         raise CheckpointError(
             f"the checkpoint {folder} could not be written: {error} ({_free_space(Path(folder))}) -> free disk space "
@@ -72,36 +121,11 @@ def _free_space(folder: Path) -> str:
     return f"{shutil.disk_usage(standing).free / 2**20:.0f} MiB are free there"
 
 
-def mark_complete(folder: str | Path) -> None:
-    """Declares a checkpoint whole as it stands. On one rank, after every rank has written; it may be called again."""
-    folder = Path(folder)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / COMPLETE]
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    with replacing(folder / COMPLETE) as temporary:
-        temporary.write_text(json.dumps({"files": sizes}, indent=1), encoding="utf-8")
-
-
-def incompleteness(folder: str | Path) -> str | None:
-    """Returns why a checkpoint cannot be used, or None where it is whole."""
-    folder = Path(folder)
-    try:
-        sizes = dict(json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"])
-    except FileNotFoundError:
-        return f"{COMPLETE} is missing: the run was stopped while it was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{COMPLETE} cannot be read: {error}"
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
-
-
 def all_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Returns the checkpoint folders of a run, complete or not, by step."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    """Returns the folders that are named as checkpoints, whole or not, ours or not, by step."""
+    found = [
+        path for path in Path(output_dir).glob(f"{PREFIX}*") if re.fullmatch(f"{PREFIX}(0|[1-9][0-9]*)", path.name)
+    ]
     return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
@@ -110,13 +134,21 @@ def step_of(folder: str | Path) -> int:
     return int(Path(folder).name.removeprefix(PREFIX))
 
 
-def newest_complete(output_dir: str | Path) -> str | None:
-    """Returns the newest checkpoint that is whole, or None; names those it passes over."""
+def newest_complete(output_dir: str | Path, run: str | None = None) -> str | None:
+    """Returns the newest checkpoint that is whole, or None; names those it passes over.
+
+    Args:
+        output_dir: The run's folder.
+        run: The run: the checkpoints of another one are passed over. None takes those of any.
+    """
     for folder in reversed(all_checkpoints(output_dir)):
         reason = incompleteness(folder)
-        if reason is None:
+        if reason is not None:
+            logger.warning("passing over the incomplete checkpoint %s: %s", folder, reason)
+        elif run not in (None, run_of(folder)):
+            logger.warning("passing over the checkpoint %s: run %s wrote it, this is %s", folder, run_of(folder), run)
+        else:
             return str(folder)
-        logger.warning("passing over the incomplete checkpoint %s: %s", folder, reason)
     return None
 
 
@@ -138,15 +170,15 @@ def require_complete(folder: str | Path) -> None:
 def rotate(output_dir: str | Path, limit: int | None, best: str | None, written: str | Path) -> None:
     """Deletes checkpoints beyond ``limit``; never ``written``, which has just been made whole, nor the best.
 
-    Incomplete ones go first, then those of later steps (of a continuation that was given up), then the oldest. On one
-    rank.
+    Incomplete ones go first, then those of later steps (of a continuation that was given up), then the oldest. Folders
+    that a dynamic run did not write are neither counted nor deleted. On one rank.
     """
-    checkpoints = all_checkpoints(output_dir)
+    checkpoints = [path for path in all_checkpoints(output_dir) if is_ours(path)]
     if not limit or limit < 0:
         return
     kept = [path for path in checkpoints if _same(path, written) or (best is not None and _same(path, best))]
     others = [path for path in checkpoints if path not in kept]
-    others.sort(key=lambda path: (incompleteness(path) is None, step_of(path) < step_of(written), step_of(path)))
+    others.sort(key=lambda path: (_seems_whole(path), step_of(path) < step_of(written), step_of(path)))
     for folder in others[: max(0, len(checkpoints) - max(limit, len(kept)))]:
         logger.info("deleting the checkpoint %s, as save_total_limit is %d", folder, limit)
         try:
@@ -159,7 +191,18 @@ def _same(one: Path, other: str | Path) -> bool:
     return Path(other).exists() and one.samefile(other)
 
 
+def _seems_whole(folder: Path) -> bool:
+    return incompleteness(folder, contents=False) is None
+
+
 def _delete(folder: Path) -> None:
     (folder / COMPLETE).unlink(missing_ok=True)  # first: a half-deleted checkpoint must not look whole
-    if folder.exists():
-        shutil.rmtree(folder)
+    for path in folder.iterdir():
+        if path.name == STATE:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (folder / STATE).unlink(missing_ok=True)  # last: by it a half-deleted checkpoint is known as ours
+    folder.rmdir()

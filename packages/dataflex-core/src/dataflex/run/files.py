@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,14 @@ COMPLETE = "dataflex_complete.json"
 SCORES = "dataflex_scores.parquet"
 
 
+_TEMPORARY = re.compile(r"\..+\.\d+\.dataflex-tmp", re.DOTALL)  # by this name only ours are deleted
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it takes the place of ``path`` at once, on disk as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.dataflex-tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -31,7 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Returns whether a file is one that :func:`replacing` was writing."""
+    return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
+
+
 def remove_unfinished(folder: Path) -> None:
     """Deletes what :func:`replacing` left in ``folder`` when its process was killed."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for path in folder.glob(".*"):
+        if is_temporary(path):
+            path.unlink(missing_ok=True)

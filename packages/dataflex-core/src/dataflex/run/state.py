@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from dataflex.core.errors import CheckpointError
+from dataflex.run.completeness import TRAINER_STATE
 from dataflex.run.files import STATE, replacing
 
 _ARRAY = "__numpy__"
@@ -39,6 +41,24 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}) -> resume from an earlier checkpoint") from error
     return state
+
+
+def require_step(state: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuses a state that was saved at another step than the rest of the checkpoint.
+
+    Raises:
+        CheckpointError: Naming both steps.
+    """
+    trainer = Path(folder) / TRAINER_STATE
+    try:
+        step = json.loads(trainer.read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{trainer} cannot be read ({error}) -> resume from an earlier checkpoint") from error
+    if state.get("step") != step:
+        raise CheckpointError(
+            f"{folder} was put together from two checkpoints: {STATE} is of step {state.get('step')}, {TRAINER_STATE} "
+            f"of step {step} -> resume from another checkpoint"
+        )
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str | Path) -> None:

@@ -30,7 +30,7 @@ from dataflex.run.checkpoints import (
 from dataflex.run.config_file import write_config
 from dataflex.run.files import CACHE
 from dataflex.run.record import RunRecord
-from dataflex.run.state import load_state, require_same, save_state
+from dataflex.run.state import load_state, require_same, require_step, save_state
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine
@@ -95,6 +95,11 @@ class DynamicTrainer(Base):
         """The run's folder."""
         return str(self.args.output_dir)
 
+    @property
+    def run_id(self) -> str:
+        """The run that a checkpoint is written by."""
+        return "unnamed"
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts."""
         if resume_from_checkpoint is True:
@@ -106,6 +111,7 @@ class DynamicTrainer(Base):
         if resume_from_checkpoint:
             require_complete(resume_from_checkpoint)
             state = load_state(resume_from_checkpoint)
+            require_step(state, resume_from_checkpoint)
             require_same(state["identity"], self.identity(), resume_from_checkpoint)
             if state.get("save_only_model"):
                 logger.warning(
@@ -161,12 +167,11 @@ class DynamicTrainer(Base):
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
         limit = self.args.save_total_limit
-        with naming_write_errors(folder):
+        with naming_write_errors(folder, self.run_id):
             if self.args.should_save:
                 begin_writing(folder)
+                save_state(folder, self.dynamic_state())  # before any other file: by it the folder is known as ours
             self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                save_state(folder, self.dynamic_state())
             self.args.save_total_limit = None  # nothing is deleted before this one is whole
             try:
                 super()._save_checkpoint(model, trial, *args, **kwargs)
@@ -174,7 +179,7 @@ class DynamicTrainer(Base):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                mark_complete(folder)
+                mark_complete(folder, self.run_id, self.state.global_step)
         self._written = folder
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -201,8 +206,8 @@ class DynamicTrainer(Base):
         """Ends the writing of a checkpoint, after the callbacks: they may have added to it or written files again."""
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            with naming_write_errors(folder):
-                mark_complete(folder)
+            with naming_write_errors(folder, self.run_id):
+                mark_complete(folder, self.run_id, self.state.global_step)
             rotate(os.path.dirname(folder), self.args.save_total_limit, self.state.best_model_checkpoint, folder)
         self.accelerator.wait_for_everyone()
         plugin_manager().hook.dataflex_after_checkpoint(step=self.state.global_step, folder=folder)
