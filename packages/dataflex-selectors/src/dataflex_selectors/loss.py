@@ -134,7 +134,9 @@ class LossSelector(Selector):
             accelerator=self.accelerator,
             token_budget=self.token_budget,
             desc=f"{self.name}: losses at step {step_id}",
-            store=ScoreStore.of(self.cache_dir, self.accelerator, lambda: self._fingerprint(model, step_id)),
+            store=ScoreStore.of(
+                self.cache_dir, self.accelerator, lambda: self._fingerprint(model, step_id), self.cache_owner
+            ),
         )
 
     def _fingerprint(self, model: torch.nn.Module, step_id: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.core.errors import BrokenPluginError, DataflexError, InvalidConfigError, Problem, listed, nearest
-from dataflex.core.injected import INJECTED, OVERRIDABLE
+from dataflex.core.injected import INJECTED, OVERRIDABLE, wrong_override
 
 
 def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object]) -> object:
@@ -72,8 +72,11 @@ def _unknown(
 ) -> list[Problem]:
     allowed = {name for name in parameters if name not in INJECTED or name in OVERRIDABLE}
     problems = []
-    for name in params:
-        if name in INJECTED and name not in OVERRIDABLE:
+    for name, value in params.items():
+        wrong = wrong_override(name, value)
+        if wrong is not None and (name in parameters or anything):
+            problems.append(Problem(f"{cls.__name__}: {name}", wrong, f"remove '{name}' from params for the run's own"))
+        elif name in INJECTED and name not in OVERRIDABLE:
             problems.append(Problem(cls.__name__, f"'{name}' is given by dataflex", f"remove '{name}' from params"))
         elif name not in allowed and not anything:
             hint = nearest(name, allowed) or "remove it from params"

@@ -218,7 +218,7 @@ class DynamicTrainer(Base):
             return None
         component = construct(find(wanted.kind, wanted.name), wanted.params, self._injectable())
         if isinstance(component, Component):
-            component.bind(wanted.preset, self.seed)
+            component.bind(wanted.preset, self.seed, self.output_dir)
         return component
 
     def _injectable(self) -> dict[str, Any]:
