@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.components_file import Entry, packaged_components, user_components
+from dataflex.config.load import with_secrets
 from dataflex.config.spec import ComponentSpec
 from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, lookup
@@ -54,7 +55,8 @@ def resolve(
     problems = _parameter_problems(info, entry)
     if problems:
         raise InvalidConfigError(problems)
-    return ComponentSpec(kind, component_name, entry.name, dict(entry.params))
+    params = with_secrets(entry.params, f"{entry.where}.params.")
+    return ComponentSpec(kind, component_name, entry.name, params)
 
 
 def presets(kind: Kind, components_cfg_file: str | Path | None = None) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dataflex.core.errors import BrokenPluginError, DataflexError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.injected import INJECTED, OVERRIDABLE, wrong_override
+from dataflex.core.secret_values import masked, remember, scrubbed
 
 
 def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object]) -> object:
@@ -43,9 +44,10 @@ def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object
     except DataflexError:  # the component says itself what is wrong
         raise
     except Exception as error:  # any constructor of a third party: name it, keep the cause
+        remember(params)
         raise BrokenPluginError(
-            f"{cls.__module__}.{cls.__qualname__} could not be constructed: {type(error).__name__}: {error} "
-            f"(with the parameters {dict(params) or 'at their defaults'})"
+            f"{cls.__module__}.{cls.__qualname__} could not be constructed: {type(error).__name__}: "
+            f"{scrubbed(str(error))} (with the parameters {masked(params) or 'at their defaults'})"
         ) from error
 
 

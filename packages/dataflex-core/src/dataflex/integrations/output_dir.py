@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.core.secret_values import without_secrets
 from dataflex.run.checkpoints import all_checkpoints, newest_complete, require_writable
-from dataflex.run.config_file import VERSIONS, resolved
+from dataflex.run.config_file import VERSIONS, resolved, written_config
 from dataflex.run.files import COMPONENTS, CONFIG, STATE
 from dataflex.utils.logging import logger
 
@@ -70,8 +69,8 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
                 "overwrite_output_dir: true to replace them"
             )
         return
-    before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    now = resolved(spec, folder.absolute() / COMPONENTS)
+    before = without_secrets(written_config(folder))
+    now = without_secrets(resolved(spec, folder.absolute() / COMPONENTS))
     keys = sorted(k for k in {*before, *now} - _FREE if before.get(k) != now.get(k))
     if keys:
         differences = "\n".join(f"  - {k}: {before.get(k)} before, {now.get(k)} now" for k in keys)

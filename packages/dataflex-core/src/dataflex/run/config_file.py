@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError
+from dataflex.core.secret_values import masked
 from dataflex.run.files import COMPONENTS, CONFIG, replacing
 
 VERSIONS = "dataflex_versions"  # a key of the file that is read back only to be compared
@@ -24,6 +26,8 @@ PACKAGES = (
     "torch",
 )
 
+_WAY_OUT = "restore it, choose another output_dir, or set overwrite_output_dir: true to start anew"
+
 
 def installed_versions() -> dict[str, str]:
     """Returns package -> version of those of :data:`PACKAGES` that are installed."""
@@ -37,11 +41,15 @@ def installed_versions() -> dict[str, str]:
 
 
 def resolved(spec: RunSpec, components_file: Path) -> dict[str, Any]:
-    """Returns the merged configuration: dataflex's keys, LLaMA-Factory's keys as the user wrote them, the versions."""
+    """Returns the merged configuration: dataflex's keys, LLaMA-Factory's keys as the user wrote them, the versions.
+
+    Secrets are placeholders, see :mod:`dataflex.core.secret_values`.
+    """
     ours = spec.arguments.to_dict() | {"train_type": spec.arguments.train_type}
     if spec.component is not None:
         ours |= {"component_name": spec.component.preset, "components_cfg_file": str(components_file)}
-    return ours | dict(spec.llamafactory) | {VERSIONS: installed_versions()}
+    written: dict[str, Any] = masked(ours | dict(spec.llamafactory))
+    return written | {VERSIONS: installed_versions()}
 
 
 def write_config(spec: RunSpec, output_dir: str) -> None:
@@ -49,9 +57,26 @@ def write_config(spec: RunSpec, output_dir: str) -> None:
     folder = Path(output_dir).absolute()
     if spec.component is not None:
         component = spec.component
-        entry = {component.preset: {"name": component.name, "params": dict(component.params)}}
+        entry = {component.preset: {"name": component.name, "params": masked(component.params)}}
         _write_yaml(folder / COMPONENTS, {component.kind.section: entry})
     _write_yaml(folder / CONFIG, resolved(spec, folder / COMPONENTS))
+
+
+def written_config(output_dir: str | Path) -> dict[str, Any]:
+    """Returns what :func:`write_config` wrote, secrets masked as they are there.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    path = Path(output_dir) / CONFIG
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"output_dir: {path} cannot be read: {reason} -> {_WAY_OUT}") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"output_dir: {path} is not as a run writes it: it holds no keys -> {_WAY_OUT}")
+    return content
 
 
 def _write_yaml(path: Path, value: dict[str, Any]) -> None:

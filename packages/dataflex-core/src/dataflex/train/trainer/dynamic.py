@@ -17,6 +17,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.plugins import plugin_manager
 from dataflex.core.registry import find
+from dataflex.core.secret_values import is_secret, without_secrets
 from dataflex.run.checkpoints import (
     PREFIX,
     begin_writing,
@@ -144,7 +145,7 @@ class DynamicTrainer(Base):
         return {
             "train_type": self.arguments.train_type,
             "component": None if component is None else component.name,
-            "params": {} if component is None else {key: str(value) for key, value in component.params.items()},
+            "params": {} if component is None else {k: str(v) for k, v in without_secrets(component.params).items()},
             "rows": len(self.train_dataset),  # type: ignore[arg-type]  # dynamic training refuses streams
             "seed": self.seed,
         }
@@ -181,6 +182,15 @@ class DynamicTrainer(Base):
             if self.args.should_save:
                 mark_complete(folder, self.run_id, self.state.global_step)
         self._written = folder
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Saves as ever; the arguments, which are pickled beside the weights, go without their secrets."""
+        kept = {key: value for key, value in vars(self.args).items() if is_secret(key) and value is not None}
+        vars(self.args).update(dict.fromkeys(kept))
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            vars(self.args).update(kept)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = self.model if model is None else model
