@@ -17,6 +17,7 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import is_secret, remember, revealed
 from dataflex.run.config_file import VERSIONS
+from dataflex.run.files import CONFIG
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -34,6 +35,11 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     from omegaconf.errors import OmegaConfBaseException
 
     config = read_mapping(path)
+    if Path(path).name == CONFIG and VERSIONS not in config:
+        raise ConfigError(
+            f"{path}: the file does not end with {VERSIONS}, as a run writes it: it was cut off -> restore it, or give "
+            "a file of your own another name"
+        )
     try:
         merged = OmegaConf.merge(OmegaConf.create(config), *map(_override, overrides))
         plain = OmegaConf.to_container(merged)
@@ -91,6 +97,8 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
         raise ConfigError(f"{path}: there is no such file (looked in {path.absolute().parent})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply to be read") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 -> save the file as UTF-8") from error
     except json.JSONDecodeError as error:

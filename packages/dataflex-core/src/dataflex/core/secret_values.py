@@ -11,6 +11,7 @@ no message repeats it, whoever wrote the message.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -42,8 +43,8 @@ _IN_QUERY = _words("key token sig signature code pass")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|[A-Z]{1,24}")  # how people name them; a key looks otherwise
 _USER = re.compile(r"(?P<before>https?://|[A-Za-z][A-Za-z0-9+.-]*://(?=[^/\s@?#]*:))(?P<secret>[^/\s@?#]+)(?=@)")
-_QUERY = re.compile(r"(?P<before>[?&;](?P<name>[A-Za-z0-9_.-]+)=)(?P<secret>[^&;#\s]+)")
 _PLACEHOLDER = re.compile(rf"<secret from \$({PREFIX}[A-Z0-9_]+)>")
+_QUERY = re.compile(rf"(?P<before>[?&;](?P<name>[A-Za-z0-9_.-]+)=)(?P<secret>{_PLACEHOLDER.pattern}|[^&;#\s]+)")
 _LEAST = 6  # characters of a value that messages are searched for: a shorter one stands in half of all words
 
 _known: set[str] = set()
@@ -71,7 +72,13 @@ def masked(value: Any, *path: str) -> Any:
         value: A configuration, or a part of one.
         *path: The keys that lead to it.
     """
-    return _masked(value, path, bool(path) and is_secret(path[-1]))
+    return _masked(value, path, bool(path) and is_secret(path[-1]), {})
+
+
+def taken_out(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns :func:`masked`, and the environment from which :func:`revealed` puts the secrets back."""
+    environment: dict[str, str] = {}
+    return _masked(config, (), False, environment), environment
 
 
 def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,35 +108,41 @@ def scrubbed(text: str) -> str:
     return text
 
 
-def _masked(value: Any, path: tuple[str, ...], secret: bool) -> Any:
+def _masked(value: Any, path: tuple[str, ...], secret: bool, found: dict[str, str]) -> Any:
     if isinstance(value, Mapping):
         return {
-            key: _masked(item, (*path, str(key)), secret or is_secret(str(key)) or _holds_one(str(key), item))
+            key: _masked(item, (*path, str(key)), secret or is_secret(str(key)) or _holds_one(str(key), item), found)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_masked(item, (*path, *([str(i)] if secret else [])), secret) for i, item in enumerate(value)]
-    if value is None or isinstance(value, bool) or value == "":
+        return [_masked(item, (*path, *([str(i)] if secret else [])), secret, found) for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool) or value == "" or _is_placeholder(value):
         return value
     if secret or _holds_one(path[-1] if path else "", value):
-        return value if _is_placeholder(value) else _placeholder(path)
-    return _masked_text(value, path) if isinstance(value, str) else value
+        return _put_away(str(value), path, found)
+    return _masked_text(value, path, found) if isinstance(value, str) else value
 
 
-def _masked_text(text: str, path: tuple[str, ...]) -> str:
+def _masked_text(text: str, path: tuple[str, ...], found: dict[str, str]) -> str:
     if _json_with_secrets(text):
-        return _placeholder(path)
-    count = 0
+        return _put_away(text, path, found)
 
     def hidden(match: re.Match[str]) -> str:
-        nonlocal count
         name = match.groupdict().get("name")
         if _is_placeholder(match["secret"]) or (name is not None and not _is_secret_query(name)):
             return match[0]
-        count += 1
-        return match["before"] + _placeholder((*path, *([str(count)] if count > 1 else [])))
+        return match["before"] + _put_away(match["secret"], path, found)
 
     return _QUERY.sub(hidden, _USER.sub(hidden, text))
+
+
+def _put_away(secret: str, path: tuple[str, ...], found: dict[str, str]) -> str:
+    """Returns a placeholder with a variable that no other secret has."""
+    name = PREFIX + re.sub("[^A-Z0-9]+", "_", "_".join(path).upper()).strip("_")
+    numbered = (name if i == 1 else f"{name}_{i}" for i in itertools.count(1))
+    variable = next(each for each in numbered if found.get(each, secret) == secret)
+    found[variable] = secret
+    return f"<secret from ${variable}>"
 
 
 def _holds_one(name: str, value: Any) -> bool:
@@ -153,10 +166,6 @@ def _json_with_secrets(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and masked(content) != content
-
-
-def _placeholder(path: tuple[str, ...]) -> str:
-    return f"<secret from ${PREFIX}{re.sub('[^A-Z0-9]+', '_', '_'.join(path).upper()).strip('_')}>"
 
 
 def _is_placeholder(value: Any) -> bool:

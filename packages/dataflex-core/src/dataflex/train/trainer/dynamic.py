@@ -31,7 +31,7 @@ from dataflex.run.checkpoints import (
 from dataflex.run.config_file import write_config
 from dataflex.run.files import CACHE
 from dataflex.run.record import RunRecord
-from dataflex.run.state import load_state, require_same, require_step, save_state
+from dataflex.run.state import load_state, require_same, require_savable, require_step, save_state
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine
@@ -134,6 +134,8 @@ class DynamicTrainer(Base):
         self._record.begin(self.state.global_step)
         if self.is_world_process_zero():
             write_config(self.spec, self.output_dir)
+            if self.args.save_strategy != "no":
+                self._component_state()  # now, not when hours of training wait to be saved
 
     def epoch_at(self, step: int) -> float | None:
         """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""
@@ -152,13 +154,23 @@ class DynamicTrainer(Base):
 
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
-        state = self.component.state_dict() if isinstance(self.component, Component) else {}
         return {
             "step": self.state.global_step,
             "identity": self.identity(),
-            "component": state,
+            "component": self._component_state(),
             "save_only_model": self.args.save_only_model,
         }
+
+    def _component_state(self) -> dict[str, Any]:
+        """Returns the component's state, after a look at whether a checkpoint can hold it and give it back."""
+        wanted = self.spec.component
+        if wanted is None or not isinstance(self.component, Component):
+            return {}
+        who = f"{wanted.kind.name} '{wanted.preset}'"
+        with self._blaming(who):
+            state = self.component.state_dict()
+            require_savable(state, who)
+        return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
