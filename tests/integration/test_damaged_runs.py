@@ -109,12 +109,18 @@ def test_a_state_that_no_checkpoint_can_hold_stops_the_run_before_its_first_step
     assert unsaved.state.global_step == 4
 
 
+SEGMENTS = [f"{SELECTIONS}/step_{i:08d}.npz" for i in (0, 2)]
+RECORD = (CONFIG, COMPONENTS, TRACE, SELECTIONS, CACHE, *SEGMENTS)
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
+
+
 DAMAGES = {
     "empty": lambda content: b"",
     "truncated": lambda content: content[: len(content) // 2],
-    "flipped": lambda content: (
-        content[: len(content) // 3] + bytes([content[len(content) // 3] ^ 16]) + content[len(content) // 3 + 1 :]
-    ),
+    "flipped": lambda content: flipped(content, len(content) // 3),
     "latin-1": lambda content: "\xe9: \xff\n".encode("latin-1"),
     "utf-16": lambda content: content.decode("latin-1").encode("utf-16"),
     "folder": None,
@@ -138,25 +144,18 @@ def test_a_damaged_file_of_a_checkpoint_is_named_and_the_one_before_is_taken(cop
     damaged(four / name, damage)
     with pytest.raises(CheckpointError, match=re.escape(f"the checkpoint {four} is ")) as caught:
         require_complete(four)
-    assert name in str(caught.value)
+    assert name in str(caught.value) or (name, damage) == (COMPLETE, "flipped")  # there it may be in another's digest
     assert newest_complete(copy) == str(two)
-    assert name in caplog.text
+    assert f"passing over the incomplete checkpoint {four}: " in caplog.text
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", sorted(set(DAMAGES) - {"flipped"}))  # that is for the digest to find
 def test_a_damaged_state_that_is_marked_as_whole_is_one_sentence(copy, damage):
     path = copy / "checkpoint-4" / STATE
-    content = path.read_bytes()
     damaged(path, damage)
-    try:
-        state = load_state(copy / "checkpoint-4")
-    except CheckpointError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
-    else:  # the flipped bit is in what fills up a block of the archive
-        assert damage == "flipped"
-        path.write_bytes(content)
-        assert repr(state) == repr(load_state(copy / "checkpoint-4"))
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
+        load_state(copy / "checkpoint-4")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -192,16 +191,33 @@ def test_a_damaged_record_stops_no_run_unless_it_stands_where_the_run_writes(cop
     resumed.train(resume_from_checkpoint=str(copy / "checkpoint-2"))
     assert resumed.state.global_step == 4
     assert [line["step"] for line in read_trace(copy)] == [2]
-    if name != f"{SELECTIONS}/step_00000002.npz" or damage != "folder":
-        assert len(np.load(copy / SELECTIONS / "step_00000002.npz")["indices"]) == 8
+    assert len(np.load(copy / SELECTIONS / "step_00000002.npz")["indices"]) == 8
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", sorted(set(DAMAGES) - {"flipped"}))
 def test_a_damaged_file_of_scores_is_one_sentence(tmp_path, damage):
-    path = tmp_path / "scores.parquet"
-    write_scores(path, np.arange(40, dtype=np.float32), TokenRows(40, lengths=8), None, {})
+    path, given = scores_of_forty_rows(tmp_path)
     damaged(path, damage)
-    rows = TokenRows(40, lengths=8)
-    given = {"dataset": rows, "accelerator": None, "data_collator": pad_collate, "cache_dir": ""}
     with pytest.raises(DataflexError, match=re.escape(str(path))):
         construct(find(SELECTOR, "scores"), {"file": str(path)}, given)
+
+
+def test_a_flipped_bit_in_a_file_of_scores_is_refused_or_in_what_nobody_reads(tmp_path):
+    path, given = scores_of_forty_rows(tmp_path)
+    content, refused = path.read_bytes(), 0
+    for at in range(0, len(content), 7):
+        path.write_bytes(flipped(content, at))
+        try:
+            made = construct(find(SELECTOR, "scores"), {"file": str(path)}, given)
+        except DataflexError:
+            refused += 1
+        else:
+            assert made.scores(None, 0).tolist() == list(range(40))
+    assert refused > 100
+
+
+def scores_of_forty_rows(folder):
+    """Writes the scores 0 to 39; returns the file, and what a selector of these rows is given."""
+    path, rows = folder / "scores.parquet", TokenRows(40, lengths=8)
+    write_scores(path, np.arange(40, dtype=np.float32), rows, None, {})
+    return path, {"dataset": rows, "accelerator": None, "data_collator": pad_collate, "cache_dir": ""}

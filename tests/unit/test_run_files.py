@@ -207,7 +207,7 @@ def test_files_of_strangers_beside_the_record_stay(tmp_path):
     (folder / ".step_00000004.npz.12.dataflex-tmp").write_text("ours")
     RunRecord(str(tmp_path), writes=True).begin(4)
     left = {path.name for path in folder.iterdir()}
-    assert left == {*names, "step_00000008.npz"}
+    assert left == {*names, "aside_step_00000008.npz"}
     assert {path.name for path in tmp_path.iterdir()} == {*names, SELECTIONS, TRACE}
 
 

@@ -38,8 +38,12 @@ class RunRecord:
         remove_unfinished(self.folder / SELECTIONS)
         for path in (self.folder / SELECTIONS).glob("step_*.npz"):
             named = _SEGMENT.fullmatch(path.name)  # other files there are not ours
-            if named is not None and int(named[1]) >= step and path.is_file():
+            if named is None or int(named[1]) < step:
+                continue
+            if path.is_file():
                 path.unlink()
+            else:
+                logger.warning("%s is no file: moved to %s", path, move_aside(path))
 
     def _take_back(self, step: int) -> None:
         """Leaves the lines before ``step`` in the trace. One that holds others than ours is kept beside it."""

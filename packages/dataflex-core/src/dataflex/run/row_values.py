@@ -12,8 +12,11 @@ is not left to chance:
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +33,14 @@ from dataflex.utils.logging import logger
 
 METADATA = b"dataflex"
 DIGEST = "rows_digest"
+VALUES_DIGEST = "values_digest"
 ROW = "row"
 SUFFIXES = (".npy", ".npz", ".parquet")
 _SHAPING = "dataset, max_samples, val_size and the seed that splits it, template, tokenizer, cutoff_len, packing"
+# what reading bytes of another kind raises besides OSError and ValueError
+_UNREADABLE = (
+    pa.ArrowException, zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,33 @@ def read_row_file(path: Path, name: str, sole: bool = False) -> RowFile:
         raise ValueError(f"it ends in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     try:
         found = _parquet(path, name, sole) if path.suffix == ".parquet" else _numpy(path, name, sole)
-    except (pa.ArrowException, zipfile.BadZipFile, EOFError) as error:
+    except (
+        pa.ArrowException,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        LookupError,
+        RuntimeError,
+    ) as error:
         raise ValueError(str(error)) from error
     values, rows, about = found
     if values.ndim != 1 or values.dtype.kind not in "fiu":
         raise ValueError(f"it holds {values.dtype} of shape {values.shape}; needed: a number for each row")
     if not isinstance(about, Mapping):
         raise ValueError(f"its metadata {METADATA.decode()!r} is no JSON object")
+    if about.get(VALUES_DIGEST, values_digest(values)) != values_digest(values):
+        raise ValueError(
+            "its numbers are not those that were written: it is damaged, or it was changed, and then must lose its "
+            f"metadata {METADATA.decode()!r}"
+        )
     return RowFile(values.astype(np.float64), rows, about)
+
+
+def values_digest(values: NDArray[Any]) -> str:
+    """Returns a digest of numbers, one for each row: a flipped bit in a file is another number, and nothing else."""
+    plain = values.astype(np.float64)
+    return hashlib.blake2b(np.where(np.isnan(plain), np.nan, plain).tobytes(), digest_size=8).hexdigest()
 
 
 def row_values(key: str, file: str, name: str, dataset: Any, sole: bool = False) -> NDArray[np.float64] | Problem:

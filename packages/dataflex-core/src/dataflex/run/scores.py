@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dataflex.data.digest import rows_digest
 from dataflex.data.rows import fetch
 from dataflex.run.files import replacing
-from dataflex.run.row_values import DIGEST, METADATA, ROW
+from dataflex.run.row_values import DIGEST, METADATA, ROW, VALUES_DIGEST, values_digest
 from dataflex.scoring.lengths import row_lengths
 
 SCORE = "score"
@@ -47,7 +47,7 @@ def write_scores(
     }
     if tokenizer is not None:
         columns["text"] = _texts(dataset, tokenizer)
-    about = {**about, "rows": len(scores), DIGEST: rows_digest(dataset)}
+    about = {**about, "rows": len(scores), DIGEST: rows_digest(dataset), VALUES_DIGEST: values_digest(scores)}
     table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(about, default=str)})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
