@@ -310,12 +310,12 @@ def test_a_faulty_selector_stops_the_run_by_name(tmp_path, name, message):
 
 
 def test_what_cannot_be_planned_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"asks for 72 rows \(9 steps x 8 rows per step\).*has 64.*replacement: true"):
+    with pytest.raises(ConfigError, match=r"asks for 72 rows at once \(9 steps of 8 rows\).*has 64.*replacement: true"):
         trainer(SelectTrainer, select_spec("random", update_step=9), tmp_path)
     trainer(SelectTrainer, select_spec("random", {"replacement": True}, update_step=9), tmp_path)
     with pytest.raises(ConfigError, match="the train dataset is empty"):
         trainer(SelectTrainer, select_spec(), tmp_path, rows=[])
-    with pytest.raises(ConfigError, match="which a stream has none of -> set streaming: false"):
+    with pytest.raises(ConfigError, match="a stream has neither numbers nor an end -> set streaming: false"):
         trainer(SelectTrainer, select_spec(), tmp_path, rows=iter([]))
     with pytest.raises(ConfigError, match="needs two sources or more"):
         trainer(MixTrainer, mix_spec(), tmp_path, rows={"a": TokenRows(4)})

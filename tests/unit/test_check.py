@@ -175,6 +175,13 @@ BAD = [
     ),
     (
         MIX,
+        {"mixture_sample_rule": "mixture"},
+        "init_mixture_proportions",
+        ["is missing; mixture_sample_rule: mixture takes the proportions from there", "or set mixture_sample_rule: strat"],
+    ),
+    (MIX, {"streaming": True, "mixture_sample_rule": "mixture"}, "mixture_sample_rule", ["mixture asks for the sizes"]),
+    (
+        MIX,
         {"init_mixture_proportions": [0.5, -0.1]},
         "init_mixture_proportions",
         ["found -0.1", "finite numbers of 0 or more"],
@@ -343,6 +350,9 @@ GOOD = [
     (SELECT, {"predict_with_generate": True}),
     (SELECT, {"dataflex_versions": {}}),
     (MIX, {"init_mixture_proportions": [3, 0]}),
+    (MIX, {"init_mixture_proportions": [3, 0], "mixture_sample_rule": "mixture"}),
+    (MIX, {"mixture_sample_rule": "stratified"}),
+    (SELECT, {"mixture_sample_rule": "mixture"}),
     (MIX, STREAMS),
     (MIX, STREAMS | {"update_times": -1, "train_step": 9, "dataloader_num_workers": 1}),
     (MIX, STREAMS | {"static_mix": True, "component_name": ..., "train_step": 9}),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from accelerate.data_loader import BatchSamplerShard
 from dataflex.core.component import seeded
-from dataflex.core.schedule import Schedule, plan_schedule
+from dataflex.core.schedule import Schedule, Steps
 from dataflex.data.loader import PlannedLoader
 from dataflex.data.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
@@ -23,16 +23,15 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 @st.composite
 def schedules(draw):
     """Any schedule a configuration can give."""
-    update_times = draw(st.integers(-1, 4))
-    return plan_schedule(
+    steps = Steps(
         warmup_step=draw(st.integers(0, 4)),
         update_step=draw(st.integers(1, 5)),
-        update_times=update_times,
+        update_times=draw(st.integers(-1, 4)),
         train_step=draw(st.sampled_from([0, 0, 1, 5, 17])),
         epochs=draw(st.sampled_from([0.5, 1.0, 2.0, 2.5])),
         repeat=draw(st.booleans()),
-        steps_per_pass=draw(st.integers(1, 9)),
     )
+    return steps.plan(draw(st.integers(1, 9)))
 
 
 @dataclass(frozen=True)

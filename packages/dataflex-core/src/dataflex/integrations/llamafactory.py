@@ -143,10 +143,7 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
             module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, load)
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
-        if spec.arguments.train_type != "dynamic_weight":
-            size = training_args.per_device_train_batch_size * max(1, training_args.n_gpu)
-            global_batch_size = size * training_args.gradient_accumulation_steps * training_args.world_size
-            run_schedule(spec, training_args, len(dataset), global_batch_size)
+        run_schedule(spec, training_args, dataset)
         return module
 
     return get_dataset

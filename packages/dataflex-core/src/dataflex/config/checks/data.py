@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,20 @@ def _sources(draft: Draft, names: list[str]) -> list[Problem]:
 
 
 def _proportions(draft: Draft, names: list[str]) -> list[Problem]:
-    given = draft.arguments.init_mixture_proportions
-    if draft.arguments.train_type != "dynamic_mix" or given is None or len(given) == len(names):
+    if draft.arguments.train_type != "dynamic_mix":
+        return []
+    keys = {"mixture_sample_rule", "init_mixture_proportions"}
+    named = keys & draft.written == {"mixture_sample_rule"} and not keys & draft.wrong
+    if named and draft.arguments.mixture_sample_rule == "mixture" and not draft.on("streaming"):
+        what = "is missing; mixture_sample_rule: mixture takes the proportions from there"
+        way_out = "give one number per dataset, or set mixture_sample_rule: stratified for the sizes of the sources"
+        return [Problem("init_mixture_proportions", what, way_out)]
+    return proportion_problems(draft.arguments.init_mixture_proportions, names)
+
+
+def proportion_problems(given: Sequence[float] | None, names: Sequence[str]) -> list[Problem]:
+    """Returns a problem where initial proportions are given and are not one for each source."""
+    if given is None or len(given) == len(names):
         return []
     what = f"found {len(given)} numbers for {len(names)} datasets ({', '.join(names)})"
     return [Problem("init_mixture_proportions", what, "give one number per dataset, in their order")]

@@ -31,8 +31,8 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
             f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the "
             "initial proportions itself -> use mixture_sample_rule: mixture"
         )
-    planned = a.warmup_step + a.update_step * a.update_times
-    if draft.kind is not None and a.update_times > 0 and 0 < a.train_step < planned:
+    planned = draft.steps.formula
+    if draft.kind is not None and draft.steps.decides and a.update_times > 0 and 0 < a.train_step < planned:
         yield f"train_step: {a.train_step} ends the run before its {a.update_times} updates, which take {planned} steps"
     order = [key for key in _ORDER if draft.on(key)]
     order += [key for key in ("train_sampling_strategy",) if draft.theirs.get(key) not in (None, "random")]
@@ -48,8 +48,10 @@ def _without_effect(draft: Draft) -> frozenset[str]:
     idle = frozenset() if a.train_type == "dynamic_mix" else _MIXING
     idle |= frozenset() if a.train_type == "dynamic_weight" else _WEIGHING
     if draft.static_mix:
-        idle |= _COMPONENT if a.update_times > 0 else _COMPONENT | _UPDATES
-    elif a.update_times == 0 or (a.train_type == "dynamic_weight" and a.update_times < 0):
+        idle |= _COMPONENT
+    if not draft.steps.decides and (a.train_step or a.update_times < 0):  # else they say how long the run is
+        idle |= _UPDATES if draft.static_mix else _UPDATES - {"warmup_step"}
+    if a.update_times == 0:
         idle |= {"update_step"}
     return idle
 
