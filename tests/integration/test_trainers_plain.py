@@ -17,7 +17,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_a
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 ROWS = 64
 
@@ -185,15 +185,29 @@ def test_trained_rows_are_the_planned_proportions_within_one_row_per_segment(tmp
         for name in "ab":
             assert abs(segment.count(name) - share[name] * (stop - start)) < 1 + 1e-9
     from_a = [row for name, row in log if name == "a"]
-    position, epoch = 0, []
-    counts = [sum(name == "a" for name, _ in log[start:stop]) for start, stop in [(0, 16), (16, 40), (40, 64)]]
-    for count in counts:  # inside of a segment the order is shuffled: an epoch may end anywhere in it
-        epoch += from_a[position : position + count]
-        position += count
-        whole, rest = divmod(len(epoch), 11)
-        seen = np.bincount(epoch, minlength=11)
-        assert seen.min() >= whole
-        assert seen.max() <= whole + (rest > 0)
+    assert len(from_a) > 11
+    for start in range(0, len(from_a), 11):  # pass after pass in the order of training, over the borders of segments
+        part = from_a[start : start + 11]
+        assert len(set(part)) == len(part)
+
+
+def test_an_epoch_of_a_mixture_is_a_pass(tmp_path):
+    log: list[tuple[str, int]] = []
+    sizes = {"a": 50, "b": 100, "c": 69}
+    sources = {name: Seen(size, log, name, lengths=4) for name, size in sizes.items()}
+    spec = mix_spec(None, static_mix=True, mixture_sample_rule="stratified", update_times=-1)
+    seen: list[int] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.epoch == int(state.epoch):
+                seen.append(len(set(log)))
+
+    run = trainer(MixTrainer, spec, tmp_path, rows=sources, num_train_epochs=2)
+    run.add_callback(Watch())
+    run.train()
+    assert run.state.global_step == 2 * 28
+    assert seen == [219, 219]
 
 
 def test_a_mixed_run_resumes_exactly(tmp_path):

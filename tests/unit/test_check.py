@@ -177,7 +177,10 @@ BAD = [
         MIX,
         {"mixture_sample_rule": "mixture"},
         "init_mixture_proportions",
-        ["is missing; mixture_sample_rule: mixture takes the proportions from there", "or set mixture_sample_rule: strat"],
+        [
+            "is missing; mixture_sample_rule: mixture takes the proportions from there",
+            "or set mixture_sample_rule: strat",
+        ],
     ),
     (MIX, {"streaming": True, "mixture_sample_rule": "mixture"}, "mixture_sample_rule", ["mixture asks for the sizes"]),
     (

@@ -133,7 +133,10 @@ def test_as_many_steps_are_trained_as_validate_says(folder, kind, keys):
 BAD = [
     ({"train_step": 5, "max_steps": 6}, "train_step: is 5 and max_steps is 6 -> remove one of the two"),
     ({"update_step": 0, "update_times": 2}, "update_step: is 0, but update_times: 2 asks for 2 updates -> "),
-    ({"warmup_step": 4, "update_step": 1, "train_step": 4}, "train_step: is 4, so the run ends before its first update"),
+    (
+        {"warmup_step": 4, "update_step": 1, "train_step": 4},
+        "train_step: is 4, so the run ends before its first update",
+    ),
     ({"num_train_epochs": 0.0, "update_step": 1}, "num_train_epochs: is 0, and nothing else gives the schedule a step"),
 ]
 

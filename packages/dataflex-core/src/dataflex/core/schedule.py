@@ -171,6 +171,4 @@ class Steps:
         updates = None if self.update_times < 0 else self.update_times
         repeats = self.repeat and not self.train_step and self.formula > 0
         cycle = self.formula if repeats else total
-        return Schedule(
-            total, self.warmup_step, self.update_step, updates, cycle, cycle if repeats else steps_per_pass
-        )
+        return Schedule(total, self.warmup_step, self.update_step, updates, cycle, cycle if repeats else steps_per_pass)

@@ -55,9 +55,7 @@ def no_sizes(keys: DataflexArguments) -> list[Problem]:
     if not keys.starts_from_sizes:
         return []
     what = f"{keys.mixture_sample_rule} asks for the sizes of the sources, which streams do not have"
-    return [
-        Problem("mixture_sample_rule", what, "give init_mixture_proportions, or set mixture_sample_rule: uniform")
-    ]
+    return [Problem("mixture_sample_rule", what, "give init_mixture_proportions, or set mixture_sample_rule: uniform")]
 
 
 def no_sizes_for(mixer: str) -> list[Problem]:

@@ -20,7 +20,7 @@ from dataflex.data.rows import MixedSources
 from dataflex.data.streams import Stream
 
 PIECE = 1_000_000
-"""Rows of a mixture that are planned at once where no update asks for more: a quarter of a second, and 28 MB."""
+"""Rows of a mixture that are planned at once where no update asks for more: a third of a second, and 40 MB."""
 
 
 def global_batch_size(args: TrainingArguments) -> int:
