@@ -335,5 +335,5 @@ def test_what_cannot_be_planned_is_refused(tmp_path):
         trainer(MixTrainer, mix_spec(), tmp_path, rows={"a": TokenRows(4)})
     with pytest.raises(ConfigError, match="the source b has no rows"):
         trainer(MixTrainer, mix_spec(), tmp_path, rows={"a": TokenRows(4), "b": []})
-    with pytest.raises(ConfigError, match="auto_find_batch_size: true cannot be combined"):
+    with pytest.raises(ConfigError, match="auto_find_batch_size: is True, but what train_type: dynamic_select plans"):
         trainer(SelectTrainer, select_spec(), tmp_path, auto_find_batch_size=True)

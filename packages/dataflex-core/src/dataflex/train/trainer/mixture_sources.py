@@ -12,8 +12,10 @@ from torch.utils.data import IterableDataset
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.data import proportion_problems
-from dataflex.config.checks.streams import many_readers, no_sizes
+from dataflex.config.checks.streams import many_readers, no_sizes, no_sizes_for
+from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, refuse
+from dataflex.core.registry import find
 from dataflex.data.mixture import MixtureManager, initial_proportions
 from dataflex.data.rows import MixedSources
 from dataflex.data.streams import Stream, told_rows
@@ -49,13 +51,15 @@ def are_streams(mixed: MixedSources) -> bool:
     return isinstance(mixed.sources[0], Stream)
 
 
-def require_one_reader(workers: int) -> None:
-    """Refuses workers that would each get a part of a stream.
+def require_streamable(spec: RunSpec, workers: int) -> None:
+    """Refuses what cannot be done with streams: sizes that a mixer asks for, workers that would each get a part.
 
     Raises:
-        ConfigError: There is more than one.
+        ConfigError: In the words of ``validate``.
     """
-    refuse(many_readers(workers))
+    mixer = spec.component
+    sizes = mixer is not None and find(mixer.kind, mixer.name).needs_sizes  # type: ignore[attr-defined]  # a Mixer
+    refuse([*(no_sizes_for(mixer.name) if mixer is not None and sizes else []), *many_readers(workers)])
 
 
 def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[..., MixtureManager]:

@@ -90,7 +90,7 @@ class PlannedTrainer(DynamicTrainer):
             global_batch_size=self._global_batch_size,
             position=lambda: self.state.global_step,
             plan=self._plan,
-            batches=functools.partial(self._batches, dataset, collate),
+            batches=functools.partial(self._batches, dataset, self.tokens.counting(collate)),
         )
 
     def epoch_at(self, step: int) -> float | None:

@@ -25,7 +25,7 @@ PIECE = 1_000_000
 
 def global_batch_size(args: TrainingArguments) -> int:
     """Returns the rows of an optimizer step over all ranks."""
-    return int(args.train_batch_size) * args.gradient_accumulation_steps * args.world_size
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedule:
@@ -54,7 +54,7 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
 
 def _steps_per_pass(rows: int, args: TrainingArguments, train_type: str) -> int:
     """Returns the steps in which every row is seen once; a weighted run counts the batches of the loop's own loader."""
-    batch = int(args.train_batch_size) * args.world_size
+    batch = int(args.train_batch_size * args.world_size)
     dropped = args.dataloader_drop_last and train_type == "dynamic_weight"
     batches = rows // batch if dropped else -(-rows // batch)
     return max(1, -(-batches // args.gradient_accumulation_steps))

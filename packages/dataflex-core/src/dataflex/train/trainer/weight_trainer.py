@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.scoring.label_logits import label_positions
+from dataflex.train.trainer.engine import require_one_model
 from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
@@ -59,6 +60,7 @@ class WeightTrainer(NumberedTrainer):
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         require_map_style(kwargs.get("train_dataset"), dataflex.arguments.train_type)
         super().__init__(*args, dataflex=dataflex, **kwargs)
+        require_one_model(self.args, "a weighter")
         self.schedule = run_schedule(dataflex, self.args, self.train_dataset)
         if dataflex.steps(self.args.max_steps).total is not None:  # else the loop counts the epochs itself
             self.args.max_steps = self.schedule.total
