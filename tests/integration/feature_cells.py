@@ -127,7 +127,7 @@ FEATURES: Mapping[str, Feature] = {
         ("streaming=true",),
         refused={
             "dynamic_select": "asks for rows by number, and a stream has neither numbers nor an end",
-            "dynamic_weight": "knows its dataset by the number of rows, which a stream has not",
+            "dynamic_weight": "knows its dataset by the number of rows, which a stream does not have",
         },
         extra={"dynamic_mix": ("max_samples=null", "buffer_size=16")},  # LLaMA-Factory refuses max_samples
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_a
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 ROWS = 64
 
@@ -66,7 +67,12 @@ def select_spec(name="as_static", params=None, **keys):
 def trainer(mixin, spec, folder, rows=None, **changes):
     rows = TokenRows(ROWS, lengths=16) if rows is None else rows
     return trainer_class(mixin, Trainer)(
-        model=model(), args=args(folder, **changes), train_dataset=rows, data_collator=pad_collate, dataflex=spec
+        model=model(),
+        args=args(folder, **changes),
+        train_dataset=rows,
+        eval_dataset=None if changes.get("eval_strategy") is None else TokenRows(4, lengths=16, seed=9),
+        data_collator=pad_collate,
+        dataflex=spec,
     )
 
 
@@ -185,15 +191,29 @@ def test_trained_rows_are_the_planned_proportions_within_one_row_per_segment(tmp
         for name in "ab":
             assert abs(segment.count(name) - share[name] * (stop - start)) < 1 + 1e-9
     from_a = [row for name, row in log if name == "a"]
-    position, epoch = 0, []
-    counts = [sum(name == "a" for name, _ in log[start:stop]) for start, stop in [(0, 16), (16, 40), (40, 64)]]
-    for count in counts:  # inside of a segment the order is shuffled: an epoch may end anywhere in it
-        epoch += from_a[position : position + count]
-        position += count
-        whole, rest = divmod(len(epoch), 11)
-        seen = np.bincount(epoch, minlength=11)
-        assert seen.min() >= whole
-        assert seen.max() <= whole + (rest > 0)
+    assert len(from_a) > 11
+    for start in range(0, len(from_a), 11):  # pass after pass in the order of training, over the borders of segments
+        part = from_a[start : start + 11]
+        assert len(set(part)) == len(part)
+
+
+def test_an_epoch_of_a_mixture_is_a_pass(tmp_path):
+    log: list[tuple[str, int]] = []
+    sizes = {"a": 50, "b": 100, "c": 69}
+    sources = {name: Seen(size, log, name, lengths=4) for name, size in sizes.items()}
+    spec = mix_spec(None, static_mix=True, mixture_sample_rule="stratified", update_times=-1)
+    seen: list[int] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.epoch == int(state.epoch):
+                seen.append(len(set(log)))
+
+    run = trainer(MixTrainer, spec, tmp_path, rows=sources, num_train_epochs=2)
+    run.add_callback(Watch())
+    run.train()
+    assert run.state.global_step == 2 * 28
+    assert seen == [219, 219]
 
 
 def test_a_mixed_run_resumes_exactly(tmp_path):
@@ -204,6 +224,45 @@ def test_a_mixed_run_resumes_exactly(tmp_path):
         resumed = trainer(MixTrainer, mix_spec(), tmp_path / str(step), rows=sources)
         resumed.train(resume_from_checkpoint=str(tmp_path / "w" / f"checkpoint-{step}"))
         assert same(weights(resumed), weights(whole)), step
+
+
+def streamed(rows: TokenRows, told: int | None) -> datasets.IterableDataset:
+    """The rows as a stream, whose split says how many it has, as those of a hub do."""
+    stream = datasets.Dataset.from_list([rows[i] for i in range(len(rows))]).to_iterable_dataset()
+    if told is not None:
+        info = datasets.SplitInfo("train", num_examples=told)
+        stream._info.splits, stream._split = datasets.splits.SplitDict({"train": info}), datasets.Split.TRAIN
+    return stream.map(lambda row: row)
+
+
+def stream_run(folder, told, **changes):
+    rows = {"a": TokenRows(20, lengths=6), "b": TokenRows(12, lengths=6, seed=2)}
+    sources = {name: streamed(part, len(part) if told else None) for name, part in rows.items()}
+    spec = mix_spec(None, static_mix=True, mixture_sample_rule="uniform", train_step=8, update_times=-1)
+    return trainer(MixTrainer, spec, folder, rows=sources, **changes)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_epoch_of_streams_is_that_of_their_rows_or_else_of_the_run(tmp_path, told):
+    done = stream_run(tmp_path, told)
+    done.train()
+    epochs = [entry["epoch"] for entry in done.state.log_history if "loss" in entry]
+    passes = 8 / (32 / 8) if told else 1.0  # 8 steps of 8 rows
+    assert epochs == pytest.approx([passes * step / 8 for step in range(1, 9)])
+    assert done.state.epoch == passes
+
+
+@pytest.mark.parametrize("key", ["eval_strategy", "save_strategy", "logging_strategy"])
+def test_once_an_epoch_is_refused_where_no_stream_says_how_long_it_is(tmp_path, key):
+    with pytest.raises(ConfigError, match=f"{key}: is epoch, but a stream has no end .* -> set {key}: steps"):
+        stream_run(tmp_path / "untold", False, **{key: "epoch"})
+    if key == "save_strategy":
+        done = stream_run(tmp_path / "told", True, save_strategy="epoch")
+        done.train()
+        assert sorted(path.name for path in (tmp_path / "told").glob("checkpoint-*")) == [
+            "checkpoint-4",
+            "checkpoint-8",
+        ]
 
 
 def test_a_static_mixture_makes_no_update(tmp_path):
@@ -310,16 +369,68 @@ def test_a_faulty_selector_stops_the_run_by_name(tmp_path, name, message):
 
 
 def test_what_cannot_be_planned_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"asks for 72 rows \(9 steps x 8 rows per step\).*has 64.*replacement: true"):
+    with pytest.raises(ConfigError, match=r"asks for 72 rows at once \(9 steps of 8 rows\).*has 64.*replacement: true"):
         trainer(SelectTrainer, select_spec("random", update_step=9), tmp_path)
     trainer(SelectTrainer, select_spec("random", {"replacement": True}, update_step=9), tmp_path)
     with pytest.raises(ConfigError, match="the train dataset is empty"):
         trainer(SelectTrainer, select_spec(), tmp_path, rows=[])
-    with pytest.raises(ConfigError, match="which a stream has none of -> set streaming: false"):
+    with pytest.raises(ConfigError, match="a stream has neither numbers nor an end -> set streaming: false"):
         trainer(SelectTrainer, select_spec(), tmp_path, rows=iter([]))
     with pytest.raises(ConfigError, match="needs two sources or more"):
         trainer(MixTrainer, mix_spec(), tmp_path, rows={"a": TokenRows(4)})
     with pytest.raises(ConfigError, match="the source b has no rows"):
         trainer(MixTrainer, mix_spec(), tmp_path, rows={"a": TokenRows(4), "b": []})
-    with pytest.raises(ConfigError, match="auto_find_batch_size: true cannot be combined"):
+    with pytest.raises(ConfigError, match="auto_find_batch_size: is True, but what train_type: dynamic_select plans"):
         trainer(SelectTrainer, select_spec(), tmp_path, auto_find_batch_size=True)
+
+
+def test_streams_are_refused_in_the_words_of_validate(tmp_path):
+    sources = {name: streamed(TokenRows(4), None) for name in "ab"}
+    uniform = {"mixture_sample_rule": "uniform"}
+    with pytest.raises(ConfigError, match="dataloader_num_workers: found 2, but a stream is read in order"):
+        trainer(MixTrainer, mix_spec(**uniform), tmp_path, rows=sources, dataloader_num_workers=2)
+    with pytest.raises(
+        ConfigError, match="mixture_sample_rule: mixture asks for the sizes of the sources, which streams"
+    ):
+        trainer(MixTrainer, mix_spec(), tmp_path, rows=sources)
+    with pytest.raises(ConfigError, match="streaming: the mixer 'temperature' asks for the sizes"):
+        trainer(MixTrainer, mix_spec("temperature", **uniform), tmp_path, rows=sources)
+    with pytest.raises(ConfigError, match="train_step: is missing, and a stream has no end"):
+        trainer(MixTrainer, mix_spec(None, static_mix=True, **uniform, update_times=-1), tmp_path, rows=sources)
+    with pytest.raises(ConfigError, match="streaming: a checkpoint of train_type: dynamic_weight knows its dataset by"):
+        trainer(WeightTrainer, weight_spec(), tmp_path, rows=sources["a"])
+
+
+def test_proportions_that_are_not_one_for_each_source_are_refused(tmp_path):
+    sources = {"a": TokenRows(4), "b": TokenRows(4)}
+    with pytest.raises(ConfigError, match=r"init_mixture_proportions: found 3 numbers for 2 datasets \(a, b\)"):
+        trainer(MixTrainer, mix_spec(init_mixture_proportions=(1.0, 1.0, 1.0)), tmp_path, rows=sources)
+
+
+def test_the_log_says_what_a_mixture_begins_with(tmp_path, caplog):
+    sources = {"a": TokenRows(4), "b": TokenRows(12)}
+    caplog.set_level("INFO", "dataflex")
+    trainer(MixTrainer, mix_spec(None, static_mix=True), tmp_path, rows=sources)
+    trainer(MixTrainer, mix_spec(None, static_mix=True, init_mixture_proportions=(1.0, 1.0)), tmp_path, rows=sources)
+    assert "the mixture begins with the sizes of its sources in rows: a 0.250, b 0.750" in caplog.messages
+    assert "the mixture begins with init_mixture_proportions: a 0.500, b 0.500" in caplog.messages
+
+
+@pytest.mark.parametrize(("mixin", "spec"), [(WeightTrainer, weight_spec()), (MixTrainer, mix_spec("odm"))])
+def test_several_gpus_in_one_process_are_refused_where_the_losses_of_rows_are_needed(tmp_path, mixin, spec):
+    arguments = args(tmp_path)
+    arguments._n_gpu = 2
+    rows = TokenRows(ROWS) if mixin is WeightTrainer else {"a": TokenRows(4), "b": TokenRows(4)}
+    kwargs = {"model": model(), "args": arguments, "train_dataset": rows, "data_collator": pad_collate}
+    with pytest.raises(ConfigError, match=r"one process would train on 2 GPUs \(nn.DataParallel\)"):
+        trainer_class(mixin, Trainer)(**kwargs, dataflex=spec)
+
+
+@pytest.mark.parametrize("name", ["random", None])
+def test_a_mixer_that_does_not_look_at_losses_may_have_several_gpus(tmp_path, name):
+    arguments = args(tmp_path)
+    arguments._n_gpu = 2
+    rows = {"a": TokenRows(4), "b": TokenRows(4)}
+    kwargs = {"model": model(), "args": arguments, "train_dataset": rows, "data_collator": pad_collate}
+    spec = mix_spec(name, static_mix=name is None)
+    assert trainer_class(MixTrainer, Trainer)(**kwargs, dataflex=spec)._global_batch_size == 2 * 4 * 2

@@ -48,7 +48,12 @@ def workspace(tmp_path, monkeypatch):
         (tmp_path / "data" / name).write_text(text)
     info = {name.replace(".", "_"): {"file_name": name} for name in files}
     info |= {"a": {"file_name": "a.json"}, "b": {"file_name": "b.jsonl"}, "gone": {"file_name": "gone.json"}}
-    info |= {"hub": {"hf_hub_url": "x/y"}, "five": {"file_name": "a.json", "num_samples": 5}, "nofile": {"columns": {}}}
+    info |= {
+        "other": {"hf_hub_url": "x/z"},
+        "hub": {"hf_hub_url": "x/y"},
+        "five": {"file_name": "a.json", "num_samples": 5},
+        "nofile": {"columns": {}},
+    }
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
     (tmp_path / "broken_info" / "dataset_info.json").write_text("{")
     plugin = "from dataflex.core.registry import register_{0}\n@register_{0}('{1}')\nclass C:\n"
@@ -175,6 +180,16 @@ BAD = [
     ),
     (
         MIX,
+        {"mixture_sample_rule": "mixture"},
+        "init_mixture_proportions",
+        [
+            "is missing; mixture_sample_rule: mixture takes the proportions from there",
+            "or set mixture_sample_rule: strat",
+        ],
+    ),
+    (MIX, {"streaming": True, "mixture_sample_rule": "mixture"}, "mixture_sample_rule", ["mixture asks for the sizes"]),
+    (
+        MIX,
         {"init_mixture_proportions": [0.5, -0.1]},
         "init_mixture_proportions",
         ["found -0.1", "finite numbers of 0 or more"],
@@ -246,6 +261,8 @@ BAD = [
     (MIX, STREAMS | {"dataloader_num_workers": 4}, "dataloader_num_workers", ["found 4", "by one process", "set 1"]),
     (MIX, STREAMS | {"update_times": -1}, "train_step", ["is missing, and a stream has no end", "update_times"]),
     (WEIGHT, {"streaming": True}, "streaming", ["number of rows", "set streaming: false"]),
+    (MIX, STREAMS | {"save_strategy": "epoch"}, "save_strategy", ["is epoch, but a stream has no end", "steps"]),
+    (MIX, STREAMS | {"logging_strategy": "epoch", "stage": "sft"}, "logging_strategy", ["is epoch, but a stream has"]),
     (SELECT, {"auto_find_batch_size": True}, "auto_find_batch_size", ["depends on the batch size", "remove it"]),
     (WEIGHT, {"use_hyper_parallel": True}, "use_hyper_parallel", ["cannot reach", "train_type: static"]),
     (SELECT, {"use_mca": True}, "use_mca", ["Megatron", "cannot reach", "train_type: static"]),
@@ -343,7 +360,12 @@ GOOD = [
     (SELECT, {"predict_with_generate": True}),
     (SELECT, {"dataflex_versions": {}}),
     (MIX, {"init_mixture_proportions": [3, 0]}),
+    (MIX, {"init_mixture_proportions": [3, 0], "mixture_sample_rule": "mixture"}),
+    (MIX, {"mixture_sample_rule": "stratified"}),
+    (SELECT, {"mixture_sample_rule": "mixture"}),
     (MIX, STREAMS),
+    (MIX, STREAMS | {"dataset": "hub,other", "stage": "sft", "save_strategy": "epoch"}),  # the hub may say how long
+    (MIX, {"save_strategy": "epoch"}),
     (MIX, STREAMS | {"update_times": -1, "train_step": 9, "dataloader_num_workers": 1}),
     (MIX, STREAMS | {"static_mix": True, "component_name": ..., "train_step": 9}),
     (MIX, {"init_mixture_proportions": "0.7, 0.3"}),

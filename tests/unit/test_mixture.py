@@ -32,11 +32,31 @@ def test_each_segment_holds_the_planned_share_within_one_row(shares, segment):
 def test_no_row_repeats_before_its_source_is_exhausted():
     mixture = manager((1, 0, 0))
     rows = np.concatenate([mixture.plan(4) for _ in range(5)])
-    assert sorted(rows[:8]) != sorted(rows[8:16])
-    stream = np.concatenate([manager((1, 0, 0)).plan(20)])
-    assert sorted(stream) == sorted(list(range(10)) * 2)
-    assert len(set(rows[:10])) >= 8  # the first two segments of four lie in the first epoch
-    assert len(set(np.concatenate([rows[:4], rows[4:8]]))) == 8
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+
+
+def test_a_pass_ends_for_all_sources_at_once_where_shares_are_sizes():
+    sizes = [50, 100, 69]
+    for segment in (219, 3 * 219, 8, 31):
+        mixture = MixtureManager("abc", sizes, sizes, seed=1)
+        rows = np.concatenate([mixture.plan(segment) for _ in range(-(-4 * 219 // segment))])
+        for number in range(4):
+            assert sorted(rows[number * 219 : (number + 1) * 219]) == list(range(219)), (segment, number)
+
+
+def test_the_order_of_a_source_depends_on_its_name_and_the_seed_alone():
+    alone = MixtureManager(["x", "b"], [5, 200], [0.2, 0.8], seed=1).plan(500) - 5
+    beside = manager().plan(1500) - 10
+    in_order = beside[(beside >= 0) & (beside < 200)]
+    assert in_order[:400].tolist() == alone[alone >= 0].tolist()
+
+
+def test_neighbouring_rows_do_not_come_from_the_sources_in_turn():
+    rows = MixtureManager("ab", [1000, 1000], [1, 1], seed=1).plan(1000)
+    first = rows < 1000
+    turns = np.count_nonzero(first[1:] != first[:-1])
+    assert 500 < turns < 900, "more even than a coin, less than a metronome"
 
 
 def test_a_share_below_one_row_per_segment_is_seen_in_time():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from accelerate.data_loader import BatchSamplerShard
 from dataflex.core.component import seeded
-from dataflex.core.schedule import Schedule, plan_schedule
+from dataflex.core.schedule import Schedule, Steps
 from dataflex.data.loader import PlannedLoader
 from dataflex.data.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
@@ -23,16 +23,15 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 @st.composite
 def schedules(draw):
     """Any schedule a configuration can give."""
-    update_times = draw(st.integers(-1, 4))
-    return plan_schedule(
+    steps = Steps(
         warmup_step=draw(st.integers(0, 4)),
         update_step=draw(st.integers(1, 5)),
-        update_times=update_times,
+        update_times=draw(st.integers(-1, 4)),
         train_step=draw(st.sampled_from([0, 0, 1, 5, 17])),
         epochs=draw(st.sampled_from([0.5, 1.0, 2.0, 2.5])),
         repeat=draw(st.booleans()),
-        steps_per_pass=draw(st.integers(1, 9)),
     )
+    return steps.plan(draw(st.integers(1, 9)))
 
 
 @dataclass(frozen=True)
@@ -206,3 +205,47 @@ def test_a_mixture_draws_each_source_without_replacement_and_owes_less_than_a_ro
         whole_passes, rest = divmod(len(source), size)
         assert (passes <= whole_passes + (rest > 0)).all()
         assert whole_passes == 0 or (len(passes) == size and (passes >= whole_passes).all())
+
+
+@given(mixtures(), st.data())
+def test_rows_of_a_source_are_trained_on_pass_after_pass_over_segments_and_resumes(mixture, data):
+    """No row of a source comes again before all of that source were seen, in the order of training."""
+    sizes, counts, shares = mixture
+    resumed_at = data.draw(st.integers(0, len(counts) - 1), "resumed before segment")
+    whole, trained = manager(sizes), []
+    for number, (count, share) in enumerate(zip(counts, shares, strict=True)):
+        if number == resumed_at:
+            state, whole = whole.state_dict(), manager(sizes)
+            whole.load_state_dict(state)
+        whole.set_proportions(share)
+        trained += whole.plan(count).tolist()
+    for start, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+        rows = [row for row in trained if start <= row < start + size]
+        for begin in range(0, len(rows), size):
+            part = rows[begin : begin + size]
+            assert len(set(part)) == len(part)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=6),
+    segment=st.integers(1, 80),
+    weights=st.lists(st.integers(1, 9), min_size=6, max_size=6),
+)
+def test_at_every_row_each_source_has_had_its_share_to_within_the_number_of_sources(sizes, segment, weights):
+    """Evenly, not only by the end of a segment; the bound is that of rounding, whatever the segments."""
+    share = np.array(weights[: len(sizes)]) / sum(weights[: len(sizes)])
+    whole = manager(sizes)
+    whole.set_proportions(share)
+    rows = np.concatenate([whole.plan(segment) for _ in range(-(-400 // segment))])
+    domains = np.searchsorted(np.cumsum(sizes), rows, side="right")
+    had = np.cumsum(domains[:, None] == np.arange(len(sizes)), axis=0)
+    wanted = np.arange(1, len(rows) + 1)[:, None] * share
+    assert (abs(had - wanted) <= 1 + len(sizes) * share).all()
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=2, max_size=6), segment=st.integers(1, 200))
+def test_a_pass_over_a_mixture_by_size_is_a_pass_over_every_source(sizes, segment):
+    whole, total = MixtureManager([f"source {i}" for i in range(len(sizes))], sizes, sizes, seed=3), sum(sizes)
+    rows = np.concatenate([whole.plan(segment) for _ in range(-(-3 * total // segment))])
+    for number in range(3):
+        assert sorted(rows[number * total : (number + 1) * total]) == list(range(total))

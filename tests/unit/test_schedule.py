@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 from dataflex.core.errors import ConfigError
-from dataflex.core.schedule import Segment, plan_schedule
+from dataflex.core.schedule import Segment, Steps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,10 +16,8 @@ def schedule(**changes):
         "update_times": 2,
         "train_step": 0,
         "epochs": 3.0,
-        "repeat": False,
-        "steps_per_pass": 10,
     }
-    return plan_schedule(**(keys | changes))
+    return Steps(**(keys | changes)).plan(10)
 
 
 def segments(plan):
@@ -107,9 +105,7 @@ def test_segments_cover_the_run_without_gap_or_overlap(warmup, interval, updates
 
 @pytest.mark.parametrize("step", [0, 3, 4, 7, 8, 9])
 def test_a_long_stretch_without_updates_is_planned_in_pieces(step):
-    whole = plan_schedule(
-        warmup_step=0, update_step=0, update_times=0, train_step=10, epochs=1, repeat=False, steps_per_pass=9
-    )
+    whole = Steps(warmup_step=0, update_step=0, update_times=0, train_step=10, epochs=1).plan(9)
     pieces = replace(whole, longest=4)
     assert whole.segment_at(step) == Segment(0, 10, None)
     assert pieces.segment_at(step) == Segment(step // 4 * 4, min(step // 4 * 4 + 4, 10), None)
@@ -117,9 +113,7 @@ def test_a_long_stretch_without_updates_is_planned_in_pieces(step):
 
 
 def test_the_warm_up_is_cut_and_updates_stay_where_they_are():
-    whole = plan_schedule(
-        warmup_step=5, update_step=6, update_times=2, train_step=0, epochs=1, repeat=False, steps_per_pass=9
-    )
+    whole = Steps(warmup_step=5, update_step=6, update_times=2, train_step=0, epochs=1).plan(9)
     pieces = replace(whole, longest=2)
     assert [pieces.segment_at(s).stop for s in (0, 2, 4)] == [2, 4, 5]
     assert all(pieces.segment_at(s) == whole.segment_at(s) for s in range(5, 17))

@@ -43,18 +43,18 @@ def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
 
 def schedule_in_words(spec: RunSpec) -> str:
     """Returns when the run updates and when it ends, as far as that follows from the configuration."""
-    a = spec.arguments
-    epochs = 3.0 if spec.epochs is None else spec.epochs
-    by_epochs = f"{epochs:g} epoch{'' if epochs == 1 else 's'} of the data"
-    total = a.warmup_step + a.update_step * max(a.update_times, 0)
-    planned = a.update_times > 0 or (a.update_times == 0 and total > 0)
-    end = f"{a.train_step} steps in all" if a.train_step else f"{total} steps in all" if planned else by_epochs
+    a, steps = spec.arguments, spec.steps()
+    repeats = steps.repeat and not steps.train_step and steps.formula > 0 and steps.epochs != 1
+    if repeats:
+        end = f"{steps.formula} steps, repeated for num_train_epochs: {steps.epochs:g}"
+    elif steps.total is not None:
+        end = f"{steps.total} steps in all"
+    else:
+        end = f"{steps.epochs:g} epoch{'' if steps.epochs == 1 else 's'} of the data"
     if a.static_mix:
-        if not a.train_step and a.update_times <= 0:
-            end = by_epochs
         return f"no updates, {end}"
     parts = [f"{a.warmup_step} warm-up steps"] if a.warmup_step else []
-    if a.train_type == "dynamic_weight":
+    if not steps.decides:
         return "; ".join([*parts, "then every step is weighted" if parts else "every step is weighted", end])
     if a.update_times == 0:
         parts.append("no updates")
@@ -63,7 +63,4 @@ def schedule_in_words(spec: RunSpec) -> str:
         parts.append(f"{times}, each followed by {a.update_step} steps")
     else:
         parts.append(f"an update every {a.update_step} steps until the end")
-    repeats = a.train_type == "dynamic_select" and planned and not a.train_step and spec.epochs not in (None, 1)
-    if repeats:
-        end = f"{total} steps, repeated for num_train_epochs: {epochs:g}"
     return "; ".join([*parts, end])

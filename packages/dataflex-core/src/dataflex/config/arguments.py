@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from dataflex.core.schedule import Steps
+
 TRAIN_TYPES = ("static", "dynamic_select", "dynamic_mix", "dynamic_weight")
 SAMPLE_RULES = ("mixture", "stratified", "uniform")
 MIXTURE_UNITS = ("rows", "tokens")
 WEIGHT_OBJECTIVES = ("sample", "token")
 WEIGHT_LOGITS = ("auto", "full", "chunked")
+EPOCHS = 3.0
+"""``num_train_epochs`` of transformers where nobody gives it."""
 
 
 def _key(default: Any, doc: str) -> Any:
@@ -52,6 +56,23 @@ class DataflexArguments:
         """Whether the initial proportions of a mixture come from the sizes of its sources."""
         rule = self.mixture_sample_rule
         return rule == "stratified" or (rule == "mixture" and self.init_mixture_proportions is None)
+
+    def steps(self, epochs: float | None, otherwise: float = EPOCHS) -> Steps:
+        """Returns what these keys say about the number of steps and updates.
+
+        Args:
+            epochs: ``num_train_epochs`` where the user wrote it, else None.
+            otherwise: The epochs in force where the user wrote none.
+        """
+        return Steps(
+            warmup_step=self.warmup_step,
+            update_step=self.update_step,
+            update_times=self.update_times,
+            train_step=self.train_step,
+            epochs=otherwise if epochs is None else epochs,
+            repeat=self.train_type == "dynamic_select" and epochs is not None,
+            decides=self.train_type != "dynamic_weight" and not self.static_mix,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the keys that differ from their defaults, as YAML-ready values."""

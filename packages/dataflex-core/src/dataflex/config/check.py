@@ -37,20 +37,20 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     ours, theirs = split(config)
     arguments, problems = parse_arguments(ours, folder)
     written = frozenset(key for key, value in ours.items() if value is not None)
-    draft, more = with_max_steps(Draft(arguments, theirs, written))
+    wrong = frozenset(problem.where for problem in problems)
+    draft, more = with_max_steps(Draft(arguments, theirs, written, wrong))
     problems += [*unknown_keys(theirs), *more]
     wrong_keys = {problem.where for problem in problems}
     if "train_type" not in wrong_keys:  # else nobody knows what the rest is meant for
         problems += schedule_problems(draft) if wrong_keys.isdisjoint(STEP_KEYS) else []
-        wrong, component, info = component_problems(draft)
-        problems += [*wrong, *engine_problems(draft), *stream_problems(draft, info)]
-        wrong, rows = data_problems(draft)
-        problems += wrong
+        found, component, info = component_problems(draft)
+        problems += [*found, *engine_problems(draft), *stream_problems(draft, info)]
+        found, rows = data_problems(draft)
+        problems += found
         if component is not None and not problems:
             problems += row_problems(draft, rows, component, info)
     if problems:
         raise InvalidConfigError(problems)
     for note in notes(draft, config):
         logger.warning(note)
-    epochs = draft.number("num_train_epochs", 0.0) if theirs.get("num_train_epochs") is not None else None
-    return RunSpec(draft.arguments, component, draft.theirs, epochs)
+    return RunSpec(draft.arguments, component, draft.theirs, draft.epochs)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dataflex.config.arguments import DataflexArguments
+from dataflex.config.arguments import EPOCHS, DataflexArguments
 from dataflex.core.kinds import Kind
+from dataflex.core.schedule import Steps
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,13 @@ class RunSpec:
     component: ComponentSpec | None = None
     llamafactory: Mapping[str, Any] = field(default_factory=dict)
     epochs: float | None = None
+
+    def steps(self, max_steps: int = 0, epochs: float = EPOCHS) -> Steps:
+        """Returns what is said about the number of steps and updates.
+
+        Args:
+            max_steps: That of the training arguments, another name for ``train_step``; 0 or less for none.
+            epochs: ``num_train_epochs`` of the training arguments, in force where the user wrote none.
+        """
+        keys = replace(self.arguments, train_step=self.arguments.train_step or max(max_steps, 0))
+        return keys.steps(self.epochs, epochs)

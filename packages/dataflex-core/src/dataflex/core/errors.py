@@ -60,6 +60,18 @@ class InvalidConfigError(ConfigError):
         return type(self), (self.problems,)
 
 
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raises what is wrong with a run, where anything is: how a trainer uses the checks of a configuration.
+
+    Raises:
+        ConfigError: Each problem, in the words of ``dataflex-cli validate``.
+    """
+    if len(problems) == 1:
+        raise ConfigError(str(problems[0]))
+    if problems:
+        raise InvalidConfigError(problems)
+
+
 class UnknownComponentError(ConfigError):
     """No component of that kind and name is installed or registered."""
 

@@ -102,42 +102,73 @@ class Schedule:
         return step / self.epoch_steps
 
 
-def plan_schedule(
-    *,
-    warmup_step: int,
-    update_step: int,
-    update_times: int,
-    train_step: int,
-    epochs: float,
-    repeat: bool,
-    steps_per_pass: int,
-) -> Schedule:
-    """Returns the schedule that the configuration describes.
+@dataclass(frozen=True)
+class Steps:
+    """What a configuration says about when a run updates and when it ends. The one place that counts its steps.
 
-    Args:
+    Attributes:
         warmup_step: Steps before the first update.
         update_step: Steps between updates.
         update_times: Number of updates, 0 for none, -1 for as many as fit.
-        train_step: Total steps; 0 leaves it to the formula ``warmup_step + update_step * update_times``, or to the
-            epochs where ``update_times`` is -1. Where it is larger than the formula, the last segment runs to the end.
+        train_step: Total steps; 0 leaves it to the formula, or to the epochs where the formula gives none. Where it is
+            larger than the formula, the last segment runs to the end.
         epochs: ``num_train_epochs``.
         repeat: Whether the epochs repeat the formula's cycle (dynamic_select with num_train_epochs given).
-        steps_per_pass: Steps in which every row would be seen once.
-
-    Raises:
-        ConfigError: Updates are wanted, but no steps between them.
+        decides: Whether there is anything to update: not with a static mixture, nor with weights that follow every
+            batch. The total is counted in the same way for all.
     """
-    if update_times != 0 and update_step < 1:
-        raise ConfigError(
-            f"update_step: {update_step} with update_times: {update_times}; expected 1 or more steps between updates "
-            "-> set update_step, or update_times: 0"
-        )
-    if update_times < 0 or warmup_step + update_step * update_times == 0:
-        total = train_step or max(1, math.ceil(epochs * steps_per_pass))
-        updates = None if update_times < 0 else 0
-        return Schedule(total, warmup_step, update_step, updates, total, steps_per_pass)
-    cycle = warmup_step + update_step * update_times
-    if train_step:
-        return Schedule(train_step, warmup_step, update_step, update_times, train_step, steps_per_pass)
-    total = max(1, math.ceil(epochs * cycle)) if repeat else cycle
-    return Schedule(total, warmup_step, update_step, update_times, cycle, cycle if repeat else steps_per_pass)
+
+    warmup_step: int
+    update_step: int
+    update_times: int
+    train_step: int
+    epochs: float
+    repeat: bool = False
+    decides: bool = True
+
+    @property
+    def formula(self) -> int:
+        """``warmup_step + update_step * update_times``; 0 where ``update_times`` is -1, as there is no such number."""
+        return self.warmup_step + self.update_step * self.update_times if self.update_times >= 0 else 0
+
+    @property
+    def total(self) -> int | None:
+        """Optimizer steps of the run; None where they are ``epochs`` passes over the rows."""
+        if self.train_step or not self.formula:
+            return self.train_step or None
+        return max(1, math.ceil(self.epochs * self.formula)) if self.repeat else self.formula
+
+    @property
+    def by_epochs(self) -> bool:
+        """Whether the number of steps depends on ``epochs``."""
+        return not self.train_step and (self.repeat or not self.formula)
+
+    def total_over(self, steps_per_pass: int) -> int:
+        """Returns the optimizer steps of the run.
+
+        Args:
+            steps_per_pass: Steps in which every row would be seen once.
+        """
+        return self.total or max(1, math.ceil(self.epochs * steps_per_pass))
+
+    def plan(self, steps_per_pass: int) -> Schedule:
+        """Returns the whole run, cut into segments.
+
+        Args:
+            steps_per_pass: Steps in which every row would be seen once.
+
+        Raises:
+            ConfigError: Updates are wanted, but no steps between them.
+        """
+        total = self.total_over(steps_per_pass)
+        if not self.decides:
+            return Schedule(total, 0, 0, 0, total, steps_per_pass)
+        if self.update_times != 0 and self.update_step < 1:
+            raise ConfigError(
+                f"update_step: {self.update_step} with update_times: {self.update_times}; expected 1 or more steps "
+                "between updates -> set update_step, or update_times: 0"
+            )
+        updates = None if self.update_times < 0 else self.update_times
+        repeats = self.repeat and not self.train_step and self.formula > 0
+        cycle = self.formula if repeats else total
+        return Schedule(total, self.warmup_step, self.update_step, updates, cycle, cycle if repeats else steps_per_pass)

@@ -2,9 +2,17 @@
 
 The train dataset is the concatenation of the sources, each tokenised once; a mixture is a plan of row numbers into it.
 Counts per source are the planned share of the segment by largest remainder. What rounding took from a source is owed to
-it and decides the next ties, so a source whose share is below one row per segment is still seen. Inside a source, rows
-come without replacement, reshuffled each time it is exhausted; the state of that is one position per source. Streams,
-which can only be read forwards, are numbered in the order of reading.
+it and decides the next ties, so a source whose share is below one row per segment is still seen.
+
+Inside a source, rows come without replacement, reshuffled each time it is exhausted, and in this order they are trained
+on: the state of that is one position per source. Streams, which can only be read forwards, are numbered in the order of
+reading. Sources are interleaved evenly: with a share p, each row of a source stands at a random place inside its own
+1 / p places of training, over the borders of segments too. So while the shares stand, a source has had its share of the
+rows trained on to within a few rows at any step, and where the shares are the sizes, a pass over the mixture ends for
+all sources at once.
+
+Rejected: shuffling the rows of a segment, which mixes the passes of a source, so that a row comes a third time before
+another came once; shuffling the places of the sources in it, after which a pass ends for one source long after another.
 """
 
 from __future__ import annotations
@@ -125,14 +133,12 @@ class MixtureManager:
         """Returns the next ``num_rows`` rows of the train dataset in the order of training, and moves the positions."""
         shares_K = self.row_shares
         counts_K = largest_remainder(shares_K, num_rows, self._owed)
-        parts = [
-            offset + order.take(int(cursor), int(count))
-            for order, offset, cursor, count in zip(self._orders, self._offsets, self._cursors, counts_K, strict=True)
-        ]
-        rows = np.concatenate(parts)
-        np.random.Generator(np.random.Philox(key=seeded(self.seed, "mixture", self._planned))).shuffle(rows)
-        if self.streams:
-            rows = _forwards(rows, np.searchsorted(self._offsets, rows, side="right"))
+        rng = np.random.Generator(np.random.Philox(key=seeded(self.seed, "mixture", self._planned)))
+        parts, places = [], []
+        for k, count in enumerate(counts_K.tolist()):
+            parts.append(self._offsets[k] + self._orders[k].take(int(self._cursors[k]), count))
+            places.append(places_of_rows(count, num_rows, shares_K[k], self._owed[k], rng))
+        rows: NDArray[np.int64] = np.concatenate(parts)[np.argsort(np.concatenate(places), kind="stable")]
         self._owed += shares_K * num_rows - counts_K
         self._cursors += counts_K
         self._planned += 1
@@ -164,13 +170,21 @@ class MixtureManager:
         self._planned = int(state["planned"])
 
 
-def _forwards(rows: NDArray[np.int64], domains: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the rows with those of each source in increasing order, in the places that the source has."""
-    ordered = rows.copy()
-    for domain in np.unique(domains):
-        places = domains == domain
-        ordered[places] = np.sort(rows[places])
-    return ordered
+def places_of_rows(
+    count: int, num_rows: int, share: float, owed: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Returns where in a segment the rows of a source come: (count,) increasing numbers from 0 to ``num_rows``.
+
+    Args:
+        count: Rows of the source.
+        num_rows: Rows of the segment.
+        share: Its share of them, above 0 where there is a row.
+        owed: Rows that rounding has taken from it before the segment.
+        rng: Chooses each row's place inside of its stretch.
+    """
+    marks = np.clip((np.arange(count + 1) - owed) / share, 0, num_rows) if count else np.zeros(1)
+    places: NDArray[np.float64] = marks[:-1] + rng.random(count) * np.diff(marks)
+    return places
 
 
 def initial_proportions(rule: str, given: Sequence[float] | None, sizes: ArrayLike) -> NDArray[np.float64]:

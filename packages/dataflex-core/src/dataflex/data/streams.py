@@ -84,18 +84,25 @@ class Stream(Dataset[Row]):
     Args:
         dataset: The stream; read again from its start when it ends, with ``set_epoch`` told the pass.
         order: The order that was applied to it, where one was; it is told the pass.
+        rows: Rows of a pass, where they are known without reading it.
+
+    Attributes:
+        rows: Rows of a pass, or None.
     """
 
-    def __init__(self, dataset: datasets.IterableDataset, order: BlockOrder | None = None) -> None:
+    def __init__(
+        self, dataset: datasets.IterableDataset, order: BlockOrder | None = None, rows: int | None = None
+    ) -> None:
         if not isinstance(dataset, datasets.IterableDataset):
             raise ConfigError(
                 f"a {type(dataset).__name__} cannot be resumed in its middle -> use a datasets.IterableDataset, or a "
                 "dataset with rows by number"
             )
         self.order = order
+        self.rows = rows
         self._dataset = copy.deepcopy(dataset)  # its state would follow whoever reads parts of it too
         self._reading = self._dataset
-        self._rows: Iterator[Row] | None = None  # opened when read: a worker that is forked must not share a file
+        self._reader: Iterator[Row] | None = None  # opened when read: a worker that is forked must not share a file
         self._place = self._candidate = Place()
         self._expected: str | None = None
         self._next = self._passes = self._pass_start = 0
@@ -146,7 +153,7 @@ class Stream(Dataset[Row]):
         self._reading.set_epoch(self._passes)
         if state is not None:
             self._reading.load_state_dict(copy.deepcopy(dict(state)))
-        self._rows = None
+        self._reader = None
         self._pass_start = self._next if state is None else -1
 
     def _read(self) -> Row:
@@ -170,8 +177,8 @@ class Stream(Dataset[Row]):
         except (KeyError, TypeError, ValueError):  # a state of another release of datasets
             row = None
         self._expected = None
-        if row is not None and self._rows is not None and _digest(row) == expected:
-            self._rows = chain([row], self._rows)
+        if row is not None and self._reader is not None and _digest(row) == expected:
+            self._reader = chain([row], self._reader)
             return
         logger.warning(
             "a stream did not come back to its row %d from the state of its dataset: its rows are read again from the "
@@ -181,9 +188,20 @@ class Stream(Dataset[Row]):
         self._begin(Place())
 
     def _read_in_pass(self) -> Row | None:
-        if self._rows is None:
-            self._rows = iter(self._reading)
-        return next(self._rows, None)
+        if self._reader is None:
+            self._reader = iter(self._reading)
+        return next(self._reader, None)
+
+
+def told_rows(dataset: Any) -> int | None:
+    """Returns how many rows a stream has by what its dataset says of itself; None where it says nothing.
+
+    That is the number of examples of its split, which hubs know. Transforms keep it, so it is the number of rows where
+    they make one row of each example.
+    """
+    splits = dataset.info.splits if isinstance(dataset, datasets.IterableDataset) else None
+    found = (splits or {}).get(str(dataset.split))
+    return (found.num_examples or None) if found is not None else None
 
 
 def _digest(row: Row) -> str:

@@ -23,6 +23,7 @@ import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
 import torch
+from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
@@ -31,11 +32,13 @@ from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
+from dataflex.integrations.started import Started
 from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
+from dataflex.train.trainer.upstream.relied_on import require_llamafactory
 from dataflex.train.weighter.base_weighter import Weighter
 
 TRAINER_STATE = "trainer_state.json"
@@ -57,13 +60,8 @@ def score(spec: RunSpec) -> Path | None:
     Returns:
         The file of scores; None on a rank that writes none.
     """
-    scorers: list[tuple[Any, str, Any]] = [
-        (sft, "CustomSeq2SeqTrainer", _trainer(spec, sft.CustomSeq2SeqTrainer, ScoreTrainer)),
-        (pt, "CustomTrainer", _trainer(spec, pt.CustomTrainer, ScoreTrainer)),
-        (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args, writes_run=False)),
-    ]
     try:
-        with installed(spec, scorers):
+        with installed(spec, ScoreTrainer):
             tuner.run_exp(keys_for_llamafactory(spec))
     except ScoresWrittenError as done:
         if torch.distributed.is_initialized():
@@ -73,24 +71,38 @@ def score(spec: RunSpec) -> Path | None:
 
 
 @contextmanager
-def installed(spec: RunSpec, more: Sequence[tuple[Any, str, Any]] = ()) -> Iterator[None]:
-    """Puts dynamic training into LLaMA-Factory; undone on leaving."""
+def installed(spec: RunSpec, mixin: type[DynamicTrainer] | None = None) -> Iterator[None]:
+    """Puts dynamic training into LLaMA-Factory; undone on leaving.
+
+    Args:
+        spec: The run.
+        mixin: What stands over LLaMA-Factory's trainers, where it is not that of the train type.
+
+    Raises:
+        IncompatiblePackagesError: The installed LLaMA-Factory has not all that is replaced.
+        ConfigError: It trained with another trainer than ours.
+    """
+    require_llamafactory()
     with ExitStack() as stack:
-        for module, name, stand_in in [*_replacements(spec), *more]:
+        for module, name, stand_in in _replacements(spec, mixin or BY_TRAIN_TYPE[spec.arguments.train_type]):
             stack.enter_context(patch.object(module, name, stand_in))
         yield
 
 
-def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
+def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any, str, Any]]:
     """Returns (module, name, stand-in) of everything that is replaced."""
+    started, writes_run = Started(spec.arguments.train_type), mixin is not ScoreTrainer
     return [
-        (sft, "CustomSeq2SeqTrainer", _trainer(spec, sft.CustomSeq2SeqTrainer)),
-        (pt, "CustomTrainer", _trainer(spec, pt.CustomTrainer)),
+        (sft, "CustomSeq2SeqTrainer", started.making(_trainer(spec, sft.CustomSeq2SeqTrainer, mixin))),
+        (pt, "CustomTrainer", started.making(_trainer(spec, pt.CustomTrainer, mixin))),
+        (Trainer, "train", started.only_ours(Trainer.train)),
+        (tuner, "_training_function", started.missed_after(tuner._training_function)),
+        (sft, "calculate_tps", started.tokens_per_second(sft.calculate_tps)),
         (sft, "get_dataset", _get_dataset(spec, sft.get_dataset)),
         (pt, "get_dataset", _get_dataset(spec, pt.get_dataset)),
         (sft, "plot_loss", _plot_loss(sft.plot_loss)),
         (pt, "plot_loss", _plot_loss(pt.plot_loss)),
-        (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args)),
+        (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args, writes_run)),
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_complete),
         (loader, "apply_liger_kernel", _apply_liger_kernel(spec, loader.apply_liger_kernel)),
@@ -98,13 +110,13 @@ def _replacements(spec: RunSpec) -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer] | None = None) -> Callable[..., Any]:
+def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) -> Callable[..., Any]:
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
-    ours: Callable[..., Any] = trainer_class(mixin or BY_TRAIN_TYPE[spec.arguments.train_type], original)
+    ours: Callable[..., Any] = trainer_class(mixin, original)
     return functools.partial(ours, dataflex=spec)
 
 
-def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: bool = True) -> Callable[..., Any]:
+def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: bool) -> Callable[..., Any]:
     """LLaMA-Factory's own complaints become ours, and the output folder is looked at before anything is loaded."""
 
     @functools.wraps(original)
@@ -143,10 +155,7 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
             module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, load)
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
-        if spec.arguments.train_type != "dynamic_weight":
-            size = training_args.per_device_train_batch_size * max(1, training_args.n_gpu)
-            global_batch_size = size * training_args.gradient_accumulation_steps * training_args.world_size
-            run_schedule(spec, training_args, len(dataset), global_batch_size)
+        run_schedule(spec, training_args, dataset)
         return module
 
     return get_dataset

@@ -11,7 +11,7 @@ import llamafactory.data.loader as data_loader
 from datasets import IterableDataset
 
 from dataflex.config.spec import RunSpec
-from dataflex.data.streams import BlockOrder, Stream
+from dataflex.data.streams import BlockOrder, Stream, told_rows
 
 
 def keys_for_llamafactory(spec: RunSpec) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def keys_for_llamafactory(spec: RunSpec) -> dict[str, Any]:
     if config.get("max_steps") is None:
         config.pop("max_steps", None)
     if keys.train_type == "dynamic_mix" and config.get("streaming") and config.get("max_steps", -1) <= 0:
-        config["max_steps"] = keys.train_step or keys.warmup_step + keys.update_step * keys.update_times
+        config["max_steps"] = spec.steps().total  # a stream without it is refused
     return config
 
 
@@ -56,7 +56,9 @@ def load_stream(load: Callable[..., Mapping[str, Any]], data_args: Any, seed: in
         patch.object(data_loader, "split_dataset", _in_order(order, data_loader.split_dataset)),
     ):
         module = dict(load(data_args=data_args))
-    module["train_dataset"] = Stream(module["train_dataset"], order)
+    told = None if data_args.packing else told_rows(module["train_dataset"])  # packed rows are not those of the files
+    rows = None if told is None else max(0, told - int(data_args.val_size))
+    module["train_dataset"] = Stream(module["train_dataset"], order, rows)
     return module
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.checks.files import rows_in
+from dataflex.config.checks.streams import no_epoch
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
 
 INFO = "dataset_info.json"
@@ -36,6 +37,8 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     rows: dict[str, int | None] = {}
     if info is None:
         return problems, rows
+    if draft.arguments.train_type == "dynamic_mix" and draft.on("streaming") and _endless(draft, names, info):
+        problems += no_epoch(draft.theirs)
     for key, name in [*(("dataset", n) for n in dict.fromkeys(names)), *evaluated]:
         try:
             count = _rows(name, info, draft.theirs.get("dataset_dir", "data"))
@@ -47,6 +50,14 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
         if count == 0:
             problems.append(Problem(key, f"the dataset '{name}' is empty", "put rows into its file, or name another"))
     return problems, rows
+
+
+def _endless(draft: Draft, names: list[str], info: Mapping[str, Any]) -> bool:
+    """Whether no stream can say how many rows it has: hubs know that of their files, and packed rows are others."""
+    packing = draft.theirs.get("packing")
+    packed = draft.on("neat_packing") or (draft.stage == "pt" if packing is None else packing is True)
+    definitions = [info[name] for name in names if isinstance(info.get(name), dict)]
+    return packed or any(not any(key in definition for key in _ELSEWHERE) for definition in definitions)
 
 
 def _sources(draft: Draft, names: list[str]) -> list[Problem]:
@@ -62,8 +73,20 @@ def _sources(draft: Draft, names: list[str]) -> list[Problem]:
 
 
 def _proportions(draft: Draft, names: list[str]) -> list[Problem]:
-    given = draft.arguments.init_mixture_proportions
-    if draft.arguments.train_type != "dynamic_mix" or given is None or len(given) == len(names):
+    if draft.arguments.train_type != "dynamic_mix":
+        return []
+    keys = {"mixture_sample_rule", "init_mixture_proportions"}
+    named = keys & draft.written == {"mixture_sample_rule"} and not keys & draft.wrong
+    if named and draft.arguments.mixture_sample_rule == "mixture" and not draft.on("streaming"):
+        what = "is missing; mixture_sample_rule: mixture takes the proportions from there"
+        way_out = "give one number per dataset, or set mixture_sample_rule: stratified for the sizes of the sources"
+        return [Problem("init_mixture_proportions", what, way_out)]
+    return proportion_problems(draft.arguments.init_mixture_proportions, names)
+
+
+def proportion_problems(given: Sequence[float] | None, names: Sequence[str]) -> list[Problem]:
+    """Returns a problem where initial proportions are given and are not one for each source."""
+    if given is None or len(given) == len(names):
         return []
     what = f"found {len(given)} numbers for {len(names)} datasets ({', '.join(names)})"
     return [Problem("init_mixture_proportions", what, "give one number per dataset, in their order")]

@@ -9,6 +9,7 @@ from typing import Any
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.core.kinds import BY_TRAIN_TYPE, Kind
+from dataflex.core.schedule import Steps
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Draft:
         arguments: dataflex's keys; a key with a problem has its default.
         theirs: LLaMA-Factory's keys as the user wrote them.
         written: The keys of dataflex that the user gave a value.
+        wrong: The keys of dataflex that have a problem already.
     """
 
     arguments: DataflexArguments
     theirs: Mapping[str, Any]
     written: frozenset[str] = frozenset()
+    wrong: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> Kind | None:
@@ -34,6 +37,21 @@ class Draft:
     def static_mix(self) -> bool:
         """Whether the proportions never change."""
         return self.arguments.static_mix and self.arguments.train_type == "dynamic_mix"
+
+    @property
+    def epochs(self) -> float | None:
+        """``num_train_epochs`` where the user wrote it, else None."""
+        return self.number("num_train_epochs", 0.0) if self.theirs.get("num_train_epochs") is not None else None
+
+    @property
+    def steps(self) -> Steps:
+        """What the keys say about the number of steps and updates."""
+        return self.arguments.steps(self.epochs)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of an optimizer step of one process."""
+        return self.count("per_device_train_batch_size", 8) * self.count("gradient_accumulation_steps", 1)
 
     @property
     def stage(self) -> str:

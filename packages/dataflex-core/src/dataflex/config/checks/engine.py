@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.checks.draft import Draft
+from dataflex.config.checks.loader import keys_of, loader_problems
 from dataflex.config.known_keys import enabled
 from dataflex.core.errors import Problem, nearest
 
@@ -75,10 +76,7 @@ def _loop(draft: Draft) -> list[Problem]:
             where = "USE_MCA" if wanted_by_environment else key
             what = f"hands the training to {whose}, which train_type: {train_type} cannot reach"
             problems.append(Problem(where, what, "switch it off, or use train_type: static"))
-    if draft.on("auto_find_batch_size"):
-        what = f"is True, but what train_type: {train_type} plans depends on the batch size"
-        problems.append(Problem("auto_find_batch_size", what, "remove it and set per_device_train_batch_size"))
-    return problems
+    return [*problems, *loader_problems(train_type, keys_of(draft))]
 
 
 def _data_engine(draft: Draft) -> list[Problem]:

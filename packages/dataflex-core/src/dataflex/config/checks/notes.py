@@ -7,6 +7,7 @@ from typing import Any
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.draft import Draft
+from dataflex.config.checks.loader import PLANNED, idle_keys, keys_of
 from dataflex.run.config_file import VERSIONS, installed_versions
 
 _MIXING = frozenset(
@@ -14,7 +15,7 @@ _MIXING = frozenset(
 )
 _WEIGHING = frozenset({"weight_objective", "weight_logits"})
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
-_ORDER = ("disable_shuffling", "group_by_length")  # LLaMA-Factory's and transformers' own; the second until 4.57
+_ORDER = ("group_by_length", "train_sampling_strategy", "accelerator_config.use_seedable_sampler")
 _COMPONENT = frozenset({"component_name", "components_cfg_file"})
 
 
@@ -31,14 +32,26 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
             f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the "
             "initial proportions itself -> use mixture_sample_rule: mixture"
         )
-    planned = a.warmup_step + a.update_step * a.update_times
-    if draft.kind is not None and a.update_times > 0 and 0 < a.train_step < planned:
+    planned = draft.steps.formula
+    if draft.kind is not None and draft.steps.decides and a.update_times > 0 and 0 < a.train_step < planned:
         yield f"train_step: {a.train_step} ends the run before its {a.update_times} updates, which take {planned} steps"
-    order = [key for key in _ORDER if draft.on(key)]
-    order += [key for key in ("train_sampling_strategy",) if draft.theirs.get(key) not in (None, "random")]
-    if order and a.train_type in ("dynamic_select", "dynamic_mix"):
-        yield f"{', '.join(order)}: no effect with train_type: {a.train_type}, which plans the order of the rows"
+    if a.train_type in PLANNED:
+        yield from _planned(draft)
     yield from _other_versions(config.get(VERSIONS))
+
+
+def _planned(draft: Draft) -> Iterator[str]:
+    train_type = draft.arguments.train_type
+    idle = list(idle_keys(train_type, keys_of(draft)))
+    order = [key for key in ("disable_shuffling",) if draft.on(key)] + [key for key in idle if key in _ORDER]
+    if order:
+        yield f"{', '.join(order)}: no effect with train_type: {train_type}, which plans the order of the rows"
+    others = [key for key in idle if key not in _ORDER]
+    if others:
+        yield (
+            f"{', '.join(others)}: no effect on the train rows with train_type: {train_type}, whose loader is planned "
+            "update by update"
+        )
 
 
 def _without_effect(draft: Draft) -> frozenset[str]:
@@ -48,8 +61,10 @@ def _without_effect(draft: Draft) -> frozenset[str]:
     idle = frozenset() if a.train_type == "dynamic_mix" else _MIXING
     idle |= frozenset() if a.train_type == "dynamic_weight" else _WEIGHING
     if draft.static_mix:
-        idle |= _COMPONENT if a.update_times > 0 else _COMPONENT | _UPDATES
-    elif a.update_times == 0 or (a.train_type == "dynamic_weight" and a.update_times < 0):
+        idle |= _COMPONENT
+    if not draft.steps.decides and (a.train_step or a.update_times < 0):  # else they say how long the run is
+        idle |= _UPDATES if draft.static_mix else _UPDATES - {"warmup_step"}
+    if a.update_times == 0:
         idle |= {"update_step"}
     return idle
 

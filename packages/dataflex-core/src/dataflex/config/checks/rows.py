@@ -13,7 +13,6 @@ from dataflex.config.checks.draft import Draft
 from dataflex.config.spec import ComponentSpec
 from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem
-from dataflex.core.schedule import plan_schedule
 
 
 def row_problems(
@@ -33,13 +32,29 @@ def row_problems(
     total = _train_rows(draft, rows)
     if not total or _repeats(spec, info) is not False:
         return []
-    batch = draft.count("per_device_train_batch_size", 8) * draft.count("gradient_accumulation_steps", 1)
-    steps, exact = _longest_stretch(draft, total, batch)
-    asked = steps * batch
-    if batch < 1 or asked <= total or (not exact and asked < total + batch):  # the last batch of an epoch wraps round
+    batch = draft.global_batch_size
+    if batch < 1:
         return []
-    what = f"asks for {asked} rows at once ({steps} steps of {batch} rows), the dataset has {total}"
-    way_out = "lower update_step, warmup_step or the batch size, or use a selector with replacement: true"
+    schedule = draft.steps.plan(-(-total // batch))
+    spare = batch - 1 if draft.steps.by_epochs and not draft.steps.formula else 0  # the last batch of an epoch is short
+    return too_few_rows(schedule.largest_segment, batch, total + spare, found=total)
+
+
+def too_few_rows(steps: int, global_batch_size: int, rows: int, found: int | None = None) -> list[Problem]:
+    """Returns a problem where a selector without replacement would be asked for more rows than there are.
+
+    Args:
+        steps: Steps of the longest segment.
+        global_batch_size: Rows of a step.
+        rows: Rows that it may be asked for.
+        found: Rows that there are, where that is another number.
+    """
+    asked = steps * global_batch_size
+    if asked <= rows:
+        return []
+    has = rows if found is None else found
+    what = f"asks for {asked} rows at once ({steps} steps of {global_batch_size} rows), the dataset has {has}"
+    way_out = "lower update_step, warmup_step or the batch size, or use a selector with `replacement: true`"
     return [Problem("update_step", what, way_out)]
 
 
@@ -62,19 +77,3 @@ def _repeats(spec: ComponentSpec, info: ComponentInfo | None) -> bool | None:
     default = info.parameters.get("replacement") if info is not None else None
     known = default if isinstance(default, bool) else declared
     return known if isinstance(known, bool) else None
-
-
-def _longest_stretch(draft: Draft, rows: int, batch: int) -> tuple[int, bool]:
-    """Returns its steps, and whether they follow from the configuration alone, whatever the number of rows."""
-    a = draft.arguments
-    schedule = plan_schedule(
-        warmup_step=a.warmup_step,
-        update_step=a.update_step,
-        update_times=a.update_times,
-        train_step=a.train_step,
-        epochs=draft.number("num_train_epochs", 3.0),
-        repeat="num_train_epochs" in draft.theirs,
-        steps_per_pass=-(-rows // max(batch, 1)),
-    )
-    given = a.train_step > 0 or (a.update_times >= 0 and a.warmup_step + a.update_step * a.update_times > 0)
-    return schedule.largest_segment, given

@@ -1,15 +1,27 @@
-"""``streaming: true``: what can be done with rows that are read from the start and have no end that anybody knows."""
+"""``streaming: true``: what can be done with rows that are read from the start and have no end that anybody knows.
+
+``validate`` asks with the keys of a file, the trainers with the arguments that they were given.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.draft import Draft
 from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem
+from dataflex.core.schedule import Steps
+
+EPOCH_KEYS = ("eval_strategy", "save_strategy", "logging_strategy")
+"""What may be asked for once an epoch."""
 
 _REFUSED = {
     "dynamic_select": "train_type: dynamic_select asks for rows by number, and a stream has neither numbers nor an end",
     "dynamic_weight": (
-        "a checkpoint of train_type: dynamic_weight knows its dataset by the number of rows, which a stream has not"
+        "a checkpoint of train_type: dynamic_weight knows its dataset by the number of rows, which a stream does not "
+        "have"
     ),
 }
 
@@ -23,35 +35,56 @@ def stream_problems(draft: Draft, mixer: ComponentInfo | None) -> list[Problem]:
     """
     if draft.kind is None or not draft.on("streaming"):
         return []
-    refused = _REFUSED.get(draft.arguments.train_type)
+    refused = no_streams(draft.arguments.train_type)
     if refused:
-        return [Problem("streaming", refused, "set streaming: false")]
-    return [*_sizes(draft, mixer), *_workers(draft), *_steps(draft)]
-
-
-def _sizes(draft: Draft, mixer: ComponentInfo | None) -> list[Problem]:
-    problems = []
-    if draft.arguments.starts_from_sizes:
-        what = f"{draft.arguments.mixture_sample_rule} asks for the sizes of the sources, which streams do not have"
-        way_out = "give init_mixture_proportions, or set mixture_sample_rule: uniform"
-        problems.append(Problem("mixture_sample_rule", what, way_out))
+        return refused
+    problems = [*no_sizes(draft.arguments), *many_readers(draft.count("dataloader_num_workers", 0))]
     if mixer is not None and mixer.constants.get("needs_sizes"):
-        what = f"the mixer '{mixer.name}' asks for the sizes of the sources, which streams do not have"
-        problems.append(Problem("streaming", what, "set streaming: false, or use another mixer"))
-    return problems
+        problems += no_sizes_for(mixer.name)
+    return [*problems, *no_end(draft.steps)]
 
 
-def _workers(draft: Draft) -> list[Problem]:
-    found = draft.count("dataloader_num_workers", 0)
-    if found <= 1:
+def no_streams(train_type: str) -> list[Problem]:
+    """Returns a problem for a train type that cannot train on a stream."""
+    refused = _REFUSED.get(train_type)
+    return [Problem("streaming", refused, "set streaming: false")] if refused else []
+
+
+def no_sizes(keys: DataflexArguments) -> list[Problem]:
+    """Returns a problem where the initial proportions are those of the sizes of streams."""
+    if not keys.starts_from_sizes:
         return []
-    what = f"found {found}, but a stream is read in order, by one process"
+    what = f"{keys.mixture_sample_rule} asks for the sizes of the sources, which streams do not have"
+    return [Problem("mixture_sample_rule", what, "give init_mixture_proportions, or set mixture_sample_rule: uniform")]
+
+
+def no_sizes_for(mixer: str) -> list[Problem]:
+    """Returns the problem of a mixer that looks at the sizes of streams."""
+    what = f"the mixer '{mixer}' asks for the sizes of the sources, which streams do not have"
+    return [Problem("streaming", what, "set streaming: false, or use another mixer")]
+
+
+def many_readers(workers: int) -> list[Problem]:
+    """Returns a problem where more than one worker would each get a part of a stream."""
+    if workers <= 1:
+        return []
+    what = f"found {workers}, but a stream is read in order, by one process"
     return [Problem("dataloader_num_workers", what, "set 1 to read beside the training, or 0")]
 
 
-def _steps(draft: Draft) -> list[Problem]:
-    keys = draft.arguments
-    if keys.train_step or (keys.update_times >= 0 and keys.warmup_step + keys.update_step * keys.update_times):
+def no_end(steps: Steps) -> list[Problem]:
+    """Returns a problem where the number of steps would be that of passes over a stream."""
+    if steps.total is not None:
         return []
     what = "is missing, and a stream has no end that would give the number of steps"
     return [Problem("train_step", what, "give it, or update_step and update_times")]
+
+
+def no_epoch(asked: Mapping[str, Any]) -> list[Problem]:
+    """Returns a problem for each key that asks for something once an epoch where no stream says how long that is.
+
+    Args:
+        asked: The keys with their values; only :data:`EPOCH_KEYS` are looked at.
+    """
+    what = "is epoch, but a stream has no end that anybody knows, so there is no epoch"
+    return [Problem(key, what, f"set {key}: steps") for key in EPOCH_KEYS if asked.get(key) == "epoch"]

@@ -27,7 +27,8 @@ class ScheduleCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Opens the record."""
+        """Opens the record and the count of tokens."""
+        self._trainer.tokens.begin()
         self._trainer.begin_record()
 
     def on_step_end(

@@ -34,10 +34,12 @@ from dataflex.run.record import RunRecord
 from dataflex.run.state import load_state, require_same, require_savable, require_step, save_state
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
-from dataflex.train.trainer.engine import require_engine
+from dataflex.train.trainer.engine import require_engine, require_loader
 from dataflex.train.trainer.passes import PassKeeper
 from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
 from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
+from dataflex.train.trainer.token_count import TokenCount
+from dataflex.train.trainer.upstream.relied_on import require_training
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class DynamicTrainer(Base):
 
     Attributes:
         spec: The run.
+        tokens: The tokens that were trained on, where they are counted.
         component: The selector, mixer or weighter; None for a static mixture.
     """
 
@@ -67,14 +70,12 @@ class DynamicTrainer(Base):
         given = kwargs.get("args", args[1] if len(args) > 1 else None)
         if given is not None and given.should_save:
             require_writable(given.output_dir)
+        require_training()
         super().__init__(*args, **kwargs)
         self.spec = dataflex
+        self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
-        if self.args.auto_find_batch_size:
-            raise ConfigError(
-                f"auto_find_batch_size: true cannot be combined with train_type: {self.arguments.train_type}, because "
-                "the plan depends on the batch size -> set per_device_train_batch_size"
-            )
+        require_loader(self.args, self.arguments.train_type)
         self._written: str | None = None  # a checkpoint whose callbacks are still running
         self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
         self.component: Any = self._constructed()
@@ -127,6 +128,12 @@ class DynamicTrainer(Base):
     def keep_batch_size(self) -> None:
         """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
         self._train_batch_size = self.args.train_batch_size
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Also takes the count of tokens out of the batches of the step."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self.tokens.take(batches)
+        return batches, num_items
 
     def begin_record(self) -> None:
         """Writes the resolved configuration and opens the trace. Called when training begins, on every rank."""

@@ -1,4 +1,4 @@
-"""What an engine must be before a dynamic run starts on it."""
+"""What an engine and its arguments must be before a dynamic run starts on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from accelerate import DistributedType
 
-from dataflex.core.errors import ConfigError
+from dataflex.config.checks.loader import CONFIG, KEYS, flat, loader_problems
+from dataflex.core.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -31,6 +32,32 @@ def require_engine(args: TrainingArguments, found: DistributedType) -> None:
         raise ConfigError(
             f"deepspeed was asked for, but accelerate runs {found.value} on this machine -> leave use_cpu out "
             "(DS_ACCELERATOR=cpu in the environment trains on the CPU), or leave deepspeed out"
+        )
+
+
+def require_loader(args: TrainingArguments, train_type: str) -> None:
+    """Refuses arguments of the train dataloader that a dynamic run cannot follow, in the words of ``validate``.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    given = {key: value for key, value in vars(args).items() if key in KEYS}
+    refuse(loader_problems(train_type, flat(given, vars(vars(args)[CONFIG]))))
+
+
+def require_one_model(args: TrainingArguments, who: str) -> None:
+    """Refuses nn.DataParallel for a component that must see what the model computes: its copies are out of sight.
+
+    transformers wraps the model in it where one process has several GPUs.
+
+    Raises:
+        ConfigError: This is such a process.
+    """
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"one process would train on {args.n_gpu} GPUs (nn.DataParallel), where {who} does not see the losses of "
+            "rows -> start a process for each with torchrun or FORCE_TORCHRUN=1, or show it one GPU "
+            "(CUDA_VISIBLE_DEVICES)"
         )
 
 

@@ -19,7 +19,8 @@ from dataflex.data.rows import MixedSources
 from dataflex.data.stream_places import StreamPlaces
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
 from dataflex.train.trainer.domain_objective import DomainObjective
-from dataflex.train.trainer.mixture_sources import are_streams, first_mixture, mixed_sources, require_one_reader
+from dataflex.train.trainer.engine import require_one_model
+from dataflex.train.trainer.mixture_sources import are_streams, first_mixture, mixed_sources, require_streamable
 from dataflex.train.trainer.planned import Plan, PlannedTrainer
 from dataflex.train.trainer.steps import require_observable
 
@@ -51,16 +52,18 @@ class MixTrainer(PlannedTrainer):
         mixed = mixed_sources(kwargs.get("train_dataset"))
         self._initial = first_mixture(mixed, dataflex.arguments)
         self._places = StreamPlaces(mixed) if are_streams(mixed) else None
+        if self._places is not None:
+            given = kwargs.get("args", args[1] if len(args) > 1 else None)
+            require_streamable(dataflex, 0 if given is None else given.dataloader_num_workers)
         kwargs["train_dataset"] = mixed
         super().__init__(*args, dataflex=dataflex, **kwargs)
-        if self._places is not None:
-            require_one_reader(self.args.dataloader_num_workers)
         if self.component is not None:
             assert isinstance(self.model, torch.nn.Module)
             self.component.prepare(self.model)
         self._domain_losses: DomainLosses | None = None
         self._objective: DomainObjective | None = None
         if self.component is not None and self.component.observes:
+            require_one_model(self.args, f"the mixer '{self._component_name()}'")
             self._domain_losses = DomainLosses(len(mixed.names), self.component.token_values)
             self._objective = self._weighted_objective(self._domain_losses)
             self.add_callback(_AfterEachStep(self))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.core.errors import ConfigError
+from dataflex.config.checks.data import proportion_problems
+from dataflex.config.checks.streams import many_readers, no_sizes, no_sizes_for
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError, refuse
+from dataflex.core.registry import find
 from dataflex.data.mixture import MixtureManager, initial_proportions
 from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Stream
+from dataflex.data.streams import Stream, told_rows
 from dataflex.scoring.lengths import row_lengths
+from dataflex.utils.logging import logger
 
 FIRST_ROWS = 1000
 """Rows of a stream whose mean length stands for that of all."""
@@ -46,39 +51,52 @@ def are_streams(mixed: MixedSources) -> bool:
     return isinstance(mixed.sources[0], Stream)
 
 
-def require_one_reader(workers: int) -> None:
-    """Refuses workers that would each get a part of a stream.
+def require_streamable(spec: RunSpec, workers: int) -> None:
+    """Refuses what cannot be done with streams: sizes that a mixer asks for, workers that would each get a part.
 
     Raises:
-        ConfigError: There is more than one.
+        ConfigError: In the words of ``validate``.
     """
-    if workers > 1:
-        raise ConfigError(
-            f"dataloader_num_workers: found {workers}, but a stream is read in order, by one process -> set 1 to read "
-            "beside the training, or 0"
-        )
+    mixer = spec.component
+    sizes = mixer is not None and find(mixer.kind, mixer.name).needs_sizes  # type: ignore[attr-defined]  # a Mixer
+    refuse([*(no_sizes_for(mixer.name) if mixer is not None and sizes else []), *many_readers(workers)])
 
 
 def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[..., MixtureManager]:
     """Returns what makes the mixture that a run starts with, once the seed is known.
 
     Raises:
-        ConfigError: Tokens are to be counted where a source has none, or the sizes of streams are asked for.
+        ConfigError: Tokens are to be counted where a source has none, the sizes of streams are asked for, or the
+            proportions are not one for each source.
     """
     streams = are_streams(mixed)
-    if streams and keys.starts_from_sizes:
-        raise ConfigError(
-            f"mixture_sample_rule: {keys.mixture_sample_rule} asks for the sizes of the sources, and streams have none "
-            "-> give init_mixture_proportions, or set mixture_sample_rule: uniform"
-        )
+    refuse(no_sizes(keys) if streams else [])
+    if keys.mixture_sample_rule == "mixture":
+        refuse(proportion_problems(keys.init_mixture_proportions, mixed.names))
     lengths = _mean_lengths(mixed) if keys.mixture_unit == "tokens" else None
     amounts = mixed.sizes if lengths is None else mixed.sizes * lengths
     shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)
+    logger.info("the mixture begins with %s: %s", _origin(keys), shares_in_words(mixed.names, shares))
     return functools.partial(MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths, streams=streams)
 
 
+def shares_in_words(names: Sequence[str], shares_K: NDArray[np.float64]) -> str:
+    """Returns ``a 0.500, b 0.500``."""
+    return ", ".join(f"{name} {share:.3f}" for name, share in zip(names, shares_K, strict=True))
+
+
+def _origin(keys: DataflexArguments) -> str:
+    """Returns where the proportions come from, in words."""
+    if keys.starts_from_sizes:
+        return f"the sizes of its sources in {keys.mixture_unit}"
+    return "equal shares" if keys.mixture_sample_rule == "uniform" else "init_mixture_proportions"
+
+
 def _readable(datasets: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: Stream(part) if isinstance(part, IterableDataset) else part for name, part in datasets.items()}
+    return {
+        name: Stream(part, rows=told_rows(part)) if isinstance(part, IterableDataset) else part
+        for name, part in datasets.items()
+    }
 
 
 def _mean_lengths(mixed: MixedSources) -> NDArray[np.float64]:

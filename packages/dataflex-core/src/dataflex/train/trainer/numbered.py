@@ -109,7 +109,7 @@ class NumberedTrainer(DynamicTrainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         collate = super()._get_collator_with_removed_columns(data_collator, description=description)
-        return collate if self._visible is None else NumberingCollator(collate)
+        return collate if self._visible is None else NumberingCollator(self.tokens.counting(collate))
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Samples from the plain rows: samplers that group by length look into them."""

@@ -28,7 +28,7 @@ from dataflex.data.rows import PlannedRows
 from dataflex.run.record import summary
 from dataflex.scoring.session import undisturbed
 from dataflex.train.trainer.dynamic import DynamicTrainer
-from dataflex.train.trainer.steps import require_map_style, run_schedule
+from dataflex.train.trainer.steps import global_batch_size, require_map_style, run_schedule
 from dataflex.utils.logging import logger
 
 
@@ -57,9 +57,8 @@ class PlannedTrainer(DynamicTrainer):
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         require_map_style(kwargs.get("train_dataset"), dataflex.arguments.train_type)
         super().__init__(*args, dataflex=dataflex, **kwargs)
-        self._global_batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        rows = len(self.train_dataset)  # type: ignore[arg-type]  # checked above
-        self.schedule = run_schedule(dataflex, self.args, rows, self._global_batch_size)
+        self._global_batch_size = global_batch_size(self.args)
+        self.schedule = run_schedule(dataflex, self.args, self.train_dataset)
         self.args.max_steps = self.schedule.total
         self.args.ignore_data_skip = True  # the loader itself starts at the right step
         self._segment: Segment | None = None
@@ -91,7 +90,7 @@ class PlannedTrainer(DynamicTrainer):
             global_batch_size=self._global_batch_size,
             position=lambda: self.state.global_step,
             plan=self._plan,
-            batches=functools.partial(self._batches, dataset, collate),
+            batches=functools.partial(self._batches, dataset, self.tokens.counting(collate)),
         )
 
     def epoch_at(self, step: int) -> float | None:

@@ -9,43 +9,64 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from dataflex.config.checks.rows import too_few_rows
+from dataflex.config.checks.schedule import step_problems, two_totals
+from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_streams
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, refuse
 from dataflex.core.registry import find
-from dataflex.core.schedule import Schedule, plan_schedule
+from dataflex.core.schedule import Schedule
+from dataflex.data.rows import MixedSources
+from dataflex.data.streams import Stream
 
 PIECE = 1_000_000
-"""Rows of a mixture that are planned at once where no update asks for more: a quarter of a second, and 28 MB."""
+"""Rows of a mixture that are planned at once where no update asks for more: a third of a second, and 40 MB."""
 
 
-def run_schedule(spec: RunSpec, args: TrainingArguments, rows: int, global_batch_size: int) -> Schedule:
-    """Returns the schedule of a run over ``rows`` rows.
+def global_batch_size(args: TrainingArguments) -> int:
+    """Returns the rows of an optimizer step over all ranks."""
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedule:
+    """Returns the schedule of a run over a train dataset.
 
     Raises:
-        ConfigError: A selector without replacement would be asked for more rows than there are.
+        ConfigError: The numbers of steps contradict each other; a selector without replacement would be asked for more
+            rows than there are; or streams are to be passed over, or something is to happen once an epoch of theirs.
     """
-    keys = spec.arguments
-    selects = keys.train_type == "dynamic_select"
-    schedule = plan_schedule(
-        warmup_step=0 if keys.static_mix else keys.warmup_step,
-        update_step=keys.update_step,
-        update_times=0 if keys.static_mix else keys.update_times,
-        train_step=_total(spec, args),
-        epochs=spec.epochs if spec.epochs is not None else float(args.num_train_epochs),
-        repeat=selects and spec.epochs is not None,
-        steps_per_pass=-(-rows // global_batch_size),
-    )
+    keys, batch = spec.arguments, global_batch_size(args)
+    refuse(two_totals(keys.train_step, args.max_steps))
+    steps = spec.steps(args.max_steps, float(args.num_train_epochs))
+    refuse(step_problems(steps))
+    rows = rows_in_pass(dataset)
+    if rows is None:
+        refuse([*no_end(steps), *no_epoch({key: getattr(args, key) for key in EPOCH_KEYS})])
+        schedule = steps.plan(steps.total_over(0))  # the run is the one epoch that is known
+    else:
+        schedule = steps.plan(_steps_per_pass(rows, args, keys.train_type))
     if keys.train_type == "dynamic_mix":  # its warm-up may be planned in pieces; a selector is asked for it once
-        schedule = replace(schedule, longest=max(1, PIECE // global_batch_size))
-    asked = schedule.largest_segment * global_batch_size
-    if selects and asked > rows and not _repeats(spec):
-        raise ConfigError(
-            f"the longest segment asks for {asked} rows ({schedule.largest_segment} steps x {global_batch_size} rows "
-            "per step), "
-            f"but the train dataset has {rows} -> lower warmup_step, update_step or the batch size, or use a selector "
-            "with `replacement: true`"
-        )
+        schedule = replace(schedule, longest=max(1, PIECE // batch))
+    if rows is not None and keys.train_type == "dynamic_select" and not _repeats(spec):
+        refuse(too_few_rows(schedule.largest_segment, batch, rows))
     return schedule
+
+
+def _steps_per_pass(rows: int, args: TrainingArguments, train_type: str) -> int:
+    """Returns the steps in which every row is seen once; a weighted run counts the batches of the loop's own loader."""
+    batch = int(args.train_batch_size * args.world_size)
+    dropped = args.dataloader_drop_last and train_type == "dynamic_weight"
+    batches = rows // batch if dropped else -(-rows // batch)
+    return max(1, -(-batches // args.gradient_accumulation_steps))
+
+
+def rows_in_pass(dataset: Any) -> int | None:
+    """Returns the rows of a pass over a train dataset; None where streams do not say how many they have."""
+    if not isinstance(dataset, MixedSources):
+        return len(dataset)
+    known = [source.rows if isinstance(source, Stream) else len(source) for source in dataset.sources]
+    counts = [count for count in known if count is not None]
+    return sum(counts) if len(counts) == len(known) else None
 
 
 # What computes the training loss without the logits of each row, so that no source has a loss of its own.
@@ -80,20 +101,9 @@ def require_map_style(dataset: Any, train_type: str) -> None:
     if dataset is None:
         raise ConfigError(f"train_type: {train_type} needs a train dataset -> set dataset")
     if isinstance(dataset, torch.utils.data.IterableDataset) or not isinstance(dataset, Sized):
-        raise ConfigError(
-            f"train_type: {train_type} chooses rows by number, which a stream has none of -> set streaming: false"
-        )
+        refuse(no_streams(train_type))
     if len(dataset) == 0:
         raise ConfigError("the train dataset is empty -> check the files behind dataset, and max_samples")
-
-
-def _total(spec: RunSpec, args: TrainingArguments) -> int:
-    keys = spec.arguments
-    if keys.train_step or args.max_steps > 0:
-        return keys.train_step or args.max_steps
-    if keys.static_mix and keys.update_times > 0:
-        return keys.warmup_step + keys.update_step * keys.update_times
-    return 0
 
 
 def _repeats(spec: RunSpec) -> bool:

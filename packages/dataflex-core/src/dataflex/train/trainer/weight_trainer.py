@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.scoring.label_logits import label_positions
+from dataflex.train.trainer.engine import require_one_model
 from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
+from dataflex.train.trainer.steps import require_map_style, run_schedule
 from dataflex.train.trainer.weight_log import WeightLog
 from dataflex.train.weighter.base_weighter import Weighter, WeightsSamples
 from dataflex.train.weighter.hidden import require_hidden_states
@@ -56,10 +58,12 @@ class WeightTrainer(NumberedTrainer):
     component: WeightsSamples
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+        require_map_style(kwargs.get("train_dataset"), dataflex.arguments.train_type)
         super().__init__(*args, dataflex=dataflex, **kwargs)
-        keys = self.arguments
-        formula = keys.warmup_step + keys.update_step * keys.update_times if keys.update_times > 0 else 0
-        self.args.max_steps = keys.train_step or formula or self.args.max_steps
+        require_one_model(self.args, "a weighter")
+        self.schedule = run_schedule(dataflex, self.args, self.train_dataset)
+        if dataflex.steps(self.args.max_steps).total is not None:  # else the loop counts the epochs itself
+            self.args.max_steps = self.schedule.total
         self._active: WeightsSamples | None = None
         self._inputs: Any = None
         self._tokens: Any = None

@@ -1,0 +1,1 @@
+"""What dataflex relies on in the packages under it, beyond what they promise."""

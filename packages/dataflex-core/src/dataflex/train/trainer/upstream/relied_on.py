@@ -1,0 +1,131 @@
+"""Every private name of another package that dataflex overrides or uses, and the versions in which it was seen.
+
+A private name may go with any release, and an override of a name that is gone does nothing and says nothing. So each is
+looked for before a run starts. ``tests/unit/test_relied_on.py`` finds the private names in our own source and compares
+them with this table, and looks for each of its names in the installed packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from importlib.metadata import version
+
+from dataflex.core.errors import IncompatiblePackagesError
+
+SEEN = {
+    "transformers": ("4.51.0", "5.6.0"),
+    "accelerate": ("1.3.0", "1.11.0"),
+    "torch": ("2.6.0", "2.11.0"),
+    "datasets": ("3.0.0", "4.0.0"),
+    "llamafactory": ("0.9.4", "0.9.5"),
+}
+"""Package -> the lowest and the highest version in which all of its names below were seen."""
+
+TRAINING: dict[str, tuple[str, ...]] = {
+    "transformers.Trainer": (
+        "_get_collator_with_removed_columns",
+        "_get_output_dir",
+        "_get_train_sampler",
+        "_load_from_checkpoint",
+        "_load_optimizer_and_scheduler",
+        "_maybe_log_save_evaluate",
+        "_remove_unused_columns",
+        "_save_checkpoint",
+        "_train_batch_size",
+        # not private, but documented nowhere
+        "compute_loss_func",
+        "get_batch_samples",
+        "label_smoother",
+    ),
+    "accelerate.Accelerator": ("_dataloaders",),
+    "torch.nn.Module": ("_compiled_call_impl",),
+    "torch._dynamo": ("OptimizedModule",),
+    "torch.distributed.fsdp.FullyShardedDataParallel": ("_handle",),
+    "torch.distributed.fsdp._flat_param.FlatParameter": ("_param_infos", "_shapes"),
+    "datasets.Dataset": ("_indices",),
+}
+"""Owner -> names of it, for every dynamic run."""
+
+LLAMAFACTORY: dict[str, tuple[str, ...]] = {
+    "llamafactory.train.sft.workflow": ("CustomSeq2SeqTrainer", "get_dataset", "plot_loss", "calculate_tps"),
+    "llamafactory.train.pt.workflow": ("CustomTrainer", "get_dataset", "plot_loss"),
+    "llamafactory.train.tuner": ("get_train_args", "PissaConvertCallback", "run_exp", "_training_function"),
+    "llamafactory.hparams.parser": ("get_last_checkpoint",),
+    "llamafactory.model.loader": ("apply_liger_kernel",),
+    "llamafactory.data.loader": ("align_dataset", "split_dataset"),
+}
+"""Module -> names of it that a dynamic run through LLaMA-Factory replaces or calls."""
+
+RAY = ({"Worker", "_ray_training_function"}, {"get_ray_trainer"})
+"""The names of ``llamafactory.train.tuner`` on the way to Ray: those of 0.9.5, or those of 0.9.4."""
+
+
+@functools.cache
+def require_training() -> None:
+    """Looks for the names of :data:`TRAINING`.
+
+    Raises:
+        IncompatiblePackagesError: A name is gone.
+    """
+    _require(missing(TRAINING))
+
+
+@functools.cache
+def require_llamafactory() -> None:
+    """Looks for the names of :data:`LLAMAFACTORY` and of one way to Ray. Imports LLaMA-Factory.
+
+    Raises:
+        IncompatiblePackagesError: A name is gone.
+    """
+    tuner = "llamafactory.train.tuner"
+    gone = missing(LLAMAFACTORY)
+    ways = [missing({tuner: tuple(sorted(way))}) for way in RAY]
+    _require(gone or ([] if [] in ways else ways[0]))
+
+
+def missing(table: dict[str, tuple[str, ...]]) -> list[str]:
+    """Returns the names of a table that the installed packages do not have, as ``owner.name``."""
+    return [f"{owner}.{name}" for owner, names in table.items() for name in names if not has(owner, name)]
+
+
+def has(owner: str, name: str) -> bool:
+    """Returns whether a module or a class has a name; of a class, one that its constructor gives to objects counts."""
+    found = _find(owner)
+    if found is None or hasattr(found, name):
+        return found is not None
+    return inspect.isclass(found) and any(_given(cls, name) for cls in found.__mro__)
+
+
+def _given(cls: type, name: str) -> bool:
+    """Whether the class declares the attribute, or assigns it in its own constructor."""
+    if name in vars(cls).get("__annotations__", {}):
+        return True
+    constructor = vars(cls).get("__init__")
+    if not inspect.isfunction(constructor):
+        return False
+    return re.search(rf"\bself\.{name}\b[^=\n]*=", inspect.getsource(constructor)) is not None
+
+
+def _find(owner: str) -> object | None:
+    """Returns the module or class, or None."""
+    try:
+        return importlib.import_module(owner)
+    except ModuleNotFoundError:
+        module, _, name = owner.rpartition(".")
+        return getattr(_find(module), name, None) if module else None
+
+
+def _require(gone: Iterable[str]) -> None:
+    names = sorted(gone)
+    if not names:
+        return
+    packages = sorted({name.partition(".")[0] for name in names})
+    seen = ", ".join(f"{package} {' to '.join(SEEN[package])} (now {version(package)})" for package in packages)
+    raise IncompatiblePackagesError(
+        f"dataflex relies on {', '.join(names)}, which the installed packages do not have; seen in {seen} -> install a "
+        "version between these, or a newer dataflex-core"
+    )

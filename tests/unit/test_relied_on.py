@@ -1,0 +1,107 @@
+"""The private names of other packages that dataflex lives by: all of them are in the table, and all of them exist."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import transformers
+from dataflex.core.errors import IncompatiblePackagesError
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.train.trainer import DynamicTrainer, MixTrainer, SelectTrainer, WeightTrainer
+from dataflex.train.trainer.numbered import NumberedTrainer
+from dataflex.train.trainer.planned import PlannedTrainer
+from dataflex.train.trainer.upstream import relied_on
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+TABLE = relied_on.TRAINING | relied_on.LLAMAFACTORY
+IN_TABLE = {name for names in TABLE.values() for name in names} | {name for way in relied_on.RAY for name in way}
+MIXINS = (DynamicTrainer, PlannedTrainer, NumberedTrainer, SelectTrainer, MixTrainer, WeightTrainer)
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined(tree: ast.AST) -> Iterator[str]:
+    """Names that a module of ours gives to something of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+OURS = {name for tree in TREES.values() for name in defined(tree)}
+
+
+def used() -> Iterator[tuple[Path, str]]:
+    """Private names in our source that none of our modules defines, and private modules and names that it imports."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in OURS:
+                yield path, node.attr
+            if isinstance(node, ast.ImportFrom) and node.module is not None and "dataflex" not in node.module:
+                hidden = any(private(part) for part in node.module.split("."))
+                yield from ((path, alias.name) for alias in node.names if hidden or private(alias.name))
+
+
+def test_every_private_name_of_another_package_in_our_source_is_in_the_table():
+    found = {(path.name, name) for path, name in used()}
+    assert {"_remove_unused_columns", "_dataloaders", "OptimizedModule"} <= {name for _, name in found}
+    assert {pair for pair in found if pair[1] not in IN_TABLE} == set()
+
+
+@pytest.mark.parametrize("mixin", MIXINS, ids=lambda mixin: mixin.__name__)
+def test_every_private_method_of_the_trainer_that_is_overridden_is_in_the_table(mixin):
+    overridden = {name for name in vars(mixin) if private(name) and hasattr(transformers.Trainer, name)}
+    assert overridden <= set(relied_on.TRAINING["transformers.Trainer"])
+
+
+@pytest.mark.parametrize("owner", TABLE)
+def test_every_name_of_the_table_is_in_the_installed_packages(owner):
+    if owner.startswith("llamafactory"):
+        pytest.importorskip("llamafactory.train.tuner")
+    assert relied_on.missing({owner: TABLE[owner]}) == []
+    assert relied_on.missing({owner: ("_no_such_name",)}) == [f"{owner}._no_such_name"]
+
+
+def test_the_installed_versions_are_among_those_in_which_the_names_were_seen():
+    from importlib.metadata import version
+
+    for package, (lowest, highest) in relied_on.SEEN.items():
+        assert Version(lowest) <= Version(version(package).partition("+")[0]) <= Version(highest), package
+    assert {owner.partition(".")[0] for owner in TABLE} == set(relied_on.SEEN)
+
+
+def test_a_trainer_without_such_a_method_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    from dataflex.config.arguments import DataflexArguments
+    from dataflex.config.spec import RunSpec
+    from dataflex.train.trainer import trainer_class
+
+    monkeypatch.delattr(transformers.Trainer, "_maybe_log_save_evaluate")
+    relied_on.require_training.cache_clear()
+    sources = {"a": TokenRows(4), "b": TokenRows(4)}
+    spec = RunSpec(DataflexArguments(train_type="dynamic_mix", static_mix=True, train_step=1))
+    try:
+        with pytest.raises(IncompatiblePackagesError) as refused:
+            trainer_class(MixTrainer, transformers.Trainer)(
+                model=tiny_model(),
+                args=tiny_training_args(tmp_path),
+                train_dataset=sources,
+                data_collator=pad_collate,
+                dataflex=spec,
+            )
+    finally:
+        relied_on.require_training.cache_clear()
+    said = str(refused.value)
+    assert "transformers.Trainer._maybe_log_save_evaluate" in said
+    assert f"transformers 4.51.0 to 5.6.0 (now {transformers.__version__})" in said
+    assert "-> install a version between these" in said
