@@ -26,6 +26,7 @@ from dataflex.scoring.influence import TargetSet, gradient_features, influences,
 from dataflex.scoring.label_logits import label_positions, logits_at_labels
 from dataflex.scoring.lengths import KnowsRowLengths, row_lengths
 from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.optimizer_groups import learning_rates, times_rates
 from dataflex.scoring.row_gradients import per_sample_gradients
 from dataflex.scoring.row_pass import RowBatch, RowPass, without_replicas
 from dataflex.scoring.session import undisturbed
@@ -49,6 +50,7 @@ __all__ = [
     "hidden_state_embeddings",
     "influences",
     "label_positions",
+    "learning_rates",
     "logits_at_labels",
     "per_sample_gradients",
     "per_sample_losses",
@@ -58,6 +60,7 @@ __all__ = [
     "sample_means",
     "shard_batches",
     "target_means",
+    "times_rates",
     "token_losses",
     "undisturbed",
     "without_replicas",
