@@ -32,6 +32,7 @@ from dataflex.scoring.row_pass import RowBatch, RowPass, without_replicas
 from dataflex.scoring.session import undisturbed
 from dataflex.scoring.sketch import Sketch
 from dataflex.scoring.store import ScoreStore
+from dataflex.scoring.target_rows import Target, read_target
 
 __all__ = [
     "AdamDirection",
@@ -42,6 +43,7 @@ __all__ = [
     "RowPass",
     "ScoreStore",
     "Sketch",
+    "Target",
     "TargetSet",
     "agreed_budget",
     "default_token_budget",
@@ -56,6 +58,7 @@ __all__ = [
     "per_sample_losses",
     "plan_batches",
     "read_moments",
+    "read_target",
     "row_lengths",
     "sample_means",
     "shard_batches",
