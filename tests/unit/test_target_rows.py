@@ -8,9 +8,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
-from dataflex.core.registry import names
+from dataflex.core.registry import find, names
 from dataflex.scoring import row_lengths
 from dataflex.scoring.target_rows import JoinedRows, whole_rows, whole_sets
 from dataflex.testing import TokenRows, tiny_model
@@ -184,10 +185,13 @@ def test_every_weighter_leaves_them_out_too(name, rows, target, tmp_path):
         weighted(tmp_path, name, None, rows, target=[EMPTY, MASKED])
 
 
+@pytest.mark.parametrize("token_budget", [5, None])  # with 5, rows without tokens make a batch of their own
 @pytest.mark.parametrize("name", names(SELECTOR))
-def test_a_train_row_without_tokens_is_never_chosen_and_has_no_score(name, rows, target, model, tmp_path):
+def test_a_train_row_without_tokens_is_never_chosen_and_has_no_score(name, token_budget, rows, target, model, tmp_path):
     given = [EMPTY, *rows, EMPTY, EMPTY]
-    params = {"rho_loss": {"column": "irreducible"}}.get(name)
+    params = {"column": "irreducible"} if name == "rho_loss" else {}
+    if "token_budget" in constructor_parameters(find(SELECTOR, name))[0]:
+        params["token_budget"] = token_budget
     if name == "rho_loss":
         given = [row | {"irreducible": 1.0} for row in given]
     if name == "scores":
