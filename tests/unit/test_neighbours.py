@@ -13,10 +13,11 @@ import pytest
 import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import require
+from dataflex.scoring.columns import column_chunks, labelled_rows
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors import neighbours
-from dataflex_selectors.columns import column_chunks, labelled_rows
 from dataflex_selectors.embed import Embedder
+from dataflex_selectors.near import NearSelector
 from dataflex_selectors.neighbours import backend_problem, nearest
 from dataflex_selectors.ngrams import ngram_embeddings
 from hypothesis import given
@@ -261,6 +262,21 @@ def test_a_sentence_encoder_reads_the_text_without_special_tokens(encoders):
 def test_wrong_parameters_of_an_embedding_are_problems(params, message):
     (problem,) = problems(**params)
     assert re.match(message, problem)
+
+
+def test_rows_of_special_tokens_alone_have_no_text_and_are_left_out(encoders, caplog):
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(["one two", "three"], add_special_tokens=False)["input_ids"]
+    silent = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    rows = [{"input_ids": own, "attention_mask": [1] * len(own), "labels": own} for own in (ids[0], silent, ids[1])]
+    options = {"embedding": "some/encoder", "tokenizer": tokenizer}
+    selector = NearSelector(rows, rows[:2], None, pad_collate, "unused", **options)
+    assert selector.eligible().tolist() == [0, 2]
+    assert selector.embedded_target(None, 0).shape[0] == 1
+    assert np.isnan(selector.scores(None, 0)).tolist() == [False, True, False]
+    assert "'eval': 1 of 2 rows have no text and are left out" in caplog.text
+    with pytest.raises(ConfigError, match="no row of the evaluation set 'eval' has text besides special tokens"):
+        NearSelector(rows, rows[1:2], None, pad_collate, "unused", **options)
 
 
 def test_a_sentence_encoder_needs_its_package_and_a_tokenizer(encoders, monkeypatch):

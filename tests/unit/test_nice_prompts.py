@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from dataflex.core.errors import ComponentError
+from dataflex.scoring.target_rows import whole_rows
 from dataflex.testing import tiny_tokenizer
 from dataflex_selectors.nice.prompts import read_prompts
 
@@ -53,7 +54,8 @@ def test_rows_of_predict_with_generate_are_read_too(tokenizer):
         {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": [9, 10]},
         {"input_ids": [5, 6], "attention_mask": [1, 1], "labels": [9, 10]},  # of equal length by chance
     ]
-    assert [(p.tokens, p.reference_tokens) for p in read(tokenizer, rows)] == [((5, 6, 7), (9, 10)), ((5, 6), (9, 10))]
+    found = read(tokenizer, whole_rows(rows))
+    assert [(p.tokens, p.reference_tokens) for p in found] == [((5, 6, 7), (9, 10)), ((5, 6), (9, 10))]
 
 
 def test_rows_without_a_prompt_or_an_answer_are_left_out_and_the_others_keep_their_number(tokenizer):

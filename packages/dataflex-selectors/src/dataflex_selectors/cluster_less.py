@@ -121,7 +121,7 @@ class ClusterLessSelector(ToTarget):
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
         )
-        self.targets, self.settings = loss_targets(eval_dataset), settings
+        self.targets, self.settings = loss_targets(self.target_sets), settings
         self.clusters, self.representatives = clusters, representatives
         self.budget, self.exploration, self.resample = budget, float(exploration), resample
         self.width, self.mode, self.temperature = float(width), mode, float(temperature)

@@ -18,11 +18,11 @@ import torch
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count, count_or_null, one_of
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
+from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.embeddings import POOLINGS
 from dataflex.scoring.row_pass import Collator
 from numpy.typing import NDArray
 
-from dataflex_selectors.columns import column_chunks
 from dataflex_selectors.ngrams import ngram_embeddings
 
 if TYPE_CHECKING:
@@ -105,9 +105,19 @@ class Embedder:
         places = np.concatenate([np.empty(0, dtype=np.int64), *mine])
         return gather_by_row(places, torch.cat([empty, *vectors]), len(rows), self.accelerator)
 
+    def says_something(self, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns whether the embedding has something to read of each row, given that it has tokens: (n,)."""
+        if self.embedding in ("ngrams", "model"):
+            return np.ones(len(rows), dtype=np.bool_)
+        texts = (text for chunk in column_chunks(dataset, "input_ids", rows) for text in self._texts(chunk))
+        return np.fromiter((bool(text.strip()) for text in texts), dtype=np.bool_, count=len(rows))
+
+    def _texts(self, tokens: list[NDArray[np.int64]]) -> list[str]:
+        found: list[str] = self.tokenizer.batch_decode([ids.tolist() for ids in tokens], skip_special_tokens=True)
+        return found
+
     def _encoded(self, encoder: Any, dataset: Any, rows: NDArray[np.int64]) -> torch.Tensor:
-        tokens = [ids.tolist() for chunk in column_chunks(dataset, "input_ids", rows) for ids in chunk]
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = [text for chunk in column_chunks(dataset, "input_ids", rows) for text in self._texts(chunk)]
         return torch.from_numpy(encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)).float()
 
     def _embedding_problem(self) -> Problem | None:

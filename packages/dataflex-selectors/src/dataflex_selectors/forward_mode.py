@@ -150,10 +150,11 @@ def _compare(
         def score(batch: RowBatch) -> torch.Tensor:
             with torch.enable_grad():
                 loss = losses(batch).sum()
-                grads = torch.autograd.grad(loss, list(drawn.parameters.values()), allow_unused=True)
-            pairs = [
-                (g.float(), tangents[n].float()) for n, g in zip(drawn.parameters, grads, strict=True) if g is not None
-            ]
+                trained = list(drawn.parameters.values())
+                # A layer that the row does not reach has no gradient; where it reaches none, autograd refuses.
+                grads = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else []
+            given = {name: grad for name, grad in zip(drawn.parameters, grads, strict=False) if grad is not None}
+            pairs = [(grad.float(), tangents[name].float()) for name, grad in given.items()]
             inner = sum(float((g * xi).sum()) for g, xi in pairs)
             return torch.tensor([[inner, sum(float(g.square().sum()) for g, _ in pairs) ** 0.5]])
 

@@ -8,7 +8,7 @@ Letters: N rows, J target sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -24,9 +24,11 @@ from dataflex.scoring import (
     Sketch,
     TargetSet,
     influences,
+    learning_rates,
     per_sample_gradients,
     read_moments,
     target_means,
+    times_rates,
     without_replicas,
 )
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
@@ -45,8 +47,8 @@ class GradientSettings:
     """What of the gradients is compared, as the user's parameters of these names say.
 
     Attributes:
-        gradient_type: ``adam``: the step of the run's optimizer, which is the gradient before its first step; ``sgd``:
-            the gradient.
+        gradient_type: ``adam``: the step of the run's optimizer, which is that of SGD before its first step; ``sgd``:
+            the gradient. Both times the learning rate of each parameter's group.
         proj_dim: Dimensions of the sketch; None for exact products.
         token_budget: Tokens at once; None for a default.
         factor_dim: Dimensions that are kept of each side of a large matrix; None for all.
@@ -110,6 +112,7 @@ class GradientScores:
         model = without_replicas(model)
         with per_sample_gradients(model, accelerator, settings.factor_dim, seed) as gradients:
             moments = read_moments(self._context.optimizer, gradients.routes) if adam else None
+            rates = learning_rates(self._context.optimizer, gradients.routes)
             if adam and moments is None:
                 logger.info("the optimizer has no moments yet: rows are scored by their gradients")
             sketch = None
@@ -118,15 +121,22 @@ class GradientScores:
                 device = next(model.parameters()).device if accelerator is None else accelerator.device
                 sketch = Sketch(sizes, settings.proj_dim, seed, device)
             means = target_means(gradients, model, self._targets, self._rows, sketch)
-            direction = None if moments is None else FactoredAdam(moments, gradients.factors)  # after the target's own
+            form = None if moments is None else FactoredAdam(moments, gradients.factors)  # after the target's own
+            direction = times_rates(form, rates)
 
             def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-                scored = replace(self._rows, indices=rows, store=self._store(model, gradients.routes, rows))
+                scored = replace(self._rows, indices=rows, store=self._store(model, gradients.routes, rates, rows))
                 return influences(gradients, model, means, scored, direction, sketch)
 
             yield score
 
-    def _store(self, model: torch.nn.Module, routes: Sequence[Route], rows: NDArray[np.int64]) -> ScoreStore | None:
+    def _store(
+        self,
+        model: torch.nn.Module,
+        routes: Sequence[Route],
+        rates: Mapping[int, float],
+        rows: NDArray[np.int64],
+    ) -> ScoreStore | None:
         """Returns where the pass over some rows keeps what it has."""
         settings, context = self._settings, self._context
 
@@ -134,6 +144,7 @@ class GradientScores:
             return digest(
                 model_digest(model, [route.parameter for route in routes]),  # they are frozen at the moment
                 optimizer_digest(context.optimizer) if settings.gradient_type == "adam" else "",
+                sorted(rates.items()),
                 dataset_digest(self._selector.dataset),
                 rows.tobytes().hex(),
                 *(dataset_digest(target.dataset) for target in self._targets),

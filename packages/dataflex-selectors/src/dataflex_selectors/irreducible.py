@@ -19,14 +19,13 @@ from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_name
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.run.row_values import SUFFIXES
 from dataflex.scoring import ScoreStore, per_sample_losses
+from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.row_pass import Collator
 from dataflex.utils.whole_models import whole_models
 from numpy.typing import NDArray
 from packaging.version import Version
 from transformers import AutoModelForCausalLM
-
-from dataflex_selectors.columns import column_chunks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -21,6 +21,7 @@ import numpy as np
 from dataflex.core.context import UpdateContext
 from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
@@ -28,7 +29,7 @@ from dataflex_selectors.gradient_scores import GradientScores, GradientSettings
 from dataflex_selectors.pick import MODES, pick
 from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.running import RunningScores
-from dataflex_selectors.targets import has_target, loss_targets
+from dataflex_selectors.targets import loss_targets
 
 if TYPE_CHECKING:
     import torch
@@ -77,16 +78,17 @@ class LessSelector(Selector):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         settings = GradientSettings(gradient_type, proj_dim, token_budget, factor_dim)
+        target = read_target(eval_dataset)
         require(
             "less selector",
-            has_target(eval_dataset),
+            target.problem,
             *settings.problems(),
             between("decay", decay, 0, 1),
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
             count_or_null("candidates", candidates, null="all"),
         )
-        self.targets, self.settings = loss_targets(eval_dataset), settings
+        self.targets, self.settings = loss_targets(target.sets), settings
         self.mode, self.temperature = mode, float(temperature)
         self.candidates = candidates
         self._running = RunningScores(len(dataset), len(self.targets), float(decay))

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.errors import Problem
+from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.parameter_checks import count, require
-from dataflex.data.rows import MixedSources
+from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.scoring import read_target
+from dataflex.scoring.columns import labelled_rows
 from dataflex.train.selector.base_selector import Selector
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_selectors.columns import labelled_rows
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.neighbours import backend_problem
-from dataflex_selectors.targets import has_target, target_sets
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ class ToTarget(Selector):
         refresh: Updates after which rows are embedded anew, where the embedding moves with training.
         backend: What searches for neighbours.
         device: Where that happens; None for the CPU.
+        target_sets: The evaluation sets by name, without rows that say nothing.
     """
 
     def aim(
@@ -50,11 +52,12 @@ class ToTarget(Selector):
             backend: See :mod:`dataflex_selectors.neighbours`.
 
         Raises:
-            ConfigError: With everything that is wrong.
+            ConfigError: With everything that is wrong, or where a set has no row to compare with.
         """
+        target = read_target(eval_dataset)
         require(
             f"{selector} selector",
-            has_target(eval_dataset),
+            target.problem,
             *embedder.problems(),
             count("refresh", refresh),
             *others,
@@ -64,7 +67,8 @@ class ToTarget(Selector):
         self.refresh = refresh
         self.backend = backend
         self.device = None if self.accelerator is None else self.accelerator.device
-        self._target = MixedSources(target_sets(eval_dataset))
+        self.target_sets = {name: self._readable(name, rows) for name, rows in target.sets.items()}
+        self._target = MixedSources(self.target_sets)
         self._eligible: NDArray[np.int64] | None = None
 
     def is_due(self, last: int, update: int) -> bool:
@@ -72,10 +76,30 @@ class ToTarget(Selector):
         return last < 0 or (self.embedder.moves and update - last >= self.refresh)
 
     def eligible(self) -> NDArray[np.int64]:
-        """Returns the rows with a label, in row order: (n,). Looked up once."""
+        """Returns the rows with tokens (or text) and a label, in row order: (n,). Looked up once.
+
+        The others have no features: whatever stood for them would be equally near to every row of the target.
+        """
         if self._eligible is None:
-            self._eligible = labelled_rows(self.dataset)
+            rows = labelled_rows(self.dataset)
+            self._eligible = rows[self.embedder.says_something(self.dataset, rows)]
         return self._eligible
+
+    def _readable(self, name: str, dataset: Any) -> Any:
+        """Returns the rows of a set that the embedding has something to read of."""
+        every = np.arange(len(dataset), dtype=np.int64)
+        kept = every[self.embedder.says_something(dataset, every)]
+        if len(kept) == len(dataset):
+            return dataset
+        if not len(kept):
+            raise ConfigError(
+                f"eval_dataset: no row of the evaluation set '{name}' has text besides special tokens -> check "
+                "eval_dataset, or use embedding: ngrams or model"
+            )
+        logger.warning(
+            "evaluation set '%s': %d of %d rows have no text and are left out", name, len(every) - len(kept), len(every)
+        )
+        return PlannedRows(dataset, kept)
 
     def embedded_target(self, model: torch.nn.Module, step_id: int) -> NDArray[np.float32]:
         """Returns the vectors of all rows of the evaluation sets: (M, D) of length 1."""

@@ -26,7 +26,7 @@ from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import count, count_or_null, flag, one_of, positive_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.data.rows import MixedSources, PlannedRows
-from dataflex.scoring import RowPass
+from dataflex.scoring import RowPass, read_target
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
@@ -34,7 +34,6 @@ from dataflex_selectors.directional import METHODS, directional_derivatives
 from dataflex_selectors.engines import whole_weights
 from dataflex_selectors.pick import pick
 from dataflex_selectors.pool import candidate_rows
-from dataflex_selectors.targets import has_target, target_sets
 
 if TYPE_CHECKING:
     import torch
@@ -112,9 +111,10 @@ class ZerothSelector(Selector):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
+        target = read_target(eval_dataset)
         require(
             "zeroth selector",
-            has_target(eval_dataset),
+            target.problem,
             whole_weights(accelerator, "the selector moves all of them"),
             count("directions", directions),
             one_of("method", method, METHODS),
@@ -123,7 +123,7 @@ class ZerothSelector(Selector):
             count_or_null("candidates", candidates, null="all"),
             count_or_null("token_budget", token_budget),
         )
-        self.targets = target_sets(eval_dataset)
+        self.targets = target.sets
         self.directions = directions
         self.method = method
         self.step = step

@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
 from dataflex.core.registry import register_weighter
-from dataflex.scoring import hidden_state_embeddings
+from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.train.weighter.hidden import Caught, caught_hidden_states
@@ -79,11 +78,11 @@ class AdaptWeighter(Weighter):
         normalise: bool = False,
     ) -> None:
         super().__init__()
-        sets = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-        self.targets = [rows for rows in sets.values() if rows is not None and len(rows)]
+        target = read_target(eval_dataset, "weighter")
+        self.targets = [rows for rows in target.sets.values() if len(rows)]
         require(
             "adapt weighter",
-            None if self.targets else _no_target(),
+            None if self.targets else target.problem,
             positive("temperature", temperature),
             count("refresh", refresh),
             count_or_null("anchors", anchors, null="all"),
@@ -169,11 +168,3 @@ def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Returns (B, T) bool: where there is a token. Without a mask of that shape, everywhere."""
     mask, tokens_BT = inputs.get("attention_mask"), inputs["input_ids"]
     return mask != 0 if mask is not None and mask.shape == tokens_BT.shape else torch.ones_like(tokens_BT).bool()
-
-
-def _no_target() -> Problem:
-    return Problem(
-        "eval_dataset",
-        "the run has no evaluation set with rows, and its rows are what this weighter aims at",
-        "set eval_dataset, or val_size to hold rows out of the train dataset",
-    )

@@ -18,6 +18,7 @@ INJECTED = frozenset(
         "cache_dir",
     }
 )
+TARGETS = frozenset({"eval_dataset", "mixer_eval_dataset"})  # evaluation rows that a component aims at
 OVERRIDABLE = frozenset({"seed", "cache_dir", "output_dir"})  # plain values: a user may have reasons for another one
 FOLDERS = frozenset({"cache_dir", "output_dir"})
 

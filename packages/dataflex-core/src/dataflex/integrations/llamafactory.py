@@ -34,6 +34,7 @@ from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
 from dataflex.integrations.started import Started
 from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
+from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
 from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
@@ -138,21 +139,35 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: boo
 def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
     """Loads the data as LLaMA-Factory does, per source for a mixture, and refuses what cannot be planned.
 
+    What a component aims at is loaded a second time where ``predict_with_generate`` gives it another form.
+
     The workflows call it before they load the model.
     """
 
     @functools.wraps(original)
     def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
         args = in_one_piece(training_args) if data_args.streaming else training_args
-        load = functools.partial(original, template, model_args, training_args=args, **kwargs)
+        generated = aims_at_generated_rows(spec, training_args)
+        if generated:
+            require_tokenised_as_trained(spec, data_args)
         mixes = spec.arguments.train_type == "dynamic_mix"
         if mixes:
             require_observable(spec)
         by_source = mixes or _needs_sources(spec, data_args)
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-        module: Any = _per_source(data_args, load, seed) if by_source else load(data_args=data_args)
+
+        def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
+            return functools.partial(original, template, model_args, training_args=args, **kwargs)
+
+        def loaded(args: Any, data_args: Any) -> dict[str, Any]:
+            split = by_source and data_args.dataset is not None
+            return _per_source(data_args, loading(args), seed) if split else dict(loading(args)(data_args=data_args))
+
+        module = loaded(args, data_args)
         if mixes and spec.arguments.mixer_eval_dataset:
-            module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, load)
+            module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, loading(args))
+        if generated:
+            module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
         run_schedule(spec, training_args, dataset)

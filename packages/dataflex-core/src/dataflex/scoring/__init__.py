@@ -26,11 +26,13 @@ from dataflex.scoring.influence import TargetSet, gradient_features, influences,
 from dataflex.scoring.label_logits import label_positions, logits_at_labels
 from dataflex.scoring.lengths import KnowsRowLengths, row_lengths
 from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.optimizer_groups import learning_rates, times_rates
 from dataflex.scoring.row_gradients import per_sample_gradients
 from dataflex.scoring.row_pass import RowBatch, RowPass, without_replicas
 from dataflex.scoring.session import undisturbed
 from dataflex.scoring.sketch import Sketch
 from dataflex.scoring.store import ScoreStore
+from dataflex.scoring.target_rows import Target, read_target
 
 __all__ = [
     "AdamDirection",
@@ -41,6 +43,7 @@ __all__ = [
     "RowPass",
     "ScoreStore",
     "Sketch",
+    "Target",
     "TargetSet",
     "agreed_budget",
     "default_token_budget",
@@ -49,15 +52,18 @@ __all__ = [
     "hidden_state_embeddings",
     "influences",
     "label_positions",
+    "learning_rates",
     "logits_at_labels",
     "per_sample_gradients",
     "per_sample_losses",
     "plan_batches",
     "read_moments",
+    "read_target",
     "row_lengths",
     "sample_means",
     "shard_batches",
     "target_means",
+    "times_rates",
     "token_losses",
     "undisturbed",
     "without_replicas",

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.gradient_routes import Route
+from dataflex.scoring.optimizer_groups import Group, deepspeed_optimizer, parameter_groups, wrapped_optimizers
 
 
 @dataclass(frozen=True)
@@ -67,49 +68,62 @@ def _terms(found: Moments) -> tuple[torch.Tensor, torch.Tensor, float, float]:
 def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -> dict[int, Moments] | None:
     """Returns the moments of every trainable parameter, or None before the optimizer's first step.
 
-    Collective under an engine that shards the optimizer.
+    A parameter that no gradient has reached so far has none in the optimizer: they are 0 after 0 steps, which is what
+    the optimizer would begin with. Collective under an engine that shards the optimizer.
 
     Raises:
-        ComponentError: The optimizer keeps no Adam moments, or keeps them in a form that cannot be read.
+        ComponentError: The optimizer keeps no Adam moments, or keeps them in a form or a place that cannot be read.
     """
-    layers = _wrappers(optimizer)
+    layers = wrapped_optimizers(optimizer)
     if not layers:
         return None
-    optimizer = layers[-1]
-    zero = next((layer for layer in layers if type(layer).__module__.startswith("deepspeed")), None)
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    optimizer, zero = layers[-1], deepspeed_optimizer(layers)
+    groups = parameter_groups(layers[0])
     found: dict[int, Moments] = {}
+    missing: dict[int, Moments] = {}
     for route in routes:
         entry = _entry(optimizer, route) if zero is None else _deepspeed_entry(zero, optimizer, route)
-        if entry is None:
-            continue
-        group = groups.get(id(route.parameter), optimizer.param_groups[0])
-        steps = int(torch.as_tensor(entry.get("step", group.get("step", 0))))
-        first, second = (_whole(entry[key]).flatten() for key in ("exp_avg", "exp_avg_sq"))
-        if first.numel() != route.numel:
-            raise ComponentError(
-                f"Adam's moments of {route.name} are in shards that cannot be put together under this engine -> "
-                "gradient_type: sgd"
-            )
-        device = route.parameter.device
-        betas = (float(group["betas"][0]), float(group["betas"][1]))
-        found[route.index] = Moments(first.to(device), second.to(device), steps, betas, float(group["eps"]))
-    if found and len(found) < len(routes):
-        missing = next(route.name for route in routes if route.index not in found)
+        if entry is not None:
+            found[route.index] = _moments(route, entry, groups.get(id(route.parameter), optimizer.param_groups[0]))
+        elif zero is None:  # DeepSpeed has moments of all parameters, or of none yet
+            missing[route.index] = _none_yet(route, groups)
+    stepped = found or any(optimizer.state.values())  # of whatever parameter
+    return {**found, **missing} if stepped else None
+
+
+def _moments(route: Route, entry: dict[str, Any], group: Group) -> Moments:
+    steps = int(torch.as_tensor(entry.get("step", group.get("step", 0))))
+    first, second = (_whole(entry[key]).flatten() for key in ("exp_avg", "exp_avg_sq"))
+    if first.numel() != route.numel:
         raise ComponentError(
-            f"the optimizer has no moments for {missing}, or they cannot be read under this engine (FSDP 1 flattens "
-            "parameters) -> gradient_type: sgd, or fsdp_version 2"
+            f"Adam's moments of {route.name} are {first.numel()} numbers, needed: {route.numel}; they are those of a "
+            "projection (GaLore, APOLLO), or in shards that cannot be put together under this engine -> "
+            "gradient_type: sgd"
         )
-    return found or None
+    device = route.parameter.device
+    return Moments(first.to(device), second.to(device), steps, _betas(group), float(group["eps"]))
 
 
-def _wrappers(optimizer: Any) -> list[Any]:
-    """Returns the optimizer and what it wraps, outermost first: accelerate's, DeepSpeed's and BAdam's hold another."""
-    found = []
-    while optimizer is not None:
-        found.append(optimizer)
-        optimizer = getattr(optimizer, "optimizer", None)
-    return found
+def _none_yet(route: Route, groups: dict[int, Group]) -> Moments:
+    """Returns the moments of a parameter that the optimizer has and has not stepped.
+
+    Raises:
+        ComponentError: The optimizer does not have it, so what is kept for it is somewhere else.
+    """
+    group = groups.get(id(route.parameter))
+    if group is None:
+        raise ComponentError(
+            f"the optimizer has no parameter {route.name}, so its moments cannot be read (FSDP 1 flattens parameters; "
+            "layer-wise GaLore and APOLLO have an optimizer for each; BAdam may step copies) -> gradient_type: sgd, or "
+            "fsdp_version 2"
+        )
+    nothing = torch.zeros(route.numel, device=route.parameter.device)
+    return Moments(nothing, nothing, 0, _betas(group), float(group.get("eps", 0.0)))
+
+
+def _betas(group: Group) -> tuple[float, float]:
+    beta1, beta2 = group.get("betas", (0.0, 0.0))  # of an optimizer that is no Adam, before its first step
+    return float(beta1), float(beta2)
 
 
 def _entry(optimizer: torch.optim.Optimizer, route: Route) -> dict[str, Any] | None:

@@ -80,8 +80,9 @@ class Factors:
 class FactoredAdam:
     """Adam's directions where some parameters are projected; whole ones as :class:`AdamDirection` has them.
 
-    The row's own share of the second moment is left out for a projected parameter. From the making of this object on,
-    projected gradients come scaled: those of target rows, which are plain, must be taken before.
+    The row's own share of the second moment is left out for a projected parameter; where there is no other, as before
+    its first gradient, the row's share is taken to be the same for all of its numbers. From the making of this object
+    on, projected gradients come scaled: those of target rows, which are plain, must be taken before.
 
     Args:
         moments: The moments of each parameter, by its place.
@@ -90,10 +91,15 @@ class FactoredAdam:
 
     def __init__(self, moments: dict[int, Moments], factors: dict[int, Factors]) -> None:
         self._whole = AdamDirection({index: found for index, found in moments.items() if index not in factors})
-        self._terms = {index: found.adam(moments[index]) for index, found in factors.items()}
+        begun = {index: found for index, found in factors.items() if moments[index].second.any()}
+        self._terms = {index: found.adam(moments[index]) for index, found in begun.items()}
+        self._eps = {index: moments[index].eps for index in factors if index not in begun}
 
     def __call__(self, route: Route, grads_BD: torch.Tensor) -> torch.Tensor:
         """Returns the (B, D) directions of (B, D) gradients."""
+        if route.index in self._eps:
+            mean_B1 = grads_BD.square().sum(1, keepdim=True) / route.numel  # of the row's squares: E |P G Q|^2 = |G|^2
+            return torch.as_tensor(grads_BD * (mean_B1 + self._eps[route.index]).rsqrt())
         if route.index not in self._terms:
             return self._whole(route, grads_BD)
         first_D, share = self._terms[route.index]

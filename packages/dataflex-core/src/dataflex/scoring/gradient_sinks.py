@@ -39,13 +39,27 @@ class Sink:
         self.squares_B[rows] += torch.linalg.vecdot(grads_BD, grads_BD)
         self.take(route, rows, grads_BD)
 
+    def absent(self, route: Route) -> None:
+        """Takes a gradient of 0 of one parameter for every row: nothing in the batch has reached its layer.
+
+        The direction of 0 is not 0 where Adam has moments of former steps, and it is the same for all rows.
+        """
+        if self._direction is None:
+            return
+        rows = len(self.squares_B)
+        step_1D = self._direction(route, self.squares_B.new_zeros(1, route.size))
+        square = torch.linalg.vecdot(step_1D, step_1D)
+        if square > 0:
+            self.squares_B += square
+            self.take(route, slice(0, rows), step_1D.expand(rows, -1))
+
     def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
         """Takes what the direction made of the gradients."""
         raise NotImplementedError
 
 
 class Whole(Sink):
-    """Keeps everything: parameter -> (B, D)."""
+    """Keeps everything: parameter -> (B, D); a parameter that no row of the batch reached is not there."""
 
     def __init__(self, rows: int, device: torch.device, direction: Direction | None = None) -> None:
         super().__init__(rows, device, direction)

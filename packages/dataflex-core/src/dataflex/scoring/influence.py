@@ -177,8 +177,8 @@ def _sums(
             continue
         factors_B = torch.from_numpy(weights_M[batch.rows]).to(device, torch.float32)
         factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt(), 0.0)
-        for part, vectors_BD in zip(sums, _parts(sink), strict=True):
-            part += factors_B @ vectors_BD
+        for place, vectors_BD in _parts(sink).items():
+            sums[place] += factors_B @ vectors_BD
         vectors += float(usable_B.sum())
     return sums, vectors
 
@@ -203,8 +203,8 @@ def _group_sums(
             if not sink.squares_B.any():
                 continue
             factors_B = torch.from_numpy(weights_M[members[batch.rows]]).to(sums[0].device, torch.float32)
-            for part, vectors_BD in zip(own, _parts(sink), strict=True):
-                part += factors_B @ vectors_BD
+            for place, vectors_BD in _parts(sink).items():
+                own[place] += factors_B @ vectors_BD
         norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
         if norm > 0:
             vectors += 1
@@ -213,11 +213,12 @@ def _group_sums(
     return sums, vectors
 
 
-def _parts(sink: Sink) -> list[torch.Tensor]:
+def _parts(sink: Sink) -> dict[int, torch.Tensor]:
+    """Returns place in the sums -> vectors of the rows; what is not there is 0."""
     if isinstance(sink, Whole):
-        return [sink.vectors[index] for index in sorted(sink.vectors)]
+        return sink.vectors
     assert isinstance(sink, Sketched)
-    return [sink.features_BK]
+    return {0: sink.features_BK}
 
 
 def _run(gradients: PerSampleGradients, batch: RowBatch, sink: Sink, total: bool = False) -> None:

@@ -58,10 +58,13 @@ class PerSampleGradients:
         self._map: RowMap
         self._calls: dict[Route, int] = {}
         self._waiting: dict[Route, list[Arrival]] = {}
+        self._formed: set[Route] = set()
         self._known_affine: set[tuple[int, str]] = set()
 
     def backward(self, batch: RowBatch, sink: Sink, *, total: bool = False) -> torch.Tensor:
         """Passes the gradients of each row's loss to ``sink``, one parameter after the other.
+
+        Where no row of the batch reaches a parameter's layer, its gradient is 0.
 
         Args:
             batch: The rows.
@@ -78,7 +81,7 @@ class PerSampleGradients:
         if not total:
             weights_M /= counts_B[positions_M // labels_BT.shape[1]]
         self._sink, self._map = sink, RowMap(labels_BT.shape, positions_M)
-        self._calls, self._waiting = dict.fromkeys(self.routes, 0), {}
+        self._calls, self._waiting, self._formed = dict.fromkeys(self.routes, 0), {}, set()
         with torch.enable_grad():
             with autocast(self._accelerator):
                 logits_MV = self._forward(batch.inputs, positions_M, labels_BT.shape)
@@ -89,6 +92,9 @@ class PerSampleGradients:
         for route, arrivals in self._waiting.items():
             self._form(route, arrivals)
         self._waiting = {}
+        for route in self.routes:
+            if route not in self._formed:
+                sink.absent(route)
         return counts_B
 
     def watch(self, use: Use, route: Route, picked: bool) -> RemovableHandle:
@@ -131,6 +137,7 @@ class PerSampleGradients:
 
     @torch.no_grad()
     def _form(self, route: Route, arrivals: list[Arrival]) -> None:
+        self._formed.add(route)
         step = max(1, MOST_NUMBERS // route.size)
         for start in range(0, self._map.rows, step):
             rows = slice(start, min(start + step, self._map.rows))

@@ -62,6 +62,9 @@ class RowBatch:
         return self.token_labels
 
 
+_MASKED_TOKEN = {"input_ids": [0], "attention_mask": [0], "labels": [-100]}
+"""In place of rows without tokens: nothing is seen and nothing is predicted."""
+
 Score = Callable[[RowBatch], torch.Tensor]
 """``score(batch) -> (B, ...)``, the values of the batch's rows."""
 
@@ -167,7 +170,10 @@ class RowPass:
         def load(places: NDArray[np.int64]) -> RowBatch:
             # Collators change the rows they are given (LLaMA-Factory's pops keys); a dataset in memory hands out its
             # own.
-            batch = dict(self.collator([dict(row) for row in fetch(self.dataset, rows[places])]))
+            given = [dict(row) for row in fetch(self.dataset, rows[places])]
+            if not any(len(row["input_ids"]) for row in given):  # no model takes a batch of no columns
+                given = [row | {key: value for key, value in _MASKED_TOKEN.items() if key in row} for row in given]
+            batch = dict(self.collator(given))
             token_labels = batch.pop("labels", None)
             return RowBatch(send_to_device(batch, device), token_labels)
 

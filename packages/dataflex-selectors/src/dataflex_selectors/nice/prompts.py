@@ -34,12 +34,11 @@ def read_prompts(name: str, dataset: Any, rows: Iterable[int], tokenizer: Any) -
     """Returns a prompt for each row that has one: those without labels or without a token before them are left out.
 
     A row of several turns gives its first: the prompt is what stands before the first label, the reference the labels
-    up to the next token without one. Rows as ``predict_with_generate`` makes them, with the prompt alone in
-    ``input_ids`` and the answer alone in ``labels``, are read too.
+    up to the next token without one.
 
     Args:
         name: Of the set, for messages.
-        dataset: Tokenised rows with ``input_ids`` and ``labels``.
+        dataset: Tokenised rows with ``input_ids`` and ``labels``, one for each token.
         rows: Row numbers.
         tokenizer: Turns tokens into text.
 
@@ -60,8 +59,6 @@ def read_prompts(name: str, dataset: Any, rows: Iterable[int], tokenizer: Any) -
 def _split(row: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     tokens, labels = np.asarray(row["input_ids"]), np.asarray(row["labels"])
     labelled = np.flatnonzero(labels != IGNORED)
-    if len(labels) != len(tokens) or (labels[labelled] != tokens[labelled]).any():  # two texts, not one with a mask
-        return _ids(tokens), _ids(labels[labelled])
     if not len(labelled):
         return (), ()
     start = labelled[0]

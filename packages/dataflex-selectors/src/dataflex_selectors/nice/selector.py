@@ -24,6 +24,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
@@ -35,7 +36,6 @@ from dataflex_selectors.nice.settings import RewardSettings
 from dataflex_selectors.pick import MODES, pick
 from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.running import RunningScores
-from dataflex_selectors.targets import has_target, target_sets
 
 if TYPE_CHECKING:
     import torch
@@ -134,11 +134,11 @@ class NiceSelector(Selector):
             reward, reward_model, endpoint, endpoint_model, api_key_env, instruction, show_reference, timeout, attempts,
             concurrency,
         )  # fmt: skip
-        own = (has_target(eval_dataset), _has_tokenizer(tokenizer), *self._problems())
+        target = read_target(eval_dataset)
+        own = (target.problem, _has_tokenizer(tokenizer), *self._problems())
         require("nice selector", *own, *sampling.problems(), *rules.problems(), *rewards.problems())
-        sets = target_sets(eval_dataset)
-        self.goal = PolicyGoal(sets, tokenizer, accelerator, sampling, rules, rewards.build(accelerator))
-        self._running = RunningScores(len(dataset), len(sets), float(decay))
+        self.goal = PolicyGoal(target.sets, tokenizer, accelerator, sampling, rules, rewards.build(accelerator))
+        self._running = RunningScores(len(dataset), len(target.sets), float(decay))
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Draws and rewards answers, scores the candidates, and returns the rows that ``mode`` picks. See the base.

@@ -12,9 +12,10 @@ import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.core.component import Component
-from dataflex.core.construct import construct
+from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
+from dataflex.core.injected import TARGETS
 from dataflex.core.plugins import plugin_manager
 from dataflex.core.registry import find
 from dataflex.core.secret_values import is_secret, without_secrets
@@ -32,6 +33,7 @@ from dataflex.run.config_file import write_config
 from dataflex.run.files import CACHE
 from dataflex.run.record import RunRecord
 from dataflex.run.state import load_state, require_same, require_savable, require_step, save_state
+from dataflex.scoring.target_rows import whole_sets
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine, require_loader
@@ -58,6 +60,7 @@ class DynamicTrainer(Base):
     Args:
         *args: For the trainer underneath.
         dataflex: The run, as :func:`dataflex.config.check.check` returns it or as built by hand.
+        target_dataset: Evaluation rows for the component, where they are other ones than those for evaluation.
         **kwargs: For the trainer underneath.
 
     Attributes:
@@ -66,7 +69,8 @@ class DynamicTrainer(Base):
         component: The selector, mixer or weighter; None for a static mixture.
     """
 
-    def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, dataflex: RunSpec, target_dataset: Any = None, **kwargs: Any) -> None:
+        self._target_dataset = target_dataset
         given = kwargs.get("args", args[1] if len(args) > 1 else None)
         if given is not None and given.should_save:
             require_writable(given.output_dir)
@@ -245,7 +249,10 @@ class DynamicTrainer(Base):
         wanted = self.spec.component
         if wanted is None:
             return None
-        component = construct(find(wanted.kind, wanted.name), wanted.params, self._injectable())
+        cls, runtime = find(wanted.kind, wanted.name), self._injectable()
+        for key in TARGETS.intersection(constructor_parameters(cls)[0], runtime):
+            runtime[key] = whole_sets(runtime[key])
+        component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
             component.bind(wanted.preset, self.seed, self.output_dir)
         return component
@@ -255,7 +262,7 @@ class DynamicTrainer(Base):
         preset = self.spec.component.preset if self.spec.component is not None else ""
         return {
             "dataset": self.train_dataset,
-            "eval_dataset": self.eval_dataset,
+            "eval_dataset": self.eval_dataset if self._target_dataset is None else self._target_dataset,
             "accelerator": self.accelerator,
             "data_collator": self.data_collator,
             "output_dir": self.output_dir,

@@ -186,10 +186,10 @@ class MixTrainer(PlannedTrainer):
         return super()._constructed()
 
     def _injectable(self) -> dict[str, Any]:
-        held_out = self._held_out
-        if held_out is None and isinstance(self.eval_dataset, Mapping):
-            held_out = self.eval_dataset
-        return super()._injectable() | {"mixture_manager": self.mixture_manager, "mixer_eval_dataset": held_out}
+        runtime, held_out = super()._injectable(), self._held_out
+        if held_out is None and isinstance(runtime["eval_dataset"], Mapping):
+            held_out = runtime["eval_dataset"]
+        return runtime | {"mixture_manager": self.mixture_manager, "mixer_eval_dataset": held_out}
 
 
 class _AfterEachStep(TrainerCallback):

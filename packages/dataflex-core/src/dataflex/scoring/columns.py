@@ -7,9 +7,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
+
 from dataflex.data.rows import fetch
 from dataflex.scoring.label_logits import IGNORED
-from numpy.typing import NDArray
+from dataflex.scoring.lengths import row_lengths
 
 _CHUNK = 1024  # rows read at a time
 
@@ -37,10 +39,10 @@ def column_chunks(dataset: Any, column: str, rows: NDArray[np.int64]) -> Iterato
 def labelled_rows(dataset: Any) -> NDArray[np.int64]:
     """Returns the rows that something can be learnt from, in row order: (n,) of N.
 
-    A row whose labels are all -100 is left out; the label of the first token is not predicted and does not count. A row
-    without ``labels`` stays: the collator makes them.
+    A row without tokens is left out, and so is one whose labels are all -100; the label of the first token is not
+    predicted and does not count. A row without ``labels`` stays: the collator makes them.
     """
-    every = np.arange(len(dataset), dtype=np.int64)
+    every = np.flatnonzero(row_lengths(dataset) > 0)
     if isinstance(dataset, datasets.Dataset) and "labels" not in dataset.column_names:
         return every
     chunks = column_chunks(dataset, "labels", every)

@@ -1,0 +1,36 @@
+"""Every installed component of a kind that asks for some object of the run, made as a trainer makes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from dataflex.core.construct import construct, constructor_parameters
+from dataflex.core.context import UpdateContext
+from dataflex.core.kinds import Kind
+from dataflex.core.registry import find, names
+from dataflex.testing import pad_collate, tiny_tokenizer
+
+QUICK: dict[str, dict[str, Any]] = {  # what makes a component quick, or what it cannot do without
+    "nice": {"samples": 2, "max_new_tokens": 3, "reject": False, "top_k": 0, "top_p": 1.0, "fallback": "reference"},
+    "tsds": {"neighbours": 5},
+    "zeroth": {"directions": 2},
+}
+
+
+def asking_for(kind: Kind, *objects: str) -> list[str]:
+    """Returns the installed components whose constructor names one of the run's ``objects``."""
+    return [name for name in names(kind) if set(objects) & set(constructor_parameters(find(kind, name))[0])]
+
+
+def made(kind: Kind, name: str, params: dict[str, Any] | None = None, **runtime: Any) -> Any:
+    """Returns the component, bound to a seed."""
+    given = {"accelerator": None, "data_collator": pad_collate, "cache_dir": "unused", "tokenizer": tiny_tokenizer()}
+    component = construct(find(kind, name), QUICK.get(name, {}) | (params or {}), given | runtime)
+    component.bind(name, 7)
+    return component
+
+
+def scores(selector: Any, model: Any, optimizer: Any = None) -> np.ndarray:
+    """Returns the selector's scores of all rows at its first update."""
+    return np.asarray(selector.scores(model, 3, context=UpdateContext(0, 1, 3, 9, 1e-3, optimizer)))
