@@ -14,6 +14,7 @@ from dataflex.core.secret_values import masked
 from dataflex.run.files import COMPONENTS, CONFIG, replacing
 
 VERSIONS = "dataflex_versions"  # a key of the file that is read back only to be compared
+END = "..."  # of a YAML document: a file without it was cut off
 PACKAGES = (
     "dataflex-core",
     "dataflex-selectors",
@@ -81,4 +82,4 @@ def written_config(output_dir: str | Path) -> dict[str, Any]:
 
 def _write_yaml(path: Path, value: dict[str, Any]) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+        yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True, explicit_end=True)
