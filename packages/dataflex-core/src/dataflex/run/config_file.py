@@ -75,8 +75,8 @@ def written_config(output_dir: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"output_dir: {path} cannot be read: {reason} -> {_WAY_OUT}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content) or VERSIONS not in content:
-        raise ConfigError(f"output_dir: {path} is damaged: it does not end with {VERSIONS} -> {_WAY_OUT}")
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"output_dir: {path} is damaged: it holds no keys of a run -> {_WAY_OUT}")
     return content
 
 
