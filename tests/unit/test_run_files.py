@@ -214,7 +214,7 @@ def test_files_of_strangers_beside_the_record_stay(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"a: [1", b"\xff\xfea\x00", b"a: \xe9", b"- 1\n", b"3", b"1: 2\n", b"stage: sft\ntrain_type: dyn",
+        b"", b"a: [1", b"\xff\xfea\x00", b"a: \xe9", b"- 1\n", b"3", b"1: 2\n",
         b"[" * 10_000, b"a: &x [*x]", b"a: 2020-99-99\n", b"a: !!python/object:os.system {}\n",
     ],
     ids=lambda content: content[:30].decode("latin-1"),
@@ -226,6 +226,12 @@ def test_a_damaged_configuration_of_a_run_is_one_sentence(tmp_path, content):
         written_config(tmp_path)
     with pytest.raises(ConfigError, match=re.escape(str(path))):
         read_config(path)
+
+
+def test_a_configuration_that_was_cut_off_between_two_keys_is_not_trained_from(tmp_path):
+    (tmp_path / CONFIG).write_text("stage: sft\ntrain_type: static\n")
+    with pytest.raises(ConfigError, match="does not end with dataflex_versions, as a run writes it: it was cut off"):
+        read_config(tmp_path / CONFIG)
 
 
 def test_a_folder_in_the_place_of_a_configuration_is_one_sentence(tmp_path):

@@ -14,6 +14,7 @@ from dataflex.core.secret_values import masked
 from dataflex.run.files import COMPONENTS, CONFIG, replacing
 
 VERSIONS = "dataflex_versions"  # a key of the file that is read back only to be compared
+END = "..."  # of a YAML document: a file without it was cut off
 PACKAGES = (
     "dataflex-core",
     "dataflex-selectors",
@@ -74,11 +75,11 @@ def written_config(output_dir: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"output_dir: {path} cannot be read: {reason} -> {_WAY_OUT}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content) or VERSIONS not in content:
-        raise ConfigError(f"output_dir: {path} is damaged: it does not end with {VERSIONS} -> {_WAY_OUT}")
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"output_dir: {path} is damaged: it holds no keys of a run -> {_WAY_OUT}")
     return content
 
 
 def _write_yaml(path: Path, value: dict[str, Any]) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+        yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True, explicit_end=True)
