@@ -26,8 +26,9 @@ from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.power_law import fit_power_law, learning_speed, smoothed
-from dataflex_mixers.simplex import Shares, with_floor
+from dataflex_mixers.power_law import fit_power_law, learning_speed, log_learning_speed, smoothed
+from dataflex_mixers.simplex import Shares, kept_logarithm, logarithm, softmax, with_floor
+from dataflex_mixers.window import not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -38,18 +39,28 @@ UNIT = 1024  # tokens
 FEWEST = 8  # points, for three parameters
 
 
-def preference(prior_K: Shares, history_K: Shares, speeds_K: NDArray[np.float64], credit: float) -> Shares:
+def preference(prior_K: Shares, log_history_K: Shares, log_speeds_K: NDArray[np.float64], credit: float) -> Shares:
     """Returns rho: (K,), sum 1; the prior where nothing is being learnt any more.
 
     Args:
         prior_K: (K,) mu.
-        history_K: (K,) h.
-        speeds_K: (K,) -dL/dn of each source.
+        log_history_K: (K,) ln h.
+        log_speeds_K: (K,) the logarithm of -dL/dn of each source.
         credit: s, the power of h.
     """
-    rho_K = prior_K * history_K**credit * speeds_K
-    total = rho_K.sum()
-    return np.asarray(rho_K / total if total > 0 else prior_K)
+    past_K = credit * log_history_K if credit else np.zeros_like(log_history_K)  # h^0 is 1, of an h of 0 as well
+    log_rho_K = logarithm(prior_K) + past_K + log_speeds_K
+    return softmax(log_rho_K) if log_rho_K.max() > -np.inf else prior_K
+
+
+def blended(shares_K: Shares, log_history_K: Shares, rate: float) -> Shares:
+    """Returns ln h after a step: (K,), of h <- rate shares + (1 - rate) h.
+
+    The logarithm is kept, as an h that falls by the same factor in each step is soon less than a number can hold, and
+    with ``credit: 1`` would never come back.
+    """
+    old, new = logarithm(np.array([1 - rate, rate]))
+    return np.asarray(np.logaddexp(new + logarithm(shares_K), old + log_history_K))
 
 
 @register_mixer("ado")
@@ -107,7 +118,8 @@ class AdoMixer(Mixer):
         self.credit, self.history_rate, self.policy_rate = float(credit), float(history_rate), float(policy_rate)
         self.min_share = float(min_share)
         self.prior_K: Shares = mixture_manager.proportions.copy()
-        self.history_K, self.average_K, self.policy_K = (self.prior_K.copy() for _ in range(3))
+        self.log_history_K = logarithm(self.prior_K)  # ln h
+        self.average_K, self.policy_K = self.prior_K.copy(), self.prior_K.copy()
         self.params_K3: NDArray[np.float64] | None = None
         self.fitted_at = 0
         self.counts_T: list[float] = []  # n after each step
@@ -115,15 +127,17 @@ class AdoMixer(Mixer):
 
     def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
         """Adds a step to the history and moves the policy."""
-        seen_K = tokens_K > 0
+        self.leave_out(not_finite(losses_K, tokens_K), "a source's loss")
+        seen_K = (tokens_K > 0) & np.isfinite(losses_K)
         if not seen_K.any():
             return
+        tokens_K = np.where(seen_K, tokens_K, 0)
         mean = float((losses_K[seen_K] * tokens_K[seen_K]).sum() / tokens_K.sum())
         last_K = self.losses_TK[-1] if self.losses_TK else np.full(len(losses_K), mean)
         self.losses_TK.append(np.where(seen_K, losses_K, last_K).astype(np.float32))
         self.counts_T.append((self.counts_T[-1] if self.counts_T else 0.0) + float(tokens_K.sum()) / UNIT)
         now_K = self.mixture_manager.proportions
-        self.history_K = self.history_rate * now_K + (1 - self.history_rate) * self.history_K  # h
+        self.log_history_K = blended(now_K, self.log_history_K, self.history_rate)
         if self.params_K3 is not None:
             self._advance(step)
 
@@ -152,8 +166,8 @@ class AdoMixer(Mixer):
     def _advance(self, step: int) -> None:
         """Moves pi and pi_bar by one step."""
         assert self.params_K3 is not None
-        speeds_K = learning_speed(self.params_K3, self.counts_T[-1])
-        rho_K = preference(self.prior_K, self.history_K, speeds_K, self.credit)
+        log_speeds_K = log_learning_speed(self.params_K3, self.counts_T[-1])
+        rho_K = preference(self.prior_K, self.log_history_K, log_speeds_K, self.credit)
         pi_K = self.policy_rate * rho_K + (1 - self.policy_rate) * self.average_K
         self.policy_K = with_floor(pi_K, self.min_share)
         self.average_K = rho_K / (step + 1) + (1 - 1 / (step + 1)) * self.average_K  # pi_bar
@@ -182,7 +196,7 @@ class AdoMixer(Mixer):
             "losses": np.array(self.losses_TK, dtype=np.float32),
             "params": self.params_K3,
             "fitted_at": self.fitted_at,
-            "history": self.history_K,
+            "log_history": self.log_history_K,
             "average": self.average_K,
             "policy": self.policy_K,
         }
@@ -193,4 +207,5 @@ class AdoMixer(Mixer):
         self.losses_TK = list(np.array(state["losses"], dtype=np.float32))
         self.params_K3 = None if state["params"] is None else np.array(state["params"])
         self.fitted_at = int(state["fitted_at"])
-        self.history_K, self.average_K, self.policy_K = (np.array(state[k]) for k in ("history", "average", "policy"))
+        self.log_history_K = kept_logarithm(state, "log_history", "history")
+        self.average_K, self.policy_K = (np.array(state[key]) for key in ("average", "policy"))
