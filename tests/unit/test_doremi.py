@@ -70,7 +70,7 @@ def test_several_steps_are_those_of_algorithm_1_by_hand(reference, eta, c):
 def test_a_source_that_was_never_seen_moves_with_the_mean_of_the_others(reference):
     made = mixer(reference, smoothing=0.0)
     observed(made, (0.2, 0.4, NAN))
-    np.testing.assert_allclose(made.alpha_K, ascended(np.full(3, 1 / 3), np.array([0.2, 0.4, 0.3]), 1.0, 0.0))
+    np.testing.assert_allclose(made.log_alpha_K, ascended(np.full(3, -np.log(3)), np.array([0.2, 0.4, 0.3]), 1.0, 0.0))
     observed(mixer(reference), (NAN, NAN, NAN))
 
 

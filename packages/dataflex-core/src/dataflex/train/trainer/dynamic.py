@@ -169,6 +169,7 @@ class DynamicTrainer(Base):
             "step": self.state.global_step,
             "identity": self.identity(),
             "component": self._component_state(),
+            "left_out": self.component.left_out if isinstance(self.component, Component) else 0,
             "save_only_model": self.args.save_only_model,
         }
 
@@ -187,6 +188,7 @@ class DynamicTrainer(Base):
         """Restores what :meth:`dynamic_state` returned."""
         if isinstance(self.component, Component):
             self.component.load_state_dict(state["component"])
+            self.component.left_out = state.get("left_out", 0)  # an older checkpoint has none
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")

@@ -197,7 +197,8 @@ class WeightTrainer(NumberedTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the weights were to the line of the training loss."""
         if "loss" in logs:
-            logs, self._metrics = logs | self._metrics, {}
+            left_out = self.component.left_out if isinstance(self.component, Weighter) else 0
+            logs, self._metrics = logs | self._metrics | ({"dataflex/left_out": left_out} if left_out else {}), {}
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
