@@ -428,8 +428,8 @@ def test_target_rows_without_labels_do_not_count_and_a_set_of_none_else_is_refus
     plain = select(build(rows, list(target), directions=2), model, 24)
     mixed = select(build(rows, [*target, without_labels(target[0])], directions=2), model, 24)
     np.testing.assert_allclose(mixed.scores, plain.scores, atol=1e-3)
-    with pytest.raises(ComponentError, match="a set of eval_dataset has no row with a label"):
-        select(build(rows, [without_labels(target[0])], directions=2), model, 24)
+    with pytest.raises(ConfigError, match="no row of the evaluation set 'eval' has a token with a label"):
+        build(rows, [without_labels(target[0])], directions=2)
 
 
 @pytest.mark.parametrize(

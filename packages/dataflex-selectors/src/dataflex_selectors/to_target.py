@@ -64,6 +64,7 @@ class ToTarget(Selector):
             backend_problem(backend),
         )
         self.embedder = embedder
+        self._says_something = embedder.says_something
         self.refresh = refresh
         self.backend = backend
         self.device = None if self.accelerator is None else self.accelerator.device
@@ -82,13 +83,13 @@ class ToTarget(Selector):
         """
         if self._eligible is None:
             rows = labelled_rows(self.dataset)
-            self._eligible = rows[self.embedder.says_something(self.dataset, rows)]
+            self._eligible = rows[self._says_something(self.dataset, rows)]
         return self._eligible
 
     def _readable(self, name: str, dataset: Any) -> Any:
         """Returns the rows of a set that the embedding has something to read of."""
         every = np.arange(len(dataset), dtype=np.int64)
-        kept = every[self.embedder.says_something(dataset, every)]
+        kept = every[self._says_something(dataset, every)]
         if len(kept) == len(dataset):
             return dataset
         if not len(kept):

@@ -78,11 +78,11 @@ class AdaptWeighter(Weighter):
         normalise: bool = False,
     ) -> None:
         super().__init__()
-        target = read_target(eval_dataset, "weighter")
+        target = read_target(eval_dataset, "weighter", every=False)
         self.targets = [rows for rows in target.sets.values() if len(rows)]
         require(
             "adapt weighter",
-            None if self.targets else target.problem,
+            target.problem,
             positive("temperature", temperature),
             count("refresh", refresh),
             count_or_null("anchors", anchors, null="all"),

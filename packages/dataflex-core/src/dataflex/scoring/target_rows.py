@@ -14,7 +14,7 @@ LLaMA-Factory does not come here: its rows are tokenised once more, as without t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Target:
     problem: Problem | None
 
 
-def read_target(eval_dataset: Any, who: str = "selector") -> Target:
+def read_target(eval_dataset: Any, who: str = "selector", *, every: bool = True) -> Target:
     """Returns the rows of the evaluation sets that can be aimed at. Reads their tokens; every rank calls it.
 
     Rows without tokens or without a label are left out, and a log line says how many.
@@ -54,18 +54,25 @@ def read_target(eval_dataset: Any, who: str = "selector") -> Target:
     Args:
         eval_dataset: A tokenised dataset, or several by name; None gives no set at all.
         who: What aims at them, for the problem.
+        every: Whether each set must have such a row; otherwise one of them.
     """
-    sets: dict[str, Any] = {}
-    for name, dataset in named_sets(eval_dataset).items():
-        if dataset is None:
-            continue
+    given = {name: dataset for name, dataset in named_sets(eval_dataset).items() if dataset is not None}
+    for name, dataset in given.items():
         if (problem := _stream(name, dataset)) is not None:
             return Target({}, problem)
-        try:
-            sets[name] = _usable(name, whole_rows(dataset, name))
-        except ConfigError as error:
-            return Target({}, Problem("eval_dataset", str(error)))
-    return Target(sets, _missing(sets, named_sets(eval_dataset), who))
+    problem = _without_rows(given, who, every)
+    if problem is not None:
+        return Target({}, problem)
+    try:
+        sets = {name: _usable(name, whole_rows(dataset, name)) for name, dataset in given.items()}
+    except ConfigError as error:
+        return Target({}, Problem("eval_dataset", str(error)))
+    empty = [name for name, rows in sets.items() if not len(rows)]
+    if not empty or (not every and len(empty) < len(sets)):
+        return Target(sets, None)
+    what = f"no row of the evaluation set {_quoted(empty)} has a token with a label, {_aim(who)}"
+    way_out = "check eval_dataset, or use a larger cutoff_len if it cuts the answers off"
+    return Target(sets, Problem("eval_dataset", what, way_out))
 
 
 def named_sets(eval_dataset: Any) -> dict[str, Any]:
@@ -211,19 +218,20 @@ def _stream(name: str, dataset: Any) -> Problem | None:
     )
 
 
-def _missing(sets: Mapping[str, Any], given: Mapping[str, Any], who: str) -> Problem | None:
-    aim = f"and its rows are what this {who} aims at"
+def _without_rows(given: Mapping[str, Any], who: str, every: bool) -> Problem | None:
     way_out = "set eval_dataset, or val_size to hold rows out of the train dataset"
-    if not sets:
-        return Problem("eval_dataset", f"the run has no evaluation set, {aim}", way_out)
-    without = ", ".join(repr(name) for name in sets if not len(given[name]))
-    if without:
-        return Problem("eval_dataset", f"the evaluation set {without} has no rows, {aim}", way_out)
-    empty = ", ".join(repr(name) for name, rows in sets.items() if not len(rows))
-    if not empty:
+    without = [name for name, dataset in given.items() if not len(dataset)]
+    if every and without:
+        return Problem("eval_dataset", f"the evaluation set {_quoted(without)} has no rows, {_aim(who)}", way_out)
+    if len(without) < len(given):
         return None
-    return Problem(
-        "eval_dataset",
-        f"no row of the evaluation set {empty} has a token with a label, {aim}",
-        "check eval_dataset, or use a larger cutoff_len if it cuts the answers off",
-    )
+    what = "the run has no evaluation set" + ("" if every else " with rows")
+    return Problem("eval_dataset", f"{what}, {_aim(who)}", way_out)
+
+
+def _aim(who: str) -> str:
+    return f"and its rows are what this {who} aims at"
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
