@@ -61,31 +61,6 @@ def require_step(state: Mapping[str, Any], folder: str | Path) -> None:
         )
 
 
-def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str | Path) -> None:
-    """Refuses a checkpoint of another run.
-
-    Args:
-        saved: Identity stored in the checkpoint.
-        now: Identity of the present run.
-        folder: The checkpoint, for the message.
-
-    Raises:
-        CheckpointError: Naming every difference.
-    """
-    differing = [
-        f"{key}: {saved.get(key)} in the checkpoint, {now.get(key)} now"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{folder} belongs to another run:\n  - "
-            + "\n  - ".join(differing)
-            + "\n-> restore the configuration it was "
-            "made with, or use another output_dir (or overwrite_output_dir: true) to start anew"
-        )
-
-
 def _packed(value: Any) -> Any:
     """Replaces arrays by tensors, as ``torch.load(weights_only=True)`` reads those without running code."""
     if isinstance(value, np.ndarray):

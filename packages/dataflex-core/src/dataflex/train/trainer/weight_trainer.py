@@ -85,8 +85,8 @@ class WeightTrainer(NumberedTrainer):
         self._replace_loss_of_outputs()
 
     def identity(self) -> dict[str, Any]:
-        """Adds the objective."""
-        return super().identity() | {"weight_objective": self.arguments.weight_objective}
+        """Adds the steps without weights."""
+        return super().identity() | {"warmup_step": self.arguments.warmup_step}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Hands the micro-batch to the weighter's own ``training_step``."""
