@@ -90,7 +90,7 @@ class Run:
 
 
 class Watched(TrainerCallback):
-    """A collator that knows the rows of each optimizer step, whoever splits them into micro-batches."""
+    """A collator that remembers the rows it was given."""
 
     def __init__(self):
         self.rows = []
@@ -107,27 +107,14 @@ def end(done):
     return {name: value.clone() for name, value in done.model.state_dict().items()}
 
 
-def trained(made):
-    """The rows that were trained on; the last are asked for ahead by nobody, as the run ends with them."""
-    return made.data_collator.rows
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Returns what makes a run of a type, never stopped, with checkpoints: folder, rows, weights."""
+    """Returns what makes a run of a type, never stopped, with a checkpoint of each step: its folder and weights."""
 
     @cache
     def make(train_type, component=None):
         folder = tmp_path_factory.mktemp(train_type)
-        made = Run(train_type, component, args={"save_strategy": "steps", "save_steps": 1}).trainer(folder)
-        rows = []
-        scored = made.data_collator
-
-        class AfterScoring(TrainerCallback):
-            def on_step_end(self, args, state, control, **kwargs):
-                rows.append(len(scored.rows))
-
-        made.add_callback(AfterScoring())
+        made = Run(train_type, component, args={"save_strategy": "steps", "save_steps": 4}).trainer(folder)
         made.train()
         return folder, end(made)
 
@@ -140,23 +127,23 @@ REFUSED = {
     "data_seed": (TYPES, {"args": {"data_seed": 7}}, "seed: 42 in the checkpoint, 7 now"),
     "other rows": (TYPES, {"data": 5}, "rows with the digest"),
     "fewer rows": (TYPES, {"rows": 39}, "40 rows with the digest"),
-    "sources in another order": ((*MIX, *WEIGHT), {"order": "ba"}, "sources, in this order: a, b in the checkpoint, b, a"),
+    "sources in another order": ((*MIX, *WEIGHT), {"order": "ba"}, "in this order: a, b in the checkpoint, b, a"),
     "component": (SELECT, {"component": "random"}, "component: loss in the checkpoint, random now"),
     "preset": (TYPES, {"preset": "other"}, "component_name: "),
     "parameters": (SELECT, {"params": {"focus": "low"}}, "params: {} in the checkpoint, {'focus': 'low'} now"),
-    "global batch size": (TYPES, {"args": {"per_device_train_batch_size": 4}}, "global_batch_size: 8 in the checkpoint, 4 now"),
+    "global batch size": (TYPES, {"args": {"per_device_train_batch_size": 4}}, "global_batch_size: 8 in the .*, 4 now"),
     "warm-up": (TYPES, {"keys": {"warmup_step": 3, "train_step": 9}}, "warmup_step: 2 in the checkpoint, 3 now"),
     "update_step": ((*SELECT, *MIX), {"keys": {"update_step": 4}}, "update_step: 3 in the checkpoint, 4 now"),
-    "shorter than what is done": (TYPES, {"keys": {"train_step": 3}}, "of a run of 8 steps and has done 4 of them.* has 3 "),
-    "shorter": (TYPES, {"keys": {"train_step": 7}}, "of a run of 8 steps and has done 4 of them.* has 7 "),
-    "static_mix": (MIX, {"keys": {"static_mix": True, "train_step": 8}}, "static_mix: not set in the checkpoint, True now"),
+    "shorter than what is done": (TYPES, {"keys": {"train_step": 3}}, "run of 8 steps and has done 4 of them.* has 3 "),
+    "shorter": (TYPES, {"keys": {"train_step": 7}}, "run of 8 steps and has done 4 of them.* has 7 "),
+    "static_mix": (MIX, {"keys": {"static_mix": True, "train_step": 8}}, "static_mix: not set in .*, True now"),
     "sample rule": (MIX, {"keys": {"mixture_sample_rule": "stratified"}}, "mixture_sample_rule: "),
     "proportions": (
         MIX, {"keys": {"mixture_sample_rule": "mixture", "init_mixture_proportions": (0.1, 0.9)}},
         "init_mixture_proportions: not set in the checkpoint",
     ),
     "unit": (MIX, {"keys": {"mixture_unit": "tokens"}}, "mixture_unit: not set in the checkpoint, tokens now"),
-    "objective": (WEIGHT, {"keys": {"weight_objective": "token"}}, "weight_objective: not set in the checkpoint, token now"),
+    "objective": (WEIGHT, {"keys": {"weight_objective": "token"}}, "weight_objective: not set in .*, token now"),
     **{
         key: (TYPES, {"args": {key: value}}, f"{key}: ")
         for key, value in {
@@ -167,7 +154,6 @@ REFUSED = {
     },
 }  # fmt: skip
 NO_EFFECT = {
-    "how a step is split": (TYPES, {"args": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}}),
     "workers": (TYPES, {"args": {"dataloader_num_workers": 1}}),
     "what is saved and logged": (TYPES, {"args": {"save_steps": 3, "logging_steps": 5, "save_strategy": "steps"}}),
     "evaluation": (TYPES, {"args": {"eval_strategy": "steps", "eval_steps": 2}}),
@@ -197,10 +183,19 @@ def test_what_matters_is_refused_by_name(whole, tmp_path, kind, change, said):
 @pytest.mark.parametrize(("kind", "change"), cells(NO_EFFECT))
 def test_what_is_accepted_changes_nothing_that_is_learnt(whole, tmp_path, kind, change):
     ended, expected = end(resumed(whole, tmp_path, kind, change)), whole(kind)[1]
-    split = "gradient_accumulation_steps" in change.get("args", {})
-    for name, value in expected.items():
-        same = torch.allclose(ended[name], value, atol=1e-3) if split else torch.equal(ended[name], value)
-        assert same, name
+    assert all(torch.equal(ended[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_step_that_is_split_in_another_way_has_the_same_rows(whole, tmp_path, kind):
+    split = {"args": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}}
+    one, two = (
+        resumed(whole, tmp_path / name, kind, change).data_collator.rows
+        for name, change in (("as before", {}), ("split", split))
+    )
+    planned = 8 if kind == "dynamic_select" else 8 * (STEPS - MIDDLE)  # dropout differs, and the next scores with it
+    assert len(one) >= planned
+    assert one[:planned] == two[:planned]
 
 
 def test_evaluation_rows_that_a_component_learns_from_must_be_the_same(whole, tmp_path):
@@ -232,19 +227,28 @@ def test_every_key_of_a_yaml_is_refused_by_name_or_known_to_be_harmless(key):
 LONGER = {"more updates": ({"update_times": 4}, 14), "more steps": ({"update_times": -1, "train_step": 12}, 12)}
 
 
-@pytest.mark.parametrize(
-    "step", [2, MIDDLE, STEPS], ids=["on an update", "inside of a segment", "when it was finished"]
-)
-@pytest.mark.parametrize(("keys", "total"), LONGER.values(), ids=LONGER)
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    """Returns what makes a run that has more steps from the start: its weights."""
+
+    @cache
+    def make(kind, name):
+        made = Run(kind, keys=LONGER[name][0]).trainer(tmp_path_factory.mktemp(kind))
+        made.train()
+        return end(made)
+
+    return make
+
+
+@pytest.mark.parametrize("step", [MIDDLE, STEPS], ids=["stopped", "finished"])
+@pytest.mark.parametrize("name", LONGER)
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_continued_run_is_the_run_that_was_longer_from_the_start(whole, tmp_path, kind, keys, total, step):
-    folder, _ = whole(kind)
-    longer = Run(kind, keys=keys).trainer(tmp_path / "longer")
-    longer.train()
-    continued = Run(kind, keys=keys).trainer(tmp_path / "continued")
-    continued.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+def test_a_continued_run_is_the_run_that_was_longer_from_the_start(whole, longer, tmp_path, kind, name, step):
+    keys, total = LONGER[name]
+    continued = Run(kind, keys=keys).trainer(tmp_path)
+    continued.train(resume_from_checkpoint=str(whole(kind)[0] / f"checkpoint-{step}"))
     assert continued.state.global_step == total
-    assert all(torch.equal(end(continued)[name], value) for name, value in end(longer).items())
+    assert all(torch.equal(end(continued)[name], value) for name, value in longer(kind, name).items())
 
 
 def selections(folder):
@@ -256,9 +260,9 @@ def selections(folder):
 @pytest.mark.parametrize("keys", [{"update_times": -1}, {"update_times": 2}], ids=["until the end", "two updates"])
 def test_a_run_that_ended_inside_of_a_segment_goes_on_from_there_and_keeps_what_it_did(tmp_path, kind, keys):
     saves = {"save_strategy": "steps", "save_steps": 1}
-    Run(kind, keys=keys | {"train_step": 7}, args=saves).trainer(tmp_path).train()
+    Run(kind, keys=keys | {"train_step": 7}, args=saves, rows=64).trainer(tmp_path).train()
     before = selections(tmp_path)
-    continued = Run(kind, keys=keys | {"train_step": 11}, args=saves).trainer(tmp_path)
+    continued = Run(kind, keys=keys | {"train_step": 11}, args=saves, rows=64).trainer(tmp_path)
     continued.train(resume_from_checkpoint=True)
     after = selections(tmp_path)
     assert continued.state.global_step == 11
@@ -269,7 +273,7 @@ def test_a_run_that_ended_inside_of_a_segment_goes_on_from_there_and_keeps_what_
     assert sum(map(len, after.values())) == 11 * 8
     asked = [2, 5, *more] if kind == "dynamic_select" else [2, 5, *more[1:]]  # shares stand until they are set again
     assert [(line["update"], line["step"]) for line in read_trace(tmp_path)] == list(enumerate(asked))
-    again = Run(kind, keys=keys | {"train_step": 11}).trainer(tmp_path / "again")
+    again = Run(kind, keys=keys | {"train_step": 11}, rows=64).trainer(tmp_path / "again")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
     assert all(torch.equal(end(again)[name], value) for name, value in end(continued).items())
 
