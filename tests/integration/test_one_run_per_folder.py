@@ -202,7 +202,7 @@ def test_the_command_line_refuses_a_finished_run_and_continues_it_with_more_upda
     assert train("select_random", *SHORT, "update_times=2") == 0
     assert [line["step"] for line in read_trace(run)] == [2, 4]
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == recorded_run(run).finished == 6
-    assert train("select_random", *SHORT, "update_times=1") == 2
+    assert train("select_random", *SHORT, "update_times=1") == 1
     assert (
         "of a run of 6 steps and has done 6 of them, and the run that would continue it has 4"
         in capsys.readouterr().err

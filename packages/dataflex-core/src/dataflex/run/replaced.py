@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataflex.run.checkpoints import all_checkpoints, is_ours, run_of
+from dataflex.run.checkpoints import all_checkpoints, incompleteness, is_ours, run_of
 from dataflex.run.config_file import RecordedRun, recorded_run
 from dataflex.run.files import COMPONENTS, CONFIG, REPLACED, SELECTIONS, TRACE
 from dataflex.utils.logging import logger
@@ -29,12 +29,12 @@ def set_aside(output_dir: str | Path, run: str, anew: bool) -> None:
     folder, recorded = Path(output_dir), recorded_run(output_dir)
     if not (anew if recorded is None else recorded.id != run):
         return
-    kept = [*_checkpoints(folder, run), *_results(folder, recorded)]
-    if not kept:
-        return  # it was stopped before its first checkpoint; the new record replaces its own
+    checkpoints, results = list(_checkpoints(folder, run)), list(_results(folder, recorded))
+    if not results and all(incompleteness(path, contents=False) for path in checkpoints):
+        return  # it was stopped before its first checkpoint; the new run writes over what there is
     name = recorded.id if recorded is not None and recorded.id is not None else f"{EARLIER}-{time.strftime('%Y%m%d')}"
     aside = folder / REPLACED / name
-    for path in [*kept, *_record(folder)]:
+    for path in [*checkpoints, *results, *_record(folder)]:
         target = _free(aside / path.relative_to(folder))
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)

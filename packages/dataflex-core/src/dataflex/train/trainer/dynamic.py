@@ -177,11 +177,12 @@ class DynamicTrainer(Base):
             require_unfinished(self._recorded, self.run_id, total, self.output_dir)
             folder, before = self._resumed
             require_no_shorter(before, total, done, folder)
-        if self.is_world_process_zero():
-            set_aside(self.output_dir, self.run_id, anew=self._resumed is None)
-        self._record.begin(done)
-        if self.is_world_process_zero():
-            write_config(self.spec, self.output_dir, self.run_id)
+        self._from_rank_0(self._open_record)
+
+    def _open_record(self) -> None:
+        set_aside(self.output_dir, self.run_id, anew=self._resumed is None)
+        self._record.begin(self.state.global_step)
+        write_config(self.spec, self.output_dir, self.run_id)
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as the trainer underneath does."""
@@ -288,7 +289,7 @@ class DynamicTrainer(Base):
             if self.is_world_process_zero():
                 try:
                     stack.enter_context(locked(self.output_dir))
-                except ConfigError as error:
+                except (ConfigError, OSError) as error:
                     refused = str(error)
             refused = self._from_rank_0(lambda: refused)
             if refused is not None:
@@ -301,7 +302,7 @@ class DynamicTrainer(Base):
         if self.is_world_process_zero():
             try:
                 found = [asked(), None]
-            except DataflexError as error:
+            except (DataflexError, OSError) as error:
                 found = [None, error]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found)
