@@ -80,7 +80,7 @@ def test_scoring_goes_on_where_it_was_killed(name, tmp_path):
     whole = json.loads(done.stdout.splitlines()[-1])
     killed = ran(tmp_path / "killed", name, kill_after=whole["batches"] - 2)
     assert killed.returncode == -signal.SIGKILL
-    assert list((tmp_path / "killed" / "out").rglob("part-*.npz"))
+    assert list((tmp_path / "killed" / "out").rglob("part-*.bin"))
     done = ran(tmp_path / "killed", name)
     assert done.returncode == 0, done.stderr[-2000:]
     again = json.loads(done.stdout.splitlines()[-1])

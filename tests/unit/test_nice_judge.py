@@ -16,6 +16,7 @@ from dataflex_selectors.nice import judge as module
 from dataflex_selectors.nice.chat import ChatEndpoint, NoAnswerError, usable_key, valid_url
 from dataflex_selectors.nice.judge import INSTRUCTION, Judge, read_mark
 from dataflex_selectors.nice.rewards import Answer
+from dataflex_selectors.nice.settings import RewardSettings
 
 KEY = "sk-verysecret0123456789"
 
@@ -261,6 +262,27 @@ def test_a_usable_key_is_one_that_a_header_can_hold(monkeypatch):
 @pytest.mark.parametrize("found", [KEY, "sk_secret_that_looks_like_a_name", 7, "A B"])
 def test_a_key_in_place_of_a_name_is_refused_without_repeating_it(found):
     assert str(found) not in str(usable_key("api_key_env", found))
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://judge.example/v1", "judge.example"),
+        ("http://10.0.0.7:8000/v1", "10.0.0.7"),
+        ("http://127.example.org/v1", "127.example.org"),
+        ("https://judge.example/v1", None),
+        ("http://localhost:8000/v1", None),
+        ("http://127.0.0.1/v1", None),
+        ("http://127.1.2.3:80/v1", None),
+        ("http://[::1]:80/v1", None),
+    ],
+)
+@pytest.mark.parametrize("key", ["JUDGE_KEY", None])
+def test_a_key_that_others_can_read_on_the_way_is_warned_of(url, host, key, caplog):
+    settings = RewardSettings("endpoint", None, url, "m", key, None, False, 1.0, 1, 1)
+    settings.build(None)
+    said = f"endpoint: the key in JUDGE_KEY goes to {host} over plain http, where others can read it on the way"
+    assert [message.partition(" -> ")[0] for message in caplog.messages] == ([said] if host and key else [])
 
 
 @pytest.mark.parametrize("url", ["https://host/v1", "http://127.0.0.1:8000/v1/", "http://[::1]:80/v1"])

@@ -89,15 +89,15 @@ def test_rewards_by_drop_and_by_excess_by_hand():
         updated(drop, losses)
         updated(excess, losses)
         if i == 0:
-            assert drop.rewards_K.tolist() == excess.rewards_K.tolist() == [0, 0, 0], "nothing to compare with yet"
+            assert drop.rewards_K.tolist() == excess.rewards_K.tolist() == [-math.inf] * 3, "nothing to compare with"
             before, ema = np.array(losses), np.array(losses)
             r_drop = r_excess = np.zeros(3)
             continue
         r_drop = 0.9 * r_drop + 0.1 * np.exp(before - losses)
         r_excess = 0.9 * r_excess + 0.1 * np.exp(np.array(losses) - ema)
         before, ema = np.array(losses), 0.9 * ema + 0.1 * np.array(losses)
-        np.testing.assert_allclose(drop.rewards_K, r_drop, rtol=1e-12)
-        np.testing.assert_allclose(excess.rewards_K, r_excess, rtol=1e-12)
+        np.testing.assert_allclose(np.exp(drop.rewards_K), r_drop, rtol=1e-12)
+        np.testing.assert_allclose(np.exp(excess.rewards_K), r_excess, rtol=1e-12)
 
 
 def test_the_least_share_is_kept():
@@ -107,6 +107,25 @@ def test_the_least_share_is_kept():
     assert shares.min() >= 0.2
     assert shares.max() < 0.6 + 1e-9
     assert shares.argmax() == 0
+
+
+def test_losses_that_no_power_of_e_can_hold_are_rewarded_by_their_difference():
+    """exp(710) is infinite: one such loss gave NaN shares, and two of them too."""
+    high, low = mixer(variant="code", min_share=0.0), mixer(variant="code", min_share=0.0)
+    for t in range(40):
+        step = np.array(LOSSES[t % 2 * 2])
+        np.testing.assert_allclose(updated(high, step + 800.0), updated(low, step), rtol=1e-9)
+    assert all(math.isfinite(reward) for reward in high.details()["log_rewards"].values())
+    shares = updated(high, (5000.0, 800.0, 2.0))
+    eps = exploration(41, 3)
+    np.testing.assert_allclose(shares, [1 - 2 * eps, eps, eps])
+
+
+def test_without_smoothing_the_reward_is_that_of_the_last_window():
+    made = mixer(variant="code", smoothing=0.0)
+    for losses in LOSSES[:1] + LOSSES[2:4]:
+        updated(made, losses)
+    np.testing.assert_allclose(made.rewards_K, LOSSES[3])
 
 
 @given(st.lists(st.floats(0, 700), min_size=2, max_size=40), st.integers(1, 10**6), st.sampled_from(["paper", "code"]))

@@ -268,12 +268,25 @@ def test_all_bad_parameters_are_reported_at_once():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.npy", np.zeros(39), "holds 39 values, and the train dataset has 40 rows -> give one per row"),
+        (
+            "a.npy",
+            np.zeros(39),
+            "has 39 numbers and no column row, for 40 rows of the train dataset -> give one",
+        ),
         ("a.npy", np.zeros((40, 1)), r"holds float64 of shape \(40, 1\); needed: a number for each row"),
         ("a.npy", np.array(["x"] * 40), "holds <U1 of shape"),
-        ("a.npy", np.r_[np.zeros(39), np.inf], "is infinite for row 39 -> write NaN instead"),
+        (
+            "a.npy",
+            np.r_[np.zeros(39), np.inf],
+            r"is infinite, or too large .* for 1 row \(39\) -> write NaN instead",
+        ),
+        ("a.npy", np.r_[np.zeros(38), 1e300, 0], r"too large for 32 bits, for 1 row \(38\)"),
         ("a.npy", None, "cannot be read"),
-        ("a.npz", {"b": np.zeros(40), "a": np.zeros(40)}, "it holds a, b; needed: irreducible_loss, or a single one"),
+        (
+            "a.npz",
+            {"b": np.zeros(40), "a": np.zeros(40)},
+            "'irreducible_loss' but a, b; needed: irreducible_loss, or a single",
+        ),
         ("a.npz", None, "cannot be read"),
         ("a.npz", b"PK\x03\x04 and no more", "cannot be read"),
         ("a.parquet", None, "cannot be read"),

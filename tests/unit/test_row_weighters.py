@@ -139,9 +139,17 @@ def test_a_column_is_found_in_plain_rows_and_in_each_source():
 @pytest.mark.parametrize(
     ("values", "params", "message"),
     [
-        ([1.0] * (ROWS - 1), {}, r"found weights of shape \(23,\) for 24 rows of the tokenised train dataset"),
-        ([1.0, np.nan] + [1.0] * 22, {}, "the weight of 1 rows is no finite number, first of row 1"),
-        ([1.0, 1.0, -0.5] + [1.0] * 21, {}, "1 rows is negative, first of row 2 -> set allow_negative: true"),
+        ([1.0] * (ROWS - 1), {}, "has 23 numbers and no column row, for 24 rows of the train dataset"),
+        ([1.0, np.nan] + [1.0] * 22, {}, r"the weight of 1 row \(1\) is no finite number"),
+        ([1.0, 1.0, -0.5] + [1.0] * 21, {}, r"the weight of 1 row \(2\) is negative -> set allow_negative: true"),
+        ([np.inf] + [1.0] * 23, {}, r"the weight of 1 row \(0\) is no finite number"),
+        ([1.0, 1e300, -1e300] + [1.0] * 21, {}, r"the weight of 2 rows \(1, 2\) is more than 32 bits hold, 3.4e\+38"),
+        ([1e-300] * 23 + [1e38], {"normalise": True}, None),
+        (
+            [-1e38, 1e38, 1e-5] + [0.0] * 21,
+            {"allow_negative": True, "normalise": True},
+            "normalise .*divided by",
+        ),
         ([0.0] * ROWS, {}, "the mean weight is 0, so nothing would be learnt"),
         ([-1.0] * ROWS, {"allow_negative": True, "normalise": True}, "the mean weight is -1"),
         ([1.0] * ROWS, {"allow_negative": 1, "normalise": "no"}, "(?s)2 problems.*allow_negative.*normalise"),
@@ -149,6 +157,10 @@ def test_a_column_is_found_in_plain_rows_and_in_each_source():
 )
 def test_bad_weights_are_refused_with_the_row(tmp_path, values, params, message):
     np.save(tmp_path / "w.npy", np.array(values))
+    if message is None:
+        made = ColumnWeighter(TokenRows(ROWS), file=str(tmp_path / "w.npy"), **params)
+        assert made.weights_N.mean() == pytest.approx(1)
+        return
     with pytest.raises(ConfigError, match=message):
         ColumnWeighter(TokenRows(ROWS), file=str(tmp_path / "w.npy"), **params)
 
@@ -163,7 +175,7 @@ def test_a_missing_column_or_file_names_what_is_there(tmp_path):
     with pytest.raises(ConfigError, match=r"ends in '\.csv'; allowed: \.npy, \.npz, \.parquet"):
         ColumnWeighter(TokenRows(3), file="w.csv")
     pq.write_table(pa.table({"score": [1.0, 2.0, 3.0]}), tmp_path / "w.parquet")
-    with pytest.raises(ConfigError, match="no column 'weight' but score -> name one of them as column"):
+    with pytest.raises(ConfigError, match="no column 'weight' but score; needed: weight"):
         ColumnWeighter(TokenRows(3), file=str(tmp_path / "w.parquet"))
 
 
@@ -202,6 +214,16 @@ def test_a_source_of_weight_zero_teaches_nothing(tmp_path):
         (TokenRows(3), {}, "TokenRows, does not say which source a row comes from -> give the trainer a mapping"),
         (MixedSources(sources()), {"weights": {"c": 1}}, "weights.c of the dataset weighter: no such source; .* a, b"),
         (MixedSources(sources()), {"weights": {"a": -1}}, "weights.a of the dataset weighter: found -1"),
+        (
+            MixedSources(sources()),
+            {"weights": {"a": 1e300}},
+            "weights.a of the dataset weighter: found 1e.300",
+        ),
+        (
+            MixedSources(sources()),
+            {"default": 1e300},
+            "default of the dataset weighter: found 1e.300",
+        ),
         (MixedSources(sources()), {"weights": [1, 2]}, r"found \[1, 2\], allowed: source: weight"),
         (MixedSources(sources()), {"weights": {"a": 0, "b": 0}}, "no source has rows and a weight above 0"),
         (MixedSources(sources()), {"default": -1, "normalise": 0}, "(?s)2 problems.*default.*normalise"),

@@ -1,17 +1,32 @@
+import enum
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from dataflex.config.arguments import DataflexArguments
+from dataflex.config.load import read_config
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core.errors import CheckpointError, ConfigError
+from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.run.config_file import RUN, VERSIONS, RecordedRun, mark_finished, recorded_run, write_config
+from dataflex.run.config_file import (
+    RUN,
+    VERSIONS,
+    RecordedRun,
+    mark_finished,
+    recorded_run,
+    write_config,
+    written_config,
+)
 from dataflex.run.files import COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, replacing
 from dataflex.run.record import RunRecord, read_trace, summary
-from dataflex.run.state import load_state, save_state
+from dataflex.run.state import load_state, require_savable, save_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays, scalar_dtypes
 
 ID = "0123456789abcdef"
 
@@ -22,13 +37,93 @@ def test_state_of_any_shape_survives(tmp_path):
         "tensor": torch.tensor([1.5]),
         "nested": {"list": [1, "two", None, np.float64(2.5)], "tuple": (np.zeros(2), True)},
     }
-    save_state(tmp_path, state)
+    save_state(tmp_path, state | {"identity": {}})
     loaded = load_state(tmp_path)
     assert loaded["array"].tolist() == [0, 1, 2]
     assert loaded["array"].dtype == np.int64
     assert torch.equal(loaded["tensor"], state["tensor"])
     assert loaded["nested"]["list"] == [1, "two", None, 2.5]
     assert loaded["nested"]["tuple"][0].tolist() == [0, 0]
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats()
+            | st.text()
+            | arrays(scalar_dtypes(), st.integers(0, 3).map(lambda n: (2,) * n)),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers() | st.text(), inner, max_size=3),
+            max_leaves=8,
+        ),
+        max_size=3,
+    )
+)
+@settings(max_examples=50)
+def test_what_is_saved_comes_back_or_is_refused_by_the_key(tmp_path_factory, state):
+    folder = tmp_path_factory.getbasetemp() / "any state"
+    refused = None
+    try:
+        require_savable(state, "selector 'x'")
+    except ComponentError as error:
+        refused = str(error)
+    if refused is None:
+        save_state(folder, {"identity": {}, "component": state})
+        assert repr(load_state(folder)["component"]) == repr(state)
+    else:
+        assert re.match(r"selector 'x': its state_dict\(\)\[.* is an array of dtype ", refused, re.DOTALL)
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"where": Path("a")}, "['where'] is of type pathlib.PosixPath"),
+        ({"a": b"x"}, "['a'] is of type bytes"),
+        ({"seen": {1, 2}}, "['seen'] is of type set"),
+        ({"a": [0, {"b": (1, object())}]}, "['a'][1]['b'][1] is of type object"),
+        ({"a": Colour.RED}, "['a'] is of type test_run_files.Colour"),
+        ({"a": np.array([None])}, "['a'] is an array of dtype object"),
+        ({"a": np.array(["x"])}, "['a'] is an array of dtype <U1"),
+        ({"a": np.ma.array([1, 2], mask=[0, 1])}, "['a'] is of type numpy.ma.MaskedArray, whose mask would be lost"),
+        ({"a": np.datetime64("2020-01-01")}, "['a'] is of type datetime.date"),
+        ({"a": lambda: 1}, "['a'] is of type function"),
+        ({"a": torch.float32}, "['a'] is of type torch.dtype"),
+        ({("a", 1): 1}, " has the key ('a', 1) of type tuple"),
+        ({"b": {Path("a"): 1}}, "['b'] has the key PosixPath('a') of type pathlib.PosixPath"),
+        ({"__numpy__": 3}, " has the key '__numpy__' of type str"),
+        (None, " is of type NoneType, not dict"),
+        ([1], " is of type list, not dict"),
+    ],
+)
+def test_a_state_that_could_not_be_read_back_is_refused_with_component_and_key(state, said):
+    with pytest.raises(ComponentError) as refused:
+        require_savable(state, "weighter 'mine'")
+    message = str(refused.value).replace("tests.unit.", "").replace("numpy.ma.core", "numpy.ma")
+    assert message.startswith(f"weighter 'mine': its state_dict(){said}, and could not be resumed from; allowed: None")
+
+
+def test_a_state_that_holds_itself_is_refused():
+    state = {"a": []}
+    state["a"].append(state["a"])
+    with pytest.raises(ComponentError, match="nested more than 64 deep"):
+        require_savable(state, "mixer 'x'")
+
+
+def test_arrays_of_every_shape_and_order_come_back_as_they_were(tmp_path):
+    frozen = np.arange(3)
+    frozen.flags.writeable = False
+    arrays = [np.array(5.0), np.zeros((0, 3)), frozen, np.arange(6).reshape(2, 3).T, np.arange(6)[::-2]]
+    save_state(tmp_path, {"identity": {}, "arrays": arrays})
+    for loaded, array in zip(load_state(tmp_path)["arrays"], arrays, strict=True):
+        assert loaded.shape == array.shape
+        assert np.array_equal(loaded, array)
 
 
 def test_loading_a_state_runs_no_code(tmp_path):
@@ -79,6 +174,73 @@ def test_the_record_takes_back_what_came_after_the_checkpoint(tmp_path):
     saved = np.load(tmp_path / SELECTIONS / "step_00000002.npz")
     assert saved["indices"].tolist() == [0, 1, 2]
     assert saved["scores"].tolist() == [0.5, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "latin-1", "utf-16", "empty line", "no step", "a number", "deep"])
+def test_a_trace_with_lines_that_are_none_is_kept_aside_and_begun_again_with_the_others(tmp_path, damage, caplog):
+    path = tmp_path / TRACE
+    good = ['{"step": 2, "news": "a"}', '{"step": 5}', '{"step": 8}']
+    damaged = {
+        "flipped": '{"ste`": 3',
+        "empty line": "",
+        "no step": '{"stop": 3}',
+        "a number": "3",
+        "deep": "[" * 100_000,
+        "latin-1": '{"step": 3, "n": "\xe9"}',
+    }
+    lines = "\n".join([good[0], damaged.get(damage, good[1]), *good[1:]]) + "\n"
+    content = lines.encode({"latin-1": "latin-1", "utf-16": "utf-16"}.get(damage, "utf-8"))
+    path.write_bytes(content)
+    RunRecord(str(tmp_path), writes=True).begin(6)
+    assert [line["step"] for line in read_trace(tmp_path)] == ([] if damage == "utf-16" else [2, 5])
+    assert (tmp_path / f"aside_{TRACE}").read_bytes() == content
+    assert f"{path} has lines that are not ours, or damaged" in caplog.text
+
+
+def test_files_of_strangers_beside_the_record_stay(tmp_path):
+    folder = tmp_path / SELECTIONS
+    folder.mkdir()
+    names = ("step_x.npz", "step_3.npz", "step_.npz", "step_00000009.npz.bak", f"step_{8 * chr(0x663)}.npz",
+             ".step_00000004.npz.12.tmp", ".a.tmp", "notes.txt")  # fmt: skip
+    for place in (tmp_path, folder):
+        for name in names:
+            (place / name).write_text("mine")
+    (folder / "step_00000008.npz").mkdir()
+    (folder / "step_00000007.npz").write_text("ours")
+    (folder / ".step_00000004.npz.12.dataflex-tmp").write_text("ours")
+    RunRecord(str(tmp_path), writes=True).begin(4)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {*names, "aside_step_00000008.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {*names, SELECTIONS, TRACE}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"a: [1", b"\xff\xfea\x00", b"a: \xe9", b"- 1\n", b"3", b"1: 2\n",
+        b"[" * 10_000, b"a: &x [*x]", b"a: 2020-99-99\n", b"a: !!python/object:os.system {}\n",
+    ],
+    ids=lambda content: content[:30].decode("latin-1"),
+)  # fmt: skip
+def test_a_damaged_configuration_of_a_run_is_one_sentence(tmp_path, content):
+    path = tmp_path / CONFIG
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(f"output_dir: {path} ")):
+        written_config(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        read_config(path)
+
+
+def test_a_configuration_that_was_cut_off_between_two_keys_is_not_trained_from(tmp_path):
+    (tmp_path / CONFIG).write_text("stage: sft\ntrain_type: static\n")
+    with pytest.raises(ConfigError, match="does not end with dataflex_versions, as a run writes it: it was cut off"):
+        read_config(tmp_path / CONFIG)
+
+
+def test_a_folder_in_the_place_of_a_configuration_is_one_sentence(tmp_path):
+    (tmp_path / CONFIG).mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Is a directory"):
+        written_config(tmp_path)
 
 
 def test_only_the_writing_rank_writes(tmp_path):

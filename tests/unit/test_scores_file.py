@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dataflex.core.errors import ConfigError
-from dataflex.run.scores import read_scores, write_scores
+from dataflex.data.digest import rows_digest
+from dataflex.run.row_values import read_row_file
+from dataflex.run.scores import write_scores
 from dataflex.testing import TokenRows, tiny_tokenizer
 from dataflex_selectors.scores import ScoresSelector
 
+LENGTHS = [4, 5, 6, 7, 8]
 SCORES = np.array([0.5, np.nan, -1.0, 2.0, 0.25], dtype=np.float32)
 
 
@@ -19,12 +22,12 @@ SCORES = np.array([0.5, np.nan, -1.0, 2.0, 0.25], dtype=np.float32)
 def file(tmp_path):
     path = tmp_path / "scores.parquet"
     about = {"component": "less", "step": 7}
-    write_scores(path, SCORES, TokenRows(5, lengths=[4, 5, 6, 7, 8]), tiny_tokenizer(), about)
+    write_scores(path, SCORES, TokenRows(5, lengths=LENGTHS), tiny_tokenizer(), about)
     return path
 
 
 def selector(file, rows=5, **params) -> ScoresSelector:
-    made = ScoresSelector(TokenRows(rows), None, None, "", str(file), **params)
+    made = ScoresSelector(TokenRows(rows, lengths=[*LENGTHS, 9][:rows]), None, None, "", str(file), **params)
     made.bind("scores", 3)
     return made
 
@@ -34,9 +37,10 @@ def chosen(made: ScoresSelector, count: int, update: int = 0) -> list[int]:
 
 
 def test_a_person_and_a_program_can_read_it(file):
-    scores, about = read_scores(file)
-    np.testing.assert_array_equal(scores, SCORES)
-    assert about == {"component": "less", "step": 7}
+    found = read_row_file(file, "score")
+    np.testing.assert_array_equal(found.values, SCORES)
+    digest = rows_digest(TokenRows(5, lengths=LENGTHS))
+    assert found.about == {"component": "less", "step": 7, "rows": 5, "rows_digest": digest}
     table = pq.read_table(file).to_pydict()
     assert table["row"] == [0, 1, 2, 3, 4]
     assert table["score"][1] is None
@@ -52,7 +56,7 @@ def test_the_highest_are_taken_and_a_row_without_a_score_never(file):
 
 
 def test_a_file_of_another_dataset_or_none_is_refused(file, tmp_path):
-    with pytest.raises(ConfigError, match="has 5 scores for 6 rows"):
+    with pytest.raises(ConfigError, match=r"has 5 rows with the digest .* the train dataset 6 with the digest"):
         selector(file, rows=6)
     with pytest.raises(ConfigError, match=r"cannot be read.*dataflex-cli score"):
         selector(tmp_path / "nothing.parquet")

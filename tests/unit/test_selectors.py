@@ -14,8 +14,8 @@ from dataflex.core.registry import find
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex_selectors.custom import CustomSelector
-from dataflex_selectors.drawing import draw
-from dataflex_selectors.loss import FOCUS, LossSelector, focus_probabilities
+from dataflex_selectors.drawing import draw, logarithms, probabilities
+from dataflex_selectors.loss import FOCUS, LossSelector, focus_log_weights
 from dataflex_selectors.random import RandomSelector
 
 THIRDS = (1 / 3, 2 / 3)
@@ -34,6 +34,10 @@ def build(cls, dataset, seed=7, name=None, **params):
 def pick(selector, count, update=0, model=None):
     answer = selector.select(model, 10 * update, count, context=context(update))
     return np.asarray(answer.indices if isinstance(answer, Selection) else answer)
+
+
+def focus_probabilities(losses, focus, focus_weight, quantiles, temperature):
+    return probabilities(focus_log_weights(losses, focus, focus_weight, quantiles), temperature)
 
 
 def generator(seed=0):
@@ -67,11 +71,10 @@ def test_temperature_is_an_exponent_of_the_weight(temperature):
 
 
 def test_a_tiny_temperature_neither_overflows_nor_excludes_rows():
-    p = focus_probabilities(np.arange(9.0), "low", 5.0, THIRDS, 1e-6)
-    assert np.isfinite(p).all()
-    assert (p > 0).all()
-    assert sorted(draw(p, 9, False, generator())[:3]) == [0, 1, 2]
-    assert sorted(draw(p, 9, False, generator())) == list(range(9))
+    logits = focus_log_weights(np.arange(9.0), "low", 5.0, THIRDS)
+    assert np.isfinite(logits).all()
+    assert sorted(draw(logits, 9, False, generator(), 1e-6)[:3]) == [0, 1, 2]
+    assert sorted(draw(logits, 9, False, generator(), 1e-6)) == list(range(9))
 
 
 def test_a_weight_below_one_turns_the_focus_away():
@@ -102,7 +105,7 @@ def test_equal_losses_make_all_rows_equally_likely(focus):
 def test_first_picks_follow_the_probabilities(replacement):
     p = np.array([0.5, 0.25, 0.125, 0.125, 0.0])
     source, trials = generator(), 4000
-    counts = np.bincount([draw(p, 1, replacement, source)[0] for _ in range(trials)], minlength=5)
+    counts = np.bincount([draw(logarithms(p), 1, replacement, source)[0] for _ in range(trials)], minlength=5)
     chi_square = ((counts[:4] - trials * p[:4]) ** 2 / (trials * p[:4])).sum()
     assert chi_square < 16.3  # 3 degrees of freedom, p = 0.001; the seed is fixed
     assert counts[4] == 0
@@ -110,7 +113,7 @@ def test_first_picks_follow_the_probabilities(replacement):
 
 def test_second_picks_follow_the_probabilities_of_the_rows_left():
     p, source, trials = np.array([0.5, 0.3, 0.2]), generator(), 6000
-    pairs = [tuple(draw(p, 2, False, source)) for _ in range(trials)]
+    pairs = [tuple(draw(np.log(p), 2, False, source)) for _ in range(trials)]
     for first in range(3):
         for second in {0, 1, 2} - {first}:
             expected = p[first] * p[second] / (1 - p[first])
@@ -119,7 +122,7 @@ def test_second_picks_follow_the_probabilities_of_the_rows_left():
 
 
 def test_draws_without_replacement_are_different_rows():
-    p = np.full(50, 0.02)
+    p = np.zeros(50)
     assert len(set(draw(p, 50, False, generator()))) == 50
     assert len(set(draw(p, 50, True, generator()))) < 50
 

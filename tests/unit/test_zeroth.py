@@ -496,3 +496,22 @@ def test_the_defaults_of_the_step_are_the_documented_ones(model, rows):
     assert directional.default_step(model, one_pass) == 1e-3
     assert directional.default_step(model.bfloat16(), one_pass) == 2e-2
     assert forward_mode._COMPARED >= 1
+
+
+@pytest.mark.parametrize("adapt", [lambda model: model, lambda model: model.bfloat16()], ids=["fp32", "bf16"])
+def test_a_step_whose_differences_are_rounding_is_said_and_the_defaults_are_not(rows, target, adapt, caplog):
+    model = adapt(tiny_model())
+    select(build(rows, target, directions=2), model, 12)
+    assert "noise" not in caplog.text
+    select(build(rows, target, directions=2, step=1e-9), model, 12)
+    (said,) = [record.message for record in caplog.records if "noise" in record.message]
+    default = "0.02" if model.dtype == torch.bfloat16 else "0.001"
+    assert "zeroth: step 10: a step of 1e-09 of the weights moves losses of 4.8" in said
+    assert f"use a larger step (the default here is {default})" in said
+
+
+def test_a_step_in_32_bits_is_too_small_in_16(rows, target, caplog):
+    select(build(rows, target, directions=2, step=1e-4), tiny_model(), 12)
+    assert "noise" not in caplog.text
+    select(build(rows, target, directions=2, step=1e-4), tiny_model().bfloat16(), 12)
+    assert "noise" in caplog.text

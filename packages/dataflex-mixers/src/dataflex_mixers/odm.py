@@ -9,6 +9,8 @@ Algorithm 1. With K sources, at update t = 1, 2, ...:
     R_d <- a R_d + (1 - a) L_d / pi_{t-1}(d)                                     variant paper, d seen
     R_d <- a R_d + (1 - a) exp(L_d)                                              variant code, d seen
 
+Of variant code ln R is kept, as exp(L) is more than a number can hold from a loss of 710 on.
+
 L_d is the mean token loss of source d over the steps since the last update, over all micro-batches and ranks; R
 begins at 0. ``code`` is what the authors' program does. The paper draws one source per micro-batch and updates at each
 step; here every source of the window is an arm that was pulled, and t counts updates. The reward may also be how far
@@ -53,7 +55,7 @@ def policy(rewards_K: Shares, update: int, variant: str) -> Shares:
     """Returns pi_t: (K,), sum 1.
 
     Args:
-        rewards_K: (K,) estimated rewards R.
+        rewards_K: (K,) estimated rewards: R of ``paper``, ln R of ``code``, -inf for a reward of 0.
         update: t, from 1.
         variant: ``paper`` or ``code``.
     """
@@ -62,16 +64,15 @@ def policy(rewards_K: Shares, update: int, variant: str) -> Shares:
     if variant == "paper":
         greedy_K = softmax(exploration(update - 1, K) * rewards_K)  # Algorithm 1, line 4
     else:
-        total = rewards_K.sum()
-        greedy_K = rewards_K / total if total > 0 else np.full(K, 1 / K)
+        greedy_K = softmax(rewards_K) if rewards_K.max() > -np.inf else np.full(K, 1 / K)  # R / sum R
     return np.asarray((1 - K * now) * greedy_K + now)
 
 
 def rewarded(rewards_K: Shares, gains_K: Shares, shares_K: Shares, smoothing: float, variant: str) -> Shares:
-    """Returns R after a window: (K,). A source with gain NaN was not seen and keeps its reward.
+    """Returns the rewards after a window: (K,). A source with gain NaN was not seen and keeps its reward.
 
     Args:
-        rewards_K: (K,) R before.
+        rewards_K: (K,) those before: R of ``paper``, ln R of ``code``.
         gains_K: (K,) what each source's window is worth: L_d, or what takes its place.
         shares_K: (K,) pi_{t-1}, by which the window was drawn.
         smoothing: a.
@@ -80,9 +81,11 @@ def rewarded(rewards_K: Shares, gains_K: Shares, shares_K: Shares, smoothing: fl
     seen_K = np.isfinite(gains_K)
     if variant == "paper":
         worth_K = np.divide(gains_K, shares_K, out=np.zeros_like(gains_K), where=seen_K & (shares_K > 0))
+        moved_K = smoothing * rewards_K + (1 - smoothing) * worth_K  # Algorithm 1, line 8
     else:
-        worth_K = np.exp(np.where(seen_K, gains_K, 0.0))
-    return np.where(seen_K, smoothing * rewards_K + (1 - smoothing) * worth_K, rewards_K)  # Algorithm 1, line 8
+        log_keep = math.log(smoothing) if smoothing > 0 else -math.inf
+        moved_K = np.logaddexp(log_keep + rewards_K, math.log1p(-smoothing) + np.where(seen_K, gains_K, 0.0))
+    return np.where(seen_K, moved_K, rewards_K)
 
 
 @register_mixer("odm")
@@ -121,7 +124,7 @@ class OdmMixer(Mixer):
         self.variant, self.smoothing, self.reward = variant, float(smoothing), reward
         self.min_share = float(min_share)
         self.updates = 0
-        self.rewards_K: Shares = np.zeros(K)
+        self.rewards_K: Shares = np.full(K, -np.inf if variant == "code" else 0.0)  # ln R, or R
         self.reference_K: NDArray[np.float64] = np.full(K, np.nan)  # the losses that gains are measured from
         self.window = LossWindow(K)
 
@@ -139,11 +142,12 @@ class OdmMixer(Mixer):
         return with_floor(policy(self.rewards_K, self.updates, self.variant), self.min_share)
 
     def details(self) -> dict[str, Any]:
-        """Returns the losses of the window, the rewards and the exploration."""
+        """Returns the losses of the window, the rewards, or the logarithms of those above 0, and the exploration."""
         names = self.mixture_manager.names
+        rewards = zip(names, self.rewards_K.tolist(), strict=True)
         return {
             "losses": self.window.last(names),
-            "rewards": dict(zip(names, self.rewards_K.tolist(), strict=True)),
+            self._rewards_key: {name: reward for name, reward in rewards if math.isfinite(reward)},
             "exploration": exploration(self.updates, len(names)),
         }
 
@@ -158,11 +162,15 @@ class OdmMixer(Mixer):
         self.reference_K = np.where(seen_K, moved_K, before_K)
         return before_K - losses_K if self.reward == "loss_drop" else losses_K - before_K
 
+    @property
+    def _rewards_key(self) -> str:
+        return "log_rewards" if self.variant == "code" else "rewards"
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the rewards, the count of updates and the open window."""
         return {
             "updates": self.updates,
-            "rewards": self.rewards_K.copy(),
+            self._rewards_key: self.rewards_K.copy(),
             "reference": self.reference_K.copy(),
             "window": self.window.state_dict(),
         }
@@ -170,6 +178,6 @@ class OdmMixer(Mixer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self.updates = int(state["updates"])
-        self.rewards_K = np.array(state["rewards"], dtype=np.float64)
+        self.rewards_K = np.array(state[self._rewards_key], dtype=np.float64)
         self.reference_K = np.array(state["reference"], dtype=np.float64)
         self.window.load_state_dict(state["window"])

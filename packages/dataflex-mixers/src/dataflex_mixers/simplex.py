@@ -8,9 +8,15 @@ from numpy.typing import NDArray
 Shares = NDArray[np.float64]
 
 
-def softmax(logits_K: Shares) -> Shares:
-    """Returns exp(logits) divided by its sum, without overflow: (K,). A logit of -inf gives 0."""
-    powers_K = np.exp(logits_K - logits_K.max())
+def softmax(logits_K: Shares, temperature: float = 1.0) -> Shares:
+    """Returns exp(logits / temperature) divided by its sum, without overflow: (K,). A logit of -inf gives 0.
+
+    Args:
+        logits_K: (K,) numbers or -inf; at least one number.
+        temperature: Above 0; towards 0 the highest logit has all.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        powers_K = np.exp((logits_K - logits_K.max()) / temperature)
     shares_K: Shares = powers_K / powers_K.sum()
     return shares_K
 

@@ -31,7 +31,7 @@ def tempered(amounts_K: Shares, temperature: float) -> Shares:
         amounts_K: (K,) sizes, above 0.
         temperature: T > 0; below 1 it favours the large sources.
     """
-    return softmax(np.log(amounts_K) / temperature)  # N_d^(1/T) / sum
+    return softmax(np.log(amounts_K), temperature)  # N_d^(1/T) / sum
 
 
 @register_mixer("temperature")

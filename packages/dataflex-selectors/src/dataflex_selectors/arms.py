@@ -13,6 +13,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex_selectors.drawing import relative
+from dataflex_selectors.scored import standardised
+
 
 def next_pulls(
     label_R: NDArray[np.int64], score_R: NDArray[np.floating], left_C: NDArray[np.int64], count: int, beta: float
@@ -24,7 +27,7 @@ def next_pulls(
 
     Args:
         label_R: (R,) clusters of the rows scored so far.
-        score_R: (R,) their scores; NaN counts as a pull that told nothing.
+        score_R: (R,) their scores; one that is no finite number counts as a pull that told nothing.
         left_C: (C,) rows of each cluster that are not scored yet.
         count: How many to give out.
         beta: How much the unknown is worth; 0 goes by the means alone.
@@ -43,7 +46,7 @@ def _moments(
     label_R: NDArray[np.int64], score_R: NDArray[np.floating], clusters: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns mean and standard deviation by cluster; those of all rows stand in where there is too little to tell."""
-    known = ~np.isnan(score_R)
+    known = np.isfinite(score_R)
     label_R, score_R = label_R[known], score_R[known].astype(np.float64)
     counts_C = np.bincount(label_R, minlength=clusters)
     sums_C = np.bincount(label_R, score_R, minlength=clusters)
@@ -67,19 +70,21 @@ def quotas(
         sizes_C: (C,) rows of each cluster that can be taken.
         score_C: (C,) score of each cluster; not looked at where the size is 0.
         count: How many in all, at most the sum of the sizes.
-        temperature: Towards 0 the best cluster gives all it has; large, clusters give in proportion to their sizes.
+        temperature: Towards 0 the best cluster gives all it has, then the next; large, clusters give in proportion to
+            their sizes.
     """
     live_C = sizes_C > 0
     z_C = np.zeros(len(sizes_C))
-    z_C[live_C] = (score_C[live_C] - score_C[live_C].mean()) / max(float(score_C[live_C].std()), 1e-12) / temperature
-    share_C = np.where(live_C, sizes_C * np.exp(np.maximum(z_C - z_C[live_C].max(initial=-np.inf), -600.0)), 0.0)
+    z_C[live_C] = standardised(score_C[live_C])
     exact_C = np.zeros(len(sizes_C))
     while True:  # ends: each round but the last fills a cluster up
         open_C = live_C & (exact_C < sizes_C)
         missing = count - float(exact_C.sum())
         if missing < 1e-9 or not open_C.any():
             break
-        wanted_C = exact_C + np.where(open_C, missing * share_C / share_C[open_C].sum(), 0.0)
+        # Relative to the best that is open: of those far below it, shares would all be 0 beside a cluster that is full.
+        share_C = sizes_C * relative(np.where(open_C, z_C, -np.inf), temperature)
+        wanted_C = exact_C + missing * share_C / share_C.sum()
         exact_C = np.minimum(wanted_C, sizes_C)
         if (wanted_C <= sizes_C).all():
             break

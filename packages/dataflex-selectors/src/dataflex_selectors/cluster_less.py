@@ -32,6 +32,7 @@ from dataflex_selectors.enough import require_enough
 from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, Score
 from dataflex_selectors.pick import pick
 from dataflex_selectors.running import RunningScores
+from dataflex_selectors.scored import scored_places
 from dataflex_selectors.smoothing import smoothed
 from dataflex_selectors.targets import loss_targets
 from dataflex_selectors.to_target import ToTarget
@@ -137,12 +138,12 @@ class ClusterLessSelector(ToTarget):
         context: UpdateContext = kwargs["context"]
         rows = self.eligible()
         best_E = self._averages(model, context).max(axis=1, initial=-np.inf)
-        require_enough(num_samples, int(np.count_nonzero(~np.isnan(best_E))), len(self.dataset))
+        require_enough(num_samples, len(scored_places(best_E, rows)), len(self.dataset))
         generator = self.generator(context.update)
         if self.mode == "quota":
             chosen = self._by_quota(best_E, num_samples, generator)
         else:
-            chosen = pick(best_E[:, None], num_samples, self.mode, self.temperature, generator)
+            chosen = pick(best_E[:, None], num_samples, self.mode, self.temperature, generator, rows)
         return Selection(rows[chosen], best_E[chosen])
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
@@ -219,7 +220,7 @@ class ClusterLessSelector(ToTarget):
     def _by_quota(self, best_E: NDArray[np.float64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Returns the rows drawn within clusters, the best first."""
         assert self._clustering is not None
-        label_E = np.where(np.isnan(best_E), -1, self._clustering.nearest[:, 0])
+        label_E = np.where(np.isfinite(best_E), self._clustering.nearest[:, 0], -1)
         sizes_C = np.bincount(label_E[label_E >= 0])
         sums_C = np.bincount(label_E[label_E >= 0], best_E[label_E >= 0])
         taken_C = quotas(sizes_C, sums_C / np.maximum(sizes_C, 1), count, self.temperature)

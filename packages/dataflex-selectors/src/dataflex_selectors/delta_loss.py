@@ -28,8 +28,9 @@ from dataflex.scoring import per_sample_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw
+from dataflex_selectors.drawing import draw, logarithms
 from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough
+from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def window(learnt: int, size: int, width: float, progress: float) -> tuple[int, 
 def window_weights(
     deltas_N: NDArray[np.floating[Any]], width: float, outside: float, progress: float
 ) -> NDArray[np.float64]:
-    """Returns the weight of each row: (N,), 1 inside of the window, ``outside`` outside of it, 0 where D is NaN.
+    """Returns the weight of each row: (N,), 1 inside of the window, ``outside`` outside of it, 0 where D is no number.
 
     Args:
         deltas_N: (N,) D of each row.
@@ -67,7 +68,7 @@ def window_weights(
         outside: Weight of a row outside of the window, v.
         progress: x, see :func:`window`.
     """
-    usable = np.flatnonzero(~np.isnan(deltas_N))
+    usable = scored_places(deltas_N)
     weight_N = np.zeros(len(deltas_N))
     if len(usable):
         order = usable[np.argsort(-deltas_N[usable], kind="stable")]
@@ -136,12 +137,11 @@ class DeltaLossSelector(Selector):
         deltas_N = (losses_N if self._before is None else self._before) - losses_N
         if self.reference == "previous" or self._before is None:
             self._before = losses_N
-        usable = ~np.isnan(deltas_N)
         outside = 1.0 if first_time else self.outside_weight
         progress = context.update / max(1, context.updates - 1)
         weight_N = window_weights(deltas_N, self.window, outside, progress)
-        self._require_enough(num_samples, int(np.count_nonzero(weight_N)), int(usable.sum()))
-        rows = draw(weight_N / weight_N.sum(), num_samples, self.replacement, self.generator(context.update))
+        self._require_enough(num_samples, int(np.count_nonzero(weight_N)), len(scored_places(deltas_N)))
+        rows = draw(logarithms(weight_N), num_samples, self.replacement, self.generator(context.update))
         return Selection(rows, deltas_N[rows])
 
     def _losses(self, model: torch.nn.Module, step_id: int) -> NDArray[np.float32]:

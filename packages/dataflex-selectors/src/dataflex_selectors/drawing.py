@@ -1,4 +1,11 @@
-"""Rows drawn with given probabilities."""
+"""Rows drawn with probabilities that are given by their logarithms.
+
+    p_i = exp(l_i / T) / sum_k exp(l_k / T)
+
+Without replacement the rows with the highest l_i / T + g_i are taken, g_i standard Gumbel noise: each next row is drawn
+with these probabilities from those left (Gumbel top-k; Efraimidis and Spirakis 2006 in logarithms). Nothing is raised
+to a power, so no difference is too large: towards T = 0 the highest l are taken, however many lie far below the first.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +13,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def draw(p_N: NDArray[np.float64], count: int, replacement: bool, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Returns ``count`` row numbers drawn with the given probabilities, in the order of drawing.
-
-    Without replacement, each next row is drawn from those left: the rows with the smallest e_i / p_i, e_i exponential
-    (Efraimidis and Spirakis 2006, algorithm A-Res in logarithms).
+def draw(
+    logits_N: NDArray[np.float64],
+    count: int,
+    replacement: bool,
+    generator: np.random.Generator,
+    temperature: float = 1.0,
+) -> NDArray[np.int64]:
+    """Returns ``count`` row numbers, in the order of drawing.
 
     Args:
-        p_N: (N,) probabilities; rows with 0 are never drawn.
-        count: How many; without replacement at most the number of rows with p > 0.
+        logits_N: (N,) l, the logarithms of the weights; -inf for never, at least one above that.
+        count: How many; without replacement at most the number of rows above -inf.
         replacement: Whether a row may come more than once.
         generator: The source of randomness.
+        temperature: T, above 0.
     """
     if replacement:
-        return generator.choice(len(p_N), size=count, p=p_N)
+        return generator.choice(len(logits_N), size=count, p=probabilities(logits_N, temperature))
     with np.errstate(divide="ignore"):
-        keys_N = generator.standard_exponential(len(p_N)) / p_N
-    return np.argsort(keys_N, kind="stable")[:count]
+        noise_N = -np.log(generator.standard_exponential(len(logits_N)))
+    live = np.flatnonzero(logits_N > -np.inf)
+    logits, noise = logits_N[live], noise_N[live]
+    # The same order as l / T + g. A small T is multiplied by: l / T would overflow, and rounding would swallow g, which
+    # decides between equal l.
+    keys = logits / temperature + noise if temperature > 1 else logits + temperature * noise
+    return np.asarray(live[np.lexsort((-noise, -keys))[:count]])
+
+
+def probabilities(logits_N: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Returns p: (N,), sum 1.
+
+    Args:
+        logits_N: (N,) l; -inf gives 0, at least one lies above that.
+        temperature: T, above 0.
+    """
+    powers_N = relative(logits_N, temperature)
+    return np.asarray(powers_N / powers_N.sum())
+
+
+def relative(logits_N: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Returns exp((l - max l) / T): (N,), 1 for the highest, 0 where that is below what a number can hold."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(np.exp((logits_N - logits_N.max()) / temperature))
+
+
+def logarithms(weights_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the logarithms of weights of at least 0: (N,), -inf for 0."""
+    with np.errstate(divide="ignore"):
+        return np.log(weights_N)

@@ -141,4 +141,5 @@ class GradientScores:
                 settings.gradient_type, settings.proj_dim, settings.factor_dim, self._selector.seed, context.update,
             )  # fmt: skip
 
-        return ScoreStore.of(self._selector.cache_dir, self._selector.accelerator, fingerprint)
+        selector = self._selector
+        return ScoreStore.of(selector.cache_dir, selector.accelerator, fingerprint, selector.cache_owner)

@@ -1,23 +1,23 @@
 """Where the irreducible losses of RHO-LOSS come from: a column, a file, or a model that is scored once.
 
-A file holds one number per row of the train dataset, in its order: ``.npy`` a flat array; ``.npz`` and ``.parquet`` an
-array or column of the name ``irreducible_loss``, or the only one. NaN means that a row has none; it is never selected.
+A file holds one number per row of the train dataset (:mod:`dataflex.run.row_values`): ``.npy`` a flat array; ``.npz``
+and ``.parquet`` an array or column of the name ``irreducible_loss``, or the only one. NaN means that a row has none; it
+is never selected.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
 import transformers
-from dataflex.core.errors import ComponentError, ConfigError, Problem, listed
+from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_named
+from dataflex.core.parameter_checks import FLOAT32_MOST
+from dataflex.run.row_values import SUFFIXES
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.row_pass import Collator
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 NAME = "irreducible_loss"
-_SUFFIXES = (".npy", ".npz", ".parquet")
 _DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -49,9 +48,9 @@ def source_problem(column: Any, file: Any, reference_model: Any) -> Problem | No
         return Problem(key, f"found {value!r}, allowed: text")
     if key != "file":
         return None
-    if Path(value).suffix not in _SUFFIXES:
-        return Problem("file", f"found {value!r}, allowed: a file that ends in {', '.join(_SUFFIXES)}")
-    if not Path(value).is_file():
+    if Path(value).suffix not in SUFFIXES:
+        return Problem("file", f"found {value!r}, allowed: a file that ends in {', '.join(SUFFIXES)}")
+    if not Path(value).expanduser().is_file():
         return Problem("file", f"{value} does not exist (looked from {Path.cwd()})")
     return None
 
@@ -71,23 +70,8 @@ def from_column(dataset: Any, column: str) -> NDArray[np.float32]:
         )
     if any(value.size > 1 or value.dtype.kind not in "fiu" for value in values if value.size):
         raise ConfigError(f"the column '{column}' of the train dataset holds something else than one number per row")
-    found = np.array([value.item() if value.size else np.nan for value in values], dtype=np.float32)
-    return _checked(found, f"the column '{column}'", len(values))
-
-
-def from_file(path: str, size: int) -> NDArray[np.float32]:
-    """Returns the values in a file: (N,).
-
-    Raises:
-        ConfigError: The file cannot be read, or holds something else than one number for each of ``size`` rows.
-    """
-    try:
-        values = _read(Path(path))
-    except (OSError, ValueError, zipfile.BadZipFile, pa.ArrowInvalid) as error:
-        raise ConfigError(f"file: {path} cannot be read: {error}") from error
-    if values.ndim != 1 or values.dtype.kind not in "fiu":
-        raise ConfigError(f"file: {path} holds {values.dtype} of shape {values.shape}; needed: a number for each row")
-    return _checked(values.astype(np.float32), f"file: {path}", size)
+    found = np.array([value.item() if value.size else np.nan for value in values], dtype=np.float64)
+    return checked(found, f"the column '{column}'")
 
 
 def from_model(
@@ -152,29 +136,15 @@ def _within(vocabulary: int, collator: Collator, path: str) -> Collator:
     return collate
 
 
-def _read(path: Path) -> NDArray[Any]:
-    if path.suffix != ".parquet":
-        with open(path, "rb") as file:
-            found = np.load(file)
-            return np.asarray(found if isinstance(found, np.ndarray) else found[_only(found.files)])
-    name = _only(pq.read_schema(path).names)
-    return np.asarray(pq.read_table(path, columns=[name]).column(name).to_numpy())
+def checked(values: NDArray[np.float64], what: str) -> NDArray[np.float32]:
+    """Returns the losses of the rows as the selector keeps them: (N,).
 
-
-def _only(names: list[str]) -> str:
-    if NAME in names or len(names) != 1:
-        if NAME not in names:
-            raise ValueError(f"it holds {listed(names)}; needed: {NAME}, or a single one")
-        return NAME
-    return names[0]
-
-
-def _checked(values: NDArray[np.float32], what: str, size: int) -> NDArray[np.float32]:
-    if len(values) != size:
+    Raises:
+        ConfigError: One is infinite, or becomes so in 32 bits.
+    """
+    outside = np.flatnonzero(np.abs(values) > FLOAT32_MOST)
+    if len(outside):
         raise ConfigError(
-            f"{what} holds {len(values)} values, and the train dataset has {size} rows -> give one per row, in their "
-            "order; NaN where there is none"
+            f"{what} is infinite, or too large for 32 bits, for {rows_named(outside)} -> write NaN instead"
         )
-    if np.isinf(values).any():
-        raise ConfigError(f"{what} is infinite for row {int(np.flatnonzero(np.isinf(values))[0])} -> write NaN instead")
-    return values
+    return values.astype(np.float32)

@@ -102,7 +102,7 @@ class LessSelector(Selector):
         generator = self.generator(context.update)
         pool = candidate_rows(len(self.dataset), self.candidates, generator)
         scores_NJ = self._averages(model, context, pool)
-        chosen = pick(scores_NJ, num_samples, self.mode, self.temperature, generator)
+        chosen = pick(scores_NJ, num_samples, self.mode, self.temperature, generator, pool)
         return Selection(pool[chosen], scores_NJ[chosen].max(axis=1))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw
 from dataflex_selectors.enough import SHOW_LABELS, require_enough
+from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
     import torch
@@ -36,31 +37,25 @@ if TYPE_CHECKING:
 FOCUS = ("low", "medium", "high")
 
 
-def focus_probabilities(
-    losses_N: NDArray[np.floating[Any]],
-    focus: str,
-    focus_weight: float,
-    quantiles: tuple[float, float],
-    temperature: float,
+def focus_log_weights(
+    losses_N: NDArray[np.floating[Any]], focus: str, focus_weight: float, quantiles: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """Returns the probability of each row: (N,) with sum 1; 0 where the loss is NaN, above 0 everywhere else.
+    """Returns the logarithm of the weight of each row: (N,), -inf without a loss.
 
     Args:
-        losses_N: (N,) mean token losses; at least one is not NaN.
+        losses_N: (N,) mean token losses; at least one is a number.
         focus: The bucket that counts more: ``low``, ``medium`` or ``high``.
         focus_weight: How many times as likely a row of that bucket is as another row, at temperature 1.
         quantiles: Where the buckets end. A quantile is a row's own loss (the smallest with at least that share of
             rows at or below it), so that rounding moves no row across. Rows of equal loss share a bucket, which may
             leave another one empty; with an empty focus all rows are equally likely.
-        temperature: Below 1 sharpens the focus, above 1 softens it.
     """
-    finite_N = ~np.isnan(losses_N)
-    ends = np.quantile(losses_N[finite_N], quantiles, method="inverted_cdf")
-    bucket_N = np.searchsorted(ends, losses_N, side="left")  # low <= q1 < medium <= q2 < high
-    log_weight_N = np.where(bucket_N == FOCUS.index(focus), np.log(focus_weight), 0.0) / temperature
-    # e^-600 still is a float64 above 0: however sharp the focus, what is outside of it comes last and not never.
-    weight_N = np.where(finite_N, np.exp(np.maximum(log_weight_N - log_weight_N[finite_N].max(), -600.0)), 0.0)
-    return np.asarray(weight_N / weight_N.sum())
+    scored = scored_places(losses_N)
+    ends = np.quantile(losses_N[scored], quantiles, method="inverted_cdf")
+    bucket_M = np.searchsorted(ends, losses_N[scored], side="left")  # low <= q1 < medium <= q2 < high
+    log_weight_N = np.full(len(losses_N), -np.inf)
+    log_weight_N[scored] = np.where(bucket_M == FOCUS.index(focus), np.log(focus_weight), 0.0)
+    return log_weight_N
 
 
 @register_selector("loss")
@@ -118,11 +113,12 @@ class LossSelector(Selector):
             ComponentError: Fewer rows have a loss than were asked for.
         """
         losses_N = self.scores(model, step_id)
-        found = int(np.count_nonzero(~np.isnan(losses_N)))
+        found = len(scored_places(losses_N))
         wanted = 1 if self.replacement else num_samples
         require_enough(wanted, found, len(losses_N), way_out=f"{SHOW_LABELS}, replacement: true")
-        p_N = focus_probabilities(losses_N, self.focus, self.focus_weight, self.quantiles, self.temperature)
-        rows = draw(p_N, num_samples, self.replacement, self.generator(kwargs["context"].update))
+        log_weight_N = focus_log_weights(losses_N, self.focus, self.focus_weight, self.quantiles)
+        generator = self.generator(kwargs["context"].update)
+        rows = draw(log_weight_N, num_samples, self.replacement, generator, self.temperature)
         return Selection(rows, losses_N[rows])
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
@@ -134,7 +130,9 @@ class LossSelector(Selector):
             accelerator=self.accelerator,
             token_budget=self.token_budget,
             desc=f"{self.name}: losses at step {step_id}",
-            store=ScoreStore.of(self.cache_dir, self.accelerator, lambda: self._fingerprint(model, step_id)),
+            store=ScoreStore.of(
+                self.cache_dir, self.accelerator, lambda: self._fingerprint(model, step_id), self.cache_owner
+            ),
         )
 
     def _fingerprint(self, model: torch.nn.Module, step_id: int) -> str:

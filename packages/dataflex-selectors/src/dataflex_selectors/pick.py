@@ -10,46 +10,55 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw
 from dataflex_selectors.enough import SHOW_LABELS, require_enough
+from dataflex_selectors.scored import scored_places, standardised
 
 MODES = ("topk", "sample", "quota")
 
 
 def pick(
-    scores_NJ: NDArray[np.floating], count: int, mode: str, temperature: float, generator: np.random.Generator
+    scores_NJ: NDArray[np.floating],
+    count: int,
+    mode: str,
+    temperature: float,
+    generator: np.random.Generator,
+    rows_N: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Returns ``count`` places in [0, N), best first; a row with a NaN score is never among them.
+    """Returns ``count`` places in [0, N), best first.
+
+    A row with a NaN score, for any set, or with -inf for all of them is never among them.
 
     Args:
-        scores_NJ: (N, J) score of each row for each target set.
+        scores_NJ: (N, J) score of each row for each target set; -inf keeps the row from that set.
         count: How many rows; at most as many as have scores.
         mode: ``topk``: the highest scores for whichever set suits the row best. ``sample``: drawn without replacement
             with probability proportional to exp(z / temperature), z being that score in standard deviations, so that
             the rows differ from update to update. ``quota``: the sets take their best row in turn.
         temperature: Of ``sample``; towards 0 it becomes ``topk``.
         generator: The source of randomness.
+        rows_N: (N,) the rows that the places stand for, for messages; None where they are row numbers.
 
     Raises:
-        ComponentError: Fewer rows have a score than are asked for.
+        ComponentError: Fewer rows have a score than are asked for, or one is +inf.
     """
     best_N = scores_NJ.max(axis=1).astype(np.float64)  # NaN where any is
-    usable = np.flatnonzero(~np.isnan(best_N))
+    usable = scored_places(best_N, rows_N)
     require_enough(count, len(usable), len(best_N), "have a score", f"{SHOW_LABELS}, more candidates")
     if mode == "quota":
-        return _in_turn(scores_NJ, count)
+        return _in_turn(scores_NJ, usable, count)
     if mode == "topk":
-        return np.argsort(-best_N, kind="stable")[:count]
-    z = (best_N[usable] - best_N[usable].mean()) / max(float(best_N[usable].std()), 1e-12)
-    # Draws compare e / p: a p of e^-600 comes last and not never.
-    p = np.exp(np.maximum((z - z.max()) / temperature, -600.0))
-    return np.asarray(usable[draw(p / p.sum(), count, False, generator)])
+        return np.asarray(usable[np.argsort(-best_N[usable], kind="stable")[:count]])
+    return np.asarray(usable[draw(standardised(best_N[usable]), count, False, generator, temperature)])
 
 
-def _in_turn(scores_NJ: NDArray[np.floating], count: int) -> NDArray[np.int64]:
-    """Returns the rows that J sets choose in turn, each its best row that is still there."""
-    orders = [iter(np.argsort(-scores_NJ[:, j], kind="stable")) for j in range(scores_NJ.shape[1])]
-    taken = np.isnan(scores_NJ).any(axis=1)
+def _in_turn(scores_NJ: NDArray[np.floating], usable: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Returns the rows that J sets choose in turn, each its best row that is still there and is not kept from it."""
+    orders = []
+    for scores_N in scores_NJ.T:
+        allowed = usable[scores_N[usable] > -np.inf]
+        orders.append(iter(allowed[np.argsort(-scores_N[allowed], kind="stable")]))
+    taken = np.zeros(len(scores_NJ), dtype=np.bool_)
     chosen: list[int] = []
-    while len(chosen) < count:
+    while len(chosen) < count:  # ends: every usable row is allowed to some set
         for order in orders:
             row = next((int(row) for row in order if not taken[row]), None)
             if row is not None and len(chosen) < count:

@@ -19,15 +19,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import at_least_or_null, count_or_null, require
 from dataflex.core.registry import register_selector
+from dataflex.run.row_values import row_values
 from dataflex.scoring import per_sample_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.engines import whole_weights
 from dataflex_selectors.enough import SHOW_LABELS, require_enough
-from dataflex_selectors.irreducible import from_column, from_file, from_model, source_problem
+from dataflex_selectors.irreducible import NAME, checked, from_column, from_model, source_problem
+from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +52,7 @@ class RhoLossSelector(Selector):
         dataset, accelerator, data_collator: As every selector is given them.
         cache_dir: Keeps what an interrupted pass of the reference model has computed.
         column: Column of the train dataset with the irreducible loss of each row.
-        file: A .npy, .npz or .parquet file with the irreducible loss of each row, in their order.
+        file: A .npy, .npz or .parquet file with the irreducible loss of each row, see :mod:`dataflex.run.row_values`.
         reference_model: Name or path of a model whose losses are the irreducible ones; it is scored once.
         pool_factor: Candidates drawn for each row that is taken; null for all rows.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
@@ -86,7 +89,10 @@ class RhoLossSelector(Selector):
         if column is not None:
             self._irreducible = from_column(dataset, column)
         elif file is not None:
-            self._irreducible = from_file(file, len(dataset))
+            found = row_values("file", file, NAME, dataset, sole=True)
+            require("rho_loss selector", found if isinstance(found, Problem) else None)
+            assert not isinstance(found, Problem)
+            self._irreducible = checked(found, f"file: {file}")
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores candidates and returns those with the largest rho, shuffled; the scores are their rho.
@@ -104,7 +110,7 @@ class RhoLossSelector(Selector):
         for first in range(0, len(eligible), max(1, at_once)):  # once, unless candidates turn out to have no label
             candidates = eligible[first : first + at_once]
             reducible = self._losses(model, step_id, candidates) - irreducible_N[candidates]
-            usable = ~np.isnan(reducible)
+            usable = scored_places(reducible, candidates)
             rows, rho = np.concatenate([rows, candidates[usable]]), np.concatenate([rho, reducible[usable]])
             if len(rows) >= num_samples:
                 break

@@ -1,4 +1,4 @@
-"""Scores over the updates of a run: each adds a term, and old ones fade.
+"""Scores over the updates of a run: each adds a term, and fades those before it.
 
 Letters: N rows, P of them scored at an update, J target sets.
 """
@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_TINY = float(np.finfo(np.float64).tiny)  # below it numbers lose digits, and a ratio of two its meaning
+
 
 class RunningScores:
     """Averages of scores, weighted by learning rate and age. Not every update scores every row, or for every set.
+
+    After updates at the learning rates r_1 ... r_t, of which a row was scored at some, with scores s_u,
+
+        average = sum_u decay^(t - u) r_u s_u / sum_u decay^(t - u) r_u
+
+    The age of a term counts all updates since, whether they scored the row or not.
 
     Args:
         rows: N.
@@ -28,23 +36,31 @@ class RunningScores:
     def add(
         self, pool_P: NDArray[np.int64], sets: list[int], scores: NDArray[np.floating[Any]], rate: float
     ) -> NDArray[np.float64]:
-        """Adds the terms of an update and returns the averages: (P, J).
+        """Fades the terms of all rows, adds those of an update and returns the averages: (P, J).
 
         Args:
             pool_P: (P,) rows that were scored.
             sets: The sets that they were scored for.
-            scores: (P, len(sets)) their scores, NaN for a row that has none.
+            scores: (P, len(sets)) their scores. One that is no finite number adds nothing.
             rate: The learning rate; the averages have it as their weight.
 
         Returns:
-            NaN for a row without a score, minus infinity for a set that no update has scored it for.
+            NaN for a row that never had a score, minus infinity for a set that no update has scored it for.
         """
         rate = max(rate, 1e-30)  # at the start of a warm-up it is 0, and there must be an average
-        rates_PJ, sums_PJ = self._decay * self._rates_NJ[pool_P], self._decay * self._sums_NJ[pool_P]
-        rates_PJ[:, sets] += rate
-        sums_PJ[:, sets] += rate * scores
+        with np.errstate(under="ignore"):
+            self._rates_NJ *= self._decay
+            self._sums_NJ *= self._decay
+        forgotten_NJ = self._rates_NJ < _TINY
+        self._rates_NJ[forgotten_NJ] = self._sums_NJ[forgotten_NJ] = 0.0
+        known = np.isfinite(scores)
+        rates_PJ, sums_PJ = self._rates_NJ[pool_P], self._sums_NJ[pool_P]
+        rates_PJ[:, sets] += np.where(known, rate, 0.0)
+        sums_PJ[:, sets] += rate * np.where(known, scores, 0.0)
         self._rates_NJ[pool_P], self._sums_NJ[pool_P] = rates_PJ, sums_PJ
-        return np.divide(sums_PJ, rates_PJ, out=np.full_like(sums_PJ, -np.inf), where=rates_PJ > 0)
+        averages_PJ = np.divide(sums_PJ, rates_PJ, out=np.full_like(sums_PJ, -np.inf), where=rates_PJ > 0)
+        averages_PJ[(rates_PJ == 0).all(axis=1)] = np.nan
+        return averages_PJ
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.errors import Problem
+from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import one_of, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.run.scores import read_scores
+from dataflex.run.row_values import row_values
+from dataflex.run.scores import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
@@ -32,12 +32,13 @@ class ScoresSelector(Selector):
         accelerator: The run's accelerator.
         data_collator: Not used.
         cache_dir: Not used.
-        file: A Parquet file with a column ``score``: one number per row of the train dataset, null for never.
+        file: A .parquet, .npz or .npy file with a column or array ``score``: a number for each row of the train
+            dataset, null or -inf for never. See :mod:`dataflex.run.row_values`.
         mode: topk takes the highest scores, sample draws by them.
         temperature: Of sample: below 1 sharpens, above 1 softens.
 
     Raises:
-        ConfigError: The file cannot be read or belongs to another number of rows; or a parameter is out of its range.
+        ConfigError: The file cannot be read, is for other rows, or holds +inf; or a parameter is out of its range.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class ScoresSelector(Selector):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        found, problem = _read(file, len(dataset))
+        found = _text("file", file) or row_values("file", file, SCORE, dataset)
+        problem = found if isinstance(found, Problem) else _above("file", file, found)
         require("scores selector", problem, one_of("mode", mode, _MODES), positive("temperature", temperature))
+        assert not isinstance(found, Problem)
         self.mode = mode
         self.temperature = float(temperature)
         self._scores_N = found
@@ -67,21 +70,17 @@ class ScoresSelector(Selector):
         rows = pick(self._scores_N[:, None], num_samples, self.mode, self.temperature, generator)
         return Selection(rows, self._scores_N[rows])
 
-    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
+    def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the scores of the file: (N,). See the base class."""
         return self._scores_N
 
 
-def _read(file: str, rows: int) -> tuple[NDArray[np.float32], Problem | None]:
-    """Returns the scores, or what is wrong with the file."""
-    nothing = np.zeros(0, dtype=np.float32)
-    try:
-        scores, _ = read_scores(Path(file).expanduser())
-    except (OSError, ValueError) as error:
-        return nothing, Problem("file", f"{file} cannot be read: {error}", "write it with dataflex-cli score")
-    if len(scores) != rows:
-        what = f"{file} has {len(scores)} scores for {rows} rows of the train dataset"
-        return nothing, Problem(
-            "file", what, "score this dataset again: dataset, max_samples, cutoff_len must be the same"
-        )
-    return scores, None
+def _text(key: str, found: Any) -> Problem | None:
+    return None if isinstance(found, str) and found else Problem(key, f"found {found!r}, allowed: the name of a file")
+
+
+def _above(key: str, file: str, scores_N: NDArray[np.float64]) -> Problem | None:
+    above = np.flatnonzero(np.isposinf(scores_N))
+    if not len(above):
+        return None
+    return Problem(key, f"the score of {rows_named(above)} in {file} is +inf", "write numbers, -inf or null for never")

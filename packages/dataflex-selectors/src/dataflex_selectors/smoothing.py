@@ -30,10 +30,10 @@ def smoothed(
         vectors_ND: (N, D) vectors of length 1.
         nearest_NK: (N, K) the nearest clusters of each row, its own first.
         scored_R: (R,) the rows that were scored.
-        scores_RJ: (R, J) their scores; a row with a NaN score is not used.
+        scores_RJ: (R, J) their scores; a row with one that is no finite number is not used.
         width: Width of the kernel; towards 0 the nearest scored row alone counts.
     """
-    usable_R = ~np.isnan(scores_RJ).any(axis=1)
+    usable_R = np.isfinite(scores_RJ).all(axis=1)
     scored_R, scores_RJ = scored_R[usable_R], scores_RJ[usable_R].astype(np.float64)
     members_CM = _by_cluster(nearest_NK[scored_R, 0], int(nearest_NK.max()) + 1)
     smoothed_NJ = np.full((len(vectors_ND), scores_RJ.shape[1]), np.nan)
@@ -46,9 +46,10 @@ def smoothed(
         block = slice(start, start + step)
         places_BM = members_CM[nearest_NK[block]].reshape(len(nearest_NK[block]), -1)
         cosines_BM = np.einsum("bd,bmd->bm", vectors_ND[block].astype(np.float32), scored_RD[places_BM])
-        logits_BM = np.where(places_BM >= 0, cosines_BM.astype(np.float64) / width, -np.inf)
+        cosines_BM = np.where(places_BM >= 0, cosines_BM.astype(np.float64), -np.inf)
         some_B = (places_BM >= 0).any(axis=1)
-        weights_BM = np.exp(logits_BM[some_B] - logits_BM[some_B].max(axis=1, keepdims=True))
+        with np.errstate(over="ignore", under="ignore"):  # far from the nearest, a weight is 0
+            weights_BM = np.exp((cosines_BM[some_B] - cosines_BM[some_B].max(axis=1, keepdims=True)) / width)
         weights_BM /= weights_BM.sum(axis=1, keepdims=True)
         smoothed_NJ[start + np.flatnonzero(some_B)] = np.einsum("bm,bmj->bj", weights_BM, scores_RJ[places_BM[some_B]])
     smoothed_NJ[scored_R] = scores_RJ

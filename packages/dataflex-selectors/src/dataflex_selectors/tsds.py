@@ -20,7 +20,7 @@ from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw
+from dataflex_selectors.drawing import draw, logarithms
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import nearest
@@ -120,7 +120,7 @@ class TsdsSelector(ToTarget):
             "have a probability above 0",
             "use replacement: true, or a smaller alpha or more neighbours, which spread it wider",
         )
-        places = draw(self._p, num_samples, self.replacement, self.generator(update))
+        places = draw(logarithms(self._p), num_samples, self.replacement, self.generator(update))
         return Selection(self._rows[places], self._p[places])
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:

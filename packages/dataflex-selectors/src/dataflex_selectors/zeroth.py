@@ -140,7 +140,7 @@ class ZerothSelector(Selector):
         generator = self.generator(kwargs["context"].update)
         pool_N = candidate_rows(len(self.dataset), self.candidates, generator)
         scores_N = self._influences(model, step_id, pool_N, generator)
-        best = pick(scores_N[:, None], num_samples, "topk", 1.0, generator)
+        best = pick(scores_N[:, None], num_samples, "topk", 1.0, generator, pool_N)
         return Selection(pool_N[best], scores_N[best])
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:

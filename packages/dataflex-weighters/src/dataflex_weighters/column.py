@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from dataflex.core.errors import ConfigError, Problem, listed, nearest
-from dataflex.core.parameter_checks import flag, require
+from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
+from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources, fetch
+from dataflex.run.row_values import row_values
 from dataflex.train.weighter.base_weighter import Weighter
 from numpy.typing import NDArray
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 _CHUNK = 4096  # rows read at a time
-_KINDS = (".npy", ".npz", ".parquet")
 
 
 @register_weighter("column")
@@ -35,14 +34,14 @@ class ColumnWeighter(Weighter):
     Args:
         dataset: The train dataset, tokenised.
         column: The column of the dataset; with ``file``, that of a .parquet, or the array of an .npz.
-        file: A .npy, .npz or .parquet file with one number per row of the tokenised train dataset, in its order; null
-            for a column of the dataset itself.
+        file: A .npy, .npz or .parquet file with a number for each row of the tokenised train dataset, see
+            :mod:`dataflex.run.row_values`; null for a column of the dataset itself.
         allow_negative: Whether a weight may be below 0, which raises the loss of the row.
         normalise: Whether the weights are scaled so that their mean over the rows of the train dataset is 1.
 
     Raises:
-        ConfigError: A parameter has another value, or the weights cannot be read, are not one finite number per row,
-            or are negative; the message holds every problem of the parameters.
+        ConfigError: A parameter has another value, or the weights cannot be read, are for other rows, are not one
+            number per row that 32 bits hold, or are negative; the message holds every problem of the parameters.
     """
 
     def __init__(
@@ -61,16 +60,13 @@ class ColumnWeighter(Weighter):
             flag("allow_negative", allow_negative),
             flag("normalise", normalise),
         )
-        try:
-            weights_N = column_of(dataset, column) if file is None else read_weights(Path(file).expanduser(), column)
-        except ConfigError:  # it says itself what is wrong
-            raise
-        except (OSError, ValueError, TypeError) as error:
-            require(
-                "column weighter", Problem("file" if file else "column", f"{file or column} cannot be read: {error}")
-            )
-        require("column weighter", *_problems(weights_N, len(dataset), file, allow_negative, normalise))
-        self.weights_N = (weights_N / weights_N.mean() if normalise else weights_N).astype(np.float32)
+        where = "column" if file is None else "file"
+        weights_N = _from_dataset(dataset, column) if file is None else _from_file(dataset, column, file)
+        require("column weighter", weights_N if isinstance(weights_N, Problem) else None)
+        assert not isinstance(weights_N, Problem)
+        wrong = _problem(weights_N, allow_negative, normalise)
+        require("column weighter", None if wrong is None else Problem(where, *wrong))
+        self.weights_N = _narrowed(weights_N, normalise)
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Any = None
@@ -79,28 +75,21 @@ class ColumnWeighter(Weighter):
         return (ctx.of_batch(self.weights_N).to(losses.device) * losses).mean()
 
 
-def read_weights(path: Path, column: str) -> NDArray[np.float64]:
-    """Returns the numbers of a file: (N,) float64, NaN for null.
+def _from_file(dataset: Any, column: str, file: str) -> NDArray[np.float64] | Problem:
+    return row_values("file", file, column, dataset, sole=Path(file).suffix == ".npz")
 
-    Args:
-        path: A .npy, .npz or .parquet file.
-        column: The column of a .parquet or the array of an .npz; an .npz with one array needs none.
 
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is none of the three, or does not hold the column.
-    """
-    if path.suffix not in _KINDS:
-        raise ValueError(f"it ends in {path.suffix!r}; allowed: {', '.join(_KINDS)}")
-    if path.suffix == ".npy":
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            name = arrays.files[0] if len(arrays.files) == 1 else column
-            _require_column(name, arrays.files)
-            return np.asarray(arrays[name], dtype=np.float64)
-    _require_column(column, pq.read_schema(path).names)
-    return np.asarray(pq.read_table(path, columns=[column]).column(column).to_numpy(), dtype=np.float64)
+def _from_dataset(dataset: Any, column: str) -> NDArray[np.float64] | Problem:
+    try:
+        weights_N = column_of(dataset, column)
+    except ConfigError:  # it says itself what is wrong
+        raise
+    except (ValueError, TypeError) as error:
+        return Problem("column", f"{column} cannot be read: {error}")
+    if weights_N.shape == (len(dataset),):
+        return weights_N
+    what = f"{column} holds weights of shape {weights_N.shape} for {len(dataset)} rows"
+    return Problem("column", what, "give one number per row")
 
 
 def column_of(dataset: Any, column: str) -> NDArray[np.float64]:
@@ -123,28 +112,32 @@ def column_of(dataset: Any, column: str) -> NDArray[np.float64]:
     return np.array([row[column] for chunk in chunks for row in fetch(dataset, chunk)], dtype=np.float64)
 
 
-def _require_column(name: str, names: list[str]) -> None:
-    if name not in names:
-        raise ValueError(f"it has no column {name!r} but {listed(names)} -> name one of them as column")
-
-
-def _problems(
-    weights_N: NDArray[np.float64], rows: int, file: str | None, allow_negative: bool, normalise: bool
-) -> list[Problem]:
-    where = "column" if file is None else "file"
-    if weights_N.shape != (rows,):
-        what = f"found weights of shape {weights_N.shape} for {rows} rows of the tokenised train dataset"
-        return [Problem(where, what, "give one number per row; LLaMA-Factory leaves rows out that it cannot use")]
+def _problem(weights_N: NDArray[np.float64], allow_negative: bool, normalise: bool) -> tuple[str, str] | None:
+    """Returns what is wrong with the weights, and the way out, or None."""
     bad = np.flatnonzero(~np.isfinite(weights_N))
     if len(bad):
-        return [Problem(where, f"the weight of {len(bad)} rows is no finite number, first of row {bad[0]}")]
+        return f"the weight of {rows_named(bad)} is no finite number", "give each row a number, 0 for no effect"
+    large = np.flatnonzero(np.abs(weights_N) > FLOAT32_MOST)
+    if len(large):
+        return f"the weight of {rows_named(large)} is more than 32 bits hold, {FLOAT32_MOST:.3g}", "scale the weights"
     negative = np.flatnonzero(weights_N < 0)
     if len(negative) and not allow_negative:
-        what = f"the weight of {len(negative)} rows is negative, first of row {negative[0]}"
-        return [Problem(where, what, "set allow_negative: true if their loss is to rise")]
+        what = f"the weight of {rows_named(negative)} is negative"
+        return what, "set allow_negative: true if their loss is to rise"
     if (normalise or not allow_negative) and not weights_N.mean() > 0:
-        return [Problem(where, f"the mean weight is {weights_N.mean():g}, so nothing would be learnt")]
-    return []
+        return f"the mean weight is {weights_N.mean():g}, so nothing would be learnt", "give some rows a weight above 0"
+    return None
+
+
+def _narrowed(weights_N: NDArray[np.float64], normalise: bool) -> NDArray[np.float32]:
+    """Returns the weights as training uses them. Divided by a mean near 0, they may be more than 32 bits hold."""
+    if normalise:
+        weights_N = weights_N / weights_N.mean()
+    largest = float(np.abs(weights_N).max(initial=0.0))
+    if not largest <= FLOAT32_MOST:
+        what = f"divided by its mean, the largest weight is {largest:.3g}, more than 32 bits hold"
+        require("column weighter", Problem("normalise", what, "set normalise: false, or scale the weights"))
+    return weights_N.astype(np.float32)
 
 
 def _text(key: str, found: Any) -> Problem | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.errors import Problem
-from dataflex.core.parameter_checks import at_least, flag, require
+from dataflex.core.parameter_checks import FLOAT32_MOST, between, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
 from dataflex.train.weighter.base_weighter import Weighter
@@ -42,14 +42,14 @@ class DatasetWeighter(Weighter):
         normalise: bool = False,
     ) -> None:
         super().__init__()
-        problems = [at_least("default", default, 0), flag("normalise", normalise), known_sources(dataset)]
+        problems = [between("default", default, 0, FLOAT32_MOST), flag("normalise", normalise), known_sources(dataset)]
         names = dataset.names if isinstance(dataset, MixedSources) else ()
         require("dataset weighter", *problems, *source_weights("weights", weights, names))
-        by_source = np.array([(weights or {}).get(name, default) for name in names], dtype=np.float32)
+        by_source = np.array([(weights or {}).get(name, default) for name in names], dtype=np.float64)
         mean = float(by_source @ dataset.sizes / max(1, dataset.sizes.sum()))
         if not mean > 0:
             require("dataset weighter", Problem("weights", "no source has rows and a weight above 0", "let one count"))
-        self.by_source = by_source / mean if normalise else by_source
+        self.by_source = (by_source / mean if normalise else by_source).astype(np.float32)
 
     @classmethod
     def needs_sources(cls, params: Mapping[str, Any]) -> bool:

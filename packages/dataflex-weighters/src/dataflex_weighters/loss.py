@@ -17,6 +17,7 @@ Cost: two small collectives per micro-batch on several ranks, none on one; ``sco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,9 @@ def sample_weights(losses: torch.Tensor, strategy: str, delta: float = 1.0, temp
     if strategy == "uniform" or losses.numel() == 0 or bool(losses.max() == losses.min()):
         return torch.ones_like(losses)
     utility = UTILITIES[strategy](normalised_losses(losses, delta), delta)
-    return torch.softmax(utility / temperature, dim=0) * losses.numel()  # w_i of the paper, times G: mean 1
+    below = utility - utility.max()  # of a tiny r, U / r would be infinite for the greatest U as well
+    logits = torch.where(below == 0, below, below / temperature)
+    return torch.softmax(logits, dim=0) * losses.numel()  # w_i of the paper, times G: mean 1
 
 
 def source_level_weights(
@@ -99,7 +102,9 @@ def source_level_weights(
 
 def annealed(start: float | None, end: float, done: float) -> float:
     """Returns the temperature after a share ``done`` of the weighted steps: from ``start`` to ``end`` geometrically."""
-    return end if start is None else start * (end / start) ** min(max(done, 0.0), 1.0)
+    if start is None or done >= 1:
+        return end
+    return math.exp(math.log(start) + max(done, 0.0) * (math.log(end) - math.log(start)))
 
 
 @register_weighter("loss")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.core.errors import Problem, listed, nearest
-from dataflex.core.parameter_checks import is_number
+from dataflex.core.parameter_checks import FLOAT32_MOST, is_number
 from dataflex.data.rows import MixedSources
 
 
@@ -34,9 +34,9 @@ def source_weights(key: str, found: Any, names: tuple[str, ...]) -> list[Problem
     if not isinstance(found, Mapping):
         return [Problem(key, f"found {found!r}, allowed: source: weight for some or all sources, or null")]
     problems = [
-        Problem(f"{key}.{name}", f"found {value!r}, allowed: a number of at least 0")
+        Problem(f"{key}.{name}", f"found {value!r}, allowed: a number from 0 to {FLOAT32_MOST:.3g}")
         for name, value in found.items()
-        if not is_number(value) or value < 0
+        if not is_number(value) or not 0 <= value <= FLOAT32_MOST
     ]
     unknown = [str(name) for name in found if names and name not in names]
     there = f"no such source; there are {listed(names)}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dataflex.cli.commands import all_commands, command
 from dataflex.core.errors import ComponentError, DataflexError
+from dataflex.core.secret_values import scrubbed
 
 HELP = ("-h", "--help")
 
@@ -26,8 +27,9 @@ def run(argv: Sequence[str]) -> int:
         return _dispatch(list(argv))
     except DataflexError as error:
         if isinstance(error, ComponentError) and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)  # the author of the component needs to see where
-        sys.stderr.write(f"error: {error}\n")
+            # the author of the component needs to see where
+            sys.stderr.write(scrubbed("".join(traceback.format_exception(error.__cause__))))
+        sys.stderr.write(scrubbed(f"error: {error}\n"))
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

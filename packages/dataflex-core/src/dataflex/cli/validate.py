@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataflex.cli.run_file import checked_run
 from dataflex.config.checks.draft import names_in
 from dataflex.config.spec import RunSpec
+from dataflex.core.secret_values import masked
 
 SUMMARY = "check a configuration without loading a model"
 USAGE = "dataflex-cli validate FILE [key=value ...]"
@@ -31,12 +32,13 @@ def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
     if spec.component is not None:
         component = spec.component
         preset = f" (preset {component.preset})" if component.preset != component.name else ""
-        params = ", ".join(f"{name}={value!r}" for name, value in component.params.items()) or "at its defaults"
+        shown = masked(component.params)
+        params = ", ".join(f"{name}={value!r}" for name, value in shown.items()) or "at its defaults"
         yield component.kind.name, f"{component.name}{preset}: {params}"
     if spec.arguments.train_type != "static":
         yield "schedule", schedule_in_words(spec)
-        yield "output", str(spec.llamafactory.get("output_dir"))
-    yield "datasets", ", ".join(names_in(spec.llamafactory.get("dataset"))) or "none"
+        yield "output", str(masked(spec.llamafactory.get("output_dir"), "output_dir"))
+    yield "datasets", ", ".join(names_in(masked(spec.llamafactory.get("dataset"), "dataset"))) or "none"
 
 
 def schedule_in_words(spec: RunSpec) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.components_file import Entry, packaged_components, user_components
+from dataflex.config.load import with_secrets
 from dataflex.config.spec import ComponentSpec
 from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, lookup
@@ -23,7 +24,7 @@ from dataflex.core.errors import (
     listed,
     nearest,
 )
-from dataflex.core.injected import INJECTED, OVERRIDABLE
+from dataflex.core.injected import INJECTED, OVERRIDABLE, wrong_override
 from dataflex.core.kinds import Kind
 
 
@@ -54,7 +55,8 @@ def resolve(
     problems = _parameter_problems(info, entry)
     if problems:
         raise InvalidConfigError(problems)
-    return ComponentSpec(kind, component_name, entry.name, dict(entry.params))
+    params = with_secrets(entry.params, f"{entry.where}.params.")
+    return ComponentSpec(kind, component_name, entry.name, params)
 
 
 def presets(kind: Kind, components_cfg_file: str | Path | None = None) -> list[str]:
@@ -102,13 +104,16 @@ def _unknown(kind: Kind, key: str, entry: Entry, file: str | Path | None, local:
 def _parameter_problems(info: ComponentInfo, entry: Entry) -> list[Problem]:
     problems = []
     subject = f"the {info.kind.name} '{info.name}'"
-    for name in entry.params:
+    for name, value in entry.params.items():
         where = f"{entry.where}.params.{name}"
+        wrong = wrong_override(name, value)
         if name in INJECTED - OVERRIDABLE:
             problems.append(Problem(where, f"'{name}' is given to {subject} by dataflex", "remove it"))
         elif info.accepts is not None and name not in info.accepts:
             what = f"{subject} has no parameter '{name}'; allowed: {listed(info.accepts)}"
             problems.append(Problem(where, what, nearest(name, info.accepts) or "remove it"))
+        elif wrong is not None:
+            problems.append(Problem(where, wrong, "remove it for the run's own"))
     for name in info.required:
         if name not in entry.params:
             what = f"{subject} needs the parameter '{name}'"

@@ -22,6 +22,8 @@ from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.kinds import BY_SECTION, Kind
 from dataflex.core.source import SourceNotFoundError, package_folders
+from dataflex.run.config_file import END
+from dataflex.run.files import COMPONENTS
 
 FILE_NAME = "components.yaml"
 ENTRY_KEYS = ("name", "params")
@@ -49,6 +51,11 @@ def read_components(path: Path) -> dict[str, dict[str, Entry]]:
         ConfigError: Everything that is wrong with the file, in one message.
     """
     content = read_mapping(path)
+    if path.name == COMPONENTS and not path.read_text(encoding="utf-8").rstrip().endswith(END):
+        raise ConfigError(
+            f"{path}: the file does not end with '{END}', as a run writes it: it was cut off -> restore it, or give a "
+            "file of your own another name"
+        )
     problems: list[Problem] = []
     sections = {
         section: {str(key): _entry(f"{path}: {section}.{key}", str(key), item, problems) for key, item in body.items()}

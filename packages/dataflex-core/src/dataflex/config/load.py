@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.core.errors import ConfigError
-from dataflex.run.config_file import NOTES
+from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
+from dataflex.core.secret_values import is_secret, remember, revealed
+from dataflex.run.config_file import NOTES, VERSIONS
+from dataflex.run.files import CONFIG
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -26,18 +28,46 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         overrides: ``key=value``; the value is YAML, ``a.b=1`` reaches into a mapping.
 
     Raises:
-        ConfigError: With the file and the line, or the override, that cannot be read.
+        ConfigError: With the file and the line, or the override, that cannot be read; or with the secrets that the
+            file leaves to the environment, where that does not have them.
     """
     from omegaconf import OmegaConf  # here, because it takes a quarter of a second and `version` needs none of it
     from omegaconf.errors import OmegaConfBaseException
 
     config = read_mapping(path)
+    if Path(path).name == CONFIG and VERSIONS not in config:
+        raise ConfigError(
+            f"{path}: the file does not end with {VERSIONS}, as a run writes it: it was cut off -> restore it, or give "
+            "a file of your own another name"
+        )
     try:
         merged = OmegaConf.merge(OmegaConf.create(config), *map(_override, overrides))
         plain = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error} -> a literal '${{' is written '\\${{'") from error
-    return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]  # a mapping, as checked above
+    return with_secrets({str(key): value for key, value in plain.items()}, "")  # type: ignore[union-attr]  # a mapping
+
+
+def with_secrets(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns a configuration with the secrets that its file leaves to the environment.
+
+    Args:
+        content: What the file says, overrides applied.
+        where: What stands before each key in messages.
+
+    Raises:
+        InvalidConfigError: Naming each key, and the variable that it can be given by.
+    """
+    found, missing = revealed(content)
+    if missing:
+        raise InvalidConfigError(
+            [
+                Problem(f"{where}{key}", "this secret is not kept in the file", f"give it again, or set {variable}")
+                for key, variable in dict.fromkeys(missing)
+            ]
+        )
+    remember(found)
+    return dict(found)
 
 
 def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,6 +97,8 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
         raise ConfigError(f"{path}: there is no such file (looked in {path.absolute().parent})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply to be read") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 -> save the file as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -101,11 +133,15 @@ def _override(text: str) -> Any:
 
     key, equals, _ = text.partition("=")
     if not equals or not key.strip() or key.startswith("-"):
-        raise ConfigError(f"override '{text}': expected key=value -> write it as in learning_rate=1e-5, without dashes")
+        shown = f"{key}=..." if is_secret(key) else text
+        raise ConfigError(
+            f"override '{shown}': expected key=value -> write it as in learning_rate=1e-5, without dashes"
+        )
     try:
         return OmegaConf.from_cli([text])
     except yaml.YAMLError as error:
-        raise ConfigError(f"override '{text}': the value is malformed YAML: {_reason(error)} -> quote it") from error
+        shown = f"{key}=..." if is_secret(key) else text
+        raise ConfigError(f"override '{shown}': the value is malformed YAML: {_reason(error)} -> quote it") from error
 
 
 def _line(error: yaml.YAMLError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,24 @@ class Component:
     Attributes:
         name: The name it was found under; set by :meth:`bind`.
         seed: The run's seed; set by :meth:`bind`.
+        cache_owner: Says which files in a shared ``cache_dir`` are its own: the run's folder and the name; set by
+            :meth:`bind`.
     """
 
     name: str = "component"
     seed: int = 0
+    cache_owner: str = ""
 
-    def bind(self, name: str, seed: int) -> None:
-        """Tells the component its name and the run's seed. Called once by the trainer, after construction."""
+    def bind(self, name: str, seed: int, output_dir: str = "") -> None:
+        """Tells the component its name, and the run's seed and folder. Called once by the trainer, after construction.
+
+        Args:
+            name: The preset that it was asked for by.
+            seed: The run's seed.
+            output_dir: The run's folder; blank outside of a run.
+        """
         self.name, self.seed = name, seed
+        self.cache_owner = os.path.join(os.path.abspath(output_dir), name) if output_dir else ""
 
     def generator(self, update: object) -> np.random.Generator:
         """Returns a generator that is a function of (run seed, component, update), the same on every rank.

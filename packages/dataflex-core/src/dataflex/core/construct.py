@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.core.errors import BrokenPluginError, DataflexError, InvalidConfigError, Problem, listed, nearest
-from dataflex.core.injected import INJECTED, OVERRIDABLE
+from dataflex.core.injected import INJECTED, OVERRIDABLE, wrong_override
+from dataflex.core.secret_values import masked, remember, scrubbed
 
 
 def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object]) -> object:
@@ -43,9 +44,10 @@ def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object
     except DataflexError:  # the component says itself what is wrong
         raise
     except Exception as error:  # any constructor of a third party: name it, keep the cause
+        remember(params)
         raise BrokenPluginError(
-            f"{cls.__module__}.{cls.__qualname__} could not be constructed: {type(error).__name__}: {error} "
-            f"(with the parameters {dict(params) or 'at their defaults'})"
+            f"{cls.__module__}.{cls.__qualname__} could not be constructed: {type(error).__name__}: "
+            f"{scrubbed(str(error))} (with the parameters {masked(params) or 'at their defaults'})"
         ) from error
 
 
@@ -72,8 +74,11 @@ def _unknown(
 ) -> list[Problem]:
     allowed = {name for name in parameters if name not in INJECTED or name in OVERRIDABLE}
     problems = []
-    for name in params:
-        if name in INJECTED and name not in OVERRIDABLE:
+    for name, value in params.items():
+        wrong = wrong_override(name, value)
+        if wrong is not None and (name in parameters or anything):
+            problems.append(Problem(f"{cls.__name__}: {name}", wrong, f"remove '{name}' from params for the run's own"))
+        elif name in INJECTED and name not in OVERRIDABLE:
             problems.append(Problem(cls.__name__, f"'{name}' is given by dataflex", f"remove '{name}' from params"))
         elif name not in allowed and not anything:
             hint = nearest(name, allowed) or "remove it from params"

@@ -49,14 +49,31 @@ def checked_rows(answer: Any, *, count: int, size: int, replacement: bool, who: 
     return rows.astype(np.int64)
 
 
-def checked_scores(scores: Any, *, count: int, who: str) -> NDArray[np.float64] | None:
-    """Returns a selector's scores as (count,) float64, or None where it gave none."""
+def checked_scores(scores: Any, *, count: int, who: str, never: bool = False) -> NDArray[np.float64] | None:
+    """Returns a selector's scores as (count,) float64, or None where it gave none.
+
+    Args:
+        scores: What came with the rows. NaN stands for no score.
+        count: How many there must be.
+        who: The component, the update and the step, for the message.
+        never: Whether -inf may be among them: a row that is never to be taken. Rows that were chosen are none of those.
+
+    Raises:
+        ComponentError: Another number of them, or infinite ones.
+    """
     if scores is None:
         return None
     values = np.asarray(scores, dtype=np.float64)
     if values.shape != (count,):
         raise ComponentError(
             f"{who} returned scores of shape {values.shape}; expected one for each of its {count} rows"
+        )
+    infinite = np.flatnonzero(np.isposinf(values) if never else np.isinf(values))
+    if len(infinite):
+        allowed = "finite ones, -inf for never or NaN for none" if never else "finite ones, or NaN for none"
+        raise ComponentError(
+            f"{who} returned infinite scores at {len(infinite)} of {count} places, the first is {infinite[0]}; "
+            f"expected {allowed}"
         )
     return values
 

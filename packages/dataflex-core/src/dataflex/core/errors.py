@@ -97,3 +97,10 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 def listed(names: Iterable[str]) -> str:
     """Returns the names as prose, sorted: ``a, b, c``, or ``none``."""
     return ", ".join(sorted(names)) or "none"
+
+
+def rows_named(rows: Iterable[int], most: int = 3) -> str:
+    """Returns how many rows these are and the first of them: ``2 rows (4, 9)``, ``7 rows (0, 3, 4, ...)``."""
+    numbers = list(rows)
+    first = ", ".join(str(int(number)) for number in numbers[:most])
+    return f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} ({first}{', ...' if len(numbers) > most else ''})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 INJECTED = frozenset(
     {
         "dataset",
@@ -17,3 +19,16 @@ INJECTED = frozenset(
     }
 )
 OVERRIDABLE = frozenset({"seed", "cache_dir", "output_dir"})  # plain values: a user may have reasons for another one
+FOLDERS = frozenset({"cache_dir", "output_dir"})
+
+
+def wrong_override(name: str, value: Any) -> str | None:
+    """Returns what is wrong with a value that a user gives in the place of the run's, or None.
+
+    A blank folder would be the working directory.
+    """
+    if name in FOLDERS and not (isinstance(value, str) and value.strip()):
+        return f"found {value!r}, allowed: the path of a folder"
+    if name == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
+        return f"found {value!r}, allowed: a whole number"
+    return None

@@ -13,6 +13,9 @@ from typing import Any
 
 from dataflex.core.errors import InvalidConfigError, Problem, nearest
 
+FLOAT32_MOST = 2.0**128 - 2.0**104
+"""The largest number that 32 bits hold, 3.4e38: more than that is infinite in a loss or a weight."""
+
 
 def require(component: str, *problems: Problem | None) -> None:
     """Raises an error that holds every problem once, if there is any.

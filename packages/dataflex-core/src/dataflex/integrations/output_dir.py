@@ -7,8 +7,9 @@ from typing import Any
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.core.secret_values import without_secrets
 from dataflex.run.checkpoints import all_checkpoints, newest_complete, require_complete, require_writable, run_of
-from dataflex.run.config_file import NOTES, RecordedRun, read_config_file, recorded_run, resolved
+from dataflex.run.config_file import NOTES, RecordedRun, recorded_run, resolved, written_config
 from dataflex.run.files import COMPONENTS, STATE
 from dataflex.run.identity import (
     LENGTH,
@@ -73,15 +74,15 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
     named = _names_a_checkpoint(spec)
     if training_args.overwrite_output_dir and (named or not resumes):
         return
-    before, recorded = read_config_file(folder), recorded_run(folder)
-    if before is None or recorded is None:
+    recorded = recorded_run(folder)
+    if recorded is None:
         if all_checkpoints(folder) and not resumes:
             raise ConfigError(
                 f"output_dir: {folder} holds the checkpoints of another run -> choose another output_dir, or set "
                 "overwrite_output_dir: true to replace them"
             )
         return
-    now = resolved(spec, folder.absolute() / COMPONENTS)
+    before, now = written_config(folder), resolved(spec, folder.absolute() / COMPONENTS)
     _require_same_configuration(folder, before, now)
     if resumes and run_of(resumes) != recorded.id:
         raise ConfigError(
@@ -95,7 +96,10 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
 
 
 def _require_same_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    kept = [settings({key: value for key, value in keys.items() if key not in NOTES}) for keys in (before, now)]
+    kept = [
+        settings({key: value for key, value in without_secrets(keys).items() if key not in NOTES})
+        for keys in (before, now)
+    ]
     lines = differences(kept[0], kept[1], "before")
     if lines:
         raise ConfigError(

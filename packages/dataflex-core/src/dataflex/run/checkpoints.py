@@ -11,7 +11,6 @@ ours, and is neither deleted nor written into.
 
 from __future__ import annotations
 
-import itertools
 import re
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.run.completeness import PREFIX, incompleteness, mark_complete, run_of
-from dataflex.run.files import COMPLETE, STATE, is_temporary
+from dataflex.run.files import COMPLETE, COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, is_temporary, move_aside
 from dataflex.utils.logging import logger
 
 __all__ = [
@@ -49,7 +48,7 @@ def require_writable(output_dir: str | Path) -> None:
     """Refuses a folder that nothing can be written to, before anything is trained.
 
     Raises:
-        ConfigError: With the reason that the system gives.
+        ConfigError: With the reason that the system gives; or a folder stands where the run writes a file.
     """
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -60,6 +59,11 @@ def require_writable(output_dir: str | Path) -> None:
             f"output_dir: {output_dir} cannot be written to: {error.strerror} -> choose another output_dir, or change "
             "its permissions"
         ) from error
+    for name, wanted in ((CONFIG, "file"), (COMPONENTS, "file"), (TRACE, "file"), (SELECTIONS, "folder")):
+        path = Path(output_dir) / name
+        if path.exists() and path.is_dir() != (wanted == "folder"):
+            found = "folder" if path.is_dir() else "file"
+            raise ConfigError(f"output_dir: {path} is a {found}, and the run writes a {wanted} there -> move it away")
 
 
 def begin_writing(folder: str | Path) -> None:
@@ -71,9 +75,9 @@ def begin_writing(folder: str | Path) -> None:
     folder = Path(folder)
     if is_ours(folder):
         _delete(folder)
-    elif folder.exists() or folder.is_symlink():
-        aside = _free_name(folder.with_name(f"aside_{folder.name}"))
-        folder.rename(aside)
+        return
+    aside = move_aside(folder)
+    if aside is not None:
         logger.warning("%s was not written by a dynamic run: moved to %s", folder, aside)
 
 
@@ -85,11 +89,6 @@ def is_ours(folder: str | Path) -> bool:
     if any((folder / name).is_file() for name in (STATE, COMPLETE)):
         return True
     return all(is_temporary(path) for path in folder.iterdir())  # stopped before or while the first file was written
-
-
-def _free_name(path: Path) -> Path:
-    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
-    return next(name for name in names if not name.exists() and not name.is_symlink())
 
 
 @contextmanager

@@ -13,11 +13,13 @@ import yaml
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.core.secret_values import masked
 from dataflex.run.files import COMPONENTS, CONFIG, replacing
 
 VERSIONS = "dataflex_versions"
 RUN = "dataflex_run"
 NOTES = frozenset({VERSIONS, RUN})  # keys of the file that are no part of the configuration: read back to be compared
+END = "..."  # of a YAML document: a file without it was cut off
 PACKAGES = (
     "dataflex-core",
     "dataflex-selectors",
@@ -29,6 +31,8 @@ PACKAGES = (
     "peft",
     "torch",
 )
+
+_WAY_OUT = "restore it, choose another output_dir, or set overwrite_output_dir: true to start anew"
 
 
 def installed_versions() -> dict[str, str]:
@@ -43,11 +47,15 @@ def installed_versions() -> dict[str, str]:
 
 
 def resolved(spec: RunSpec, components_file: Path) -> dict[str, Any]:
-    """Returns the merged configuration: dataflex's keys, LLaMA-Factory's keys as the user wrote them, the versions."""
+    """Returns the merged configuration: dataflex's keys, LLaMA-Factory's keys as the user wrote them, the versions.
+
+    Secrets are placeholders, see :mod:`dataflex.core.secret_values`.
+    """
     ours = spec.arguments.to_dict() | {"train_type": spec.arguments.train_type}
     if spec.component is not None:
         ours |= {"component_name": spec.component.preset, "components_cfg_file": str(components_file)}
-    return ours | dict(spec.llamafactory) | {VERSIONS: installed_versions()}
+    written: dict[str, Any] = masked(ours | dict(spec.llamafactory))
+    return written | {VERSIONS: installed_versions()}
 
 
 @dataclass(frozen=True)
@@ -70,27 +78,9 @@ def write_config(spec: RunSpec, output_dir: str, run: str) -> None:
     folder = Path(output_dir).absolute()
     if spec.component is not None:
         component = spec.component
-        entry = {component.preset: {"name": component.name, "params": dict(component.params)}}
+        entry = {component.preset: {"name": component.name, "params": masked(component.params)}}
         _write_yaml(folder / COMPONENTS, {component.kind.section: entry})
     _write_yaml(folder / CONFIG, resolved(spec, folder / COMPONENTS) | {RUN: {"id": run}})
-
-
-def read_config_file(output_dir: str | Path) -> dict[str, Any] | None:
-    """Returns what ``dataflex_config.yaml`` holds, or None where there is none.
-
-    Raises:
-        ConfigError: It cannot be read.
-    """
-    path = Path(output_dir) / CONFIG
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise _damaged(path, str(error).partition("\n")[0]) from error
-    if not isinstance(found, dict):
-        raise _damaged(path, f"it holds a {type(found).__name__}, not a mapping")
-    return found
 
 
 def recorded_run(output_dir: str | Path) -> RecordedRun | None:
@@ -99,17 +89,17 @@ def recorded_run(output_dir: str | Path) -> RecordedRun | None:
     Raises:
         ConfigError: The file cannot be read.
     """
-    config = read_config_file(output_dir)
-    if config is None:
+    path = Path(output_dir) / CONFIG
+    if not path.exists():
         return None
-    said = config.get(RUN)
+    said = written_config(output_dir).get(RUN)
     if said is None:
         return RecordedRun(None)
     match said:
         case {"id": str(run)} if re.fullmatch("[0-9a-f]{16}", run):
             finished, files = said.get("finished"), said.get("files")
             return RecordedRun(run, finished if isinstance(finished, int) else None, _files(files))
-    raise _damaged(Path(output_dir) / CONFIG, f"{RUN} does not name a run")
+    raise ConfigError(f"output_dir: {path} is damaged: {RUN} names no run -> {_WAY_OUT}")
 
 
 def mark_finished(output_dir: str | Path, step: int, files: Mapping[str, tuple[int, int]]) -> None:
@@ -120,10 +110,10 @@ def mark_finished(output_dir: str | Path, step: int, files: Mapping[str, tuple[i
         step: Global steps done.
         files: The files of the results, as in :class:`RecordedRun`.
     """
-    config, run = read_config_file(output_dir), recorded_run(output_dir)
-    if config is not None and run is not None and run.id is not None:
+    run = recorded_run(output_dir)
+    if run is not None and run.id is not None:
         note = {"id": run.id, "finished": step, "files": {name: list(known) for name, known in files.items()}}
-        _write_yaml(Path(output_dir) / CONFIG, config | {RUN: note})
+        _write_yaml(Path(output_dir) / CONFIG, written_config(output_dir) | {RUN: note})
 
 
 def _files(said: Any) -> dict[str, tuple[int, int]]:
@@ -137,12 +127,23 @@ def _files(said: Any) -> dict[str, tuple[int, int]]:
     }
 
 
-def _damaged(path: Path, reason: str) -> ConfigError:
-    return ConfigError(
-        f"{path} cannot be read: {reason} -> choose another output_dir, or delete that file if its run does not matter"
-    )
+def written_config(output_dir: str | Path) -> dict[str, Any]:
+    """Returns what :func:`write_config` wrote, secrets masked as they are there.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    path = Path(output_dir) / CONFIG
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"output_dir: {path} cannot be read: {reason} -> {_WAY_OUT}") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"output_dir: {path} is damaged: it holds no keys of a run -> {_WAY_OUT}")
+    return content
 
 
 def _write_yaml(path: Path, value: dict[str, Any]) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+        yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True, explicit_end=True)

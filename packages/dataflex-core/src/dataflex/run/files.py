@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -47,3 +48,17 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.glob(".*"):
         if is_temporary(path):
             path.unlink(missing_ok=True)
+
+
+def move_aside(path: Path) -> Path | None:
+    """Moves what stands at ``path`` out of the way, to a name beside it that nothing has.
+
+    Returns:
+        Where it is now; None where there was nothing.
+    """
+    if not path.exists() and not path.is_symlink():
+        return None
+    names = (path.with_name(f"aside_{path.name}" + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
+    free = next(name for name in names if not name.exists() and not name.is_symlink())
+    path.rename(free)
+    return free

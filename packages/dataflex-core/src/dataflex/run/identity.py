@@ -21,6 +21,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError
 from dataflex.core.registry import find
+from dataflex.core.secret_values import without_secrets
 from dataflex.data.digest import rows_digest
 from dataflex.data.rows import MixedSources
 from dataflex.data.streams import Stream
@@ -100,8 +101,12 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) ->
 def identity_of_run(spec: RunSpec, seed: int) -> dict[str, Any]:
     """Returns what is known of a run from its configuration."""
     component = spec.component
-    params = {} if component is None else {k: str(v) for k, v in component.params.items() if k not in _PLACES}
-    written = spec.arguments.to_dict() | dict(spec.llamafactory)
+    params = (
+        {}
+        if component is None
+        else {k: str(v) for k, v in without_secrets(component.params).items() if k not in _PLACES}
+    )
+    written = without_secrets(spec.arguments.to_dict() | dict(spec.llamafactory))
     return {
         "train_type": spec.arguments.train_type,
         "component": None if component is None else component.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.run.files import SELECTIONS, TRACE, remove_unfinished, replacing
+from dataflex.run.files import SELECTIONS, TRACE, move_aside, remove_unfinished, replacing
+from dataflex.utils.logging import logger
+
+_SEGMENT = re.compile(r"step_([0-9]{8,})\.npz")
 
 
 class RunRecord:
@@ -29,14 +33,33 @@ class RunRecord:
         """Starts the record at ``step`` global steps: what a stopped run wrote after its checkpoint is taken back."""
         if not self._writes:
             return
-        kept = [line for line in read_trace(self.folder) if line["step"] < step]
-        with replacing(self.folder / TRACE) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._take_back(step)
         remove_unfinished(self.folder)
         remove_unfinished(self.folder / SELECTIONS)
         for path in (self.folder / SELECTIONS).glob("step_*.npz"):
-            if int(path.stem.removeprefix("step_")) >= step:
+            named = _SEGMENT.fullmatch(path.name)  # other files there are not ours
+            if named is None or int(named[1]) < step:
+                continue
+            if path.is_file():
                 path.unlink()
+            else:
+                logger.warning("%s is no file: moved to %s", path, move_aside(path))
+
+    def _take_back(self, step: int) -> None:
+        """Leaves the lines before ``step`` in the trace. One that holds others than ours is kept beside it."""
+        lines, unreadable = _lines(self.folder / TRACE)
+        if unreadable:
+            aside = move_aside(self.folder / TRACE)
+            logger.warning(
+                "%s has lines that are not ours, or damaged, the first of them line %d: moved to %s, and begun again "
+                "with the others",
+                self.folder / TRACE,
+                unreadable[0],
+                aside,
+            )
+        with replacing(self.folder / TRACE) as temporary:
+            kept = [line for line in lines if line["step"] < step]
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Appends one line to the trace."""
@@ -54,10 +77,29 @@ class RunRecord:
 
 
 def read_trace(folder: str | Path) -> list[dict[str, Any]]:
-    """Returns the lines of a run's trace; none where there is no file. A last line cut off by a crash is left out."""
-    path = Path(folder) / TRACE
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]  # every whole line ends with a newline
+    """Returns the lines of a run's trace; none where there is no file.
+
+    A last line that was cut off by a crash is left out, and so is whatever is no line of a trace.
+    """
+    return _lines(Path(folder) / TRACE)[0]
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Returns the lines of a trace, and the numbers, from 1, of those that are none."""
+    found: list[dict[str, Any]] = []
+    unreadable = []
+    content = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, text in enumerate(content[:-1], 1):  # every whole line ends with a newline
+        try:
+            line = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):
+            line = None
+        step = line.get("step") if isinstance(line, dict) else None
+        if isinstance(step, int) and not isinstance(step, bool):
+            found.append(line)
+        else:
+            unreadable.append(number)
+    return found, unreadable
 
 
 def summary(scores: NDArray[np.float64] | None) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """The file of scores that ``dataflex-cli score`` writes and a later run takes.
 
-A Parquet table with a row per row of the train dataset, in its order: ``row``, ``score`` (null where a row has none),
-``tokens``, and the beginning of its ``text``, for a person. Whose scores they are stands in the file's metadata.
+A Parquet table with a row per row of the train dataset, in its order: ``row``, ``score`` (null where a row has none,
+-inf where it must never be taken), ``tokens``, and the beginning of its ``text``, for a person. Whose scores they are,
+and of which rows, stands in the file's metadata; :mod:`dataflex.run.row_values` reads it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from dataflex.data.digest import rows_digest
 from dataflex.data.rows import fetch
 from dataflex.run.files import replacing
+from dataflex.run.row_values import DIGEST, METADATA, ROW, VALUES_DIGEST, values_digest
 from dataflex.scoring.lengths import row_lengths
 
-METADATA = b"dataflex"
+SCORE = "score"
 _TEXT_TOKENS = 64
 _ROWS = 4096  # decoded at a time
 
@@ -35,32 +38,19 @@ def write_scores(
         scores: (N,) scores, NaN for a row without one.
         dataset: The train dataset, N rows.
         tokenizer: Decodes the beginning of each row; None leaves ``text`` out.
-        about: What goes into the metadata, as JSON.
+        about: What goes into the metadata, as JSON, beside the number and the digest of the rows.
     """
     columns: dict[str, Any] = {
-        "row": np.arange(len(scores), dtype=np.int64),
-        "score": pa.array(scores.astype(np.float32), from_pandas=True),
+        ROW: np.arange(len(scores), dtype=np.int64),
+        SCORE: pa.array(scores.astype(np.float64), from_pandas=True),
         "tokens": row_lengths(dataset),
     }
     if tokenizer is not None:
         columns["text"] = _texts(dataset, tokenizer)
+    about = {**about, "rows": len(scores), DIGEST: rows_digest(dataset), VALUES_DIGEST: values_digest(scores)}
     table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(about, default=str)})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
-
-
-def read_scores(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Returns (N,) scores, NaN for null, and what the file says of them.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is no Parquet file, or has no column ``score``.
-    """
-    table = pq.read_table(path)
-    if "score" not in table.column_names:
-        raise ValueError(f"it has no column 'score' but {', '.join(table.column_names)}")
-    about = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
-    return table.column("score").to_numpy().astype(np.float32), about
 
 
 def _texts(dataset: Any, tokenizer: Any) -> list[str]:

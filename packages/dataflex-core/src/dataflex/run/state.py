@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,16 +11,54 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from dataflex.core.errors import CheckpointError
+from dataflex.core.errors import CheckpointError, ComponentError
 from dataflex.run.completeness import TRAINER_STATE
 from dataflex.run.files import STATE, replacing
 
 _ARRAY = "__numpy__"
+_PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)
+_DEEPEST = 64
+_ALLOWED = "None, booleans, numbers, texts, NumPy arrays of numbers, tensors, and lists and dicts of these"
+# what reading bytes that torch did not write so can raise
+_UNREADABLE = (
+    UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
+
+
+class UnsavableError(ValueError):
+    """A state holds what a checkpoint cannot give back; the message says where, and what it is."""
+
+
+def require_savable(state: Any, who: str) -> None:
+    """Checks what a component's ``state_dict`` returned, before a checkpoint depends on it.
+
+    Args:
+        state: What it returned.
+        who: The component, for the message.
+
+    Raises:
+        ComponentError: Naming the key of what cannot be saved and read back.
+    """
+    try:
+        if not isinstance(state, dict):
+            raise UnsavableError(f" is of type {_type(state)}, not dict")
+        _packed(state)
+    except UnsavableError as error:
+        raise ComponentError(
+            f"{who}: its state_dict(){error}, and could not be resumed from; allowed: {_ALLOWED} -> convert it there, "
+            "and back in load_state_dict"
+        ) from None
 
 
 def save_state(folder: str | Path, state: Mapping[str, Any]) -> None:
-    """Writes the state into a checkpoint folder, whole or not at all."""
+    """Writes the state into a checkpoint folder, whole or not at all.
+
+    Raises:
+        UnsavableError: It holds what :func:`load_state` could not give back.
+    """
     with replacing(Path(folder) / STATE) as temporary:
         torch.save(_packed(dict(state)), temporary)
 
@@ -37,9 +76,13 @@ def load_state(folder: str | Path) -> dict[str, Any]:
             "static, or load its weights with model_name_or_path / adapter_name_or_path and start anew"
         )
     try:
-        state: dict[str, Any] = _unpacked(torch.load(path, map_location="cpu", weights_only=True))
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}) -> resume from an earlier checkpoint") from error
+        state = _unpacked(torch.load(path, map_location="cpu", weights_only=True))
+    except _UNREADABLE as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({_reason(error)}) -> resume from an earlier checkpoint"
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        raise CheckpointError(f"{path} does not hold the state of a run -> resume from an earlier checkpoint")
     return state
 
 
@@ -61,17 +104,52 @@ def require_step(state: Mapping[str, Any], folder: str | Path) -> None:
         )
 
 
-def _packed(value: Any) -> Any:
-    """Replaces arrays by tensors, as ``torch.load(weights_only=True)`` reads those without running code."""
+def _reason(error: Exception) -> str:
+    """Returns the one line of torch's advice that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
+
+
+def _packed(value: Any, path: str = "", depth: int = 0) -> Any:
+    """Replaces arrays by tensors, as ``torch.load(weights_only=True)`` reads those without running code.
+
+    Raises:
+        UnsavableError: What that does not read.
+    """
+    if depth > _DEEPEST:
+        raise UnsavableError(f"{path[:80]}... is nested more than {_DEEPEST} deep")
     if isinstance(value, np.ndarray):
-        return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
+        return {_ARRAY: _as_tensor(value, path)}
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
     if isinstance(value, dict):
-        return {key: _packed(item) for key, item in value.items()}
+        return {_key(key, path): _packed(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_packed(item) for item in value]
+        return [_packed(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+    if type(value) not in _PLAIN:
+        raise UnsavableError(f"{path} is of type {_type(value)}")
     return value
+
+
+def _as_tensor(value: NDArray[Any], path: str) -> torch.Tensor:
+    if isinstance(value, np.ma.MaskedArray):
+        raise UnsavableError(f"{path} is of type {_type(value)}, whose mask would be lost")
+    whole = np.asarray(value, order="C")
+    try:
+        return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
+    except (TypeError, ValueError):
+        raise UnsavableError(f"{path} is an array of dtype {value.dtype}") from None
+
+
+def _key(key: Any, path: str) -> Any:
+    plain = key.item() if isinstance(key, np.generic) else key
+    if type(plain) not in (str, int, float, bool, type(None)) or plain == _ARRAY:
+        raise UnsavableError(f"{path} has the key {key!r} of type {_type(key)}")
+    return plain
+
+
+def _type(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 def _unpacked(value: Any) -> Any:

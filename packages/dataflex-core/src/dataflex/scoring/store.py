@@ -1,16 +1,23 @@
 """What a long pass has computed so far, on disk: a run that is stopped in the middle of scoring goes on from there.
 
-Each rank writes parts, a few batches at a time, into a folder named by the fingerprint of everything the values depend
-on (see :mod:`dataflex.scoring.fingerprint`). A pass with another fingerprint does not look there; it deletes what other
-passes left. A pass that ends before the first part is due writes nothing.
+Each rank writes parts, a few batches at a time, into a folder of the pass:
+
+    cache_dir/dataflex_scores/OWNER-FINGERPRINT/part-NNNNNNNNNNNN.bin
+
+The owner is the run's component, so that runs with one ``cache_dir`` keep apart; the fingerprint is that of everything
+the values depend on (see :mod:`dataflex.scoring.fingerprint`). When a pass writes its first part, the folders that the
+same owner's other passes left are deleted: only inside of ``dataflex_scores``, only where our mark is, and only our
+files. A pass that ends before the first part is due writes nothing. The parts are a cache: where they cannot be written
+or read, the pass goes on without them and says so.
 """
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import io
 import time
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +27,16 @@ import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from dataflex.run.files import replacing
+from dataflex.run.files import is_temporary, replacing
 from dataflex.scoring.models import is_sharded
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+FOLDER = "dataflex_scores"
+MARK = "dataflex_pass"
+_CHECK = 16  # bytes of digest at the end of a part
 
 SECONDS = 60.0
 """How often a rank writes a part: what an interrupted pass loses."""
@@ -66,25 +77,32 @@ class ScoreStore:
         fingerprint: Returns the digest of everything the values depend on, the same on every rank. It is computed only
             where there is something to read or to write, on every rank or on one alone, so it makes no collective call.
         seconds: How often to write.
+        owner: Whose passes these are, the same on every rank and when the run is started again: ``output_dir`` and
+            component. Blank where runs may take up each other's passes; then nothing of earlier passes is deleted.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: Callable[[], str], seconds: float = SECONDS) -> None:
-        self._folder = Path(folder)
+    def __init__(
+        self, folder: str | Path, fingerprint: Callable[[], str], seconds: float = SECONDS, *, owner: str = ""
+    ) -> None:
+        self._folder = Path(folder) / FOLDER
+        self._prefix = hashlib.blake2b(owner.encode(), digest_size=6).hexdigest() + "-" if owner else "any-"
+        self._owned = bool(owner)
         self._fingerprint = fingerprint
         self._seconds = seconds
         self._key: str | None = None
         self._rank = 0
+        self._broken = False
         self._begin()
 
     @classmethod
     def of(
-        cls, folder: str | Path, accelerator: Accelerator | None, fingerprint: Callable[[], str]
+        cls, folder: str | Path, accelerator: Accelerator | None, fingerprint: Callable[[], str], owner: str = ""
     ) -> ScoreStore | None:
         """Returns the store for a pass of the run, or None under an engine that shards the weights.
 
         There no rank can tell by itself which model it scored; an interrupted pass begins anew.
         """
-        return None if is_sharded(accelerator) else cls(folder, fingerprint)
+        return None if is_sharded(accelerator) else cls(folder, fingerprint, owner=owner)
 
     def load(self, num_rows: int, accelerator: Accelerator | None = None) -> Kept:
         """Returns what an interrupted pass over the same ``num_rows`` rows left. Collective."""
@@ -102,6 +120,8 @@ class ScoreStore:
 
     def add(self, rows: NDArray[np.int64], values: torch.Tensor) -> None:
         """Keeps the values of a batch; writes a part where one is due."""
+        if self._broken:
+            return
         self._rows.append(rows)
         self._values.append(values.detach().to("cpu", torch.float32))
         if time.monotonic() - self._written >= self._seconds:
@@ -113,27 +133,58 @@ class ScoreStore:
         self._written = time.monotonic()
 
     def _write(self) -> None:
-        folder = self._folder / self._digest()
-        for other in self._folder.glob("*"):
-            if other.is_dir() and other != folder:
-                shutil.rmtree(other, ignore_errors=True)
+        folder = self._pass_folder()
         # Named by its first row: ranks and resumed passes never write the same part.
-        part = folder / f"part-{int(self._rows[0][0]):012d}.npz"
-        with replacing(part) as temporary, open(temporary, "wb") as file:
-            np.savez(file, rows=np.concatenate(self._rows), values=torch.cat(self._values).numpy())
+        part = folder / f"part-{int(self._rows[0][0]):012d}.bin"
+        content = io.BytesIO()
+        np.save(content, np.concatenate(self._rows), allow_pickle=False)
+        np.save(content, torch.cat(self._values).numpy(), allow_pickle=False)
+        try:
+            self._delete_earlier(folder)
+            with replacing(folder / MARK) as temporary:
+                temporary.write_text("Parts of a scoring pass of dataflex. The next pass deletes them.\n")
+            with replacing(part) as temporary, open(temporary, "wb") as file:
+                file.write(content.getbuffer())
+                file.write(_check(content.getbuffer()))
+        except OSError as error:
+            self._broken = True
+            logger.warning(
+                "cache_dir: %s cannot be written (%s); scoring goes on, but if it is interrupted it starts again",
+                part,
+                error,
+            )
         self._begin()
+
+    def _delete_earlier(self, current: Path) -> None:
+        """Deletes what the owner's other passes left; whatever else stands there stays."""
+        for folder in self._own_folders():
+            if folder == current or not (folder / MARK).is_file():
+                continue
+            for path in [*folder.glob("part-*.bin"), *filter(is_temporary, folder.iterdir()), folder / MARK]:
+                path.unlink(missing_ok=True)  # the mark last: a half-deleted folder is still known as ours
+            with suppress(OSError):  # somebody put a file of his own there
+                folder.rmdir()
+
+    def _own_folders(self) -> Iterator[Path]:
+        if self._owned and self._folder.is_dir():
+            for folder in self._folder.glob(f"{self._prefix}*"):
+                if folder.is_dir() and not folder.is_symlink():
+                    yield folder
 
     def _read(self, done: NDArray[np.bool_]) -> NDArray[np.float32] | None:
         """Marks what is there as ``done`` and returns the values."""
-        if not self._folder.is_dir() or not any(path.is_dir() for path in self._folder.iterdir()):
+        try:
+            standing = self._folder.is_dir() and any(self._folder.glob(f"{self._prefix}*"))
+            parts = sorted(self._pass_folder().glob("part-*.bin")) if standing else []
+        except OSError as error:
+            logger.warning("cache_dir: %s cannot be read (%s); all rows are scored", self._folder, error)
             return None
         values: NDArray[np.float32] | None = None
-        for path in sorted((self._folder / self._digest()).glob("part-*.npz")):
+        for path in parts:
             try:
-                with np.load(path) as part:
-                    rows, found = part["rows"], part["values"]
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-                logger.warning("%s cannot be read; its rows are scored again", path)
+                rows, found = _part(path)
+            except (OSError, ValueError) as error:
+                logger.warning("%s cannot be read (%s); its rows are scored again", path, error)
                 continue
             if values is None:
                 values = np.zeros((len(done), *found.shape[1:]), dtype=np.float32)
@@ -141,7 +192,25 @@ class ScoreStore:
             done[rows] = True
         return values
 
-    def _digest(self) -> str:
+    def _pass_folder(self) -> Path:
         if self._key is None:
             self._key = self._fingerprint()
-        return self._key
+        return self._folder / f"{self._prefix}{self._key}"
+
+
+def _part(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Reads a part. Its digest is looked at first: NumPy fails in a dozen ways on bytes that are not its own.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not as it was written.
+    """
+    content = path.read_bytes()
+    if len(content) <= _CHECK or _check(content[:-_CHECK]) != content[-_CHECK:]:
+        raise ValueError("it is not as it was written")
+    file = io.BytesIO(content)
+    return np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
+
+
+def _check(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECK).digest()

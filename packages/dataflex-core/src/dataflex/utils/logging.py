@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TextIO
 
+from dataflex.core.secret_values import scrubbed
+
 logger = logging.getLogger("dataflex")
 logger.addHandler(logging.NullHandler())
 
@@ -18,12 +20,20 @@ class _RankZero(logging.Filter):
         return record.levelno >= logging.ERROR or os.environ.get("RANK", "0") == "0"
 
 
+class _WithoutSecrets(logging.Formatter):
+    """Leaves out the secrets that this process has read, whoever put them into a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
+
+
 class _Stderr(logging.StreamHandler[TextIO]):
     """Writes to what ``sys.stderr`` is at the moment, which a progress bar or a test may have replaced."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
-        self.setFormatter(logging.Formatter("[%(levelname)s|dataflex] %(asctime)s >> %(message)s", "%Y-%m-%d %H:%M:%S"))
+        text = "[%(levelname)s|dataflex] %(asctime)s >> %(message)s"
+        self.setFormatter(_WithoutSecrets(text, "%Y-%m-%d %H:%M:%S"))
         self.addFilter(_RankZero())
 
     @property

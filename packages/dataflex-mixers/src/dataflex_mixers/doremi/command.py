@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from dataflex.cli.commands import Command
 from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
+from dataflex.core.secret_values import is_secret, masked, remember, taken_out, without_secrets
 from dataflex.utils.logging import log_to_stderr, logger
 
 from dataflex_mixers.doremi.handover import read_weights
-from dataflex_mixers.doremi.steps import STEPS, Pipeline, parse, write_yaml
+from dataflex_mixers.doremi.steps import STEPS, Pipeline, parse, read_yaml, write_yaml
 
 USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [key=value ...]"
 DETAILS = """\
@@ -63,8 +66,13 @@ def _read(file: Path, overrides: Sequence[str]) -> Pipeline:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip() or key.startswith("-"):
-            raise ConfigError(f"'{text}': expected a step ({', '.join(STEPS)}) or key=value -> {USAGE}")
-        given[key] = yaml.safe_load(value)
+            shown = f"{key}=..." if is_secret(key) else text
+            raise ConfigError(f"'{shown}': expected a step ({', '.join(STEPS)}) or key=value -> {USAGE}")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override '{key}': the value is malformed YAML -> quote it") from error
+    remember(given)
     return parse(content, given)
 
 
@@ -74,7 +82,7 @@ def _check(pipeline: Pipeline, folder: Path) -> None:
     Raises:
         InvalidConfigError: Every problem, with the step it belongs to.
     """
-    write_yaml(pipeline.components_file, pipeline.components())
+    write_yaml(pipeline.components_file, masked(pipeline.components()))
     problems: list[Problem] = []
     for step in STEPS:
         try:
@@ -92,19 +100,37 @@ def _step(pipeline: Pipeline, step: str, train: Train) -> int:
         raise ConfigError(f"{pipeline.output_dir('proxy')} holds no finished proxy -> train it first")
     weights = read_weights(pipeline.output_dir("proxy"), pipeline.names) if step == "final" else None
     config, file = pipeline.config(step, weights), pipeline.run_file(step)
+    written, secrets = taken_out(config)
     if pipeline.finished(step) and not config.get("overwrite_output_dir"):
-        if file.exists() and yaml.safe_load(file.read_text(encoding="utf-8")) == config:
+        before = read_yaml(file)
+        if isinstance(before, dict) and without_secrets(before) == without_secrets(written):
             logger.info("doremi: the step '%s' is finished: %s", step, pipeline.output_dir(step))
             return 0
         raise ConfigError(
             f"the step '{step}' is finished in {pipeline.output_dir(step)}, but not as {file.name} would have it now "
             "-> restore the configuration, use another output_dir, or set overwrite_output_dir=true"
         )
-    write_yaml(file, config)
+    write_yaml(file, written)
     if weights is not None:
         logger.info("doremi: the mixture is %s", dict(zip(pipeline.names, weights, strict=True)))
     logger.info("doremi: step %d of %d, '%s': %s", STEPS.index(step) + 1, len(STEPS), step, file)
-    return train(file)
+    with _environment(secrets):  # the file leaves them out
+        return train(file)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _train(file: Path) -> int:

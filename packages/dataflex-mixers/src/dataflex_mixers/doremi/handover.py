@@ -39,7 +39,7 @@ def read_weights(folder: Path, names: Sequence[str]) -> list[float]:
         return [float(found[name]) for name in names]
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist -> train the proxy first") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error} -> train the proxy again") from error
     except KeyError as error:
         raise ConfigError(f"{path} has no weight for {error} -> train the proxy on the same datasets") from error

@@ -19,12 +19,13 @@ from typing import Any
 
 import yaml
 from dataflex.config.checks.draft import names_in
-from dataflex.core.errors import InvalidConfigError, Problem, listed, nearest
+from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.run.files import replacing
 
 STEPS = ("reference", "proxy", "final")
 COMMON = "common"
 PARAMS = "params"
+_MARK = "# Written by dataflex-cli doremi, which writes it again."
 FINISHED = "trainer_state.json"  # what the trainer writes into output_dir last
 _GIVEN = {
     "reference": ("train_type", "static_mix", "component_name", "components_cfg_file"),
@@ -141,7 +142,32 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
     return Pipeline(sections, params, Path(str(folder)).absolute(), names)
 
 
+def read_yaml(path: Path) -> Any:
+    """Returns what a file of this command holds; None where there is none, or nothing that can be read."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a mapping; the file is there whole or not at all."""
+    """Writes a mapping; the file is there whole or not at all.
+
+    Raises:
+        ConfigError: A file of that name is there, and this command did not write it.
+    """
+    if path.exists() and read_yaml(path) != value and not _is_ours(path):
+        raise ConfigError(
+            f"{path} was not written by this command -> move it away, or choose another output_dir in {COMMON}"
+        )
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(f"{_MARK}\n")
         yaml.safe_dump(dict(value), file, sort_keys=False, allow_unicode=True)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.readline().rstrip() == _MARK.encode()
+    except OSError:
+        return False

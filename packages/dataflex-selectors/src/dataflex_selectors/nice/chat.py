@@ -8,6 +8,7 @@ would carry the header to another host, is not followed.
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -157,6 +158,18 @@ def valid_url(key: str, found: Any) -> Problem | None:
     except ValueError:  # brackets that do not close, a port that is no number
         pass
     return Problem(key, "it is no address that begins with http:// or https:// and names a host")
+
+
+def readable_on_the_way(url: str) -> str | None:
+    """Returns the host where a request would go over plain http to another machine, else None."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "http" or host == "localhost" or host.endswith(".localhost"):
+        return None
+    try:
+        return None if ipaddress.ip_address(host).is_loopback else host
+    except ValueError:  # a name
+        return host
 
 
 def usable_key(key: str, found: Any) -> Problem | None:

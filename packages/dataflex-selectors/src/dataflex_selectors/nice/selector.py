@@ -153,7 +153,7 @@ class NiceSelector(Selector):
         scores_PJ = self._averages(model, context, pool, generator)
         live_J = np.isfinite(scores_PJ).any(axis=0)  # a set that never had a target has nothing to choose by
         scores_PJ = scores_PJ[:, live_J] if live_J.any() else scores_PJ
-        chosen = pick(scores_PJ, num_samples, self.mode, self.draw_temperature, generator)
+        chosen = pick(scores_PJ, num_samples, self.mode, self.draw_temperature, generator, pool)
         return Selection(pool[chosen], scores_PJ[chosen].max(axis=1))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:

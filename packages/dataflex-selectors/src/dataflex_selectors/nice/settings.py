@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count, flag, one_of, positive
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_selectors.nice.chat import ChatEndpoint, usable_key, valid_url
+from dataflex_selectors.nice.chat import ChatEndpoint, readable_on_the_way, usable_key, valid_url
 from dataflex_selectors.nice.judge import Judge
 from dataflex_selectors.nice.rewards import Answer, contains, exact_match
 
@@ -76,6 +77,13 @@ class RewardSettings:
                 return RewardModel(self.reward_model, accelerator)
         assert self.endpoint is not None
         assert self.endpoint_model is not None
+        host = readable_on_the_way(self.endpoint)
+        if self.api_key_env is not None and host is not None:
+            logger.warning(
+                "endpoint: the key in %s goes to %s over plain http, where others can read it on the way -> use https",
+                self.api_key_env,
+                host,
+            )
         endpoint = ChatEndpoint(self.endpoint, self.endpoint_model, self.api_key_env, self.timeout, self.attempts)
         return Judge(
             endpoint,

@@ -21,6 +21,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.plugins import plugin_manager
 from dataflex.core.registry import find
+from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import (
     PREFIX,
     begin_writing,
@@ -45,7 +46,7 @@ from dataflex.run.lock import locked
 from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside
 from dataflex.run.results import Results
-from dataflex.run.state import load_state, require_step, save_state
+from dataflex.run.state import load_state, require_savable, require_step, save_state
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine
@@ -183,6 +184,8 @@ class DynamicTrainer(Base):
         set_aside(self.output_dir, self.run_id, anew=self._resumed is None)
         self._record.begin(self.state.global_step)
         write_config(self.spec, self.output_dir, self.run_id)
+        if self.args.save_strategy != "no":
+            self._component_state()  # now, not when hours of training wait to be saved
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as the trainer underneath does."""
@@ -218,15 +221,25 @@ class DynamicTrainer(Base):
 
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
-        state = self.component.state_dict() if isinstance(self.component, Component) else {}
         return {
             "run": self.run_id,
             "step": self.state.global_step,
             "total_steps": self.state.max_steps,
             "identity": self._identity,
-            "component": state,
+            "component": self._component_state(),
             "save_only_model": self.args.save_only_model,
         }
+
+    def _component_state(self) -> dict[str, Any]:
+        """Returns the component's state, after a look at whether a checkpoint can hold it and give it back."""
+        wanted = self.spec.component
+        if wanted is None or not isinstance(self.component, Component):
+            return {}
+        who = f"{wanted.kind.name} '{wanted.preset}'"
+        with self._blaming(who):
+            state = self.component.state_dict()
+            require_savable(state, who)
+        return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
@@ -250,6 +263,15 @@ class DynamicTrainer(Base):
             if self.args.should_save:
                 mark_complete(folder, self.run_id, self.state.global_step)
         self._written = folder
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Saves as ever; the arguments, which are pickled beside the weights, go without their secrets."""
+        kept = {key: value for key, value in vars(self.args).items() if is_secret(key) and value is not None}
+        vars(self.args).update(dict.fromkeys(kept))
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            vars(self.args).update(kept)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = self.model if model is None else model
@@ -316,7 +338,7 @@ class DynamicTrainer(Base):
             return None
         component = construct(find(wanted.kind, wanted.name), wanted.params, self._injectable())
         if isinstance(component, Component):
-            component.bind(wanted.preset, self.seed)
+            component.bind(wanted.preset, self.seed, self.output_dir)
         return component
 
     def _injectable(self) -> dict[str, Any]:

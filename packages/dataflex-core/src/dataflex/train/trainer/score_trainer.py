@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.agreement import require_agreement
-from dataflex.core.decision import decision_hash
-from dataflex.core.errors import ComponentError
+from dataflex.core.decision import checked_scores, decision_hash
 from dataflex.core.schedule import Segment
 from dataflex.run.files import SCORES
 from dataflex.run.scores import write_scores
@@ -63,14 +62,12 @@ class ScoreTrainer(SelectTrainer):
         with undisturbed(self.model), self._blaming(who):
             found = np.asarray(self.component.scores(model=self.model, step_id=step, context=context))
         rows = len(self.train_dataset)  # type: ignore[arg-type]  # the trainer refuses streams
-        if found.shape != (rows,) or np.isinf(found).any():
-            raise ComponentError(
-                f"{who} gave scores of shape {found.shape}, or infinite ones; wanted ({rows},), finite"
-            )
-        require_agreement(decision_hash(found.astype(np.float64)), self.accelerator, who)
+        scores_N = checked_scores(found, count=rows, who=who, never=True)
+        assert scores_N is not None
+        require_agreement(decision_hash(scores_N), self.accelerator, who)
         path = None
         if self.is_world_process_zero():
             path = Path(self.output_dir) / SCORES
             about = {"component": self._component_name(), "step": step, **self.identity()}
-            write_scores(path, found, self.train_dataset, self.processing_class, about)
+            write_scores(path, scores_N, self.train_dataset, self.processing_class, about)
         raise ScoresWrittenError(path)

@@ -1,0 +1,153 @@
+"""Files with a number per row: one reader for all that take them, which looks for whose rows they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dataflex.core.errors import ConfigError
+from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
+from dataflex.core.registry import find, official
+from dataflex.data.digest import rows_digest
+from dataflex.run.row_values import DIGEST, METADATA, SUFFIXES
+from dataflex.run.scores import write_scores
+from dataflex.testing import TokenRows, pad_collate
+from dataflex_selectors.rho_loss import RhoLossSelector
+from dataflex_selectors.scores import ScoresSelector
+from dataflex_weighters.column import ColumnWeighter
+
+ROWS = 6
+DATASET = TokenRows(ROWS)
+VALUES = np.array([0.5, 1.0, 4.0, 2.0, 0.25, 3.0])
+SHUFFLED = np.array([3, 0, 5, 1, 4, 2])
+
+READERS = {
+    "scores": ("score", lambda file, rows: ScoresSelector(rows, None, pad_collate, "", file)._scores_N),
+    "column": ("weight", lambda file, rows: ColumnWeighter(rows, file=file).weights_N),
+    "rho_loss": (
+        "irreducible_loss",
+        lambda file, rows: RhoLossSelector(rows, None, pad_collate, "", file=file)._known(),
+    ),
+}
+"""Component -> the column that it reads, and the numbers that it has from a file."""
+
+ELSEWHERE = {"schedule": "points of a mixture, no numbers of rows"}
+"""Components with a parameter ``file`` that is something else."""
+
+every = pytest.mark.parametrize("component", READERS)
+
+
+def written(folder: Path, name: str, values, rows=None, suffix=".parquet", digest=None) -> str:
+    path = folder / f"values{suffix}"
+    arrays = {name: np.asarray(values)} | ({} if rows is None else {"row": np.asarray(rows)})
+    if suffix == ".parquet":
+        about = {} if digest is None else {METADATA: json.dumps({"rows": len(values), DIGEST: digest})}
+        pq.write_table(pa.table(arrays).replace_schema_metadata(about), path)
+    elif suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        np.save(path, arrays[name])
+    return str(path)
+
+
+def read(component: str, file: str, dataset=DATASET) -> list[float]:
+    return READERS[component][1](file, dataset).tolist()
+
+
+def refused(component: str, file: str, message: str, dataset=DATASET) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        read(component, file, dataset)
+    kind = "weighter" if component == "column" else "selector"
+    assert f"file of the {component} {kind}: " in str(error.value)
+
+
+def test_every_component_that_takes_a_file_is_here():
+    taking = set()
+    for kind in (SELECTOR, MIXER, WEIGHTER):
+        for name in official(kind):
+            arguments = find(kind, name).__init__.__code__
+            if "file" in arguments.co_varnames[: arguments.co_argcount]:
+                taking.add(name)
+    assert taking == set(READERS) | set(ELSEWHERE)
+
+
+@every
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_numbers_without_rows_are_those_of_the_rows_in_order_and_taken_on_trust(component, suffix, tmp_path, caplog):
+    file = written(tmp_path, READERS[component][0], VALUES, suffix=suffix)
+    assert read(component, file) == VALUES.tolist()
+    said = [record.message for record in caplog.records if "taken on trust, in its order" in record.message]
+    assert len(said) == 1
+    assert file in said[0]
+
+
+@every
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_numbers_are_put_in_the_order_of_their_rows(component, suffix, tmp_path, caplog):
+    file = written(tmp_path, READERS[component][0], VALUES[SHUFFLED], SHUFFLED, suffix)
+    assert read(component, file) == VALUES.tolist()
+    assert "taken on trust, by its column row" in caplog.text
+
+
+@every
+@pytest.mark.parametrize("rows", [None, SHUFFLED])
+def test_a_digest_of_these_rows_is_taken_without_a_word_and_another_refused(component, rows, tmp_path, caplog):
+    name, values = READERS[component][0], VALUES if rows is None else VALUES[rows]
+    file = written(tmp_path, name, values, rows, digest=rows_digest(DATASET))
+    assert read(component, file) == VALUES.tolist()
+    assert "trust" not in caplog.text
+    other = TokenRows(ROWS, seed=5)
+    theirs, ours = rows_digest(DATASET), rows_digest(other)
+    message = rf"6 rows with the digest {theirs}.*6 with the digest {ours} -> make .*val_size.*seed.*cutoff_len"
+    refused(component, file, message, other)
+
+
+@every
+@pytest.mark.parametrize(
+    ("values", "rows", "message"),
+    [
+        (VALUES[:-1], None, "has 5 numbers and no column row, for 6 rows of the train dataset -> give one per row"),
+        (VALUES, [0, 1, 2, 3, 4, 6], r"numbers for 1 row \(6\), outside of the train dataset, whose rows are 0 to 5"),
+        (VALUES, [0, 1, -2, 3, 4, 5], r"numbers for 1 row \(-2\), outside"),
+        (VALUES, [0, 1, 1, 3, 3, 5], r"more than one number for 2 rows \(1, 3\) -> leave one for each row"),
+        (VALUES[:3], [5, 0, 1], r"no number for 3 rows \(2, 3, 4\) of the 6 of the train dataset -> add them"),
+        (VALUES, [0.0, 1, 2, 3, 4, 5], "the column row of .* holds float64"),
+        (VALUES.reshape(2, 3), None, r"holds float64 of shape \(2, 3\); needed: a number for each row"),
+        (["1"] * ROWS, None, "needed: a number for each row"),
+    ],
+)
+def test_rows_that_are_missing_repeated_or_not_there_are_refused_by_name(component, values, rows, message, tmp_path):
+    suffix = ".npz" if np.ndim(values) > 1 else ".parquet"
+    refused(component, written(tmp_path, READERS[component][0], values, rows, suffix), message)
+
+
+@every
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04 and no more", b"PAR1"])
+def test_a_broken_file_is_one_sentence(component, suffix, content, tmp_path):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    refused(component, str(tmp_path / f"a{suffix}"), "cannot be read: ")
+
+
+@pytest.mark.parametrize("about", ["no json", "[]", "3"])
+def test_broken_metadata_is_one_sentence(about, tmp_path):
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"score": VALUES}).replace_schema_metadata({METADATA: about}), file)
+    refused("scores", str(file), "cannot be read: ")
+
+
+def test_what_score_writes_holds_the_rows_that_it_is_for_in_full_precision(tmp_path):
+    scores = np.array([1e300, -np.inf, np.nan, 1 + 1e-12, 1.0, -2.0])
+    write_scores(tmp_path / "s.parquet", scores, DATASET, None, {"component": "less", "step": 7, "seed": 3})
+    found = ScoresSelector(DATASET, None, pad_collate, "", str(tmp_path / "s.parquet"), mode="topk")
+    np.testing.assert_array_equal(found._scores_N, scores)
+    found.bind("scores", 0)
+    chosen = found.select(None, 0, 4, context=SimpleNamespace(update=0))
+    assert chosen.indices.tolist() == [0, 3, 4, 5]
+    message = r"\(component less, step 7, seed 3\), the train dataset 7 with the digest"
+    refused("scores", str(tmp_path / "s.parquet"), message, TokenRows(7))
