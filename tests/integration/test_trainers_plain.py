@@ -140,11 +140,11 @@ def whole_run(tmp_path_factory):
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, whole_run):
-    other = trainer(SelectTrainer, select_spec("loss", {"focus": "low"}, update_times=3), tmp_path)
+    other = trainer(SelectTrainer, select_spec("loss", {"focus": "low"}), tmp_path, learning_rate=1e-4)
     with pytest.raises(CheckpointError) as error:
         other.train(resume_from_checkpoint=str(whole_run[0] / "checkpoint-4"))
     assert "params: {} in the checkpoint, {'focus': 'low'} now" in str(error.value)
-    assert "total_steps: 8 in the checkpoint, 11 now" in str(error.value)
+    assert "learning_rate: 0.01 in the checkpoint, 0.0001 now" in str(error.value)
 
 
 def test_epochs_repeat_the_schedule_and_evaluation_follows_them(tmp_path):

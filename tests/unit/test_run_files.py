@@ -12,13 +12,23 @@ from dataflex.config.load import read_config
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.run.config_file import VERSIONS, write_config, written_config
+from dataflex.run.config_file import (
+    RUN,
+    VERSIONS,
+    RecordedRun,
+    mark_finished,
+    recorded_run,
+    write_config,
+    written_config,
+)
 from dataflex.run.files import COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, replacing
 from dataflex.run.record import RunRecord, read_trace, summary
-from dataflex.run.state import load_state, require_same, require_savable, save_state
+from dataflex.run.state import load_state, require_savable, save_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays, scalar_dtypes
+
+ID = "0123456789abcdef"
 
 
 def test_state_of_any_shape_survives(tmp_path):
@@ -133,13 +143,6 @@ def test_a_torn_state_is_refused(tmp_path):
     (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"cannot be read.*earlier checkpoint"):
         load_state(tmp_path)
-
-
-def test_the_identity_names_every_difference():
-    with pytest.raises(CheckpointError) as error:
-        require_same({"component": "loss", "rows": 10}, {"component": "random", "rows": 11}, "out/checkpoint-3")
-    assert "component: loss in the checkpoint, random now" in str(error.value)
-    assert "rows: 10 in the checkpoint, 11 now" in str(error.value)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -260,9 +263,10 @@ def test_the_written_config_can_be_read_back(tmp_path):
         ComponentSpec(SELECTOR, "hard", "loss", {"focus": "high"}),
         {"learning_rate": 1e-4, "dataset": "a"},
     )
-    write_config(spec, str(tmp_path))
+    write_config(spec, str(tmp_path), ID)
     config = yaml.safe_load((tmp_path / CONFIG).read_text())
     versions = config.pop(VERSIONS)
+    assert config.pop(RUN) == {"id": ID}
     assert {"dataflex-core", "torch", "transformers"} <= versions.keys()
     assert config == {
         "train_type": "dynamic_select",
@@ -276,3 +280,26 @@ def test_the_written_config_can_be_read_back(tmp_path):
     assert yaml.safe_load((tmp_path / COMPONENTS).read_text()) == {
         "selectors": {"hard": {"name": "loss", "params": {"focus": "high"}}}
     }
+
+
+def test_the_config_says_which_run_wrote_it_and_whether_it_is_finished(tmp_path):
+    assert recorded_run(tmp_path) is None
+    write_config(RunSpec(DataflexArguments(train_type="dynamic_select")), str(tmp_path), ID)
+    assert recorded_run(tmp_path) == RecordedRun(ID)
+    mark_finished(tmp_path, 8, {"model.safetensors": (10, 11)})
+    assert recorded_run(tmp_path) == RecordedRun(ID, 8, {"model.safetensors": (10, 11)})
+    assert yaml.safe_load((tmp_path / CONFIG).read_text())["train_type"] == "dynamic_select"
+
+
+def test_a_config_of_an_earlier_version_says_nothing_of_its_run(tmp_path):
+    (tmp_path / CONFIG).write_text("train_type: dynamic_select\n")
+    assert recorded_run(tmp_path) == RecordedRun(None)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- a", b"\xff\xfe", b"a: [", b"dataflex_run: {id: [1]}", b"dataflex_run: {id: ../x}", b"\x00"]
+)
+def test_a_damaged_config_is_named_in_one_sentence(tmp_path, content):
+    (tmp_path / CONFIG).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/{CONFIG} cannot be read: .* -> choose another output_dir"):
+        recorded_run(tmp_path)

@@ -13,6 +13,7 @@ from dataflex.data.mixture import MixtureManager
 from dataflex.data.rows import MixedSources
 from dataflex.data.stream_places import StreamPlaces
 from dataflex.data.streams import ENDLESS, BlockOrder, Place, Stream
+from dataflex.run.identity import identity_of_rows
 
 ROWS, BLOCK = 23, 10
 
@@ -168,4 +169,4 @@ def test_places_are_those_of_the_batches_that_were_taken():
     later.load_state_dict(places.state_dict())
     rest = again.__getitems__(plan[4:])
     assert [row["input_ids"] for row in rest] == [ids for batch in ahead[2:] for ids in batch["input_ids"]]
-    assert places.orders() == ["a stream in blocks of 10", "a stream"]
+    assert identity_of_rows("", again) == [["a", None, "a stream in blocks of 10"], ["b", None, "a stream"]]

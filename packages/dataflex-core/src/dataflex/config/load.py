@@ -16,7 +16,7 @@ import yaml
 from dataflex.config.arguments import DataflexArguments
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import is_secret, remember, revealed
-from dataflex.run.config_file import VERSIONS
+from dataflex.run.config_file import NOTES, VERSIONS
 from dataflex.run.files import CONFIG
 
 
@@ -73,11 +73,11 @@ def with_secrets(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns ``(ours, llamafactory's)``: dataflex's keys and every other one, in their order.
 
-    The package versions that ``dataflex_config.yaml`` carries are a note to the reader and belong to neither.
+    The package versions and the run that ``dataflex_config.yaml`` notes belong to neither.
     """
     names = set(DataflexArguments.names())
     ours = {key: value for key, value in config.items() if key in names}
-    return ours, {key: value for key, value in config.items() if key not in names and key != VERSIONS}
+    return ours, {key: value for key, value in config.items() if key not in names and key not in NOTES}
 
 
 def read_mapping(path: str | Path) -> dict[Any, Any]:

@@ -29,6 +29,7 @@ class PlannedLoader:
         position: Returns the global steps done. A resumed run starts there, however large the dataset is.
         plan: Returns all rows of a segment, the same on every rank.
         batches: Makes this rank's batches from the rows that are left of a segment.
+        segment_at: Returns the segment that holds the step after so many steps; None asks the schedule.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class PlannedLoader:
         position: Callable[[], int],
         plan: Callable[[Segment], NDArray[np.int64]],
         batches: Callable[[NDArray[np.int64]], Iterable[Any]],
+        segment_at: Callable[[int], Segment] | None = None,
     ) -> None:
         self.schedule = schedule
         self.dataset = dataset
@@ -49,6 +51,7 @@ class PlannedLoader:
         self._position = position
         self._plan = plan
         self._batches = batches
+        self._segment_at = segment_at or schedule.segment_at
 
     def __len__(self) -> int:
         """Batches of this rank in the whole run, so that the loop sees one epoch."""
@@ -62,7 +65,7 @@ class PlannedLoader:
             # rows.
             torch.empty((), dtype=torch.int64).random_()
         while step < self.schedule.total:
-            segment = self.schedule.segment_at(step)
+            segment = self._segment_at(step)
             rows = self._plan(segment)
             yield from self._batches(rows[(step - segment.start) * self._global_batch_size :])
             step = segment.stop

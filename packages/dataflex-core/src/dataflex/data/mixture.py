@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dataflex.core.component import seeded
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.data.order import Order, ReadingOrder, RowOrder
 
 
@@ -165,7 +165,16 @@ class MixtureManager:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: It is of other sources, or of these in another order.
+        """
+        if list(state["names"]) != list(self.names):
+            raise CheckpointError(
+                f"the state of a mixture of {', '.join(state['names'])} cannot be that of {', '.join(self.names)} -> "
+                "name the same sources in the same order in dataset"
+            )
         self.proportions = np.array(state["proportions"], dtype=np.float64)
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._owed = np.array(state["owed"], dtype=np.float64)

@@ -46,11 +46,6 @@ class StreamPlaces:
                     self._places[name] = place
             yield batch
 
-    def orders(self) -> list[str]:
-        """Returns what the order of each stream depends on, for comparing a checkpoint with a run."""
-        found = [stream.order for stream in self._streams.values()]
-        return ["a stream" if order is None else f"a stream in blocks of {order.block}" for order in found]
-
     def state_dict(self) -> dict[str, Any]:
         """Returns the place of each stream."""
         return {name: asdict(place) for name, place in self._places.items()}

@@ -31,11 +31,15 @@ from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
-from dataflex.integrations.output_dir import require_free_output_dir, resolve_resume
+from dataflex.integrations.output_dir import (
+    newest_of_run,
+    require_checkpoint_of_run,
+    require_free_output_dir,
+    resolve_resume,
+)
 from dataflex.integrations.started import Started
 from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
 from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
-from dataflex.run.checkpoints import newest_complete
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
@@ -105,7 +109,7 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
         (pt, "plot_loss", _plot_loss(pt.plot_loss)),
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args, writes_run)),
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
-        (parser, "get_last_checkpoint", newest_complete),
+        (parser, "get_last_checkpoint", newest_of_run),
         (loader, "apply_liger_kernel", _apply_liger_kernel(spec, loader.apply_liger_kernel)),
         *ray_worker.replacements(spec),
     ]
@@ -131,6 +135,7 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: boo
         resolve_resume(parsed[2])
         if writes_run:
             require_free_output_dir(spec, parsed[2])
+            require_checkpoint_of_run(spec, parsed[2])
         return parsed
 
     return get_train_args

@@ -8,35 +8,44 @@ from typing import Any
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import without_secrets
-from dataflex.run.checkpoints import all_checkpoints, newest_complete, require_writable
-from dataflex.run.config_file import VERSIONS, resolved, written_config
-from dataflex.run.files import COMPONENTS, CONFIG, STATE
+from dataflex.run.checkpoints import all_checkpoints, newest_complete, require_complete, require_writable, run_of
+from dataflex.run.config_file import NOTES, RecordedRun, recorded_run, resolved, written_config
+from dataflex.run.files import COMPONENTS, STATE
+from dataflex.run.identity import (
+    LENGTH,
+    differences,
+    identity_of_arguments,
+    identity_of_run,
+    require_same,
+    settings,
+)
+from dataflex.run.length import finished_run
+from dataflex.run.lock import require_unlocked
+from dataflex.run.state import load_state
 from dataflex.utils.logging import logger
 
-FINISHED = "trainer_state.json"  # written into output_dir itself when training has ended
+FINISHED = "trainer_state.json"  # of a run of an earlier version: written into output_dir when training has ended
 
-# May change between a run and its continuation: where to resume, what to save and report, how the machine is used.
-_FREE = {
-    VERSIONS, "resume_from_checkpoint", "overwrite_output_dir", "overwrite_cache", "report_to", "run_name", "plot_loss",
-    "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
-    "save_total_limit", "eval_steps", "eval_strategy", "preprocessing_num_workers", "dataloader_num_workers",
-    "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "per_device_eval_batch_size", "plugins",
-}  # fmt: skip
+
+def newest_of_run(output_dir: str | Path) -> str | None:
+    """Returns the newest complete checkpoint of the run that is recorded in a folder, or None."""
+    recorded = recorded_run(output_dir)
+    return newest_complete(output_dir, None if recorded is None else recorded.id)
 
 
 def resolve_resume(training_args: Any) -> None:
-    """Replaces ``resume_from_checkpoint: true`` by the newest complete checkpoint of ``output_dir``.
+    """Replaces ``resume_from_checkpoint: true`` by the newest complete checkpoint of the run in ``output_dir``.
 
     Raises:
         ConfigError: There is none.
     """
     if str(training_args.resume_from_checkpoint).lower() != "true":  # the command line gives a text
         return
-    training_args.resume_from_checkpoint = newest_complete(training_args.output_dir)
+    training_args.resume_from_checkpoint = newest_of_run(training_args.output_dir)
     if training_args.resume_from_checkpoint is None:
         raise ConfigError(
-            f"resume_from_checkpoint: true, but {training_args.output_dir} holds no complete checkpoint -> leave it out"
+            f"resume_from_checkpoint: true, but {training_args.output_dir} holds no complete checkpoint of its run -> "
+            "leave it out"
         )
 
 
@@ -48,40 +57,90 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
         training_args: LLaMA-Factory's, after it has looked for a checkpoint to resume from.
 
     Raises:
-        ConfigError: The folder cannot be written to; or naming the keys that differ, or that the run is finished. A
-            run of the same configuration that was stopped before its first checkpoint is started anew.
+        ConfigError: Another run is writing to the folder, or it cannot be written to; or naming the keys that differ,
+            or that the run is finished. A run of the same configuration that was stopped before its first checkpoint is
+            started anew.
     """
-    folder = Path(training_args.output_dir)
+    folder, resumes = Path(training_args.output_dir), training_args.resume_from_checkpoint
     if training_args.should_save:
         require_writable(folder)
-    resumes = training_args.resume_from_checkpoint
+    if training_args.process_index == 0:  # the lock is taken when training begins
+        require_unlocked(folder)
     if resumes and not (Path(resumes) / STATE).exists():
         raise ConfigError(
             f"output_dir: {folder} would be continued from {resumes}, which is not a checkpoint of a dynamic run (it "
             f"has no {STATE}) -> choose another output_dir, or set overwrite_output_dir: true to start anew"
         )
-    if training_args.overwrite_output_dir:
+    named = _names_a_checkpoint(spec)
+    if training_args.overwrite_output_dir and (named or not resumes):
         return
-    if not (folder / CONFIG).exists():
+    recorded = recorded_run(folder)
+    if recorded is None:
         if all_checkpoints(folder) and not resumes:
             raise ConfigError(
                 f"output_dir: {folder} holds the checkpoints of another run -> choose another output_dir, or set "
                 "overwrite_output_dir: true to replace them"
             )
         return
-    before = without_secrets(written_config(folder))
-    now = without_secrets(resolved(spec, folder.absolute() / COMPONENTS))
-    keys = sorted(k for k in {*before, *now} - _FREE if before.get(k) != now.get(k))
-    if keys:
-        differences = "\n".join(f"  - {k}: {before.get(k)} before, {now.get(k)} now" for k in keys)
+    before, now = written_config(folder), resolved(spec, folder.absolute() / COMPONENTS)
+    _require_same_configuration(folder, before, now)
+    if resumes and run_of(resumes) != recorded.id:
         raise ConfigError(
-            f"output_dir: {folder} holds a run with another configuration:\n{differences}\n-> choose another "
-            "output_dir, restore the configuration, or set overwrite_output_dir: true to start anew"
+            f"output_dir: {folder} holds another run than the one that {resumes} is a checkpoint of -> choose another "
+            "output_dir, or set overwrite_output_dir: true to replace it"
         )
-    if not resumes and (folder / FINISHED).exists():
-        raise ConfigError(
-            f"output_dir: {folder} holds another run, finished and without a checkpoint to continue from -> choose "
-            "another output_dir, or set overwrite_output_dir: true to replace it"
-        )
-    if not resumes:
+    if not named:
+        _require_work(folder, before, now, recorded)
+    if not resumes and recorded.finished is None:
         logger.warning("%s holds a run that was stopped before its first complete checkpoint: starting it anew", folder)
+
+
+def _require_same_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    kept = [
+        settings({key: value for key, value in without_secrets(keys).items() if key not in NOTES})
+        for keys in (before, now)
+    ]
+    lines = differences(kept[0], kept[1], "before")
+    if lines:
+        raise ConfigError(
+            f"output_dir: {folder} holds a run with another configuration:\n  - "
+            + "\n  - ".join(lines)
+            + "\n-> choose another output_dir, restore the configuration, or set overwrite_output_dir: true to start "
+            "anew (without resume_from_checkpoint: true)"
+        )
+
+
+def require_checkpoint_of_run(spec: RunSpec, training_args: Any) -> None:
+    """Refuses a checkpoint that was made with another configuration, as the trainer would, before a model is loaded.
+
+    Raises:
+        CheckpointError: It is incomplete or unreadable, or naming the keys that differ.
+    """
+    folder = training_args.resume_from_checkpoint
+    if not folder:
+        return
+    require_complete(folder)
+    saved = load_state(folder)["identity"]
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    arguments = {"arguments": identity_of_arguments(training_args.to_dict())}
+    require_same(saved, {**saved, **identity_of_run(spec, int(seed)), **arguments}, folder)
+
+
+def _require_work(folder: Path, before: dict[str, Any], now: dict[str, Any], recorded: RecordedRun) -> None:
+    """Refuses a finished run whose length is as it was; how much longer it is, the trainer finds out."""
+    finished = recorded.finished is not None or (recorded.id is None and (folder / FINISHED).exists())
+    if not finished:
+        return
+    longer = any(before.get(key) != now.get(key) for key in LENGTH)
+    if not longer:
+        raise finished_run(folder, recorded.finished)
+    if newest_of_run(folder) is None:
+        raise ConfigError(
+            f"output_dir: {folder} holds a finished run without a checkpoint to continue from -> choose another "
+            "output_dir, or set overwrite_output_dir: true to replace it"
+        )
+
+
+def _names_a_checkpoint(spec: RunSpec) -> bool:
+    given = spec.llamafactory.get("resume_from_checkpoint")
+    return given is not None and str(given).lower() not in ("true", "false", "none", "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import masked
 from dataflex.run.files import COMPONENTS, CONFIG, replacing
 
-VERSIONS = "dataflex_versions"  # a key of the file that is read back only to be compared
+VERSIONS = "dataflex_versions"
+RUN = "dataflex_run"
+NOTES = frozenset({VERSIONS, RUN})  # keys of the file that are no part of the configuration: read back to be compared
 END = "..."  # of a YAML document: a file without it was cut off
 PACKAGES = (
     "dataflex-core",
@@ -53,14 +58,73 @@ def resolved(spec: RunSpec, components_file: Path) -> dict[str, Any]:
     return written | {VERSIONS: installed_versions()}
 
 
-def write_config(spec: RunSpec, output_dir: str) -> None:
+@dataclass(frozen=True)
+class RecordedRun:
+    """What the file says of the run that wrote it.
+
+    Attributes:
+        id: The run; None where it was begun by a version of dataflex that gave runs no id.
+        finished: Global steps done when its results were saved; None until then.
+        files: Name -> (bytes, time of the last change in nanoseconds) of the files that were saved as its results.
+    """
+
+    id: str | None
+    finished: int | None = None
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def write_config(spec: RunSpec, output_dir: str, run: str) -> None:
     """Writes ``dataflex_config.yaml`` and, where there is a component, ``dataflex_components.yaml``. On one rank."""
     folder = Path(output_dir).absolute()
     if spec.component is not None:
         component = spec.component
         entry = {component.preset: {"name": component.name, "params": masked(component.params)}}
         _write_yaml(folder / COMPONENTS, {component.kind.section: entry})
-    _write_yaml(folder / CONFIG, resolved(spec, folder / COMPONENTS))
+    _write_yaml(folder / CONFIG, resolved(spec, folder / COMPONENTS) | {RUN: {"id": run}})
+
+
+def recorded_run(output_dir: str | Path) -> RecordedRun | None:
+    """Returns the run that wrote ``dataflex_config.yaml``, or None where there is no such file.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    path = Path(output_dir) / CONFIG
+    if not path.exists():
+        return None
+    said = written_config(output_dir).get(RUN)
+    if said is None:
+        return RecordedRun(None)
+    match said:
+        case {"id": str(run)} if re.fullmatch("[0-9a-f]{16}", run):
+            finished, files = said.get("finished"), said.get("files")
+            return RecordedRun(run, finished if isinstance(finished, int) else None, _files(files))
+    raise ConfigError(f"output_dir: {path} is damaged: {RUN} names no run -> {_WAY_OUT}")
+
+
+def mark_finished(output_dir: str | Path, step: int, files: Mapping[str, tuple[int, int]]) -> None:
+    """Notes that a run has saved its results. On one rank.
+
+    Args:
+        output_dir: The run's folder.
+        step: Global steps done.
+        files: The files of the results, as in :class:`RecordedRun`.
+    """
+    run = recorded_run(output_dir)
+    if run is not None and run.id is not None:
+        note = {"id": run.id, "finished": step, "files": {name: list(known) for name, known in files.items()}}
+        _write_yaml(Path(output_dir) / CONFIG, written_config(output_dir) | {RUN: note})
+
+
+def _files(said: Any) -> dict[str, tuple[int, int]]:
+    """Returns the files of the results; of what is not written as we write it, none."""
+    if not isinstance(said, dict):
+        return {}
+    return {
+        name: (known[0], known[1])
+        for name, known in said.items()
+        if isinstance(name, str) and isinstance(known, list) and len(known) == 2 and Path(name).name == name
+    }
 
 
 def written_config(output_dir: str | Path) -> dict[str, Any]:

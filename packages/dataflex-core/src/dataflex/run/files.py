@@ -16,6 +16,8 @@ SELECTIONS = "dataflex_selections"
 CACHE = "dataflex_cache"
 STATE = "dataflex_state.pt"
 COMPLETE = "dataflex_complete.json"
+LOCK = "dataflex_lock.json"
+REPLACED = "dataflex_replaced"
 SCORES = "dataflex_scores.parquet"
 
 

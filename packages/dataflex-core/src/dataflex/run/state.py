@@ -104,31 +104,6 @@ def require_step(state: Mapping[str, Any], folder: str | Path) -> None:
         )
 
 
-def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str | Path) -> None:
-    """Refuses a checkpoint of another run.
-
-    Args:
-        saved: Identity stored in the checkpoint.
-        now: Identity of the present run.
-        folder: The checkpoint, for the message.
-
-    Raises:
-        CheckpointError: Naming every difference.
-    """
-    differing = [
-        f"{key}: {saved.get(key)} in the checkpoint, {now.get(key)} now"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{folder} belongs to another run:\n  - "
-            + "\n  - ".join(differing)
-            + "\n-> restore the configuration it was "
-            "made with, or use another output_dir (or overwrite_output_dir: true) to start anew"
-        )
-
-
 def _reason(error: Exception) -> str:
     """Returns the one line of torch's advice that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

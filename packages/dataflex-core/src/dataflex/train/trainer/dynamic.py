@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
@@ -18,7 +22,7 @@ from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.injected import TARGETS
 from dataflex.core.plugins import plugin_manager
 from dataflex.core.registry import find
-from dataflex.core.secret_values import is_secret, without_secrets
+from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import (
     PREFIX,
     begin_writing,
@@ -29,10 +33,21 @@ from dataflex.run.checkpoints import (
     require_writable,
     rotate,
 )
-from dataflex.run.config_file import write_config
+from dataflex.run.config_file import RecordedRun, mark_finished, recorded_run, write_config
 from dataflex.run.files import CACHE
+from dataflex.run.identity import (
+    identity_of_arguments,
+    identity_of_evaluation,
+    identity_of_rows,
+    identity_of_run,
+    require_same,
+)
+from dataflex.run.length import require_no_shorter, require_unfinished
+from dataflex.run.lock import locked
 from dataflex.run.record import RunRecord
-from dataflex.run.state import load_state, require_same, require_savable, require_step, save_state
+from dataflex.run.replaced import set_aside
+from dataflex.run.results import Results
+from dataflex.run.state import load_state, require_savable, require_step, save_state
 from dataflex.scoring.target_rows import whole_sets
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
@@ -45,7 +60,7 @@ from dataflex.train.trainer.upstream.relied_on import require_training
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import Trainer
 
@@ -81,6 +96,10 @@ class DynamicTrainer(Base):
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type)
         self._written: str | None = None  # a checkpoint whose callbacks are still running
+        self._run: str | None = None
+        self._recorded: RecordedRun | None = None  # in output_dir, when training was asked for
+        self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
+        self._results = Results(self.output_dir)
         self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
         self.component: Any = self._constructed()
         self.add_callback(ScheduleCallback(self))
@@ -103,31 +122,49 @@ class DynamicTrainer(Base):
 
     @property
     def run_id(self) -> str:
-        """The run that a checkpoint is written by."""
-        return "unnamed"
+        """The run that a checkpoint is written by: made when it begins, kept when it is resumed, known in training."""
+        assert self._run is not None, "a checkpoint is written while training"
+        return self._run
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete(self.output_dir)
-            if resume_from_checkpoint is None:
-                raise ConfigError(
-                    f"resume_from_checkpoint: true, but {self.output_dir} holds no complete checkpoint -> leave it out"
+        """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts.
+
+        ``True`` resumes the newest complete checkpoint that the run recorded in ``output_dir`` wrote.
+
+        Raises:
+            ConfigError: Another run is writing to ``output_dir``, there is no such checkpoint, or nothing left to do.
+            CheckpointError: The checkpoint belongs to another run, or is of a longer one.
+        """
+        with self._output_dir_locked():
+            self._recorded, self._run = self._from_rank_0(lambda: (recorded_run(self.output_dir), secrets.token_hex(8)))
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = newest_complete(
+                    self.output_dir, None if self._recorded is None else self._recorded.id
                 )
-        if resume_from_checkpoint:
-            require_complete(resume_from_checkpoint)
-            state = load_state(resume_from_checkpoint)
-            require_step(state, resume_from_checkpoint)
-            require_same(state["identity"], self.identity(), resume_from_checkpoint)
-            if state.get("save_only_model"):
-                logger.warning(
-                    "%s was saved with save_only_model: true, without optimizer, scheduler and random states: what "
-                    "follows is not the run that was never stopped",
-                    resume_from_checkpoint,
-                )
-            self.restore(state)
-            allow_numbered_cpus()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+                if resume_from_checkpoint is None:
+                    raise ConfigError(
+                        f"resume_from_checkpoint: true, but {self.output_dir} holds no complete checkpoint of its run "
+                        "-> leave it out"
+                    )
+            self._resumed = None
+            if resume_from_checkpoint:
+                self._resume(str(resume_from_checkpoint))
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _resume(self, folder: str) -> None:
+        require_complete(folder)
+        state = load_state(folder)
+        require_step(state, folder)
+        require_same(state["identity"], self._identity, folder)
+        if state.get("save_only_model"):
+            logger.warning(
+                "%s was saved with save_only_model: true, without optimizer, scheduler and random states: what follows "
+                "is not the run that was never stopped",
+                folder,
+            )
+        self._run, self._resumed = state["run"], (folder, int(state["total_steps"]))
+        self.restore(state)
+        allow_numbered_cpus()
 
     def keep_batch_size(self) -> None:
         """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
@@ -140,34 +177,66 @@ class DynamicTrainer(Base):
         return batches, num_items
 
     def begin_record(self) -> None:
-        """Writes the resolved configuration and opens the trace. Called when training begins, on every rank."""
+        """Writes the resolved configuration and opens the trace. Called when training begins, on every rank.
+
+        Raises:
+            ConfigError: The run is finished.
+            CheckpointError: The checkpoint is of a longer run.
+        """
         self.keep_batch_size()
+        done, total = self.state.global_step, self.state.max_steps
+        if self._resumed is not None:
+            require_unfinished(self._recorded, self.run_id, total, self.output_dir)
+            folder, before = self._resumed
+            require_no_shorter(before, total, done, folder)
+        self._from_rank_0(self._open_record)
+
+    def _open_record(self) -> None:
+        set_aside(self.output_dir, self.run_id, anew=self._resumed is None)
         self._record.begin(self.state.global_step)
-        if self.is_world_process_zero():
-            write_config(self.spec, self.output_dir)
-            if self.args.save_strategy != "no":
-                self._component_state()  # now, not when hours of training wait to be saved
+        write_config(self.spec, self.output_dir, self.run_id)
+        if self.args.save_strategy != "no":
+            self._component_state()  # now, not when hours of training wait to be saved
+
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Saves the model as the trainer underneath does."""
+        if output_dir is None or Path(output_dir).absolute() == Path(self.output_dir).absolute():
+            self._results.begin()
+        super().save_model(output_dir, *args, **kwargs)
+
+    def save_state(self) -> None:
+        """Saves the trainer's state as the trainer underneath does: the last thing that a finished run does."""
+        self._results.begin()
+        super().save_state()
+        if self.is_world_process_zero() and self._run is not None:
+            mark_finished(self.output_dir, self.state.global_step, self._results.end())
 
     def epoch_at(self, step: int) -> float | None:
         """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""
         return None
 
     def identity(self) -> dict[str, Any]:
-        """Returns what a checkpoint must share with the run that resumes it; plain values."""
-        component = self.spec.component
+        """Returns what a checkpoint must share with the run that resumes it; plain values. Reads some of the rows."""
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return {
-            "train_type": self.arguments.train_type,
-            "component": None if component is None else component.name,
-            "params": {} if component is None else {k: str(v) for k, v in without_secrets(component.params).items()},
-            "rows": len(self.train_dataset),  # type: ignore[arg-type]  # dynamic training refuses streams
-            "seed": self.seed,
+            **identity_of_run(self.spec, self.seed),
+            **identity_of_evaluation(self.spec, self._injectable()),
+            "arguments": identity_of_arguments(self.args.to_dict()),  # type: ignore[no-untyped-call]
+            "data": identity_of_rows("train dataset", self.train_dataset),
+            "global_batch_size": size,
         }
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return self.identity()
 
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
         return {
+            "run": self.run_id,
             "step": self.state.global_step,
-            "identity": self.identity(),
+            "total_steps": self.state.max_steps,
+            "identity": self._identity,
             "component": self._component_state(),
             "left_out": self.component.left_out if isinstance(self.component, Component) else 0,
             "save_only_model": self.args.save_only_model,
@@ -246,6 +315,35 @@ class DynamicTrainer(Base):
             rotate(os.path.dirname(folder), self.args.save_total_limit, self.state.best_model_checkpoint, folder)
         self.accelerator.wait_for_everyone()
         plugin_manager().hook.dataflex_after_checkpoint(step=self.state.global_step, folder=folder)
+
+    @contextmanager
+    def _output_dir_locked(self) -> Iterator[None]:
+        """Holds the lock of the output folder on rank 0; refuses on every rank where another run has it."""
+        with ExitStack() as stack:
+            refused = None
+            if self.is_world_process_zero():
+                try:
+                    stack.enter_context(locked(self.output_dir))
+                except (ConfigError, OSError) as error:
+                    refused = str(error)
+            refused = self._from_rank_0(lambda: refused)
+            if refused is not None:
+                raise ConfigError(refused)
+            yield
+
+    def _from_rank_0(self, asked: Callable[[], Any]) -> Any:
+        """Returns what rank 0 finds, on every rank; or raises there what it raises."""
+        found: list[Any] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found = [asked(), None]
+            except (DataflexError, OSError) as error:
+                found = [None, error]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
 
     def _constructed(self) -> Any:
         wanted = self.spec.component

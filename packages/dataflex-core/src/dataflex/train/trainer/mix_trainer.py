@@ -43,6 +43,7 @@ class MixTrainer(PlannedTrainer):
     """
 
     verb = "mix"
+    stands = True
 
     def __init__(
         self, *args: Any, dataflex: RunSpec, mixer_eval_dataset: Mapping[str, Any] | None = None, **kwargs: Any
@@ -128,15 +129,6 @@ class MixTrainer(PlannedTrainer):
     def training_done(self) -> None:
         """Tells the mixer that the run is over. On every rank."""
         self.component.finish(self.state.global_step)
-
-    def identity(self) -> dict[str, Any]:
-        """Adds the sources."""
-        manager = self.mixture_manager
-        sizes = manager.sizes.tolist() if self._places is None else self._places.orders()
-        sources = {"sources": dict(zip(manager.names, sizes, strict=True))}
-        # a checkpoint that is older than the key has none
-        unit = {} if manager.unit == "rows" else {"mixture_unit": manager.unit}
-        return super().identity() | sources | unit
 
     def dynamic_state(self) -> dict[str, Any]:
         """Adds the proportions and each source's position."""

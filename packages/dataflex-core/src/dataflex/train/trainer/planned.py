@@ -6,7 +6,7 @@ import functools
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -25,6 +25,7 @@ from dataflex.core.plugins import plugin_manager
 from dataflex.core.schedule import Segment
 from dataflex.data.loader import PlannedLoader
 from dataflex.data.rows import PlannedRows
+from dataflex.run.length import require_continues
 from dataflex.run.record import summary
 from dataflex.scoring.session import undisturbed
 from dataflex.train.trainer.dynamic import DynamicTrainer
@@ -53,6 +54,8 @@ class PlannedTrainer(DynamicTrainer):
     """Trains on rows that are planned segment by segment. See :mod:`dataflex.data.loader` for why this works."""
 
     verb: str = "plan"
+    stands: bool = False
+    """Whether more rows can be planned from the last decision, where a continued run has its segment made longer."""
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         require_map_style(kwargs.get("train_dataset"), dataflex.arguments.train_type)
@@ -63,6 +66,7 @@ class PlannedTrainer(DynamicTrainer):
         self.args.ignore_data_skip = True  # the loader itself starts at the right step
         self._segment: Segment | None = None
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._more_updates = 0  # those that a continued run has beyond its schedule
 
     @abstractmethod
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
@@ -91,32 +95,48 @@ class PlannedTrainer(DynamicTrainer):
             position=lambda: self.state.global_step,
             plan=self._plan,
             batches=functools.partial(self._batches, dataset, self.tokens.counting(collate)),
+            segment_at=self._segment_at,
         )
+
+    def begin_record(self) -> None:
+        """Also forgets the rows of an earlier training by the same trainer."""
+        if self._resumed is None:
+            self._segment = None
+        super().begin_record()
 
     def epoch_at(self, step: int) -> float | None:
         """Returns the epoch of the schedule."""
         return self.schedule.epoch_at(step)
 
-    def identity(self) -> dict[str, Any]:
-        """Adds what the plan depends on."""
-        return super().identity() | {
-            "total_steps": self.schedule.total,
-            "warmup_step": self.schedule.warmup,
-            "update_step": self.schedule.interval,
-            "global_batch_size": self._global_batch_size,
-        }
-
     def dynamic_state(self) -> dict[str, Any]:
-        """Adds the rows of the segment that is being trained on."""
+        """Adds the schedule, and the rows of the segment that is being trained on."""
         segment = self._segment
         bounds = None if segment is None else [segment.start, segment.stop, segment.update]
-        return super().dynamic_state() | {"segment": bounds, "segment_rows": self._rows}
+        planned = {"segment": bounds, "segment_rows": self._rows, "more_updates": self._more_updates}
+        return super().dynamic_state() | {"schedule": asdict(self.schedule)} | planned
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the component and the segment."""
+        require_continues(state["schedule"], self.schedule, state["step"], "the checkpoint")
         super().restore(state)
         self._segment = None if state["segment"] is None else Segment(*state["segment"])
-        self._rows = state["segment_rows"]
+        self._rows, self._more_updates = state["segment_rows"], state["more_updates"]
+
+    def _segment_at(self, step: int) -> Segment:
+        """Returns the segment that holds the step after ``step`` steps are done.
+
+        It is the schedule's, but for a run that was ended inside of a segment and is continued: what was planned stays,
+        and what the longer schedule adds to that segment is a segment of its own. A decision that stands is kept for
+        it; else the component is asked once more, and the updates after it are counted from there.
+        """
+        held, planned = self._segment, self.schedule.segment_at(step)
+        if held is not None and held.start <= step < held.stop:
+            return held
+        update, more = planned.update, self._more_updates
+        if planned.start < step and held is not None and held.stop == step:
+            planned, more = replace(planned, start=step), more + 1
+            update = None if self.stands else update
+        return replace(planned, update=None if update is None else update + more)
 
     def _plan(self, segment: Segment) -> NDArray[np.int64]:
         if segment == self._segment:  # resumed in the middle of it
@@ -126,7 +146,10 @@ class PlannedTrainer(DynamicTrainer):
                 f"the checkpoint at step {self.state.global_step} lies inside of the segment from {segment.start} to "
                 f"{segment.stop} but does not hold its rows -> resume from an earlier checkpoint"
             )
-        context = self._context(segment.update or 0, self.schedule.updates, self.schedule.total)
+        more = self._more_updates
+        if segment.update is not None:
+            more = segment.update - (self.schedule.segment_at(segment.start).update or 0)
+        context = self._context(segment.update or 0, self.schedule.updates + more, self.schedule.total)
         count = segment.steps * self._global_batch_size
         who = self._who(segment)
         hooks = plugin_manager().hook
@@ -139,7 +162,7 @@ class PlannedTrainer(DynamicTrainer):
             plan = self.decide(segment, count, context, who)
         digest = decision_hash(plan.rows)
         require_agreement(digest, self.accelerator, who)
-        self._segment, self._rows = segment, plan.rows
+        self._segment, self._rows, self._more_updates = segment, plan.rows, more
         self._record.segment(segment.start, plan.rows, plan.scores)
         if segment.update is not None:
             line = {
@@ -169,8 +192,8 @@ class PlannedTrainer(DynamicTrainer):
         self.log(metrics)
         logger.info(
             "update %d of %d at step %d: %s '%s' %s in %.1f s",
-            line["update"] + 1, self.schedule.updates, line["step"], self.verb, line["component"], news,
-            line["seconds"],
+            line["update"] + 1, self.schedule.updates + self._more_updates, line["step"], self.verb, line["component"],
+            news, line["seconds"],
         )  # fmt: skip
 
     def _examples(self) -> Sized:

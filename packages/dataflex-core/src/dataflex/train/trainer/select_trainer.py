@@ -18,7 +18,9 @@ class SelectTrainer(PlannedTrainer):
         """Returns the rows that the selector chose, checked."""
         selector = self.component
         if segment.update is None:
-            answer = selector.warmup(count, replacement=selector.replacement)
+            # The warm-up of a run that was ended inside of it and is continued: the rows of its later part.
+            whole = count + (segment.start - self.schedule.segment_at(segment.start).start) * self._global_batch_size
+            answer = selector.warmup(whole, replacement=selector.replacement)[whole - count :]
         else:
             answer = selector.select(model=self.model, step_id=context.step, num_samples=count, context=context)
         chosen = answer if isinstance(answer, Selection) else Selection(answer)

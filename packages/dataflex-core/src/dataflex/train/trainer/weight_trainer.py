@@ -83,8 +83,8 @@ class WeightTrainer(NumberedTrainer):
         replace_loss(self, self._own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
 
     def identity(self) -> dict[str, Any]:
-        """Adds the objective."""
-        return super().identity() | {"weight_objective": self.arguments.weight_objective}
+        """Adds the steps without weights."""
+        return super().identity() | {"warmup_step": self.arguments.warmup_step}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Hands the micro-batch to the weighter's own ``training_step``."""

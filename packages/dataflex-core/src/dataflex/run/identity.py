@@ -1,0 +1,237 @@
+"""What a run is: by what a checkpoint is known to belong to the run that resumes it.
+
+The same questions are asked of every train type and at every door: which rows, in which order, in which schedule, with
+which component and which objective. What is written in a YAML counts unless :data:`MAY_DIFFER` says that nothing which
+is learnt depends on it; so a key that nobody has thought of is refused by name, not passed over. The length of a run
+may grow (:mod:`dataflex.run.length`), and a step may be split over ranks and micro-batches in another way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.construct import constructor_parameters
+from dataflex.core.errors import CheckpointError
+from dataflex.core.registry import find
+from dataflex.core.secret_values import without_secrets
+from dataflex.data.digest import rows_digest
+from dataflex.data.rows import MixedSources
+from dataflex.data.streams import Stream
+
+LENGTH = frozenset({"train_step", "update_times", "num_train_epochs", "max_steps"})
+"""Keys by which a run is continued: what they come to is compared as a schedule."""
+
+MAY_DIFFER = frozenset({
+    # where to resume, what is saved and where
+    "resume_from_checkpoint", "overwrite_output_dir", "output_dir", "save_steps", "save_strategy", "save_total_limit",
+    "save_on_each_node", "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hf_hub_token",
+    "ms_hub_token", "om_hub_token", "hub_private_repo", "hub_always_push", "hub_revision", "enable_jit_checkpoint",
+    # what is reported
+    "report_to", "run_name", "project", "plot_loss", "disable_tqdm", "logging_dir", "logging_steps", "logging_strategy",
+    "logging_first_step", "logging_nan_inf_filter", "log_level", "log_level_replica", "log_on_each_node", "debug",
+    "include_num_input_tokens_seen", "include_effective_tokens_per_second", "print_param_status", "skip_memory_metrics",
+    "use_swanlab", "swanlab_api_key", "swanlab_lark_secret", "swanlab_lark_webhook_url", "swanlab_logdir",
+    "swanlab_mode", "swanlab_project", "swanlab_run_name", "swanlab_workspace", "trackio_space_id",
+    # what is evaluated and predicted; the rows that a component learns from are known by their digest
+    "do_eval", "do_predict", "eval_dataset", "eval_on_each_dataset", "eval_steps", "eval_strategy", "eval_delay",
+    "eval_on_start", "eval_accumulation_steps", "eval_do_concat_batches", "eval_num_beams", "batch_eval_metrics",
+    "per_device_eval_batch_size", "bf16_full_eval", "fp16_full_eval", "compute_accuracy", "predict_with_generate",
+    "prediction_loss_only", "include_for_metrics", "generation_config", "generation_max_length", "generation_num_beams",
+    "do_sample", "temperature", "top_k", "top_p", "num_beams", "max_length", "max_new_tokens", "length_penalty",
+    "repetition_penalty", "skip_special_tokens",
+    # how the machine is used; the rows of a step are compared, not how they are split
+    "per_device_train_batch_size", "gradient_accumulation_steps", "preprocessing_num_workers", "dataloader_num_workers",
+    "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "local_rank", "use_cpu", "tf32",
+    "flash_attn", "disable_gradient_checkpointing", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "use_reentrant_gc", "use_unsloth_gc", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "torch_empty_cache_steps", "low_cpu_mem_usage", "offload_folder", "master_addr", "master_port", "ray_init_kwargs",
+    "ray_num_workers", "weight_logits", "plugins", "components_cfg_file",
+    # where the data lie: that they are the same is known by their digest
+    "dataset_dir", "media_dir", "cache_dir", "tokenized_path", "overwrite_cache", "data_shared_file_system",
+})  # fmt: skip
+"""Keys on which neither the rows nor the schedule nor the objective depends, but for rounding."""
+
+NAMES = frozenset({"model_name_or_path", "adapter_name_or_path"})
+"""Keys whose last part alone is compared: a model may lie elsewhere on another machine."""
+
+TRAINING_ARGUMENTS = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "optim_args",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
+    "neftune_noise_alpha",
+)  # fmt: skip
+"""Fields of TrainingArguments that decide what a step does with its rows, for runs that have no YAML too."""
+
+ROW_ORDER = ("dataloader_drop_last", "group_by_length", "train_sampling_strategy", "length_column_name")
+"""Fields that decide the order of rows where dataflex does not plan it."""
+
+_ELSEWHERE = frozenset({
+    *TRAINING_ARGUMENTS, *ROW_ORDER, "train_type", "component_name", "warmup_step", "update_step", "seed", "data_seed",
+})  # fmt: skip
+_PLACES = frozenset({"cache_dir", "output_dir"})  # parameters of a component that name its folders
+_UNSTABLE = "rows that differ each time they are read"
+
+
+def settings(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those keys of a configuration that a checkpoint and the run that resumes it must share; plain values."""
+    compared = {key: value for key, value in keys.items() if key not in MAY_DIFFER | LENGTH and value is not None}
+    return {key: _last_parts(value) if key in NAMES else _plain(value) for key, value in compared.items()}
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
+    """Returns one line for each key that differs.
+
+    Args:
+        saved: What was.
+        now: What is.
+        where: What ``saved`` is of, such as ``in the checkpoint``.
+    """
+    keys = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
+    return [f"{key}: {_shown(saved, key)} {where}, {_shown(now, key)} now" for key in keys]
+
+
+def identity_of_run(spec: RunSpec, seed: int) -> dict[str, Any]:
+    """Returns what is known of a run from its configuration."""
+    component = spec.component
+    params = (
+        {}
+        if component is None
+        else {k: str(v) for k, v in without_secrets(component.params).items() if k not in _PLACES}
+    )
+    written = without_secrets(spec.arguments.to_dict() | dict(spec.llamafactory))
+    return {
+        "train_type": spec.arguments.train_type,
+        "component": None if component is None else component.name,
+        "component_name": None if component is None else component.preset,
+        "params": params,
+        "seed": seed,
+        "settings": settings({k: v for k, v in written.items() if k not in _ELSEWHERE}),
+    }
+
+
+def identity_of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what TrainingArguments (``to_dict()`` of them) say of how a step is made.
+
+    Not set, zero and False are the same, as between versions of transformers they stand for each other.
+    """
+    return {key: _plain(arguments[key]) for key in (*TRAINING_ARGUMENTS, *ROW_ORDER) if arguments.get(key)}
+
+
+def identity_of_rows(name: str, dataset: Any) -> list[list[Any]]:
+    """Returns name, number and digest of each source in order; a stream has neither number nor digest.
+
+    Reads a fixed sample of the rows, and leaves the global random states as they were. Makes no collective call.
+    """
+    if isinstance(dataset, MixedSources):
+        dataset = dict(zip(dataset.names, dataset.sources, strict=True))
+    if isinstance(dataset, Mapping):
+        return [entry for source, part in dataset.items() for entry in identity_of_rows(source, part)]
+    if isinstance(dataset, Stream):
+        order = "a stream" if dataset.order is None else f"a stream in blocks of {dataset.order.block}"
+        return [[name, None, order]]
+    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
+        return [[name, None, "none" if dataset is None else "a stream"]]
+    with _random_states_kept():
+        digest = rows_digest(dataset)
+        first = torch.utils.data.Subset(dataset, range(min(len(dataset), 4)))
+        stable = rows_digest(first) == rows_digest(first)
+    return [[name, len(dataset), digest if stable else _UNSTABLE]]
+
+
+def identity_of_evaluation(spec: RunSpec, runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the evaluation rows that the component takes, where it takes any."""
+    if spec.component is None:
+        return {}
+    taken, _ = constructor_parameters(find(spec.component.kind, spec.component.name))
+    return {
+        key: identity_of_rows(key, runtime[key])
+        for key in ("eval_dataset", "mixer_eval_dataset")
+        if key in taken and runtime.get(key) is not None
+    }
+
+
+def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: object) -> None:
+    """Refuses a checkpoint of another run. The lengths of the two are not looked at.
+
+    Args:
+        saved: Identity stored in the checkpoint.
+        now: Identity of the present run.
+        folder: The checkpoint, for the message.
+
+    Raises:
+        CheckpointError: Naming every difference, or that the checkpoint does not say what it was made from.
+    """
+    if "data" not in saved:
+        raise CheckpointError(
+            f"{folder} was written by an earlier version of dataflex, which did not note the rows it was trained on "
+            "-> end that run with the version that began it, or take the checkpoint's weights (model_name_or_path or "
+            "adapter_name_or_path) and start anew"
+        )
+    found = [line for key in sorted({*saved, *now}) for line in _differing(key, saved.get(key), now.get(key))]
+    if found:
+        raise CheckpointError(
+            f"{folder} belongs to another run:\n  - " + "\n  - ".join(found) + "\n-> restore the configuration and the "
+            "data it was made with, or start anew in another output_dir; its weights can be trained on from there "
+            "(model_name_or_path or adapter_name_or_path)"
+        )
+
+
+def _differing(key: str, saved: Any, now: Any) -> Iterator[str]:
+    if saved == now or key == "schedule":  # see dataflex.run.length
+        return
+    if key in ("settings", "arguments"):
+        yield from differences(saved or {}, now or {}, "in the checkpoint")
+    elif isinstance(saved, list) and isinstance(now, list):
+        yield from _differing_rows(saved, now)
+    else:
+        yield f"{key}: {saved} in the checkpoint, {now} now"
+
+
+def _differing_rows(saved: list[list[Any]], now: list[list[Any]]) -> Iterator[str]:
+    before, after = ({name: tuple(rest) for name, *rest in rows} for rows in (saved, now))
+    if list(before) != list(after):
+        yield f"sources, in this order: {', '.join(before)} in the checkpoint, {', '.join(after)} now"
+    for name in before.keys() & after.keys():
+        if before[name] != after[name]:
+            yield f"{name}: {_rows(*before[name])} in the checkpoint, {_rows(*after[name])} now"
+
+
+def _rows(number: int | None, digest: str) -> str:
+    return digest if number is None else f"{number} rows with the digest {digest}"
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Rows may be transformed as they are read, with numbers drawn from the global generators."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _last_parts(value: Any) -> list[str]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [PurePath(str(part).strip()).name for part in parts]
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return str(values[key]) if key in values else "not set"

@@ -1,0 +1,150 @@
+"""One run at a time in an output folder: ``dataflex_lock.json`` says who is writing there.
+
+The lock is taken by one rank and removed when training ends, however it ends. A process that was killed leaves its lock
+behind; on the same host the next run finds that nobody has it any more and takes it over. What happens on another host
+nobody here can know, so such a lock is refused and the file is named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dataflex.core.errors import ConfigError
+from dataflex.run.files import LOCK
+from dataflex.utils.logging import logger
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes:
+        host: Name of the machine.
+        process: Id of the process.
+        began: When the process began, as its system tells it; a number is given to another process one day.
+        since: When the lock was taken, for a person.
+    """
+
+    host: str
+    process: int
+    began: str
+    since: str
+
+
+_held: dict[Path, tuple[Holder, int]] = {}  # locks of this process, and how often each is held
+os.register_at_fork(after_in_child=_held.clear)
+
+
+@contextmanager
+def locked(output_dir: str | Path) -> Iterator[None]:
+    """Holds the lock of a folder. One process may hold it several times over.
+
+    Raises:
+        ConfigError: Another run holds it.
+    """
+    path = _path(output_dir)
+    holder, times = _held[path] if path in _held else (_take(path), 0)
+    _held[path] = (holder, times + 1)
+    try:
+        yield
+    finally:
+        if times:
+            _held[path] = (holder, times)
+        else:
+            _held.pop(path, None)
+            if _holder(path) == holder:
+                path.unlink(missing_ok=True)
+
+
+def require_unlocked(output_dir: str | Path) -> None:
+    """Refuses a folder that another run is writing to, and takes nothing.
+
+    Raises:
+        ConfigError: Naming host and process.
+    """
+    path = _path(output_dir)
+    if path.exists() and path not in _held and not _stale(_holder(path)):
+        raise _refusal(path)
+
+
+def _path(output_dir: str | Path) -> Path:
+    return Path(output_dir).absolute() / LOCK
+
+
+def _take(path: Path) -> Holder:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    mine = Holder(socket.gethostname(), os.getpid(), _beginning(os.getpid()), since)
+    for _ in range(3):  # a lock may be released, or taken over by another run, between looking and taking
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            found = _holder(path)
+            if not _stale(found):
+                raise _refusal(path) from None
+            assert found is not None, "what cannot be read is not stale"
+            logger.info("%s is of process %d, which has ended: taken over", path, found.process)
+            _remove(path, found)
+            continue
+        with os.fdopen(file, "w", encoding="utf-8") as opened:
+            opened.write(json.dumps(asdict(mine)))
+        return mine
+    raise _refusal(path)
+
+
+def _remove(path: Path, holder: Holder | None) -> None:
+    """Removes a lock, unless it is another one by now."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.dataflex-tmp")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if _holder(aside) != holder and not path.exists():
+        aside.rename(path)
+    aside.unlink(missing_ok=True)
+
+
+def _refusal(path: Path) -> ConfigError:
+    holder = _holder(path)
+    if holder is None:
+        who, way_out = "a lock that cannot be read is there", f"if no run is writing there, delete {path}"
+    else:
+        who = f"process {holder.process} on host {holder.host} has been writing there since {holder.since}"
+        way_out = f"wait for it to end, or choose another output_dir; if it is gone, delete {path}"
+    return ConfigError(f"output_dir: {path.parent} is in use by another run: {who} -> {way_out}")
+
+
+def _stale(holder: Holder | None) -> bool:
+    if holder is None or holder.host != socket.gethostname():
+        return False
+    return _beginning(holder.process) != holder.began
+
+
+def _holder(path: Path) -> Holder | None:
+    """Returns who holds a lock; None where the file does not say, or is not there."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(str(said["host"]), int(said["process"]), str(said["began"]), str(said["since"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _beginning(process: int) -> str:
+    """Returns when a process began, as its system tells it; nothing where there is no such process."""
+    stat = Path(f"/proc/{process}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return ""
+        return "" if fields[0] == "Z" else fields[19]  # a zombie has ended
+    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()

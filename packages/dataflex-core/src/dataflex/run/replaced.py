@@ -1,0 +1,65 @@
+"""What a replaced run leaves behind is moved aside, so that nothing of it passes for the run that takes its place."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from dataflex.run.checkpoints import all_checkpoints, incompleteness, is_ours, run_of
+from dataflex.run.config_file import RecordedRun, recorded_run
+from dataflex.run.files import COMPONENTS, CONFIG, REPLACED, SELECTIONS, TRACE
+from dataflex.utils.logging import logger
+
+EARLIER = "before"  # begins the name of the folder of a run that had no id
+
+
+def set_aside(output_dir: str | Path, run: str, anew: bool) -> None:
+    """Moves what another run left in the folder to ``dataflex_replaced``, if it left more than a beginning.
+
+    Only what carries our mark is moved: checkpoints, the record, and the files that were saved as results and have not
+    changed since. Called on one rank, before the run writes anything.
+
+    Args:
+        output_dir: The folder.
+        run: The run that begins or goes on there.
+        anew: Whether it begins.
+    """
+    folder, recorded = Path(output_dir), recorded_run(output_dir)
+    if not (anew if recorded is None else recorded.id != run):
+        return
+    checkpoints, results = list(_checkpoints(folder, run)), list(_results(folder, recorded))
+    if not results and all(incompleteness(path, contents=False) for path in checkpoints):
+        return  # it was stopped before its first checkpoint; the new run writes over what there is
+    name = recorded.id if recorded is not None and recorded.id is not None else f"{EARLIER}-{time.strftime('%Y%m%d')}"
+    aside = folder / REPLACED / name
+    for path in [*checkpoints, *results, *_record(folder)]:
+        target = _free(aside / path.relative_to(folder))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    logger.warning(
+        "%s held another run: its checkpoints, record and results were moved to %s, which can be deleted", folder, aside
+    )
+
+
+def _checkpoints(folder: Path, run: str) -> Iterator[Path]:
+    return (path for path in all_checkpoints(folder) if is_ours(path) and run_of(path) != run)
+
+
+def _results(folder: Path, recorded: RecordedRun | None) -> Iterator[Path]:
+    for name, known in {} if recorded is None else recorded.files.items():
+        path = folder / name
+        if path.is_file() and not path.is_symlink() and (path.stat().st_size, path.stat().st_mtime_ns) == known:
+            yield path
+
+
+def _record(folder: Path) -> Iterator[Path]:
+    """The files of the record; the configuration last, as by it the others are known."""
+    yield from sorted((folder / SELECTIONS).glob("step_" + "[0-9]" * 8 + ".npz"))
+    yield from (folder / name for name in (TRACE, COMPONENTS, CONFIG) if (folder / name).is_file())
+
+
+def _free(path: Path) -> Path:
+    names = (path if i == 1 else path.with_name(f"{path.name}.{i}") for i in itertools.count(1))
+    return next(name for name in names if not name.exists())
