@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -106,15 +107,16 @@ def load(workspace: Path, folder: Path, tmp_path_factory) -> Callable[..., dict[
         template = sft.get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
         with installed(spec):
             module = sft.get_dataset(template, model_args, data_args, training_args, stage="sft", **loaded)
+        known = {field.name for field in dataclasses.fields(sft.SFTDataCollatorWith4DAttentionMask)}  # not in 0.9.4
         collator = sft.SFTDataCollatorWith4DAttentionMask(
             template=template,
             pad_to_multiple_of=8,
             label_pad_token_id=-100,
             block_diag_attn=model_args.block_diag_attn,
-            neat_packing=data_args.neat_packing,
             attn_implementation="sdpa",
             compute_dtype=torch.float32,
             **loaded,
+            **({"neat_packing": data_args.neat_packing} if "neat_packing" in known else {}),
         )
         return {**module, "data_collator": collator, "tokenizer": loaded["tokenizer"]}
 

@@ -13,7 +13,7 @@ from dataflex.scoring import TargetSet, influences, learning_rates, per_sample_g
 from dataflex.scoring.optimizer_groups import parameter_groups, times_rates
 from dataflex.testing import TokenRows, pad_collate
 from dataflex_selectors.cluster_less import ClusterLessSelector
-from dataflex_selectors.gradient_scores import FORMS
+from dataflex_selectors.gradient_scores import FORMS, GradientScores
 from dataflex_selectors.less import LessSelector
 from test_gradients import all_at_once, one_by_one
 from test_gradients import lora as any_lora
@@ -186,3 +186,16 @@ def test_deepspeed_says_which_parameters_its_flat_pieces_are_made_of():
         with pytest.raises(ComponentError, match=r"different learning rates.*lora.*cannot be told.*loraplus_lr_ratio"):
             learning_rates(ZeroTwo(lora_plus(model), parts, something_new=cut), gradients.routes)
     assert parameter_groups(None) == {}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pass_that_was_interrupted_under_other_rates_is_not_taken_up(form, rows, target, tmp_path):
+    model = lora()
+    selector = less(rows, target, tmp_path, gradient_type=form)
+    scoring = GradientScores(selector, selector.settings, selector.targets, context(lora_plus(model)))
+    with per_sample_gradients(model) as gradients:
+        found = {
+            scoring._store(model, gradients.routes, rates, np.arange(3))._digest()
+            for rates in ({0: 1.0, 1: 1.0}, {0: 1.0, 1: 0.5}, {0: 0.5, 1: 1.0})
+        }
+    assert len(found) == 3
