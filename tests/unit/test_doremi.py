@@ -70,7 +70,7 @@ def test_several_steps_are_those_of_algorithm_1_by_hand(reference, eta, c):
 def test_a_source_that_was_never_seen_moves_with_the_mean_of_the_others(reference):
     made = mixer(reference, smoothing=0.0)
     observed(made, (0.2, 0.4, NAN))
-    np.testing.assert_allclose(made.alpha_K, ascended(np.full(3, 1 / 3), np.array([0.2, 0.4, 0.3]), 1.0, 0.0))
+    np.testing.assert_allclose(made.log_alpha_K, ascended(np.full(3, -np.log(3)), np.array([0.2, 0.4, 0.3]), 1.0, 0.0))
     observed(mixer(reference), (NAN, NAN, NAN))
 
 
@@ -140,7 +140,7 @@ def sources():
     return {name: TokenRows(30, lengths=range(6, 17), vocab_size=60 + 30 * i, seed=i) for i, name in enumerate(NAMES)}
 
 
-def run(folder, name, params, accumulation=2, callbacks=(), resume=None, eval_rows=None, **changes):
+def run(folder, name, params, accumulation=2, callbacks=(), resume=None, eval_rows=None, loss_func=None, **changes):
     keys = {"warmup_step": 0, "update_step": 2, "update_times": 2, "mixture_sample_rule": "uniform"}
     spec = RunSpec(
         DataflexArguments(train_type="dynamic_mix", component_name=name, **keys),
@@ -156,6 +156,7 @@ def run(folder, name, params, accumulation=2, callbacks=(), resume=None, eval_ro
         eval_dataset=eval_rows,
         data_collator=pad_collate,
         callbacks=list(callbacks),
+        compute_loss_func=loss_func,
         dataflex=spec,
     )
     done.train(resume_from_checkpoint=resume)
@@ -223,9 +224,9 @@ def test_weights_that_are_no_weights_stop_the_run_by_name(tmp_path, weights):
         run(tmp_path, "fixed_weights", {"weights": weights})
 
 
-def test_a_loss_that_is_replaced_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="weighs the loss of each source, which label_smoothing_factor replaces"):
-        run(tmp_path, "fixed_weights", {"weights": [1, 1, 2]}, label_smoothing_factor=0.1)
+def test_a_loss_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="weighs the loss of each source, which use_eaft_loss or a compute_loss_func"):
+        run(tmp_path, "fixed_weights", {"weights": [1, 1, 2]}, loss_func=lambda *args, **kwargs: None)
 
 
 def test_a_proxy_run_writes_the_mean_of_its_weights_and_leaves_the_trace(tmp_path, reference):

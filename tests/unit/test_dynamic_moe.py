@@ -97,13 +97,14 @@ def test_looking_leaves_no_trace_on_the_model(model):
 
 
 def test_the_update_by_hand_over_several_rounds():
-    shares, by_hand = np.array([0.5, 0.3, 0.2]), [0.5, 0.3, 0.2]
+    log_shares, by_hand = np.log([0.5, 0.3, 0.2]), [0.5, 0.3, 0.2]
     for deltas in ([0.1, 0.2, 0.05], [0.0, 0.4, 0.1], [0.3, 0.3, 0.3]):
-        shares = reweighted(shares, np.array(deltas), 10.0, 0.05)
+        log_shares = reweighted(log_shares, np.array(deltas), 10.0, 0.05)
         powers = [w * math.exp(10 * d) for w, d in zip(by_hand, deltas, strict=True)]
         by_hand = [0.95 * p / sum(powers) + 0.05 / 3 for p in powers]
-        np.testing.assert_allclose(shares, by_hand, rtol=1e-12)
-    np.testing.assert_allclose(reweighted(np.array([1.0, 0.0]), np.array([0, 9.0]), 10, 0.1), [0.95, 0.05])
+        np.testing.assert_allclose(np.exp(log_shares), by_hand, rtol=1e-12)
+    never = reweighted(np.array([0.0, -np.inf]), np.array([0, 9.0]), 10, 0.1)
+    np.testing.assert_allclose(np.exp(never), [0.95, 0.05])
 
 
 def test_distances_by_hand():

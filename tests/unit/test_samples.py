@@ -14,7 +14,7 @@ from dataflex.scoring.label_logits import IGNORED
 from dataflex.testing import TokenRows, tiny_model, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.train.weighter.objective import Objective, labelled_samples, weighted_loss
+from dataflex.train.weighter.objective import Objective, StepCounts, counted, weighted_loss
 from dataflex.train.weighter.samples import ROWS, one_by_one, samples_of
 from torch.utils.data import Dataset
 from transformers import Trainer
@@ -93,12 +93,12 @@ def test_the_packed_objective_is_that_of_the_documents_in_rows_of_their_own():
     samples = samples_of(batch)
     alone = one_by_one(batch, samples)
     weights = torch.tensor([0.5, 2.0, 9.0, 1.0, 0.0, 1.5], dtype=torch.float64)
-    assert labelled_samples(labels, samples) == labelled_samples(alone["labels"]) == 5
+    assert counted(labels, samples)[0] == counted(alone["labels"])[0] == 5
 
     def weigh(losses):
         return (weights * losses).mean()
 
-    whole = Objective(torch.tensor(17), 5)
+    whole = Objective(StepCounts(5, 17, 17))
     together = weighted_loss(logits, labels, whole, weigh, samples=samples)
     apart = weighted_loss(samples.apart(logits), alone["labels"], whole, weigh)
     assert torch.isclose(together, apart, rtol=1e-6)

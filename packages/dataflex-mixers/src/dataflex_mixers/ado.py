@@ -26,8 +26,9 @@ from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.power_law import fit_power_law, learning_speed, smoothed
-from dataflex_mixers.simplex import Shares, with_floor
+from dataflex_mixers.power_law import fit_power_law, learning_speed, log_learning_speed, smoothed
+from dataflex_mixers.simplex import Shares, kept_logarithm, log_mixed_with_uniform, log_softmax, logarithm, softmax
+from dataflex_mixers.window import not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -38,18 +39,24 @@ UNIT = 1024  # tokens
 FEWEST = 8  # points, for three parameters
 
 
-def preference(prior_K: Shares, history_K: Shares, speeds_K: NDArray[np.float64], credit: float) -> Shares:
-    """Returns rho: (K,), sum 1; the prior where nothing is being learnt any more.
+def preference(log_prior_K: Shares, log_history_K: Shares, log_speeds_K: NDArray[np.float64], credit: float) -> Shares:
+    """Returns ln rho: (K,).
 
     Args:
-        prior_K: (K,) mu.
-        history_K: (K,) h.
-        speeds_K: (K,) -dL/dn of each source.
+        log_prior_K: (K,) ln mu.
+        log_history_K: (K,) ln h.
+        log_speeds_K: (K,) the logarithm of -dL/dn of each source.
         credit: s, the power of h.
     """
-    rho_K = prior_K * history_K**credit * speeds_K
-    total = rho_K.sum()
-    return np.asarray(rho_K / total if total > 0 else prior_K)
+    past_K = credit * log_history_K if credit else np.zeros_like(log_history_K)  # h^0 is 1, of an h of 0 as well
+    log_rho_K = log_prior_K + past_K + log_speeds_K
+    return log_softmax(log_rho_K) if log_rho_K.max() > -np.inf else log_prior_K
+
+
+def blended(log_new_K: Shares, log_old_K: Shares, rate: float) -> Shares:
+    """Returns ln (rate new + (1 - rate) old): (K,), from the logarithms of both."""
+    new, old = logarithm(np.array([rate, 1 - rate]))
+    return np.asarray(np.logaddexp(new + log_new_K, old + log_old_K))
 
 
 @register_mixer("ado")
@@ -107,7 +114,10 @@ class AdoMixer(Mixer):
         self.credit, self.history_rate, self.policy_rate = float(credit), float(history_rate), float(policy_rate)
         self.min_share = float(min_share)
         self.prior_K: Shares = mixture_manager.proportions.copy()
-        self.history_K, self.average_K, self.policy_K = (self.prior_K.copy() for _ in range(3))
+        # Of what is learnt, logarithms are kept: a share that falls by the same factor in each step is soon less than a
+        # number can hold, and with the whole of the credit it would never come back.
+        self.log_history_K, self.log_average_K, self.log_policy_K = (logarithm(self.prior_K) for _ in range(3))
+        self._log_in_force_K: Shares | None = None  # ln of what mix() answered last
         self.params_K3: NDArray[np.float64] | None = None
         self.fitted_at = 0
         self.counts_T: list[float] = []  # n after each step
@@ -115,15 +125,18 @@ class AdoMixer(Mixer):
 
     def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
         """Adds a step to the history and moves the policy."""
-        seen_K = tokens_K > 0
+        self.leave_out(not_finite(losses_K, tokens_K), "a source's loss")
+        seen_K = (tokens_K > 0) & np.isfinite(losses_K)
         if not seen_K.any():
             return
+        tokens_K = np.where(seen_K, tokens_K, 0)
         mean = float((losses_K[seen_K] * tokens_K[seen_K]).sum() / tokens_K.sum())
         last_K = self.losses_TK[-1] if self.losses_TK else np.full(len(losses_K), mean)
         self.losses_TK.append(np.where(seen_K, losses_K, last_K).astype(np.float32))
         self.counts_T.append((self.counts_T[-1] if self.counts_T else 0.0) + float(tokens_K.sum()) / UNIT)
-        now_K = self.mixture_manager.proportions
-        self.history_K = self.history_rate * now_K + (1 - self.history_rate) * self.history_K  # h
+        now_K = self._log_in_force_K
+        now_K = logarithm(self.mixture_manager.proportions) if now_K is None else now_K
+        self.log_history_K = blended(now_K, self.log_history_K, self.history_rate)  # h
         if self.params_K3 is not None:
             self._advance(step)
 
@@ -134,7 +147,8 @@ class AdoMixer(Mixer):
             self._fit(step_id)
             if first and self.params_K3 is not None:
                 self._advance(step_id)
-        return self.policy_K
+        self._log_in_force_K = self.log_policy_K
+        return softmax(self.log_policy_K)
 
     def details(self) -> dict[str, Any]:
         """Returns the laws in force and the learning speeds."""
@@ -152,11 +166,11 @@ class AdoMixer(Mixer):
     def _advance(self, step: int) -> None:
         """Moves pi and pi_bar by one step."""
         assert self.params_K3 is not None
-        speeds_K = learning_speed(self.params_K3, self.counts_T[-1])
-        rho_K = preference(self.prior_K, self.history_K, speeds_K, self.credit)
-        pi_K = self.policy_rate * rho_K + (1 - self.policy_rate) * self.average_K
-        self.policy_K = with_floor(pi_K, self.min_share)
-        self.average_K = rho_K / (step + 1) + (1 - 1 / (step + 1)) * self.average_K  # pi_bar
+        log_speeds_K = log_learning_speed(self.params_K3, self.counts_T[-1])
+        log_rho_K = preference(logarithm(self.prior_K), self.log_history_K, log_speeds_K, self.credit)
+        log_pi_K = blended(log_rho_K, self.log_average_K, self.policy_rate)
+        self.log_policy_K = log_mixed_with_uniform(log_pi_K, self.min_share * len(log_pi_K))  # at least min_share
+        self.log_average_K = blended(log_rho_K, self.log_average_K, 1 / (step + 1))  # pi_bar
 
     def _fit(self, step: int) -> None:
         """Fits a law to each source, on rank 0; does nothing while there are too few points."""
@@ -182,9 +196,10 @@ class AdoMixer(Mixer):
             "losses": np.array(self.losses_TK, dtype=np.float32),
             "params": self.params_K3,
             "fitted_at": self.fitted_at,
-            "history": self.history_K,
-            "average": self.average_K,
-            "policy": self.policy_K,
+            "log_history": self.log_history_K,
+            "log_average": self.log_average_K,
+            "log_policy": self.log_policy_K,
+            "log_in_force": self._log_in_force_K,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,4 +208,8 @@ class AdoMixer(Mixer):
         self.losses_TK = list(np.array(state["losses"], dtype=np.float32))
         self.params_K3 = None if state["params"] is None else np.array(state["params"])
         self.fitted_at = int(state["fitted_at"])
-        self.history_K, self.average_K, self.policy_K = (np.array(state[k]) for k in ("history", "average", "policy"))
+        self.log_history_K, self.log_average_K, self.log_policy_K = (
+            kept_logarithm(state, f"log_{key}", key) for key in ("history", "average", "policy")
+        )
+        in_force = state.get("log_in_force")  # an older checkpoint holds the shares alone, in the mixture
+        self._log_in_force_K = None if in_force is None else np.array(in_force, dtype=np.float64)

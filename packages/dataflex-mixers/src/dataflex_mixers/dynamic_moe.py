@@ -27,7 +27,7 @@ from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
 from dataflex_mixers.gate_load import distances, experts_per_token, gates, router
-from dataflex_mixers.simplex import Shares, mixed_with_uniform, softmax
+from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,17 +38,16 @@ METRICS = ("l2", "cosine")
 LAYERS = ("last", "all")
 
 
-def reweighted(shares_K: Shares, distances_K: NDArray[np.float64], eta: float, smoothing: float) -> Shares:
-    """Returns w after an update: (K,), sum 1; equation of section 3.2 of the paper.
+def reweighted(log_shares_K: Shares, distances_K: NDArray[np.float64], eta: float, smoothing: float) -> Shares:
+    """Returns ln w after an update: (K,); equation of section 3.2 of the paper.
 
     Args:
-        shares_K: (K,) w before.
+        log_shares_K: (K,) ln w before; -inf, a share of 0, stays but for the even part.
         distances_K: (K,) Delta.
         eta: Step size.
         smoothing: c, the part that is shared out evenly.
     """
-    with np.errstate(divide="ignore"):  # a share of 0 has a logarithm of -inf, and stays 0 but for the even part
-        return mixed_with_uniform(softmax(np.log(shares_K) + eta * distances_K), smoothing)
+    return log_mixed_with_uniform(log_softmax(log_shares_K + eta * distances_K), smoothing)
 
 
 def held_out(names: Sequence[str], given: Mapping[str, Any] | None) -> MixedSources:
@@ -115,6 +114,7 @@ class DynamicMoeMixer(Mixer):
         self.eta, self.smoothing, self.eval_rows = float(eta), float(smoothing), eval_rows
         self.distance, self.layers, self.freeze_gate = distance, layers, freeze_gate
         self._distances_K: NDArray[np.float64] = np.zeros(0)
+        self._log_shares_K: Shares | None = None  # ln w; None: the shares that the run begins with
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Refuses a dense model; freezes the gates where that is wanted."""
@@ -134,7 +134,12 @@ class DynamicMoeMixer(Mixer):
         """Returns w: (K,), the same on every rank. Collective."""
         context: UpdateContext = kwargs["context"]
         self._distances_K = distances(self.loads(model, context.update), self.distance)
-        return reweighted(self.mixture_manager.proportions, self._distances_K, self.eta, self.smoothing)
+        before_K = logarithm(self.mixture_manager.proportions) if self._log_shares_K is None else self._log_shares_K
+        self.leave_out(int((~np.isfinite(self._distances_K)).sum()), "a source's distance")
+        if np.isfinite(self._distances_K).all():
+            before_K = reweighted(before_K, self._distances_K, self.eta, self.smoothing)
+        self._log_shares_K = before_K
+        return softmax(before_K)
 
     def loads(self, model: torch.nn.Module, update: int) -> NDArray[np.float64]:
         """Returns the share of routed tokens of each expert, by source: (K, L, E). Collective."""
@@ -159,4 +164,14 @@ class DynamicMoeMixer(Mixer):
 
     def details(self) -> dict[str, Any]:
         """Returns the distances."""
-        return {"gate_distance": dict(zip(self.mixture_manager.names, self._distances_K.tolist(), strict=True))}
+        found = zip(self.mixture_manager.names, self._distances_K.tolist(), strict=True)
+        return {"gate_distance": {name: value for name, value in found if np.isfinite(value)}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the logarithms of the shares, once there was an update."""
+        return {"log_shares": self._log_shares_K}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned; an older checkpoint holds the shares alone, in the mixture."""
+        found = state.get("log_shares")
+        self._log_shares_K = None if found is None else np.array(found, dtype=np.float64)

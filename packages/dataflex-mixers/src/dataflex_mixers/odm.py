@@ -130,7 +130,7 @@ class OdmMixer(Mixer):
 
     def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
         """Adds a step to the window."""
-        self.window.add(losses_K, tokens_K)
+        self.leave_out(self.window.add(losses_K, tokens_K), "a source's loss")
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
         """Returns pi_t: (K,), the same on every rank, as the losses are."""

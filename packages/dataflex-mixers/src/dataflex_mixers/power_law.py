@@ -64,9 +64,14 @@ def predicted(params_K3: Array, count: float) -> Array:
 
 
 def learning_speed(params_K3: Array, count: float) -> Array:
-    """Returns -dL/dn of each law: (K,), above 0. alpha (L - epsilon) / n, section 3.2."""
-    alpha_K = params_K3[:, 2]
-    return np.asarray(alpha_K * (predicted(params_K3, count) - np.exp(params_K3[:, 1])) / count)
+    """Returns -dL/dn of each law: (K,), above 0. See :func:`log_learning_speed`."""
+    return np.asarray(np.exp(log_learning_speed(params_K3, count)))
+
+
+def log_learning_speed(params_K3: Array, count: float) -> Array:
+    """Returns the logarithm of -dL/dn of each law: (K,). -dL/dn = alpha (L - epsilon) / n, section 3.2."""
+    log_beta, _, alpha = params_K3.T
+    return np.asarray(np.log(alpha) + log_beta - (alpha + 1) * np.log(count))  # L - epsilon = beta n^-alpha
 
 
 def smoothed(losses_TK: Array, window: int) -> Array:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,3 +33,42 @@ def mixed_with_uniform(shares_K: Shares, uniform: float) -> Shares:
 def with_floor(shares_K: Shares, least: float) -> Shares:
     """Returns shares of which each is at least ``least``, below 1 / K: (K,), mixed with uniform, sum 1."""
     return mixed_with_uniform(shares_K, least * len(shares_K))
+
+
+def logarithm(shares_K: Shares) -> Shares:
+    """Returns ln shares: (K,), -inf for a share of 0."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(shares_K))
+
+
+def log_softmax(logits_K: Shares) -> Shares:
+    """Returns ln softmax(logits): (K,), finite for every finite logit, also where the share itself is no number."""
+    shifted_K = logits_K - logits_K.max()
+    with np.errstate(under="ignore"):
+        return np.asarray(shifted_K - np.log(np.exp(shifted_K).sum()))
+
+
+def log_mixed_with_uniform(log_shares_K: Shares, uniform: float) -> Shares:
+    """Returns the logarithm of :func:`mixed_with_uniform`: (K,).
+
+    Args:
+        log_shares_K: (K,) ln shares.
+        uniform: u, from 0 to 1.
+    """
+    own, even = logarithm(np.array([1 - uniform, uniform / len(log_shares_K)]))
+    return np.asarray(np.logaddexp(own + log_shares_K, even))
+
+
+def kept_logarithm(state: Mapping[str, Any], key: str, before: str) -> Shares:
+    """Returns logarithms of shares out of a checkpoint, which may be an older one that holds the shares.
+
+    A share that had become 0 there counts as the least number above 0, so that it can come back.
+
+    Args:
+        state: The state of the component.
+        key: Of the logarithms.
+        before: Of the shares in an older checkpoint.
+    """
+    if key in state:
+        return np.array(state[key], dtype=np.float64)
+    return np.log(np.maximum(np.asarray(state[before], dtype=np.float64), np.nextafter(0.0, 1.0)))

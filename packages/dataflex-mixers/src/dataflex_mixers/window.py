@@ -9,6 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def not_finite(losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> int:
+    """Returns how many sources had tokens in a step, but a loss that is not finite."""
+    return int(((tokens_K > 0) & ~np.isfinite(losses_K)).sum())
+
+
 class LossWindow:
     """Token means over the steps since the window was last closed.
 
@@ -21,10 +26,16 @@ class LossWindow:
         self._tokens_K: NDArray[np.int64] = np.zeros(domains, dtype=np.int64)
         self._last_K: NDArray[np.float64] = np.full(domains, np.nan)
 
-    def add(self, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
-        """Adds a step: (K,) mean token losses, NaN where there were no tokens, and (K,) tokens."""
-        self._sums_K += np.where(tokens_K > 0, losses_K, 0.0) * tokens_K
-        self._tokens_K += tokens_K
+    def add(self, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> int:
+        """Adds a step: (K,) mean token losses, NaN where there were no tokens, and (K,) tokens.
+
+        Returns:
+            How many sources were left out, with their tokens: those whose loss is not finite.
+        """
+        seen_K = (tokens_K > 0) & np.isfinite(losses_K)
+        self._sums_K += np.where(seen_K, losses_K, 0.0) * tokens_K
+        self._tokens_K += np.where(seen_K, tokens_K, 0)
+        return not_finite(losses_K, tokens_K)
 
     def close(self) -> NDArray[np.float64]:
         """Returns the (K,) means of the window, NaN for a source without tokens, and begins another."""

@@ -135,14 +135,21 @@ class DeltaLossSelector(Selector):
         losses_N = self._losses(model, step_id)
         first_time = self._before is None
         deltas_N = (losses_N if self._before is None else self._before) - losses_N
-        if self.reference == "previous" or self._before is None:
-            self._before = losses_N
+        self._before = self._reference(losses_N)
         outside = 1.0 if first_time else self.outside_weight
         progress = context.update / max(1, context.updates - 1)
         weight_N = window_weights(deltas_N, self.window, outside, progress)
         self._require_enough(num_samples, int(np.count_nonzero(weight_N)), len(scored_places(deltas_N)))
         rows = draw(logarithms(weight_N), num_samples, self.replacement, self.generator(context.update))
         return Selection(rows, deltas_N[rows])
+
+    def _reference(self, losses_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the losses to compare with from now on: a loss that is not finite never takes the place of one."""
+        self.leave_out(int(np.isinf(losses_N).sum()), "a row's loss")  # NaN is that of a row without a label, too
+        if self._before is None:
+            return losses_N
+        first, second = (losses_N, self._before) if self.reference == "previous" else (self._before, losses_N)
+        return np.where(np.isfinite(first), first, second)
 
     def _losses(self, model: torch.nn.Module, step_id: int) -> NDArray[np.float32]:
         return per_sample_losses(

@@ -16,33 +16,50 @@ gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from dataflex.core.parameter_checks import at_least, between, flag, positive, require
+from dataflex.utils.logging import logger
 
 from dataflex_weighters.sources import source_weights
+
+_LEAST = 1e-100  # a weight in an average that is as good as none, and far from the least number that a float can hold
 
 
 class RunningMeans:
     """Exponential moving averages of several numbers, each corrected for its beginning.
 
+    A number that is not finite is left out: an average that took one would never come back.
+
     Args:
         decay: beta, in [0, 1].
+
+    Attributes:
+        left_out: How many numbers were left out.
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
+        self.left_out = 0
         self._total: dict[str, float] = {}
         self._fix: dict[str, float] = {}
 
     def update(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Returns the averages of all numbers seen so far, after these. One that is left out keeps its average."""
-        for name in self._total:
-            self._total[name] *= self.decay
-            self._fix[name] *= self.decay
-        for name, value in values.items():
+        """Returns the averages of all numbers seen so far, after these.
+
+        One that is not there, or not finite, keeps its average, which fades all the same: where others have come since,
+        its next value counts for more. A call without any finite number changes nothing.
+        """
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.left_out += len(values) - len(finite)
+        for name in self._total if finite else ():
+            if name in finite or self.decay * self._fix[name] > _LEAST:  # or else both would end at 0, and their ratio
+                self._total[name] *= self.decay
+                self._fix[name] *= self.decay
+        for name, value in finite.items():
             self._total[name] = self._total.get(name, 0.0) + value  # total <- beta total + n
             self._fix[name] = self._fix.get(name, 0.0) + 1.0  # fix <- beta fix + 1
         return self.means()
@@ -53,11 +70,12 @@ class RunningMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what continues the averages."""
-        return {"total": dict(self._total), "fix": dict(self._fix)}
+        return {"total": dict(self._total), "fix": dict(self._fix), "left_out": self.left_out}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self._total, self._fix = dict(state["total"]), dict(state["fix"])
+        self.left_out = int(state.get("left_out", 0))  # an older checkpoint has none
 
 
 class Balancer:
@@ -108,6 +126,11 @@ class Balancer:
         self._metrics: dict[str, float] = {}
 
     @property
+    def left_out(self) -> int:
+        """How many norms of gradients were not finite: they are not in the averages. The first is told in the log."""
+        return self._norms.left_out
+
+    @property
     def metrics(self) -> dict[str, float]:
         """With ``monitor``, ``ratio_NAME`` for each loss of the last call: its N_k over the sum of all; else empty."""
         return dict(self._metrics)
@@ -115,7 +138,8 @@ class Balancer:
     def backward(self, losses: Mapping[str, torch.Tensor], input: torch.Tensor) -> torch.Tensor:
         """Goes back from ``input`` with the balanced gradient, which is added to ``.grad`` as ``Tensor.backward`` does.
 
-        On several ranks every rank calls it with the same losses.
+        On several ranks every rank calls it with the same losses. A gradient that is not finite goes back as it is, and
+        is left out of the averages.
 
         Args:
             losses: Name -> scalar; each depends on ``input``.
@@ -131,7 +155,7 @@ class Balancer:
         gradients = {name: _gradient(name, loss, input) for name, loss in losses.items()}
         factors = dict(share)  # rescale_grads=False: the plain weighted sum
         if self.rescale_grads or self.monitor:
-            means = self._norms.update(self._mean_norms(gradients))
+            means = dict.fromkeys(losses, 0.0) | self._updated(self._mean_norms(gradients))
             whole = sum(means[name] for name in losses)
             if self.monitor:
                 self._metrics = {f"ratio_{name}": means[name] / whole if whole > 0 else 0.0 for name in losses}
@@ -153,6 +177,15 @@ class Balancer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self._norms.load_state_dict(state)
+
+    def _updated(self, norms: Mapping[str, float]) -> dict[str, float]:
+        """Returns the averages after a call's norms; there is none of a loss whose every norm was not finite."""
+        before = self._norms.left_out
+        means = self._norms.update(norms)
+        if self._norms.left_out > before == 0:
+            wrong = ", ".join(name for name, norm in norms.items() if not math.isfinite(norm))
+            logger.warning("balancer: the gradient of %s is not finite and is left out; later ones are counted", wrong)
+        return means
 
     def _shares(self, losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
         unknown = [name for name in losses if name not in self.weights]

@@ -91,7 +91,8 @@ class BalancerWeighter(Weighter):
         self.shares = {name: float((weights or {}).get(name, 1.0)) for name in names}
         self.epsilon = float(epsilon)
         self._norms, self._rows = RunningMeans(float(ema_decay)), RunningMeans(float(ema_decay))
-        self._seen_K3: torch.Tensor | None = None  # of this rank in this step: sum of norms, rows, what they count
+        # Of this rank in this step: sum of norms, rows, what they count, rows whose norm is not finite.
+        self._seen_K4: torch.Tensor | None = None
         self._caught: Caught | None = None
 
     @classmethod
@@ -156,18 +157,23 @@ class BalancerWeighter(Weighter):
         factors_B = ctx.sample_factors.to(gradient.device).float()
         seen_B = factors_B > 0
         norms_B = ctx.by_sample(gradient).float().flatten(1).norm(dim=1)
-        norms_B = torch.where(seen_B, norms_B / torch.where(seen_B, factors_B * scale, 1.0), 0.0)  # |d l_i / d h_i|
+        norms_B = norms_B / torch.where(seen_B, factors_B * scale, 1.0)  # |d l_i / d h_i|
+        wrong_B = seen_B & ~norms_B.isfinite()  # an overflow in fp16 is enough
+        seen_B = seen_B & ~wrong_B
         counts_B = torch.where(seen_B, factors_B / torch.where(seen_B, weights_B, 1.0), 0.0)
-        if self._seen_K3 is None:
-            self._seen_K3 = norms_B.new_zeros(len(self.shares), 3)
-        self._seen_K3.index_add_(0, sources_B, torch.stack([norms_B, seen_B.float(), counts_B], dim=1))
+        found_B4 = torch.stack([torch.where(seen_B, norms_B, 0.0), seen_B.float(), counts_B, wrong_B.float()], dim=1)
+        if self._seen_K4 is None:
+            self._seen_K4 = norms_B.new_zeros(len(self.shares), 4)
+        self._seen_K4.index_add_(0, sources_B, found_B4)
 
     def _average(self, ctx: WeightTrainer) -> None:
         """Takes the step's norms over all ranks into the running means."""
-        own = self._seen_K3 if self._seen_K3 is not None else torch.zeros(len(self.shares), 3)
-        self._seen_K3 = None
+        own = self._seen_K4 if self._seen_K4 is not None else torch.zeros(len(self.shares), 4)
+        self._seen_K4 = None
         if ctx.accelerator.num_processes > 1:
-            own = ctx.accelerator.gather(own.to(ctx.accelerator.device)).view(-1, len(self.shares), 3).sum(dim=0)
+            own = ctx.accelerator.gather(own.to(ctx.accelerator.device)).view(-1, len(self.shares), 4).sum(dim=0)
         found = dict(zip(self.shares, own.double().tolist(), strict=True))
-        self._norms.update({name: norms / rows for name, (norms, rows, _) in found.items() if rows > 0})
-        self._rows.update({name: counts for name, (_, _, counts) in found.items()})
+        self.leave_out(int(sum(wrong for *_, wrong in found.values())), "the gradient of a row")
+        self._norms.update({name: norms / rows for name, (norms, rows, *_) in found.items() if rows > 0})
+        if any(rows > 0 for _, rows, *_ in found.values()):
+            self._rows.update({name: counts for name, (_, _, counts, _) in found.items()})

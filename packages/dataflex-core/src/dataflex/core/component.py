@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dataflex.utils.logging import logger
+
 
 def seeded(*key: object) -> int:
     """Returns a 63-bit seed that depends on every part of ``key`` and on nothing else, on any machine."""
@@ -20,10 +22,13 @@ class Component:
     Attributes:
         name: The name it was found under; set by :meth:`bind`.
         seed: The run's seed; set by :meth:`bind`.
+        left_out: How many numbers that are not finite its running estimates were given and did not take. Kept in
+            checkpoints, and in the trace or the log where it is not 0.
     """
 
     name: str = "component"
     seed: int = 0
+    left_out: int = 0
 
     def bind(self, name: str, seed: int) -> None:
         """Tells the component its name and the run's seed. Called once by the trainer, after construction."""
@@ -35,6 +40,26 @@ class Component:
         A component draws from this and never from the global generators, so that runs repeat and resume exactly.
         """
         return np.random.Generator(np.random.Philox(key=seeded(self.seed, type(self).__name__, self.name, update)))
+
+    def leave_out(self, count: int, what: str) -> None:
+        """Counts numbers that are not finite, which a running estimate leaves out; says so the first time.
+
+        One step that overflows must not change what is learnt from all others: an average that takes an infinite
+        number, or NaN, never comes back.
+
+        Args:
+            count: How many there are; 0 does nothing.
+            what: What they are, for the log.
+        """
+        if count <= 0:
+            return
+        if not self.left_out:
+            logger.warning(
+                "%s: %s that is not finite (NaN or infinite) is left out of what it remembers; later ones are counted",
+                self.name,
+                what,
+            )
+        self.left_out += count
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the component needs to continue: numbers, strings, lists, dicts, arrays and tensors.

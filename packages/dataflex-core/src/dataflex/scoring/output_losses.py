@@ -87,8 +87,14 @@ class OutputLosses:
                 self._given = given
 
     def gave(self, logits: torch.Tensor) -> bool:
-        """Returns whether these are the losses as they left the layer, and nothing was done to them."""
-        return self._given is not None and logits.data_ptr() == self._given.data_ptr()
+        """Returns whether these are the losses as they left the layer, and nothing was done to them.
+
+        What the ranks' engine has copied on the way out of the model is told by its values.
+        """
+        if self._given is None or logits.shape != self._given.shape:
+            return False
+        same = logits.data_ptr() == self._given.data_ptr()
+        return same or torch.allclose(logits.detach(), self._given.detach(), rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

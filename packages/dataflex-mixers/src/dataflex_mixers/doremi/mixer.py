@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from dataflex_mixers.doremi.handover import write_weights
 from dataflex_mixers.doremi.reference import Reference, require_reference
 from dataflex_mixers.doremi.weights import ascended, entropy
-from dataflex_mixers.simplex import Shares
+from dataflex_mixers.simplex import Shares, kept_logarithm, softmax
+from dataflex_mixers.window import not_finite
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,7 +81,7 @@ class DoremiMixer(Mixer):
         self.eta, self.smoothing, self.excess_smoothing = float(eta), float(smoothing), float(excess_smoothing)
         K = len(mixture_manager.names)
         self.u_K: Shares = mixture_manager.proportions.copy()
-        self.alpha_K: Shares = np.full(K, 1 / K)
+        self._keep(np.full(K, -np.log(K)))
         self.total_K: NDArray[np.float64] = np.zeros(K)  # of alpha over the steps
         self.excess_K: NDArray[np.float64] = np.full(K, np.nan)  # lambda
         self.steps = 0
@@ -96,15 +97,17 @@ class DoremiMixer(Mixer):
         return (losses_BT - self._reference.losses(inputs).to(losses_BT.device)).clamp(min=0)
 
     def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
-        """Moves alpha by the excess losses of a step."""
-        keep = np.where(np.isnan(self.excess_K), 0.0, self.excess_smoothing)
-        moved_K = keep * np.nan_to_num(self.excess_K) + (1 - keep) * np.nan_to_num(losses_K)
-        self.excess_K = np.where(tokens_K > 0, moved_K, self.excess_K)
-        known_K = ~np.isnan(self.excess_K)
-        if not known_K.any():
+        """Moves alpha by the excess losses of a step; one that is not finite is left out, as if it was not seen."""
+        self.leave_out(not_finite(losses_K, tokens_K), "a source's excess loss")
+        seen_K = (tokens_K > 0) & np.isfinite(losses_K)
+        if not seen_K.any():
             return
+        keep_K = np.where(np.isnan(self.excess_K), 0.0, self.excess_smoothing)
+        moved_K = keep_K * np.nan_to_num(self.excess_K) + (1 - keep_K) * np.where(seen_K, losses_K, 0.0)
+        self.excess_K = np.where(seen_K, moved_K, self.excess_K)
+        known_K = ~np.isnan(self.excess_K)
         lambda_K = np.where(known_K, self.excess_K, self.excess_K[known_K].mean())
-        self.alpha_K = ascended(self.alpha_K, lambda_K, self.eta, self.smoothing)
+        self._keep(ascended(self.log_alpha_K, lambda_K, self.eta, self.smoothing))
         self.total_K = self.total_K + self.alpha_K
         self.steps += 1
 
@@ -138,13 +141,18 @@ class DoremiMixer(Mixer):
         self._write()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns alpha, its sum over the steps, and lambda."""
-        return {"alpha": self.alpha_K, "total": self.total_K, "excess": self.excess_K, "steps": self.steps}
+        """Returns ln alpha, the sum of alpha over the steps, and lambda."""
+        return {"log_alpha": self.log_alpha_K, "total": self.total_K, "excess": self.excess_K, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self.alpha_K, self.total_K, self.excess_K = (np.array(state[key]) for key in ("alpha", "total", "excess"))
+        self._keep(kept_logarithm(state, "log_alpha", "alpha"))
+        self.total_K, self.excess_K = (np.array(state[key]) for key in ("total", "excess"))
         self.steps = int(state["steps"])
+
+    def _keep(self, log_alpha_K: Shares) -> None:
+        """Takes over alpha; the logarithm is what is learnt."""
+        self.log_alpha_K, self.alpha_K = log_alpha_K, softmax(log_alpha_K)
 
     def _write(self) -> None:
         if self.accelerator.is_main_process:

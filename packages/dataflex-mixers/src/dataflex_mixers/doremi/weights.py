@@ -5,20 +5,23 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex_mixers.simplex import Shares, mixed_with_uniform, softmax
+from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax
 
 
-def ascended(alpha_K: Shares, excess_K: NDArray[np.float64], eta: float, smoothing: float) -> Shares:
-    """Returns alpha after a step of exponentiated gradient ascent: (K,), sum 1.
+def ascended(log_alpha_K: Shares, excess_K: NDArray[np.float64], eta: float, smoothing: float) -> Shares:
+    """Returns ln alpha after a step of exponentiated gradient ascent: (K,).
+
+    Logarithms are kept: without smoothing, a weight that falls by the same factor in each step is soon less than a
+    number can hold, and its logarithm must not be lost.
 
     Args:
-        alpha_K: (K,) weights before, above 0.
+        log_alpha_K: (K,) ln alpha before.
         excess_K: (K,) lambda, mean clipped excess loss of each source.
         eta: Step size.
         smoothing: c of the paper, the part that is shared out evenly.
     """
-    raised_K = softmax(np.log(alpha_K) + eta * excess_K)  # alpha' and its normalisation
-    return mixed_with_uniform(raised_K, smoothing)  # alpha_t = (1 - c) alpha' / sum + c u
+    log_raised_K = log_softmax(log_alpha_K + eta * excess_K)  # alpha' and its normalisation
+    return log_mixed_with_uniform(log_raised_K, smoothing)  # alpha_t = (1 - c) alpha' / sum + c u
 
 
 def entropy(alpha_K: Shares) -> float:

@@ -5,8 +5,8 @@ With v_d the weight of source d, c_t the loss of token t, over all micro-batches
     L = sum_t v_d(t) c_t / sum_t v_d(t)
 
 so doubling v_d doubles the share of source d in the gradient, and neither accumulation nor the number of ranks matters.
-Equal weights are the plain loss, computed by the plain function. The model's own loss function is replaced; what is
-around it (auxiliary losses, accumulation, the average over ranks) stays what ``transformers`` does.
+Where the weights are equal and the loop computes that mean itself, the plain loss is computed, operation for operation.
+What is around the loss (auxiliary losses, accumulation, the average over ranks) stays what ``transformers`` does.
 
 Letters: B rows of a micro-batch, T tokens, V vocabulary, K sources.
 """
@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # the field's name for it
 from numpy.typing import NDArray
-from peft import PeftModel
-from transformers import PreTrainedModel
 
-from dataflex.core.errors import ComponentError, ConfigError
+from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.train.trainer.domain_losses import DomainLosses, require_rows, summed_over_ranks
+from dataflex.train.trainer.loop_scale import loop_of, undone
+from dataflex.train.trainer.loss_function import replace_loss
+from dataflex.train.weighter.objective import losses_of_tokens, predicted
+from dataflex.train.weighter.token_losses import TokenLoss
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from transformers import Trainer
 
 Weights = Callable[[], NDArray[np.float64]]
 
@@ -38,91 +39,86 @@ class DomainObjective:
     """Scales the loss of each token by the weight of its source.
 
     Args:
-        model: The model; its loss function is replaced.
+        trainer: The trainer, with its model not yet wrapped; its loss is replaced.
         losses: Knows the sources of the rows.
         weights: Returns (K,) v for the step that begins, the same on every rank.
-        accelerator: The run's accelerator.
-        accumulation: Micro-batches per step.
-        averages_tokens: Whether the training loop counts the tokens of a step over all ranks.
+        dft: Whether the trainer's ``compute_loss_func``, where it has one, is the DFT loss.
 
     Raises:
         ConfigError: The model's loss cannot be replaced.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        losses: DomainLosses,
-        weights: Weights,
-        accelerator: Accelerator,
-        accumulation: int,
-        averages_tokens: bool,
-    ) -> None:
-        self._losses, self._weights, self._accelerator = losses, weights, accelerator
-        self._accumulation, self._averages_tokens = accumulation, averages_tokens
-        self._now_K: NDArray[np.float64] | None = None  # None: all alike
-        self._total = 0.0
+    def __init__(self, trainer: Trainer, losses: DomainLosses, weights: Weights, dft: bool) -> None:
+        self._trainer, self._losses, self._weights = trainer, losses, weights
+        self._now_K: NDArray[np.float64] = np.zeros(0)
+        self._alike = True
+        self._totals = (0.0, 0.0)  # sum of v over the labels of the step, and over those that are predicted
+        self._micro_batches = 0
+        self._counted = False
         self.used = False
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        if not isinstance(base, PreTrainedModel):
-            raise ConfigError(
-                f"the loss of {type(model).__name__} cannot be weighed -> use a model class of transformers"
-            )
-        self._plain = base.loss_function
-        base.loss_function = self._loss
+        replace_loss(trainer, self._loss, dft)
 
-    def begin_step(self, batches: Sequence[Mapping[str, Any]], counts_first: bool) -> None:
+    def begin_step(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Takes the weights of a step, whose batches have been handed out. Collective.
 
         Args:
             batches: This rank's micro-batches of the step.
-            counts_first: Whether the plain loss is divided by all labels, the first token's included, which is never
-                predicted; equal weights then give the plain loss.
 
         Raises:
-            ComponentError: The weights are no finite, non-negative numbers.
+            ComponentError: The weights are no numbers of 0 or more that 32 bits hold.
         """
         weights_K = np.asarray(self._weights(), dtype=np.float64)
         if not ((weights_K >= 0) & (weights_K <= FLOAT32_MOST)).all():
             raise ComponentError(
                 f"the loss weights are {weights_K.tolist()}; expected numbers from 0 to {FLOAT32_MOST:.3g}"
             )
-        tokens_K: NDArray[np.float64] = np.zeros(len(weights_K))
+        tokens_2K: NDArray[np.float64] = np.zeros((2, len(weights_K)))
         for batch, domains_B in zip(batches, self._losses.handed_out, strict=True):
-            labels_BT = batch["labels"] if counts_first else batch["labels"][:, 1:]
-            np.add.at(tokens_K, domains_B, (labels_BT != IGNORED).sum(dim=1).cpu().numpy())
-        tokens_K = summed_over_ranks(tokens_K, self._accelerator)
-        present_K = weights_K[tokens_K > 0]
-        alike = len(present_K) == 0 or bool((present_K == present_K[0]).all())
-        self._now_K = None if alike else weights_K
-        self._total = float((weights_K * tokens_K).sum())
+            for tokens_K, found_BT in zip(
+                tokens_2K, (batch["labels"] != IGNORED, predicted(batch["labels"])), strict=True
+            ):
+                np.add.at(tokens_K, domains_B, found_BT.sum(dim=1).cpu().numpy())
+        tokens_2K = summed_over_ranks(tokens_2K, self._trainer.accelerator)
+        present_K = weights_K[tokens_2K[0] > 0]
+        self._alike = len(present_K) == 0 or bool((present_K == present_K[0]).all())
+        self._now_K = np.ones_like(weights_K) if self._alike else weights_K
+        labels, those_predicted = (tokens_2K @ self._now_K).tolist()
+        self._totals, self._micro_batches = (labels, those_predicted), len(batches)
 
-    def _loss(self, logits: Any, labels: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
-        """Stands in for the model's loss function."""
+    def begin(self, counted: bool) -> None:
+        """A micro-batch is trained on from here.
+
+        Args:
+            counted: Whether the loop gave the number of the step's labels.
+        """
+        self._counted = counted
+
+    def _loss(self, logits: Any, labels: Any, token_loss: TokenLoss) -> torch.Tensor | None:
+        """Returns the micro-batch's part of L; None where that is the plain loss."""
         self.used = True
         domains_B = self._losses.domains
-        if domains_B is None or labels is None or self._now_K is None:
-            return self._plain(logits, labels, *args, num_items_in_batch=num_items_in_batch, **kwargs)
+        if domains_B is None:
+            return None
+        first = self._counted and token_loss.counts_first
+        scale = undone(loop_of(self._trainer, self._counted, self._micro_batches))
+        if self._alike and first and scale == 1:
+            return None
         v_B = torch.from_numpy(self._now_K[domains_B]).to(logits.device, torch.float32)
-        targets_BT = require_rows(logits, labels, len(v_B))
-        return weighted_sum(logits, targets_BT, v_B) / (self._total / self._times(num_items_in_batch is not None))
-
-    def _times(self, counted: bool) -> float:
-        """Returns what the loop divides the loss by afterwards, so that the division by the total is all there is."""
-        ranks = self._accelerator.num_processes
-        if counted:  # the loop multiplies by the ranks itself where it counts tokens over all of them
-            return 1.0 if self._averages_tokens else float(ranks)
-        return float(ranks * self._accumulation)
+        require_rows(logits, labels, len(v_B))
+        total = self._totals[0 if first else 1]
+        return weighted_sum(logits, labels.to(logits.device), v_B, token_loss) * (scale / total if total > 0 else 0.0)
 
 
-def weighted_sum(logits_BTV: torch.Tensor, targets_BT: torch.Tensor, v_B: torch.Tensor) -> torch.Tensor:
+def weighted_sum(
+    logits_BTV: torch.Tensor, labels_BT: torch.Tensor, v_B: torch.Tensor, token_loss: TokenLoss
+) -> torch.Tensor:
     """Returns the sum over tokens of v c, a scalar with gradient.
 
     Args:
         logits_BTV: Raw logits of any float type.
-        targets_BT: The token to predict at each position, -100 for none.
+        labels_BT: Labels before the shift; -100 is ignored.
         v_B: (B,) the weight of each row's tokens.
+        token_loss: What a token costs.
     """
-    logits_MV = logits_BTV.float().flatten(0, 1)
-    c_M = F.cross_entropy(logits_MV, targets_BT.flatten(), ignore_index=IGNORED, reduction="none")
-    return (c_M.view(targets_BT.shape) * v_B[:, None]).sum()
+    losses_BT, _ = losses_of_tokens(logits_BTV, labels_BT, token_loss)
+    return (losses_BT * v_B[:, None]).sum()

@@ -145,11 +145,13 @@ class DynamicTrainer(Base):
 
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
-        state = self.component.state_dict() if isinstance(self.component, Component) else {}
+        known = isinstance(self.component, Component)
+        state = self.component.state_dict() if known else {}
         return {
             "step": self.state.global_step,
             "identity": self.identity(),
             "component": state,
+            "left_out": self.component.left_out if known else 0,
             "save_only_model": self.args.save_only_model,
         }
 
@@ -157,6 +159,7 @@ class DynamicTrainer(Base):
         """Restores what :meth:`dynamic_state` returned."""
         if isinstance(self.component, Component):
             self.component.load_state_dict(state["component"])
+            self.component.left_out = state.get("left_out", 0)  # an older checkpoint has none
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")

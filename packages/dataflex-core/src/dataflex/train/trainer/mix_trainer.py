@@ -93,7 +93,7 @@ class MixTrainer(PlannedTrainer):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self._objective is not None and batches:
             with self._blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
-                self._objective.begin_step(batches, counts_first=num_items is not None)
+                self._objective.begin_step(batches)
         return batches, num_items
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
@@ -101,6 +101,8 @@ class MixTrainer(PlannedTrainer):
         watch = self._domain_losses
         if watch is None or watch.domains is None:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+        if self._objective is not None:
+            self._objective.begin(counted=kwargs.get("num_items_in_batch") is not None)
         given = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         answer = super().compute_loss(model, inputs, True, *args, **kwargs)
         outputs = answer[1] if isinstance(answer, tuple) else None
@@ -163,18 +165,13 @@ class MixTrainer(PlannedTrainer):
     def _weighted_objective(self, losses: DomainLosses) -> DomainObjective | None:
         if not self.component.weighs:
             return None
-        replaced = "label_smoothing_factor" if self.label_smoother is not None else None
-        replaced = "use_dft_loss, use_eaft_loss or a compute_loss_func" if self.compute_loss_func else replaced
-        if replaced:
+        dft = self.spec.llamafactory.get("use_dft_loss") is True
+        if self.compute_loss_func is not None and not dft:
             raise ConfigError(
-                f"the mixer '{self._component_name()}' weighs the loss of each source, which {replaced} replaces -> "
-                "leave it out"
+                f"the mixer '{self._component_name()}' weighs the loss of each source, which use_eaft_loss or a "
+                "compute_loss_func replaces -> leave it out"
             )
-        assert isinstance(self.model, torch.nn.Module)
-        averages = self.args.average_tokens_across_devices
-        steps = self.args.gradient_accumulation_steps
-        weights = self.component.loss_weights
-        return DomainObjective(self.model, losses, weights, self.accelerator, steps, averages)
+        return DomainObjective(self, losses, self.component.loss_weights, dft)
 
     def _examples(self) -> Sized:
         if self._places is None:

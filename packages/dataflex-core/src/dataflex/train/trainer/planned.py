@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.agreement import require_agreement
-from dataflex.core.component import seeded
+from dataflex.core.component import Component, seeded
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import CheckpointError
@@ -153,6 +153,8 @@ class PlannedTrainer(DynamicTrainer):
                 "decision_hash": digest,
                 **plan.details,
             }
+            if isinstance(self.component, Component) and self.component.left_out:
+                line["left_out"] = self.component.left_out
             if plan.scores is not None:
                 line["scores"] = summary(plan.scores)
             self._report(line, plan.news)

@@ -13,12 +13,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.scoring.label_logits import label_positions
 from dataflex.train.trainer.logits_route import output_losses
+from dataflex.train.trainer.loop_scale import loop_of, undone
+from dataflex.train.trainer.loss_function import replace_loss
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
 from dataflex.train.trainer.weight_log import WeightLog
@@ -26,19 +27,14 @@ from dataflex.train.weighter.base_weighter import Weighter, WeightsSamples
 from dataflex.train.weighter.hidden import require_hidden_states
 from dataflex.train.weighter.objective import (
     Objective,
-    labelled_samples,
-    labelled_tokens,
+    StepCounts,
+    counted,
+    predicted,
     weighted_loss,
     weighted_loss_of_tokens,
 )
 from dataflex.train.weighter.samples import ROWS, Samples, one_by_one, samples_of
-from dataflex.train.weighter.token_losses import (
-    CROSS_ENTROPY,
-    CrossEntropy,
-    DynamicFineTuning,
-    LabelSmoothing,
-    TokenLoss,
-)
+from dataflex.train.weighter.token_losses import CrossEntropy, TokenLoss
 
 
 class WeightTrainer(NumberedTrainer):
@@ -63,8 +59,7 @@ class WeightTrainer(NumberedTrainer):
         self._active: WeightsSamples | None = None
         self._inputs: Any = None
         self._tokens: Any = None
-        self._counted = False
-        self._samples_in_step = 0
+        self._counts = StepCounts(0, 0, 0)
         self._batches: list[Any] = []
         self._samples: list[Samples] = []
         self._step_losses: StepLosses | None = None
@@ -81,8 +76,7 @@ class WeightTrainer(NumberedTrainer):
             compiled=self.args.torch_compile,
             fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
         )
-        self._replace_loss_function()
-        self._replace_loss_of_outputs()
+        replace_loss(self, self._own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
 
     def identity(self) -> dict[str, Any]:
         """Adds the objective."""
@@ -156,16 +150,13 @@ class WeightTrainer(NumberedTrainer):
 
     @property
     def loss_scale(self) -> float:
-        """What the loop multiplies the loss of the present micro-batch by before it goes back through the model.
+        """What a gradient of the step's loss is multiplied by while it goes back through the model.
 
-        The ranks, where it counts tokens over all of them and averages gradients afterwards; 1 over the micro-batches
-        of the step, where it counts none; and the scale of fp16. It is known once the loss is computed.
+        The ranks, over which gradients are averaged afterwards, and the scale of fp16.
         """
         scaler = self.accelerator.scaler
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        if not self._counted:
-            return scale / len(self._batches)
-        return scale * self.args.world_size if self.args.average_tokens_across_devices else scale
+        return scale * int(self.accelerator.num_processes)
 
     @property
     def micro_batches(self) -> int:
@@ -186,22 +177,24 @@ class WeightTrainer(NumberedTrainer):
         return self._step_losses, self._step_losses.part(self._micro_batch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Also counts the samples of the step, over all micro-batches and, where tokens are counted so, all ranks."""
+        """Also counts the samples and labels of the step, over all micro-batches and ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._batches, self._step_losses = batches, None
         self._samples = [samples_of(batch) for batch in batches]
-        parts = zip(batches, self._samples, strict=True)
-        count = sum(labelled_samples(batch["labels"], samples) for batch, samples in parts if "labels" in batch)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            mine = torch.tensor([count], device=self.args.device)
-            count = int(self.accelerator.gather(mine).sum())
-        self._samples_in_step = count
+        counts = torch.zeros(3, dtype=torch.int64, device=self.args.device)
+        for batch, samples in zip(batches, self._samples, strict=True):
+            if "labels" in batch:
+                counts += counted(batch["labels"], samples).to(counts.device)
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        self._counts = StepCounts(*counts)
         return batches, num_items
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the weights were to the line of the training loss."""
         if "loss" in logs:
-            logs, self._metrics = logs | self._metrics, {}
+            left_out = self.component.left_out if isinstance(self.component, Weighter) else 0
+            logs, self._metrics = logs | self._metrics | ({"dataflex/left_out": left_out} if left_out else {}), {}
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -209,45 +202,20 @@ class WeightTrainer(NumberedTrainer):
             self._metrics = self._log.metrics(self.accelerator)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _replace_loss_function(self) -> None:
-        base = self.accelerator.unwrap_model(self.model)
-        base = base.get_base_model() if not isinstance(base, PreTrainedModel) else base
-        plain = base.loss_function
+    def _own_loss(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor | None:
+        """Returns the loss of a micro-batch; None where it is the plain one of the logits."""
+        if self._active is not None:
+            return self._weighted(logits, labels, token_loss)
+        if self._outputs is None or not self._outputs.gave(logits):
+            return None
+        tokens = predicted(labels).sum().clamp(min=1) if self._tokens is None else self._tokens
+        return torch.as_tensor(logits.sum() / tokens)
 
-        def loss_function(logits: Any, labels: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
-            if self._active is None and self._outputs is not None and self._outputs.gave(logits):
-                tokens = labelled_tokens(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-                return logits.sum() / tokens
-            if self._active is None or labels is None:
-                return plain(logits, labels, *args, num_items_in_batch=num_items_in_batch, **kwargs)
-            return self._weighted(logits, labels, num_items_in_batch, CROSS_ENTROPY)
-
-        base.loss_function = loss_function
-
-    def _replace_loss_of_outputs(self) -> None:
-        """Replaces what computes the loss from the model's outputs, where it is known how a token's loss is meant."""
-        smoother, loss_func = self.label_smoother, self.compute_loss_func
-        if loss_func is not None and self.spec.llamafactory.get("use_dft_loss") is True:
-
-            def compute_loss_func(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-                if self._active is None or labels is None:
-                    return loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
-                return self._weighted(outputs["logits"], labels, num_items_in_batch, DynamicFineTuning())
-
-            self.compute_loss_func = compute_loss_func
-        elif loss_func is None and smoother is not None:
-
-            def label_smoother(outputs: Any, labels: Any, shift_labels: bool = False) -> Any:
-                if self._active is None:
-                    return smoother(outputs, labels, shift_labels=shift_labels)
-                return self._weighted(outputs["logits"], labels, self._tokens, LabelSmoothing(smoother.epsilon))
-
-            self.label_smoother = label_smoother  # type: ignore[assignment]  # called, never looked into
-
-    def _weighted(self, logits: Any, labels: Any, num_items_in_batch: Any, token_loss: TokenLoss) -> torch.Tensor:
-        self._weighed, self._counted = True, num_items_in_batch is not None
+    def _weighted(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor:
+        self._weighed, counted_by_loop = True, self._tokens is not None
         by_tokens = self.arguments.weight_objective == "token"
-        objective = Objective(num_items_in_batch, self._samples_in_step, by_tokens)
+        scale = undone(loop_of(self, counted_by_loop, len(self._batches)))
+        objective = Objective(self._counts, counted_by_loop, by_tokens, scale)
         seen = (self._watch, self.samples)
         if self._outputs is None:
             return weighted_loss(logits, labels, objective, self._weigh, token_loss, *seen)

@@ -11,6 +11,9 @@ tokens, a_i = w_i: long samples then count more, as they do in the plain loss. W
 samples of equal length or a mean over tokens) the plain loss is computed, operation for operation. A sample is a row,
 or a document of a packed row (:mod:`dataflex.train.weighter.samples`).
 
+N and R are those of the whole step. A micro-batch gives its terms of the sum; what the training loop does to them
+afterwards is undone (:mod:`dataflex.train.trainer.loop_scale`).
+
 m_i counts labels as the plain loss counts them for its own mean: where the loop counts the labels of the step, the
 first token of a row is included although it is never predicted; l_i, which the weighter sees, is the mean over
 predicted tokens. c_it is cross entropy, or the run's other :mod:`token loss <dataflex.train.weighter.token_losses>`.
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +37,26 @@ from dataflex.train.weighter.token_losses import CROSS_ENTROPY, CrossEntropy, To
 Weigh = Callable[[torch.Tensor], torch.Tensor]
 """The weighter: (S,) losses -> a scalar that depends on them."""
 
+Total = Callable[[], torch.Tensor]
+"""The sum of a micro-batch's token losses, added up as the plain loss adds it up."""
+
 Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Told the (S,) weights, the (S,) factors that the samples' losses l_i have in the loss of the step, and which (S,)
 samples have a label to predict."""
+
+
+class StepCounts(NamedTuple):
+    """Counts of a step, over all its micro-batches and ranks; integers, or scalar tensors on the device.
+
+    Attributes:
+        samples: R, samples with a label to predict.
+        labels: Labels, the first token's of a row among them.
+        predicted: Labels that are predicted.
+    """
+
+    samples: torch.Tensor | int
+    labels: torch.Tensor | int
+    predicted: torch.Tensor | int
 
 
 @dataclass(frozen=True)
@@ -43,24 +64,28 @@ class Objective:
     """What the micro-batch is part of.
 
     Attributes:
-        tokens: N, labels of the whole step; None where the loop averages over micro-batches instead.
-        samples: R, samples with labels of the whole step.
+        step: The counts of the step.
+        counts_first: Whether the plain loss is divided by the labels with the first token's among them.
         by_tokens: Whether the step's loss is a mean over tokens and not over samples.
+        scale: What the micro-batch's part is multiplied by, so that what the loop does to it is undone.
     """
 
-    tokens: torch.Tensor | int | None
-    samples: int
+    step: StepCounts
+    counts_first: bool = True
     by_tokens: bool = False
+    scale: float = 1.0
 
 
-def labelled_samples(labels_BT: torch.Tensor, samples: Samples = ROWS) -> int:
-    """Returns how many samples of the batch have a label to predict; the first token of a row is never predicted."""
-    return int((samples.loss_sums(_targets(labels_BT) != IGNORED) > 0).sum())
+def counted(labels_BT: torch.Tensor, samples: Samples = ROWS) -> torch.Tensor:
+    """Returns what a batch adds to :class:`StepCounts`: (3,) int64."""
+    predicted_BT = predicted(labels_BT)
+    samples_S = samples.loss_sums(predicted_BT) > 0
+    return torch.stack([samples_S.sum(), (labels_BT != IGNORED).sum(), predicted_BT.sum()])
 
 
-def labelled_tokens(labels_BT: torch.Tensor) -> torch.Tensor:
-    """Returns how many labels of the batch are predicted, a scalar."""
-    return (labels_BT[:, 1:] != IGNORED).sum()
+def predicted(labels_BT: torch.Tensor) -> torch.Tensor:
+    """Returns (B, T) bool: which positions predict a label; the first token of a row is never predicted."""
+    return _targets(labels_BT) != IGNORED
 
 
 def weighted_loss(
@@ -77,20 +102,16 @@ def weighted_loss(
     Args:
         logits_BTV: Raw logits of any float type.
         labels_BT: Labels before the shift; -100 is ignored.
-        objective: N and R of the step.
+        objective: The step.
         weigh: The weighter.
         token_loss: What a token costs.
         watch: Told the weights.
         samples: What the samples are.
     """
-    B, T, V = logits_BTV.shape
     labels_BT = labels_BT.to(logits_BTV.device)
-    targets_M = _targets(labels_BT).view(-1)
-    # The two halves of cross_entropy, apart, so that the token losses cost no second pass over the vocabulary.
-    logp = F.log_softmax(logits_BTV.float().view(B * T, V), dim=-1)
-    c_M = token_loss.each(logp, targets_M)
-    batch = _MicroBatch(c_M.view(B, T), labels_BT, samples, token_loss.counts_first)
-    return _joined(batch, objective, weigh, lambda: token_loss.total(logp, targets_M, c_M), watch)
+    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss)
+    batch = _MicroBatch(c_BT, labels_BT, samples, token_loss.counts_first)
+    return _joined(batch, objective, weigh, total, watch)
 
 
 def weighted_loss_of_tokens(
@@ -107,7 +128,7 @@ def weighted_loss_of_tokens(
     Args:
         c_BT: (B, T) fp32 cross entropies, at the position before each label; 0 where there is none.
         labels_BT: Labels before the shift; -100 is ignored.
-        objective: N and R of the step.
+        objective: The step.
         weigh: The weighter.
         token_loss: What a token costs.
         watch: Told the weights.
@@ -116,6 +137,24 @@ def weighted_loss_of_tokens(
     c_BT = token_loss.from_cross_entropy(c_BT)
     batch = _MicroBatch(c_BT, labels_BT.to(c_BT.device), samples, token_loss.counts_first)
     return _joined(batch, objective, weigh, c_BT.sum, watch)
+
+
+def losses_of_tokens(
+    logits_BTV: torch.Tensor, labels_BT: torch.Tensor, token_loss: TokenLoss
+) -> tuple[torch.Tensor, Total]:
+    """Returns (B, T) losses, at the position before each label and 0 where there is none, and what adds them up.
+
+    Args:
+        logits_BTV: Raw logits of any float type.
+        labels_BT: Labels before the shift, on the same device.
+        token_loss: What a token costs.
+    """
+    B, T, V = logits_BTV.shape
+    targets_M = _targets(labels_BT).view(-1)
+    # The two halves of cross_entropy, apart, so that the token losses cost no second pass over the vocabulary.
+    logp = F.log_softmax(logits_BTV.float().view(B * T, V), dim=-1)
+    c_M = token_loss.each(logp, targets_M)
+    return c_M.view(B, T), lambda: token_loss.total(logp, targets_M, c_M)
 
 
 @dataclass(frozen=True)
@@ -127,7 +166,7 @@ class _MicroBatch:
 
     def predicted(self) -> torch.Tensor:
         """Returns n: (S,) labels that are predicted."""
-        return self.samples.loss_sums(_targets(self.labels) != IGNORED)
+        return self.samples.loss_sums(predicted(self.labels))
 
     def labelled(self) -> torch.Tensor:
         """Returns (S,) labels, that of a row's first token among them."""
@@ -135,32 +174,28 @@ class _MicroBatch:
 
 
 def _joined(
-    batch: _MicroBatch,
-    objective: Objective,
-    weigh: Weigh,
-    plain_total: Callable[[], torch.Tensor],
-    watch: Watch | None,
+    batch: _MicroBatch, objective: Objective, weigh: Weigh, plain_total: Total, watch: Watch | None
 ) -> torch.Tensor:
     """Returns 1/N sum_i a_i sum_t c_it, where every a_i is 1 by the plain loss's own sum."""
     n_S = batch.predicted()
     w_S, scalar = _weights(batch.samples.loss_sums(batch.losses.detach()), n_S, weigh)
-    samples = int((n_S > 0).sum()) if objective.tokens is None else objective.samples
-    if objective.tokens is not None and batch.counts_first:
-        m_S, tokens = batch.labelled(), objective.tokens
-    else:  # any number does for N, as it cancels out; the plain loss divides by this one
-        m_S = n_S
-        tokens = m_S.sum().clamp(min=1)
+    first = objective.counts_first and batch.counts_first
+    m_S, N = (batch.labelled(), objective.step.labels) if first else (n_S, objective.step.predicted)
+    N = torch.as_tensor(N, device=n_S.device).clamp(min=1)
+    R = torch.as_tensor(objective.step.samples, device=n_S.device).clamp(min=1)
     if objective.by_tokens:
         a_S = torch.where(n_S > 0, w_S, 1.0)
+        part = m_S.sum() / N
     else:
-        a_S = torch.where(m_S > 0, w_S.double() * tokens / (m_S.clamp(min=1) * samples), 1.0).to(batch.losses.dtype)
+        a_S = torch.where(m_S > 0, w_S.double() * N / (m_S.clamp(min=1) * R), 1.0).to(batch.losses.dtype)
+        part = (n_S > 0).sum() / R
     if watch is not None:
-        watch(w_S, a_S * n_S / tokens, n_S > 0)
+        watch(w_S, a_S * n_S / N, n_S > 0)
     uniform = bool((a_S == 1).all())
-    loss = (plain_total() if uniform else (batch.samples.at_losses(a_S) * batch.losses).sum()) / tokens
-    # A term of the weighter's own that reaches the parameters other than through the losses counts as well; its value
-    # is not added, so that the logged loss stays the weighted loss.
-    return loss + (scalar - scalar.detach())
+    loss = (plain_total() if uniform else (batch.samples.at_losses(a_S) * batch.losses).sum()) / N
+    # A term of the weighter's own that reaches the parameters other than through the losses counts as well, by the
+    # micro-batch's part of the step; its value is not added, so that the logged loss stays the weighted loss.
+    return (loss + part * (scalar - scalar.detach())) * objective.scale
 
 
 def _targets(labels_BT: torch.Tensor) -> torch.Tensor:
