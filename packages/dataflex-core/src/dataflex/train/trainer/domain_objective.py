@@ -65,7 +65,7 @@ class DomainObjective:
             batches: This rank's micro-batches of the step.
 
         Raises:
-            ComponentError: The weights are no finite, non-negative numbers.
+            ComponentError: The weights are no numbers of 0 or more that 32 bits hold.
         """
         weights_K = np.asarray(self._weights(), dtype=np.float64)
         if not ((weights_K >= 0) & (weights_K <= FLOAT32_MOST)).all():
