@@ -12,7 +12,9 @@ from dataflex.core.decision import checked_scores
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import official
+from dataflex.data.mixture import MixtureManager
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
+from dataflex_mixers.curve import parse_curve
 from dataflex_mixers.simplex import softmax
 from dataflex_mixers.temperature import tempered
 from dataflex_selectors.arms import quotas
@@ -334,3 +336,11 @@ def test_a_term_that_has_faded_to_nothing_is_forgotten_and_does_not_turn_into_no
         np.testing.assert_allclose(found, [[0.2]])
     found = running.add(np.array([0]), [0], np.array([[0.7]]), rate=1e-3)
     np.testing.assert_allclose(found, [[0.7]])
+
+
+def test_shares_of_any_size_are_shares():
+    """The sum of two numbers of 1e308 is infinite, and both shares were 0."""
+    manager = MixtureManager(("a", "b"), (10, 20), (1e308, 1e308), seed=1)
+    assert manager.proportions.tolist() == [0.5, 0.5]
+    curve = parse_curve([{"at": 0, "proportions": [1e308, 1e308]}], "linear", ("a", "b"))
+    assert curve.value(0).tolist() == [0.5, 0.5]

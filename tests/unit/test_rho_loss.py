@@ -169,7 +169,7 @@ def test_the_reference_model_is_scored_once_and_its_losses_are_in_the_state(
     rows, model, held_out, tmp_path, monkeypatch
 ):
     first = build(rows, reference_model=held_out)
-    assert first.state_dict() == {"irreducible": None}
+    assert first.state_dict() == {"irreducible": None, "numbers": None}
     expected = [pick(first, 12, update, model) for update in range(3)]
     save_state(tmp_path, {"component": first.state_dict()})
     monkeypatch.setattr(irreducible.AutoModelForCausalLM, "from_pretrained", None)  # would raise

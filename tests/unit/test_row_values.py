@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find, official
 from dataflex.data.digest import rows_digest
 from dataflex.run.row_values import DIGEST, METADATA, SUFFIXES
 from dataflex.run.scores import write_scores
+from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate
 from dataflex_selectors.rho_loss import RhoLossSelector
 from dataflex_selectors.scores import ScoresSelector
@@ -26,15 +27,17 @@ DATASET = TokenRows(ROWS)
 VALUES = np.array([0.5, 1.0, 4.0, 2.0, 0.25, 3.0])
 SHUFFLED = np.array([3, 0, 5, 1, 4, 2])
 
+NONE = (None, pad_collate, "")
 READERS = {
-    "scores": ("score", lambda file, rows: ScoresSelector(rows, None, pad_collate, "", file)._scores_N),
-    "column": ("weight", lambda file, rows: ColumnWeighter(rows, file=file).weights_N),
+    "scores": ("score", lambda file, rows: ScoresSelector(rows, *NONE, file), lambda made: made._scores_N),
+    "column": ("weight", lambda file, rows: ColumnWeighter(rows, file=file), lambda made: made.weights_N),
     "rho_loss": (
         "irreducible_loss",
-        lambda file, rows: RhoLossSelector(rows, None, pad_collate, "", file=file)._known(),
+        lambda file, rows: RhoLossSelector(rows, *NONE, file=file),
+        lambda made: made._known(),
     ),
 }
-"""Component -> the column that it reads, and the numbers that it has from a file."""
+"""Component -> the column that it reads, how to make one, and the numbers that it has then."""
 
 ELSEWHERE = {"schedule": "points of a mixture, no numbers of rows"}
 """Components with a parameter ``file`` that is something else."""
@@ -56,7 +59,8 @@ def written(folder: Path, name: str, values, rows=None, suffix=".parquet", diges
 
 
 def read(component: str, file: str, dataset=DATASET) -> list[float]:
-    return READERS[component][1](file, dataset).tolist()
+    _, make, numbers = READERS[component]
+    return numbers(make(file, dataset)).tolist()
 
 
 def refused(component: str, file: str, message: str, dataset=DATASET) -> None:
@@ -151,3 +155,17 @@ def test_what_score_writes_holds_the_rows_that_it_is_for_in_full_precision(tmp_p
     assert chosen.indices.tolist() == [0, 3, 4, 5]
     message = r"\(component less, step 7, seed 3\), the train dataset 7 with the digest"
     refused("scores", str(tmp_path / "s.parquet"), message, TokenRows(7))
+
+
+@every
+def test_a_run_is_resumed_with_the_numbers_that_it_began_with(component, tmp_path):
+    name, make, _ = READERS[component]
+    state = make(written(tmp_path, name, VALUES), DATASET).state_dict()
+    save_state(tmp_path, {"component": state})
+    state = load_state(tmp_path)["component"]
+    make(written(tmp_path, name, VALUES[SHUFFLED], SHUFFLED), DATASET).load_state_dict(state)
+    other = make(written(tmp_path, name, VALUES[SHUFFLED]), DATASET)
+    with pytest.raises(
+        CheckpointError, match=r"values\.parquet holds other numbers than when the checkpoint was written"
+    ):
+        other.load_state_dict(state)

@@ -65,6 +65,8 @@ def parse_curve(points: Any, interpolation: Any, names: Sequence[str]) -> Curve 
     if (np.diff(at) <= 0).any():
         what = f"at is {', '.join(f'{x:g}' for x in at)}; each must be larger than the one before"
         return [Problem("points", what, "sort them, and give each position once")]
+    largest = shares.max(axis=1, keepdims=True)
+    shares = shares / np.where(largest > 1e300, largest, 1.0)  # a sum may be more than a number can hold
     return Curve(at, shares / shares.sum(axis=1, keepdims=True), interpolation)
 
 

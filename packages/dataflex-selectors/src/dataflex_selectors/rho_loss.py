@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import at_least_or_null, count_or_null, require
 from dataflex.core.registry import register_selector
-from dataflex.run.row_values import row_values
+from dataflex.run.row_values import require_same_numbers, row_values
 from dataflex.scoring import per_sample_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
@@ -83,6 +84,7 @@ class RhoLossSelector(Selector):
         )
         self.column = column
         self.reference_model = reference_model
+        self._file = file
         self.pool_factor = pool_factor
         self.token_budget = token_budget
         self._irreducible: NDArray[np.float32] | None = None
@@ -154,10 +156,23 @@ class RhoLossSelector(Selector):
         return self.data_collator([{key: row[key] for key in row if key != self.column} for row in rows])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the losses under the reference model, once they are known; others are read again."""
-        return {"irreducible": None if self.reference_model is None else self._irreducible}
+        """Returns the losses under the reference model, once they are known; of others, which are read again, a digest.
+
+        A digest says whether a resumed run reads the same.
+        """
+        known = self._irreducible
+        if self.reference_model is not None or known is None:
+            return {"irreducible": known, "numbers": None}
+        return {"irreducible": None, "numbers": decision_hash(known)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: The file or the column holds other losses.
+        """
         if state["irreducible"] is not None:
             self._irreducible = np.asarray(state["irreducible"], dtype=np.float32)
+        if state["numbers"] is not None:
+            assert self._irreducible is not None
+            require_same_numbers(state["numbers"], self._irreducible, self._file)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import one_of, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.run.row_values import row_values
+from dataflex.run.row_values import require_same_numbers, row_values
 from dataflex.run.scores import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class ScoresSelector(Selector):
         assert not isinstance(found, Problem)
         self.mode = mode
         self.temperature = float(temperature)
-        self._scores_N = found
+        self._scores_N, self._file = found, file
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Returns ``num_samples`` rows that ``mode`` picks. See the base class.
@@ -73,6 +74,18 @@ class ScoresSelector(Selector):
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the scores of the file: (N,). See the base class."""
         return self._scores_N
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a digest of the scores: a resumed run reads the file again, and it must hold the same."""
+        return {"numbers": decision_hash(self._scores_N)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compares the scores with those of :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: The file holds others.
+        """
+        require_same_numbers(state["numbers"], self._scores_N, self._file)
 
 
 def _text(key: str, found: Any) -> Problem | None:

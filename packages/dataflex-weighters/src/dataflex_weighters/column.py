@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+from dataflex.core.decision import decision_hash
 from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources, fetch
-from dataflex.run.row_values import row_values
+from dataflex.run.row_values import require_same_numbers, row_values
 from dataflex.train.weighter.base_weighter import Weighter
 from numpy.typing import NDArray
 
@@ -66,13 +67,25 @@ class ColumnWeighter(Weighter):
         assert not isinstance(weights_N, Problem)
         wrong = _problem(weights_N, allow_negative, normalise)
         require("column weighter", None if wrong is None else Problem(where, *wrong))
-        self.weights_N = _narrowed(weights_N, normalise)
+        self.weights_N, self._file = _narrowed(weights_N, normalise), file
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Any = None
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         return (ctx.of_batch(self.weights_N).to(losses.device) * losses).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a digest of the weights: a resumed run reads them again, and they must be the same."""
+        return {"numbers": decision_hash(self.weights_N)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compares the weights with those of :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: They are others.
+        """
+        require_same_numbers(state["numbers"], self.weights_N, self._file)
 
 
 def _from_file(dataset: Any, column: str, file: str) -> NDArray[np.float64] | Problem:

@@ -104,7 +104,7 @@ def annealed(start: float | None, end: float, done: float) -> float:
     """Returns the temperature after a share ``done`` of the weighted steps: from ``start`` to ``end`` geometrically."""
     if start is None or done >= 1:
         return end
-    return math.exp(math.log(start) + max(done, 0.0) * (math.log(end) - math.log(start)))
+    return start if done <= 0 else math.exp(math.log(start) + done * (math.log(end) - math.log(start)))
 
 
 @register_weighter("loss")

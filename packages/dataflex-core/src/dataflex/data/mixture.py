@@ -93,8 +93,10 @@ class MixtureManager:
         shares_K: NDArray[np.float64] = np.array(proportions, dtype=np.float64)
         if shares_K.shape != (len(self.names),):
             raise ValueError(f"expected one share for each of {', '.join(self.names)}; got shape {shares_K.shape}")
-        if not np.isfinite(shares_K).all() or (shares_K < 0).any() or shares_K.sum() <= 0:
+        if not np.isfinite(shares_K).all() or (shares_K < 0).any() or not shares_K.any():
             raise ValueError(f"shares must be finite, non-negative and not all zero; got {shares_K.tolist()}")
+        if shares_K.max() > 1e300:  # their sum may be more than a number can hold
+            shares_K = shares_K / shares_K.max()
         self.proportions: NDArray[np.float64] = shares_K / shares_K.sum()
 
     @property

@@ -24,7 +24,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from dataflex.core.errors import Problem, listed, rows_named
+from dataflex.core.decision import decision_hash
+from dataflex.core.errors import CheckpointError, Problem, listed, rows_named
 from dataflex.data.digest import rows_digest
 from dataflex.utils.logging import logger
 
@@ -122,6 +123,24 @@ def _parquet(path: Path, name: str, sole: bool) -> tuple[NDArray[Any], NDArray[A
     table = pq.read_table(path, columns=[wanted, ROW] if numbered else [wanted])
     about = json.loads((schema.metadata or {}).get(METADATA, b"{}"))
     return table.column(wanted).to_numpy(), table.column(ROW).to_numpy() if numbered else None, about
+
+
+def require_same_numbers(saved: str, values_N: NDArray[Any], file: str | None) -> None:
+    """Refuses to go on from a checkpoint with other numbers than those that the run began with.
+
+    Args:
+        saved: The :func:`~dataflex.core.decision.decision_hash` of the numbers that the checkpoint holds.
+        values_N: (N,) the numbers that were read now.
+        file: The file that they come from; None for a column of the dataset.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    if saved != decision_hash(values_N):
+        raise CheckpointError(
+            f"{file or 'the column of the train dataset'} holds other numbers than when the checkpoint was written -> "
+            "put back those, or begin a run of its own in another output_dir"
+        )
 
 
 def _column(name: str, names: Sequence[str], sole: bool) -> str:

@@ -102,7 +102,7 @@ class Selector(Component, ABC):
         """
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> np.ndarray:
-        """Returns the score of every row: (N,), higher is better, NaN where a row has none.
+        """Returns the score of every row: (N,), higher is better, NaN where a row has none, -inf for never.
 
         Optional: ``dataflex-cli score`` calls it, training does not. Everything said of :meth:`select` holds.
 

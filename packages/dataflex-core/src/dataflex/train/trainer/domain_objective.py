@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.train.trainer.domain_losses import DomainLosses, require_rows, summed_over_ranks
 from dataflex.train.trainer.loop_scale import loop_of, undone
@@ -64,11 +65,13 @@ class DomainObjective:
             batches: This rank's micro-batches of the step.
 
         Raises:
-            ComponentError: The weights are no finite, non-negative numbers.
+            ComponentError: The weights are no numbers of 0 or more that 32 bits hold.
         """
         weights_K = np.asarray(self._weights(), dtype=np.float64)
-        if not np.isfinite(weights_K).all() or (weights_K < 0).any():
-            raise ComponentError(f"the loss weights are {weights_K.tolist()}; expected finite numbers of 0 or more")
+        if not ((weights_K >= 0) & (weights_K <= FLOAT32_MOST)).all():
+            raise ComponentError(
+                f"the loss weights are {weights_K.tolist()}; expected numbers from 0 to {FLOAT32_MOST:.3g}"
+            )
         tokens_2K: NDArray[np.float64] = np.zeros((2, len(weights_K)))
         for batch, domains_B in zip(batches, self._losses.handed_out, strict=True):
             for tokens_K, found_BT in zip(
