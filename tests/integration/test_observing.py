@@ -66,6 +66,12 @@ class Failing(Rotating):
         raise KeyError("oops")
 
 
+@register_mixer("overflowing")
+class Overflowing(Rotating):
+    def observe(self, step, losses_K, tokens_K):
+        self.leave_out(1, "a loss")
+
+
 class ByHand(Trainer):
     """Adds up each source's token losses row by row, in double precision, right before each micro-batch is trained."""
 
@@ -256,3 +262,13 @@ def test_a_long_static_mixture_is_planned_in_pieces_and_resumes_inside_of_one(tm
         again.train(resume_from_checkpoint=str(tmp_path / "w" / f"checkpoint-{step}"))
         a, b = whole.model.state_dict(), again.model.state_dict()
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_was_left_out_stands_in_the_trace_and_is_counted_on_from_a_checkpoint(tmp_path):
+    trainer(tmp_path, "overflowing", save_strategy="steps", save_steps=3).train()
+    assert [line["left_out"] for line in read_trace(tmp_path)] == [2, 4]
+    again = trainer(tmp_path / "r", "overflowing")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.component.left_out == 6
+    trainer(tmp_path / "w", "watching").train()
+    assert not any("left_out" in line for line in read_trace(tmp_path / "w"))

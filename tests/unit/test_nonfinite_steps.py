@@ -18,10 +18,11 @@ from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, names
+from dataflex.core.registry import find, names, register_weighter
 from dataflex.data.mixture import MixtureManager
 from dataflex.data.rows import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_mixers.ado import AdoMixer
 from dataflex_mixers.doremi.mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
@@ -32,6 +33,7 @@ from dataflex_selectors.running import RunningScores
 from dataflex_weighters.adapt import AdaptWeighter
 from dataflex_weighters.balancer import Balancer, RunningMeans
 from dataflex_weighters.source_balancer import BalancerWeighter
+from weighted_run import weighted
 
 BEFORE, AFTER = 20, 20  # clean steps
 BAD = (math.nan, math.inf, -math.inf)
@@ -317,3 +319,17 @@ def test_an_average_of_what_has_long_been_away_is_kept(decay):
         found = means.update({"b": 2.0})
     assert found["a"] == pytest.approx(3.0)
     assert means.update({"a": 5.0, "b": 2.0})["a"] == pytest.approx(5.0)  # and nothing is left of its weight
+
+
+@register_weighter("overflowing")
+class Overflowing(Weighter):
+    def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
+        self.leave_out(ctx.state.global_step, "a gradient")
+        return losses.mean()
+
+
+def test_the_log_of_a_weighted_run_says_how_much_was_left_out(tmp_path):
+    done = weighted(tmp_path, "overflowing", None, TokenRows(16), max_steps=3)
+    done.train()
+    lines = [line for line in done.state.log_history if "loss" in line]
+    assert [line.get("dataflex/left_out") for line in lines] == [None, 1, 3]
