@@ -1,6 +1,8 @@
+import subprocess
 import sys
 
 import pytest
+from dataflex.config.load import read_config
 from dataflex.launch import torchrun
 from dataflex.launch.torchrun import command, is_enabled, is_worker
 
@@ -73,3 +75,26 @@ def test_ray_places_its_own_workers(monkeypatch):
     monkeypatch.setenv("FORCE_TORCHRUN", "1")
     monkeypatch.setenv("USE_RAY", "1")
     assert not torchrun.wanted()
+
+
+def test_a_secret_of_the_command_line_reaches_the_ranks_by_their_environment(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+
+    def run(command, env, check):
+        started.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    file = tmp_path / "run.yaml"
+    file.write_text("stage: sft\n")
+    given = ["hub_token='0123'", "a.api_key=abc=d", "learning_rate=1e-4", "ms_hub_token=[x", "hf_hub_token=null"]
+    assert torchrun.launch([str(file), *given]) == 0
+    ((command, env),) = started
+    assert "0123" not in str(command)
+    assert "abc=d" not in str(command)
+    assert command[-3:] == given[-3:]
+    for name in ("DATAFLEX_SECRET_HUB_TOKEN", "DATAFLEX_SECRET_A_API_KEY"):
+        monkeypatch.setenv(name, env[name])
+    read = read_config(file, command[-5:-2])
+    assert (read["hub_token"], read["a"], read["learning_rate"]) == ("0123", {"api_key": "abc=d"}, 1e-4)

@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     target = Path(str(spec.llamafactory.get("output_dir"))) / SCORES
     if target.exists() and not torchrun.is_worker() and not spec.llamafactory.get("overwrite_output_dir"):
         raise ConfigError(f"{target} exists -> move it, or set overwrite_output_dir=true to replace it")
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder, and the scores are written to a file of that name -> move it away")
     require_working_packages()
     if torchrun.wanted():
         return torchrun.launch(argv, command_name="score")

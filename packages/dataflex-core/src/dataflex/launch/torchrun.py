@@ -8,6 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from dataflex.core.secret_values import is_secret, taken_out
 
 
 def is_enabled(name: str, environ: Mapping[str, str] | None = None) -> bool:
@@ -59,7 +64,8 @@ def command(argv: Sequence[str], environ: Mapping[str, str], devices: int, name:
 
 def launch(argv: Sequence[str], command_name: str = "train") -> int:
     """Runs the ranks of this machine and returns torchrun's exit code."""
-    environ = dict(os.environ)
+    argv, secrets = _apart(argv)
+    environ = dict(os.environ) | secrets
     if is_enabled("OPTIM_TORCH", {"OPTIM_TORCH": "1"} | environ):  # LLaMA-Factory's memory settings for NCCL
         environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         environ.setdefault("TORCH_NCCL_AVOID_RECORD_STREAMS", "1")
@@ -69,6 +75,31 @@ def launch(argv: Sequence[str], command_name: str = "train") -> int:
 
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 1
     return subprocess.run(command(argv, environ, devices, command_name), env=environ, check=False).returncode
+
+
+def _apart(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Returns the arguments without secrets, and the environment that the ranks take them from.
+
+    What stands on a command line, every user of the machine can read in the list of processes.
+    """
+    shown: list[str] = []
+    secrets: dict[str, str] = {}
+    for text in argv:
+        key, _, value = text.partition("=")
+        parsed = _parsed(value) if is_secret(key) else None
+        if isinstance(parsed, str):
+            hidden, found = taken_out({key: parsed})
+            text = f"{key}={hidden[key]}"
+            secrets |= found
+        shown.append(text)
+    return shown, secrets
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:  # whoever reads the configuration says so
+        return None
 
 
 def settle() -> None:

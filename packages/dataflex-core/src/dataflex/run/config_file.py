@@ -135,7 +135,7 @@ def written_config(output_dir: str | Path) -> dict[str, Any]:
     """
     path = Path(output_dir) / CONFIG
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = masked(yaml.safe_load(path.read_text(encoding="utf-8")))  # endless where it holds itself
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"output_dir: {path} cannot be read: {reason} -> {_WAY_OUT}") from error

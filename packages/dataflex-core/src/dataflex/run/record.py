@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.core.secret_values import scrubbed
 from dataflex.run.files import SELECTIONS, TRACE, move_aside, remove_unfinished, replacing
 from dataflex.utils.logging import logger
 
@@ -65,7 +66,7 @@ class RunRecord:
         """Appends one line to the trace."""
         if self._writes:
             with open(self.folder / TRACE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(scrubbed(json.dumps(line)) + "\n")
 
     def segment(self, step: int, indices: NDArray[np.int64], scores: NDArray[np.float64] | None) -> None:
         """Writes the rows of the segment that begins after ``step`` steps, and their scores where there are any."""
