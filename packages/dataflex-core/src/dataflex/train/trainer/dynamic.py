@@ -146,6 +146,15 @@ class DynamicTrainer(Base):
                 self._resume(str(resume_from_checkpoint))
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _run_there(self, needed: bool) -> RecordedRun | None:
+        """Returns the run that is recorded in the output folder; where it is not needed, the record may be damaged."""
+        try:
+            return recorded_run(self.output_dir)
+        except ConfigError:
+            if needed:
+                raise
+            return None
+
     def _resume(self, folder: str) -> None:
         require_complete(folder)
         state = load_state(folder)
@@ -181,7 +190,7 @@ class DynamicTrainer(Base):
         self._from_rank_0(self._open_record)
 
     def _open_record(self) -> None:
-        set_aside(self.output_dir, self.run_id, anew=self._resumed is None)
+        set_aside(self.output_dir, self._recorded, self.run_id, anew=self._resumed is None)
         self._record.begin(self.state.global_step)
         write_config(self.spec, self.output_dir, self.run_id)
         if self.args.save_strategy != "no":
