@@ -131,7 +131,8 @@ class DynamicTrainer(Base):
             CheckpointError: The checkpoint belongs to another run, or is of a longer one.
         """
         with self._output_dir_locked():
-            self._recorded, self._run = self._from_rank_0(lambda: (recorded_run(self.output_dir), secrets.token_hex(8)))
+            needed = resume_from_checkpoint is True
+            self._recorded, self._run = self._from_rank_0(lambda: (self._run_there(needed), secrets.token_hex(8)))
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = newest_complete(
                     self.output_dir, None if self._recorded is None else self._recorded.id
