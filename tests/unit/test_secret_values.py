@@ -196,7 +196,11 @@ def test_the_written_files_hold_no_secret_and_are_read_with_the_environment_or_a
 def test_a_rotated_secret_is_no_difference_between_two_runs_and_no_difference_prints_one(tmp_path):
     write_config(spec(hub_token="the old one", data="https://u:old@h"), str(tmp_path), RUN)
     args = SimpleNamespace(
-        output_dir=str(tmp_path), should_save=True, resume_from_checkpoint=None, overwrite_output_dir=False
+        process_index=0,
+        output_dir=str(tmp_path),
+        should_save=True,
+        resume_from_checkpoint=None,
+        overwrite_output_dir=False,
     )
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / STATE).touch()

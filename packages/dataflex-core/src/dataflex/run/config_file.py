@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -138,6 +139,7 @@ def written_config(output_dir: str | Path) -> dict[str, Any]:
     path = Path(output_dir) / CONFIG
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(content, default=str)  # a value that holds itself cannot be compared
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"output_dir: {path} cannot be read: {reason} -> {_WAY_OUT}") from error
