@@ -103,7 +103,7 @@ def test_mixing_trains_the_planned_proportions(train, tmp_path):
     assert list(lines[0]["proportions"]) == ["code", "docstrings", "prose"]
     assert lines[0]["proportions"] != lines[1]["proportions"]
     state = torch.load(tmp_path / "run" / "checkpoint-6" / "dataflex_state.pt", weights_only=True)
-    sizes = list(state["identity"]["sources"].values())
+    sizes = [rows for _, rows, _ in state["identity"]["data"]]
     shares = [[0.6, 0.3, 0.1], *(list(line["proportions"].values()) for line in lines)]
     for step, share in zip((0, 2, 4), shares, strict=True):
         rows = np.load(tmp_path / "run" / "dataflex_selections" / f"step_{step:08d}.npz")["indices"]

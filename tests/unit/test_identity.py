@@ -17,11 +17,8 @@ from dataflex.run.length import require_continues
 from dataflex.testing import TokenRows
 
 RENAMED = {  # fields that only some of the supported versions have
-    "logging_dir", "swanlab_lark_secret", "swanlab_lark_webhook_url", "trackio_space_id", "project", "om_hub_token",
-    "hub_revision", "enable_jit_checkpoint", "use_unsloth_gc", "include_effective_tokens_per_second", "hf_hub_token",
-    "hub_always_push", "swanlab_logdir", "swanlab_run_name", "local_rank", "ray_init_kwargs", "master_addr",
-    "master_port", "eval_num_beams", "group_by_length", "train_sampling_strategy", "length_column_name",
-    "generation_max_length", "generation_num_beams", "generation_config", "data_shared_file_system", "debug",
+    "group_by_length", "train_sampling_strategy", "enable_jit_checkpoint", "hub_revision", "master_addr", "master_port",
+    "project", "trackio_space_id",
 }  # fmt: skip
 
 

@@ -301,5 +301,5 @@ def test_a_config_of_an_earlier_version_says_nothing_of_its_run(tmp_path):
 )
 def test_a_damaged_config_is_named_in_one_sentence(tmp_path, content):
     (tmp_path / CONFIG).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/{CONFIG} cannot be read: .* -> choose another output_dir"):
+    with pytest.raises(ConfigError, match=rf"^output_dir: {tmp_path}/{CONFIG} .* -> restore it, choose another"):
         recorded_run(tmp_path)

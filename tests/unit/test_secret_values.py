@@ -25,6 +25,7 @@ from dataflex.run.config_file import write_config
 from dataflex.run.files import COMPONENTS, CONFIG, STATE
 from dataflex.utils import logging as dataflex_logging
 
+RUN = "0123456789abcdef"
 SENTINEL = "s3ntinel-Value"
 NONE_OF_THEM = {  # keys of LLaMA-Factory and transformers that speak of tokens and hold no secret
     "add_special_tokens", "add_tokens", "average_tokens_across_devices", "ignore_pad_token_for_loss",
@@ -179,7 +180,7 @@ def spec(**keys):
 
 
 def test_the_written_files_hold_no_secret_and_are_read_with_the_environment_or_an_override(tmp_path, monkeypatch):
-    write_config(spec(hub_token=SENTINEL), str(tmp_path))
+    write_config(spec(hub_token=SENTINEL), str(tmp_path), RUN)
     for name in (CONFIG, COMPONENTS):
         assert SENTINEL not in (tmp_path / name).read_text()
     with pytest.raises(ConfigError) as refused:
@@ -193,9 +194,13 @@ def test_the_written_files_hold_no_secret_and_are_read_with_the_environment_or_a
 
 
 def test_a_rotated_secret_is_no_difference_between_two_runs_and_no_difference_prints_one(tmp_path):
-    write_config(spec(hub_token="the old one", data="https://u:old@h"), str(tmp_path))
+    write_config(spec(hub_token="the old one", data="https://u:old@h"), str(tmp_path), RUN)
     args = SimpleNamespace(
-        output_dir=str(tmp_path), should_save=True, resume_from_checkpoint=None, overwrite_output_dir=False
+        process_index=0,
+        output_dir=str(tmp_path),
+        should_save=True,
+        resume_from_checkpoint=None,
+        overwrite_output_dir=False,
     )
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / STATE).touch()

@@ -80,7 +80,9 @@ def write_config(spec: RunSpec, output_dir: str, run: str) -> None:
         component = spec.component
         entry = {component.preset: {"name": component.name, "params": masked(component.params)}}
         _write_yaml(folder / COMPONENTS, {component.kind.section: entry})
-    _write_yaml(folder / CONFIG, resolved(spec, folder / COMPONENTS) | {RUN: {"id": run}})
+    config = resolved(spec, folder / COMPONENTS)
+    versions = config.pop(VERSIONS)  # last, as by it a file that was cut off is known
+    _write_yaml(folder / CONFIG, config | {RUN: {"id": run}, VERSIONS: versions})
 
 
 def recorded_run(output_dir: str | Path) -> RecordedRun | None:

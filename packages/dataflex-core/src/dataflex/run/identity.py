@@ -101,17 +101,13 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) ->
 def identity_of_run(spec: RunSpec, seed: int) -> dict[str, Any]:
     """Returns what is known of a run from its configuration."""
     component = spec.component
-    params = (
-        {}
-        if component is None
-        else {k: str(v) for k, v in without_secrets(component.params).items() if k not in _PLACES}
-    )
+    params = {} if component is None else without_secrets(component.params)
     written = without_secrets(spec.arguments.to_dict() | dict(spec.llamafactory))
     return {
         "train_type": spec.arguments.train_type,
         "component": None if component is None else component.name,
         "component_name": None if component is None else component.preset,
-        "params": params,
+        "params": {key: str(value) for key, value in params.items() if key not in _PLACES},
         "seed": seed,
         "settings": settings({k: v for k, v in written.items() if k not in _ELSEWHERE}),
     }

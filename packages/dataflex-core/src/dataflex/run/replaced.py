@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataflex.run.checkpoints import all_checkpoints, incompleteness, is_ours, run_of
-from dataflex.run.config_file import RecordedRun, recorded_run
+from dataflex.run.config_file import RecordedRun
 from dataflex.run.files import COMPONENTS, CONFIG, REPLACED, SELECTIONS, TRACE
 from dataflex.utils.logging import logger
 
 EARLIER = "before"  # begins the name of the folder of a run that had no id
 
 
-def set_aside(output_dir: str | Path, run: str, anew: bool) -> None:
+def set_aside(output_dir: str | Path, recorded: RecordedRun | None, run: str, anew: bool) -> None:
     """Moves what another run left in the folder to ``dataflex_replaced``, if it left more than a beginning.
 
     Only what carries our mark is moved: checkpoints, the record, and the files that were saved as results and have not
@@ -23,10 +23,11 @@ def set_aside(output_dir: str | Path, run: str, anew: bool) -> None:
 
     Args:
         output_dir: The folder.
+        recorded: The run that is recorded there, where that is known.
         run: The run that begins or goes on there.
         anew: Whether it begins.
     """
-    folder, recorded = Path(output_dir), recorded_run(output_dir)
+    folder = Path(output_dir)
     if not (anew if recorded is None else recorded.id != run):
         return
     checkpoints, results = list(_checkpoints(folder, run)), list(_results(folder, recorded))

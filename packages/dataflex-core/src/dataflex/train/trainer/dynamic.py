@@ -136,7 +136,8 @@ class DynamicTrainer(Base):
             CheckpointError: The checkpoint belongs to another run, or is of a longer one.
         """
         with self._output_dir_locked():
-            self._recorded, self._run = self._from_rank_0(lambda: (recorded_run(self.output_dir), secrets.token_hex(8)))
+            needed = resume_from_checkpoint is True
+            self._recorded, self._run = self._from_rank_0(lambda: (self._run_there(needed), secrets.token_hex(8)))
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = newest_complete(
                     self.output_dir, None if self._recorded is None else self._recorded.id
@@ -150,6 +151,15 @@ class DynamicTrainer(Base):
             if resume_from_checkpoint:
                 self._resume(str(resume_from_checkpoint))
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_there(self, needed: bool) -> RecordedRun | None:
+        """Returns the run that is recorded in the output folder; where it is not needed, the record may be damaged."""
+        try:
+            return recorded_run(self.output_dir)
+        except ConfigError:
+            if needed:
+                raise
+            return None
 
     def _resume(self, folder: str) -> None:
         require_complete(folder)
@@ -192,7 +202,7 @@ class DynamicTrainer(Base):
         self._from_rank_0(self._open_record)
 
     def _open_record(self) -> None:
-        set_aside(self.output_dir, self.run_id, anew=self._resumed is None)
+        set_aside(self.output_dir, self._recorded, self.run_id, anew=self._resumed is None)
         self._record.begin(self.state.global_step)
         write_config(self.spec, self.output_dir, self.run_id)
         if self.args.save_strategy != "no":
