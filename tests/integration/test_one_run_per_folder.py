@@ -20,7 +20,6 @@ from dataflex.run.record import read_trace
 from dataflex.run.state import load_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
-from dataflex.train.trainer.dynamic import DynamicTrainer
 from transformers import Trainer, TrainerCallback
 
 TYPES = {
@@ -175,15 +174,15 @@ def killed_at(monkeypatch):
     """Kills a run of the command line when the checkpoint of a step is whole."""
 
     def kill(step):
-        settle = DynamicTrainer._settle
+        settle = CheckpointWriter.settle
 
-        def settled(self, folder):
-            settle(self, folder)
-            if self.state.global_step == step:
+        def settled(self):
+            settle(self)
+            if self._trainer.state.global_step == step:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(DynamicTrainer, "_settle", settled)
-        return lambda: monkeypatch.setattr(DynamicTrainer, "_settle", settle)
+        monkeypatch.setattr(CheckpointWriter, "settle", settled)
+        return lambda: monkeypatch.setattr(CheckpointWriter, "settle", settle)
 
     return kill
 

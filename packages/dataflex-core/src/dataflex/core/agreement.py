@@ -1,12 +1,14 @@
-"""Proof that every rank decided the same; ranks that differ would train on overlapping rows, and nobody notice."""
+"""Ranks that know the same: checks that all made the same decision, and tells all what rank 0 found."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
-from dataflex.core.errors import ComponentError
+from dataflex.core.errors import ComponentError, DataflexError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,3 +36,22 @@ def require_agreement(digest: str, accelerator: Accelerator, who: str) -> None:
             f"{who} decided differently on rank {', '.join(map(str, differing))} than on rank 0 -> draw random "
             "numbers from self.generator(update) and reduce over all ranks what was computed from one rank's rows"
         )
+
+
+def from_rank_0(accelerator: Accelerator, asked: Callable[[], Any]) -> Any:
+    """Returns on every rank what ``asked`` returns on rank 0, the only one to call it. Collective.
+
+    Raises:
+        DataflexError: On every rank, as rank 0 raised it. Likewise ``OSError``.
+    """
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found = [asked(), None]
+        except (DataflexError, OSError) as error:
+            found = [None, error]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]

@@ -8,7 +8,8 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -98,6 +99,28 @@ class ComponentError(DataflexError):
 
 class CheckpointError(DataflexError):
     """A checkpoint is incomplete, or belongs to another run."""
+
+
+@contextmanager
+def blaming(who: str) -> Iterator[None]:
+    """Turns whatever a component raises into an error that names it, with the original as its cause.
+
+    Args:
+        who: The component, and the update or the step.
+
+    Raises:
+        ComponentError: The component raised. Errors of dataflex's other classes pass unchanged.
+    """
+    try:
+        yield
+    except ComponentError as error:
+        if str(error).startswith(who):
+            raise
+        raise ComponentError(f"{who}: {error}") from error.__cause__
+    except DataflexError:
+        raise
+    except Exception as error:  # a component may raise anything; the cause keeps its traceback
+        raise ComponentError(f"{who} raised {type(error).__name__}: {error}") from error
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

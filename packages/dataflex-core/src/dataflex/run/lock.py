@@ -12,14 +12,19 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ConfigError
 from dataflex.run.files import LOCK
 from dataflex.utils.logging import logger
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,25 @@ def locked(output_dir: str | Path) -> Iterator[None]:
             _held.pop(path, None)
             if _holder(path) == holder:
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_on_rank_0(output_dir: str | Path, accelerator: Accelerator) -> Iterator[None]:
+    """Holds the lock of a folder on rank 0. Collective.
+
+    Raises:
+        ConfigError: On every rank, where another run has it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            try:
+                stack.enter_context(locked(output_dir))
+            except OSError as error:
+                raise ConfigError(f"output_dir: {output_dir} cannot be locked: {error} -> choose another") from error
+
+        from_rank_0(accelerator, take)
+        yield
 
 
 def require_unlocked(output_dir: str | Path) -> None:

@@ -5,33 +5,26 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
+from dataflex.core.agreement import from_rank_0
 from dataflex.core.component import Component
 from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
-from dataflex.core.errors import ComponentError, ConfigError, DataflexError
+from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.injected import TARGETS
-from dataflex.core.plugins import plugin_manager
 from dataflex.core.registry import find
-from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import (
     PREFIX,
-    begin_writing,
-    mark_complete,
-    naming_write_errors,
     newest_complete,
     require_complete,
     require_writable,
-    rotate,
 )
 from dataflex.run.config_file import RecordedRun, mark_finished, recorded_run, write_config
 from dataflex.run.files import CACHE
@@ -43,25 +36,24 @@ from dataflex.run.identity import (
     require_same,
 )
 from dataflex.run.length import require_no_shorter, require_unfinished
-from dataflex.run.lock import locked
+from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside
 from dataflex.run.results import Results
-from dataflex.run.state import load_state, require_savable, require_step, save_state
+from dataflex.run.state import load_state, require_savable, require_step
 from dataflex.scoring.target_rows import whole_sets
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine, require_loader
 from dataflex.train.trainer.passes import PassKeeper
 from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
+from dataflex.train.trainer.saving import CheckpointWriter, without_secret_fields
 from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
 from dataflex.train.trainer.token_count import TokenCount
 from dataflex.train.trainer.upstream.relied_on import require_training
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from transformers import Trainer
 
     Base = Trainer
@@ -95,7 +87,7 @@ class DynamicTrainer(Base):
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type)
-        self._written: str | None = None  # a checkpoint whose callbacks are still running
+        self._saving = CheckpointWriter(self)
         self._run: str | None = None
         self._recorded: RecordedRun | None = None  # in output_dir, when training was asked for
         self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
@@ -135,9 +127,11 @@ class DynamicTrainer(Base):
             ConfigError: Another run is writing to ``output_dir``, there is no such checkpoint, or nothing left to do.
             CheckpointError: The checkpoint belongs to another run, or is of a longer one.
         """
-        with self._output_dir_locked():
+        with locked_on_rank_0(self.output_dir, self.accelerator):
             needed = resume_from_checkpoint is True
-            self._recorded, self._run = self._from_rank_0(lambda: (self._run_there(needed), secrets.token_hex(8)))
+            self._recorded, self._run = from_rank_0(
+                self.accelerator, lambda: (self._run_there(needed), secrets.token_hex(8))
+            )
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = newest_complete(
                     self.output_dir, None if self._recorded is None else self._recorded.id
@@ -199,7 +193,7 @@ class DynamicTrainer(Base):
             require_unfinished(self._recorded, self.run_id, total, self.output_dir)
             folder, before = self._resumed
             require_no_shorter(before, total, done, folder)
-        self._from_rank_0(self._open_record)
+        from_rank_0(self.accelerator, self._open_record)
 
     def _open_record(self) -> None:
         set_aside(self.output_dir, self._recorded, self.run_id, anew=self._resumed is None)
@@ -258,7 +252,7 @@ class DynamicTrainer(Base):
         if wanted is None or not isinstance(self.component, Component):
             return {}
         who = f"{wanted.kind.name} '{wanted.preset}'"
-        with self._blaming(who):
+        with blaming(who):
             state = self.component.state_dict()
             require_savable(state, who)
         return state
@@ -271,30 +265,12 @@ class DynamicTrainer(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
-        limit = self.args.save_total_limit
-        with naming_write_errors(folder, self.run_id):
-            if self.args.should_save:
-                begin_writing(folder)
-                save_state(folder, self.dynamic_state())  # before any other file: by it the folder is known as ours
-            self.accelerator.wait_for_everyone()
-            self.args.save_total_limit = None  # nothing is deleted before this one is whole
-            try:
-                super()._save_checkpoint(model, trial, *args, **kwargs)
-            finally:
-                self.args.save_total_limit = limit
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                mark_complete(folder, self.run_id, self.state.global_step)
-        self._written = folder
+        with self._saving.writing(folder):
+            super()._save_checkpoint(model, trial, *args, **kwargs)
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
-        """Saves as ever; the arguments, which are pickled beside the weights, go without their secrets."""
-        kept = {key: value for key, value in vars(self.args).items() if is_secret(key) and value is not None}
-        vars(self.args).update(dict.fromkeys(kept))
-        try:
+        with without_secret_fields(self.args):  # they are pickled beside the weights
             super()._save(*args, **kwargs)
-        finally:
-            vars(self.args).update(kept)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = self.model if model is None else model
@@ -312,48 +288,7 @@ class DynamicTrainer(Base):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if self._written is not None:
-            self._settle(self._written)
-            self._written = None
-
-    def _settle(self, folder: str) -> None:
-        """Ends the writing of a checkpoint, after the callbacks: they may have added to it or written files again."""
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            with naming_write_errors(folder, self.run_id):
-                mark_complete(folder, self.run_id, self.state.global_step)
-            rotate(os.path.dirname(folder), self.args.save_total_limit, self.state.best_model_checkpoint, folder)
-        self.accelerator.wait_for_everyone()
-        plugin_manager().hook.dataflex_after_checkpoint(step=self.state.global_step, folder=folder)
-
-    @contextmanager
-    def _output_dir_locked(self) -> Iterator[None]:
-        """Holds the lock of the output folder on rank 0; refuses on every rank where another run has it."""
-        with ExitStack() as stack:
-            refused = None
-            if self.is_world_process_zero():
-                try:
-                    stack.enter_context(locked(self.output_dir))
-                except (ConfigError, OSError) as error:
-                    refused = str(error)
-            refused = self._from_rank_0(lambda: refused)
-            if refused is not None:
-                raise ConfigError(refused)
-            yield
-
-    def _from_rank_0(self, asked: Callable[[], Any]) -> Any:
-        """Returns what rank 0 finds, on every rank; or raises there what it raises."""
-        found: list[Any] = [None, None]
-        if self.is_world_process_zero():
-            try:
-                found = [asked(), None]
-            except (DataflexError, OSError) as error:
-                found = [None, error]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        if found[1] is not None:
-            raise found[1]
-        return found[0]
+        self._saving.settle()
 
     def _constructed(self) -> Any:
         wanted = self.spec.component
@@ -384,17 +319,3 @@ class DynamicTrainer(Base):
     def _context(self, update: int, updates: int, total: int) -> UpdateContext:
         rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
         return UpdateContext(update, updates, self.state.global_step, total, float(rate), self.optimizer)
-
-    @contextmanager
-    def _blaming(self, who: str) -> Iterator[None]:
-        """Turns whatever a component raises into an error that names it, with the original as its cause."""
-        try:
-            yield
-        except ComponentError as error:
-            if str(error).startswith(who):
-                raise
-            raise ComponentError(f"{who}: {error}") from error.__cause__
-        except DataflexError:
-            raise
-        except Exception as error:  # a component may raise anything; the cause keeps its traceback
-            raise ComponentError(f"{who} raised {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dataflex.config.spec import RunSpec
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import checked_proportions
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.schedule import Segment
 from dataflex.data.rows import MixedSources
 from dataflex.data.stream_places import StreamPlaces
@@ -96,7 +96,7 @@ class MixTrainer(PlannedTrainer):
         """Also takes the mixer's loss weights for the step whose batches these are."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self._objective is not None and batches:
-            with self._blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+            with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
                 self._objective.begin_step(batches)
         return batches, num_items
 
@@ -110,7 +110,7 @@ class MixTrainer(PlannedTrainer):
         given = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         answer = super().compute_loss(model, inputs, True, *args, **kwargs)
         outputs = answer[1] if isinstance(answer, tuple) else None
-        with self._blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+        with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
             watch.add(outputs.get("logits") if isinstance(outputs, Mapping) else None, given)
         return answer if return_outputs else answer[0]
 
@@ -123,7 +123,7 @@ class MixTrainer(PlannedTrainer):
                 f"'{self._component_name()}' cannot weigh it -> use a model class of transformers, without a fused loss"
             )
         losses_K, tokens_K = self._domain_losses.total(self.accelerator)
-        with self._blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+        with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
             self.component.observe(self.state.global_step, losses_K, tokens_K)
 
     def training_done(self) -> None:

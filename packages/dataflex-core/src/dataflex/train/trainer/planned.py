@@ -20,7 +20,7 @@ from dataflex.core.agreement import require_agreement
 from dataflex.core.component import Component, seeded
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import decision_hash
-from dataflex.core.errors import CheckpointError
+from dataflex.core.errors import CheckpointError, blaming
 from dataflex.core.plugins import plugin_manager
 from dataflex.core.schedule import Segment
 from dataflex.data.loader import PlannedLoader
@@ -158,7 +158,7 @@ class PlannedTrainer(DynamicTrainer):
             hooks.dataflex_before_update(**names, context=context)
         started = time.perf_counter()
         assert isinstance(self.model, torch.nn.Module)
-        with undisturbed(self.model), self._blaming(who):
+        with undisturbed(self.model), blaming(who):
             plan = self.decide(segment, count, context, who)
         digest = decision_hash(plan.rows)
         require_agreement(digest, self.accelerator, who)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.agreement import require_agreement
 from dataflex.core.decision import checked_scores, decision_hash
+from dataflex.core.errors import blaming
 from dataflex.core.schedule import Segment
 from dataflex.run.files import SCORES
 from dataflex.run.scores import write_scores
@@ -59,7 +60,7 @@ class ScoreTrainer(SelectTrainer):
         context = self._context(segment.update or 0, self.schedule.updates, self.schedule.total)
         who = f"selector '{self._component_name()}' scoring at step {step}"
         assert isinstance(self.model, torch.nn.Module)
-        with undisturbed(self.model), self._blaming(who):
+        with undisturbed(self.model), blaming(who):
             found = np.asarray(self.component.scores(model=self.model, step_id=step, context=context))
         rows = len(self.train_dataset)  # type: ignore[arg-type]  # the trainer refuses streams
         scores_N = checked_scores(found, count=rows, who=who, never=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ComponentError, ConfigError
+from dataflex.core.errors import ComponentError, ConfigError, blaming
 from dataflex.scoring.label_logits import label_positions
 from dataflex.train.trainer.engine import require_one_model
 from dataflex.train.trainer.logits_route import output_losses
@@ -237,7 +237,7 @@ class WeightTrainer(NumberedTrainer):
 
     def _weigh(self, losses_S: torch.Tensor) -> torch.Tensor:
         assert self._active is not None
-        with self._blaming(self._who()):
+        with blaming(self._who()):
             scalar = self._active.get_weighted_loss(losses_S, ctx=self, model=self.model, inputs=self._inputs)
         if not isinstance(scalar, torch.Tensor) or scalar.numel() != 1:
             shape = tuple(scalar.shape) if isinstance(scalar, torch.Tensor) else type(scalar).__name__
