@@ -47,9 +47,10 @@ def components(folder, fails=False):
         "endpoint": f"https://me:{SENTINEL}@host/v1?key={SENTINEL}",
         "settings": {"password": SENTINEL, "deep": [{"client_secret": SENTINEL}], "fails": fails},
     }
-    (folder / "asks.py").write_text(PLUGIN)
+    name = "fails" if fails else "asks"  # registered for good in this process
+    (folder / "asks.py").write_text(PLUGIN.replace('"asks"', f'"{name}"'))
     file = folder / "components.yaml"
-    file.write_text(yaml.safe_dump({"selectors": {"mine": {"name": "asks", "params": params}}}))
+    file.write_text(yaml.safe_dump({"selectors": {"mine": {"name": name, "params": params}}}))
     return ["component_name=mine", f"components_cfg_file={file}", f"plugins=['{folder / 'asks.py'}']"]
 
 
@@ -57,6 +58,7 @@ def hiding_places(folder):
     return [path for path in folder.rglob("*") if path.is_file() and SENTINEL.encode() in path.read_bytes()]
 
 
+@pytest.mark.filterwarnings("ignore:.*push_to_hub_token.*:FutureWarning")  # one of the keys, and it has a new name
 def test_no_secret_is_in_any_file_of_a_run_or_in_anything_that_it_says(train, tmp_path, capfd, monkeypatch):
     out = tmp_path / "run"
     given = [*SHORT, *components(tmp_path), *(f"{key}={SENTINEL}" for key in SECRETS), "do_eval=false"]

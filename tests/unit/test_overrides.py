@@ -40,6 +40,5 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name_from_the_file_and_from_
 
 def test_every_selector_is_among_them():
     taken = {(param.values[0].name, param.values[1]) for param in TAKEN}
-    assert {info.name for info in components() if info.kind.name == "selector"} == {
-        name for name, parameter in taken if parameter == "cache_dir"
-    }
+    installed = {info.name for info in components() if info.kind.name == "selector" and info.version}
+    assert installed <= {name for name, parameter in taken if parameter == "cache_dir"}
