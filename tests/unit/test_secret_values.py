@@ -21,6 +21,7 @@ from dataflex.core.errors import BrokenPluginError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.secret_values import is_secret, masked, remember, revealed, scrubbed, taken_out, without_secrets
 from dataflex.integrations.output_dir import require_free_output_dir
+from dataflex.run.completeness import mark_complete
 from dataflex.run.config_file import write_config
 from dataflex.run.files import COMPONENTS, CONFIG, STATE
 from dataflex.utils import logging as dataflex_logging
@@ -204,6 +205,7 @@ def test_a_rotated_secret_is_no_difference_between_two_runs_and_no_difference_pr
     )
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / STATE).touch()
+    mark_complete(tmp_path / "checkpoint-1", RUN, 1)
     args.resume_from_checkpoint = str(tmp_path / "checkpoint-1")
     require_free_output_dir(spec(hub_token=SENTINEL, ms_hub_token="new", data=f"https://u:{SENTINEL}@h"), args)
     with pytest.raises(ConfigError) as refused:
