@@ -206,8 +206,8 @@ OTHERS = {
     "random": "positions",
     "near": "rows in order; embeddings that are not finite are refused before",
     "tsds": "a distribution of one update; embeddings that are not finite are refused before",
-    "scores": "a file's numbers, or by what they are known; they do not change",
-    "column": "a file's numbers, or by what they are known; they do not change",
+    "scores": "a digest of a file's numbers",
+    "column": "a digest of a file's numbers",
     "rho_loss": "losses of a reference model, computed once; rows without a finite one are never taken",
 }
 """Name -> what its state is, where it estimates nothing from step to step."""
