@@ -281,7 +281,7 @@ def test_a_run_that_ended_inside_of_a_segment_goes_on_from_there_and_keeps_what_
 @pytest.mark.parametrize("kind", SELECT)
 def test_a_run_that_ended_inside_of_its_warm_up_has_the_rows_of_the_longer_one(tmp_path, kind):
     saves = {"save_strategy": "steps", "save_steps": 1}
-    Run(kind, keys={"train_step": 1}, args=saves).trainer(tmp_path).train()
+    Run(kind, keys={"train_step": 1, "update_times": 0}, args=saves).trainer(tmp_path).train()
     Run(kind, args=saves).trainer(tmp_path).train(resume_from_checkpoint=True)
     Run(kind).trainer(tmp_path / "longer").train()
     parts, longer = selections(tmp_path), selections(tmp_path / "longer")

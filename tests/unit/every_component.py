@@ -8,7 +8,7 @@ import numpy as np
 from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import Kind
-from dataflex.core.registry import find, names
+from dataflex.core.registry import find, provided
 from dataflex.testing import pad_collate, tiny_tokenizer
 
 QUICK: dict[str, dict[str, Any]] = {  # what makes a component quick, or what it cannot do without
@@ -18,9 +18,14 @@ QUICK: dict[str, dict[str, Any]] = {  # what makes a component quick, or what it
 }
 
 
+def installed(kind: Kind) -> list[str]:
+    """Returns the names of the installed components, not those that other tests of this process registered."""
+    return [point.name for point in provided(kind)]
+
+
 def asking_for(kind: Kind, *objects: str) -> list[str]:
     """Returns the installed components whose constructor names one of the run's ``objects``."""
-    return [name for name in names(kind) if set(objects) & set(constructor_parameters(find(kind, name))[0])]
+    return [name for name in installed(kind) if set(objects) & set(constructor_parameters(find(kind, name))[0])]
 
 
 def made(kind: Kind, name: str, params: dict[str, Any] | None = None, **runtime: Any) -> Any:

@@ -152,8 +152,8 @@ def test_a_checkpoint_continues_to_the_last_bit(tmp_path):
     for stop in (30, 75, 110):
         first, second = mixer(), mixer()
         run(first, 0, stop)
-        save_state(tmp_path, first.state_dict())
-        second.load_state_dict(load_state(tmp_path))
+        save_state(tmp_path, {"identity": {}, "component": first.state_dict()})
+        second.load_state_dict(load_state(tmp_path)["component"])
         second.mixture_manager.set_proportions(first.mixture_manager.proportions)
         np.testing.assert_array_equal(run(second, stop, 150), expected[stop:])
 

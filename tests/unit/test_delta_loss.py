@@ -149,7 +149,7 @@ def test_a_resumed_selector_continues_as_if_never_stopped(rows, models, referenc
     whole, first, resumed = (build(rows, reference=reference) for _ in range(3))
     expected = [pick(whole, 13, update, models[update]) for update in range(6)]
     found = [pick(first, 13, update, models[update]) for update in range(stop)]
-    save_state(tmp_path, {"component": first.state_dict()})
+    save_state(tmp_path, {"identity": {}, "component": first.state_dict()})
     resumed.load_state_dict(load_state(tmp_path)["component"])
     found += [pick(resumed, 13, update, models[update]) for update in range(stop, 6)]
     assert found == expected

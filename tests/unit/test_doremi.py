@@ -260,8 +260,8 @@ def test_a_proxy_run_resumes_to_the_last_bit(tmp_path, reference):
 def test_state_survives_a_checkpoint_file(tmp_path, reference):
     first, second = mixer(reference), mixer(reference)
     observed(first, EXCESS[0])
-    save_state(tmp_path, first.state_dict())
-    second.load_state_dict(load_state(tmp_path))
+    save_state(tmp_path, {"identity": {}, "component": first.state_dict()})
+    second.load_state_dict(load_state(tmp_path)["component"])
     for made in (first, second):
         observed(made, EXCESS[1])
     np.testing.assert_array_equal(first.average, second.average)

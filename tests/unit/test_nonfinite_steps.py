@@ -18,7 +18,7 @@ from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, names, register_weighter
+from dataflex.core.registry import find, register_weighter
 from dataflex.data.mixture import MixtureManager
 from dataflex.data.rows import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model
@@ -33,6 +33,7 @@ from dataflex_selectors.running import RunningScores
 from dataflex_weighters.adapt import AdaptWeighter
 from dataflex_weighters.balancer import Balancer, RunningMeans
 from dataflex_weighters.source_balancer import BalancerWeighter
+from every_component import installed
 from weighted_run import weighted
 
 BEFORE, AFTER = 20, 20  # clean steps
@@ -215,7 +216,7 @@ OTHERS = {
 
 def keeping():
     """Returns the installed components of this project that have a state."""
-    found = [(name, find(kind, name)) for kind in KINDS for name in names(kind)]
+    found = [(name, find(kind, name)) for kind in KINDS for name in installed(kind)]
     return {
         name
         for name, component in found

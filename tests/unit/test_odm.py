@@ -142,8 +142,8 @@ def test_a_checkpoint_continues_to_the_last_bit(tmp_path, variant):
     for losses in LOSSES[:3]:
         updated(first, losses)
     first.observe(7, np.array(LOSSES[3]), np.array([2, 3, 4]))  # saved with a window open
-    save_state(tmp_path, first.state_dict())
-    second.load_state_dict(load_state(tmp_path))
+    save_state(tmp_path, {"identity": {}, "component": first.state_dict()})
+    second.load_state_dict(load_state(tmp_path)["component"])
     second.mixture_manager.set_proportions(first.mixture_manager.proportions)
     shares = second.mix(None, 0)
     whole_again = mixer(variant=variant, reward="excess_over_ema")

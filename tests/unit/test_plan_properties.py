@@ -176,8 +176,8 @@ def test_a_mixture_resumed_at_any_segment_plans_the_same_rows(tmp_path_factory, 
     whole, resumed = manager(sizes), manager(sizes)
     for number, (count, share) in enumerate(zip(counts, shares, strict=True)):
         if number == start:
-            save_state(folder, whole.state_dict())
-            resumed.load_state_dict(load_state(folder))
+            save_state(folder, {"identity": {}, "mixture": whole.state_dict()})
+            resumed.load_state_dict(load_state(folder)["mixture"])
             assert (resumed.proportions == whole.proportions).all()
         whole.set_proportions(share)
         rows = whole.plan(count)

@@ -161,7 +161,7 @@ def test_what_score_writes_holds_the_rows_that_it_is_for_in_full_precision(tmp_p
 def test_a_run_is_resumed_with_the_numbers_that_it_began_with(component, tmp_path):
     name, make, _ = READERS[component]
     state = make(written(tmp_path, name, VALUES), DATASET).state_dict()
-    save_state(tmp_path, {"component": state})
+    save_state(tmp_path, {"identity": {}, "component": state})
     state = load_state(tmp_path)["component"]
     make(written(tmp_path, name, VALUES[SHUFFLED], SHUFFLED), DATASET).load_state_dict(state)
     other = make(written(tmp_path, name, VALUES[SHUFFLED]), DATASET)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import MIXER
-from dataflex.core.registry import find, names
+from dataflex.core.registry import find
 from dataflex.data.mixture import MixtureManager
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_mixers.ado import AdoMixer
@@ -19,6 +19,7 @@ from dataflex_mixers.doremi.mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
 from dataflex_mixers.odm import OdmMixer
 from dataflex_mixers.simplex import log_mixed_with_uniform, log_softmax, logarithm, mixed_with_uniform, softmax
+from every_component import installed
 
 DOWN, UP = 1200, 1500
 NAMES = ("a", "b")
@@ -100,7 +101,7 @@ OTHERS = {"schedule": "follows the points that it is given"}
 
 
 def test_every_mixer_with_a_state_is_driven_or_follows_no_shares_of_its_own():
-    found = {name: find(MIXER, name) for name in names(MIXER)}
+    found = {name: find(MIXER, name) for name in installed(MIXER)}
     ours = {name for name, mixer in found.items() if mixer.__module__.startswith("dataflex_mixers.")}
     assert {name for name in ours if found[name].state_dict is not Component.state_dict} == {*DRIVEN, *OTHERS}
 

@@ -11,12 +11,12 @@ import torch
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, names
+from dataflex.core.registry import find
 from dataflex.scoring import row_lengths
 from dataflex.scoring.target_rows import JoinedRows, whole_rows, whole_sets
 from dataflex.testing import TokenRows, tiny_model
 from dataflex.train.selector.base_selector import Selector
-from every_component import asking_for, made, scores
+from every_component import asking_for, installed, made, scores
 from weighted_run import weighted
 
 TO_TARGET = asking_for(SELECTOR, "eval_dataset")
@@ -186,7 +186,7 @@ def test_every_weighter_leaves_them_out_too(name, rows, target, tmp_path):
 
 
 @pytest.mark.parametrize("token_budget", [5, None])  # with 5, rows without tokens make a batch of their own
-@pytest.mark.parametrize("name", names(SELECTOR))
+@pytest.mark.parametrize("name", installed(SELECTOR))
 def test_a_train_row_without_tokens_is_never_chosen_and_has_no_score(name, token_budget, rows, target, model, tmp_path):
     given = [EMPTY, *rows, EMPTY, EMPTY]
     params = {"column": "irreducible"} if name == "rho_loss" else {}

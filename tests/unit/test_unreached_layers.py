@@ -7,7 +7,6 @@ import pytest
 import torch
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import SELECTOR, WEIGHTER
-from dataflex.core.registry import names
 from dataflex.data.rows import MixedSources
 from dataflex.scoring import (
     AdamDirection,
@@ -23,7 +22,7 @@ from dataflex.scoring import (
 from dataflex.scoring.gradient_sinks import Whole
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_selectors.directional import METHODS
-from every_component import asking_for, made, scores
+from every_component import asking_for, installed, made, scores
 from test_gradients import batch_of, lora, only
 from test_influence import explicit, row_pass, unit
 from torch import nn
@@ -196,7 +195,7 @@ def test_directions_along_an_unused_layer_change_no_loss(method, mixed, text):
     assert (scores(selector, model) == 0).all()
 
 
-@pytest.mark.parametrize("name", names(WEIGHTER))
+@pytest.mark.parametrize("name", installed(WEIGHTER))
 def test_every_weighter_trains_as_if_it_were_not_there(name, mixed, text, tmp_path):
     sources = MixedSources(
         {"a": [row | {"weight": 0.5} for row in mixed], "b": [row | {"weight": 2.0} for row in text]}

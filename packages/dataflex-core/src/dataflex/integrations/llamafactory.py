@@ -32,7 +32,6 @@ from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import (
-    newest_of_run,
     require_checkpoint_of_run,
     require_free_output_dir,
     resolve_resume,
@@ -40,6 +39,7 @@ from dataflex.integrations.output_dir import (
 from dataflex.integrations.started import Started
 from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
 from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
+from dataflex.run.newest import newest_of_run
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule

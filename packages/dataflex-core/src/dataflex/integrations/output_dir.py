@@ -8,7 +8,7 @@ from typing import Any
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import without_secrets
-from dataflex.run.checkpoints import all_checkpoints, newest_complete, require_complete, require_writable, run_of
+from dataflex.run.checkpoints import all_checkpoints, require_complete, require_writable, run_of
 from dataflex.run.config_file import NOTES, RecordedRun, recorded_run, resolved, written_config
 from dataflex.run.files import COMPONENTS, STATE
 from dataflex.run.identity import (
@@ -21,16 +21,11 @@ from dataflex.run.identity import (
 )
 from dataflex.run.length import finished_run
 from dataflex.run.lock import require_unlocked
+from dataflex.run.newest import newest_of_run, newest_to_resume
 from dataflex.run.state import load_state
 from dataflex.utils.logging import logger
 
 FINISHED = "trainer_state.json"  # of a run of an earlier version: written into output_dir when training has ended
-
-
-def newest_of_run(output_dir: str | Path) -> str | None:
-    """Returns the newest complete checkpoint of the run that is recorded in a folder, or None."""
-    recorded = recorded_run(output_dir)
-    return newest_complete(output_dir, None if recorded is None else recorded.id)
 
 
 def resolve_resume(training_args: Any) -> None:
@@ -39,14 +34,9 @@ def resolve_resume(training_args: Any) -> None:
     Raises:
         ConfigError: There is none.
     """
-    if str(training_args.resume_from_checkpoint).lower() != "true":  # the command line gives a text
-        return
-    training_args.resume_from_checkpoint = newest_of_run(training_args.output_dir)
-    if training_args.resume_from_checkpoint is None:
-        raise ConfigError(
-            f"resume_from_checkpoint: true, but {training_args.output_dir} holds no complete checkpoint of its run -> "
-            "leave it out"
-        )
+    if str(training_args.resume_from_checkpoint).lower() == "true":  # the command line gives a text
+        folder = training_args.output_dir
+        training_args.resume_from_checkpoint = newest_to_resume(folder, recorded_run(folder))
 
 
 def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:

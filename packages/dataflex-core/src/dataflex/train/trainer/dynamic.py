@@ -22,7 +22,6 @@ from dataflex.core.injected import TARGETS
 from dataflex.core.registry import find
 from dataflex.run.checkpoints import (
     PREFIX,
-    newest_complete,
     require_complete,
     require_writable,
 )
@@ -37,6 +36,7 @@ from dataflex.run.identity import (
 )
 from dataflex.run.length import require_no_shorter, require_unfinished
 from dataflex.run.lock import locked_on_rank_0
+from dataflex.run.newest import newest_to_resume
 from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside
 from dataflex.run.results import Results
@@ -133,14 +133,7 @@ class DynamicTrainer(Base):
                 self.accelerator, lambda: (self._run_there(needed), secrets.token_hex(8))
             )
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = newest_complete(
-                    self.output_dir, None if self._recorded is None else self._recorded.id
-                )
-                if resume_from_checkpoint is None:
-                    raise ConfigError(
-                        f"resume_from_checkpoint: true, but {self.output_dir} holds no complete checkpoint of its run "
-                        "-> leave it out"
-                    )
+                resume_from_checkpoint = newest_to_resume(self.output_dir, self._recorded)
             self._resumed = None
             if resume_from_checkpoint:
                 self._resume(str(resume_from_checkpoint))
