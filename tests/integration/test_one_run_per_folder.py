@@ -155,6 +155,41 @@ def test_a_folder_in_use_is_refused_by_a_plain_trainer(tmp_path, holder, kind):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
+class StoppedByASignal(TrainerCallback):
+    """Saves inside of a step and stops, as transformers does when a scheduler sends SIGTERM."""
+
+    def __init__(self, trainer, step):
+        self.trainer, self.step = trainer, step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+            control.should_training_stop = True
+
+
+def test_a_run_that_a_signal_stopped_is_not_finished_and_its_checkpoint_is_whole(tmp_path):
+    stopped = trainer("dynamic_select", tmp_path, save_steps=100)
+    stopped.add_callback(StoppedByASignal(stopped, 3))
+    stopped.train()
+    stopped.save_state()
+    assert stopped.state.global_step == 4
+    assert recorded_run(tmp_path).finished is None
+    resumed = trainer("dynamic_select", tmp_path, save_steps=100)
+    resumed.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    assert resumed.state.global_step == 6
+
+
+def test_checkpoints_after_the_one_that_a_run_goes_on_from_are_moved_aside(tmp_path, caplog):
+    trainer("dynamic_select", tmp_path).train()
+    run = recorded_run(tmp_path).id
+    with pytest.raises(KeyboardInterrupt):
+        trainer("dynamic_select", tmp_path, killed=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps(tmp_path) == [2]
+    assert steps(tmp_path / REPLACED / f"{run}-after-2") == [4, 6]
+    assert "goes on from step 2: its later checkpoints were moved to" in caplog.text
+
+
 def test_a_finished_run_is_not_trained_again_by_a_plain_trainer_but_continued(tmp_path):
     done = trainer("dynamic_weight", tmp_path)
     done.train()

@@ -16,7 +16,7 @@ from dataflex.run.config_file import (
     RUN,
     VERSIONS,
     RecordedRun,
-    mark_finished,
+    note_results,
     recorded_run,
     write_config,
     written_config,
@@ -286,9 +286,30 @@ def test_the_config_says_which_run_wrote_it_and_whether_it_is_finished(tmp_path)
     assert recorded_run(tmp_path) is None
     write_config(RunSpec(DataflexArguments(train_type="dynamic_select")), str(tmp_path), ID)
     assert recorded_run(tmp_path) == RecordedRun(ID)
-    mark_finished(tmp_path, 8, {"model.safetensors": (10, 11)})
+    note_results(tmp_path, "f" * 16, 8, {"model.safetensors": (1, 2)})  # of a run whose place this one has taken
+    assert recorded_run(tmp_path) == RecordedRun(ID)
+    note_results(tmp_path, ID, None, {"model.safetensors": (3, 4)})
+    assert recorded_run(tmp_path) == RecordedRun(ID, None, {"model.safetensors": (3, 4)})
+    note_results(tmp_path, ID, 8, {"model.safetensors": (10, 11)})
     assert recorded_run(tmp_path) == RecordedRun(ID, 8, {"model.safetensors": (10, 11)})
     assert yaml.safe_load((tmp_path / CONFIG).read_text())["train_type"] == "dynamic_select"
+
+
+def test_a_config_that_was_cut_off_behind_its_run_is_damaged(tmp_path):
+    write_config(RunSpec(DataflexArguments(train_type="dynamic_select")), str(tmp_path), ID)
+    note_results(tmp_path, ID, 8, {})
+    text = (tmp_path / CONFIG).read_text()
+    (tmp_path / CONFIG).write_text(text[: text.index("  finished")])
+    with pytest.raises(ConfigError, match="was cut off before dataflex_versions"):
+        recorded_run(tmp_path)
+
+
+def test_parameters_from_python_are_written_whatever_their_type(tmp_path):
+    params = {"file": Path("x/y.npy"), "n": np.int64(3), "p": np.float32(0.5), "names": ("a", "b")}
+    spec = RunSpec(DataflexArguments(train_type="dynamic_select"), ComponentSpec(SELECTOR, "some", "some", params))
+    write_config(spec, str(tmp_path), ID)
+    written = yaml.safe_load((tmp_path / COMPONENTS).read_text())["selectors"]["some"]["params"]
+    assert written == {"file": "x/y.npy", "n": 3, "p": 0.5, "names": ["a", "b"]}
 
 
 def test_a_config_of_an_earlier_version_says_nothing_of_its_run(tmp_path):

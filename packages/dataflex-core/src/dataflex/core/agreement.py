@@ -42,7 +42,8 @@ def from_rank_0(accelerator: Accelerator, asked: Callable[[], Any]) -> Any:
     """Returns on every rank what ``asked`` returns on rank 0, the only one to call it. Collective.
 
     Raises:
-        DataflexError: On every rank, as rank 0 raised it. Likewise ``OSError``.
+        DataflexError: On every rank, as rank 0 raised it. Likewise ``OSError``. Any other error leaves rank 0 as it is,
+            and the others with a word of it, so that none waits.
     """
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -50,6 +51,10 @@ def from_rank_0(accelerator: Accelerator, asked: Callable[[], Any]) -> Any:
             found = [asked(), None]
         except (DataflexError, OSError) as error:
             found = [None, error]
+        except Exception as error:
+            if accelerator.num_processes > 1:
+                broadcast_object_list([None, DataflexError(f"rank 0 raised {type(error).__name__}: {error}")])
+            raise
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     if found[1] is not None:

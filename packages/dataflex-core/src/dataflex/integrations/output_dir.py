@@ -82,6 +82,13 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
     if not named:
         _require_work(folder, before, now, recorded)
     if not resumes and recorded.finished is None:
+        newest = newest_of_run(folder)
+        if newest is not None:
+            raise ConfigError(
+                f"output_dir: {folder} holds a run that was stopped, and resume_from_checkpoint: "
+                f"{spec.llamafactory.get('resume_from_checkpoint')} would not go on from its {newest} -> leave it out, "
+                "or set overwrite_output_dir: true to start anew"
+            )
         logger.warning("%s holds a run that was stopped before its first complete checkpoint: starting it anew", folder)
 
 

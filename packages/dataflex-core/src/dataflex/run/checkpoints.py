@@ -22,7 +22,17 @@ from safetensors import SafetensorError
 
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.run.completeness import PREFIX, incompleteness, mark_complete, run_of
-from dataflex.run.files import COMPLETE, COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, is_temporary, move_aside
+from dataflex.run.files import (
+    COMPLETE,
+    COMPONENTS,
+    CONFIG,
+    REPLACED,
+    SELECTIONS,
+    STATE,
+    TRACE,
+    is_temporary,
+    move_aside,
+)
 from dataflex.utils.logging import logger
 
 __all__ = [
@@ -59,7 +69,8 @@ def require_writable(output_dir: str | Path) -> None:
             f"output_dir: {output_dir} cannot be written to: {error.strerror} -> choose another output_dir, or change "
             "its permissions"
         ) from error
-    for name, wanted in ((CONFIG, "file"), (COMPONENTS, "file"), (TRACE, "file"), (SELECTIONS, "folder")):
+    standing = [(name, "file") for name in (CONFIG, COMPONENTS, TRACE)]
+    for name, wanted in [*standing, (SELECTIONS, "folder"), (REPLACED, "folder")]:
         path = Path(output_dir) / name
         if path.exists() and path.is_dir() != (wanted == "folder"):
             found = "folder" if path.is_dir() else "file"

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from dataflex.config.spec import RunSpec
@@ -64,7 +65,7 @@ class RecordedRun:
 
     Attributes:
         id: The run; None where it was begun by a version of dataflex that gave runs no id.
-        finished: Global steps done when its results were saved; None until then.
+        finished: Global steps of the whole run, once they are done and its results saved; None until then.
         files: Name -> (bytes, time of the last change in nanoseconds) of the files that were saved as its results.
     """
 
@@ -104,17 +105,19 @@ def recorded_run(output_dir: str | Path) -> RecordedRun | None:
     raise ConfigError(f"output_dir: {path} is damaged: {RUN} names no run -> {_WAY_OUT}")
 
 
-def mark_finished(output_dir: str | Path, step: int, files: Mapping[str, tuple[int, int]]) -> None:
-    """Notes that a run has saved its results. On one rank.
+def note_results(output_dir: str | Path, run: str, finished: int | None, files: Mapping[str, tuple[int, int]]) -> None:
+    """Notes that a run has saved its results, unless another run has taken its place in the folder. On one rank.
 
     Args:
         output_dir: The run's folder.
-        step: Global steps done.
+        run: The run.
+        finished: See :class:`RecordedRun`; None where it was stopped before its last step.
         files: The files of the results, as in :class:`RecordedRun`.
     """
-    run = recorded_run(output_dir)
-    if run is not None and run.id is not None:
-        note = {"id": run.id, "finished": step, "files": {name: list(known) for name, known in files.items()}}
+    recorded = recorded_run(output_dir)
+    if recorded is not None and recorded.id == run:
+        known = {name: list(stat) for name, stat in files.items()}
+        note = {"id": run, "files": known} if finished is None else {"id": run, "finished": finished, "files": known}
         _write_yaml(Path(output_dir) / CONFIG, written_config(output_dir) | {RUN: note})
 
 
@@ -143,9 +146,25 @@ def written_config(output_dir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"output_dir: {path} cannot be read: {reason} -> {_WAY_OUT}") from error
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"output_dir: {path} is damaged: it holds no keys of a run -> {_WAY_OUT}")
+    if RUN in content and VERSIONS not in content:
+        raise ConfigError(f"output_dir: {path} is damaged: it was cut off before {VERSIONS} -> {_WAY_OUT}")
     return content
 
 
 def _write_yaml(path: Path, value: dict[str, Any]) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True, explicit_end=True)
+        yaml.safe_dump(_representable(value), file, sort_keys=False, allow_unicode=True, explicit_end=True)
+
+
+def _representable(value: Any) -> Any:
+    """Returns the value as YAML can write it: from Python, a parameter may be of any type."""
+    match value:
+        case Mapping():
+            return {str(key): _representable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_representable(item) for item in value]
+        case np.generic() | np.ndarray():
+            return value.tolist()
+        case str() | bool() | int() | float() | None:
+            return value
+    return str(value)

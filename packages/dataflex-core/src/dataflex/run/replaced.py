@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataflex.run.checkpoints import all_checkpoints, incompleteness, is_ours, run_of
+from dataflex.core.errors import ConfigError
+from dataflex.run.checkpoints import all_checkpoints, incompleteness, is_ours, run_of, step_of
 from dataflex.run.config_file import RecordedRun
 from dataflex.run.files import COMPONENTS, CONFIG, REPLACED, SELECTIONS, TRACE
 from dataflex.utils.logging import logger
@@ -35,13 +36,47 @@ def set_aside(output_dir: str | Path, recorded: RecordedRun | None, run: str, an
         return  # it was stopped before its first checkpoint; the new run writes over what there is
     name = recorded.id if recorded is not None and recorded.id is not None else f"{EARLIER}-{time.strftime('%Y%m%d')}"
     aside = folder / REPLACED / name
-    for path in [*checkpoints, *results, *_record(folder)]:
-        target = _free(aside / path.relative_to(folder))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
+    _move([*checkpoints, *results, *_record(folder)], folder, aside)
     logger.warning(
         "%s held another run: its checkpoints, record and results were moved to %s, which can be deleted", folder, aside
     )
+
+
+def set_later_aside(output_dir: str | Path, run: str, step: int) -> None:
+    """Moves the checkpoints aside that a run wrote after the step it goes on from: it takes another way from there.
+
+    Called on one rank, before the run writes anything.
+
+    Args:
+        output_dir: The run's folder.
+        run: The run.
+        step: Global steps done.
+    """
+    folder = Path(output_dir)
+    whole = [path for path in all_checkpoints(folder) if step_of(path) > step and is_ours(path)]
+    later = [path for path in whole if run_of(path) == run and incompleteness(path, contents=False) is None]
+    if later:
+        aside = folder / REPLACED / f"{run}-after-{step}"
+        _move(later, folder, aside)
+        logger.warning("%s goes on from step %d: its later checkpoints were moved to %s", folder, step, aside)
+
+
+def _move(paths: Iterable[Path], folder: Path, aside: Path) -> None:
+    """Moves files and folders into ``aside``; none takes the place of another.
+
+    Raises:
+        ConfigError: One cannot be moved.
+    """
+    try:
+        for path in paths:
+            target = _free(aside / path.relative_to(folder))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: what another run left in {folder} cannot be moved to {aside}: {error} -> choose another "
+            "output_dir, or make room there"
+        ) from error
 
 
 def _checkpoints(folder: Path, run: str) -> Iterator[Path]:

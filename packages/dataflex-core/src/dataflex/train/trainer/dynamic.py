@@ -25,7 +25,7 @@ from dataflex.run.checkpoints import (
     require_complete,
     require_writable,
 )
-from dataflex.run.config_file import RecordedRun, mark_finished, recorded_run, write_config
+from dataflex.run.config_file import RecordedRun, note_results, recorded_run, write_config
 from dataflex.run.files import CACHE
 from dataflex.run.identity import (
     identity_of_arguments,
@@ -38,7 +38,7 @@ from dataflex.run.length import require_no_shorter, require_unfinished
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.newest import newest_to_resume
 from dataflex.run.record import RunRecord
-from dataflex.run.replaced import set_aside
+from dataflex.run.replaced import set_aside, set_later_aside
 from dataflex.run.results import Results
 from dataflex.run.state import load_state, require_savable, require_step
 from dataflex.scoring.target_rows import whole_sets
@@ -183,17 +183,20 @@ class DynamicTrainer(Base):
         self.keep_batch_size()
         done, total = self.state.global_step, self.state.max_steps
         if self._resumed is not None:
-            require_unfinished(self._recorded, self.run_id, total, self.output_dir)
+            if not vars(self.args).get("overwrite_output_dir"):  # transformers 5 has no such field, LLaMA-Factory has
+                require_unfinished(self._recorded, self.run_id, total, self.output_dir)
             folder, before = self._resumed
             require_no_shorter(before, total, done, folder)
         from_rank_0(self.accelerator, self._open_record)
 
     def _open_record(self) -> None:
         set_aside(self.output_dir, self._recorded, self.run_id, anew=self._resumed is None)
+        set_later_aside(self.output_dir, self.run_id, self.state.global_step)
         self._record.begin(self.state.global_step)
         write_config(self.spec, self.output_dir, self.run_id)
-        if self.args.save_strategy != "no":
-            self._component_state()  # now, not when hours of training wait to be saved
+        if self.args.save_strategy != "no":  # what a checkpoint needs: now, not when hours of training wait to be saved
+            self._component_state()
+            _ = self._identity
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as the trainer underneath does."""
@@ -202,11 +205,12 @@ class DynamicTrainer(Base):
         super().save_model(output_dir, *args, **kwargs)
 
     def save_state(self) -> None:
-        """Saves the trainer's state as the trainer underneath does: the last thing that a finished run does."""
+        """Saves the trainer's state as the trainer underneath does: the last thing that a run does."""
         self._results.begin()
         super().save_state()
         if self.is_world_process_zero() and self._run is not None:
-            mark_finished(self.output_dir, self.state.global_step, self._results.end())
+            done = self.state.global_step >= self.state.max_steps  # else a signal or a callback has stopped it
+            note_results(self.output_dir, self._run, self.state.global_step if done else None, self._results.end())
 
     def epoch_at(self, step: int) -> float | None:
         """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""

@@ -101,7 +101,7 @@ class PlannedTrainer(DynamicTrainer):
     def begin_record(self) -> None:
         """Also forgets the rows of an earlier training by the same trainer."""
         if self._resumed is None:
-            self._segment = None
+            self._segment, self._more_updates = None, 0
         super().begin_record()
 
     def epoch_at(self, step: int) -> float | None:

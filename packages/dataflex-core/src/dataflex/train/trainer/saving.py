@@ -27,7 +27,7 @@ class CheckpointWriter:
 
     def __init__(self, trainer: DynamicTrainer) -> None:
         self._trainer = trainer
-        self._written: str | None = None  # a checkpoint whose callbacks are still running
+        self._written: tuple[str, int] | None = None  # a checkpoint whose callbacks are still running, and its step
 
     @contextmanager
     def writing(self, folder: str) -> Iterator[None]:
@@ -51,21 +51,24 @@ class CheckpointWriter:
             trainer.accelerator.wait_for_everyone()
             if args.should_save:
                 mark_complete(folder, trainer.run_id, trainer.state.global_step)
-        self._written = folder
+        self._written = folder, trainer.state.global_step
 
     def settle(self) -> None:
-        """Ends the writing after the callbacks, which may have added to it or written files again. Collective."""
+        """Ends the writing after the callbacks, which may have added to it or written files again. Collective.
+
+        A callback may have had the checkpoint written inside of a step, so the step may be another one by now.
+        """
         if self._written is None:
             return
-        folder, self._written = self._written, None
+        (folder, step), self._written = self._written, None
         trainer, args = self._trainer, self._trainer.args
         trainer.accelerator.wait_for_everyone()
         if args.should_save:
             with naming_write_errors(folder, trainer.run_id):
-                mark_complete(folder, trainer.run_id, trainer.state.global_step)
+                mark_complete(folder, trainer.run_id, step)
             rotate(os.path.dirname(folder), args.save_total_limit, trainer.state.best_model_checkpoint, folder)
         trainer.accelerator.wait_for_everyone()
-        plugin_manager().hook.dataflex_after_checkpoint(step=trainer.state.global_step, folder=folder)
+        plugin_manager().hook.dataflex_after_checkpoint(step=step, folder=folder)
 
 
 @contextmanager
