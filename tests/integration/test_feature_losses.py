@@ -20,6 +20,7 @@ from llamafactory.hparams import FinetuningArguments, TrainingArguments
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from llamafactory.train.trainer_utils import dft_loss_func
 from safetensors.torch import load_file
+from stopped import as_if_stopped
 from transformers import Trainer
 
 FLAT = ComponentSpec(WEIGHTER, "flat", "loss", {"strategy": "uniform"})
@@ -158,6 +159,7 @@ def test_a_resumed_pissa_run_ends_with_and_converts_to_what_the_whole_run_does(t
     initial = load_file(out / "pissa_init" / "adapter_model.safetensors")
     shutil.rmtree(out / "checkpoint-6")
     shutil.rmtree(out / "pissa_converted")
+    as_if_stopped(out)
     assert train(*cell) == 0
     for name, before in zip(files, whole, strict=True):
         after = load_file(out / name)
@@ -167,4 +169,5 @@ def test_a_resumed_pissa_run_ends_with_and_converts_to_what_the_whole_run_does(t
 
     shutil.rmtree(out / "checkpoint-6")
     shutil.rmtree(out / "pissa_init")
+    as_if_stopped(out)
     assert train(*cell) == CheckpointError.exit_code

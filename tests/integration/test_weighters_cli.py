@@ -49,7 +49,7 @@ def test_a_file_of_weights_has_a_number_per_tokenised_row(train, tmp_path, capsy
     assert train("weight_loss", *WEIGHT, "component_name=column", good) == 0
     np.save(tmp_path / "w.npy", np.ones(61))
     assert train("weight_loss", *WEIGHT, "component_name=column", good, out="bad") == 2
-    assert "found weights of shape (61,) for 60 rows of the tokenised train dataset" in capsys.readouterr().err
+    assert "has 61 numbers and no column row, for 60 rows of the train dataset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["adapt", "balancer"])

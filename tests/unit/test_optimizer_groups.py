@@ -195,7 +195,7 @@ def test_a_pass_that_was_interrupted_under_other_rates_is_not_taken_up(form, row
     scoring = GradientScores(selector, selector.settings, selector.targets, context(lora_plus(model)))
     with per_sample_gradients(model) as gradients:
         found = {
-            scoring._store(model, gradients.routes, rates, np.arange(3))._digest()
+            scoring._store(model, gradients.routes, rates, np.arange(3))._pass_folder()
             for rates in ({0: 1.0, 1: 1.0}, {0: 1.0, 1: 0.5}, {0: 0.5, 1: 1.0})
         }
     assert len(found) == 3
