@@ -128,7 +128,7 @@ def test_doremi_writes_over_no_file_that_it_did_not_write(workspace, tmp_path, n
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine: true\n")
-    with pytest.raises(ConfigError, match=f"{name} was not written by this command -> move it away"):
+    with pytest.raises(ConfigError, match=f"{name} does not say that this command wrote it -> move it away"):
         doremi([str(file)], trained)
     assert (tmp_path / "out" / name).read_text() == "mine: true\n"
     (tmp_path / "out" / name).unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.trainer import MixTrainer, trainer_class
+from dataflex.train.trainer.domain_objective import DomainObjective
 from dataflex_mixers.doremi.handover import FILE, read_weights
 from dataflex_mixers.doremi.mixer import DoremiMixer
 from dataflex_mixers.doremi.weights import ascended, entropy
@@ -121,6 +123,20 @@ class FixedWeights(Mixer):
 
     def loss_weights(self):
         return self.weights
+
+
+def test_the_counts_of_a_micro_batch_come_from_the_device_at_once(monkeypatch):
+    monkeypatch.setattr("dataflex.train.trainer.domain_objective.replace_loss", lambda *args: None)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    losses = SimpleNamespace(handed_out=[np.array([0, 1]), np.array([2, 0])])
+    objective = DomainObjective(trainer, losses, lambda: np.array([1.0, 2.0, 4.0]), dft=False)
+    labels = torch.tensor([[5, 5, -100], [-100, 5, 5]])
+    moved, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor) or cpu(tensor))
+    objective.begin_step([{"labels": labels}, {"labels": labels}])
+    assert len(moved) == 2
+    # labels of sources 0, 1, 2: 2 + 2, 2, 2; those that are predicted: 1 + 2, 2, 1
+    assert objective._totals == (4 + 2 * 2 + 4 * 2, 3 + 2 * 2 + 4 * 1)
 
 
 class Gradients(TrainerCallback):

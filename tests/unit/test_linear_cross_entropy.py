@@ -143,6 +143,19 @@ def test_a_model_that_changes_its_logits_is_scored_with_them():
     assert plain_output_layer(model) is None
 
 
+def test_losses_that_were_made_another_type_on_the_way_out_are_not_those_that_the_layer_gave():
+    hidden, weight, _, targets, _ = case(bias=False)
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    output = OutputLosses(layer)
+    with output.at(torch.arange(len(targets)), targets, len(hidden)):
+        given = layer(hidden)
+        assert output.gave(given)
+        assert output.gave(given.clone())
+        assert not output.gave(given.bfloat16())
+        assert not output.gave(given.to("meta"))
+        assert not output.gave(given + 1)
+
+
 def test_only_a_plain_linear_layer_is_taken():
     model = tiny_model()
     assert plain_output_layer(model) is model.lm_head

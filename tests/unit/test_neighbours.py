@@ -279,6 +279,20 @@ def test_rows_of_special_tokens_alone_have_no_text_and_are_left_out(encoders, ca
         NearSelector(rows, rows[1:2], None, pad_collate, "unused", **options)
 
 
+def test_a_long_row_is_decoded_whole_only_where_its_head_has_no_text(encoders, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    (word,), silent = tokenizer(["one"], add_special_tokens=False)["input_ids"][:1], tokenizer.eos_token_id
+    word = word if isinstance(word, int) else word[0]
+    lists = [[word] * 500, [silent] * 499 + [word], [silent] * 500, [silent] * 3]
+    decoded, decode = [], tokenizer.batch_decode
+    monkeypatch.setattr(
+        tokenizer, "batch_decode", lambda ids, **kwargs: decoded.extend(map(len, ids)) or decode(ids, **kwargs)
+    )
+    rows = [{"input_ids": ids} for ids in lists]
+    assert embedder("some/encoder", tokenizer).says_something(rows, np.arange(4)).tolist() == [True, True, False, False]
+    assert decoded == [64, 64, 64, 3, 500, 500]
+
+
 def test_a_sentence_encoder_needs_its_package_and_a_tokenizer(encoders, monkeypatch):
     (problem,) = problems("some/encoder")
     assert "the run has no tokenizer" in problem

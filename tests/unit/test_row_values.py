@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find, official
 from dataflex.data.digest import rows_digest
-from dataflex.run.row_values import DIGEST, METADATA, SUFFIXES
+from dataflex.run.row_values import DIGEST, METADATA, SUFFIXES, VALUES_DIGEST, read_row_file
 from dataflex.run.scores import write_scores
 from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate
@@ -143,6 +144,38 @@ def test_broken_metadata_is_one_sentence(about, tmp_path):
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"score": VALUES}).replace_schema_metadata({METADATA: about}), file)
     refused("scores", str(file), "cannot be read: ")
+
+
+def test_every_flipped_bit_of_an_npy_is_another_number_or_an_error_that_is_foreseen(tmp_path):
+    path = tmp_path / "values.npy"
+    np.save(path, VALUES[:5])
+    content = path.read_bytes()
+    said = []
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # NumPy says that a header is an old one
+                read_row_file(path, "score")
+        except (OSError, ValueError) as error:
+            said.append(str(error))
+    assert len(said) > 100
+    assert all(said)
+
+
+def test_the_digest_of_the_scores_says_nothing_of_other_columns(tmp_path):
+    file = tmp_path / "scores.parquet"
+    write_scores(file, VALUES, DATASET, None, {})
+    table = pq.read_table(file)
+    assert json.loads(table.schema.metadata[METADATA])[VALUES_DIGEST].keys() == {"score"}
+    pq.write_table(table.append_column("weight", pa.array(VALUES[::-1])), file)
+    assert read("column", str(file)) == VALUES[::-1].tolist()
+    assert read_row_file(file, "tokens").values.tolist() == table["tokens"].to_pylist()
+    assert read("scores", str(file)) == VALUES.tolist()
+    pq.write_table(table.set_column(1, "score", pa.array(VALUES[::-1])), file)
+    refused("scores", str(file), "its numbers of 'score' are not those that were written")
 
 
 def test_what_score_writes_holds_the_rows_that_it_is_for_in_full_precision(tmp_path):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from dataflex.core.errors import ConfigError
 from dataflex.data.digest import rows_digest
-from dataflex.run.row_values import read_row_file
+from dataflex.run.row_values import read_row_file, values_digest
 from dataflex.run.scores import write_scores
 from dataflex.testing import TokenRows, tiny_tokenizer
 from dataflex_selectors.scores import ScoresSelector
@@ -40,7 +40,9 @@ def test_a_person_and_a_program_can_read_it(file):
     found = read_row_file(file, "score")
     np.testing.assert_array_equal(found.values, SCORES)
     digest = rows_digest(TokenRows(5, lengths=LENGTHS))
-    assert found.about == {"component": "less", "step": 7, "rows": 5, "rows_digest": digest}
+    digests = {"score": values_digest(SCORES)}
+    made = {"component": "less", "step": 7, "rows": 5, "rows_digest": digest, "values_digest": digests}
+    assert found.about == made
     table = pq.read_table(file).to_pydict()
     assert table["row"] == [0, 1, 2, 3, 4]
     assert table["score"][1] is None

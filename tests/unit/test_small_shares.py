@@ -134,30 +134,3 @@ def test_logarithms_of_shares_are_those_of_the_shares(uniform):
     np.testing.assert_allclose(mixed, mixed_with_uniform(softmax(logits), uniform), rtol=1e-14)
     np.testing.assert_array_equal(logarithm(np.array([1.0, 0.0])), [0.0, -np.inf])
     np.testing.assert_array_equal(log_softmax(np.array([0.0, -5000.0])), [0.0, -5000.0])
-
-
-def test_checkpoints_with_shares_in_the_place_of_logarithms_are_read(doremi, ado, dynamic_moe):
-    made, step = doremi
-    step(0)
-    old = made.state_dict()
-    old["alpha"] = np.exp(old.pop("log_alpha"))
-    made.load_state_dict(old)
-    np.testing.assert_allclose(made.alpha_K, old["alpha"], rtol=1e-14)
-    made.load_state_dict(old | {"alpha": np.array([1.0, 0.0])})
-    for _ in range(UP):
-        shares = step(1)
-    np.testing.assert_allclose(shares, [0, 1], atol=1e-9)
-
-    made, step = ado
-    step(0)
-    old = made.state_dict()
-    for key in ("history", "average", "policy"):
-        old[key] = np.exp(old.pop(f"log_{key}"))
-    del old["log_in_force"]
-    made.load_state_dict(old)
-    np.testing.assert_allclose(np.exp(made.log_history_K), old["history"], rtol=1e-14)
-
-    made, step = dynamic_moe
-    first = step(0)
-    made.load_state_dict({})  # its shares are those of the mixture
-    np.testing.assert_allclose(step(0) / step(0), (first**2 / (first**2).sum()) / (first**3 / (first**3).sum()))

@@ -13,7 +13,8 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
 from dataflex.core.registry import find
 from dataflex.scoring import row_lengths
-from dataflex.scoring.target_rows import JoinedRows, whole_rows, whole_sets
+from dataflex.scoring.columns import labelled_rows
+from dataflex.scoring.target_rows import JoinedRows, read_target, whole_rows, whole_sets
 from dataflex.testing import TokenRows, tiny_model
 from dataflex.train.selector.base_selector import Selector
 from every_component import asking_for, installed, made, scores
@@ -71,6 +72,35 @@ def test_rows_that_are_apart_are_put_together_and_others_are_the_dataset_itself(
         assert [dict(row) for row in found.__getitems__([4, 1])] == [target[4], target[1]]
         assert row_lengths(found).tolist() == [len(row["input_ids"]) for row in target]
         assert whole_rows(found) is found
+
+
+class Counting:
+    """A list of rows that counts how often one is read."""
+
+    def __init__(self, rows):
+        self.rows, self.read = rows, 0
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        self.read += 1
+        return self.rows[row]
+
+
+def test_a_row_that_is_made_when_it_is_read_is_made_once_for_each_question(rows, target):
+    counting = Counting([*rows, {"input_ids": [], "labels": []}])
+    assert labelled_rows(counting).tolist() == list(range(len(rows)))
+    assert counting.read == len(counting)
+
+    counting = Counting(rows)
+    read_target(counting)
+    assert counting.read == 2 * len(rows)  # its form, and its labels
+
+    counting = Counting([apart(row) for row in target])
+    whole = whole_rows(counting)
+    assert row_lengths(whole).tolist() == [len(row["input_ids"]) for row in whole_rows([apart(row) for row in target])]
+    assert counting.read == len(target) + 1  # and the first, for its columns
 
 
 def test_one_length_for_prompt_and_answer_is_still_two_texts():

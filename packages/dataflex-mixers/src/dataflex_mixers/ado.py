@@ -27,7 +27,7 @@ from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
 from dataflex_mixers.power_law import fit_power_law, learning_speed, log_learning_speed, smoothed
-from dataflex_mixers.simplex import Shares, kept_logarithm, log_mixed_with_uniform, log_softmax, logarithm, softmax
+from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
 from dataflex_mixers.window import not_finite
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class AdoMixer(Mixer):
         self.params_K3 = None if state["params"] is None else np.array(state["params"])
         self.fitted_at = int(state["fitted_at"])
         self.log_history_K, self.log_average_K, self.log_policy_K = (
-            kept_logarithm(state, f"log_{key}", key) for key in ("history", "average", "policy")
+            np.array(state[key], dtype=np.float64) for key in ("log_history", "log_average", "log_policy")
         )
-        in_force = state.get("log_in_force")  # an older checkpoint holds the shares alone, in the mixture
+        in_force = state["log_in_force"]
         self._log_in_force_K = None if in_force is None else np.array(in_force, dtype=np.float64)

@@ -172,6 +172,6 @@ class DynamicMoeMixer(Mixer):
         return {"log_shares": self._log_shares_K}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned; an older checkpoint holds the shares alone, in the mixture."""
-        found = state.get("log_shares")
+        """Restores what :meth:`state_dict` returned."""
+        found = state["log_shares"]
         self._log_shares_K = None if found is None else np.array(found, dtype=np.float64)

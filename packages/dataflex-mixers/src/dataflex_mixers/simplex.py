@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,18 +54,3 @@ def log_mixed_with_uniform(log_shares_K: Shares, uniform: float) -> Shares:
     """
     own, even = logarithm(np.array([1 - uniform, uniform / len(log_shares_K)]))
     return np.asarray(np.logaddexp(own + log_shares_K, even))
-
-
-def kept_logarithm(state: Mapping[str, Any], key: str, before: str) -> Shares:
-    """Returns logarithms of shares out of a checkpoint, which may be an older one that holds the shares.
-
-    A share that had become 0 there counts as the least number above 0, so that it can come back.
-
-    Args:
-        state: The state of the component.
-        key: Of the logarithms.
-        before: Of the shares in an older checkpoint.
-    """
-    if key in state:
-        return np.array(state[key], dtype=np.float64)
-    return np.log(np.maximum(np.asarray(state[before], dtype=np.float64), np.nextafter(0.0, 1.0)))

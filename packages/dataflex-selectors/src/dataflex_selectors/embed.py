@@ -28,6 +28,7 @@ from dataflex_selectors.ngrams import ngram_embeddings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_HEAD = 64  # tokens that nearly always show whether a row has text
 _TEXTS = 256  # texts that go to a sentence-transformers model at a time
 
 
@@ -109,8 +110,16 @@ class Embedder:
         """Returns whether the embedding has something to read of each row, given that it has tokens: (n,)."""
         if self.embedding in ("ngrams", "model"):
             return np.ones(len(rows), dtype=np.bool_)
-        texts = (text for chunk in column_chunks(dataset, "input_ids", rows) for text in self._texts(chunk))
-        return np.fromiter((bool(text.strip()) for text in texts), dtype=np.bool_, count=len(rows))
+        chunks = column_chunks(dataset, "input_ids", rows)
+        return np.concatenate([np.empty(0, dtype=np.bool_), *(self._have_text(chunk) for chunk in chunks)])
+
+    def _have_text(self, tokens: list[NDArray[np.int64]]) -> NDArray[np.bool_]:
+        """Returns which rows have text besides special tokens. A whole row is decoded where its head has none."""
+        found = np.array([bool(text.strip()) for text in self._texts([ids[:_HEAD] for ids in tokens])], dtype=np.bool_)
+        open_rows = [row for row in np.flatnonzero(~found) if len(tokens[row]) > _HEAD]
+        if open_rows:
+            found[open_rows] = [bool(text.strip()) for text in self._texts([tokens[row] for row in open_rows])]
+        return found
 
     def _texts(self, tokens: list[NDArray[np.int64]]) -> list[str]:
         found: list[str] = self.tokenizer.batch_decode([ids.tolist() for ids in tokens], skip_special_tokens=True)

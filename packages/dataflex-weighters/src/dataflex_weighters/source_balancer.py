@@ -158,9 +158,9 @@ class BalancerWeighter(Weighter):
         seen_B = factors_B > 0
         norms_B = ctx.by_sample(gradient).float().flatten(1).norm(dim=1)
         norms_B = norms_B / torch.where(seen_B, factors_B * scale, 1.0)  # |d l_i / d h_i|
+        counts_B = torch.where(seen_B, factors_B / torch.where(seen_B, weights_B, 1.0), 0.0)  # of wrong rows as well
         wrong_B = seen_B & ~norms_B.isfinite()  # an overflow in fp16 is enough
         seen_B = seen_B & ~wrong_B
-        counts_B = torch.where(seen_B, factors_B / torch.where(seen_B, weights_B, 1.0), 0.0)
         found_B4 = torch.stack([torch.where(seen_B, norms_B, 0.0), seen_B.float(), counts_B, wrong_B.float()], dim=1)
         if self._seen_K4 is None:
             self._seen_K4 = norms_B.new_zeros(len(self.shares), 4)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -34,14 +35,27 @@ from dataflex.utils.logging import logger
 
 METADATA = b"dataflex"
 DIGEST = "rows_digest"
-VALUES_DIGEST = "values_digest"
+VALUES_DIGEST = "values_digest"  # column -> digest of its numbers; a column that somebody added has none
 ROW = "row"
 SUFFIXES = (".npy", ".npz", ".parquet")
 _SHAPING = "dataset, max_samples, val_size and the seed that splits it, template, tokenizer, cutoff_len, packing"
-# what reading bytes of another kind raises besides OSError and ValueError
+# What reading bytes of another kind raises besides OSError and ValueError: NumPy takes the header of an old .npy apart
+# as Python tokens, and a size of it that is wrong asks for any amount of memory.
 _UNREADABLE = (
-    pa.ArrowException, zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, RuntimeError,
-)  # fmt: skip
+    pa.ArrowException,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+)
+
+
+_Found = tuple[NDArray[Any], NDArray[Any] | None, Any, str]  # numbers, rows, metadata, and the column
 
 
 @dataclass(frozen=True)
@@ -75,25 +89,20 @@ def read_row_file(path: Path, name: str, sole: bool = False) -> RowFile:
         raise ValueError(f"it ends in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     try:
         found = _parquet(path, name, sole) if path.suffix == ".parquet" else _numpy(path, name, sole)
-    except (
-        pa.ArrowException,
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        LookupError,
-        RuntimeError,
-    ) as error:
-        raise ValueError(str(error)) from error
-    values, rows, about = found
+    except _UNREADABLE as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    values, rows, about, column = found
     if values.ndim != 1 or values.dtype.kind not in "fiu":
         raise ValueError(f"it holds {values.dtype} of shape {values.shape}; needed: a number for each row")
     if not isinstance(about, Mapping):
         raise ValueError(f"its metadata {METADATA.decode()!r} is no JSON object")
-    if about.get(VALUES_DIGEST, values_digest(values)) != values_digest(values):
+    digests = about.get(VALUES_DIGEST, {})
+    if not isinstance(digests, Mapping):
+        raise ValueError(f"its metadata {METADATA.decode()!r} has no digest by column in {VALUES_DIGEST!r}")
+    if column in digests and digests[column] != values_digest(values):
         raise ValueError(
-            "its numbers are not those that were written: it is damaged, or it was changed, and then must lose its "
-            f"metadata {METADATA.decode()!r}"
+            f"its numbers of {column!r} are not those that were written: it is damaged, or it was changed, and then "
+            f"must lose its metadata {METADATA.decode()!r}"
         )
     return RowFile(values.astype(np.float64), rows, about)
 
@@ -136,20 +145,21 @@ def row_values(key: str, file: str, name: str, dataset: Any, sole: bool = False)
     return placed_N
 
 
-def _numpy(path: Path, name: str, sole: bool) -> tuple[NDArray[Any], NDArray[Any] | None, Any]:
+def _numpy(path: Path, name: str, sole: bool) -> _Found:
     with open(path, "rb") as file:  # np.load leaves it open where it is no archive
         found = np.load(file, allow_pickle=False)
         if isinstance(found, np.ndarray):
-            return found, None, {}
-        return found[_column(name, found.files, sole)], found[ROW] if ROW in found.files else None, {}
+            return found, None, {}, name
+        wanted = _column(name, found.files, sole)
+        return found[wanted], found[ROW] if ROW in found.files else None, {}, wanted
 
 
-def _parquet(path: Path, name: str, sole: bool) -> tuple[NDArray[Any], NDArray[Any] | None, Any]:
+def _parquet(path: Path, name: str, sole: bool) -> _Found:
     schema = pq.read_schema(path)
     wanted, numbered = _column(name, schema.names, sole), ROW in schema.names
     table = pq.read_table(path, columns=[wanted, ROW] if numbered else [wanted])
     about = json.loads((schema.metadata or {}).get(METADATA, b"{}"))
-    return table.column(wanted).to_numpy(), table.column(ROW).to_numpy() if numbered else None, about
+    return table.column(wanted).to_numpy(), table.column(ROW).to_numpy() if numbered else None, about, wanted
 
 
 def require_same_numbers(saved: str, values_N: NDArray[Any], file: str | None) -> None:

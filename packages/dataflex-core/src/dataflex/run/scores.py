@@ -38,7 +38,8 @@ def write_scores(
         scores: (N,) scores, NaN for a row without one.
         dataset: The train dataset, N rows.
         tokenizer: Decodes the beginning of each row; None leaves ``text`` out.
-        about: What goes into the metadata, as JSON, beside the number and the digest of the rows.
+        about: What goes into the metadata, as JSON, beside the number and the digest of the rows and the digest of
+            the scores.
     """
     columns: dict[str, Any] = {
         ROW: np.arange(len(scores), dtype=np.int64),
@@ -47,7 +48,8 @@ def write_scores(
     }
     if tokenizer is not None:
         columns["text"] = _texts(dataset, tokenizer)
-    about = {**about, "rows": len(scores), DIGEST: rows_digest(dataset), VALUES_DIGEST: values_digest(scores)}
+    digests = {SCORE: values_digest(scores)}
+    about = {**about, "rows": len(scores), DIGEST: rows_digest(dataset), VALUES_DIGEST: digests}
     table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(about, default=str)})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)

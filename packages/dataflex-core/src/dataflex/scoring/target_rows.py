@@ -25,9 +25,8 @@ from torch.utils.data import Dataset
 
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.data.rows import PlannedRows, Row, fetch
-from dataflex.scoring.columns import column_chunks, labelled_rows
+from dataflex.scoring.columns import columns_chunks, labelled_rows
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.scoring.lengths import row_lengths
 from dataflex.utils.logging import logger
 
 _JOINED = ("input_ids", "attention_mask", "labels")
@@ -105,8 +104,8 @@ def whole_rows(dataset: Any, name: str = "eval") -> Any:
     """
     if dataset is None or _stream(name, dataset) is not None or not len(dataset):
         return dataset
-    labels_apart = _apart(dataset, name)
-    if labels_apart is None:
+    lengths_N = _apart(dataset, name)
+    if lengths_N is None:
         return dataset
     _require_joinable(dataset, name)
     logger.info(
@@ -114,7 +113,7 @@ def whole_rows(dataset: Any, name: str = "eval") -> Any:
         "together, with labels on the answer",
         name,
     )
-    return JoinedRows(dataset, row_lengths(dataset) + labels_apart)
+    return JoinedRows(dataset, lengths_N)
 
 
 class JoinedRows(Dataset[Row]):
@@ -156,13 +155,11 @@ def _joined(row: Row) -> Row:
 
 
 def _apart(dataset: Any, name: str) -> NDArray[np.int64] | None:
-    """Returns the number of labels of each row, (N,), where prompts and answers are apart; None where they are not."""
-    every = np.arange(len(dataset), dtype=np.int64)
-    tokens = (ids for chunk in column_chunks(dataset, "input_ids", every) for ids in chunk)
-    labels = (found for chunk in column_chunks(dataset, "labels", every) for found in chunk)
+    """Returns the tokens of each row, (N,), where prompts and answers are apart, of both; None where they are not."""
+    chunks = columns_chunks(dataset, ("input_ids", "labels"), np.arange(len(dataset), dtype=np.int64))
     counts, first = [], dict[str, str]()
-    for row, (ids, own) in enumerate(zip(tokens, labels, strict=True)):
-        counts.append(len(own))
+    for row, (ids, own) in enumerate(both for chunk in chunks for both in chunk):
+        counts.append(len(ids) + len(own))
         masked = bool((own == IGNORED).any())
         if len(own) != len(ids):
             if len(own):

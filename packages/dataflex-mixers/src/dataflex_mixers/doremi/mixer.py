@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from dataflex_mixers.doremi.handover import write_weights
 from dataflex_mixers.doremi.reference import Reference, require_reference
 from dataflex_mixers.doremi.weights import ascended, entropy
-from dataflex_mixers.simplex import Shares, kept_logarithm, softmax
+from dataflex_mixers.simplex import Shares, softmax
 from dataflex_mixers.window import not_finite
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class DoremiMixer(Mixer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self._keep(kept_logarithm(state, "log_alpha", "alpha"))
+        self._keep(np.array(state["log_alpha"], dtype=np.float64))
         self.total_K, self.excess_K = (np.array(state[key]) for key in ("total", "excess"))
         self.steps = int(state["steps"])
 

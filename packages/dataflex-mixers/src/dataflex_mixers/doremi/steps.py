@@ -154,11 +154,11 @@ def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a mapping; the file is there whole or not at all.
 
     Raises:
-        ConfigError: A file of that name is there, and this command did not write it.
+        ConfigError: A file of that name is there, and it does not say that this command wrote it.
     """
     if path.exists() and read_yaml(path) != value and not _is_ours(path):
         raise ConfigError(
-            f"{path} was not written by this command -> move it away, or choose another output_dir in {COMMON}"
+            f"{path} does not say that this command wrote it -> move it away, or choose another output_dir in {COMMON}"
         )
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(f"{_MARK}\n")

@@ -74,10 +74,10 @@ class DomainObjective:
             )
         tokens_2K: NDArray[np.float64] = np.zeros((2, len(weights_K)))
         for batch, domains_B in zip(batches, self._losses.handed_out, strict=True):
-            for tokens_K, found_BT in zip(
-                tokens_2K, (batch["labels"] != IGNORED, predicted(batch["labels"])), strict=True
-            ):
-                np.add.at(tokens_K, domains_B, found_BT.sum(dim=1).cpu().numpy())
+            found = (batch["labels"] != IGNORED, predicted(batch["labels"]))
+            counts_2B = torch.stack([found_BT.sum(dim=1) for found_BT in found]).cpu().numpy()  # waits once
+            for tokens_K, counts_B in zip(tokens_2K, counts_2B, strict=True):
+                np.add.at(tokens_K, domains_B, counts_B)
         tokens_2K = summed_over_ranks(tokens_2K, self._trainer.accelerator)
         present_K = weights_K[tokens_2K[0] > 0]
         self._alike = len(present_K) == 0 or bool((present_K == present_K[0]).all())

@@ -258,7 +258,7 @@ class DynamicTrainer(Base):
         """Restores what :meth:`dynamic_state` returned."""
         if isinstance(self.component, Component):
             self.component.load_state_dict(state["component"])
-            self.component.left_out = state.get("left_out", 0)  # an older checkpoint has none
+            self.component.left_out = state["left_out"]
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
