@@ -34,6 +34,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
         "_load_optimizer_and_scheduler",
         "_maybe_log_save_evaluate",
         "_remove_unused_columns",
+        "_save",
         "_save_checkpoint",
         "_train_batch_size",
         # not private, but documented nowhere
