@@ -401,10 +401,12 @@ def test_streams_are_refused_in_the_words_of_validate(tmp_path):
         trainer(WeightTrainer, weight_spec(), tmp_path, rows=sources["a"])
 
 
-def test_proportions_that_are_not_one_for_each_source_are_refused(tmp_path):
+@pytest.mark.parametrize("rule", ["mixture", "uniform", "stratified"])
+def test_proportions_that_are_not_one_for_each_source_are_refused_under_any_rule(tmp_path, rule):
     sources = {"a": TokenRows(4), "b": TokenRows(4)}
+    spec = mix_spec(mixture_sample_rule=rule, init_mixture_proportions=(1.0, 1.0, 1.0))
     with pytest.raises(ConfigError, match=r"init_mixture_proportions: found 3 numbers for 2 datasets \(a, b\)"):
-        trainer(MixTrainer, mix_spec(init_mixture_proportions=(1.0, 1.0, 1.0)), tmp_path, rows=sources)
+        trainer(MixTrainer, spec, tmp_path, rows=sources)
 
 
 def test_the_log_says_what_a_mixture_begins_with(tmp_path, caplog):

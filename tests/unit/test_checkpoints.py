@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,46 @@ def test_a_torn_or_foreign_list_is_incomplete_and_no_crash(tmp_path, content):
     assert incompleteness(path).startswith(f"{COMPLETE} cannot be read: ")
     assert run_of(path) is None
     assert newest_complete(tmp_path) is None
+
+
+def test_a_list_of_an_earlier_version_is_named_as_such(tmp_path):
+    path = checkpoint(tmp_path, 3)
+    (path / COMPLETE).write_text(json.dumps({"files": {STATE: 10, "model.safetensors": 100}}))
+    assert incompleteness(path) == (
+        f"{COMPLETE} was written by an earlier version of dataflex, whose checkpoints are not resumed"
+    )
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    read = []
+
+    def reads(path, size):
+        read.append(path.name)
+        return original(path, size)
+
+    original = completeness._read
+    monkeypatch.setattr(completeness, "_read", reads)
+    path = checkpoint(tmp_path, 3, complete=False)
+    for file in path.rglob("*"):
+        os.utime(file, (1, 1))
+    monkeypatch.setattr(completeness, "_SETTLED", 0)
+    for _ in range(2):
+        mark_complete(path, RUN, 3)
+        assert incompleteness(path) is None
+    assert sorted(read) == [STATE, "model.safetensors", "rank0.pt"]
+    time.sleep(0.02)  # longer than the clock of the file system takes
+    (path / STATE).write_bytes(b"t" * 10)
+    os.utime(path / STATE, (1, 1))
+    assert "its contents differ" in incompleteness(path)
+
+
+def test_a_file_that_has_just_changed_is_read_again(tmp_path):
+    path = checkpoint(tmp_path, 3)
+    assert incompleteness(path) is None
+    stood = (path / STATE).stat()
+    (path / STATE).write_bytes(b"t" * 10)
+    os.utime(path / STATE, ns=(stood.st_atime_ns, stood.st_mtime_ns))
+    assert "its contents differ" in incompleteness(path)
 
 
 @pytest.mark.parametrize("name", ["\\ud800", "\\u0000", "a" * 5000])
@@ -381,10 +423,11 @@ def test_a_checkpoint_whose_deletion_was_stopped_anywhere_is_still_known_as_ours
     assert not path.exists()
 
 
-def test_a_checkpoint_stopped_while_its_first_file_was_written_is_ours(tmp_path):
+@pytest.mark.parametrize("first", [f".{STATE}.77.dataflex-tmp", "checkpoint-is-incomplete.txt"])
+def test_a_checkpoint_stopped_while_its_first_file_was_written_is_ours(tmp_path, first):
     path = tmp_path / "checkpoint-3"
     path.mkdir()
-    (path / f".{STATE}.77.dataflex-tmp").write_text("half")
+    (path / first).write_text("half")
     assert is_ours(path)
     (path / "notes.txt").write_text("mine")
     assert not is_ours(path)

@@ -71,3 +71,64 @@ def test_digest_is_the_same_in_another_process_whatever_objects_the_rows_hold() 
     )
     found = {subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)}
     assert len(found) == 1
+
+
+def test_numbers_count_and_not_what_holds_them() -> None:
+    def of(value: Any) -> str:
+        return rows_digest([{"x": value}])
+
+    whole = [[1, 2], [3, 4]]
+    held = [whole, np.array(whole, np.int32), torch.tensor(whole), torch.tensor(whole, dtype=torch.uint8)]
+    assert len({of(value) for value in held}) == 1
+    real = [0.5, -2.0]
+    kept = [real, np.array(real, np.float16), torch.tensor(real), torch.tensor(real, dtype=torch.bfloat16)]
+    assert len({of(value) for value in kept}) == 1
+    ragged = [[1], [2, 3]]
+    assert of(ragged) == of([torch.tensor(part) for part in ragged])
+    assert of(3) == of(torch.tensor(3)) == of(np.int8(3))
+    assert of([]) == of(torch.tensor([], dtype=torch.int64))
+    others = [
+        [1, 2, 3, 4],
+        [[1, 2, 3, 4]],
+        [1, 2, 3, None],
+        ["1", "2"],
+        ["12"],
+        "12",
+        12,
+        2**70,
+        2**70 + 1,
+        [],
+        [[1], 2],
+    ]
+    assert len({of(value) for value in others}) == len(others)
+
+
+def test_a_picture_is_known_by_its_pixels_and_its_shape() -> None:
+    Image = pytest.importorskip("PIL.Image")
+    black, white = (Image.new("L", (4, 2), color) for color in (0, 255))
+    turned = Image.new("L", (2, 4), 0)
+    digests = [rows_digest([{"images": [image]}]) for image in (black, white, turned, Image.new("L", (4, 2), 0))]
+    assert digests[0] == digests[3]
+    assert len(set(digests)) == 3
+
+
+def test_few_rows_are_held_at_a_time_and_no_value_becomes_python_objects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    class Pictures:
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, row: int) -> dict[str, Any]:
+            return {"pixel_values": torch.full((3, 8, 8), float(row))}
+
+        def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+            asked.append(len(rows))
+            return [self[row] for row in rows]
+
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    rows_digest(Pictures())
+    assert max(asked) <= digest.BLOCK
+    assert sum(asked) == 200

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.known_keys import llamafactory_keys
-from dataflex.config.spec import RunSpec
+from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError
+from dataflex.core.kinds import SELECTOR
 from dataflex.core.schedule import Schedule
 from dataflex.data.mixture import MixtureManager
 from dataflex.data.rows import MixedSources
@@ -18,7 +19,11 @@ from dataflex.testing import TokenRows
 
 RENAMED = {  # fields that only some of the supported versions have
     "group_by_length", "train_sampling_strategy", "enable_jit_checkpoint", "hub_revision", "master_addr", "master_port",
-    "project", "trackio_space_id",
+    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "save_safetensors",
+    "enable_torch_profiler", "profile_modules", "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps",
+    "profiler_active_steps", "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory",
+    "profiler_with_stack", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config",
+    "sglang_lora_backend",
 }  # fmt: skip
 
 
@@ -50,6 +55,21 @@ def test_a_model_may_lie_elsewhere_but_must_have_its_name():
     assert settings({"model_name_or_path": "a/tiny"}) == settings({"model_name_or_path": "/b/c/tiny/"})
     assert settings({"adapter_name_or_path": "a/x,b/y"}) == settings({"adapter_name_or_path": ["x", "z/y"]})
     assert settings({"model_name_or_path": "a/tiny"}) != settings({"model_name_or_path": "a/small"})
+
+
+def test_datasets_are_the_same_with_commas_and_as_a_list():
+    assert settings({"dataset": "a, b"}) == settings({"dataset": "a,b"}) == settings({"dataset": ["a", "b"]})
+    assert settings({"dataset": "a,b"}) != settings({"dataset": "b,a"})
+
+
+def test_parameters_of_a_component_are_compared_as_values():
+    def of(value):
+        component = ComponentSpec(SELECTOR, "loss", "loss", {"share": value})
+        return identity_of_run(RunSpec(DataflexArguments("dynamic_select"), component, {}), 1) | {"data": []}
+
+    require_same(of(1), of(1.0), "x")
+    require_same(of((1, 2)), of([1, 2]), "x")
+    assert "params: {'share': 1} in the checkpoint, {'share': '1'} now" in refused(of(1), of("1"))
 
 
 def made(rows=None, **keys):
@@ -103,6 +123,21 @@ def test_rows_that_are_drawn_anew_each_time_are_known_by_their_number_alone():
 
     require_same(made(Augmented(9)), made(Augmented(9)), "x")
     refused(made(Augmented(9)), made(Augmented(10)))
+
+
+def test_rows_of_which_few_are_drawn_anew_are_known_by_their_number_alone():
+    class Sometimes(TokenRows):
+        def __getitem__(self, row):
+            return super().__getitem__(row) if np.random.random() >= 0.05 else {"input_ids": [0, 1]}
+
+    ((_, number, digest),) = identity_of_rows("train dataset", Sometimes(300))
+    assert (number, digest) == (300, "rows that differ each time they are read")
+    lucky = [["train dataset", 300, "0123456789abcdef"]]
+    drawn = [["train dataset", number, digest]]
+    for saved, now in ((lucky, drawn), (drawn, lucky)):
+        require_same(made() | {"data": saved}, made() | {"data": now}, "x")
+    said = refused(made(Sometimes(300)), made(Sometimes(301)))
+    assert "300 rows that differ each time they are read in the checkpoint, 301 rows that differ" in said
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_clear_sentence():

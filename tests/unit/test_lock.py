@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -84,7 +85,7 @@ def test_a_lock_whose_process_number_was_given_to_another_process_is_taken_over(
         pass
 
 
-@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"process": "x"}])
+@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}, {"process": "x"}])
 def test_a_lock_that_nothing_is_known_of_is_refused_with_the_file_to_delete(tmp_path, change):
     with locked(tmp_path):
         said = json.loads((tmp_path / LOCK).read_text())
@@ -107,3 +108,38 @@ def test_the_beginning_of_a_process_is_known_without_proc_too(monkeypatch):
     monkeypatch.setattr(lock.Path, "exists", lambda path: False)
     assert lock._beginning(os.getpid())
     assert not lock._beginning(2**22 + 1)
+
+
+def test_two_containers_with_one_host_name_do_not_take_over_each_others_lock(tmp_path, monkeypatch):
+    with locked(tmp_path):
+        said = (tmp_path / LOCK).read_text()
+    monkeypatch.setattr(lock, "_namespace", lambda: "pid:[1]")
+    (tmp_path / LOCK).write_text(json.dumps(json.loads(said) | {"process": 2**22 + 1}))  # nobody's, seen from here
+    with pytest.raises(ConfigError, match="in use by another run"), locked(tmp_path):
+        pass
+    assert (tmp_path / LOCK).exists()
+
+
+def test_a_lock_that_could_not_be_written_leaves_nothing_behind(tmp_path):
+    program = (
+        "import resource, signal, sys\n"
+        "from dataflex.run.lock import locked\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"  # as on a disk that is full after ten bytes
+        "with locked(sys.argv[1]): pass\n"
+    )
+    failed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "File too large" in failed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_links_is_locked_too(tmp_path, monkeypatch):
+    def no_links(*args):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(lock.os, "link", no_links)
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+        with pytest.raises(FileExistsError):
+            lock._write(tmp_path / LOCK, "x")
+    assert list(tmp_path.iterdir()) == []

@@ -105,3 +105,19 @@ def test_a_trainer_without_such_a_method_is_refused_before_anything_is_made(tmp_
     assert "transformers.Trainer._maybe_log_save_evaluate" in said
     assert f"transformers 4.51.0 to 5.6.0 (now {transformers.__version__})" in said
     assert "-> install a version between these" in said
+
+
+def test_a_package_without_its_source_or_that_cannot_be_imported_is_no_traceback(tmp_path, monkeypatch):
+    def no_source(of):
+        raise OSError("could not get source code")
+
+    class Made:
+        def __init__(self):
+            self.given = 1
+
+    monkeypatch.setattr(relied_on.inspect, "getsource", no_source)
+    assert relied_on._given(Made, "given")
+    assert not relied_on._given(Made, "gone")
+    (tmp_path / "broken_package.py").write_text("from os import no_such_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert relied_on.missing({"broken_package": ("name",)}) == ["broken_package.name"]

@@ -98,3 +98,25 @@ def test_a_secret_of_the_command_line_reaches_the_ranks_by_their_environment(mon
         monkeypatch.setenv(name, env[name])
     read = read_config(file, command[-5:-2])
     assert (read["hub_token"], read["a"], read["learning_rate"]) == ("0123", {"api_key": "abc=d"}, 1e-4)
+
+
+def test_a_secret_inside_of_a_value_is_not_in_the_list_of_processes_either(monkeypatch, tmp_path):
+    given = [
+        "some_url=https://me:pa55word@host/x?key=qu3ry&n=1",
+        "callbacks={kind: x, api_key: 5ecret, n: [1, 2.5]}",
+        "urls=['https://me:0ther@host', plain]",
+        "hub_token=12345678",
+    ]
+    shown, secrets = torchrun._apart(["run.yaml", *given, "other=a=b"])
+    assert not any(word in str(shown) for word in ("pa55word", "qu3ry", "5ecret", "0ther", "12345678"))
+    assert shown[0] == "run.yaml"
+    assert shown[-1] == "other=a=b"
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "run.yaml"
+    file.write_text("stage: sft\n")
+    read = read_config(file, shown[1:])
+    assert read["some_url"] == "https://me:pa55word@host/x?key=qu3ry&n=1"
+    assert read["callbacks"] == {"kind": "x", "api_key": "5ecret", "n": [1, 2.5]}
+    assert read["urls"] == ["https://me:0ther@host", "plain"]
+    assert read["hub_token"] == "12345678"

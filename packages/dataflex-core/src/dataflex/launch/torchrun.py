@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dataflex.core.secret_values import is_secret, taken_out
+from dataflex.core.secret_values import taken_out
 
 
 def is_enabled(name: str, environ: Mapping[str, str] | None = None) -> bool:
@@ -80,19 +81,24 @@ def launch(argv: Sequence[str], command_name: str = "train") -> int:
 def _apart(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Returns the arguments without secrets, and the environment that the ranks take them from.
 
-    What stands on a command line, every user of the machine can read in the list of processes.
+    What stands on a command line, every user of the machine can read in the list of processes. A secret is told by the
+    name of its key, or stands in an address (``https://user:password@host``) or a mapping under any key.
     """
     shown: list[str] = []
     secrets: dict[str, str] = {}
     for text in argv:
         key, _, value = text.partition("=")
-        parsed = _parsed(value) if is_secret(key) else None
-        if isinstance(parsed, str):
-            hidden, found = taken_out({key: parsed})
-            text = f"{key}={hidden[key]}"
+        hidden, found = taken_out({key: _parsed(value)})
+        if found:
+            text = f"{key}={_in_a_line(hidden[key])}"
             secrets |= found
         shown.append(text)
     return shown, secrets
+
+
+def _in_a_line(value: Any) -> str:
+    """Returns YAML that is read as the value again."""
+    return yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True).strip()[1:-1]
 
 
 def _parsed(value: str) -> Any:

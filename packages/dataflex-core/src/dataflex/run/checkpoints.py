@@ -51,6 +51,7 @@ __all__ = [
     "step_of",
 ]
 
+_BEGUN = "checkpoint-is-incomplete.txt"  # the first file of a checkpoint that transformers writes when a job is ended
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream")  # torch.save says nothing of the disk
 
 
@@ -99,7 +100,9 @@ def is_ours(folder: str | Path) -> bool:
         return False
     if any((folder / name).is_file() for name in (STATE, COMPLETE)):
         return True
-    return all(is_temporary(path) for path in folder.iterdir())  # stopped before or while the first file was written
+    return all(
+        path.name == _BEGUN or is_temporary(path) for path in folder.iterdir()
+    )  # stopped before or while the first file was written
 
 
 @contextmanager

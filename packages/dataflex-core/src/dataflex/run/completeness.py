@@ -2,13 +2,18 @@
 
 It is written last. It holds the run, the global step, and size and digest of every file of the folder: a folder whose
 parts come from two checkpoints is found out. Whatever stands in the file, reading it gives a mark or a reason.
+
+A process that marks a checkpoint twice, or looks at it several times as it resumes, reads each file once, until the
+file changes.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
@@ -18,12 +23,16 @@ from dataflex.run.files import COMPLETE, replacing
 PREFIX = "checkpoint-"
 TRAINER_STATE = "trainer_state.json"
 
+_SETTLED = 0.1
+"""Seconds after which a change of a file gives it another time, whatever its clock counts in."""
+
 _WHOLE = 16 * 2**20
 """A file of up to so many bytes is digested whole: state, random states, scheduler and LoRA adapters are that small."""
 _BLOCKS, _BLOCK = 128, 2**16
-"""Of a larger file, so many blocks of so many bytes are, first and last among them: 8 MiB, a few milliseconds, whether
-it has a gigabyte or a hundred. Weights and moments of another step differ nearly everywhere; the last block of a file
-that torch wrote holds a checksum of each of its tensors."""
+"""Of a larger file, so many blocks of so many bytes are, first and last among them: 8 MiB at 128 places, whether it has
+a gigabyte or a hundred. That is milliseconds where the file was just written, and as many seeks on a slow disk. Weights
+and moments of another step differ nearly everywhere; the last block of a file that torch wrote holds a checksum of each
+of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,19 @@ def incompleteness(folder: str | Path, contents: bool = True) -> str | None:
 
 
 def digest(path: Path) -> str:
-    """Returns the digest of a file, or of a sample of a large one: 32 hex digits."""
-    size = path.stat().st_size
+    """Returns the digest of a file, or of a sample of a large one: 32 hex digits. Remembered until the file changes."""
+    now = path.stat()
+    if time.time() - max(now.st_mtime, now.st_ctime) < _SETTLED:  # the next change may leave its times as they are
+        return _read(path, now.st_size)
+    return _remembered(path.absolute(), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered(path: Path, size: int, *_: int) -> str:
+    return _read(path, size)
+
+
+def _read(path: Path, size: int) -> str:
     found = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         if size <= _WHOLE:
@@ -131,6 +151,10 @@ def _checked(content: Any) -> Mark:
     if not isinstance(content, dict):
         raise UnreadableMarkError(f"{COMPLETE} cannot be read: it holds a {type(content).__name__}, not a mapping")
     run, step, files = (content.get(key) for key in ("run", "step", "files"))
+    if "run" not in content and isinstance(files, dict) and files and all(_is_count(size) for size in files.values()):
+        raise UnreadableMarkError(
+            f"{COMPLETE} was written by an earlier version of dataflex, whose checkpoints are not resumed"
+        )
     if not isinstance(run, str) or not run or not _is_count(step):
         raise UnreadableMarkError(
             f"{COMPLETE} cannot be read: it does not say which run wrote the checkpoint, and at which step"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataflex.config.checks.draft import names_in
 from dataflex.config.spec import RunSpec
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError
@@ -34,22 +35,33 @@ MAY_DIFFER = frozenset({
     "resume_from_checkpoint", "overwrite_output_dir", "output_dir", "save_steps", "save_strategy", "save_total_limit",
     "save_on_each_node", "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hf_hub_token",
     "ms_hub_token", "om_hub_token", "hub_private_repo", "hub_always_push", "hub_revision", "enable_jit_checkpoint",
+    "save_safetensors", "restore_callback_states_from_checkpoint",
+    # which of the weights that were learnt are kept, and when a run is over
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
     # what is reported
     "report_to", "run_name", "project", "plot_loss", "disable_tqdm", "logging_dir", "logging_steps", "logging_strategy",
     "logging_first_step", "logging_nan_inf_filter", "log_level", "log_level_replica", "log_on_each_node", "debug",
     "include_num_input_tokens_seen", "include_effective_tokens_per_second", "print_param_status", "skip_memory_metrics",
     "use_swanlab", "swanlab_api_key", "swanlab_lark_secret", "swanlab_lark_webhook_url", "swanlab_logdir",
     "swanlab_mode", "swanlab_project", "swanlab_run_name", "swanlab_workspace", "trackio_space_id",
+    "trackio_bucket_id", "trackio_static_space_id", "enable_torch_profiler", "profile_modules", "profiler_output_dir",
+    "profiler_wait_steps", "profiler_warmup_steps", "profiler_active_steps", "profiler_repeat",
+    "profiler_record_shapes", "profiler_profile_memory", "profiler_with_stack",
     # what is evaluated and predicted; the rows that a component learns from are known by their digest
     "do_eval", "do_predict", "eval_dataset", "eval_on_each_dataset", "eval_steps", "eval_strategy", "eval_delay",
     "eval_on_start", "eval_accumulation_steps", "eval_do_concat_batches", "eval_num_beams", "batch_eval_metrics",
     "per_device_eval_batch_size", "bf16_full_eval", "fp16_full_eval", "compute_accuracy", "predict_with_generate",
     "prediction_loss_only", "include_for_metrics", "generation_config", "generation_max_length", "generation_num_beams",
     "do_sample", "temperature", "top_k", "top_p", "num_beams", "max_length", "max_new_tokens", "length_penalty",
-    "repetition_penalty", "skip_special_tokens",
+    "repetition_penalty", "skip_special_tokens", "eval_use_gather_object",
+    # inference and export, by other commands; export_quantization_* is read where a model is loaded to be trained too
+    "infer_backend", "infer_dtype", "use_kv_cache", "vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager",
+    "vllm_max_lora_rank", "vllm_config", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config",
+    "sglang_lora_backend", "export_dir", "export_size", "export_device", "export_legacy_format", "export_hub_model_id",
     # how the machine is used; the rows of a step are compared, not how they are split
     "per_device_train_batch_size", "gradient_accumulation_steps", "preprocessing_num_workers", "dataloader_num_workers",
-    "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
+    "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers", "ddp_static_graph",
+    "trust_remote_code", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
     "ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "local_rank", "use_cpu", "tf32",
     "flash_attn", "disable_gradient_checkpointing", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "use_reentrant_gc", "use_unsloth_gc", "torch_compile", "torch_compile_backend", "torch_compile_mode",
@@ -62,6 +74,9 @@ MAY_DIFFER = frozenset({
 
 NAMES = frozenset({"model_name_or_path", "adapter_name_or_path"})
 """Keys whose last part alone is compared: a model may lie elsewhere on another machine."""
+
+LISTS = frozenset({"dataset"})
+"""Keys that are names in an order, as a list or with commas between them."""
 
 TRAINING_ARGUMENTS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "optim_args",
@@ -83,7 +98,7 @@ _UNSTABLE = "rows that differ each time they are read"
 def settings(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those keys of a configuration that a checkpoint and the run that resumes it must share; plain values."""
     compared = {key: value for key, value in keys.items() if key not in MAY_DIFFER | LENGTH and value is not None}
-    return {key: _last_parts(value) if key in NAMES else _plain(value) for key, value in compared.items()}
+    return {key: _compared(key, value) for key, value in compared.items()}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
@@ -107,7 +122,7 @@ def identity_of_run(spec: RunSpec, seed: int) -> dict[str, Any]:
         "train_type": spec.arguments.train_type,
         "component": None if component is None else component.name,
         "component_name": None if component is None else component.preset,
-        "params": {key: str(value) for key, value in params.items() if key not in _PLACES},
+        "params": {key: _plain(value) for key, value in params.items() if key not in _PLACES},
         "seed": seed,
         "settings": settings({k: v for k, v in written.items() if k not in _ELSEWHERE}),
     }
@@ -124,7 +139,8 @@ def identity_of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def identity_of_rows(name: str, dataset: Any) -> list[list[Any]]:
     """Returns name, number and digest of each source in order; a stream has neither number nor digest.
 
-    Reads a fixed sample of the rows, and leaves the global random states as they were. Makes no collective call.
+    Reads a fixed sample of the rows twice, and leaves the global random states as they were. Rows that differ the
+    second time have no digest: they are compared by their number alone. Makes no collective call.
     """
     if isinstance(dataset, MixedSources):
         dataset = dict(zip(dataset.names, dataset.sources, strict=True))
@@ -137,9 +153,8 @@ def identity_of_rows(name: str, dataset: Any) -> list[list[Any]]:
         return [[name, None, "none" if dataset is None else "a stream"]]
     with _random_states_kept():
         digest = rows_digest(dataset)
-        first = torch.utils.data.Subset(dataset, range(min(len(dataset), 4)))
-        stable = rows_digest(first) == rows_digest(first)
-    return [[name, len(dataset), digest if stable else _UNSTABLE]]
+        again = rows_digest(dataset)  # all of them: a transform may change one row in a hundred
+    return [[name, len(dataset), digest if again == digest else _UNSTABLE]]
 
 
 def identity_of_evaluation(spec: RunSpec, runtime: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,13 +210,16 @@ def _differing_rows(saved: list[list[Any]], now: list[list[Any]]) -> Iterator[st
     before, after = ({name: tuple(rest) for name, *rest in rows} for rows in (saved, now))
     if list(before) != list(after):
         yield f"sources, in this order: {', '.join(before)} in the checkpoint, {', '.join(after)} now"
-    for name in before.keys() & after.keys():
-        if before[name] != after[name]:
+    for name in sorted(before.keys() & after.keys()):
+        drawn_anew = _UNSTABLE in before[name] + after[name]  # by luck, a few of them may have been the same twice
+        if before[name][0] != after[name][0] or (before[name] != after[name] and not drawn_anew):
             yield f"{name}: {_rows(*before[name])} in the checkpoint, {_rows(*after[name])} now"
 
 
 def _rows(number: int | None, digest: str) -> str:
-    return digest if number is None else f"{number} rows with the digest {digest}"
+    if number is None or digest == _UNSTABLE:
+        return digest if number is None else f"{number} {digest}"
+    return f"{number} rows with the digest {digest}"
 
 
 @contextmanager
@@ -222,6 +240,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _compared(key: str, value: Any) -> Any:
+    if key in NAMES:
+        return _last_parts(value)
+    return names_in(value) or _plain(value) if key in LISTS else _plain(value)
 
 
 def _last_parts(value: Any) -> list[str]:

@@ -1,12 +1,13 @@
 """One run at a time in an output folder: ``dataflex_lock.json`` says who is writing there.
 
 The lock is taken by one rank and removed when training ends, however it ends. A process that was killed leaves its lock
-behind; on the same host the next run finds that nobody has it any more and takes it over. What happens on another host
-nobody here can know, so such a lock is refused and the file is named.
+behind; on the same host the next run finds that nobody has it any more and takes it over. What happens on another host,
+or in another container that has the host's name, nobody here can know, so such a lock is refused and the file is named.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -36,14 +37,18 @@ class Holder:
         process: Id of the process.
         began: When the process began, as its system tells it; a number is given to another process one day.
         since: When the lock was taken, for a person.
+        namespace: In which the process has its id, as Linux names it; nothing elsewhere. Two containers may have one
+            host name, and each its own process 1.
     """
 
     host: str
     process: int
     began: str
     since: str
+    namespace: str
 
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of a file system without them
 _held: dict[Path, tuple[Holder, int]] = {}  # locks of this process, and how often each is held
 os.register_at_fork(after_in_child=_held.clear)
 
@@ -106,10 +111,10 @@ def _path(output_dir: str | Path) -> Path:
 def _take(path: Path) -> Holder:
     path.parent.mkdir(parents=True, exist_ok=True)
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    mine = Holder(socket.gethostname(), os.getpid(), _beginning(os.getpid()), since)
+    mine = Holder(socket.gethostname(), os.getpid(), _beginning(os.getpid()), since, _namespace())
     for _ in range(3):  # a lock may be released, or taken over by another run, between looking and taking
         try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            _write(path, json.dumps(asdict(mine)))
         except FileExistsError:
             found = _holder(path)
             if not _stale(found):
@@ -118,10 +123,39 @@ def _take(path: Path) -> Holder:
             logger.info("%s is of process %d, which has ended: taken over", path, found.process)
             _remove(path, found)
             continue
-        with os.fdopen(file, "w", encoding="utf-8") as opened:
-            opened.write(json.dumps(asdict(mine)))
         return mine
     raise _refusal(path)
+
+
+def _write(path: Path, content: str) -> None:
+    """Makes a lock that is whole from its first moment; an error on the way leaves none.
+
+    Raises:
+        FileExistsError: There is one.
+        OSError: It cannot be written.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    written = path.with_name(f".{path.name}.{os.getpid()}.dataflex-tmp")
+    try:
+        written.write_text(content, encoding="utf-8")
+        os.link(written, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _write_in_place(path, content)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _write_in_place(path: Path, content: str) -> None:
+    with open(path, "x", encoding="utf-8") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _remove(path: Path, holder: Holder | None) -> None:
@@ -147,7 +181,7 @@ def _refusal(path: Path) -> ConfigError:
 
 
 def _stale(holder: Holder | None) -> bool:
-    if holder is None or holder.host != socket.gethostname():
+    if holder is None or (holder.host, holder.namespace) != (socket.gethostname(), _namespace()):
         return False
     return _beginning(holder.process) != holder.began
 
@@ -156,9 +190,17 @@ def _holder(path: Path) -> Holder | None:
     """Returns who holds a lock; None where the file does not say, or is not there."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(str(said["host"]), int(said["process"]), str(said["began"]), str(said["since"]))
+        host, began, since, namespace = (str(said[key]) for key in ("host", "began", "since", "namespace"))
+        return Holder(host, int(said["process"]), began, since, namespace)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return ""
 
 
 def _beginning(process: int) -> str:

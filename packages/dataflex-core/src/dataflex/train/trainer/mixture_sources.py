@@ -71,8 +71,7 @@ def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[...,
     """
     streams = are_streams(mixed)
     refuse(no_sizes(keys) if streams else [])
-    if keys.mixture_sample_rule == "mixture":
-        refuse(proportion_problems(keys.init_mixture_proportions, mixed.names))
+    refuse(proportion_problems(keys.init_mixture_proportions, mixed.names))
     lengths = _mean_lengths(mixed) if keys.mixture_unit == "tokens" else None
     amounts = mixed.sizes if lengths is None else mixed.sizes * lengths
     shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)

@@ -108,14 +108,18 @@ def _given(cls: type, name: str) -> bool:
     constructor = vars(cls).get("__init__")
     if not inspect.isfunction(constructor):
         return False
-    return re.search(rf"\bself\.{name}\b[^=\n]*=", inspect.getsource(constructor)) is not None
+    try:
+        source = inspect.getsource(constructor)
+    except OSError:  # installed without its source: what the constructor names, it is taken to assign
+        return name in constructor.__code__.co_names
+    return re.search(rf"\bself\.{name}\b[^=\n]*=", source) is not None
 
 
 def _find(owner: str) -> object | None:
     """Returns the module or class, or None."""
     try:
         return importlib.import_module(owner)
-    except ModuleNotFoundError:
+    except ImportError:  # no module, or one that the installed packages cannot import
         module, _, name = owner.rpartition(".")
         return getattr(_find(module), name, None) if module else None
 
