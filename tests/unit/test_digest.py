@@ -36,7 +36,6 @@ def test_digest_is_of_the_rows_and_not_of_what_holds_them() -> None:
     tensors = [{key: torch.tensor(value) for key, value in row.items()} for row in ROWS]
     views = [
         stored,
-        stored.with_format("numpy"),
         tensors,
         Subset(ROWS, range(20)),  # type: ignore[arg-type]  # a list will do
         PlannedRows(ROWS, np.arange(20)),

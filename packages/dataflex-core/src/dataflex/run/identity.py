@@ -33,7 +33,8 @@ LENGTH = frozenset({"train_step", "update_times", "num_train_epochs", "max_steps
 MAY_DIFFER = frozenset({
     # where to resume, what is saved and where
     "resume_from_checkpoint", "overwrite_output_dir", "output_dir", "save_steps", "save_strategy", "save_total_limit",
-    "save_on_each_node", "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hf_hub_token",
+    "save_on_each_node", "save_only_model", "push_to_hub", "push_to_hub_model_id", "push_to_hub_organization",
+    "push_to_hub_token", "hub_model_id", "hub_strategy", "hub_token", "hf_hub_token",
     "ms_hub_token", "om_hub_token", "hub_private_repo", "hub_always_push", "hub_revision", "enable_jit_checkpoint",
     "save_safetensors", "restore_callback_states_from_checkpoint",
     # which of the weights that were learnt are kept, and when a run is over
