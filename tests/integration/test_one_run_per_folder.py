@@ -4,6 +4,7 @@ are refused; through ``dataflex-cli train`` and through a plain Trainer."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -282,6 +283,20 @@ def test_the_command_line_refuses_a_checkpoint_of_other_data_before_a_model_is_l
         assert said in error
         assert not (tmp_path / "other" / CONFIG).exists()
     assert train("mix_random", *SHORT, "update_times=2", saved, out="other") == 0
+
+
+def test_the_command_line_refuses_a_checkpoint_of_other_rows_before_a_model_is_loaded(
+    train, workspace, tmp_path, monkeypatch, capsys
+):
+    assert train("select_random", *SHORT, "update_times=1") == 0
+    data = shutil.copytree(workspace / "data", tmp_path / "data")
+    rows = json.loads((data / "instructions.json").read_text())
+    (data / "instructions.json").write_text(json.dumps(rows[::-1]))
+    monkeypatch.setattr("llamafactory.train.sft.workflow.load_model", None)
+    saved = f"resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-2'}"
+    capsys.readouterr()
+    assert train("select_random", *SHORT, "update_times=1", saved, f"dataset_dir={data}", out="other") == 1
+    assert "train dataset: 60 rows with the digest " in capsys.readouterr().err
 
 
 def test_the_command_line_refuses_a_folder_in_use(train, tmp_path, holder, capsys):

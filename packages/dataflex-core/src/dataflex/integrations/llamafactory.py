@@ -34,6 +34,7 @@ from dataflex.integrations import ray_worker
 from dataflex.integrations.output_dir import (
     require_checkpoint_of_run,
     require_free_output_dir,
+    require_rows_of_checkpoint,
     resolve_resume,
 )
 from dataflex.integrations.started import Started
@@ -175,6 +176,7 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
             module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
+        require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
         run_schedule(spec, training_args, dataset)
         return module
 

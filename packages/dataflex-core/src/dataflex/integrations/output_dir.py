@@ -13,8 +13,10 @@ from dataflex.run.config_file import NOTES, RecordedRun, recorded_run, resolved,
 from dataflex.run.files import COMPONENTS, STATE
 from dataflex.run.identity import (
     LENGTH,
+    TRAIN_DATASET,
     differences,
     identity_of_arguments,
+    identity_of_rows,
     identity_of_run,
     require_same,
     settings,
@@ -121,6 +123,21 @@ def require_checkpoint_of_run(spec: RunSpec, training_args: Any) -> None:
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     arguments = {"arguments": identity_of_arguments(training_args.to_dict())}
     require_same(saved, {**saved, **identity_of_run(spec, int(seed)), **arguments}, folder)
+
+
+def require_rows_of_checkpoint(dataset: Any, folder: str | None) -> None:
+    """Refuses a checkpoint that was made with other rows, as the trainer would, before a model is loaded.
+
+    Args:
+        dataset: The train dataset.
+        folder: The checkpoint to resume from, if any; it was found whole.
+
+    Raises:
+        CheckpointError: Naming the sources that differ.
+    """
+    if folder:
+        saved = load_state(folder)["identity"]
+        require_same(saved, {**saved, "data": identity_of_rows(TRAIN_DATASET, dataset)}, folder)
 
 
 def _require_work(folder: Path, before: dict[str, Any], now: dict[str, Any], recorded: RecordedRun) -> None:

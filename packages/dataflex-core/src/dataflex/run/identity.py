@@ -89,6 +89,9 @@ TRAINING_ARGUMENTS = (
 ROW_ORDER = ("dataloader_drop_last", "group_by_length", "train_sampling_strategy", "length_column_name")
 """Fields that decide the order of rows where dataflex does not plan it."""
 
+TRAIN_DATASET = "train dataset"
+"""The name of the train dataset, where it is not made of sources that have names."""
+
 _ELSEWHERE = frozenset({
     *TRAINING_ARGUMENTS, *ROW_ORDER, "train_type", "component_name", "warmup_step", "update_step", "seed", "data_seed",
 })  # fmt: skip

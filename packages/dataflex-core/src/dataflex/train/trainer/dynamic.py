@@ -28,6 +28,7 @@ from dataflex.run.checkpoints import (
 from dataflex.run.config_file import RecordedRun, note_results, recorded_run, write_config
 from dataflex.run.files import CACHE
 from dataflex.run.identity import (
+    TRAIN_DATASET,
     identity_of_arguments,
     identity_of_evaluation,
     identity_of_rows,
@@ -223,7 +224,7 @@ class DynamicTrainer(Base):
             **identity_of_run(self.spec, self.seed),
             **identity_of_evaluation(self.spec, self._injectable()),
             "arguments": identity_of_arguments(self.args.to_dict()),  # type: ignore[no-untyped-call]
-            "data": identity_of_rows("train dataset", self.train_dataset),
+            "data": identity_of_rows(TRAIN_DATASET, self.train_dataset),
             "global_batch_size": size,
         }
 
