@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import yaml
 
 from dataflex.config.spec import RunSpec
@@ -156,6 +155,14 @@ def _write_yaml(path: Path, value: dict[str, Any]) -> None:
         yaml.safe_dump(_representable(value), file, sort_keys=False, allow_unicode=True, explicit_end=True)
 
 
+@runtime_checkable
+class _OfNumPy(Protocol):
+    """A number or an array of NumPy, which is not imported here."""
+
+    def tolist(self) -> Any:
+        """Returns it in Python's own types."""
+
+
 def _representable(value: Any) -> Any:
     """Returns the value as YAML can write it: from Python, a parameter may be of any type."""
     match value:
@@ -163,8 +170,8 @@ def _representable(value: Any) -> Any:
             return {str(key): _representable(item) for key, item in value.items()}
         case list() | tuple():
             return [_representable(item) for item in value]
-        case np.generic() | np.ndarray():
-            return value.tolist()
         case str() | bool() | int() | float() | None:
             return value
+        case _OfNumPy():
+            return value.tolist()
     return str(value)
