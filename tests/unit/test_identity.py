@@ -19,11 +19,11 @@ from dataflex.testing import TokenRows
 
 RENAMED = {  # fields that only some of the supported versions have
     "group_by_length", "train_sampling_strategy", "enable_jit_checkpoint", "hub_revision", "master_addr", "master_port",
-    "project", "trackio_space_id", "ddp_static_graph", "trackio_bucket_id", "trackio_static_space_id", "save_safetensors",
+    "project", "trackio_space_id", "ddp_static_graph", "trackio_bucket_id", "trackio_static_space_id",
     "enable_torch_profiler", "profile_modules", "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps",
     "profiler_active_steps", "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory",
     "profiler_with_stack", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config",
-    "sglang_lora_backend",
+    "sglang_lora_backend", "save_safetensors",
 }  # fmt: skip
 
 
