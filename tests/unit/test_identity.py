@@ -23,7 +23,7 @@ RENAMED = {  # fields that only some of the supported versions have
     "enable_torch_profiler", "profile_modules", "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps",
     "profiler_active_steps", "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory",
     "profiler_with_stack", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config",
-    "sglang_lora_backend", "save_safetensors",
+    "sglang_lora_backend", "save_safetensors", "push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token",
 }  # fmt: skip
 
 
