@@ -14,7 +14,7 @@ LLaMA-Factory does not come here: its rows are tokenised once more, as without t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +206,7 @@ def _usable(name: str, dataset: Any) -> Any:
 
 
 def _stream(name: str, dataset: Any) -> Problem | None:
-    if hasattr(type(dataset), "__len__"):
+    if isinstance(dataset, Sized):
         return None
     return Problem(
         "eval_dataset",
