@@ -82,7 +82,7 @@ class LossSelector(Selector):
         accelerator: Accelerator,
         data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
         cache_dir: str,
-        focus: str = "high",
+        focus: str = "low",
         focus_weight: float = 5.0,
         quantiles: Sequence[float] | None = None,
         temperature: float = 1.0,
