@@ -74,7 +74,8 @@ class NiceSelector(Selector):
         baseline: Whether the mean reward of a prompt's answers is taken off each.
         fallback: What to do with a prompt none of whose answers count: with none it is a vector of 0 in the mean over
             the prompts, reference aims at its reference answer.
-        gradient_type: adam compares the step that the optimizer would take, sgd the gradient itself.
+        gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
+            (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers; null compares them whole.
         decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota lets the target sets choose in turn.
