@@ -9,7 +9,8 @@ Train dataset -> embeddings -> k-means -> representatives of each cluster -> the
 
 Cost: gradients of ``clusters`` times ``representatives`` rows, by default those of 4 rows in 64, a sixteenth of LESS;
 then arithmetic over the embeddings. Rejected: giving every row of a cluster one score, that of the mean of its
-representatives' gradients, as OpenDCAI/DataFlex does. Whole clusters tie, and where the selection ends within one, the order of the file decides.
+representatives' gradients, as OpenDCAI/DataFlex does. Whole clusters tie, and where the selection ends within one, the
+order of the file decides.
 """
 
 from __future__ import annotations
