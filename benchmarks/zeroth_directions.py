@@ -24,10 +24,11 @@ COUNTS = (1, 8, 16, 64)
 LENGTHS = range(6, 24)
 
 
-def two_kinds() -> tuple[str, Any, list[Any], Any]:
-    """Returns a name, a model, the rows and the target."""
+def two_kinds(hidden: int) -> tuple[str, Any, list[Any], Any]:
+    """Returns a name, a model of that width, the rows and the target."""
     near, far, target = (TokenRows(12, vocab_size=v, lengths=LENGTHS, seed=s) for v, s in ((8, 1), (32, 2), (8, 3)))
-    return "two kinds, vocab_size=32, hidden=16, layers=1", tiny_model(32, 16, 1).eval(), [*near, *far], target
+    name = f"two kinds, vocab_size=32, hidden={hidden}, layers=1"
+    return name, tiny_model(32, hidden, 1).eval(), [*near, *far], target
 
 
 def one_kind() -> tuple[str, Any, list[Any], Any]:
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name, model, rows, target in (two_kinds(), one_kind()):
+    for name, model, rows, target in (two_kinds(16), two_kinds(32), one_kind()):
         measure(name, model, rows, target, options.seeds)
 
 
