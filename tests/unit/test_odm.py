@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -113,6 +114,14 @@ def test_exploration_is_that_of_the_paper():
     assert exploration(0, 4) == 0.25
     assert exploration(1, 4) == 0.25
     assert exploration(100, 4) == pytest.approx(math.sqrt(math.log(4) / 400))
+
+
+@pytest.mark.parametrize(("updates", "told"), [(1, True), (2, False)])
+def test_a_run_whose_only_update_is_the_end_of_the_warm_up_is_told_that_nothing_moves(updates, told, caplog):
+    made = OdmMixer(MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1))
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        made.mix(None, 5, context=UpdateContext(0, updates, 5, 99, 1e-4, None))
+    assert ("the run has one update" in caplog.text) == told
 
 
 def test_the_window_is_the_token_mean_over_its_steps():

@@ -147,8 +147,8 @@ class AdoMixer(Mixer):
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
         """Returns pi, or the prior before the first fit: (K,), the same on every rank."""
-        context: UpdateContext = kwargs["context"]
-        if context.update == 0:
+        context: UpdateContext | None = kwargs.get("context")  # whoever asks without one needs no warning
+        if context is not None and context.update == 0:
             self._look_ahead(context.total_steps)
         if step_id >= self.start_step and (self.params_K3 is None or step_id - self.fitted_at >= self.fit_every):
             first = self.params_K3 is None

@@ -28,6 +28,7 @@ import numpy as np
 from dataflex.core.parameter_checks import between, one_of, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_mixers.simplex import Shares, raised, softmax
@@ -35,6 +36,7 @@ from dataflex_mixers.window import LossWindow
 
 if TYPE_CHECKING:
     import torch
+    from dataflex.core.context import UpdateContext
     from dataflex.data.mixture import MixtureManager
 
 VARIANTS = ("paper", "code")
@@ -139,11 +141,20 @@ class OdmMixer(Mixer):
         """Returns pi_t: (K,), the same on every rank, as the losses are. The first update keeps the proportions."""
         first, self.step, shares_K = self.step is None, step_id, self.mixture_manager.proportions
         if first:  # the window holds the warm-up, which the authors' program does not learn from
+            self._look_ahead(kwargs.get("context"))
             self.window = LossWindow(len(shares_K))
             return shares_K.copy()
         gains_K = self._gains(self.window.close())
         self.rewards_K = rewarded(self.rewards_K, gains_K, shares_K, self.smoothing, self.variant)
         return raised(policy(self.rewards_K, step_id, self.variant), self.min_share)
+
+    def _look_ahead(self, context: UpdateContext | None) -> None:
+        """Says so where no update follows that could change the proportions."""
+        if context is not None and context.updates == 1:
+            logger.warning(
+                "odm mixer: the run has one update, at the end of the warm-up, and what is learnt comes after it, so the "
+                "initial proportions hold throughout -> set update_times to 2 or more, or -1"
+            )
 
     def details(self) -> dict[str, Any]:
         """Returns the losses of the window, the rewards, or the logarithms of those above 0, and the exploration."""
