@@ -109,7 +109,6 @@ def test_the_direction_is_the_step_of_the_optimizer_where_gradients_are_small_to
     cosines_B = torch.nn.functional.cosine_similarity(found_BD, steps_BD)
     target_D = torch.randn(2000, generator=generator, dtype=torch.float64)
     order = np.corrcoef(unit(found_BD) @ target_D, unit(steps_BD) @ target_D)[0, 1]
-    print(kind.__name__, size, cosines_B.min(), order, optimizer.state[parameter]["exp_avg_sq"].mean())
     assert cosines_B.min() > 0.9999
     assert order > 0.9999
 

@@ -152,8 +152,8 @@ class OdmMixer(Mixer):
         """Says so where no update follows that could change the proportions."""
         if context is not None and context.updates == 1:
             logger.warning(
-                "odm mixer: the run has one update, at the end of the warm-up, and what is learnt comes after it, so the "
-                "initial proportions hold throughout -> set update_times to 2 or more, or -1"
+                "odm mixer: the run has one update, at the end of the warm-up, and what is learnt comes after it, so "
+                "the initial proportions hold throughout -> set update_times to 2 or more, or -1"
             )
 
     def details(self) -> dict[str, Any]:

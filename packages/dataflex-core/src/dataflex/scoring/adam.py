@@ -55,12 +55,15 @@ class Moments:
         return self.first.float() * old, own
 
     def denominator(self) -> tuple[torch.Tensor, float, float]:
-        """Returns v' as (D,) that does not depend on the row and the factor of the gradient's square; and epsilon."""
+        """Returns v' as (D,) that does not depend on the row and the factor of the gradient's square; and epsilon.
+
+        Epsilon is never 0: a number that no gradient has reached, 0 / 0 otherwise, does not move.
+        """
         if not self.adaptive:
             return torch.ones_like(self.second, dtype=torch.float32), 0.0, 0.0
         beta2 = self.betas[1]
         unbias2 = 1 - beta2 ** (self.steps + 1)
-        return self.second.float() * (beta2 / unbias2), (1 - beta2) / unbias2, self.eps
+        return self.second.float() * (beta2 / unbias2), (1 - beta2) / unbias2, max(self.eps, _TINY)
 
 
 class AdamDirection:
@@ -77,8 +80,7 @@ class AdamDirection:
         """Returns the (B, D) directions of (B, D) gradients."""
         first_D, first, second_D, second, eps = self._terms[route.index]
         root_BD = torch.addcmul(second_D, grads_BD, grads_BD, value=second).sqrt_().add_(eps)
-        # 0 / 0 of a number that no gradient has reached, where eps is 0: it does not move
-        return torch.add(first_D, grads_BD, alpha=first).div_(root_BD.clamp_(min=_TINY))
+        return torch.add(first_D, grads_BD, alpha=first).div_(root_BD)
 
 
 def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -> dict[int, Moments] | None:

@@ -92,7 +92,7 @@ class FactoredAdam:
         self._whole = AdamDirection({index: found for index, found in moments.items() if index not in factors})
         begun = {index: found for index, found in factors.items() if moments[index].second.any()}
         self._terms = {index: found.adam(moments[index]) for index, found in begun.items()}
-        self._eps = {index: moments[index].eps for index in factors if index not in begun}
+        self._eps = {index: moments[index].denominator()[2] for index in factors if index not in begun}
 
     def __call__(self, route: Route, grads_BD: torch.Tensor) -> torch.Tensor:
         """Returns the (B, D) directions of (B, D) gradients."""
