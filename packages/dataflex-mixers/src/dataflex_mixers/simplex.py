@@ -21,12 +21,6 @@ def softmax(logits_K: Shares, temperature: float = 1.0) -> Shares:
     return shares_K
 
 
-def mixed_with_uniform(shares_K: Shares, uniform: float) -> Shares:
-    """Returns (1 - u) shares + u / K: (K,), each at least u / K, and still of sum 1. u lies in [0, 1]."""
-    mixed_K: Shares = (1 - uniform) * shares_K + uniform / len(shares_K)
-    return mixed_K
-
-
 def raised(shares_K: Shares, least: float) -> Shares:
     """Returns the shares with those below ``least`` raised to it and the others scaled down to make room: (K,), sum 1.
 
@@ -75,7 +69,7 @@ def log_softmax(logits_K: Shares) -> Shares:
 
 
 def log_mixed_with_uniform(log_shares_K: Shares, uniform: float) -> Shares:
-    """Returns the logarithm of :func:`mixed_with_uniform`: (K,).
+    """Returns ln ((1 - u) shares + u / K): (K,), shares of which each is at least u / K, and still of sum 1.
 
     Args:
         log_shares_K: (K,) ln shares.
