@@ -26,7 +26,7 @@ import torch
 from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
+from dataflex.core.errors import CheckpointError, ConfigError, DataflexError, blaming
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
@@ -193,7 +193,9 @@ def _needs_sources(spec: RunSpec, data_args: Any) -> bool:
     if component is None or component.kind is not WEIGHTER:
         return False
     cls = find(component.kind, component.name)
-    if not issubclass(cls, Weighter) or not cls.needs_sources(component.params):
+    with blaming(f"weighter '{component.preset}'"):
+        needed = issubclass(cls, Weighter) and cls.needs_sources(component.params)
+    if not needed:
         return False
     names = data_args.dataset or []
     who = f"the weighter '{component.preset}' must know the source of each row"

@@ -249,7 +249,7 @@ class DynamicTrainer(Base):
         wanted = self.spec.component
         if wanted is None or not isinstance(self.component, Component):
             return {}
-        who = f"{wanted.kind.name} '{wanted.preset}'"
+        who = self._component()
         with blaming(who):
             state = self.component.state_dict()
             require_savable(state, who)
@@ -258,7 +258,8 @@ class DynamicTrainer(Base):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
         if isinstance(self.component, Component):
-            self.component.load_state_dict(state["component"])
+            with blaming(self._component()):
+                self.component.load_state_dict(state["component"])
             self.component.left_out = state["left_out"]
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
@@ -297,8 +298,14 @@ class DynamicTrainer(Base):
             runtime[key] = whole_sets(runtime[key])
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
-            component.bind(wanted.preset, self.seed, self.output_dir)
+            with blaming(self._component()):
+                component.bind(wanted.preset, self.seed, self.output_dir)
         return component
+
+    def _component(self) -> str:
+        """Returns kind and name of the component, for messages."""
+        wanted = self.spec.component
+        return "the component" if wanted is None else f"{wanted.kind.name} '{wanted.preset}'"
 
     def _injectable(self) -> dict[str, Any]:
         """Runtime objects that a component may ask for by parameter name."""

@@ -21,7 +21,7 @@ from dataflex.core.component import Component, seeded
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import CheckpointError, blaming
-from dataflex.core.plugins import plugin_manager
+from dataflex.core.plugins import call_hook
 from dataflex.core.schedule import Segment
 from dataflex.data.loader import PlannedLoader
 from dataflex.data.rows import PlannedRows
@@ -152,10 +152,9 @@ class PlannedTrainer(DynamicTrainer):
         context = self._context(segment.update or 0, self.schedule.updates + more, self.schedule.total)
         count = segment.steps * self._global_batch_size
         who = self._who(segment)
-        hooks = plugin_manager().hook
         names = {"kind": self.verb, "component": self._component_name()}
         if segment.update is not None:
-            hooks.dataflex_before_update(**names, context=context)
+            call_hook("dataflex_before_update", **names, context=context)
         started = time.perf_counter()
         assert isinstance(self.model, torch.nn.Module)
         with undisturbed(self.model), blaming(who):
@@ -180,7 +179,7 @@ class PlannedTrainer(DynamicTrainer):
             if plan.scores is not None:
                 line["scores"] = summary(plan.scores)
             self._report(line, plan.news)
-            hooks.dataflex_after_update(**names, context=context, decision=line)
+            call_hook("dataflex_after_update", **names, context=context, decision=line)
         return plan.rows
 
     def _report(self, line: dict[str, Any], news: str) -> None:

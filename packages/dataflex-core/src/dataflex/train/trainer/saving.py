@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dataflex.core.plugins import plugin_manager
+from dataflex.core.plugins import call_hook
 from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import begin_writing, mark_complete, naming_write_errors, rotate
 from dataflex.run.state import save_state
@@ -68,7 +68,7 @@ class CheckpointWriter:
                 mark_complete(folder, trainer.run_id, step)
             rotate(os.path.dirname(folder), args.save_total_limit, trainer.state.best_model_checkpoint, folder)
         trainer.accelerator.wait_for_everyone()
-        plugin_manager().hook.dataflex_after_checkpoint(step=step, folder=folder)
+        call_hook("dataflex_after_checkpoint", step=step, folder=folder)
 
 
 @contextmanager
