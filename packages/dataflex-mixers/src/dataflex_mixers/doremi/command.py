@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import is_secret, masked, remember, taken_out, without_secrets
+from dataflex.launch.supervised import supervised
 from dataflex.utils.logging import log_to_stderr, logger
 
 from dataflex_mixers.doremi.handover import read_weights
@@ -135,4 +135,4 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _train(file: Path) -> int:
     """Trains in a process of its own, so that each run finds the machine as the first one did."""
-    return subprocess.run([sys.executable, "-m", "dataflex", "train", str(file)], check=False).returncode
+    return supervised([sys.executable, "-m", "dataflex", "train", str(file)])

@@ -20,7 +20,7 @@ from dataflex.core.agreement import require_agreement
 from dataflex.core.component import Component, seeded
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import decision_hash
-from dataflex.core.errors import CheckpointError, blaming
+from dataflex.core.errors import CheckpointError, StoppedError, blaming
 from dataflex.core.plugins import call_hook
 from dataflex.core.schedule import Segment
 from dataflex.data.loader import PlannedLoader
@@ -157,8 +157,11 @@ class PlannedTrainer(DynamicTrainer):
             call_hook("dataflex_before_update", **names, context=context)
         started = time.perf_counter()
         assert isinstance(self.model, torch.nn.Module)
-        with undisturbed(self.model), blaming(who):
-            plan = self.decide(segment, count, context, who)
+        try:
+            with undisturbed(self.model), blaming(who):
+                plan = self.decide(segment, count, context, who)
+        except StoppedError:
+            raise self._stop.while_deciding() from None
         digest = decision_hash(plan.rows)
         require_agreement(digest, self.accelerator, who)
         self._segment, self._rows, self._more_updates = segment, plan.rows, more

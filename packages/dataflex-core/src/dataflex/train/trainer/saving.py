@@ -28,6 +28,8 @@ class CheckpointWriter:
     def __init__(self, trainer: DynamicTrainer) -> None:
         self._trainer = trainer
         self._written: tuple[str, int] | None = None  # a checkpoint whose callbacks are still running, and its step
+        self.newest: str | None = None  # the last one that is whole, and its step
+        self.newest_step = -1
 
     @contextmanager
     def writing(self, folder: str) -> Iterator[None]:
@@ -61,6 +63,7 @@ class CheckpointWriter:
         if self._written is None:
             return
         (folder, step), self._written = self._written, None
+        self.newest, self.newest_step = folder, step
         trainer, args = self._trainer, self._trainer.args
         trainer.accelerator.wait_for_everyone()
         if args.should_save:
