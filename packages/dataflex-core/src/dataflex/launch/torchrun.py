@@ -88,8 +88,8 @@ def launch(argv: Sequence[str], command_name: str = "train", *, stops_itself: bo
     # Ranks that torchrun restarts when they end would be started again: those are torchrun's to stop.
     directly = stops_itself and environ.get("MAX_RESTARTS", "0") == "0"
     code = supervised(command(argv, environ, devices, command_name), environ, _to_ranks if directly else pass_on)
-    if code == 128 + signal.SIGINT:
-        sys.stderr.write("interrupted\n")
+    words = {128 + signal.SIGINT: "interrupted\n", 128 + signal.SIGTERM: "stopped by SIGTERM\n"}
+    sys.stderr.write(words.get(code, ""))  # behind what torchrun says of ranks that have ended
     return code
 
 
