@@ -96,7 +96,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types of the four packages."""
-    install(session, "mypy", "types-pyyaml")
+    install(session, "mypy", "types-psutil", "types-pyyaml")
     session.run("mypy", *(f"{package}/src" for package in PACKAGES))
 
 

@@ -36,9 +36,10 @@ class Pretended:
     def __init__(self, out: Path, fails: str | None = None) -> None:
         self.out, self.fails, self.seen = out, fails, []
 
-    def __call__(self, file: Path) -> int:
+    def __call__(self, file: Path, *overrides: str) -> int:
         step = file.stem.partition("_")[2]
         self.seen.append(step)
+        self.overrides = overrides
         if step == self.fails:
             return 7
         folder = self.out / step
@@ -84,8 +85,30 @@ def test_a_finished_step_is_not_taken_for_one_of_another_configuration(file, tmp
     with pytest.raises(ConfigError, match=r"'reference' is finished in .*not as 1_reference.yaml would have it now"):
         run([str(file), "reference", "learning_rate=0.1"], Pretended(tmp_path / "out"))
     train = Pretended(tmp_path / "out")
-    assert run([str(file), "reference", "learning_rate=0.1", "overwrite_output_dir=true"], train) == 0
+    assert run([str(file), "reference", "learning_rate=0.1", "--overwrite"], train) == 0
     assert train.seen == ["reference"]
+    assert train.overrides == ("overwrite_output_dir=true",)
+    assert "overwrite_output_dir" not in read(tmp_path / "out" / "1_reference.yaml")
+    assert run([str(file), "reference", "learning_rate=0.1"], train) == 0
+    assert train.seen == ["reference"], "it is finished, as it would be now"
+
+
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_overwriting_in_the_file_does_not_train_finished_steps_again_at_each_start(where, file, tmp_path, capsys):
+    given = ["overwrite_output_dir=true"]
+    if where == "file":
+        sections = read(file)
+        sections["common"]["overwrite_output_dir"], given = True, []
+        file.write_text(yaml.safe_dump(sections))
+    train = Pretended(tmp_path / "out", fails="proxy")
+    assert run([str(file), *given], train) == 7
+    train.fails = None
+    assert run([str(file), *given], train) == 0
+    assert train.seen == ["reference", "proxy", "proxy", "final"]
+    assert train.overrides == ()
+    said = capsys.readouterr().err
+    assert "overwrite_output_dir is left out" in said
+    assert "--overwrite trains the steps anew" in said
 
 
 def test_a_step_alone_needs_the_one_before(file, tmp_path):

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from conftest import QUICK
 from dataflex.cli.main import run
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError
 from dataflex.run.record import read_trace
 from dataflex.run.row_values import read_row_file
+from dataflex.run.scoring_weights import scoring_weights
 
 SHORT = ["warmup_step=2", "update_step=2", "update_times=2", "eval_dataset=instructions_eval", "save_steps=3"]
 
@@ -37,17 +41,24 @@ def test_training_with_less_scoring_its_checkpoints_and_training_on_the_scores(t
 
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     capsys.readouterr()
-    assert score() == 0  # of the last checkpoint
+    # Of the last checkpoint, also where the file is one that begins anew when it trains.
+    assert score("overwrite_output_dir=true") == 0
     file = tmp_path / "run" / "dataflex_scores.parquet"
-    assert capsys.readouterr().out.strip().splitlines()[-1] == str(file)
+    first, *_, written = capsys.readouterr().out.strip().splitlines()
+    checkpoint = str(tmp_path / "run" / "checkpoint-6")
+    assert first.startswith(f"scoring with the checkpoint {checkpoint} of the model ")
+    assert written == str(file)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*before, file.name])
     last, about = scored(file)
     assert (about["component"], about["step"], last.shape) == ("less", 6, (60,))
+    assert about["weights"] == {"model": about["weights"]["model"], "adapter": None, "checkpoint": checkpoint}
     assert np.isfinite(last).all()
     assert score() == 2  # nothing is overwritten unasked
-    assert "exists -> move it" in capsys.readouterr().err
+    assert "exists -> move it, or replace it with --overwrite" in capsys.readouterr().err
+    assert score("overwrite_output_dir=true") == 2  # which is about training
 
-    assert score(f"resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-3'}", "overwrite_output_dir=true") == 0
+    assert score(f"resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-3'}", "--overwrite") == 0
+    assert "scoring with the checkpoint" in capsys.readouterr().out.splitlines()[0]
     middle, about = scored(file)
     assert about["step"] == 3
     assert not np.array_equal(middle, last)
@@ -60,12 +71,42 @@ def test_training_with_less_scoring_its_checkpoints_and_training_on_the_scores(t
     assert set(rows) == set(np.argsort(-middle, kind="stable")[: len(rows)])
 
 
-def test_scores_before_training_are_those_of_the_model_as_it_is(score, tmp_path):
+def test_scores_before_training_are_those_of_the_model_as_it_is(score, tmp_path, capsys):
     assert score(out="fresh") == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(f" as it is: {tmp_path / 'fresh'} holds no checkpoint")
     scores, about = scored(tmp_path / "fresh" / "dataflex_scores.parquet")
     assert about["step"] == 0
     assert np.isfinite(scores).all()
     assert sorted(path.name for path in (tmp_path / "fresh").iterdir()) == ["dataflex_scores.parquet"]
+
+
+def test_a_trained_model_without_a_checkpoint_is_not_taken_for_the_untrained_one(score, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "adapter_model.safetensors").touch()
+    assert score("overwrite_output_dir=true") == 2
+    said = capsys.readouterr().err
+    assert "holds a trained model (adapter_model.safetensors) and no checkpoint" in said
+    assert f"adapter_name_or_path={tmp_path / 'run'}" in said
+    assert not (tmp_path / "run" / "dataflex_scores.parquet").exists()
+
+
+def spec_of(folder: Path, **keys) -> RunSpec:
+    return RunSpec(DataflexArguments(), None, {"model_name_or_path": "base", "output_dir": str(folder), **keys})
+
+
+def test_the_weights_that_score_are_said_in_words_for_every_way_to_choose_them(tmp_path):
+    """``overwrite_output_dir`` is about training, and changes none of it."""
+    none = f"the model base as it is: {tmp_path} holds no checkpoint"
+    for keys, words in (
+        ({}, none),
+        ({"overwrite_output_dir": True}, none),
+        ({"resume_from_checkpoint": False}, "the model base as it is"),
+        ({"resume_from_checkpoint": "some/checkpoint-7"}, "the checkpoint some/checkpoint-7 of the model base"),
+        ({"adapter_name_or_path": ["a", "b"]}, none.replace("base", "base and the adapter a, b")),
+    ):
+        assert str(scoring_weights(spec_of(tmp_path, **keys))) == words
+    with pytest.raises(ConfigError, match="holds no complete checkpoint of its run"):
+        scoring_weights(spec_of(tmp_path, resume_from_checkpoint=True, overwrite_output_dir=True))
 
 
 def test_what_cannot_score_says_so(score, train, tmp_path, capsys):

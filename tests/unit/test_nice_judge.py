@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import socketserver
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -208,6 +211,154 @@ def test_a_redirect_is_not_followed_so_that_the_key_reaches_no_other_host(status
         with pytest.raises(ComponentError, match=f"HTTP status {status} .* redirects are not followed"):
             ask(server)
         assert other.requests == []
+
+
+# --- servers that mean harm, or are broken
+
+
+@contextmanager
+def raw(*parts, pause=0.0, forever=None):
+    """Yields the address of a server that writes ``parts``, then ``forever`` until the client is gone."""
+    over = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.settimeout(5)
+            with suppress(OSError):
+                self.request.recv(2**16)
+                for part in parts:
+                    self.request.sendall(part)
+                    over.wait(pause)
+                while forever is not None and not over.is_set():
+                    self.request.sendall(forever)
+                    over.wait(pause)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}/v1")
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+NEVER_DONE = {
+    "a header, byte by byte": {"parts": [HEAD[:3]], "pause": 0.02, "forever": b"X"},
+    "headers for ever": {"parts": [HEAD[:17]], "pause": 0.02, "forever": b"A: b\r\n"},
+    "a body, byte by byte": {"parts": [HEAD], "pause": 0.02, "forever": b" "},
+    "100 Continue, slowly": {"parts": [], "pause": 0.02, "forever": b"HTTP/1.1 100 Continue\r\n\r\n"},
+    "100 Continue, fast": {"parts": [], "forever": b"HTTP/1.1 100 Continue\r\n\r\n" * 500},
+    "nothing": {"parts": [], "pause": 5.0, "forever": b""},
+}
+
+
+@pytest.mark.parametrize("how", NEVER_DONE)
+def test_a_request_has_one_deadline_whatever_the_server_sends_meanwhile(how):
+    given = dict(NEVER_DONE[how])
+    with raw(*given.pop("parts"), **given) as server:
+        begun = time.monotonic()
+        with pytest.raises(NoAnswerError, match="timeout"):
+            ask(server, timeout=0.4, attempts=1)
+        assert time.monotonic() - begun < 2
+
+
+NO_ANSWER = {
+    "a body without end": {"parts": [b"HTTP/1.1 200 OK\r\n\r\n"], "forever": b"[" * 2**16},
+    "headers without end": {"parts": [HEAD[:17]], "forever": b"A: " + b"b" * 2**16 + b"\r\n"},
+    "a bomb": {
+        "parts": [
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n",
+            gzip.compress(b" " * 2**27),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("how", NO_ANSWER)
+def test_a_response_is_read_up_to_a_bound(how):
+    given = dict(NO_ANSWER[how])
+    with raw(*given.pop("parts"), **given) as server:
+        begun = time.monotonic()
+        with pytest.raises(NoAnswerError, match=r"a response that is no chat completion|no connection \(Remote"):
+            ask(server, timeout=10.0, attempts=1)
+        assert time.monotonic() - begun < 5
+
+
+SIZE = 100_000
+HOSTILE_JSON = {
+    "lists": "[" * SIZE,
+    "objects": '{"a":' * SIZE,
+    "escaped quotes": '["' + '\\"' * SIZE + "[" * SIZE,
+    "a long number": "1" * SIZE,
+    "a long fraction": "[1." + "1" * SIZE + "]",
+    "blanks": " " * SIZE,
+    "nested in a completion": '{"choices": [{"message": {"content": ' + "[" * SIZE + "]" * SIZE + "}}]}",
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE_JSON)
+def test_what_is_no_chat_completion_is_told_in_linear_time_without_running_out_of_stack(how):
+    with serving((200, HOSTILE_JSON[how])) as server:
+        begun = time.monotonic()
+        with pytest.raises(NoAnswerError, match="a response that is no chat completion"):
+            ask(server, attempts=1)
+        assert time.monotonic() - begun < 2
+
+
+def test_brackets_inside_of_an_answer_are_text():
+    with serving((200, completion("[{" * 500 + '\\" 7'))) as server:
+        assert ask(server) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        (" " * SIZE, None),
+        ("8" + " " * SIZE + "/10", 8),
+        ("8 /" + " " * SIZE + "10", 8),
+        ("/ " * SIZE, None),
+        ("-" * SIZE, None),
+        ("1" * SIZE, None),
+        ("1." * SIZE, None),
+        ("9." + "0" * SIZE, 9),
+    ],
+    ids=lambda value: repr(value)[:12],
+)
+def test_a_long_answer_is_read_in_linear_time(text, mark):
+    begun = time.monotonic()
+    assert read_mark(text) == mark
+    assert time.monotonic() - begun < 2
+
+
+def test_digits_of_other_scripts_are_no_mark():
+    assert read_mark("\u0667") is None
+
+
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(monkeypatch):
+    monkeypatch.delenv("no_proxy")
+    for variable in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, f"nonsense://me:{KEY}@host")
+        with (
+            serving((200, completion("3"))) as server,
+            pytest.raises(NoAnswerError, match="the proxy that the env") as e,
+        ):
+            ask(server, attempts=1)
+        assert KEY not in everything(e.value)
+        monkeypatch.delenv(variable)
+
+
+def test_requests_leave_no_line_in_the_log_and_those_of_others_keep_theirs(caplog):
+    import httpx
+
+    with serving((200, completion("3"))) as server, caplog.at_level(logging.DEBUG):
+        ask(server)
+        assert [r for r in caplog.records if r.name.startswith("http")] == []
+        httpx.get(server.url, trust_env=False)
+        assert [r for r in caplog.records if r.name.startswith("http")] != []
 
 
 # --- the key

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import pytest
@@ -81,11 +80,11 @@ def test_a_secret_of_the_command_line_reaches_the_ranks_by_their_environment(mon
     started = []
     monkeypatch.setenv("NPROC_PER_NODE", "2")
 
-    def run(command, env, check):
+    def supervised(command, env, to):
         started.append((command, env))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(torchrun, "supervised", supervised)
     file = tmp_path / "run.yaml"
     file.write_text("stage: sft\n")
     given = ["hub_token='0123'", "a.api_key=abc=d", "learning_rate=1e-4", "ms_hub_token=[x", "hf_hub_token=null"]

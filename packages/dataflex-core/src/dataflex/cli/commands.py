@@ -26,7 +26,7 @@ class Command:
         summary: One line for ``dataflex-cli help``.
         usage: The command line, as in ``dataflex-cli train FILE [key=value ...]``.
         run: Gets the arguments after the command's name, returns the exit code: 0, 1 for a run that failed, 2 for
-            something that could not be started.
+            something that could not be started. It may call ``sys.exit`` in place of returning.
         details: What ``--help`` shows below the summary.
     """
 
@@ -68,9 +68,9 @@ def _built_in(name: str) -> Command:
 
 
 def _from_plugins() -> dict[str, Command]:
-    from dataflex.core.plugins import plugin_manager  # here: reading the plugins' metadata is not needed to train
+    from dataflex.core.plugins import call_hook  # here: reading the plugins' metadata is not needed to train
 
     found: dict[str, Command] = {}
-    for commands in plugin_manager().hook.dataflex_cli_commands():
+    for commands in call_hook("dataflex_cli_commands"):
         found |= {name: command for name, command in commands.items() if name not in BUILT_IN}
     return dict(sorted(found.items()))

@@ -6,8 +6,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dataflex.cli.commands import all_commands, command
-from dataflex.core.errors import ComponentError, DataflexError
+from dataflex.cli.commands import BUILT_IN, all_commands, command
+from dataflex.core.errors import ComponentError, DataflexError, StoppedError
 from dataflex.core.secret_values import scrubbed
 
 HELP = ("-h", "--help")
@@ -19,12 +19,15 @@ def main() -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Returns the exit code: 0; 1 where a run failed; 2 where nothing was started; 130 after Ctrl-C.
+    """Returns the exit code: 0; 1 where a run failed; 2 where nothing was started; 130 after Ctrl-C; 143 after SIGTERM.
 
     Errors that dataflex does not know surface with their traceback, which is what a report of them needs.
     """
     try:
         return _dispatch(list(argv))
+    except StoppedError as error:
+        sys.stderr.write(scrubbed(f"{error}\n"))
+        return error.exit_code
     except DataflexError as error:
         if isinstance(error, ComponentError) and error.__cause__ is not None:
             # the author of the component needs to see where
@@ -34,6 +37,18 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except SystemExit as error:
+        if not argv or argv[0] not in BUILT_IN:
+            raise  # the command of a plugin ends as it likes
+        # None of dataflex's own does this: what is called from here would end a run as if it were done.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        sys.stderr.write(
+            scrubbed(
+                f"error: something ended the process with SystemExit: {error} at {place.filename}, line {place.lineno} "
+                "-> raise an ordinary exception there\n"
+            )
+        )
+        return 1
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -1,9 +1,10 @@
 """``dataflex-cli score``: the run's selector gives every row of the train dataset a score, and nothing is trained.
 
-FILE is the YAML or JSON of a dynamic_select run, key=value overrides it; both as for train. The model is the one that
-the file names, or that of resume_from_checkpoint, with its optimizer.
-The scores go to output_dir/dataflex_scores.parquet, for a selector that reads them. Other files in output_dir stay as
-they are.
+FILE is the YAML or JSON of a dynamic_select run, key=value overrides it; both as for train. The first line says which
+weights score: those of the checkpoint that resume_from_checkpoint names, else of the newest one in output_dir, with its
+optimizer; where there is none, the model that the file names, as it is.
+The scores go to output_dir/dataflex_scores.parquet, for a selector that reads them. --overwrite replaces that file.
+Other files in output_dir stay as they are, whatever overwrite_output_dir says.
 """
 
 from __future__ import annotations
@@ -13,36 +14,48 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataflex.cli.run_file import checked_run
+from dataflex.core import stopping
 from dataflex.core.errors import ConfigError
 from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_working_packages
 from dataflex.run.files import SCORES
+from dataflex.run.scoring_weights import scoring_weights
 
 SUMMARY = "score every row with the run's selector, without training"
-USAGE = "dataflex-cli score FILE [key=value ...]"
+USAGE = "dataflex-cli score FILE [--overwrite] [key=value ...]"
+OVERWRITE = "--overwrite"
 
 
 def run(argv: Sequence[str]) -> int:
     """Scores here or under torchrun. Returns the exit code."""
-    spec = checked_run(argv, USAGE)
+    overwrites = OVERWRITE in argv
+    spec = checked_run([argument for argument in argv if argument != OVERWRITE], USAGE)
     if spec.arguments.train_type != "dynamic_select" or spec.component is None:
         raise ConfigError(f"train_type: {spec.arguments.train_type} has no selector to score with -> dynamic_select")
     target = Path(str(spec.llamafactory.get("output_dir"))) / SCORES
-    if target.exists() and not torchrun.is_worker() and not spec.llamafactory.get("overwrite_output_dir"):
-        raise ConfigError(f"{target} exists -> move it, or set overwrite_output_dir=true to replace it")
-    if target.is_dir():
+    if target.is_file() and not overwrites:
+        raise ConfigError(f"{target} exists -> move it, or replace it with {OVERWRITE}")
+    if target.exists() and not target.is_file():
         raise ConfigError(f"{target} is a folder, and the scores are written to a file of that name -> move it away")
     require_working_packages()
+    weights = scoring_weights(spec)
+    if not torchrun.is_worker():
+        sys.stdout.write(f"scoring with {weights}\n")
+        sys.stdout.flush()
     if torchrun.wanted():
-        return torchrun.launch(argv, command_name="score")
+        return torchrun.launch(argv, command_name="score", stops_itself=True)
+    torchrun.follow_launcher()
     load_plugin_files(spec.arguments.plugins)
     find(spec.component.kind, spec.component.name)
     from dataflex.integrations.llamafactory import score
 
-    path = score(spec)
-    torchrun.settle()
+    try:
+        with stopping.allowed():
+            path = score(spec, weights)
+    finally:
+        torchrun.settle()
     if path is not None:
         sys.stdout.write(f"{path}\n")
     return 0

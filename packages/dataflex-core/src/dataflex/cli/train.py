@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dataflex.cli.run_file import checked_run
+from dataflex.core import stopping
 from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import torchrun
@@ -19,13 +20,17 @@ def run(argv: Sequence[str]) -> int:
     spec = checked_run(argv, USAGE)
     require_working_packages()
     if torchrun.wanted():
-        return torchrun.launch(argv)
+        return torchrun.launch(argv, stops_itself=spec.arguments.train_type != "static")
+    torchrun.follow_launcher()
     load_plugin_files(spec.arguments.plugins)
     if spec.component is not None:
         # A broken or foreign component is refused before any data is read.
         find(spec.component.kind, spec.component.name)
     from dataflex.integrations.llamafactory import run as train
 
-    train(spec)
-    torchrun.settle()
+    try:
+        with stopping.allowed():
+            train(spec)
+    finally:
+        torchrun.settle()
     return 0

@@ -51,7 +51,9 @@ def from_rank_0(accelerator: Accelerator, asked: Callable[[], Any]) -> Any:
             found = [asked(), None]
         except (DataflexError, OSError) as error:
             found = [None, error]
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if accelerator.num_processes > 1:
                 broadcast_object_list([None, DataflexError(f"rank 0 raised {type(error).__name__}: {error}")])
             raise

@@ -12,7 +12,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dataflex.core.errors import BrokenPluginError, DataflexError, InvalidConfigError, Problem, listed, nearest
+from dataflex.core.errors import (
+    BrokenPluginError,
+    DataflexError,
+    InvalidConfigError,
+    Problem,
+    listed,
+    nearest,
+    not_exiting,
+)
 from dataflex.core.injected import INJECTED, OVERRIDABLE, wrong_override
 from dataflex.core.secret_values import masked, remember, scrubbed
 
@@ -28,6 +36,7 @@ def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object
     Raises:
         ConfigError: Unknown or missing parameters, all in one message; or what the constructor itself refuses.
         BrokenPluginError: The constructor raised anything else.
+        ComponentError: The constructor tried to end the process.
     """
     parameters, anything = constructor_parameters(cls)
     arguments = {name: value for name, value in runtime.items() if name in parameters} | dict(params)
@@ -40,7 +49,8 @@ def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object
     if problems:
         raise InvalidConfigError(problems)
     try:
-        return cls(**arguments)
+        with not_exiting(f"the constructor of {cls.__module__}.{cls.__qualname__}"):
+            return cls(**arguments)
     except DataflexError:  # the component says itself what is wrong
         raise
     except Exception as error:  # any constructor of a third party: name it, keep the cause

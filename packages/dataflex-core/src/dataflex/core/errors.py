@@ -101,6 +101,37 @@ class CheckpointError(DataflexError):
     """A checkpoint is incomplete, or belongs to another run."""
 
 
+class StoppedError(DataflexError):
+    """Not a failure: the run was asked to stop (SIGTERM), and the message says what can be resumed."""
+
+    exit_code = 143  # 128 + SIGTERM, as a process that the signal ends itself has it
+
+
+@contextmanager
+def not_exiting(who: str) -> Iterator[None]:
+    """Turns an attempt to end the process, such as ``sys.exit(0)``, into an error that names who made it.
+
+    Stands around every call of code that comes with a component or a plugin. Without it, ``sys.exit(0)`` in there ends
+    a run as a success. ``KeyboardInterrupt`` is a person's Ctrl-C and passes unchanged, and so does every
+    ``Exception``.
+
+    Args:
+        who: The component or the plugin, and where in it.
+
+    Raises:
+        ComponentError: ``SystemExit``, or another error that is no ``Exception``, was raised.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ComponentError(
+            f"{who} raised {type(error).__name__}: {error} -> raise an ordinary exception where the run cannot go on; "
+            "only dataflex ends the process"
+        ) from error
+
+
 @contextmanager
 def blaming(who: str) -> Iterator[None]:
     """Turns whatever a component raises into an error that names it, with the original as its cause.
@@ -109,10 +140,12 @@ def blaming(who: str) -> Iterator[None]:
         who: The component, and the update or the step.
 
     Raises:
-        ComponentError: The component raised. Errors of dataflex's other classes pass unchanged.
+        ComponentError: The component raised, ``SystemExit`` included. Errors of dataflex's other classes and
+            ``KeyboardInterrupt`` pass unchanged.
     """
     try:
-        yield
+        with not_exiting(who):
+            yield
     except ComponentError as error:
         if str(error).startswith(who):
             raise

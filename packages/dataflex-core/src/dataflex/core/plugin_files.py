@@ -16,7 +16,7 @@ from types import ModuleType
 
 from dataflex.core.catalog import ComponentInfo
 from dataflex.core.describe import describe_node
-from dataflex.core.errors import BrokenPluginError, ConfigError, DataflexError
+from dataflex.core.errors import BrokenPluginError, ConfigError, DataflexError, not_exiting
 from dataflex.core.kinds import KINDS, Kind
 from dataflex.core.source import Module
 
@@ -48,6 +48,7 @@ def import_plugin_file(file: Path) -> ModuleType:
 
     Raises:
         BrokenPluginError: It raised; the message holds file and line.
+        ComponentError: It tried to end the process.
     """
     name = module_name(file)
     spec = spec_from_file_location(name, file)
@@ -57,12 +58,16 @@ def import_plugin_file(file: Path) -> ModuleType:
     sys.modules[name] = module  # before it runs, as import does: pickle and dataclasses look it up there
     try:
         spec.loader.exec_module(module)
-    except DataflexError:  # such as a name registered twice: it says all
+    except (DataflexError, KeyboardInterrupt):  # such as a name registered twice: it says all
         del sys.modules[name]
         raise
     except Exception as error:  # a user's file may raise anything: name file and line, keep the cause
         del sys.modules[name]
         raise BrokenPluginError(f"plugin file {file}{_line(error, file)}: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        del sys.modules[name]
+        with not_exiting(f"plugin file {file}{_line(error, file)}"):
+            raise
     return module
 
 
@@ -103,7 +108,7 @@ def _decorator(node: ast.expr) -> Kind | None:
     return _DECORATORS.get(node.attr) if isinstance(node, ast.Attribute) else None
 
 
-def _line(error: Exception, file: Path) -> str:
+def _line(error: BaseException, file: Path) -> str:
     if isinstance(error, SyntaxError):
         inside = error.filename == str(file)
         return f", line {error.lineno}" if inside else f" (in {error.filename}, line {error.lineno})"

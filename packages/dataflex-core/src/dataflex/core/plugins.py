@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import pluggy
 
 from dataflex import hookspecs
-from dataflex.core.errors import BrokenPluginError
+from dataflex.core.errors import BrokenPluginError, ComponentError, blaming, not_exiting
 from dataflex.core.plugin_files import import_plugin_file, module_name, plugin_file
 
 DISABLE = "DATAFLEX_DISABLE_PLUGINS"
@@ -45,6 +47,7 @@ def load_plugin_files(paths: Sequence[str]) -> None:
     Raises:
         ConfigError: A file is missing or is not a ``.py`` file.
         BrokenPluginError: It raised while it was imported; the message holds file and line.
+        ComponentError: It tried to end the process.
     """
     manager = plugin_manager()
     for file in map(plugin_file, paths):
@@ -55,11 +58,45 @@ def load_plugin_files(paths: Sequence[str]) -> None:
             _register(manager, sys.modules[name], name, f"in {file}", "remove it from plugins: in the YAML")
 
 
+def call_hook(name: str, **arguments: Any) -> list[Any]:
+    """Calls a hook of every plugin and returns their answers. On every rank that calls it.
+
+    Args:
+        name: The hook, one of :mod:`dataflex.hookspecs`.
+        **arguments: What it gets.
+
+    Raises:
+        ComponentError: A plugin raised, or tried to end the process; the message names it and the hook.
+    """
+    manager = plugin_manager()
+    caller: pluggy.HookCaller = vars(manager.hook)[name]
+    try:
+        answers: list[Any] = caller(**arguments)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything: find out whose it is, then say so
+        with blaming(f"{_who_raised(caller, error)} in {name}"):
+            raise
+    return answers
+
+
+def _who_raised(caller: pluggy.HookCaller, error: BaseException) -> str:
+    """Returns the plugin whose function the error came through; pluggy does not say."""
+    seen = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    for found in caller.get_hookimpls():
+        if found.function.__code__ in seen:
+            return f"the plugin '{found.plugin_name}'"
+    return "a plugin"
+
+
 def _load(manager: pluggy.PluginManager, point: EntryPoint) -> None:
     package = point.dist.name if point.dist is not None else point.value
     way_out = f"leave it out: {DISABLE}={point.name}"
     try:
-        plugin = point.load()
+        with not_exiting(f"the plugin '{point.name}' of the package {package}, imported from {point.value},"):
+            plugin = point.load()
+    except ComponentError:
+        raise
     except Exception as error:  # a third party's module may raise anything at import: name it, keep the cause
         raise BrokenPluginError(
             f"the plugin '{point.name}' of the package {package} cannot be loaded from {point.value}: "

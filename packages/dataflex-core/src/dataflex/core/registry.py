@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 from dataflex.core.errors import (
     BrokenPluginError,
     ComponentConflictError,
+    ComponentError,
     UnknownComponentError,
     WrongBaseClassError,
     listed,
     nearest,
+    not_exiting,
 )
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER, Kind
 
@@ -67,6 +69,7 @@ def find(kind: Kind, name: str) -> type:
         UnknownComponentError: Nobody provides the name; the message holds the nearest one, or what to install.
         ComponentConflictError: More than one package or file provides it.
         BrokenPluginError: Its package is installed but the class cannot be imported.
+        ComponentError: Its module tried to end the process when it was imported.
         WrongBaseClassError: It does not keep the contract of its kind.
     """
     points = [p for p in provided(kind) if p.name == name]
@@ -111,7 +114,10 @@ def official(kind: Kind) -> dict[str, str]:
 
 def _load(kind: Kind, point: EntryPoint) -> type:
     try:
-        loaded: type = point.load()
+        with not_exiting(f"{kind.name} '{point.name}' of the package {_package(point)}, imported from {point.value},"):
+            loaded: type = point.load()
+    except ComponentError:
+        raise
     except (
         Exception
     ) as error:  # whatever a third party's module does at import is its own fault: name it, keep the cause

@@ -42,7 +42,8 @@ _IN_QUERY = _words("key token sig signature code pass")
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|[A-Z]{1,24}")  # how people name them; a key looks otherwise
-_USER = re.compile(r"(?P<before>https?://|[A-Za-z][A-Za-z0-9+.-]*://(?=[^/\s@?#]*:))(?P<secret>[^/\s@?#]+)(?=@)")
+# A scheme is short: without a bound, a text of 100,000 letters would be looked through once for each of them.
+_USER = re.compile(r"(?P<before>https?://|[A-Za-z][A-Za-z0-9+.-]{0,31}://(?=[^/\s@?#]*:))(?P<secret>[^/\s@?#]+)(?=@)")
 _PLACEHOLDER = re.compile(rf"<secret from \$({PREFIX}[A-Z0-9_]+)>")
 _QUERY = re.compile(rf"(?P<before>[?&;](?P<name>[A-Za-z0-9_.-]+)=)(?P<secret>{_PLACEHOLDER.pattern}|[^&;#\s]+)")
 _LEAST = 6  # characters of a value that messages are searched for: a shorter one stands in half of all words

@@ -23,10 +23,11 @@ import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
 import torch
+from llamafactory.extras.constants import CHECKPOINT_NAMES
 from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
+from dataflex.core.errors import CheckpointError, ConfigError, DataflexError, blaming
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
@@ -41,6 +42,7 @@ from dataflex.integrations.started import Started
 from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
 from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
 from dataflex.run.newest import newest_of_run
+from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
@@ -60,15 +62,32 @@ def run(spec: RunSpec) -> None:
         tuner.run_exp(keys_for_llamafactory(spec))
 
 
-def score(spec: RunSpec) -> Path | None:
+def score(spec: RunSpec, weights: ScoringWeights) -> Path | None:
     """Scores the train dataset through LLaMA-Factory's own entry, up to where the first batch would be trained on.
+
+    Args:
+        spec: The run.
+        weights: What scores it. LLaMA-Factory is told, and looks for no checkpoint itself.
 
     Returns:
         The file of scores; None on a rank that writes none.
+
+    Raises:
+        ConfigError: The output folder holds a trained model and no checkpoint, and the run does not say which is meant.
     """
+    if weights.folder is not None and weights.checkpoint is None:
+        trained = [name for name in CHECKPOINT_NAMES if os.path.isfile(os.path.join(weights.folder, name))]
+        if trained:
+            raise ConfigError(
+                f"output_dir: {weights.folder} holds a trained model ({trained[0]}) and no checkpoint, so it is not "
+                f"clear which weights are to score -> adapter_name_or_path={weights.folder} for a trained adapter, "
+                f"model_name_or_path={weights.folder} for a whole model, resume_from_checkpoint=false for the model as "
+                "it was before"
+            )
+    chosen = {"resume_from_checkpoint": weights.checkpoint, "overwrite_output_dir": weights.checkpoint is None}
     try:
         with installed(spec, ScoreTrainer):
-            tuner.run_exp(keys_for_llamafactory(spec))
+            tuner.run_exp(keys_for_llamafactory(spec) | chosen)
     except ScoresWrittenError as done:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -193,7 +212,9 @@ def _needs_sources(spec: RunSpec, data_args: Any) -> bool:
     if component is None or component.kind is not WEIGHTER:
         return False
     cls = find(component.kind, component.name)
-    if not issubclass(cls, Weighter) or not cls.needs_sources(component.params):
+    with blaming(f"weighter '{component.preset}'"):
+        needed = issubclass(cls, Weighter) and cls.needs_sources(component.params)
+    if not needed:
         return False
     names = data_args.dataset or []
     who = f"the weighter '{component.preset}' must know the source of each row"

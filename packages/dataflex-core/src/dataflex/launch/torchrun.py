@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
 import yaml
 
 from dataflex.core.secret_values import taken_out
+from dataflex.launch.supervised import Launcher, pass_on, supervised
+
+_LAUNCHER = "DATAFLEX_LAUNCHER"  # the number of the process that started the ranks, in their environment
 
 
 def is_enabled(name: str, environ: Mapping[str, str] | None = None) -> bool:
@@ -63,10 +67,16 @@ def command(argv: Sequence[str], environ: Mapping[str, str], devices: int, name:
     return [*launcher, *meeting, *ranks, "--module", "dataflex", name, *argv]
 
 
-def launch(argv: Sequence[str], command_name: str = "train") -> int:
-    """Runs the ranks of this machine and returns torchrun's exit code."""
+def launch(argv: Sequence[str], command_name: str = "train", *, stops_itself: bool = False) -> int:
+    """Runs the ranks of this machine and returns torchrun's exit code; 128 + N where signal N ended them.
+
+    Args:
+        argv: The file and its overrides.
+        command_name: Another command than ``train``.
+        stops_itself: Whether a rank that gets SIGTERM saves and ends by itself, and may be given the time it takes.
+    """
     argv, secrets = _apart(argv)
-    environ = dict(os.environ) | secrets
+    environ = dict(os.environ) | secrets | {_LAUNCHER: str(os.getpid())}
     if is_enabled("OPTIM_TORCH", {"OPTIM_TORCH": "1"} | environ):  # LLaMA-Factory's memory settings for NCCL
         environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         environ.setdefault("TORCH_NCCL_AVOID_RECORD_STREAMS", "1")
@@ -75,7 +85,27 @@ def launch(argv: Sequence[str], command_name: str = "train") -> int:
         import torch
 
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 1
-    return subprocess.run(command(argv, environ, devices, command_name), env=environ, check=False).returncode
+    # Ranks that torchrun restarts when they end would be started again: those are torchrun's to stop.
+    directly = stops_itself and environ.get("MAX_RESTARTS", "0") == "0"
+    code = supervised(command(argv, environ, devices, command_name), environ, _to_ranks if directly else pass_on)
+    words = {128 + signal.SIGINT: "interrupted\n", 128 + signal.SIGTERM: "stopped by SIGTERM\n"}
+    sys.stderr.write(words.get(code, ""))  # behind what torchrun says of ranks that have ended
+    return code
+
+
+def _to_ranks(process: psutil.Process, number: int) -> None:
+    """Sends SIGTERM to the ranks alone: torchrun would give them 30 seconds and then kill them."""
+    ranks = [child for child in process.children() if "dataflex" in child.cmdline()]
+    if number != signal.SIGTERM or not ranks:
+        pass_on(process, number)
+    for rank in ranks if number == signal.SIGTERM else []:
+        rank.send_signal(number)
+
+
+def follow_launcher() -> None:
+    """Lets this rank stop where the ``dataflex-cli`` that started it is killed, or torchrun."""
+    if is_worker() and _LAUNCHER in os.environ:
+        Launcher(int(os.environ[_LAUNCHER])).follow()
 
 
 def _apart(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

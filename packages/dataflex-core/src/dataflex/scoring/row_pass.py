@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.utils import logging as hf_logging
 
-from dataflex.core.errors import ComponentError
+from dataflex.core import stopping
+from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.data.rows import fetch
 from dataflex.scoring.batches import Batch, plan_batches, shard_batches
 from dataflex.scoring.budget import agreed_budget, default_token_budget
@@ -110,19 +111,25 @@ class RowPass:
 
         Raises:
             ComponentError: On one rank: not even one row fits into memory, or a batch does not under a sharded engine.
+            StoppedError: On a rank that was asked to stop, after a batch; what it has scored is in the store.
         """
         rows = self.rows()
         kept = None if self.store is None else self.store.load(len(rows), self.accelerator)
         places: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         values: list[torch.Tensor] = []
-        for batch, values_B in self.results(model, score, None if kept is None else kept.done):
-            if batch.repeated:
-                values.append(values_B[:0])  # a rank that has no rows knows the shape of their values all the same
-                continue
-            places.append(batch.rows)
-            values.append(values_B)
+        try:
+            for batch, values_B in self.results(model, score, None if kept is None else kept.done):
+                if batch.repeated:
+                    values.append(values_B[:0])  # a rank that has no rows knows the shape of their values all the same
+                    continue
+                places.append(batch.rows)
+                values.append(values_B)
+                if self.store is not None:
+                    self.store.add(batch.rows, values_B)
+        except StoppedError:
             if self.store is not None:
-                self.store.add(batch.rows, values_B)
+                self.store.flush()
+            raise
         found = torch.cat([part.to(values[-1].device) for part in values]) if values else torch.empty(0)
         own = np.concatenate(places)
         if kept is not None:
@@ -162,6 +169,8 @@ class RowPass:
             for batch, result in _within_memory(lambda places: score(load(places)), batches, lengths, splittable):
                 yield batch, result
                 bar.update(len(batch.rows))
+                if stopping.asked():
+                    raise StoppedError("stopped by SIGTERM while scoring -> the same command goes on")
 
     def _loader(self, rows: NDArray[np.int64], device: torch.device) -> Callable[[NDArray[np.int64]], RowBatch]:
         if self.accelerator is not None:

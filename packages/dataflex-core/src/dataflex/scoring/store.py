@@ -127,6 +127,11 @@ class ScoreStore:
         if time.monotonic() - self._written >= self._seconds:
             self._write()
 
+    def flush(self) -> None:
+        """Writes what was added since the last part: the pass is about to be left."""
+        if self._rows and not self._broken:
+            self._write()
+
     def _begin(self) -> None:
         self._rows: list[NDArray[np.int64]] = []
         self._values: list[torch.Tensor] = []

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,24 @@ from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import is_secret, masked, remember, taken_out, without_secrets
+from dataflex.launch.supervised import supervised
 from dataflex.utils.logging import log_to_stderr, logger
 
 from dataflex_mixers.doremi.handover import read_weights
 from dataflex_mixers.doremi.steps import STEPS, Pipeline, parse, read_yaml, write_yaml
 
-USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [key=value ...]"
+USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [--overwrite] [key=value ...]"
+OVERWRITE = "--overwrite"
+_THEIRS = "overwrite_output_dir"
 DETAILS = """\
 FILE has the sections common, reference, proxy and final, each with keys of a run; key=value overrides a key in all
 three. Without a step, all are run in their order: the reference model on the initial mixture, the proxy, whose
 weights are written to output_dir/proxy/doremi_weights.json, and the final model on the mixture of these weights. A
-step that is finished is passed over, one that was stopped goes on from its last checkpoint. Each step's file is left
-in output_dir and can be given to dataflex-cli train."""
+step that is finished is passed over, one that was stopped goes on from its last checkpoint. --overwrite trains the
+steps anew in place of both; overwrite_output_dir, which would do so at each start, is left out with a warning. Each
+step's file is left in output_dir and can be given to dataflex-cli train."""
 
-Train = Callable[[Path], int]
+Train = Callable[..., int]
 
 
 @hookimpl
@@ -44,17 +48,19 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
 
     Args:
         argv: The arguments after ``doremi``.
-        train: Trains as a file says and returns the exit code; another process of this program unless given.
+        train: Trains as a file says, with overrides, and returns the exit code; another process of this program
+            unless given.
     """
     if not argv:
         raise ConfigError(f"no file given -> {USAGE}")
     log_to_stderr()
-    file, rest = Path(argv[0]), list(argv[1:])
+    overwrites = OVERWRITE in argv
+    file, *rest = [argument for argument in argv if argument != OVERWRITE] or [""]
     wanted = [rest.pop(0)] if rest and rest[0] in STEPS else list(STEPS)
-    pipeline = _read(file, rest)
-    _check(pipeline, file.absolute().parent)
+    pipeline = _read(Path(file), rest)
+    _check(pipeline, Path(file).absolute().parent)
     for step in wanted:
-        code = _step(pipeline, step, train or _train)
+        code = _step(pipeline, step, train or _train, overwrites)
         if code:
             return code
     return 0
@@ -73,7 +79,17 @@ def _read(file: Path, overrides: Sequence[str]) -> Pipeline:
         except yaml.YAMLError as error:
             raise ConfigError(f"override '{key}': the value is malformed YAML -> quote it") from error
     remember(given)
-    return parse(content, given)
+    pipeline = parse(content, given)
+    if any(keys.get(_THEIRS) for keys in pipeline.sections.values()):
+        logger.warning(
+            "doremi: %s is left out: a finished step is kept and a stopped one goes on -> %s trains the steps anew",
+            _THEIRS,
+            OVERWRITE,
+        )
+    sections = {
+        step: {key: value for key, value in keys.items() if key != _THEIRS} for step, keys in pipeline.sections.items()
+    }
+    return replace(pipeline, sections=sections)
 
 
 def _check(pipeline: Pipeline, folder: Path) -> None:
@@ -93,7 +109,7 @@ def _check(pipeline: Pipeline, folder: Path) -> None:
         raise InvalidConfigError(problems)
 
 
-def _step(pipeline: Pipeline, step: str, train: Train) -> int:
+def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool) -> int:
     if step == "proxy" and not pipeline.finished("reference"):
         raise ConfigError(f"{pipeline.output_dir('reference')} holds no finished reference model -> train it first")
     if step == "final" and not pipeline.finished("proxy"):
@@ -101,21 +117,25 @@ def _step(pipeline: Pipeline, step: str, train: Train) -> int:
     weights = read_weights(pipeline.output_dir("proxy"), pipeline.names) if step == "final" else None
     config, file = pipeline.config(step, weights), pipeline.run_file(step)
     written, secrets = taken_out(config)
-    if pipeline.finished(step) and not config.get("overwrite_output_dir"):
+    if pipeline.finished(step) and not overwrites:
         before = read_yaml(file)
         if isinstance(before, dict) and without_secrets(before) == without_secrets(written):
             logger.info("doremi: the step '%s' is finished: %s", step, pipeline.output_dir(step))
             return 0
         raise ConfigError(
             f"the step '{step}' is finished in {pipeline.output_dir(step)}, but not as {file.name} would have it now "
-            "-> restore the configuration, use another output_dir, or set overwrite_output_dir=true"
+            f"-> restore the configuration, use another output_dir, or train it anew: dataflex-cli doremi ... {step} "
+            f"{OVERWRITE}"
         )
     write_yaml(file, written)
     if weights is not None:
         logger.info("doremi: the mixture is %s", dict(zip(pipeline.names, weights, strict=True)))
     logger.info("doremi: step %d of %d, '%s': %s", STEPS.index(step) + 1, len(STEPS), step, file)
     with _environment(secrets):  # the file leaves them out
-        return train(file)
+        code = train(file, *([f"{_THEIRS}=true"] if overwrites else []))
+    if code == 2 and not overwrites:
+        logger.info("doremi: where the message says %s: true, give this command %s", _THEIRS, OVERWRITE)
+    return code
 
 
 @contextmanager
@@ -133,6 +153,6 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _train(file: Path) -> int:
+def _train(file: Path, *overrides: str) -> int:
     """Trains in a process of its own, so that each run finds the machine as the first one did."""
-    return subprocess.run([sys.executable, "-m", "dataflex", "train", str(file)], check=False).returncode
+    return supervised([sys.executable, "-m", "dataflex", "train", str(file), *overrides])

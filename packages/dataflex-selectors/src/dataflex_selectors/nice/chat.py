@@ -3,23 +3,30 @@
 The key is read from the environment when a request is made. It goes into one header and nowhere else: no attribute, no
 message and no log holds it, nothing that the server sends is repeated (it might echo the key), and a redirect, which
 would carry the header to another host, is not followed.
+
+A server can be slow in more ways than one: it sends a byte at a time, or says ``100 Continue`` for ever. So a request
+has one deadline, from looking the name up to the last byte. The request runs in an event loop of its own, where it can
+be cancelled at any point.
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import ipaddress
 import json
+import logging
 import os
 import re
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import httpx
 from dataflex.core.errors import ComponentError, Problem
 
 T = TypeVar("T")
@@ -28,11 +35,21 @@ _RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
 _USELESS = frozenset({400, 413, 422})  # this one request cannot be served; another one may
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds; the pause doubles from the one to the other
 _MOST_BYTES = 2**20  # of a response; a judge answers in a few hundred
+_DEEPEST = 64  # lists and objects inside of each other; a chat completion has four
 _PATH = "/chat/completions"
 
 
 class NoAnswerError(Exception):
     """A question has no answer; the text says why, in words of our own."""
+
+
+@dataclass(frozen=True)
+class _Response:
+    """What a server said. ``wish`` is its ``Retry-After``."""
+
+    status: int
+    wish: str
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class ChatEndpoint:
         url: The base address, such as ``https://host/v1``, or the full one that ends in ``/chat/completions``.
         model: The model's name there.
         key_variable: Name of the environment variable that holds the key; None where none is needed.
-        timeout: Seconds that connecting, and each wait for data, may take.
+        timeout: Seconds that a request may take, from connecting to the last byte of the answer.
         attempts: Most requests for one question.
         pause: Waits a number of seconds; tests put something faster here.
     """
@@ -77,31 +94,65 @@ class ChatEndpoint:
             if attempt:
                 self.pause(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-            try:
-                found = read(_content(self._post(body)))
-            except urllib.error.HTTPError as error:
-                with error:  # it holds the connection
-                    pause = max(pause, _wished_pause(error))
-                    why = self._explained(error.code)
-            except (OSError, http.client.HTTPException) as error:
-                reason = error.reason if isinstance(error, urllib.error.URLError) else error
-                why = "timeout" if isinstance(reason, TimeoutError) else f"no connection ({type(reason).__name__})"
-            except ValueError:
+            response = self._post(body)
+            if isinstance(response, str):
+                why = response
+                continue
+            if not 200 <= response.status < 300:
+                pause = max(pause, _wished_pause(response.wish))
+                why = self._explained(response.status)
+                continue
+            content = _content(response.body)
+            if content is None:
                 why = "a response that is no chat completion"
-            else:
-                if found is not None:
-                    return found
-                why = "an answer that holds no number in range"
+                continue
+            found = read(content)
+            if found is not None:
+                return found
+            why = "an answer that holds no number in range"
         raise NoAnswerError(why)
 
-    def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    def _post(self, body: bytes) -> _Response | str:
+        """Returns the response, or why there is none.
+
+        What httpx raises holds the request and its header with the key. So it is put into words here, and none of it is
+        raised further or hangs on another error as its cause.
+        """
+        loop, unlogged = asyncio.new_event_loop(), _ours.set(True)
+        try:
+            return loop.run_until_complete(self._within_time(body))
+        finally:
+            _ours.reset(unlogged)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()  # does not wait for a name that is still being looked up
+
+    async def _within_time(self, body: bytes) -> _Response | str:
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self._request(body)
+        except TimeoutError:
+            return "timeout"
+        except (httpx.TransportError, OSError) as error:
+            return f"no connection ({_root_of(error)})"
+
+    async def _request(self, body: bytes) -> _Response | str:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if self.key_variable is not None:
             headers["Authorization"] = f"Bearer {os.environ.get(self.key_variable, '').strip()}"
         url = self.url.rstrip("/")
-        request = urllib.request.Request(url if url.endswith(_PATH) else url + _PATH, body, headers)
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-            return bytes(response.read(_MOST_BYTES))
+        url = url if url.endswith(_PATH) else url + _PATH
+        try:
+            # No timeouts of its own: they are for each read, and start anew with every byte.
+            unopened = httpx.AsyncClient(verify=_certificates(), timeout=None, follow_redirects=False)
+        except (ValueError, ImportError, httpx.InvalidURL):  # of HTTPS_PROXY, ALL_PROXY and so on
+            return "the proxy that the environment names cannot be used"
+        found = bytearray()
+        async with unopened as client, client.stream("POST", url, content=body, headers=headers) as response:
+            async for part in response.aiter_raw():  # raw: what is compressed could be a thousand times as long
+                found += part
+                if len(found) > _MOST_BYTES:
+                    break
+            return _Response(response.status_code, response.headers.get("Retry-After", ""), bytes(found[:_MOST_BYTES]))
 
     def _explained(self, code: int) -> str:
         """Returns what an HTTP status means where another request may succeed.
@@ -113,38 +164,77 @@ class ChatEndpoint:
         if code in _RETRIED or code >= 500:
             return f"HTTP status {code}"
         if code in _USELESS:
-            raise NoAnswerError(f"HTTP status {code}") from None
+            raise NoAnswerError(f"HTTP status {code}")
         raise ComponentError(
             f"the endpoint at {urlsplit(self.url).hostname} answers with HTTP status {code} -> check endpoint, "
             "endpoint_model, and the key in the environment variable that api_key_env names; redirects are not followed"
-        ) from None
+        )
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Makes an error of a redirect."""
+_ours: ContextVar[bool] = ContextVar("a request of ours", default=False)
 
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+
+class _NotOurs(logging.Filter):
+    """Keeps what is logged of our requests out of the log: headers, which may echo the key, and a line for each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _ours.get()
+
+
+_LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
+_filter = _NotOurs()
+for _name in _LOGGERS:
+    logging.getLogger(_name).addFilter(_filter)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Returns the machine's own certificates, which a company may have added to. Read once: it takes a while."""
+    return ssl.create_default_context()
+
+
+def _root_of(error: BaseException) -> str:
+    """Returns the class of what went wrong at the bottom, such as ``ConnectionRefusedError``."""
+    name, below = type(error).__name__, error.__cause__ or error.__context__
+    while below is not None:
+        if isinstance(below, OSError) and type(below) is not OSError:
+            name = type(below).__name__
+        below = below.__cause__ or below.__context__
+    return name
+
+
+def _content(response: bytes) -> str | None:
+    """Returns the text of a chat completion; None where it is none."""
+    if _too_deep(response):
         return None
-
-
-def _content(response: bytes) -> str:
-    """Returns the text of a chat completion.
-
-    Raises:
-        ValueError: It is none.
-    """
     try:
         content = json.loads(response)["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError("no chat completion") from error
-    if not isinstance(content, str):
-        raise ValueError("no text")
-    return content
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+    return content if isinstance(content, str) else None
 
 
-def _wished_pause(error: urllib.error.HTTPError) -> float:
-    wished = error.headers.get("Retry-After", "") if error.headers else ""
-    return min(float(wished), _LONGEST_PAUSE) if re.fullmatch(r"\d{1,9}(\.\d+)?", wished) else 0.0
+def _too_deep(response: bytes) -> bool:
+    """Returns whether lists and objects are nested deeper than any answer is: the parser would overflow its stack."""
+    if response.count(b"[") + response.count(b"{") <= _DEEPEST:
+        return False
+    depth, quoted, escaped = 0, False, False
+    for byte in response:
+        if quoted:
+            quoted, escaped = escaped or byte != ord('"'), not escaped and byte == ord("\\")
+        elif byte == ord('"'):
+            quoted = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > _DEEPEST:
+                return True
+        elif byte in b"]}":
+            depth -= 1
+    return False
+
+
+def _wished_pause(wished: str) -> float:
+    return min(float(wished), _LONGEST_PAUSE) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", wished) else 0.0
 
 
 def valid_url(key: str, found: Any) -> Problem | None:

@@ -114,7 +114,8 @@ def read_mark(text: str) -> float | None:
 
     ``8``, ``8/10``, ``Mark: 7.5`` and ``**9**`` are read; ``8 or 9`` is not.
     """
-    found = re.findall(r"-?\d+(?:\.\d+)?", re.sub(rf"\s*/\s*{BEST_MARK}\b", "", text))
+    # Each pattern looks at each character a fixed number of times: an answer may be as long as a server likes.
+    found = re.findall(r"-?[0-9]+(?:\.[0-9]+)?", re.sub(rf"/\s*{BEST_MARK}\b", "", text))
     mark = float(found[0]) if len(found) == 1 else math.nan
     return mark if 0 <= mark <= BEST_MARK else None
 

@@ -66,7 +66,7 @@ class NiceSelector(Selector):
         api_key_env: Name of the environment variable that holds the key; null where none is needed.
         instruction: What the judge is told, instead of the default; it must ask for a number from 0 to 10.
         show_reference: Whether the judge sees the reference answer too.
-        timeout: Seconds that a request may wait.
+        timeout: Seconds that a request may take as a whole.
         attempts: Most requests for one mark.
         concurrency: Requests at a time.
         reject: Whether answers with less reward than the reference answer are dropped.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
+from dataflex.core import stopping
 from dataflex.core.agreement import from_rank_0
 from dataflex.core.component import Component
 from dataflex.core.construct import construct, constructor_parameters
@@ -50,6 +52,7 @@ from dataflex.train.trainer.passes import PassKeeper
 from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
 from dataflex.train.trainer.saving import CheckpointWriter, without_secret_fields
 from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
+from dataflex.train.trainer.stopping import StepStop
 from dataflex.train.trainer.token_count import TokenCount
 from dataflex.train.trainer.upstream.relied_on import require_training
 from dataflex.utils.logging import logger
@@ -73,6 +76,7 @@ class DynamicTrainer(Base):
 
     Attributes:
         spec: The run.
+        saving: Writes checkpoints, and knows the last one.
         tokens: The tokens that were trained on, where they are counted.
         component: The selector, mixer or weighter; None for a static mixture.
     """
@@ -88,7 +92,8 @@ class DynamicTrainer(Base):
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type)
-        self._saving = CheckpointWriter(self)
+        self.saving = CheckpointWriter(self)
+        self._stop = StepStop(self)
         self._run: str | None = None
         self._recorded: RecordedRun | None = None  # in output_dir, when training was asked for
         self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
@@ -127,6 +132,7 @@ class DynamicTrainer(Base):
         Raises:
             ConfigError: Another run is writing to ``output_dir``, there is no such checkpoint, or nothing left to do.
             CheckpointError: The checkpoint belongs to another run, or is of a longer one.
+            StoppedError: SIGTERM came, and the command line runs this process; see :mod:`dataflex.core.stopping`.
         """
         with locked_on_rank_0(self.output_dir, self.accelerator):
             needed = resume_from_checkpoint is True
@@ -138,7 +144,9 @@ class DynamicTrainer(Base):
             self._resumed = None
             if resume_from_checkpoint:
                 self._resume(str(resume_from_checkpoint))
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
+            with nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught():
+                return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_there(self, needed: bool) -> RecordedRun | None:
         """Returns the run that is recorded in the output folder; where it is not needed, the record may be damaged."""
@@ -249,7 +257,7 @@ class DynamicTrainer(Base):
         wanted = self.spec.component
         if wanted is None or not isinstance(self.component, Component):
             return {}
-        who = f"{wanted.kind.name} '{wanted.preset}'"
+        who = self._component()
         with blaming(who):
             state = self.component.state_dict()
             require_savable(state, who)
@@ -258,12 +266,13 @@ class DynamicTrainer(Base):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
         if isinstance(self.component, Component):
-            self.component.load_state_dict(state["component"])
+            with blaming(self._component()):
+                self.component.load_state_dict(state["component"])
             self.component.left_out = state["left_out"]
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
-        with self._saving.writing(folder):
+        with self.saving.writing(folder):
             super()._save_checkpoint(model, trial, *args, **kwargs)
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
@@ -285,8 +294,13 @@ class DynamicTrainer(Base):
             fill_sharded_optimizer(self.model, self.optimizer, checkpoint)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        stops = self._stop.agreed()
+        if stops:
+            self._stop.hurry()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._saving.settle()
+        self.saving.settle()
+        if stops:
+            self._stop.stop()
 
     def _constructed(self) -> Any:
         wanted = self.spec.component
@@ -297,8 +311,14 @@ class DynamicTrainer(Base):
             runtime[key] = whole_sets(runtime[key])
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
-            component.bind(wanted.preset, self.seed, self.output_dir)
+            with blaming(self._component()):
+                component.bind(wanted.preset, self.seed, self.output_dir)
         return component
+
+    def _component(self) -> str:
+        """Returns kind and name of the component, for messages."""
+        wanted = self.spec.component
+        return "the component" if wanted is None else f"{wanted.kind.name} '{wanted.preset}'"
 
     def _injectable(self) -> dict[str, Any]:
         """Runtime objects that a component may ask for by parameter name."""

@@ -60,10 +60,13 @@ class MixTrainer(PlannedTrainer):
         super().__init__(*args, dataflex=dataflex, **kwargs)
         if self.component is not None:
             assert isinstance(self.model, torch.nn.Module)
-            self.component.prepare(self.model)
+            with blaming(self._component()):
+                self.component.prepare(self.model)
         self._domain_losses: DomainLosses | None = None
         self._objective: DomainObjective | None = None
-        if self.component is not None and self.component.observes:
+        with blaming(self._component()):
+            observes = self.component is not None and self.component.observes
+        if observes:
             require_one_model(self.args, f"the mixer '{self._component_name()}'")
             self._domain_losses = DomainLosses(len(mixed.names), self.component.token_values)
             self._objective = self._weighted_objective(self._domain_losses)
@@ -128,7 +131,8 @@ class MixTrainer(PlannedTrainer):
 
     def training_done(self) -> None:
         """Tells the mixer that the run is over. On every rank."""
-        self.component.finish(self.state.global_step)
+        with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+            self.component.finish(self.state.global_step)
 
     def dynamic_state(self) -> dict[str, Any]:
         """Adds the proportions and each source's position."""
@@ -158,7 +162,9 @@ class MixTrainer(PlannedTrainer):
             yield batch
 
     def _weighted_objective(self, losses: DomainLosses) -> DomainObjective | None:
-        if not self.component.weighs:
+        with blaming(self._component()):
+            weighs = self.component.weighs
+        if not weighs:
             return None
         dft = self.spec.llamafactory.get("use_dft_loss") is True
         if self.compute_loss_func is not None and not dft:

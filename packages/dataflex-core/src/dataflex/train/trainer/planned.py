@@ -20,8 +20,8 @@ from dataflex.core.agreement import require_agreement
 from dataflex.core.component import Component, seeded
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import decision_hash
-from dataflex.core.errors import CheckpointError, blaming
-from dataflex.core.plugins import plugin_manager
+from dataflex.core.errors import CheckpointError, StoppedError, blaming
+from dataflex.core.plugins import call_hook
 from dataflex.core.schedule import Segment
 from dataflex.data.loader import PlannedLoader
 from dataflex.data.rows import PlannedRows
@@ -152,14 +152,16 @@ class PlannedTrainer(DynamicTrainer):
         context = self._context(segment.update or 0, self.schedule.updates + more, self.schedule.total)
         count = segment.steps * self._global_batch_size
         who = self._who(segment)
-        hooks = plugin_manager().hook
         names = {"kind": self.verb, "component": self._component_name()}
         if segment.update is not None:
-            hooks.dataflex_before_update(**names, context=context)
+            call_hook("dataflex_before_update", **names, context=context)
         started = time.perf_counter()
         assert isinstance(self.model, torch.nn.Module)
-        with undisturbed(self.model), blaming(who):
-            plan = self.decide(segment, count, context, who)
+        try:
+            with undisturbed(self.model), blaming(who):
+                plan = self.decide(segment, count, context, who)
+        except StoppedError:
+            raise self._stop.while_deciding() from None
         digest = decision_hash(plan.rows)
         require_agreement(digest, self.accelerator, who)
         self._segment, self._rows, self._more_updates = segment, plan.rows, more
@@ -180,7 +182,7 @@ class PlannedTrainer(DynamicTrainer):
             if plan.scores is not None:
                 line["scores"] = summary(plan.scores)
             self._report(line, plan.news)
-            hooks.dataflex_after_update(**names, context=context, decision=line)
+            call_hook("dataflex_after_update", **names, context=context, decision=line)
         return plan.rows
 
     def _report(self, line: dict[str, Any], news: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dataflex.core.plugins import plugin_manager
+from dataflex.core.plugins import call_hook
 from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import begin_writing, mark_complete, naming_write_errors, rotate
 from dataflex.run.state import save_state
@@ -28,6 +28,8 @@ class CheckpointWriter:
     def __init__(self, trainer: DynamicTrainer) -> None:
         self._trainer = trainer
         self._written: tuple[str, int] | None = None  # a checkpoint whose callbacks are still running, and its step
+        self.newest: str | None = None  # the last one that is whole, and its step
+        self.newest_step = -1
 
     @contextmanager
     def writing(self, folder: str) -> Iterator[None]:
@@ -61,6 +63,7 @@ class CheckpointWriter:
         if self._written is None:
             return
         (folder, step), self._written = self._written, None
+        self.newest, self.newest_step = folder, step
         trainer, args = self._trainer, self._trainer.args
         trainer.accelerator.wait_for_everyone()
         if args.should_save:
@@ -68,7 +71,7 @@ class CheckpointWriter:
                 mark_complete(folder, trainer.run_id, step)
             rotate(os.path.dirname(folder), args.save_total_limit, trainer.state.best_model_checkpoint, folder)
         trainer.accelerator.wait_for_everyone()
-        plugin_manager().hook.dataflex_after_checkpoint(step=step, folder=folder)
+        call_hook("dataflex_after_checkpoint", step=step, folder=folder)
 
 
 @contextmanager

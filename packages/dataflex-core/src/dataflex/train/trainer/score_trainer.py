@@ -19,6 +19,7 @@ from dataflex.core.errors import blaming
 from dataflex.core.schedule import Segment
 from dataflex.run.files import SCORES
 from dataflex.run.scores import write_scores
+from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.scoring.session import undisturbed
 from dataflex.train.trainer.select_trainer import SelectTrainer
 
@@ -44,6 +45,7 @@ class ScoreTrainer(SelectTrainer):
         Raises:
             ScoresWrittenError: The scores are on disk.
         """
+        self._checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         super().train(resume_from_checkpoint, *args, **kwargs)
         self._score()  # a checkpoint of the last step: the loop asked for no batch
 
@@ -69,6 +71,7 @@ class ScoreTrainer(SelectTrainer):
         path = None
         if self.is_world_process_zero():
             path = Path(self.output_dir) / SCORES
-            about = {"component": self._component_name(), "step": step, **self.identity()}
+            weights = ScoringWeights.of(self.spec, self._checkpoint).about()
+            about = {"component": self._component_name(), "step": step, "weights": weights, **self.identity()}
             write_scores(path, scores_N, self.train_dataset, self.processing_class, about)
         raise ScoresWrittenError(path)

@@ -13,7 +13,7 @@ from dataflex.config.checks.rows import too_few_rows
 from dataflex.config.checks.schedule import step_problems, two_totals
 from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_streams
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError, refuse
+from dataflex.core.errors import ConfigError, blaming, refuse
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule
 from dataflex.data.rows import MixedSources
@@ -82,7 +82,9 @@ def require_observable(spec: RunSpec) -> None:
     if spec.component is None:
         return
     mixer = find(spec.component.kind, spec.component.name)
-    if not mixer.may_observe(spec.component.params):  # type: ignore[attr-defined]  # a Mixer
+    with blaming(f"mixer '{spec.component.preset}'"):
+        observes = mixer.may_observe(spec.component.params)  # type: ignore[attr-defined]  # a Mixer
+    if not observes:
         return
     on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
     if on:

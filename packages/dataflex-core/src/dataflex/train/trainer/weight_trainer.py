@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ComponentError, ConfigError, blaming
+from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
 from dataflex.scoring.label_logits import label_positions
 from dataflex.train.trainer.engine import require_one_model
 from dataflex.train.trainer.logits_route import output_losses
@@ -90,9 +90,10 @@ class WeightTrainer(NumberedTrainer):
         """Hands the micro-batch to the weighter's own ``training_step``."""
         self.next_micro_batch()
         use = self.state.global_step >= self.arguments.warmup_step
-        return self.component.training_step(
-            self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use
-        )
+        with not_exiting(self._who()):  # not blaming: what the model raises in there is not the weighter's fault
+            return self.component.training_step(
+                self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use
+            )
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward as the trainer underneath does them; returns the detached loss."""

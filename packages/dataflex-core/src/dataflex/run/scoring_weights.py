@@ -1,0 +1,69 @@
+"""Which weights ``dataflex-cli score`` scores with: said before it starts, loaded then, and written into the file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dataflex.config.spec import RunSpec
+from dataflex.core.secret_values import masked
+from dataflex.run.config_file import recorded_run
+from dataflex.run.newest import newest_of_run, newest_to_resume
+
+
+@dataclass(frozen=True)
+class ScoringWeights:
+    """The weights.
+
+    Attributes:
+        model: ``model_name_or_path``.
+        adapter: ``adapter_name_or_path``, if any.
+        checkpoint: The checkpoint whose weights are loaded over them, if any.
+        folder: ``output_dir``, where a checkpoint was looked for; None where none was.
+    """
+
+    model: str
+    adapter: str | None
+    checkpoint: str | None
+    folder: str | None = None
+
+    @classmethod
+    def of(cls, spec: RunSpec, checkpoint: str | None, folder: str | None = None) -> ScoringWeights:
+        """Returns the weights of a run's model, with those of a checkpoint over them where there is one."""
+        keys = masked(spec.llamafactory)
+        adapter = keys.get("adapter_name_or_path")
+        if isinstance(adapter, list | tuple):
+            adapter = ", ".join(map(str, adapter))
+        return cls(str(keys.get("model_name_or_path")), str(adapter) if adapter else None, checkpoint, folder)
+
+    def __str__(self) -> str:
+        """Returns what the command says first."""
+        base = f"the model {self.model}" + (f" and the adapter {self.adapter}" if self.adapter else "")
+        if self.checkpoint is not None:
+            return f"the checkpoint {self.checkpoint} of {base}"
+        return f"{base} as it is" + (f": {self.folder} holds no checkpoint" if self.folder else "")
+
+    def about(self) -> dict[str, Any]:
+        """Returns what the file of scores says of them."""
+        return {"model": self.model, "adapter": self.adapter, "checkpoint": self.checkpoint}
+
+
+def scoring_weights(spec: RunSpec) -> ScoringWeights:
+    """Returns the weights that a run is scored with. Loads nothing.
+
+    ``overwrite_output_dir`` says that training begins anew; nothing is trained here, so it changes nothing.
+
+    Raises:
+        ConfigError: ``resume_from_checkpoint: true``, and there is no checkpoint; or the record there is unreadable.
+    """
+    given, folder = spec.llamafactory.get("resume_from_checkpoint"), str(spec.llamafactory.get("output_dir"))
+    word = str(given).lower()
+    checkpoint: str | None = None
+    if word == "true":
+        checkpoint = newest_to_resume(folder, recorded_run(folder))
+    elif given is None:
+        checkpoint = newest_of_run(folder) if os.path.isdir(folder) else None
+    elif word != "false":
+        checkpoint = str(given)
+    return ScoringWeights.of(spec, checkpoint, folder if given is None else None)
