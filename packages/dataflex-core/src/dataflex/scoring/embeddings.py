@@ -44,6 +44,7 @@ def hidden_state_embeddings(
     desc: str = "embedding",
     progress: bool = True,
     store: ScoreStore | None = None,
+    everywhere: bool = True,
 ) -> NDArray[np.float32]:
     """Returns the embedding of each row: (N, H) float32 of length 1, the same on every rank; (0, 0) for no rows.
 
@@ -63,6 +64,7 @@ def hidden_state_embeddings(
         desc: What the progress bar says.
         progress: Whether rank 0 shows a progress bar of its own share of the rows.
         store: Where embeddings are kept while the pass runs, so that an interrupted one goes on; None for nowhere.
+        everywhere: Whether every rank gets them; otherwise rank 0 alone does, and the others (0, H).
 
     Raises:
         ComponentError: On every rank: embeddings that are not finite; an encoder-decoder or a model that gives no
@@ -76,7 +78,7 @@ def hidden_state_embeddings(
         torch.no_grad(),  # not inference_mode: tensors that FSDP keeps from this forward must stay usable afterwards
         last_hidden_states(model) as forward,
     ):
-        found = rows.values(model, _scorer(forward, accelerator, pooling))
+        found = rows.values(model, _scorer(forward, accelerator, pooling), everywhere=everywhere)
     if not len(found):
         return found.reshape(0, 0)
     bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
