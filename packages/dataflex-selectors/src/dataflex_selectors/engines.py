@@ -23,4 +23,3 @@ def whole_weights(accelerator: Accelerator | None, why: str) -> Problem | None:
         return None
     way_out = "use DDP or DeepSpeed ZeRO-1 or ZeRO-2, train a LoRA adapter to save memory, or use another selector"
     return Problem("engine", f"{engine} shards the weights over the ranks, and {why}", way_out)
-

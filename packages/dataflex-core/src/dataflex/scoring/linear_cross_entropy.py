@@ -2,9 +2,10 @@
 
 At a vocabulary of 150,000 the fp32 logits of 8,000 tokens take 4.8 GB, more than many a model. Here the output layer is
 applied to a chunk of tokens at a time, and the chunk's logits are gone before the next one's are made; the backward
-pass makes them again, a chunk of the vocabulary at a time, so that the gradient of each row of the weight is one product
-over all tokens and is complete when its chunk is done: no sum of (V, H) in float32 is kept beside it. Where the output layer is frozen, as under LoRA, the gradient by the hidden states is made in the
-forward pass, up to each token's factor, and nothing is computed twice.
+pass makes them again, a chunk of the vocabulary at a time: the gradient of a row of the weight is then one product over
+all tokens and complete when its chunk is done, so no sum of (V, H) in float32 is kept beside it. Where the output layer
+is frozen, as under LoRA, the gradient by the hidden states is made in the forward pass, up to each token's factor, and
+nothing is computed twice.
 
 Cost: with a trainable output layer one matrix product more than the plain way has (4 in the place of 3). Memory beside
 the results: one chunk of logits, of which up to three copies exist for a moment; for a half-precision model (M, H) in

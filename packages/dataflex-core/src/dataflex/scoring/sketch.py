@@ -13,7 +13,7 @@ for x = y, and equal up to these. A gather and a sum, no atomic addition: a GPU 
 The map is kept as one bit of sign per coordinate and one shift per stretch, an eighth of a byte per coordinate, and
 unfolded a few stretches at a time: 7 billion trainable numbers take 0.9 GB on the device.
 
-Letters: B rows, D numbers of a parameter, K dimensions of the sketch, C stretches of a parameter, P stretches at a time.
+Letters: B rows, D numbers of a parameter, K dimensions of the sketch, C stretches of a parameter, P of them at a time.
 """
 
 from __future__ import annotations
