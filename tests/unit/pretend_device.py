@@ -174,7 +174,7 @@ class _Asked(TorchFunctionMode):
         self.reads = reads
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy):
+        if func in (torch.Tensor.tolist, torch.Tensor.cpu):
             self.reads.append(_where())
         return func(*args, **(kwargs or {}))
 

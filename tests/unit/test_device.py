@@ -150,7 +150,7 @@ def test_a_step_of_a_weighing_mixer_reads_once_at_its_beginning_and_once_at_its_
         losses.expect(np.array(domains))
     with host_reads() as begun:
         objective.begin_step(batches)
-    assert len([line for line in begun if ".cpu()" in line]) == len({line for line in begun if ".cpu()" in line}) == 1
+    assert len([line for line in begun if ".cpu()" in line]) == 1
     for batch in batches:
         losses.begin()
         objective.begin(counted=True)
@@ -162,7 +162,7 @@ def test_a_step_of_a_weighing_mixer_reads_once_at_its_beginning_and_once_at_its_
         losses.end()
     with host_reads() as ended:
         means_K, tokens_K = losses.total(accelerator)
-    assert len([line for line in ended if ".cpu()" in line]) <= 2  # one call, seen as .cpu() and as .numpy()
+    assert len([line for line in ended if ".cpu()" in line]) == 1
     assert tokens_K.sum() == sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     assert np.isfinite(means_K).all()
 

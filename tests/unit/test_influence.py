@@ -208,7 +208,7 @@ def test_sketched_influence_comes_close_and_features_give_the_same(trained, rows
         found = influences(gradients, model, means, row_pass(rows), None, sketch)
         features = gradient_features(gradients, model, row_pass(rows), sketch)
     assert features.shape == (23, 4096)
-    np.testing.assert_allclose(features @ means[0].numpy().T, found, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(features @ means[0].cpu().numpy().T, found, rtol=1e-4, atol=1e-6)
     assert np.abs(found - exact).max() < 5 / 4096**0.5
 
 

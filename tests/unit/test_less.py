@@ -40,7 +40,7 @@ def model():
 
 
 def cosines(model, rows, target) -> np.ndarray:
-    return (unit(explicit(all_at_once(model, rows))) @ unit(explicit(all_at_once(model, target))).mean(0)).numpy()
+    return (unit(explicit(all_at_once(model, rows))) @ unit(explicit(all_at_once(model, target))).mean(0)).cpu().numpy()
 
 
 def test_the_highest_cosines_win(model, rows, target, tmp_path):

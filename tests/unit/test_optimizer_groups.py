@@ -66,7 +66,7 @@ def true_steps(model: nn.Module, optimizer: torch.optim.Optimizer, rows) -> torc
 
 
 def true_influences(model, optimizer, rows, target) -> np.ndarray:
-    return (unit(true_steps(model, optimizer, rows)) @ unit(explicit(all_at_once(model, target))).mean(0)).numpy()
+    return (unit(true_steps(model, optimizer, rows)) @ unit(explicit(all_at_once(model, target))).mean(0)).cpu().numpy()
 
 
 def context(optimizer) -> UpdateContext:

@@ -55,11 +55,11 @@ def gradients(model, dataset):
     for row in dataset:
         grads = torch.autograd.grad(model(**tiny_batch([row]), use_cache=False).loss, trained(model))
         found.append(torch.cat([g.flatten() for g in grads]))
-    return torch.stack(found).double().numpy()
+    return torch.stack(found).cpu().double().numpy()
 
 
 def vector(model, seed, direction):
-    return torch.cat([part.flatten() for part in Directions.of(model, seed).vector(direction)]).double().numpy()
+    return torch.cat([part.flatten() for part in Directions.of(model, seed).vector(direction)]).cpu().double().numpy()
 
 
 def derivatives(model, dataset, method, directions=2, seed=3, **options):
