@@ -76,7 +76,7 @@ def _part(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Returns the places and values of a part of every rank's rows. Each rank sends ``size`` rows, with padding."""
     places = torch.full((size,), -1, dtype=torch.int64)
-    places[: len(rows[part])] = torch.from_numpy(rows[part])
+    places[: len(rows[part])] = torch.from_numpy(np.ascontiguousarray(rows[part]))
     own = torch.zeros((size, *values.shape[1:]), dtype=torch.float32, device=accelerator.device)
     own[: len(values[part])] = values[part].to(own)
     everyone = torch.as_tensor(accelerator.gather(places.to(accelerator.device))).cpu().numpy()
