@@ -1,4 +1,7 @@
-"""The environment every test runs in: no network, no accelerator, few threads. Set before torch is imported."""
+"""The environment every test runs in: no network, few threads, no accelerator but with DATAFLEX_TEST_GPU=1.
+
+Set before torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-if "DATAFLEX_TEST_GPU" not in os.environ:  # the tests marked gpu are run with it
+if os.environ.get("DATAFLEX_TEST_GPU", "0") in ("", "0"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import logging
@@ -17,8 +20,27 @@ from unittest.mock import patch
 import pytest
 from hypothesis import settings
 
+ON_ACCELERATOR = os.environ.get("DATAFLEX_TEST_GPU", "0") not in ("", "0")
 settings.register_profile("dataflex", deadline=None)  # a noisy machine is no failure
 settings.load_profile("dataflex")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Stops a run that is to test an accelerator where there is none: it would test the CPU and say nothing."""
+    if ON_ACCELERATOR:
+        from dataflex.testing import device
+
+        try:
+            device()
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves tests that need an accelerator out where none was asked for."""
+    for item in items:
+        if item.get_closest_marker("gpu") is not None and not ON_ACCELERATOR:
+            item.add_marker(pytest.mark.skip(reason="needs DATAFLEX_TEST_GPU=1"))
 
 
 @pytest.fixture(autouse=True)

@@ -149,7 +149,7 @@ def trained(trainer: Any, counted: bool, accelerator: Accelerator | None) -> dic
     loss = torch.tensor(sum(trainer.parts), dtype=torch.float64)
     if accelerator is not None:
         loss = accelerator.reduce(loss, "mean")  # as the trainer logs it
-    return {"loss": loss.numpy(), "gradient": noted.found}
+    return {"loss": loss.cpu().numpy(), "gradient": noted.found}
 
 
 def arguments(folder: Path, ranks: int, micro: int, **more: Any) -> Any:
@@ -170,7 +170,7 @@ def weighted_step(
     class Watching(trainer_class(WeightTrainer, Noting)):  # type: ignore[misc]
         def plain_training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().plain_training_step(*args, **kwargs)
-            np.add.at(factors, self.batch_rows.numpy(), self.sample_factors.double().numpy())
+            np.add.at(factors, self.batch_rows.cpu().numpy(), self.sample_factors.cpu().double().numpy())
             return loss
 
     trainer = Watching(

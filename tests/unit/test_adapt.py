@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import ConfigError
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
 from dataflex.train.weighter.hidden import caught_hidden_states, require_hidden_states
 from dataflex_weighters import adapt
 from dataflex_weighters.adapt import AdaptWeighter, adapt_weights
@@ -144,7 +144,7 @@ def test_what_it_cannot_aim_at_is_refused(target, params, message):
 
 
 def test_hidden_states_are_those_of_the_last_forward_and_let_go_of():
-    model, batch = tiny_model(), pad_collate([ROWS[0], ROWS[1]])
+    model, batch = tiny_model(), tiny_batch([ROWS[0], ROWS[1]])
     with caught_hidden_states(model) as caught:
         output = model(**batch, output_hidden_states=True)
         assert torch.equal(caught(), output.hidden_states[-1])

@@ -18,7 +18,7 @@ from dataflex.core.registry import register_mixer
 from dataflex.data.mixture import MixtureManager
 from dataflex.run.record import read_trace
 from dataflex.run.state import load_state, save_state
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex.train.trainer.domain_objective import DomainObjective
@@ -91,7 +91,7 @@ def test_entropy_tells_even_weights_from_a_single_source():
 def test_excess_is_clipped_token_by_token(reference):
     made, proxy = mixer(reference), tiny_model(seed=0)
     made.prepare(proxy)
-    batch = pad_collate([TokenRows(4, lengths=range(6, 12))[i] for i in range(4)])
+    batch = tiny_batch([TokenRows(4, lengths=range(6, 12))[i] for i in range(4)])
     with torch.no_grad():
         ours = proxy(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
         theirs = tiny_model(seed=5)(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
@@ -125,7 +125,7 @@ class FixedWeights(Mixer):
         return self.weights
 
 
-def test_the_counts_of_a_micro_batch_come_from_the_device_at_once(monkeypatch):
+def test_the_counts_of_a_step_come_from_the_device_at_once(monkeypatch):
     monkeypatch.setattr("dataflex.train.trainer.domain_objective.replace_loss", lambda *args: None)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
     losses = SimpleNamespace(handed_out=[np.array([0, 1]), np.array([2, 0])])
@@ -134,7 +134,7 @@ def test_the_counts_of_a_micro_batch_come_from_the_device_at_once(monkeypatch):
     moved, cpu = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor) or cpu(tensor))
     objective.begin_step([{"labels": labels}, {"labels": labels}])
-    assert len(moved) == 2
+    assert len(moved) == 1
     # labels of sources 0, 1, 2: 2 + 2, 2, 2; those that are predicted: 1 + 2, 2, 1
     assert objective._totals == (4 + 2 * 2 + 4 * 2, 3 + 2 * 2 + 4 * 1)
 

@@ -15,7 +15,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import MIXER
 from dataflex.data.mixture import MixtureManager
 from dataflex.run.record import read_trace
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.testing import TokenRows, device, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer, reweighted
 from dataflex_mixers.gate_load import distances, experts_per_token, gates
@@ -62,8 +62,9 @@ def loads_by_hand(model, rows, layer):
         counts = None
         for i in range(len(rows[name])):
             with torch.no_grad():
-                logits = model(torch.tensor([rows[name][i]["input_ids"]]), output_router_logits=True).router_logits
-            p = logits[layer].double().softmax(-1)
+                ids = torch.tensor([rows[name][i]["input_ids"]], device=device())
+                logits = model(ids, output_router_logits=True).router_logits
+            p = logits[layer].cpu().double().softmax(-1)
             counts = torch.zeros(p.shape[1]) if counts is None else counts
             for token in p:
                 for expert in token.argsort(descending=True)[:2]:

@@ -11,7 +11,7 @@ from dataflex.core.errors import ComponentError
 from dataflex.scoring import ScoreStore, hidden_state_embeddings
 from dataflex.scoring.embeddings import POOLINGS, pool, token_mask
 from dataflex.scoring.hidden_states import last_hidden_states
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, device, pad_collate, tiny_model
 from peft import LoraConfig, get_peft_model
 from rank_group import on_ranks, one_thread
 from transformers import BartConfig, BartForConditionalGeneration, Gemma2Config, Gemma2ForCausalLM
@@ -35,11 +35,11 @@ def one_by_one(model, dataset, pooling="mean"):
     model.eval()
     found = []
     for row in dataset:
-        tokens = torch.tensor([row["input_ids"]])
+        tokens = torch.tensor([row["input_ids"]], device=device())
         states = model(tokens, output_hidden_states=True, use_cache=False).hidden_states[-1][0].double()
         weights = torch.arange(1, len(states) + 1).double()
         vector = {"mean": states.mean(0), "last": states[-1], "weighted": weights @ states / weights.sum()}[pooling]
-        found.append((vector / vector.norm()).float().numpy())
+        found.append((vector / vector.norm()).float().cpu().numpy())
     model.train(training)
     return np.stack(found)
 

@@ -9,10 +9,10 @@ from dataflex.scoring import FactoredAdam, RowPass, TargetSet, influences, per_s
 from dataflex.scoring.adam import Moments
 from dataflex.scoring.factors import Factors
 from dataflex.scoring.gradient_sinks import Whole
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, device, pad_collate, tiny_model
 from test_gradients import all_at_once, batch_of, gpt2, tied
 
-CPU = torch.device("cpu")
+DEVICE = device()
 MODELS = {"llama": lambda: tiny_model(vocab_size=64), "tied": tied, "transposed": gpt2}
 
 
@@ -23,7 +23,7 @@ def rows() -> TokenRows:
 
 def projected(model, rows, dim, seed=0) -> dict[str, torch.Tensor]:
     with per_sample_gradients(model, factor_dim=dim, seed=seed) as gradients:
-        sink = Whole(len(rows), CPU)
+        sink = Whole(len(rows), DEVICE)
         gradients.backward(batch_of(rows), sink)
         assert gradients.factors
         found = {route.name: sink.vectors[route.index] for route in gradients.routes}
@@ -62,7 +62,7 @@ def test_adam_is_folded_in_where_its_second_moment_is_a_product_of_rows_and_colu
     rows_O, columns_I = torch.rand(6, generator=generator) + 0.5, torch.rand(5, generator=generator) + 0.5
     second, first = torch.outer(rows_O, columns_I), torch.randn(6, 5, generator=generator)
     moments = Moments(first.flatten(), second.flatten(), 4, (0.9, 0.99), 0.0)
-    factors = Factors((6, 5), 3, 1, CPU)
+    factors = Factors((6, 5), 3, 1, DEVICE)
     share_of_first, factor = factors.adam(moments)
     gradient = torch.randn(6, 5, generator=generator)
     left, right = factors._sides
@@ -95,9 +95,9 @@ def test_moments_reach_projected_and_whole_parameters(rows):
             route.index: Moments(torch.ones(route.numel), torch.ones(route.numel), 3, (0.9, 0.999), 1e-8)
             for route in gradients.routes
         }
-        plain = Whole(6, CPU)
+        plain = Whole(6, DEVICE)
         gradients.backward(batch_of(rows), plain)
-        adam = Whole(6, CPU, FactoredAdam(moments, gradients.factors))
+        adam = Whole(6, DEVICE, FactoredAdam(moments, gradients.factors))
         gradients.backward(batch_of(rows), adam)
     for index, vectors in plain.vectors.items():
         assert adam.vectors[index].shape == vectors.shape

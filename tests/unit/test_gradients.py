@@ -13,7 +13,7 @@ from dataflex.core.errors import ComponentError
 from dataflex.scoring import per_sample_gradients
 from dataflex.scoring.gradient_sinks import Whole
 from dataflex.scoring.row_pass import RowBatch
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, device, tiny_batch, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
@@ -81,7 +81,7 @@ MODELS = {
 
 
 def batch_of(rows: TokenRows) -> RowBatch:
-    batch = pad_collate([rows[i] for i in range(len(rows))])
+    batch = tiny_batch([rows[i] for i in range(len(rows))])
     labels = batch.pop("labels")
     return RowBatch(batch, labels)
 
@@ -90,7 +90,7 @@ def one_by_one(model: nn.Module, rows: TokenRows, total: bool = False) -> list[d
     model = copy.deepcopy(model).eval()
     found = []
     for i in range(len(rows)):
-        batch = pad_collate([rows[i]])
+        batch = tiny_batch([rows[i]])
         model.zero_grad()
         loss = model(**batch).loss
         if total:
@@ -102,7 +102,7 @@ def one_by_one(model: nn.Module, rows: TokenRows, total: bool = False) -> list[d
 
 def all_at_once(model: nn.Module, rows: TokenRows, total: bool = False) -> dict[str, torch.Tensor]:
     with per_sample_gradients(model) as gradients:
-        sink = Whole(len(rows), torch.device("cpu"))
+        sink = Whole(len(rows), device())
         counts = gradients.backward(batch_of(rows), sink, total=total)
         names = {route.index: route.name for route in gradients.routes}
     assert counts.tolist() == [len(row["labels"]) - 2 for row in (rows[i] for i in range(len(rows)))]
@@ -173,7 +173,7 @@ def test_a_row_without_labels_has_no_gradient():
     batch = batch_of(rows)
     batch.token_labels[1] = -100
     with per_sample_gradients(lora()) as gradients:
-        sink = Whole(3, torch.device("cpu"))
+        sink = Whole(3, device())
         assert gradients.backward(batch, sink).tolist() == [7, 0, 7]
     assert sink.squares_B[1] == 0
     assert (sink.squares_B[[0, 2]] > 0).all()
@@ -226,7 +226,7 @@ def test_under_bf16_they_are_float32_and_close(rows, fresh_accelerate):
     model = lora()
     expected = all_at_once(model, rows)
     with per_sample_gradients(model, Accelerator(cpu=True, mixed_precision="bf16")) as gradients:
-        sink = Whole(len(rows), torch.device("cpu"))
+        sink = Whole(len(rows), device())
         gradients.backward(batch_of(rows), sink)
         for route in gradients.routes:
             vectors = sink.vectors[route.index]

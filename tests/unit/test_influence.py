@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dataflex.core.component import seeded
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import (
     AdamDirection,
@@ -21,10 +22,10 @@ from dataflex.scoring import (
     read_moments,
     target_means,
 )
-from dataflex.testing import TokenRows, pad_collate
+from dataflex.testing import TokenRows, device, pad_collate, tiny_batch
 from test_gradients import all_at_once, lora, one_by_one
 
-CPU = torch.device("cpu")
+DEVICE = device()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def trained():
     model = lora()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, betas=(0.8, 0.95))
     for seed in range(3):
-        batch = pad_collate([TokenRows(4, vocab_size=64, seed=seed)[i] for i in range(4)])
+        batch = tiny_batch([TokenRows(4, vocab_size=64, seed=seed)[i] for i in range(4)])
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -189,7 +190,7 @@ def test_sketched_cosines_are_unbiased_and_no_worse_than_a_dense_projection():
     parts = list(x.split(sizes, dim=1))
     estimates, dense = [], []
     for seed in range(seeds):
-        sketch = Sketch(sizes, dim, seed, CPU)
+        sketch = Sketch(sizes, dim, seed, DEVICE)
         features = sum(sketch.apply(index, part) for index, part in enumerate(parts))
         estimates.append(float(features[0] @ features[1]))
         signs = torch.randint(0, 2, (sum(sizes), dim), generator=generator) * 2.0 - 1
@@ -200,22 +201,50 @@ def test_sketched_cosines_are_unbiased_and_no_worse_than_a_dense_projection():
     assert np.std(estimates) < 1.15 * np.std(dense)  # 1.15: what chance makes of 400 draws
 
 
+def whole_map(size, dim, seed, index):
+    """Slow and obvious: the (D, K) matrix of the sketch, from the same draws."""
+    generator = torch.Generator().manual_seed(seeded(seed, "sketch", index, 0))
+    stretches = -(-size // dim)
+    signs = torch.randint(0, 2, (stretches, dim), generator=generator, dtype=torch.int8) * 2 - 1
+    shifts = torch.randint(0, dim, (stretches, 1), generator=generator)
+    matrix = torch.zeros(stretches * dim, dim)
+    for stretch in range(stretches):
+        for bucket in range(dim):
+            place = (bucket - int(shifts[stretch])) % dim
+            matrix[stretch * dim + place, bucket] = signs[stretch, place]
+    return matrix[:size]
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 2**24])
+@pytest.mark.parametrize("dim", [13, 16])
+def test_the_sketch_is_its_matrix_however_much_of_it_is_unfolded_at_once(monkeypatch, at_once, dim):
+    monkeypatch.setattr("dataflex.scoring.sketch.PART_NUMBERS", at_once)
+    vectors = torch.randn(3, 200, generator=torch.Generator().manual_seed(2))
+    found = Sketch([7, 200], dim, 5, DEVICE).apply(1, vectors)
+    torch.testing.assert_close(found, vectors @ whole_map(200, dim, 5, 1))
+
+
+def test_the_map_of_a_sketch_takes_less_than_a_fifth_of_a_byte_for_each_trainable_number():
+    sizes = [300_000, 1000, 7777]
+    assert Sketch(sizes, 128, 0, DEVICE).nbytes < 0.2 * sum(sizes)
+
+
 def test_more_nonzeros_keep_it_unbiased():
     x = unit(torch.randn(1, 300, generator=torch.Generator().manual_seed(1)))
-    norms = [float(Sketch([300], 32, seed, CPU, nonzeros=4).apply(0, x).square().sum()) for seed in range(300)]
+    norms = [float(Sketch([300], 32, seed, DEVICE, nonzeros=4).apply(0, x).square().sum()) for seed in range(300)]
     assert abs(np.mean(norms) - 1) < 4 * np.std(norms) / 300**0.5
 
 
 def test_sketched_influence_comes_close_and_features_give_the_same(trained, rows, targets):
     model, _ = trained
     with per_sample_gradients(model) as gradients:
-        sketch = Sketch([route.size for route in gradients.routes], 4096, 5, CPU)
+        sketch = Sketch([route.size for route in gradients.routes], 4096, 5, DEVICE)
         exact = influences(gradients, model, target_means(gradients, model, targets, row_pass(None)), row_pass(rows))
         means = target_means(gradients, model, targets, row_pass(None), sketch)
         found = influences(gradients, model, means, row_pass(rows), None, sketch)
         features = gradient_features(gradients, model, row_pass(rows), sketch)
     assert features.shape == (23, 4096)
-    np.testing.assert_allclose(features @ means[0].numpy().T, found, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(features @ means[0].cpu().numpy().T, found, rtol=1e-4, atol=1e-6)
     assert np.abs(found - exact).max() < 5 / 4096**0.5
 
 

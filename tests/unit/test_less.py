@@ -7,7 +7,7 @@ import pytest
 import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
-from dataflex.testing import TokenRows, pad_collate
+from dataflex.testing import TokenRows, pad_collate, tiny_batch
 from dataflex_selectors.less import LessSelector
 from dataflex_selectors.pick import pick
 from test_gradients import all_at_once, lora
@@ -40,7 +40,7 @@ def model():
 
 
 def cosines(model, rows, target) -> np.ndarray:
-    return (unit(explicit(all_at_once(model, rows))) @ unit(explicit(all_at_once(model, target))).mean(0)).numpy()
+    return (unit(explicit(all_at_once(model, rows))) @ unit(explicit(all_at_once(model, target))).mean(0)).cpu().numpy()
 
 
 def test_the_highest_cosines_win(model, rows, target, tmp_path):
@@ -83,7 +83,7 @@ def test_adam_uses_the_optimizers_moments(model, rows, target, tmp_path):
     adam, sgd = (selector(rows, target, tmp_path, gradient_type=form) for form in ("adam", "sgd"))
     before = adam.scores(model, 10, context=context(0, optimizer))
     np.testing.assert_array_equal(before, sgd.scores(model, 10, context=context(0, optimizer)))
-    model(**pad_collate([rows[0], rows[1]])).loss.backward()
+    model(**tiny_batch([rows[0], rows[1]])).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     adam, sgd = (selector(rows, target, tmp_path, gradient_type=form) for form in ("adam", "sgd"))

@@ -13,6 +13,8 @@ from dataflex.scoring import label_losses, per_sample_losses
 from dataflex.scoring.linear_cross_entropy import linear_cross_entropy
 from dataflex.scoring.output_losses import OutputLosses, plain_output_layer
 from dataflex.testing import TokenRows, pad_collate, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 M, H, V = 23, 12, 57
 
@@ -75,6 +77,49 @@ def test_half_precision_is_as_precise_as_a_linear_layer_in_it(by_autocast):
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("chunk", [4, 4096])
+def test_gradients_in_half_precision_are_summed_in_float32(chunk):
+    """Hundreds of small parts of one sign: a sum in bf16 stops growing after some 256 of them."""
+    tokens, words = 1500, 1200
+    hidden = torch.full((tokens, 4), 0.5, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.full((words, 4), 0.5, dtype=torch.bfloat16)
+    weight[0] = -0.5
+    weight.requires_grad_()
+    targets = torch.zeros(tokens, dtype=torch.long)
+    ours = torch.autograd.grad(linear_cross_entropy(hidden, weight, None, targets, chunk).sum(), (hidden, weight))
+    exact = [t.detach().float().requires_grad_() for t in (hidden, weight)]
+    theirs = torch.autograd.grad(F.cross_entropy(exact[0] @ exact[1].t(), targets, reduction="sum"), exact)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=1e-2, atol=1e-2 * float(b.abs().max()))
+
+
+class Sizes(TorchDispatchMode):
+    """Bytes of what is made anew, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)}
+        new = [t for t in tree_flatten(found)[0] if isinstance(t, torch.Tensor)]
+        self.made += [t.nbytes for t in new if t.untyped_storage().data_ptr() not in known]
+        return found
+
+
+def test_nothing_of_the_size_of_the_weight_is_made_beside_its_gradient():
+    tokens, width, words, chunk = 32, 64, 5000, 2
+    hidden = torch.randn(tokens, width, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(words, width, dtype=torch.bfloat16, requires_grad=True)
+    losses = linear_cross_entropy(hidden, weight, None, torch.arange(tokens), chunk).sum()
+    with Sizes() as sizes:
+        torch.autograd.grad(losses, (hidden, weight))
+    logits = 4 * chunk * words
+    whole = [size for size in sizes.made if size > max(logits, 4 * hidden.numel())]
+    assert whole == [weight.nbytes], "its gradient, in its own type, once"
 
 
 MEASURE = """

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 from dataflex.core.errors import ComponentError
-from dataflex.testing import tiny_model, tiny_tokenizer
+from dataflex.testing import device, tiny_model, tiny_tokenizer
 from dataflex_selectors.nice import sampling as module
 from dataflex_selectors.nice.prompts import Prompt
 from dataflex_selectors.nice.sampling import Sampling, sample_answers
@@ -61,18 +61,18 @@ def test_answers_repeat_from_the_seed_whatever_the_global_state(model, prompts, 
 def test_greedy_answers_are_those_of_each_prompt_alone_so_padding_is_masked(model, prompts, tokenizer):
     together = draw(model, prompts, tokenizer, sampling(top_k=1, samples=1))
     for prompt, (answer,) in zip(prompts, together, strict=True):
-        tokens = torch.tensor([prompt.tokens])
+        tokens = torch.tensor([prompt.tokens], device=device())
         for token in answer:
             with torch.no_grad():
                 assert model(tokens).logits[0, -1].argmax() == token
-            tokens = torch.cat([tokens, torch.tensor([[token]])], dim=1)
+            tokens = torch.cat([tokens, torch.tensor([[token]], device=device())], dim=1)
 
 
 def test_answers_follow_the_models_probabilities(model, tokenizer):
     prompt = Prompt(0, (5, 6, 7), (7,), "", "")
     with torch.no_grad():
         model.lm_head.weight.mul_(30)  # an untrained model is too even to tell
-        p = model(torch.tensor([prompt.tokens])).logits[0, -1].softmax(0).numpy()
+        p = model(torch.tensor([prompt.tokens], device=device())).logits[0, -1].softmax(0).cpu().numpy()
     ((*answers,),) = draw(model, [prompt], tokenizer, sampling(samples=2000, max_new_tokens=1))
     counts = np.bincount([answer[0] for answer in answers], minlength=128)
     likely = p > 0.01

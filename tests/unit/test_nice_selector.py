@@ -14,7 +14,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
 from dataflex_selectors.nice.selector import NiceSelector
 from dataflex_selectors.running import RunningScores
 
@@ -83,7 +83,7 @@ def expected_scores(model, goal, rows, step):
         g = sum(goal.weights[i] * flat_gradient(model, sum_nll(model, goal.dataset[i])) for i in members)
         vectors.append(g / g.norm())
     mean = torch.stack(vectors).sum(0) / goal.count
-    steps = [step(flat_gradient(model, model(**pad_collate([row])).loss)) for row in rows]
+    steps = [step(flat_gradient(model, model(**tiny_batch([row])).loss)) for row in rows]
     return np.array([float(mean @ s / s.norm()) for s in steps])
 
 
@@ -114,7 +114,7 @@ def trained(model, rows):
     """An optimizer with moments that are far from the next gradient."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for row in list(rows)[:6]:
-        model(**pad_collate([row])).loss.backward()
+        model(**tiny_batch([row])).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return optimizer

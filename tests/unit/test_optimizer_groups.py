@@ -11,7 +11,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import TargetSet, influences, learning_rates, per_sample_gradients, target_means
 from dataflex.scoring.optimizer_groups import parameter_groups, times_rates
-from dataflex.testing import TokenRows, pad_collate
+from dataflex.testing import TokenRows, pad_collate, tiny_batch
 from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.gradient_scores import FORMS, GradientScores
 from dataflex_selectors.less import LessSelector
@@ -43,7 +43,7 @@ def lora_plus(model: nn.Module, kind=torch.optim.AdamW, **options) -> torch.opti
 def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> torch.optim.Optimizer:
     for seed in range(steps):
         rows = TokenRows(4, vocab_size=64, seed=seed)
-        model(**pad_collate([rows[i] for i in range(4)])).loss.backward()
+        model(**tiny_batch([rows[i] for i in range(4)])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return optimizer
@@ -66,7 +66,7 @@ def true_steps(model: nn.Module, optimizer: torch.optim.Optimizer, rows) -> torc
 
 
 def true_influences(model, optimizer, rows, target) -> np.ndarray:
-    return (unit(true_steps(model, optimizer, rows)) @ unit(explicit(all_at_once(model, target))).mean(0)).numpy()
+    return (unit(true_steps(model, optimizer, rows)) @ unit(explicit(all_at_once(model, target))).mean(0)).cpu().numpy()
 
 
 def context(optimizer) -> UpdateContext:

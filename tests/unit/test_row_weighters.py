@@ -11,7 +11,7 @@ import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_weighters.column import ColumnWeighter
 from dataflex_weighters.dataset import DatasetWeighter
@@ -104,7 +104,7 @@ def test_a_column_weighs_each_row_by_its_own_number(tmp_path):
     full = {"max_steps": 1, "per_device_train_batch_size": ROWS, "optim": "sgd", "max_grad_norm": 0.0}
     ours = run("column", tmp_path / "w", rows, {"file": str(tmp_path / "w.npy")}, **full)
     model = tiny_model()
-    batch = pad_collate([rows[5]])
+    batch = tiny_batch([rows[5]])
     loss = model(**batch).loss * 3 / ROWS
     loss.backward()
     with torch.no_grad():

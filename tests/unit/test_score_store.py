@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from dataflex.run.files import is_temporary, replacing
 from dataflex.scoring import ScoreStore
 from dataflex.scoring.store import FOLDER, MARK
 
@@ -56,6 +57,35 @@ def test_only_the_owners_own_earlier_passes_are_deleted(tmp_path):
     assert read(tmp_path, "two") == read(tmp_path, "one") == [False] * 6
     assert read(tmp_path, "one", "another run") == read(tmp_path, "any", "") == [True, True] + [False] * 4
     assert everything(tmp_path).items() >= before.items()
+
+
+def test_an_earlier_pass_goes_with_what_a_killed_write_left_in_it(tmp_path):
+    write(tmp_path, "one")
+    write(tmp_path, "one", first=2)
+    (earlier,) = (tmp_path / FOLDER).iterdir()
+    with replacing(earlier / "part-000000000004.bin") as temporary:
+        temporary.write_bytes(b"half")
+        temporary_name = temporary.name
+    (earlier / temporary_name).write_bytes(b"half")  # where a kill came before the file got its name
+    assert is_temporary(earlier / temporary_name)
+    write(tmp_path, "two")
+    assert not earlier.exists()
+    assert len(passes(tmp_path)) == 1
+
+
+def test_a_pass_keeps_all_of_its_own_parts(tmp_path):
+    for first in (0, 2, 4):
+        write(tmp_path, "one", first=first)
+    assert read(tmp_path, "one") == [True] * 6
+
+
+def test_a_pass_that_writes_no_part_deletes_nothing(tmp_path):
+    write(tmp_path, "one")
+    before = everything(tmp_path)
+    store = ScoreStore(tmp_path, lambda: "two", seconds=1e9, owner=RUN)
+    assert not store.load(6).done.any()
+    store.add(np.array([0, 1]), torch.zeros(2))
+    assert everything(tmp_path) == before
 
 
 def test_a_strangers_file_or_a_link_in_an_earlier_pass_of_ours_stays(tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedType
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import (
     default_token_budget,
@@ -20,7 +21,12 @@ from dataflex.scoring import (
     token_losses,
     undisturbed,
 )
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
+from dataflex.scoring.batches import Batch
+from dataflex.scoring.budget import CPU_TOKENS, learned_limit
+from dataflex.scoring.models import is_sharded
+from dataflex.scoring.row_pass import _Memory, _within_memory
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
+from dataflex_selectors.engines import whole_weights
 from peft import LoraConfig, get_peft_model
 from transformers import (
     BartConfig,
@@ -43,7 +49,7 @@ def one_by_one(model, dataset):
     """The oracle: each row alone, the loss that the model itself computes from labels, in eval mode."""
     training = model.training
     model.eval()
-    found = [model(**pad_collate([row]), use_cache=False).loss.item() for row in dataset]
+    found = [model(**tiny_batch([row]), use_cache=False).loss.item() for row in dataset]
     model.train(training)
     return np.array(found, dtype=np.float32)
 
@@ -238,7 +244,7 @@ def test_nothing_is_disturbed_by_scoring_in_the_middle_of_training(rows):
     model = get_peft_model(tiny_model(), config)
     model.train()
     model.base_model.model.model.layers[0].eval()  # a part that somebody froze keeps its own mode
-    model(**pad_collate([rows[0]])).loss.backward()
+    model(**tiny_batch([rows[0]])).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     values = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     before = _state(model)
@@ -280,7 +286,7 @@ def test_undisturbed_takes_back_when_the_block_raises():
 
     def fail():
         torch.rand(3)
-        model(**pad_collate([TokenRows(1)[0]])).loss.backward()
+        model(**tiny_batch([TokenRows(1)[0]])).loss.backward()
         raise KeyError
 
     with pytest.raises(KeyError), undisturbed(model):
@@ -293,7 +299,7 @@ def test_undisturbed_refuses_gradients_left_behind_and_clears_them():
     model = tiny_model()
     message = r"left in \.grad of model\.embed_tokens\.weight and \d+ more; .*autograd"
     with pytest.raises(ComponentError, match=message), undisturbed(model):
-        model(**pad_collate([TokenRows(1)[0]])).loss.backward()
+        model(**tiny_batch([TokenRows(1)[0]])).loss.backward()
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -339,6 +345,54 @@ def test_out_of_memory_halves_the_batches_and_goes_on(rows, monkeypatch, caplog)
     assert max(seen) <= 100
     assert "out of memory" in caplog.text
     assert len(caplog.records) <= 3  # the budget stays down: it is not found anew for each batch
+
+
+def test_what_one_pass_has_learnt_of_the_memory_holds_for_the_next_ones(rows, monkeypatch, caplog):
+    expected, seen = score(tiny_model(), rows), _limited_memory(monkeypatch, tokens=100)
+    model = tiny_model()
+    score(model, rows, token_budget=350)
+    sizes = sorted(seen)
+    with caplog.at_level("WARNING", logger="dataflex"):
+        for _ in range(2):
+            seen.clear()
+            found = score(model, rows, token_budget=350)
+    assert "out of memory" not in caplog.text
+    assert sum(seen) <= sum(sizes)  # every row once, in batches as large as in the pass that learnt
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    assert learned_limit(model, False) <= 350 // 2
+    assert learned_limit(model, True) is None  # of the other kind of pass nothing is known
+    assert learned_limit(tiny_model(), False) is None
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("NPU out of memory. Tried to allocate 2 G")])
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_halving_gives_every_row_once_in_order_and_never_more_than_fits(error, most):
+    lengths = np.array([4, 4, 4, 4, 4, 3, 3, 2, 1])
+    batches, tried = [Batch(np.arange(5)), Batch(np.array([5, 6, 7])), Batch(np.array([8]), repeated=True)], []
+
+    def scored(places):
+        tried.append(len(places))
+        if len(places) > most:
+            raise error
+        return places.tolist()
+
+    memory = _Memory(torch.nn.Linear(1, 1), False, 10**9, splittable=True)
+    found = list(_within_memory(scored, batches, lengths, memory))
+    assert [row for _, result in found for row in result] == list(range(9))
+    assert all(batch.rows.tolist() == result for batch, result in found)
+    assert [batch.repeated for batch, _ in found] == [False] * (len(found) - 1) + [True]
+    failed = [size for size in tried if size > most]
+    assert failed == sorted(failed, reverse=True)
+    assert len(failed) <= 3  # 5, then 2 or 3: the limit is half of what did not fit, not of what is left
+
+
+def test_another_error_of_the_device_is_not_taken_for_a_lack_of_memory():
+    def broken(places):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    memory = _Memory(torch.nn.Linear(1, 1), False, 10**9, splittable=True)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        list(_within_memory(broken, [Batch(np.arange(2))], np.array([1, 1]), memory))
 
 
 def test_one_row_that_does_not_fit_is_an_error_with_a_way_out(rows, monkeypatch):
@@ -411,6 +465,43 @@ def test_logits_at_labels_are_the_models_own_at_these_positions(rows):
         found = forward(batch, positions, labels.shape)
     with torch.no_grad():
         torch.testing.assert_close(found, model(**batch).logits.flatten(0, 1)[positions])
+
+
+def stage(number):
+    plugin = SimpleNamespace(zero_stage=number)
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    return SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
+
+
+@pytest.mark.parametrize(("number", "sharded"), [(0, False), (1, False), (2, False), (3, True)])
+def test_zero_1_and_2_leave_the_weights_whole_for_scoring_and_for_selectors_alike(number, sharded):
+    assert is_sharded(stage(number)) is sharded
+    assert (whole_weights(stage(number), "why") is not None) is sharded
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "privateuseone"])
+def test_every_kind_of_accelerator_gets_the_budget_of_its_own_memory(monkeypatch, kind):
+    """NPUs are one of torch's "privateuseone" devices."""
+    module = SimpleNamespace(get_device_properties=lambda device: SimpleNamespace(total_memory=8 * 2**30))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 8 * 2**30)
+    model = tiny_model()
+    model.config.vocab_size = 152_000
+    weight = SimpleNamespace(device=torch.device(kind))
+    monkeypatch.setattr(model, "parameters", lambda: iter([weight]))
+    forward, backward = default_token_budget(model), default_token_budget(model, gradients=True)
+    assert forward == 8 * 2**30 // 8 // (6 * 152_000) != CPU_TOKENS
+    assert 256 <= backward < forward
+
+
+def test_a_gradient_pass_has_a_smaller_budget_the_more_its_layers_keep(monkeypatch):
+    small, large = tiny_model(layers=1), tiny_model(layers=8)
+    assert default_token_budget(small, gradients=True) < default_token_budget(small)
+    monkeypatch.setattr("dataflex.scoring.budget.device_memory", lambda device: 2**27)
+    for model in (small, large):
+        weight = SimpleNamespace(device=torch.device("cuda"))
+        monkeypatch.setattr(model, "parameters", lambda weight=weight: iter([weight]))
+    assert default_token_budget(large, gradients=True) < default_token_budget(small, gradients=True)
 
 
 def test_the_default_budget_on_a_gpu_shrinks_with_its_memory_and_with_the_vocabulary(monkeypatch):

@@ -11,7 +11,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex_selectors.custom import CustomSelector
 from dataflex_selectors.drawing import draw, logarithms, probabilities
@@ -142,7 +142,7 @@ def model():
 
 def own_losses(model, dataset):
     with torch.no_grad():
-        return np.array([model(**pad_collate([row])).loss.item() for row in dataset])
+        return np.array([model(**tiny_batch([row])).loss.item() for row in dataset])
 
 
 def test_loss_returns_the_losses_of_the_rows_it_picked(model, rows):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dataflex import testing
 from dataflex.testing import (
     TINY_SPECIAL_TOKENS,
     TokenRows,
+    device,
     pad_collate,
+    tiny_batch,
     tiny_model,
     tiny_tokenizer,
     tiny_training_args,
@@ -98,3 +101,50 @@ def test_the_kit_trains_and_the_loss_falls(tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_device_is_the_cpu_unless_an_accelerator_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    for value, expected in ((None, "cpu"), ("", "cpu"), ("0", "cpu"), ("1", "xpu")):
+        monkeypatch.delenv("DATAFLEX_TEST_GPU", raising=False)
+        if value is not None:
+            monkeypatch.setenv("DATAFLEX_TEST_GPU", value)
+        assert device().type == expected
+
+
+def test_an_accelerator_that_is_asked_for_and_not_there_is_an_error_and_not_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("DATAFLEX_TEST_GPU", "1")
+    with pytest.raises(RuntimeError, match=r"DATAFLEX_TEST_GPU=1 asks for an accelerator, and torch .* sees none ->"):
+        device()
+    monkeypatch.setenv("DATAFLEX_TEST_GPU", "cuda")
+    with pytest.raises(RuntimeError, match="found 'cuda', allowed: 1"):
+        device()
+
+
+MADE = {
+    "tiny_model": lambda folder: list(tiny_model().state_dict().values()),
+    "tiny_batch": lambda folder: list(tiny_batch([TokenRows(1)[0]]).values()),
+    "tiny_training_args": lambda folder: [],
+}
+"""What each factory of the kit that makes something for a device makes there."""
+ELSEWHERE = {"TINY_SPECIAL_TOKENS", "TokenRows", "device", "pad_collate", "tiny_tokenizer"}  # no tensors, or a loader's
+
+
+def test_everything_in_the_kit_is_made_on_the_device_of_the_tests(monkeypatch, tmp_path):
+    assert {*MADE, *ELSEWHERE} == set(testing.__all__)
+    assert {value.device.type for make in MADE.values() for value in make(tmp_path)} == {device().type}
+    for module in ("arguments", "models", "rows"):
+        monkeypatch.setattr(f"dataflex.testing.{module}.device", lambda: torch.device("meta"))
+    assert {value.device.type for make in MADE.values() for value in make(tmp_path)} == {"meta"}
+    assert pad_collate([TokenRows(1)[0]])["input_ids"].device.type == "cpu"  # as any collator of a dataloader
+
+
+def test_training_arguments_use_the_cpu_only_where_the_tests_do(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr("transformers.TrainingArguments", lambda **arguments: given.update(arguments))
+    for kind in ("cpu", "cuda"):
+        monkeypatch.setattr("dataflex.testing.arguments.device", lambda kind=kind: torch.device(kind))
+        tiny_training_args(tmp_path)
+        assert given["use_cpu"] is (kind == "cpu")

@@ -20,7 +20,7 @@ from dataflex.scoring import (
     target_means,
 )
 from dataflex.scoring.gradient_sinks import Whole
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, device, pad_collate, tiny_batch, tiny_model
 from dataflex_selectors.directional import METHODS
 from every_component import asking_for, installed, made, scores
 from test_gradients import batch_of, lora, only
@@ -28,7 +28,7 @@ from test_influence import explicit, row_pass, unit
 from torch import nn
 from weighted_run import weighted
 
-CPU = torch.device("cpu")
+DEVICE = device()
 MARK = 63  # rows with this token reach the branch
 TO_TARGET = asking_for(SELECTOR, "eval_dataset")
 
@@ -89,7 +89,7 @@ def mixed() -> list[dict]:
 def stepped(model: nn.Module, rows: list[dict], kind=torch.optim.AdamW, **options) -> torch.optim.Optimizer:
     optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=1e-3, **options)
     for _ in range(3):
-        model(**pad_collate(rows[:4])).loss.backward()
+        model(**tiny_batch(rows[:4])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return optimizer
@@ -101,7 +101,7 @@ def by_autograd(model: nn.Module, rows: list[dict]) -> dict[str, torch.Tensor]:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found: dict[str, list[torch.Tensor]] = {name: [] for name in parameters}
     for row in rows:
-        loss = model(**pad_collate([row])).loss
+        loss = model(**tiny_batch([row])).loss
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
             found[name].append((torch.zeros_like(parameter) if grad is None else grad).flatten())
@@ -152,7 +152,7 @@ def test_a_layer_that_steps_have_reached_goes_on_by_its_moments_in_any_batch(mix
         means = target_means(gradients, model, [TargetSet("eval", mixed)], row_pass(None))
         alone = influences(gradients, model, means, row_pass(text), direction)
         together = influences(gradients, model, means, row_pass([*text, *mixed]), direction)[: len(text)]
-        sketch = Sketch([route.size for route in gradients.routes], 2048, 5, CPU)
+        sketch = Sketch([route.size for route in gradients.routes], 2048, 5, DEVICE)
         features = gradient_features(gradients, model, row_pass(text), sketch, direction)
         again = gradient_features(gradients, model, row_pass([*text, *mixed]), sketch, direction)[: len(text)]
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
@@ -171,7 +171,7 @@ def test_a_projected_layer_without_moments_steps_as_far_as_adam_would_at_first(m
     with per_sample_gradients(model, factor_dim=16) as gradients:
         moments = read_moments(optimizer, gradients.routes)
         assert {route.size for route in gradients.routes} == {16 * 16}
-        sink = Whole(len(reached), CPU, FactoredAdam(moments, gradients.factors))
+        sink = Whole(len(reached), DEVICE, FactoredAdam(moments, gradients.factors))
         gradients.backward(batch_of(reached), sink)
     np.testing.assert_allclose(sink.squares_B.sqrt(), 32, rtol=0.05)  # |sign(g)| of 32 x 32 numbers
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.scoring import label_losses
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.trainer import logits_route
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer
@@ -158,7 +158,7 @@ def test_a_token_mean_weighs_every_token_of_a_row_alike(tmp_path):
     model, total = tiny_model(), 0.0
     for weight, i in zip([1.0, 0.5, 2.0, 0.0], range(4), strict=True):
         labels = sum(label != -100 for label in rows[i]["labels"])
-        total += weight * labels * model(**pad_collate([rows[i]])).loss.item()
+        total += weight * labels * model(**tiny_batch([rows[i]])).loss.item()
     assert losses(done)[0] == pytest.approx(total / (2 + 6 + 9 + 13), abs=1e-3)
 
 

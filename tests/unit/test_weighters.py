@@ -198,7 +198,7 @@ def _rank(rank: int, port: int, shards: list[list[float]], folder: str) -> None:
     for strategy in STRATEGIES:
         losses = torch.tensor(shards[rank], requires_grad=True)
         everyone, own = gather_losses(losses, accelerator)
-        ctx = SimpleNamespace(accelerator=accelerator)
+        ctx = SimpleNamespace(accelerator=accelerator, most_samples=max(map(len, shards)))
         result = LossWeighter(strategy).get_weighted_loss(losses, ctx=ctx, inputs=batch(len(shards[rank])))
         result.sum().backward()
         seen.append({"everyone": everyone.tolist(), "own": everyone[own].tolist(), "grad": losses.grad.tolist()})

@@ -14,7 +14,7 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
 from dataflex.scoring import RowPass
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
 from dataflex_selectors import directional, forward_mode
 from dataflex_selectors.directional import METHODS, directional_derivatives
 from dataflex_selectors.directions import Directions, moved
@@ -53,13 +53,13 @@ def gradients(model, dataset):
     model.eval()
     found = []
     for row in dataset:
-        grads = torch.autograd.grad(model(**pad_collate([row]), use_cache=False).loss, trained(model))
+        grads = torch.autograd.grad(model(**tiny_batch([row]), use_cache=False).loss, trained(model))
         found.append(torch.cat([g.flatten() for g in grads]))
-    return torch.stack(found).double().numpy()
+    return torch.stack(found).cpu().double().numpy()
 
 
 def vector(model, seed, direction):
-    return torch.cat([part.flatten() for part in Directions.of(model, seed).vector(direction)]).double().numpy()
+    return torch.cat([part.flatten() for part in Directions.of(model, seed).vector(direction)]).cpu().double().numpy()
 
 
 def derivatives(model, dataset, method, directions=2, seed=3, **options):

@@ -184,13 +184,13 @@ class ClusterLessSelector(ToTarget):
         """Returns the clusters, made anew where they are due; after a resume, with the vectors looked up again."""
         known = self._clustering
         if known is None or self.is_due(known.update, context.update):
-            vectors_ED = self.embedded(model, context.step, self.eligible())
+            vectors_ED = self.embedded(model, context.step, self.eligible(), everywhere=True)
             clusters = self.clusters or -(-len(vectors_ED) // 64)
             order_E = self.generator(f"{context.update}, order").permutation(len(vectors_ED))
             generator = self.generator(f"{context.update}, clusters")
             known = cluster_rows(vectors_ED, clusters, order_E, generator, context.update, self.accelerator)
         elif known.vectors is None:
-            known = known.with_vectors(self.embedded(model, context.step, self.eligible()))
+            known = known.with_vectors(self.embedded(model, context.step, self.eligible(), everywhere=True))
         self._clustering = known
         return known
 

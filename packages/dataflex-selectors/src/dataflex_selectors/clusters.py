@@ -4,9 +4,11 @@
              their squared distance to the nearest centre so far (k-means++, Arthur and Vassilvitskii 2007)
     repeat:  each row goes to its nearest centre; each centre becomes the mean of its rows             (Lloyd)
 
-Distances are taken in blocks of rows, so memory is that of the vectors. The generator alone decides: the same
-vectors and the same generator give the same clusters. A centre that loses all of its rows takes the row that is
-farthest from its own centre. One process computes; the selector hands the result to the other ranks.
+Distances are taken in blocks of rows, so memory is that of the vectors: on the device where they take no more than a
+share of it, else on the CPU, which has them anyway. Sums are in float64 on the CPU, as not every device has it. The
+generator alone decides: the same vectors and the same generator give the same clusters. A centre that loses all of its
+rows takes the row that is farthest from its own centre. One process computes; the selector hands the result to the
+other ranks.
 
 Letters: N rows, B of a block, D features, C clusters.
 """
@@ -15,12 +17,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from dataflex.scoring.budget import device_memory
 from numpy.typing import NDArray
 
 ITERATIONS = 20
 """Most rounds of Lloyd's; what is left to gain after them is not worth another pass over all rows."""
 
 _CELLS = 2**24  # distances at a time: 64 MB
+_ROWS = 2**14  # rows that are added up at a time
+_DEVICE_SHARE = 8  # the model being trained has the rest of the device's memory
 
 
 def k_means(
@@ -39,19 +44,24 @@ def k_means(
         vectors_ND: (N, D) finite vectors, N >= 1.
         count: How many clusters, C >= 1.
         generator: The source of randomness.
-        device: Where to compute; None for the CPU.
+        device: Where to compute, if the vectors take no more than an eighth of its memory; None for the CPU.
         iterations: Most rounds.
     """
-    vectors = torch.from_numpy(np.ascontiguousarray(vectors_ND)).to(device or torch.device("cpu"), torch.float32)
+    on_cpu_ND = torch.from_numpy(np.ascontiguousarray(vectors_ND)).float()
+    vectors = on_cpu_ND.to(device) if device is not None and _fits(on_cpu_ND, device) else on_cpu_ND
     centres_CD = vectors[_spread_out(vectors, min(count, len(vectors)), generator)].clone()
     nearest_NK = _nearest(vectors, centres_CD)
     for _ in range(iterations):
-        centres_CD = _means(vectors, nearest_NK[:, 0], centres_CD)
+        centres_CD = _means(on_cpu_ND, nearest_NK[:, 0], centres_CD)
         before_N = nearest_NK[:, 0]
         nearest_NK = _nearest(vectors, centres_CD)
         if torch.equal(nearest_NK[:, 0], before_N):
             break
     return _without_empty(vectors, nearest_NK, centres_CD)
+
+
+def _fits(vectors_ND: torch.Tensor, device: torch.device) -> bool:
+    return device.type == "cpu" or vectors_ND.nbytes <= device_memory(device) // _DEVICE_SHARE
 
 
 def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generator) -> list[int]:
@@ -64,13 +74,14 @@ def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generato
     chosen = [int(generator.integers(len(vectors)))]
     squares_N = _squares(vectors, vectors[chosen])[:, 0]
     while len(chosen) < count:
-        total_N = squares_N.double().cumsum(0)
+        total_N = squares_N.cpu().double().cumsum(0)
         if float(total_N[-1]) <= 0:
             break
-        at = torch.from_numpy(generator.random(tries)).to(total_N.device) * total_N[-1]
+        at = torch.from_numpy(generator.random(tries)) * total_N[-1]
         drawn = torch.searchsorted(total_N, at, right=True).clamp(max=len(vectors) - 1)
-        after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn]))
-        best = int(after_NT.double().sum(0).argmin())
+        after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn.to(vectors.device)]))
+        sums = torch.stack([part.sum(0) for part in torch.split(after_NT, _ROWS)])
+        best = int(sums.cpu().double().sum(0).argmin())
         chosen.append(int(drawn[best]))
         squares_N = after_NT[:, best]
     return chosen
@@ -92,16 +103,26 @@ def _nearest(vectors: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _means(vectors: torch.Tensor, label_N: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
-    """Returns the mean of each cluster's rows; an empty one takes a row that is far from its own centre."""
+def _means(on_cpu_ND: torch.Tensor, label_N: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of each cluster's rows, where the centres are; an empty one takes a row far from its own.
+
+    Args:
+        on_cpu_ND: The vectors, on the CPU.
+        label_N: The cluster of each.
+        centres_CD: The centres so far.
+    """
+    device, centres_CD, label_N = centres_CD.device, centres_CD.cpu(), label_N.cpu()
     counts_C = torch.bincount(label_N, minlength=len(centres_CD))
-    sums_CD = torch.zeros_like(centres_CD, dtype=torch.float64).index_add_(0, label_N, vectors.double())
+    sums_CD = torch.zeros_like(centres_CD, dtype=torch.float64)
+    blocks = list(zip(torch.split(on_cpu_ND, _ROWS), torch.split(label_N, _ROWS), strict=True))
+    for part_BD, label_B in blocks:
+        sums_CD.index_add_(0, label_B, part_BD.double())
     means_CD = (sums_CD / counts_C.clamp(min=1).unsqueeze(1)).float()
     empty = torch.nonzero(counts_C == 0).flatten()
     if len(empty):
-        away_N = (vectors - centres_CD[label_N]).square().sum(1)
-        means_CD[empty] = vectors[away_N.argsort(descending=True, stable=True)[: len(empty)]]
-    return means_CD
+        away_N = torch.cat([(part_BD - centres_CD[label_B]).square().sum(1) for part_BD, label_B in blocks])
+        means_CD[empty] = on_cpu_ND[away_N.argsort(descending=True, stable=True)[: len(empty)]]
+    return means_CD.to(device)
 
 
 def _without_empty(vectors: torch.Tensor, nearest_NK: torch.Tensor, centres_CD: torch.Tensor) -> NDArray[np.int64]:

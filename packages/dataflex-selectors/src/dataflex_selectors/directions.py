@@ -52,7 +52,8 @@ class Directions:
 
     def rms(self) -> float:
         """Returns the root mean square of all trainable weights together."""
-        squares = sum(float(p.detach().double().square().sum()) for p in self.parameters.values())
+        norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float32) for p in self.parameters.values()]
+        squares = sum(norm**2 for norm in torch.stack([norm.to(norms[0].device) for norm in norms]).tolist())
         return float(np.sqrt(squares / sum(p.numel() for p in self.parameters.values())))
 
 

@@ -68,7 +68,9 @@ class Embedder:
         """Whether a row's vector changes as the model is trained."""
         return bool(self.embedding == "model")
 
-    def embed(self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64], desc: str) -> NDArray[np.float32]:
+    def embed(
+        self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64], desc: str, *, everywhere: bool = True
+    ) -> NDArray[np.float32]:
         """Returns the vectors of the rows: (n, D) float32 of length 1, the same on every rank. Collective.
 
         Args:
@@ -76,7 +78,10 @@ class Embedder:
             dataset: The tokenised dataset.
             rows: (n,) row numbers, at least one.
             desc: What a progress bar says.
+            everywhere: Whether every rank gets them; otherwise rank 0 alone does, and the others none.
         """
+        if self.embedding == "ngrams" and not (everywhere or self._is_rank_0):
+            return np.empty((0, self.dim), dtype=np.float32)
         if self.embedding == "ngrams":  # on every rank: faster than sending the vectors around
             chunks = column_chunks(dataset, "input_ids", rows)
             return np.concatenate([ngram_embeddings(chunk, self.dim) for chunk in chunks])
@@ -90,10 +95,15 @@ class Embedder:
                 token_budget=self.token_budget,
                 pooling=self.pooling,
                 desc=desc,
+                everywhere=everywhere,
             )
-        return self._sentences(dataset, rows)
+        return self._sentences(dataset, rows, everywhere)
 
-    def _sentences(self, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    @property
+    def _is_rank_0(self) -> bool:
+        return self.accelerator is None or self.accelerator.process_index == 0
+
+    def _sentences(self, dataset: Any, rows: NDArray[np.int64], everywhere: bool) -> NDArray[np.float32]:
         rank, world_size, device = 0, 1, None
         if self.accelerator is not None:
             rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -104,7 +114,8 @@ class Embedder:
         vectors = [self._encoded(encoder, dataset, rows[places]) for places in mine]
         empty = self._encoded(encoder, dataset, rows[:1])[:0]  # a rank without a chunk needs the width all the same
         places = np.concatenate([np.empty(0, dtype=np.int64), *mine])
-        return gather_by_row(places, torch.cat([empty, *vectors]), len(rows), self.accelerator)
+        found = torch.cat([empty, *vectors])
+        return gather_by_row(places, found, len(rows), self.accelerator, everywhere=everywhere)
 
     def says_something(self, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns whether the embedding has something to read of each row, given that it has tokens: (n,)."""

@@ -142,8 +142,9 @@ class NearSelector(ToTarget):
         scores_N = np.full(len(self.dataset), np.nan)
         if len(eligible):
             queries_MD, pool_ND = self.embedded_target(model, step_id), self.embedded(model, step_id, eligible)
-            distances, _ = nearest(pool_ND, queries_MD, 1, backend=self.backend, device=self.device)
-            scores_N[eligible] = 1 - distances[:, 0] ** 2 / 2
+            scores_N[eligible] = self.on_rank_0(
+                lambda: 1 - nearest(pool_ND, queries_MD, 1, backend=self.backend, device=self.device)[0][:, 0] ** 2 / 2
+            )
         return scores_N
 
     def _rank(self, model: torch.nn.Module, step_id: int, count: int, context: UpdateContext) -> None:
@@ -191,7 +192,9 @@ class NearSelector(ToTarget):
         def search(first: int, last: int, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
             return nearest(queries_MD[first:last], pool_ND, k, backend=self.backend, device=self.device)
 
-        places, distances = nearest_in_turn(search, len(queries_MD), len(rows), count + len(without))
+        places, distances = self.on_rank_0(
+            lambda: nearest_in_turn(search, len(queries_MD), len(rows), count + len(without))
+        )
         kept = ~np.isin(rows[places], without)
         cosines = 1 - distances[kept] ** 2 / 2  # |x - y|^2 = 2 - 2 cos for vectors of length 1
         return rows[places[kept]][:count], cosines[:count].astype(np.float32)

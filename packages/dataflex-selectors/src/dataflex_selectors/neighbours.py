@@ -29,6 +29,8 @@ Search = Callable[[int, int, int], tuple[NDArray[np.float64], NDArray[np.int64]]
 """``search(first, last, k) -> (distances_QK, ids_QK)``: the k nearest rows of the queries from first to before last."""
 
 BACKENDS = ("torch", "faiss")
+FLOAT64 = ("cpu", "cuda")
+"""Devices that are known to compute in float64 as IEEE has it; on others the CPU computes."""
 _QUERIES = 256  # queries at a time
 _BLOCK = 16384  # rows of the pool at a time: with the queries above, 100 MB of work space
 _ROW_BITS = 32  # of the packed integer; the others hold the distance
@@ -67,7 +69,7 @@ def nearest(
     k = min(k, len(pool_ND))
     if backend == "faiss":
         return _by_faiss(queries_MD, pool_ND, k)
-    if device is None or device.type == "mps":  # which has no float64
+    if device is None or device.type not in FLOAT64:
         device = torch.device("cpu")
     parts = [_packed_nearest(part, pool_ND, k, device) for part in np.split(queries_MD, _cuts(len(queries_MD)))]
     packed_MK = torch.cat(parts)

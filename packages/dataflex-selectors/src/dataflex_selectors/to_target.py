@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.parameter_checks import count, require
 from dataflex.data.rows import MixedSources, PlannedRows
@@ -19,6 +21,9 @@ from dataflex_selectors.neighbours import backend_problem
 
 if TYPE_CHECKING:
     import torch
+
+
+T = TypeVar("T")
 
 
 class ToTarget(Selector):
@@ -103,10 +108,25 @@ class ToTarget(Selector):
         return PlannedRows(dataset, kept)
 
     def embedded_target(self, model: torch.nn.Module, step_id: int) -> NDArray[np.float32]:
-        """Returns the vectors of all rows of the evaluation sets: (M, D) of length 1."""
+        """Returns the vectors of all rows of the evaluation sets: (M, D) of length 1; on rank 0 alone."""
         every = np.arange(len(self._target), dtype=np.int64)
-        return self.embedder.embed(model, self._target, every, f"{self.name}: embedding the target at step {step_id}")
+        desc = f"{self.name}: embedding the target at step {step_id}"
+        return self.embedder.embed(model, self._target, every, desc, everywhere=False)
 
-    def embedded(self, model: torch.nn.Module, step_id: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Returns the vectors of rows of the train dataset: (N, D) of length 1."""
-        return self.embedder.embed(model, self.dataset, rows, f"{self.name}: embedding rows at step {step_id}")
+    def embedded(
+        self, model: torch.nn.Module, step_id: int, rows: NDArray[np.int64], *, everywhere: bool = False
+    ) -> NDArray[np.float32]:
+        """Returns the vectors of rows of the train dataset: (N, D) of length 1; on rank 0 alone, or everywhere.
+
+        They are the largest thing that a selector makes (a million of 4,096 numbers take 16 GB), and what is found with
+        them is small: see :meth:`on_rank_0`.
+        """
+        desc = f"{self.name}: embedding rows at step {step_id}"
+        return self.embedder.embed(model, self.dataset, rows, desc, everywhere=everywhere)
+
+    def on_rank_0(self, asked: Callable[[], T]) -> T:
+        """Returns on every rank what ``asked``, which rank 0 alone calls, returns there. Collective."""
+        if self.accelerator is None:
+            return asked()
+        found: T = from_rank_0(self.accelerator, asked)
+        return found

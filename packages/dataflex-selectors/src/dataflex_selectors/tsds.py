@@ -137,6 +137,12 @@ class TsdsSelector(ToTarget):
         require_enough(1, len(eligible), len(self.dataset))
         queries_MD = self.embedded_target(model, step_id)
         pool_ND = self.embedded(model, step_id, eligible)
+        return self.on_rank_0(lambda: self._over(queries_MD, pool_ND, eligible))
+
+    def _over(
+        self, queries_MD: NDArray[np.float32], pool_ND: NDArray[np.float32], eligible: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """As :meth:`_distribution`, from the vectors."""
         distances_MK, ids_MK = self._nearest(queries_MD, pool_ND, capped(self.neighbours, len(pool_ND)))
         union_U, member_MK = np.unique(ids_MK, return_inverse=True)
         member_MK = member_MK.reshape(ids_MK.shape)

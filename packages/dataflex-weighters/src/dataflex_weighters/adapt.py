@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from dataflex.core.agreement import from_rank_0
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
 from dataflex.core.registry import register_weighter
 from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.train.weighter.hidden import Caught, caught_hidden_states
+from numpy.typing import NDArray
 
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
 
@@ -122,23 +124,23 @@ class AdaptWeighter(Weighter):
         with torch.no_grad():
             hidden_BTH = ctx.by_sample(self._caught())
             phi_BH = pool(hidden_BTH, _mask(inputs).to(hidden_BTH.device), "weighted")
-            weights = adapt_weights(phi_BH, self._target_H.to(phi_BH), self.temperature).to(losses)
+            self._target_H = self._target_H.to(phi_BH)  # once: a copy to the device makes the host wait
+            weights = adapt_weights(phi_BH, self._target_H, self.temperature).to(losses)
         if self.normalise:
             labelled = rows_with_labels(inputs, losses.numel(), losses.device)
-            everyone, _, own = compared(weights, labelled, ctx, "batch")
-            weights = torch.zeros_like(weights)
-            weights[labelled] = with_mean_one(everyone)[own]
+            everyone, counted, _, own = compared(weights, labelled, ctx, "batch")
+            weights = with_mean_one(everyone, counted)[own]
         return (weights * losses).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the embedded target, so that a resumed run goes on with it until the next refresh."""
-        return {"target": self._target_H, "refreshed": self._refreshed}
+        return {"target": None if self._target_H is None else self._target_H.cpu(), "refreshed": self._refreshed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self._target_H, self._refreshed = state["target"], int(state["refreshed"])
 
-    def _embedded(self, ctx: WeightTrainer, step: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _embedded(self, ctx: WeightTrainer, step: int) -> NDArray[np.float32]:
         """Returns u: (H,) the mean embedding of the target, the same on every rank."""
         sizes = [len(rows) for rows in self.targets]
         chosen = np.arange(sum(sizes))
@@ -159,9 +161,11 @@ class AdaptWeighter(Weighter):
                 pooling="weighted",
                 desc=f"{self.name}: the target at step {step}",
                 progress=False,
+                everywhere=False,  # their sum is all that is needed
             )
             total = phi.sum(axis=0, dtype=np.float64) + (total if len(total) else 0)
-        return (total / len(chosen)).astype(np.float32)
+        mean_H: NDArray[np.float32] = (total / len(chosen)).astype(np.float32)
+        return mean_H if ctx.accelerator is None else from_rank_0(ctx.accelerator, lambda: mean_H)
 
 
 def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.train.weighter.gather import gather_losses
+from dataflex.train.weighter.gather import gather_samples
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer
@@ -17,15 +17,18 @@ SCOPES = ("batch", "step")
 
 
 class Compared(NamedTuple):
-    """Samples with labels, in the same order on every rank.
+    """The samples of all ranks, in the same order on every rank.
 
     Attributes:
-        losses: (G,) losses without gradient.
+        losses: (G,) losses without gradient; any number where ``counted`` is False.
+        counted: (G,) whether each is a sample with a label: the others take no part in the comparison. They keep their
+            places, as the host would have to wait for the number of those that are left.
         sources: (G,) the number of each one's source; None where it was not asked for.
         own: Where those of this rank's micro-batch stand.
     """
 
     losses: torch.Tensor
+    counted: torch.Tensor
     sources: torch.Tensor | None
     own: slice
 
@@ -60,22 +63,33 @@ def compared(
     Raises:
         ComponentError: Sources or a step are needed and the batches do not say which rows they hold.
     """
+    several = ctx.accelerator.num_processes > 1
     if scope == "step" and ctx.micro_batches > 1:
         step, own = ctx.step_losses()
-        losses, rows = step.losses, step.rows
+        losses, counted, rows = step.losses, step.labelled, step.rows
+        width = ctx.most_samples * ctx.micro_batches if several else 0
     else:
-        losses, rows = losses_B[labelled_B], ctx.batch_rows[labelled_B] if with_sources else None
-        own = slice(0, losses.numel())
-    everyone, mine = gather_losses(losses, ctx.accelerator)
+        losses, counted, rows = losses_B, labelled_B, ctx.batch_rows if with_sources else None
+        own, width = slice(0, losses.numel()), ctx.most_samples if several else 0
+    everyone, all_counted, mine = gather_samples(losses, counted, ctx.accelerator, width)
     sources = None
     if with_sources:
         if rows is None:
             raise ComponentError("the batches do not say which rows they hold: the train dataset is a stream")
-        sources = gather_losses(ctx.sources_of(rows).to(losses.dtype), ctx.accelerator)[0].long()
-    return Compared(everyone, sources, slice(mine.start + own.start, mine.start + own.stop))
+        own_sources = ctx.sources_of(rows).to(losses.dtype)
+        sources = gather_samples(own_sources, counted, ctx.accelerator, width)[0].long()
+    return Compared(everyone, all_counted, sources, slice(mine.start + own.start, mine.start + own.stop))
 
 
-def with_mean_one(weights_G: torch.Tensor) -> torch.Tensor:
-    """Returns the weights divided by their mean; unchanged where that is 0, or there are none."""
-    mean = weights_G.mean() if weights_G.numel() else weights_G.new_ones(())
-    return weights_G / torch.where(mean == 0, torch.ones_like(mean), mean)
+def with_mean_one(weights_G: torch.Tensor, counted_G: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns the weights divided by their mean; unchanged where that is 0, or there are none.
+
+    Args:
+        weights_G: (G,) weights.
+        counted_G: (G,) which of them the mean is of; None for all. The others become 0.
+    """
+    if counted_G is None:
+        counted_G = torch.ones_like(weights_G, dtype=torch.bool)
+    weights_G = torch.where(counted_G, weights_G, 0.0)
+    mean = weights_G.sum() / counted_G.sum().clamp(min=1)
+    return weights_G / torch.where(mean == 0, 1.0, mean)

@@ -60,5 +60,4 @@ class DatasetWeighter(Weighter):
         self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Any = None
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
-        sources = ctx.sources_of(ctx.batch_rows)
-        return (losses.new_tensor(self.by_source)[sources.to(losses.device)] * losses).mean()
+        return (ctx.of_sources(self.by_source).to(losses.device) * losses).mean()

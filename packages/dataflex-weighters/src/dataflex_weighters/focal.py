@@ -59,7 +59,6 @@ class FocalWeighter(Weighter):
         if not self.normalise:
             return (focal_weights(losses, self.gamma) * losses).mean()
         labelled = rows_with_labels(inputs, losses.numel(), losses.device)
-        everyone, _, own = compared(losses, labelled, ctx, "batch")
-        weights = torch.zeros_like(losses)
-        weights[labelled] = with_mean_one(focal_weights(everyone, self.gamma))[own]
+        everyone, counted, _, own = compared(losses, labelled, ctx, "batch")
+        weights = with_mean_one(focal_weights(everyone, self.gamma), counted)[own]
         return (weights * losses).mean()

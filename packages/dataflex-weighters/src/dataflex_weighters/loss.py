@@ -35,9 +35,15 @@ if TYPE_CHECKING:
 LEVELS = ("sample", "source")
 
 
-def normalised_losses(losses: torch.Tensor, delta: float) -> torch.Tensor:
-    """Returns h: (G,) losses mapped linearly so that the least is -delta and the greatest delta; they must differ."""
-    low, high = losses.min(), losses.max()
+def normalised_losses(losses: torch.Tensor, delta: float, counted: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns h: (G,) losses mapped linearly so that the least is -delta and the greatest delta; they must differ.
+
+    Args:
+        losses: (G,) losses.
+        delta: Half the range that they are mapped to.
+        counted: (G,) which of them count; None for all. What becomes of the others has no meaning.
+    """
+    low, high = _ends(losses, counted)
     return delta * ((losses - low) - (high - losses)) / (high - low)  # h_i, both ends exact
 
 
@@ -64,26 +70,51 @@ UTILITIES: Mapping[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 STRATEGIES = (*UTILITIES, "uniform")
 
 
-def sample_weights(losses: torch.Tensor, strategy: str, delta: float = 1.0, temperature: float = 1.0) -> torch.Tensor:
-    """Returns the weights: (G,) non-negative, with mean 1, without gradient.
+def _ends(losses: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    if counted is None:
+        return losses.min(), losses.max()
+    return torch.where(counted, losses, torch.inf).min(), torch.where(counted, losses, -torch.inf).max()
+
+
+def sample_weights(
+    losses: torch.Tensor,
+    strategy: str,
+    delta: float = 1.0,
+    temperature: float = 1.0,
+    counted: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns the weights: (G,) non-negative, with mean 1, without gradient. The host waits for no number of them.
 
     Args:
         losses: (G,) losses to compare; where all are equal, or none is there, every weight is 1.
         strategy: One of :data:`STRATEGIES`.
         delta: Half the range that the losses are mapped to.
         temperature: r; large values come close to equal weights.
+        counted: (G,) which of them are compared; None for all. The others get 0.
     """
     losses = losses.detach()
-    if strategy == "uniform" or losses.numel() == 0 or bool(losses.max() == losses.min()):
-        return torch.ones_like(losses)
-    utility = UTILITIES[strategy](normalised_losses(losses, delta), delta)
-    below = utility - utility.max()  # of a tiny r, U / r would be infinite for the greatest U as well
+    if counted is None:
+        counted = torch.ones_like(losses, dtype=torch.bool)
+    equal = counted.to(losses.dtype)
+    if strategy == "uniform" or losses.numel() == 0:
+        return equal
+    low, high = _ends(losses, counted)
+    utility = UTILITIES[strategy](normalised_losses(losses, delta, counted), delta)
+    below = utility - torch.where(counted, utility, -torch.inf).max()  # of a tiny r, U / r is infinite
     logits = torch.where(below == 0, below, below / temperature)
-    return torch.softmax(logits, dim=0) * losses.numel()  # w_i of the paper, times G: mean 1
+    shares = torch.softmax(torch.where(counted, logits, -torch.inf), dim=0)
+    alike = (high == low) | ~counted.any()  # also where there is nothing to compare
+    return torch.where(alike, equal, shares * counted.sum())  # w_i of the paper, times their number: mean 1
 
 
 def source_level_weights(
-    losses_G: torch.Tensor, sources_G: torch.Tensor, strategy: str, delta: float = 1.0, temperature: float = 1.0
+    losses_G: torch.Tensor,
+    sources_G: torch.Tensor,
+    strategy: str,
+    delta: float = 1.0,
+    temperature: float = 1.0,
+    counted_G: torch.Tensor | None = None,
+    sources: int | None = None,
 ) -> torch.Tensor:
     """Returns the weights: (G,) the same for all rows of a source, with mean 1, without gradient.
 
@@ -93,11 +124,18 @@ def source_level_weights(
         strategy: One of :data:`STRATEGIES`.
         delta: Half the range that the mean losses are mapped to.
         temperature: r.
+        counted_G: (G,) which of them are compared; None for all. The others get 0.
+        sources: K, how many sources there are; None reads it from ``sources_G``.
     """
     losses_G = losses_G.detach()
-    _, place_G, rows_K = torch.unique(sources_G, return_inverse=True, return_counts=True)
-    means_K = losses_G.new_zeros(len(rows_K)).index_add_(0, place_G, losses_G) / rows_K
-    return with_mean_one(sample_weights(means_K, strategy, delta, temperature)[place_G])
+    if counted_G is None:
+        counted_G = torch.ones_like(losses_G, dtype=torch.bool)
+    K = int(sources_G.max()) + 1 if sources is None else sources
+    of_source_KG = (sources_G == torch.arange(K, device=sources_G.device)[:, None]) & counted_G
+    rows_K = of_source_KG.sum(dim=1)
+    means_K = torch.where(of_source_KG, losses_G, 0.0).sum(dim=1) / rows_K.clamp(min=1)
+    weights_K = sample_weights(means_K, strategy, delta, temperature, rows_K > 0)
+    return with_mean_one(weights_K[sources_G], counted_G)
 
 
 def annealed(start: float | None, end: float, done: float) -> float:
@@ -173,15 +211,13 @@ class LossWeighter(Weighter):
         if self.strategy == "uniform":
             return losses.mean()
         labelled = rows_with_labels(inputs, losses.numel(), losses.device)
-        everyone, sources, own = compared(losses, labelled, ctx, self.scope, with_sources=self.level == "source")
-        formula = (self.strategy, self.delta, self._temperature(ctx))
-        if sources is None:
-            found = sample_weights(everyone, *formula)
+        found = compared(losses, labelled, ctx, self.scope, with_sources=self.level == "source")
+        formula = (self.strategy, self.delta, self._temperature(ctx), found.counted)
+        if found.sources is None:
+            weights_G = sample_weights(found.losses, *formula)
         else:
-            found = source_level_weights(everyone, sources, *formula)
-        weights = torch.zeros_like(losses)
-        weights[labelled] = found[own]
-        return (weights * losses).mean()
+            weights_G = source_level_weights(found.losses, found.sources, *formula, sources=len(ctx.source_names))
+        return (weights_G[found.own] * losses).mean()
 
     def _temperature(self, ctx: WeightTrainer) -> float:
         if self.temperature_start is None:

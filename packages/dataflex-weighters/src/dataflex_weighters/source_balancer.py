@@ -133,7 +133,8 @@ class BalancerWeighter(Weighter):
         if not hidden.requires_grad:
             raise ComponentError("no gradient reaches the hidden states: train more than the output layer")
         sources_B = ctx.sources_of(ctx.batch_rows).to(losses.device)
-        weights_B = losses.new_tensor(list(self.by_source.values()))[sources_B]
+        weights_K = torch.tensor(list(self.by_source.values()), dtype=losses.dtype)
+        weights_B = weights_K.to(losses.device, non_blocking=True)[sources_B]
         hidden.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient: self._look(gradient, sources_B, weights_B, ctx)
         )
@@ -172,7 +173,7 @@ class BalancerWeighter(Weighter):
         self._seen_K4 = None
         if ctx.accelerator.num_processes > 1:
             own = ctx.accelerator.gather(own.to(ctx.accelerator.device)).view(-1, len(self.shares), 4).sum(dim=0)
-        found = dict(zip(self.shares, own.double().tolist(), strict=True))
+        found = dict(zip(self.shares, own.tolist(), strict=True))
         self.leave_out(int(sum(wrong for *_, wrong in found.values())), "the gradient of a row")
         self._norms.update({name: norms / rows for name, (norms, rows, *_) in found.items() if rows > 0})
         if any(rows > 0 for _, rows, *_ in found.values()):

@@ -12,6 +12,7 @@ covered: a threshold that is carried from step to step.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +27,30 @@ if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 
-def trimmed(losses_G: torch.Tensor, share: float) -> torch.Tensor:
-    """Returns the weights: (G,) 0 for the floor(share G) highest losses, 1 for the others.
+def trimmed(losses_G: torch.Tensor, share: float, counted_G: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns the weights: (G,) 0 for the floor(share n) highest of the n losses that count, 1 for the others.
 
-    Of equal losses the last ones are left out first, so that every rank leaves out the same.
+    Of equal losses the last ones are left out first, so that every rank leaves out the same. The host does not wait.
 
     Args:
         losses_G: (G,) losses.
         share: q, in [0, 1).
+        counted_G: (G,) which of them count, n; None for all. The others get 0.
     """
-    weights_G = torch.ones_like(losses_G)
-    kept = losses_G.numel() - int(share * losses_G.numel() + 1e-9)  # 0.3 * 10 is 3, whatever floats make of it
-    weights_G[torch.sort(losses_G, stable=True).indices[kept:]] = 0
-    return weights_G
+    if counted_G is None:
+        counted_G = torch.ones_like(losses_G, dtype=torch.bool)
+    numbers = torch.arange(losses_G.numel(), device=losses_G.device)
+    order_G = (~counted_G).to(torch.uint8).argsort(stable=True)  # those that count first, as they stand
+    order_G = order_G[torch.sort(torch.where(counted_G, losses_G, torch.inf)[order_G], stable=True).indices]
+    rank_G = torch.empty_like(numbers).scatter_(0, order_G, numbers)  # 0 for the least loss
+    kept = _kept(losses_G.numel(), share).to(losses_G.device, non_blocking=True).index_select(0, counted_G.sum()[None])
+    return ((rank_G < kept) & counted_G).to(losses_G.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(most: int, share: float) -> torch.Tensor:
+    """Returns how many of 0, 1, ... ``most`` losses are kept: 0.3 * 10 is 3, whatever floats make of it."""
+    return torch.tensor([count - int(share * count + 1e-9) for count in range(most + 1)])
 
 
 @register_weighter("trim")
@@ -70,8 +82,7 @@ class TrimWeighter(Weighter):
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         labelled = rows_with_labels(inputs, losses.numel(), losses.device)
-        everyone, _, own = compared(losses, labelled, ctx, self.scope)
-        kept = trimmed(everyone, self.share)
-        weights = torch.zeros_like(losses)
-        weights[labelled] = (with_mean_one(kept) if self.normalise else kept)[own]
+        everyone, counted, _, own = compared(losses, labelled, ctx, self.scope)
+        kept = trimmed(everyone, self.share, counted)
+        weights = (with_mean_one(kept, counted) if self.normalise else kept)[own]
         return (weights * losses).mean()

@@ -1,7 +1,7 @@
 """One vector per row from the model's own last hidden states.
 
 Cost: one forward pass without gradients over all tokens, without logits. Memory: one batch, and 4 H bytes per row on
-the CPU of every rank (1.6 GB for 100,000 rows of a model of width 4096).
+the CPU of every rank that asks for them (1.6 GB for 100,000 rows of a model of width 4096); a device holds a part.
 
 Letters: N rows, B rows of the batch, T tokens, H width of the model.
 """
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # the field's name for it
 from numpy.typing import NDArray
 
+from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.hidden_states import Forward, last_hidden_states
@@ -44,6 +45,7 @@ def hidden_state_embeddings(
     desc: str = "embedding",
     progress: bool = True,
     store: ScoreStore | None = None,
+    everywhere: bool = True,
 ) -> NDArray[np.float32]:
     """Returns the embedding of each row: (N, H) float32 of length 1, the same on every rank; (0, 0) for no rows.
 
@@ -63,6 +65,7 @@ def hidden_state_embeddings(
         desc: What the progress bar says.
         progress: Whether rank 0 shows a progress bar of its own share of the rows.
         store: Where embeddings are kept while the pass runs, so that an interrupted one goes on; None for nowhere.
+        everywhere: Whether every rank gets them; otherwise rank 0 alone does, and the others (0, H).
 
     Raises:
         ComponentError: On every rank: embeddings that are not finite; an encoder-decoder or a model that gives no
@@ -76,17 +79,25 @@ def hidden_state_embeddings(
         torch.no_grad(),  # not inference_mode: tensors that FSDP keeps from this forward must stay usable afterwards
         last_hidden_states(model) as forward,
     ):
-        found = rows.values(model, _scorer(forward, accelerator, pooling))
-    if not len(found):
+        found = rows.values(model, _scorer(forward, accelerator, pooling), everywhere=everywhere)
+    chosen = rows.rows()
+    if not len(chosen):
         return found.reshape(0, 0)
-    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if everywhere or accelerator is None:
+        _require_finite(found, chosen)
+    else:  # rank 0 has them, and the others must not wait for it
+        from_rank_0(accelerator, lambda: _require_finite(found, chosen))
+    return found
+
+
+def _require_finite(found_NH: NDArray[np.float32], chosen_N: NDArray[np.int64]) -> None:
+    bad = np.flatnonzero(~np.isfinite(found_NH).all(axis=1))
     if len(bad):
         raise ComponentError(
-            f"the model's hidden states are NaN or infinite for {len(bad)} of {len(found)} rows, first for row "
-            f"{rows.rows()[bad[0]]} -> the weights have probably diverged: lower the learning rate, or train in bf16 "
+            f"the model's hidden states are NaN or infinite for {len(bad)} of {len(found_NH)} rows, first for row "
+            f"{chosen_N[bad[0]]} -> the weights have probably diverged: lower the learning rate, or train in bf16 "
             "instead of fp16"
         )
-    return found
 
 
 def pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> torch.Tensor:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
+from dataflex.scoring.gather import sum_over_ranks
 from dataflex.scoring.gradient_sinks import Direction, Dots, Sink, Sketched, Whole
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.scoring.row_gradients import PerSampleGradients
@@ -59,7 +60,8 @@ def target_means(
 ) -> list[torch.Tensor]:
     """Returns, for each target set, the mean of its rows' normalised gradients, the same on every rank. Collective.
 
-    Sums are taken in float64, so that the number of ranks does not show in them.
+    Sums are taken in float64 on the CPU, so that the number of ranks does not show in them: not every device has
+    float64, and none holds more of them than the batch's own.
 
     Args:
         gradients: Forms the gradients.
@@ -75,18 +77,17 @@ def target_means(
         ComponentError: A set has no row with a label; a gradient is NaN or infinite.
     """
     means: list[list[torch.Tensor]] = []
+    device = next(model.parameters()).device if rows.accelerator is None else rows.accelerator.device
     for target in targets:
-        sums, count = _sums(gradients, model, target, rows, sketch)
-        accelerator = rows.accelerator
-        if accelerator is not None and accelerator.num_processes > 1:
-            sums = [torch.as_tensor(accelerator.reduce(part, "sum")) for part in sums]
-            count = float(torch.as_tensor(accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum")))
+        sums, count = _sums(gradients, model, target, replace(rows, gradients=True), sketch, device)
+        sums = [torch.from_numpy(sum_over_ranks(part.numpy(), rows.accelerator)) for part in sums]
+        count = float(sum_over_ranks(np.array([count]), rows.accelerator)[0])
         if not count:
             raise ComponentError(
                 f"no row of the target set '{target.name}' has a label with a gradient -> check eval_dataset, or use "
                 "a larger cutoff_len if it cuts the answers off"
             )
-        means.append([(part / (target.count or count)).float() for part in sums])
+        means.append([(part / (target.count or count)).float().to(device) for part in sums])
     return [torch.stack(parts) for parts in zip(*means, strict=True)]
 
 
@@ -125,7 +126,7 @@ def influences(
         dots_BJ = sink.dots_BJ if isinstance(sink, Dots) else sink.features_BK @ means[0].T
         return dots_BJ / _norms(sink, batch).unsqueeze(1)
 
-    found = rows.values(model, score)
+    found = replace(rows, gradients=True).values(model, score)
     return found if found.ndim == 2 else found.reshape(0, len(means[0]))
 
 
@@ -138,7 +139,7 @@ def gradient_features(
 ) -> NDArray[np.float32]:
     """Returns each row's sketched step, divided by its exact norm: (N, K), the same on every rank. Collective.
 
-    Inner products of these features estimate cosines without bias. They take 4 N K bytes.
+    Inner products of these features estimate cosines without bias. They take 4 N K bytes of the CPU's memory.
     """
 
     def score(batch: RowBatch) -> torch.Tensor:
@@ -147,17 +148,20 @@ def gradient_features(
         _run(gradients, batch, sink)
         return sink.features_BK / _norms(sink, batch).unsqueeze(1)
 
-    return rows.values(model, score)
+    return replace(rows, gradients=True).values(model, score)
 
 
 def _sums(
-    gradients: PerSampleGradients, model: torch.nn.Module, target: TargetSet, rows: RowPass, sketch: Sketch | None
+    gradients: PerSampleGradients,
+    model: torch.nn.Module,
+    target: TargetSet,
+    rows: RowPass,
+    sketch: Sketch | None,
+    device: torch.device,
 ) -> tuple[list[torch.Tensor], float]:
-    """Returns the sum of this rank's normalised vectors by parameter, float64, and how many there are."""
-    accelerator = rows.accelerator
-    device = next(model.parameters()).device if accelerator is None else accelerator.device
+    """Returns the sum of this rank's normalised vectors by parameter, float64 on the CPU, and how many there are."""
     sizes = [route.size for route in gradients.routes] if sketch is None else [sketch.dim]
-    sums = [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
+    sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
     most_rows = max(1, _WHOLE_NUMBERS // sum(sizes))
     weights_M = np.ones(len(target.dataset)) if target.weights is None else target.weights
     rows = replace(
@@ -177,10 +181,10 @@ def _sums(
         usable_B = sink.squares_B > 0
         if batch.repeated or not usable_B.any():
             continue
-        factors_B = torch.from_numpy(weights_M[batch.rows]).to(device, torch.float32)
+        factors_B = _on(weights_M[batch.rows], sink.squares_B)
         factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt(), 0.0)
         for place, vectors_BD in _parts(sink).items():
-            sums[place] += factors_B @ vectors_BD
+            sums[place] += (factors_B @ vectors_BD).cpu()
         vectors += float(usable_B.sum())
     return sums, vectors
 
@@ -204,15 +208,20 @@ def _group_sums(
         for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
             if not sink.squares_B.any():
                 continue
-            factors_B = torch.from_numpy(weights_M[members[batch.rows]]).to(sums[0].device, torch.float32)
+            factors_B = _on(weights_M[members[batch.rows]], sink.squares_B)
             for place, vectors_BD in _parts(sink).items():
-                own[place] += factors_B @ vectors_BD
+                own[place] += (factors_B @ vectors_BD).cpu()
         norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
         if norm > 0:
             vectors += 1
             for part, vector_D in zip(sums, own, strict=True):
                 part += vector_D / norm
     return sums, vectors
+
+
+def _on(weights_B: NDArray[np.float64], like_B: torch.Tensor) -> torch.Tensor:
+    """Returns weights in float32 where a tensor is; made that before, as the device may have no float64."""
+    return torch.from_numpy(weights_B.astype(np.float32)).to(like_B.device)
 
 
 def _parts(sink: Sink) -> dict[int, torch.Tensor]:

@@ -29,14 +29,22 @@ Forward = Callable[[Mapping[str, Any], torch.Tensor, torch.Size], torch.Tensor]
 """``forward(inputs, positions_M, (B, T)) -> logits_MV``."""
 
 
-def label_positions(labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def label_positions(labels_BT: torch.Tensor, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns where labels are predicted, and which: (M,) positions in the flattened (B, T), and (M,) tokens.
 
     The label at t is predicted at t - 1, as causal models of ``transformers`` shift it; the label at 0 is not
     predicted.
+
+    Args:
+        labels_BT: (B, T) labels, -100 where there is none.
+        count: M where it is known: the host then does not wait for a device to count them.
     """
     targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
-    positions_M = (targets_BT != IGNORED).flatten().nonzero().flatten()
+    labelled_X = (targets_BT != IGNORED).flatten()
+    if count is None:
+        positions_M = labelled_X.nonzero().flatten()
+    else:  # those without a label are sorted behind those with one; the order in each stays
+        positions_M = (~labelled_X).to(torch.uint8).argsort(stable=True)[:count]
     return positions_M, targets_BT.flatten()[positions_M]
 
 

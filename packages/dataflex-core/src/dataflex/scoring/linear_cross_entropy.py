@@ -2,11 +2,14 @@
 
 At a vocabulary of 150,000 the fp32 logits of 8,000 tokens take 4.8 GB, more than many a model. Here the output layer is
 applied to a chunk of tokens at a time, and the chunk's logits are gone before the next one's are made; the backward
-pass makes them again. Where the output layer is frozen, as under LoRA, the gradient by the hidden states is made in the
-forward pass, up to each token's factor, and nothing is computed twice.
+pass makes them again, a chunk of the vocabulary at a time: the gradient of a row of the weight is then one product over
+all tokens and complete when its chunk is done, so no sum of (V, H) in float32 is kept beside it. Where the output layer
+is frozen, as under LoRA, the gradient by the hidden states is made in the forward pass, up to each token's factor, and
+nothing is computed twice.
 
-Cost: with a trainable output layer one matrix product more than the plain way has (4 in the place of 3). Memory: one
-chunk of logits. Rejected: a fused kernel, which gives the sum over tokens and no token's own loss, and needs a GPU.
+Cost: with a trainable output layer one matrix product more than the plain way has (4 in the place of 3). Memory beside
+the results: one chunk of logits, of which up to three copies exist for a moment; for a half-precision model (M, H) in
+float32. Rejected: a fused kernel, which gives the sum over tokens and no token's own loss, and needs a GPU.
 
 Letters: M tokens, H width of the model, V vocabulary.
 """
@@ -46,7 +49,8 @@ def linear_cross_entropy(
         weight_VH: (V, H) weight of the output layer.
         bias_V: (V,) its bias, or None.
         targets_M: (M,) token ids, each in [0, V).
-        chunk: Tokens at a time; None for a number that suits the device.
+        chunk: Tokens at a time; None for a number that suits the device. The backward pass takes as many logits at a
+            time as that makes.
     """
     kind = hidden_MH.device.type
     if torch.is_autocast_enabled(kind):
@@ -102,36 +106,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
             return unit_MH * factors_M[:, None].to(unit_MH.dtype), None, None, None, None
         hidden_MH, weight_VH, bias_V, targets_M, lse_M = ctx.saved_tensors
         by_hidden, by_weight, by_bias = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden_MH) if by_hidden else None
-        # Sums over all tokens: in fp32, as a sum in bf16 stops growing after a few hundred chunks.
-        d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if by_weight else None
-        d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if by_bias else None
-        for part in _parts(len(targets_M), ctx.rows):
-            logits = F.linear(hidden_MH[part], weight_VH, bias_V).float()
-            slopes = _minus_one_at(logits.sub_(lse_M[part, None]).exp_(), targets_M[part])
-            slopes.mul_(factors_M[part, None])
+        # Sums over the vocabulary: in fp32, as a sum of many parts in bf16 loses what is small beside it.
+        d_hidden = torch.zeros_like(hidden_MH, dtype=torch.float32) if by_hidden else None
+        d_weight = torch.zeros_like(weight_VH) if by_weight else None
+        d_bias = torch.zeros_like(bias_V) if by_bias else None
+        tokens, words = len(hidden_MH), len(weight_VH)
+        for part in _parts(words, max(1, ctx.rows * words // max(1, tokens)) if tokens else words):
+            bias = None if bias_V is None else bias_V[part]
+            logits = F.linear(hidden_MH, weight_VH[part], bias).float()
+            slopes = _minus_one_inside(logits.sub_(lse_M[:, None]).exp_(), targets_M - part.start)
+            slopes.mul_(factors_M[:, None])
             if d_bias is not None:
-                d_bias += slopes.sum(dim=0)
+                d_bias[part] = slopes.sum(dim=0)
             slopes = slopes.to(weight_VH.dtype)
             if d_hidden is not None:
-                d_hidden[part] = slopes @ weight_VH
+                d_hidden = _plus_product(d_hidden, slopes, weight_VH[part])
             if d_weight is not None:
-                _add_product(d_weight, slopes, hidden_MH[part])
-        return (
-            d_hidden,
-            None if d_weight is None else d_weight.to(weight_VH.dtype),
-            None if d_bias is None else d_bias.to(bias_V.dtype),
-            None,
-            None,
-        )
+                torch.mm(slopes.t(), hidden_MH, out=d_weight[part])
+        return None if d_hidden is None else d_hidden.to(hidden_MH.dtype), d_weight, d_bias, None, None
 
 
-def _add_product(sum_VH: torch.Tensor, slopes_CV: torch.Tensor, hidden_CH: torch.Tensor) -> None:
-    """Adds slopes^T hidden to the fp32 sum, without a second (V, H) where the types allow it."""
-    if slopes_CV.dtype == sum_VH.dtype:
-        sum_VH.addmm_(slopes_CV.t(), hidden_CH)
-    else:
-        sum_VH += slopes_CV.t() @ hidden_CH
+def _plus_product(sum_MH: torch.Tensor, slopes_MC: torch.Tensor, weight_CH: torch.Tensor) -> torch.Tensor:
+    """Returns the fp32 sum with slopes weight added to it, in place."""
+    if slopes_MC.dtype == sum_MH.dtype:
+        return sum_MH.addmm_(slopes_MC, weight_CH)
+    return sum_MH.add_(slopes_MC @ weight_CH)
+
+
+def _minus_one_inside(p_MC: torch.Tensor, places_M: torch.Tensor) -> torch.Tensor:
+    """Returns p with 1 taken from the entry of each target that is among these words, in place."""
+    inside_M = (places_M >= 0) & (places_M < p_MC.shape[1])
+    places_M = places_M.clamp(0, p_MC.shape[1] - 1)
+    return p_MC.scatter_add_(1, places_M[:, None], -inside_M.to(p_MC.dtype)[:, None])
 
 
 def _minus_one_at(p_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
@@ -139,6 +145,6 @@ def _minus_one_at(p_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
     return p_CV.scatter_add_(1, targets_C[:, None], p_CV.new_full((len(p_CV), 1), -1.0))
 
 
-def _parts(tokens: int, rows: int) -> Iterator[slice]:
-    for start in range(0, tokens, rows):
-        yield slice(start, start + rows)
+def _parts(whole: int, size: int) -> Iterator[slice]:
+    for start in range(0, whole, size):
+        yield slice(start, start + size)

@@ -15,8 +15,8 @@ from dataflex.core.errors import ComponentError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# In these engines a forward is a collective call, so a rank cannot make one more than the others.
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_SHARDING = {DistributedType.FSDP: "FSDP", DistributedType.MEGATRON_LM: "Megatron-LM"}
+_ZERO_3 = 3  # the stage of DeepSpeed's ZeRO from which on weights are sharded too
 
 
 def pretrained_models(model: torch.nn.Module) -> list[PreTrainedModel]:
@@ -48,6 +48,19 @@ def require_causal(models: Sequence[PreTrainedModel]) -> None:
         )
 
 
+def sharding_engine(accelerator: Accelerator | None) -> str | None:
+    """Returns the engine that leaves each rank a part of the weights, or None where every rank has all of them.
+
+    FSDP, DeepSpeed ZeRO-3 and Megatron-LM do. ZeRO-1 and ZeRO-2 shard the optimizer and the gradients alone.
+    """
+    if accelerator is None:
+        return None
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        stage = int(accelerator.state.deepspeed_plugin.zero_stage)
+        return f"DeepSpeed ZeRO-{stage}" if stage >= _ZERO_3 else None
+    return _SHARDING.get(accelerator.distributed_type)
+
+
 def is_sharded(accelerator: Accelerator | None) -> bool:
-    """Returns whether a forward is a collective call."""
-    return accelerator is not None and accelerator.num_processes > 1 and accelerator.distributed_type in _SHARDED
+    """Returns whether a forward is a collective call, so that a rank cannot make one more than the others."""
+    return accelerator is not None and accelerator.num_processes > 1 and sharding_engine(accelerator) is not None

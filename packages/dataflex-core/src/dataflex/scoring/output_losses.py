@@ -87,15 +87,21 @@ class OutputLosses:
                 self._given = given
 
     def gave(self, logits: torch.Tensor) -> bool:
-        """Returns whether these are the losses as they left the layer, and nothing was done to them.
+        """Returns whether these are the losses as they left the layer, and nothing was done to them."""
+        return bool(self.unchanged(logits))
+
+    def unchanged(self, logits: torch.Tensor) -> torch.Tensor | bool:
+        """As :meth:`gave`, without a wait of the host: a bool, or a bool of no dimensions on the device.
 
         What the ranks' engine has copied on the way out of the model is told by its values.
         """
         given = self._given
         if given is None or (logits.shape, logits.dtype, logits.device) != (given.shape, given.dtype, given.device):
             return False
-        same = logits.data_ptr() == given.data_ptr()
-        return same or torch.allclose(logits.detach(), given.detach(), rtol=0, atol=0, equal_nan=True)
+        if logits.data_ptr() == given.data_ptr():
+            return True
+        found, expected = logits.detach(), given.detach()
+        return ((found == expected) | (found.isnan() & expected.isnan())).all()
 
 
 @contextmanager

@@ -23,7 +23,14 @@ from dataflex.core import stopping
 from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.data.rows import fetch
 from dataflex.scoring.batches import Batch, plan_batches, shard_batches
-from dataflex.scoring.budget import agreed_budget, default_token_budget
+from dataflex.scoring.budget import (
+    agreed_budget,
+    default_token_budget,
+    is_out_of_memory,
+    learn_limit,
+    learned_limit,
+    release_memory,
+)
 from dataflex.scoring.gather import gather_by_row
 from dataflex.scoring.lengths import row_lengths
 from dataflex.scoring.models import is_sharded
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+_KEPT_NUMBERS = 2**20  # results that wait on the device before they go to the CPU: 4 MB
+_UNLIMITED = 2**62  # tokens
 Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
 
@@ -80,11 +89,13 @@ class RowPass:
         accelerator: The run's accelerator, for ranks; None means a single process.
         indices: Row numbers, in the order of the result; None means all.
         token_budget: Most tokens of a batch, with padding; None takes :func:`~dataflex.scoring.default_token_budget`.
-            It is halved when the GPU runs out of memory.
+            A batch is halved when the device runs out of memory, and so are those of later passes of the same kind.
         max_rows: Most rows of a batch; None for no such limit.
         desc: What the progress bar says.
         progress: Whether rank 0 shows a progress bar of its own share of the rows.
         store: Where values are kept while a long pass runs, so that an interrupted one goes on; None for nowhere.
+        gradients: Whether ``score`` goes back through the model: such a pass keeps the activations of all layers, and
+            has a default budget and a learnt limit of its own.
     """
 
     dataset: Any
@@ -96,18 +107,22 @@ class RowPass:
     desc: str = "scoring"
     progress: bool = True
     store: ScoreStore | None = None
+    gradients: bool = False
 
     def rows(self) -> NDArray[np.int64]:
         """Returns the row numbers of the pass: (N,) int64."""
         every = np.arange(len(self.dataset), dtype=np.int64)
         return every if self.indices is None else every[np.asarray(self.indices, dtype=np.int64)]
 
-    def values(self, model: torch.nn.Module, score: Score) -> NDArray[np.float32]:
+    def values(self, model: torch.nn.Module, score: Score, *, everywhere: bool = True) -> NDArray[np.float32]:
         """Returns what ``score`` gives for every row: (N, ...) float32, the same on every rank. Collective.
+
+        The values go to the CPU as they come: a device holds those of some batches, whatever the number of rows.
 
         Args:
             model: The model being scored; its device and engine decide the batches.
             score: The values of a batch of rows.
+            everywhere: Whether every rank gets them; otherwise rank 0 alone does, and the others (0, ...).
 
         Raises:
             ComponentError: On one rank: not even one row fits into memory, or a batch does not under a sharded engine.
@@ -116,25 +131,24 @@ class RowPass:
         rows = self.rows()
         kept = None if self.store is None else self.store.load(len(rows), self.accelerator)
         places: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
-        values: list[torch.Tensor] = []
+        values = _OnTheCPU()
         try:
             for batch, values_B in self.results(model, score, None if kept is None else kept.done):
                 if batch.repeated:
-                    values.append(values_B[:0])  # a rank that has no rows knows the shape of their values all the same
+                    values.add(values_B[:0])  # a rank that has no rows knows the shape of their values all the same
                     continue
                 places.append(batch.rows)
-                values.append(values_B)
+                values.add(values_B)
                 if self.store is not None:
                     self.store.add(batch.rows, values_B)
         except StoppedError:
             if self.store is not None:
                 self.store.flush()
             raise
-        found = torch.cat([part.to(values[-1].device) for part in values]) if values else torch.empty(0)
-        own = np.concatenate(places)
+        own, found = np.concatenate(places), values.joined()
         if kept is not None:
             own, found = kept.joined(own, found, self.accelerator)
-        return gather_by_row(own, found, len(rows), self.accelerator)
+        return gather_by_row(own, found, len(rows), self.accelerator, everywhere=everywhere)
 
     def results(
         self, model: torch.nn.Module, score: Callable[[RowBatch], T], done: NDArray[np.bool_] | None = None
@@ -156,7 +170,10 @@ class RowPass:
             rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         rows = self.rows()
         lengths = row_lengths(self.dataset)[rows]
-        budget = agreed_budget(self.token_budget or default_token_budget(model), self.accelerator)
+        default = self.token_budget or default_token_budget(model, gradients=self.gradients)
+        budget = agreed_budget(default, self.accelerator)
+        # What one rank has learnt holds for all, so that a row has the same company on whichever rank it is.
+        limit = agreed_budget(learned_limit(model, self.gradients) or _UNLIMITED, self.accelerator)
         planned = plan_batches(lengths, budget, self.max_rows)
         if done is not None:
             planned = [batch for batch in planned if not done[batch].all()]
@@ -165,8 +182,8 @@ class RowPass:
         hidden = not self.progress or rank != 0
         total = sum(len(batch.rows) for batch in batches)
         with hf_logging.tqdm(desc=self.desc, total=total, unit="row", disable=True if hidden else None) as bar:
-            splittable = not is_sharded(self.accelerator)
-            for batch, result in _within_memory(lambda places: score(load(places)), batches, lengths, splittable):
+            memory = _Memory(model, self.gradients, limit, splittable=not is_sharded(self.accelerator))
+            for batch, result in _within_memory(lambda places: score(load(places)), batches, lengths, memory):
                 yield batch, result
                 bar.update(len(batch.rows))
                 if stopping.asked():
@@ -194,26 +211,72 @@ def without_replicas(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
 
 
+class _OnTheCPU:
+    """Values of batches, moved to the CPU a few at a time, as a copy of each one would keep the device waiting."""
+
+    def __init__(self) -> None:
+        self._waiting: list[torch.Tensor] = []
+        self._numbers = 0  # of those that wait
+        self._there: list[torch.Tensor] = []
+
+    def add(self, values_B: torch.Tensor) -> None:
+        """Takes the values of a batch."""
+        self._waiting.append(values_B.detach())
+        self._numbers += values_B.numel()
+        if self._numbers >= _KEPT_NUMBERS:
+            self._move()
+
+    def joined(self) -> torch.Tensor:
+        """Returns all values: (n, ...) on the CPU."""
+        self._move()
+        return torch.cat(self._there) if self._there else torch.empty(0)
+
+    def _move(self) -> None:
+        if self._waiting:
+            device = self._waiting[-1].device
+            self._there.append(torch.cat([values.to(device) for values in self._waiting]).to("cpu", torch.float32))
+            self._waiting, self._numbers = [], 0
+
+
+@dataclass
+class _Memory:
+    """What is known of the device's memory: the model and kind of pass that it is known for, and the most tokens."""
+
+    model: torch.nn.Module
+    gradients: bool
+    limit: int
+    splittable: bool
+
+    def exceeded(self, tokens: int) -> None:
+        """Halves the limit after a batch of so many tokens, for this pass and the later ones of the process."""
+        self.limit = tokens // 2
+        learn_limit(self.model, self.gradients, max(1, self.limit))
+        release_memory(next(self.model.parameters()).device)
+        logger.warning(
+            "out of memory while scoring %d tokens at once; going on with at most %d, in later passes too",
+            tokens,
+            self.limit,
+        )
+
+
 def _within_memory(
-    score: Callable[[NDArray[np.int64]], T],
-    batches: list[Batch],
-    lengths: NDArray[np.int64],
-    splittable: bool,
+    score: Callable[[NDArray[np.int64]], T], batches: list[Batch], lengths: NDArray[np.int64], memory: _Memory
 ) -> Iterator[tuple[Batch, T]]:
-    """Yields each batch with its result; one that does not fit into GPU memory is halved, and so are those after it."""
-    limit = np.inf
+    """Yields each batch with its result; one that does not fit into memory is halved, and so are those after it."""
     pending = deque(batches)
     while pending:
         batch = pending.popleft()
         tokens = len(batch.rows) * int(lengths[batch.rows].max())
-        if tokens > limit and len(batch.rows) > 1:
+        if memory.splittable and tokens > memory.limit and len(batch.rows) > 1:
             middle = len(batch.rows) // 2
             pending.extendleft(Batch(part, batch.repeated) for part in (batch.rows[middle:], batch.rows[:middle]))
             continue
         try:
             result = score(batch.rows)
-        except torch.OutOfMemoryError as error:
-            if len(batch.rows) == 1 or not splittable:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch.rows) == 1 or not memory.splittable:
                 raise ComponentError(
                     f"out of memory while scoring {len(batch.rows)} rows of {tokens // len(batch.rows)} tokens -> "
                     "set a smaller token_budget, or cut the rows shorter (cutoff_len)"
@@ -222,7 +285,5 @@ def _within_memory(
             yield batch, result
             continue
         # Outside of the except block, whose traceback keeps the tensors alive.
-        torch.cuda.empty_cache()
-        limit = tokens // 2
+        memory.exceeded(tokens)
         pending.appendleft(batch)
-        logger.warning("out of memory while scoring %d tokens at once; going on with at most %d", tokens, limit)

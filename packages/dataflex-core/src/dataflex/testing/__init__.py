@@ -1,5 +1,7 @@
 """Fixtures for tests of dataflex and of plugins: a tiny model, a tiny tokenizer, random rows, a collator, arguments.
 
+Models and batches are made on :func:`device`: the CPU, or with ``DATAFLEX_TEST_GPU=1`` the accelerator.
+
 Everything is built on the spot from a seed, so a test needs no download and sees the same numbers every time:
 
     from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
@@ -11,13 +13,16 @@ It needs torch and transformers, but no pytest; ``import dataflex`` does not imp
 """
 
 from dataflex.testing.arguments import tiny_training_args
+from dataflex.testing.devices import device
 from dataflex.testing.models import TINY_SPECIAL_TOKENS, tiny_model, tiny_tokenizer
-from dataflex.testing.rows import TokenRows, pad_collate
+from dataflex.testing.rows import TokenRows, pad_collate, tiny_batch
 
 __all__ = [
     "TINY_SPECIAL_TOKENS",
     "TokenRows",
+    "device",
     "pad_collate",
+    "tiny_batch",
     "tiny_model",
     "tiny_tokenizer",
     "tiny_training_args",

@@ -1,16 +1,20 @@
-"""Training arguments that suit a test: CPU, silent, reproducible."""
+"""Training arguments that suit a test: silent, reproducible, on the device of the tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataflex.testing.devices import device
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
 def tiny_training_args(output_dir: str | Path, **overrides: Any) -> TrainingArguments:
-    """Returns ``TrainingArguments`` for a short run on the CPU that logs each step and saves nothing.
+    """Returns ``TrainingArguments`` for a short run that logs each step and saves nothing.
+
+    It runs on :func:`~dataflex.testing.device`.
 
     Args:
         output_dir: Where a checkpoint would go.
@@ -26,7 +30,7 @@ def tiny_training_args(output_dir: str | Path, **overrides: Any) -> TrainingArgu
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": device().type == "cpu",
         "seed": 42,
     }
     return TrainingArguments(output_dir=str(output_dir), **(defaults | overrides))

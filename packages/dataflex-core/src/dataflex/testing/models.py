@@ -21,6 +21,8 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
+from dataflex.testing.devices import device
+
 TINY_SPECIAL_TOKENS = {"pad_token": "<|pad|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
 """Role -> token, in the order of their ids: pad is 0, begin of text 1, end of text 2, in every tiny model too."""
 
@@ -50,10 +52,10 @@ def tiny_model(
     seed: int = 0,
     kind: Literal["llama", "qwen2", "mixtral", "qwen2_moe"] = "llama",
 ) -> PreTrainedModel:
-    """Returns a randomly initialised fp32 model on the CPU, with input and output embeddings of its own.
+    """Returns a randomly initialised fp32 model on :func:`~dataflex.testing.device`, with embeddings of its own.
 
-    The same arguments give the same weights, and the global random state is left as it was: a test that builds a model
-    draws the same numbers afterwards as one that does not.
+    The same arguments give the same weights on any device, and the global random state is left as it was: a test that
+    builds a model draws the same numbers afterwards as one that does not.
 
     Args:
         vocab_size: Rows of the embedding.
@@ -81,6 +83,7 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class(config).float()
+    model.to(device())  # type: ignore[arg-type]  # transformers' annotation of it
     return model
 
 

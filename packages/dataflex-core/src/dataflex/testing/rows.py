@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.utils.data import Dataset
 
+from dataflex.testing.devices import device
 from dataflex.testing.models import TINY_SPECIAL_TOKENS
 
 _FIRST_WORD = len(TINY_SPECIAL_TOKENS)
@@ -62,8 +63,17 @@ def _row(rng: random.Random, size: int, prompt: int, vocab_size: int) -> dict[st
     return {"input_ids": tokens, "attention_mask": [1] * size, "labels": [-100] * prompt + tokens[prompt:]}
 
 
+def tiny_batch(rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+    """Returns the rows as a batch on :func:`~dataflex.testing.device`, for a call of the model.
+
+    Args:
+        rows: As for :func:`pad_collate`.
+    """
+    return {key: tensor.to(device()) for key, tensor in pad_collate(rows).items()}
+
+
 def pad_collate(rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-    """Pads rows on the right to the longest and stacks them.
+    """Pads rows on the right to the longest and stacks them, on the CPU as every collator of a dataloader.
 
     Args:
         rows: At least one row with ``input_ids``, ``attention_mask`` and ``labels``; lists or 1-d tensors.

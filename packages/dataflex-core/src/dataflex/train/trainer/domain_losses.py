@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ConfigError
 from dataflex.scoring.cross_entropy import token_losses
+from dataflex.scoring.gather import sum_over_ranks
 from dataflex.scoring.label_logits import IGNORED
 
 if TYPE_CHECKING:
@@ -93,23 +94,16 @@ class DomainLosses:
         Collective: every rank calls it and gets the same.
         """
         sums_2K: NDArray[np.float64] = np.zeros((2, self._domains))
-        for domains_B, part in self._parts:
-            np.add.at(sums_2K.T, domains_B, part.cpu().double().numpy().T)
+        if self._parts:
+            domains_X = np.concatenate([domains_B for domains_B, _ in self._parts])
+            parts_2X = torch.cat([part for _, part in self._parts], dim=1).cpu().numpy()  # waits once
+            np.add.at(sums_2K.T, domains_X, parts_2X.T.astype(np.float64))
         self._parts.clear()
-        sums_2K = summed_over_ranks(sums_2K, accelerator)
+        sums_2K = sum_over_ranks(sums_2K, accelerator)
         tokens_K = np.rint(sums_2K[1]).astype(np.int64)
         means_K = np.full(self._domains, np.nan)
         np.divide(sums_2K[0], sums_2K[1], out=means_K, where=tokens_K > 0)
         return means_K, tokens_K
-
-
-def summed_over_ranks(values: NDArray[np.float64], accelerator: Accelerator) -> NDArray[np.float64]:
-    """Returns the sum over all ranks, the same on each. Collective where there is more than one."""
-    if accelerator.num_processes == 1:
-        return values
-    mine = torch.from_numpy(values).to(accelerator.device)
-    total: NDArray[np.float64] = torch.as_tensor(accelerator.reduce(mine, "sum")).cpu().numpy()
-    return total
 
 
 def require_rows(logits_BTV: torch.Tensor | None, labels_BT: torch.Tensor | None, rows: int) -> torch.Tensor:

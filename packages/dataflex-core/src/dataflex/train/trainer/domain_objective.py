@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import FLOAT32_MOST
+from dataflex.scoring.gather import sum_over_ranks
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.train.trainer.domain_losses import DomainLosses, require_rows, summed_over_ranks
+from dataflex.train.trainer.domain_losses import DomainLosses, require_rows
 from dataflex.train.trainer.loop_scale import loop_of, undone
 from dataflex.train.trainer.loss_function import replace_loss
 from dataflex.train.weighter.objective import losses_of_tokens, predicted
@@ -73,12 +74,14 @@ class DomainObjective:
                 f"the loss weights are {weights_K.tolist()}; expected numbers from 0 to {FLOAT32_MOST:.3g}"
             )
         tokens_2K: NDArray[np.float64] = np.zeros((2, len(weights_K)))
-        for batch, domains_B in zip(batches, self._losses.handed_out, strict=True):
+        counts = []
+        for batch, _ in zip(batches, self._losses.handed_out, strict=True):
             found = (batch["labels"] != IGNORED, predicted(batch["labels"]))
-            counts_2B = torch.stack([found_BT.sum(dim=1) for found_BT in found]).cpu().numpy()  # waits once
-            for tokens_K, counts_B in zip(tokens_2K, counts_2B, strict=True):
-                np.add.at(tokens_K, domains_B, counts_B)
-        tokens_2K = summed_over_ranks(tokens_2K, self._trainer.accelerator)
+            counts.append(torch.stack([found_BT.sum(dim=1) for found_BT in found]))
+        if counts:
+            domains_X = np.concatenate(self._losses.handed_out)
+            np.add.at(tokens_2K.T, domains_X, torch.cat(counts, dim=1).cpu().numpy().T)  # waits once a step
+        tokens_2K = sum_over_ranks(tokens_2K, self._trainer.accelerator)
         present_K = weights_K[tokens_2K[0] > 0]
         self._alike = len(present_K) == 0 or bool((present_K == present_K[0]).all())
         self._now_K = np.ones_like(weights_K) if self._alike else weights_K
@@ -103,7 +106,7 @@ class DomainObjective:
         scale = undone(loop_of(self._trainer, self._counted, self._micro_batches))
         if self._alike and first and scale == 1:
             return None
-        v_B = torch.from_numpy(self._now_K[domains_B]).to(logits.device, torch.float32)
+        v_B = torch.from_numpy(self._now_K[domains_B].astype(np.float32)).to(logits.device, non_blocking=True)
         require_rows(logits, labels, len(v_B))
         total = self._totals[0 if first else 1]
         return weighted_sum(logits, labels.to(logits.device), v_B, token_loss) * (scale / total if total > 0 else 0.0)

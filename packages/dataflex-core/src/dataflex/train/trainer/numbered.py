@@ -31,6 +31,7 @@ class NumberedTrainer(DynamicTrainer):
         self._step_rows: list[torch.Tensor | None] = []
         self._micro_batch = -1
         self._batch_rows: torch.Tensor | None = None
+        self._ends: NDArray[np.int64] | None = None  # of the sources
         self._tables: dict[int, tuple[NDArray[Any], torch.Tensor]] = {}
         super().__init__(*args, dataflex=dataflex, **kwargs)
 
@@ -53,12 +54,19 @@ class NumberedTrainer(DynamicTrainer):
         Args:
             table_N: (N,) numbers, one for each row of the train dataset.
         """
-        device = self.batch_rows.device
-        kept = self._tables.get(id(table_N))
+        return self._on_device(table_N, self.batch_rows.device)[self.batch_rows]
+
+    def of_sources(self, table_K: NDArray[Any]) -> torch.Tensor:
+        """As :meth:`of_batch`, for a table with one number for each source of :attr:`source_names`."""
+        return self._on_device(table_K, self.batch_rows.device)[self.sources_of(self.batch_rows)]
+
+    def _on_device(self, table: NDArray[Any], device: torch.device) -> torch.Tensor:
+        """Returns a table on a device. It is sent once: a copy to a device makes the host wait for it."""
+        kept = self._tables.get(id(table))
         if kept is None or kept[1].device != device:
-            kept = (table_N, torch.from_numpy(np.ascontiguousarray(table_N)).to(device))  # the array keeps its id taken
-            self._tables[id(table_N)] = kept
-        return kept[1][self.batch_rows]
+            kept = (table, torch.from_numpy(np.ascontiguousarray(table)).to(device))  # the array keeps its id taken
+            self._tables[id(table)] = kept
+        return kept[1]
 
     def get_train_dataloader(self) -> Any:
         """Returns the dataloader of the static run, with the number of each row."""
@@ -90,8 +98,9 @@ class NumberedTrainer(DynamicTrainer):
         """
         dataset: Any = self.train_dataset
         assert isinstance(dataset, MixedSources), "weighters that need sources are refused without them"
-        ends = torch.from_numpy(dataset.offsets[1:]).to(rows.device)
-        return torch.searchsorted(ends, rows, right=True)
+        if self._ends is None:
+            self._ends = np.asarray(dataset.offsets[1:])
+        return torch.searchsorted(self._on_device(self._ends, rows.device), rows, right=True)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also takes the row numbers out of the batches, so that neither the weighter nor the model meets them."""

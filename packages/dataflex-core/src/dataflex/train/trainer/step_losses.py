@@ -27,15 +27,17 @@ from dataflex.train.weighter.samples import Samples
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The samples with labels of one rank's part of a step.
+    """The samples of one rank's part of a step.
 
     Attributes:
-        losses: (S,) fp32 mean token losses, in the order of training.
+        losses: (S,) fp32 mean token losses, in the order of training; 0 without labels.
+        labelled: (S,) bool, whether each has a label to predict.
         rows: (S,) their row numbers; None where the batches do not say.
-        counts: Samples with labels of each micro-batch; they sum to S.
+        counts: Samples of each micro-batch; they sum to S.
     """
 
     losses: torch.Tensor
+    labelled: torch.Tensor
     rows: torch.Tensor | None
     counts: tuple[int, ...]
 
@@ -61,20 +63,21 @@ def step_losses(
         accelerator: For the device and mixed precision.
     """
     model = without_replicas(model)
-    losses, numbers, counts = [], [], []
+    losses, labelled, numbers = [], [], []
+    labels = [batch["labels"].to(accelerator.device) for batch, _, _ in batches]
+    label_counts = torch.stack([(part_BT[:, 1:] != IGNORED).sum() for part_BT in labels]).tolist()  # waits once
     with undisturbed(model), torch.no_grad(), losses_at_labels(model) as forward:
-        for batch, samples, rows_B in batches:
+        for (batch, samples, rows_B), count in zip(batches, label_counts, strict=True):
             inputs = dict(send_to_device(dict(batch), accelerator.device))
             labels_BT = inputs.pop("labels")
-            positions_M, targets_M = label_positions(labels_BT)
+            positions_M, targets_M = label_positions(labels_BT, count)
             with autocast(accelerator):
                 losses_M = forward(inputs, positions_M, targets_M, labels_BT.shape)
             losses_BT = at_positions(losses_M, positions_M.to(losses_M.device), labels_BT.shape)
             counts_S = samples.loss_sums(F.pad(labels_BT[:, 1:] != IGNORED, (0, 1)))
-            labelled_S = counts_S > 0  # not by NaN: a diverged loss is NaN too
-            losses.append((samples.loss_sums(losses_BT) / counts_S)[labelled_S])
-            counts.append(len(losses[-1]))
+            losses.append(samples.loss_sums(losses_BT) / counts_S.clamp(min=1))
+            labelled.append(counts_S > 0)  # not by NaN: a diverged loss is NaN too
             if rows_B is not None:
-                numbers.append(samples.of_rows(rows_B.to(labelled_S.device))[labelled_S])
+                numbers.append(samples.of_rows(rows_B.to(counts_S.device)))
     known = torch.cat(numbers) if len(numbers) == len(losses) else None
-    return StepLosses(torch.cat(losses), known, tuple(counts))
+    return StepLosses(torch.cat(losses), torch.cat(labelled), known, tuple(len(part_S) for part_S in losses))

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
@@ -22,6 +23,7 @@ from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.loop_scale import loop_of, undone
 from dataflex.train.trainer.loss_function import replace_loss
 from dataflex.train.trainer.numbered import NumberedTrainer
+from dataflex.train.trainer.step_checks import StepChecks
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
 from dataflex.train.trainer.steps import require_map_style, run_schedule
 from dataflex.train.trainer.weight_log import WeightLog
@@ -35,7 +37,7 @@ from dataflex.train.weighter.objective import (
     weighted_loss,
     weighted_loss_of_tokens,
 )
-from dataflex.train.weighter.samples import ROWS, Samples, one_by_one, samples_of
+from dataflex.train.weighter.samples import ROWS, Samples, one_by_one, samples_of_step
 from dataflex.train.weighter.token_losses import CrossEntropy, TokenLoss
 
 
@@ -67,6 +69,9 @@ class WeightTrainer(NumberedTrainer):
         self._batches: list[Any] = []
         self._samples: list[Samples] = []
         self._step_losses: StepLosses | None = None
+        self._checks, self._label_counts = StepChecks(), list[int]()
+        self._most: torch.Tensor | int = 0
+        self._loss_scale: float | None = None
         self.sample_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
         self._weighed = False
@@ -91,9 +96,12 @@ class WeightTrainer(NumberedTrainer):
         self.next_micro_batch()
         use = self.state.global_step >= self.arguments.warmup_step
         with not_exiting(self._who()):  # not blaming: what the model raises in there is not the weighter's fault
-            return self.component.training_step(
+            loss = self.component.training_step(
                 self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use
             )
+        if self.is_last_micro_batch:
+            self._checks.examine()  # the one read from the device, before the optimizer steps
+        return loss
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward as the trainer underneath does them; returns the detached loss."""
@@ -122,9 +130,14 @@ class WeightTrainer(NumberedTrainer):
             self._inputs = one_by_one(inputs, self.samples)
         other_loss = self._active is None and self.compute_loss_func is not None
         if self._outputs is None or labels_BT is None or other_loss or not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        with self._outputs.at(*label_positions(labels_BT), labels_BT.numel()):
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            found = super().compute_loss(model, inputs, *args, **kwargs)
+        else:
+            positions_M, targets_M = label_positions(labels_BT, self._label_counts[self._micro_batch])
+            with self._outputs.at(positions_M, targets_M, labels_BT.numel()):
+                found = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.is_last_micro_batch and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self._checks.examine()  # its backward pass makes the step
+        return found
 
     @property
     def samples(self) -> Samples:
@@ -159,14 +172,24 @@ class WeightTrainer(NumberedTrainer):
 
         The ranks, over which gradients are averaged afterwards, and the scale of fp16.
         """
-        scaler = self.accelerator.scaler
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        return scale * int(self.accelerator.num_processes)
+        if self._loss_scale is None:  # it changes when the optimizer steps; to read it is to wait for the device
+            scaler = self.accelerator.scaler
+            self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        return self._loss_scale * int(self.accelerator.num_processes)
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of the present step."""
         return len(self._batches)
+
+    @property
+    def most_samples(self) -> int:
+        """The most samples of a micro-batch of the present step, over its micro-batches and all ranks.
+
+        On several ranks it is read from the device when it is first asked for in a step.
+        """
+        self._most = int(self._most)
+        return self._most
 
     def step_losses(self) -> tuple[StepLosses, slice]:
         """Returns the losses of this rank's samples of the whole step, and where the present micro-batch's stand.
@@ -184,14 +207,23 @@ class WeightTrainer(NumberedTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also counts the samples and labels of the step, over all micro-batches and ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._batches, self._step_losses = batches, None
-        self._samples = [samples_of(batch) for batch in batches]
-        counts = torch.zeros(3, dtype=torch.int64, device=self.args.device)
+        self._batches, self._step_losses, self._loss_scale = batches, None, None
+        self._samples = samples_of_step(batches)
+        counts, self._most = torch.zeros(3, dtype=torch.int64, device=self.args.device), 0
+        predicted_labels = []  # of each micro-batch
         for batch, samples in zip(batches, self._samples, strict=True):
+            found = counts.new_zeros(3)
             if "labels" in batch:
-                counts += counted(batch["labels"], samples).to(counts.device)
+                found = counted(batch["labels"], samples).to(counts.device)
+                self._most = max(self._most, samples.number(len(batch["labels"])))
+            counts += found
+            predicted_labels.append(found[2])
+        if self._outputs is not None and batches:  # the only need of them on the host: one read for the whole step
+            self._label_counts = torch.stack(predicted_labels).tolist()
         if self.accelerator.num_processes > 1:
-            counts = self.accelerator.reduce(counts, "sum")
+            own = torch.cat([counts, torch.full_like(counts[:1], self._most)])
+            everyone = torch.as_tensor(self.accelerator.gather(own)).view(-1, 4)
+            counts, self._most = everyone[:, :3].sum(dim=0), everyone[:, 3].max()
         self._counts = StepCounts(*counts)
         return batches, num_items
 
@@ -211,7 +243,7 @@ class WeightTrainer(NumberedTrainer):
         """Returns the loss of a micro-batch; None where it is the plain one of the logits."""
         if self._active is not None:
             return self._weighted(logits, labels, token_loss)
-        if self._outputs is None or not self._outputs.gave(logits):
+        if self._outputs is None or not self._untouched(logits):
             return None
         tokens = predicted(labels).sum().clamp(min=1) if self._tokens is None else self._tokens
         return torch.as_tensor(logits.sum() / tokens)
@@ -224,11 +256,8 @@ class WeightTrainer(NumberedTrainer):
         seen = (self._watch, self.samples)
         if self._outputs is None:
             return weighted_loss(logits, labels, objective, self._weigh, token_loss, *seen)
-        if not self._outputs.gave(logits):
-            raise ComponentError(
-                f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out "
-                "-> set weight_logits: full"
-            )
+        if not self._untouched(logits):
+            raise self._touched()
         assert isinstance(token_loss, CrossEntropy), "a smoothed loss needs the logits"
         return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._weigh, token_loss, *seen)
 
@@ -247,11 +276,27 @@ class WeightTrainer(NumberedTrainer):
             raise ComponentError(
                 f"{self._who()} returned a number that does not depend on losses, so nothing can be learnt"
             )
-        if not torch.isfinite(scalar):
-            raise ComponentError(
-                f"{self._who()} returned {scalar.item()}; the losses it was given: {losses_S.tolist()}"
-            )
+        who, found, given_S = self._who(), scalar.detach().reshape(()), losses_S.detach()
+        self._checks.expect(
+            found.isfinite(),
+            lambda: ComponentError(f"{who} returned {found.item()}; the losses it was given: {given_S.tolist()}"),
+        )
         return scalar.reshape(())
+
+    def _untouched(self, logits: torch.Tensor) -> bool:
+        """Returns whether these are the losses that the output layer gave; of a copy, that is seen after the step."""
+        assert self._outputs is not None
+        found = self._outputs.unchanged(logits)
+        if isinstance(found, torch.Tensor):
+            self._checks.expect(found, self._touched)
+            return True
+        return found
+
+    def _touched(self) -> ComponentError:
+        return ComponentError(
+            f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out "
+            "-> set weight_logits: full"
+        )
 
     def _who(self) -> str:
         name = self.spec.component.name if self.spec.component is not None else type(self.component).__name__

@@ -8,8 +8,8 @@ m_i, token losses c_it and loss l_i = mean_t c_it. A weighter returns a scalar s
 
 which is the mean of the weighted sample losses, however the samples are split. Or, where a run asks for the mean over
 tokens, a_i = w_i: long samples then count more, as they do in the plain loss. Where every a_i is exactly 1 (w = 1, and
-samples of equal length or a mean over tokens) the plain loss is computed, operation for operation. A sample is a row,
-or a document of a packed row (:mod:`dataflex.train.weighter.samples`).
+samples of equal length or a mean over tokens) the loss and its gradient are the plain ones, bit for bit. A sample is a
+row, or a document of a packed row (:mod:`dataflex.train.weighter.samples`).
 
 N and R are those of the whole step. A micro-batch gives its terms of the sum; what the training loop does to them
 afterwards is undone (:mod:`dataflex.train.trainer.loop_scale`).
@@ -186,16 +186,29 @@ def _joined(
     if objective.by_tokens:
         a_S = torch.where(n_S > 0, w_S, 1.0)
         part = m_S.sum() / N
-    else:
-        a_S = torch.where(m_S > 0, w_S.double() * N / (m_S.clamp(min=1) * R), 1.0).to(batch.losses.dtype)
+    else:  # a quotient of integers is exactly 1 where they are equal
+        a_S = torch.where(m_S > 0, w_S * (N / (m_S.clamp(min=1) * R)), 1.0).to(batch.losses.dtype)
         part = (n_S > 0).sum() / R
     if watch is not None:
         watch(w_S, a_S * n_S / N, n_S > 0)
-    uniform = bool((a_S == 1).all())
-    loss = (plain_total() if uniform else (batch.samples.at_losses(a_S) * batch.losses).sum()) / N
+    total = (batch.samples.at_losses(a_S) * batch.losses).sum()
+    loss = _of_value(total, plain_total, (a_S == 1).all()) / N
     # A term of the weighter's own that reaches the parameters other than through the losses counts as well, by the
     # micro-batch's part of the step; its value is not added, so that the logged loss stays the weighted loss.
     return (loss + part * (scalar - scalar.detach())) * objective.scale
+
+
+def _of_value(total: torch.Tensor, plain_total: Total, uniform: torch.Tensor) -> torch.Tensor:
+    """Returns the weighted total; where every a_i is 1, with the value of the plain one, to the last bit.
+
+    Its gradient is that of the plain one then: a factor of 1 changes no bit. Which of the two values it is is decided
+    on the device, as the host must not wait for it in the middle of a step. Two numbers that are nearly equal have an
+    exact difference, so adding it gives exactly the other one.
+    """
+    with torch.no_grad():
+        difference = torch.where(uniform, plain_total() - total, 0.0)
+        difference = torch.where(difference.isfinite(), difference, 0.0)  # of totals that are not
+    return total + difference
 
 
 def _targets(labels_BT: torch.Tensor) -> torch.Tensor:
@@ -209,6 +222,6 @@ def _weights(sums_S: torch.Tensor, n_S: torch.Tensor, weigh: Weigh) -> tuple[tor
     with torch.enable_grad(), torch.autocast(losses_S.device.type, enabled=False):
         scalar = weigh(losses_S)
         (gradient_S,) = torch.autograd.grad(scalar, losses_S, retain_graph=True, allow_unused=True)
-    uniform = losses_S.new_tensor(1.0) / len(losses_S)  # d mean/dl_i, by the division that autograd makes
+    uniform = losses_S.new_ones(()) / len(losses_S)  # d mean/dl_i, by the division that autograd makes
     weights_S = torch.zeros_like(losses_S) if gradient_S is None else gradient_S / uniform
     return torch.where(n_S > 0, weights_S, 0.0).detach(), scalar

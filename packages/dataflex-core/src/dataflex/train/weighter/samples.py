@@ -9,7 +9,7 @@ Letters: B rows of the micro-batch, T tokens, S samples, L tokens of the longest
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +33,9 @@ class Samples(Protocol):
 
     def of_rows(self, values_B: torch.Tensor) -> torch.Tensor:
         """Returns (S,) the value of each sample's row: from (B,)."""
+
+    def number(self, rows: int) -> int:
+        """Returns S for B rows, without a look at the device."""
 
 
 class Rows:
@@ -58,24 +61,32 @@ class Rows:
         """See :class:`Samples`."""
         return values_B
 
+    def number(self, rows: int) -> int:
+        """See :class:`Samples`."""
+        return rows
+
 
 class Documents:
     """A sample is a document of a packed row.
 
     Args:
-        starts_BT: (B, T) True at the first token of each document and of each row.
+        starts_BT: (B, T) True at the first token of each document and of each row. On the CPU, so that the host need
+            not wait for their number.
+        device: Where the batch is.
     """
 
-    def __init__(self, starts_BT: torch.Tensor) -> None:
+    def __init__(self, starts_BT: torch.Tensor, device: torch.device | None = None) -> None:
         B, T = starts_BT.shape
         first_S = starts_BT.flatten().nonzero().squeeze(1)
         ends_S = F.pad(first_S[1:], (0, 1), value=B * T)
         lengths_S = ends_S - first_S
         offsets_L = torch.arange(int(lengths_S.max()), device=starts_BT.device)
-        self._rows_S = first_S // T
-        self._inside_SL = offsets_L < lengths_S[:, None]
-        self._places_SL = torch.where(self._inside_SL, first_S[:, None] + offsets_L, 0)
-        self._sample_BT = (starts_BT.flatten().cumsum(0) - 1).view(B, T)
+        inside_SL = offsets_L < lengths_S[:, None]
+        device = device or starts_BT.device
+        self._inside_SL = inside_SL.to(device, non_blocking=True)
+        self._rows_S = (first_S // T).to(device, non_blocking=True)
+        self._places_SL = torch.where(inside_SL, first_S[:, None] + offsets_L, 0).to(device, non_blocking=True)
+        self._sample_BT = (starts_BT.flatten().cumsum(0) - 1).view(B, T).to(device, non_blocking=True)
 
     def loss_sums(self, values_BT: torch.Tensor) -> torch.Tensor:
         """See :class:`Samples`."""
@@ -101,6 +112,10 @@ class Documents:
         """See :class:`Samples`."""
         return values_B[self._rows_S.to(values_B.device)]
 
+    def number(self, rows: int) -> int:
+        """See :class:`Samples`."""
+        return len(self._rows_S)
+
 
 ROWS = Rows()
 _PADDING = {"labels": -100}  # what stands where a sample has no token; 0 for the other keys
@@ -108,14 +123,37 @@ _PADDING = {"labels": -100}  # what stands where a sample has no token; 0 for th
 
 def samples_of(inputs: Mapping[str, Any]) -> Samples:
     """Returns what the samples of a micro-batch are: documents where (B, T) ``position_ids`` begin anew in a row."""
-    positions_BT = inputs.get("position_ids")
+    return samples_of_step([inputs])[0]
+
+
+def samples_of_step(batches: Sequence[Mapping[str, Any]]) -> list[Samples]:
+    """Returns what the samples of each micro-batch are. Reads from the device once, and not at all without positions.
+
+    Args:
+        batches: The micro-batches of a step.
+    """
+    anew = [_anew(batch.get("position_ids")) for batch in batches]
+    there = [found_BX for found_BX in anew if found_BX is not None]
+    if not there:
+        return [ROWS] * len(batches)
+    read = iter(torch.split(torch.cat([found.flatten() for found in there]).cpu(), [found.numel() for found in there]))
+    samples: list[Samples] = []
+    for found_BX in anew:
+        if found_BX is None:
+            samples.append(ROWS)
+            continue
+        on_cpu_BX = next(read).view(found_BX.shape)
+        starts_BT = F.pad(on_cpu_BX, (1, 0), value=True)
+        samples.append(Documents(starts_BT, found_BX.device) if bool(on_cpu_BX.any()) else ROWS)
+    return samples
+
+
+def _anew(positions_BT: Any) -> torch.Tensor | None:
+    """Returns where a document begins behind the first token of a row: (B, T - 1) bool; None without positions."""
     if not isinstance(positions_BT, torch.Tensor) or positions_BT.ndim != 2:
-        return ROWS
+        return None
     before, after = positions_BT[:, :-1], positions_BT[:, 1:]
-    anew = (after != before + 1) & ~((after == 0) & (before == 0))  # padding is a row of zeros, and one document
-    if not bool(anew.any()):
-        return ROWS
-    return Documents(F.pad(anew, (1, 0), value=True))
+    return (after != before + 1) & ~((after == 0) & (before == 0))  # padding is a row of zeros, and one document
 
 
 def one_by_one(inputs: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
