@@ -33,6 +33,7 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
     for folder in ("model", "data", "yaml", "broken_info", "no_info"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     rows = [{"instruction": "x", "output": "y"}] * ROWS
     files = {
         "a.json": json.dumps(rows),
@@ -436,7 +437,7 @@ def test_extra_keys_may_be_allowed_but_not_a_misspelt_one_of_ours(tmp_path, monk
 
 
 def test_without_llamafactorys_sources_unknown_keys_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr(known_keys, "_SOURCES", ("no_such_package_here.hparams",))
+    monkeypatch.setattr(known_keys, "SOURCES", ("no_such_package_here.hparams",))
     known_keys.llamafactory_keys.cache_clear()
     try:
         run(tmp_path, SELECT, learning_rat=1)
