@@ -114,6 +114,9 @@ def test_a_file_that_changes_is_taken_over_at_the_next_update_and_the_trace_says
         ("[1, 2]", "found a list, allowed: a mapping"),
         ("points: [{at: 0, proportions: [1]}]", "allowed: 2 numbers, one per source"),
         (None, "there is no such file"),
+        ("points: [{at: 0x10, proportions: [1, 1]}]", "found 0x10, allowed: decimal numbers"),
+        ("points: []\npoints: []", "duplicate key points"),
+        ("points: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
     ],
 )
 def test_a_file_that_has_become_wrong_leaves_the_last_good_one_in_force_and_says_so(tmp_path, caplog, content, reason):

@@ -128,7 +128,7 @@ def _proportions(value: Any) -> tuple[float, ...] | Problem:
         return Problem(key, f"found {value!r}, allowed: a list of numbers, one per dataset", "write [0.7, 0.3]")
     wrong = [number for number in numbers if not is_number(number) or number < 0]
     if wrong:
-        found = ", ".join(map(repr, wrong))
+        found = ", ".join(shortened(repr(number)) for number in wrong)
         return Problem(key, f"found {found}, allowed: finite numbers of 0 or more", "one share per dataset")
     if not any(float(number) for number in numbers):
         return Problem(key, f"found {value!r}: nothing would be drawn", "give at least one dataset a share above 0")
