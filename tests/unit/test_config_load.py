@@ -250,7 +250,7 @@ def test_no_package_reads_a_users_file_in_another_way():
         "config/text.py", "core/registry.py", "core/secret_values.py", "run/lock.py", "run/record.py", "run/state.py",
         "run/row_values.py", "run/completeness.py", "run/config_file.py", "launch/torchrun.py",
         "workspace/components.py", "integrations/llamafactory.py", "train/trainer/renamed_weights.py",
-        "doremi/handover.py", "doremi/steps.py", "nice/chat.py", "config/checks/files.py",
+        "doremi/handover.py", "config/checks/model.py", "doremi/steps.py", "nice/chat.py", "config/checks/files.py",
     }  # fmt: skip
     found = set()
     for package in (dataflex, dataflex_mixers, dataflex_selectors, dataflex_weighters):

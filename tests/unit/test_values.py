@@ -31,6 +31,8 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "file.bin").write_text("")
     (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "output": "y"}] * 20))
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.json"}}))
@@ -119,6 +121,7 @@ BAD = [
     ("model_name_or_path", "/dev/null", "/dev/null is no folder -> give a folder that holds a model"),
     ("model_name_or_path", "file.bin", "file.bin is no folder"),
     ("model_name_or_path", "empty", "the folder empty holds no config.json, so it is not a model"),
+    ("model_name_or_path", "broken", "broken/config.json is no JSON, so the folder is not a model"),
     ("model_name_or_path", "~nouser/x", "~nouser/x does not exist"),
     ("adapter_name_or_path", "./missing", "./missing does not exist"),
     ("adapter_name_or_path", "adapter,./model", "the folder ./model holds no adapter_config.json"),

@@ -88,6 +88,8 @@ def read_row_file(path: Path, name: str, sole: bool = False) -> RowFile:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"it ends in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    if path.exists() and not path.is_file():  # a pipe would keep every rank waiting
+        raise ValueError("it is no file")
     try:
         found = _parquet(path, name, sole) if path.suffix == ".parquet" else _numpy(path, name, sole)
     except _UNREADABLE as error:

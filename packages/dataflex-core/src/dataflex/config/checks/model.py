@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +35,8 @@ def model_problems(theirs: Mapping[str, Any]) -> list[Problem]:
     for key in ADAPTER_KEYS:
         value = theirs.get(key)
         if isinstance(value, str) and value:
-            for name in value.split(","):
-                problems += _folder(key, name.strip(), os.path.join(str(inside), _ADAPTER))
+            for name in filter(None, map(str.strip, value.split(","))):
+                problems += _folder(key, name, os.path.join(str(inside), _ADAPTER))
     return problems
 
 
@@ -53,11 +54,19 @@ def _folder(key: str, value: str, file: str) -> list[Problem]:
         return [Problem(key, f"{value} does not exist (looked from {Path.cwd()})", way_out)]
     if not path.is_dir():
         return [Problem(key, f"{value} is no folder", way_out)]
-    if (path / file).is_file():
-        return []
-    return [
-        Problem(key, f"the folder {value} holds no {file}, so it is not {what}", f"give a folder that holds {what}")
-    ]
+    if not (path / file).is_file():
+        return [Problem(key, f"the folder {value} holds no {file}, so it is not {what}", way_out)]
+    if not _is_json(path / file):
+        return [Problem(key, f"{path / file} is no JSON, so the folder is not {what}", way_out)]
+    return []
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file is a mapping in JSON; a key may stand in it twice, as others have written it."""
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _is_address(value: str) -> bool:
