@@ -26,6 +26,15 @@ CASES = {
     "no dataset": (["dataset=null"], ["dataset"]),
     "unknown dataset": (["dataset=instruction"], ["instruction", "did you mean 'instructions'"]),
     "missing plugin file": (["plugins=[gone.py]"], ["plugins", "gone.py"]),
+    "batch size of zero": (
+        ["per_device_train_batch_size=0"],
+        ["per_device_train_batch_size: found 0, allowed: a whole number of at least 1"],
+    ),
+    "misspelt template": (["template=alpca"], ["template: found 'alpca'", "did you mean 'alpaca'"]),
+    "quoted number": (["learning_rate='1e-4'"], ["learning_rate: found '1e-4'", "remove the quotes"]),
+    "number that is not decimal": (["max_steps=1_0"], ["line 1: found 1_0, allowed: decimal numbers"]),
+    "blank in a key": (["update_step =3"], ["'update_step ' is no key", "write update_step="]),
+    "model that is none": (["model_name_or_path=/dev/null"], ["model_name_or_path: /dev/null is no folder"]),
     "no such file": (None, ["nothing.yaml", "no such file"]),
 }
 
@@ -59,6 +68,12 @@ def test_bad_input(case, complaint):
     said = complaint("nothing.yaml") if overrides is None else complaint("select_loss", *STEPS, *overrides)
     for words in expected:
         assert words in said
+
+
+def test_a_static_run_is_checked_too(complaint):
+    """What LLaMA-Factory would end with a traceback for."""
+    said = complaint("static_sft", "per_device_train_batch_size=0", "val_size=1.0", "seed=a")
+    assert "3 problems in the configuration" in said
 
 
 def test_unknown_parameter(complaint, tmp_path):

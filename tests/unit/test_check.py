@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from dataflex.config import known_keys
 from dataflex.config.check import check
 from dataflex.core import registry
 from dataflex.core.errors import InvalidConfigError
+from dataflex.run.config_file import write_config
 from dataflex.utils.logging import logger
 
 ROWS = 20
@@ -33,6 +35,7 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
     for folder in ("model", "data", "yaml", "broken_info", "no_info"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     rows = [{"instruction": "x", "output": "y"}] * ROWS
     files = {
         "a.json": json.dumps(rows),
@@ -203,6 +206,17 @@ BAD = [
     (MIX, {"init_mixture_proportions": [0.5, float("nan")]}, "init_mixture_proportions", ["found nan", "finite"]),
     (MIX, {"init_mixture_proportions": [float("inf"), 1]}, "init_mixture_proportions", ["found inf", "finite"]),
     (MIX, {"init_mixture_proportions": [True, "x"]}, "init_mixture_proportions", ["found True, 'x'", "finite"]),
+    (MIX, {"init_mixture_proportions": [10**400, 1]}, "init_mixture_proportions", ["found 1000", "finite"]),
+    (MIX, {"init_mixture_proportions": "1_0,1"}, "init_mixture_proportions", ["found '1_0'", "finite"]),
+    (MIX, {"init_mixture_proportions": "0x10,1"}, "init_mixture_proportions", ["found '0x10'", "finite"]),
+    (MIX, {"init_mixture_proportions": "\u0663,1"}, "init_mixture_proportions", ["found '\u0663'", "finite"]),
+    (SELECT, {"train_step": 10**20}, "train_step", ["found 1000", "from 0 to 2147483647", "write a smaller"]),
+    (SELECT, {"update_step": "\u0663"}, "update_step", ["found '\u0663'", "a whole number"]),
+    (SELECT, {"components_cfg_file": "~nouser/x.yaml"}, "components_cfg_file", ["~nouser/x.yaml: there is no such"]),
+    (SELECT, {"components_cfg_file": "a\0.yaml"}, "components_cfg_file", ["holds a NUL character", "remove it"]),
+    (SELECT, {"component_name": "a\0"}, "component_name", ["holds a NUL character", "remove it"]),
+    (SELECT, {"plugins": ["~nouser/x.py"]}, "plugins", ["~nouser/x.py does not exist"]),
+    (SELECT, {"plugins": ["a\0.py"]}, "plugins", ["holds a NUL character", "remove it"]),
     (MIX, {"init_mixture_proportions": "0.5,half"}, "init_mixture_proportions", ["found 'half'", "finite"]),
     (MIX, {"init_mixture_proportions": {"a": 1}}, "init_mixture_proportions", ["found {'a': 1}", "a list of numbers"]),
     (MIX, {"init_mixture_proportions": []}, "init_mixture_proportions", ["nothing would be drawn"]),
@@ -369,6 +383,8 @@ GOOD = [
     (MIX, STREAMS | {"update_times": -1, "train_step": 9, "dataloader_num_workers": 1}),
     (MIX, STREAMS | {"static_mix": True, "component_name": ..., "train_step": 9}),
     (MIX, {"init_mixture_proportions": "0.7, 0.3"}),
+    (MIX, {"init_mixture_proportions": [1e308, 1e308]}),
+    (MIX, {"init_mixture_proportions": [10**38, 1]}),
     (MIX, {"static_mix": True, "component_name": ..., "update_step": 0, "update_times": -1}),
     (WEIGHT, {"label_smoothing_factor": 0.1, "use_dft_loss": False}),
     (WEIGHT, {"use_dft_loss": True}),
@@ -413,6 +429,43 @@ def test_a_component_of_a_plugin_file_is_known_without_running_the_file(tmp_path
         run(tmp_path, SELECT, plugins=["mine.py"], component_name="mime")
 
 
+def test_a_plugin_file_that_is_named_twice_is_no_conflict_with_itself(tmp_path):
+    (tmp_path / "yaml" / "link.py").symlink_to("mine.py")
+    os.link(tmp_path / "yaml" / "mine.py", tmp_path / "yaml" / "hard.py")
+    names = ["mine.py", "mine.py", "../yaml/mine.py", str(tmp_path / "yaml" / "mine.py"), "link.py", "hard.py"]
+    spec = run(tmp_path, SELECT, plugins=names, component_name="mine")
+    assert spec.arguments.plugins == (str(tmp_path / "yaml" / "mine.py"),)
+
+
+def test_a_pipe_as_components_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "yaml" / "pipe.yaml")
+    with pytest.raises(InvalidConfigError, match=r"pipe\.yaml: it is a pipe or a device"):
+        run(tmp_path, SELECT, components_cfg_file="pipe.yaml")
+
+
+def test_dataset_info_with_a_key_twice_is_refused(tmp_path):
+    text = '{"a": {"file_name": "a.json"}, "a": {"file_name": "b.jsonl"}}'
+    (tmp_path / "data" / "dataset_info.json").write_text(text)
+    with pytest.raises(InvalidConfigError, match="found duplicate key a"):
+        run(tmp_path, SELECT)
+
+
+def test_a_variable_in_a_components_file_is_refused_and_may_be_meant_as_it_stands(tmp_path):
+    file = tmp_path / "yaml" / "v.yaml"
+    file.write_text("selectors: {mine: {params: {width: '${oc.env:HOME}'}}}")
+    keys = {"plugins": ["mine.py"], "component_name": "mine", "components_cfg_file": "v.yaml"}
+    with pytest.raises(
+        InvalidConfigError, match=r"selectors.mine.params.width: found '\$\{oc.env:HOME\}', and variables"
+    ):
+        run(tmp_path, SELECT, keys)
+    file.write_text(r"selectors: {mine: {params: {width: ['a \${b}']}}}")
+    spec = run(tmp_path, SELECT, keys)
+    assert spec.component.params == {"width": ["a ${b}"]}
+    write_config(spec, str(tmp_path), "0" * 16)
+    again = run(tmp_path, SELECT, keys, components_cfg_file=str(tmp_path / "dataflex_components.yaml"))
+    assert again.component.params == {"width": ["a ${b}"]}
+
+
 def test_parameters_of_a_plugin_files_component_are_checked_without_running_the_file(tmp_path):
     (tmp_path / "p.yaml").write_text("selectors: {mine: {params: {widht: 3}}}")
     with pytest.raises(InvalidConfigError, match="no parameter 'widht'; allowed: width -> did you mean 'width'"):
@@ -436,7 +489,7 @@ def test_extra_keys_may_be_allowed_but_not_a_misspelt_one_of_ours(tmp_path, monk
 
 
 def test_without_llamafactorys_sources_unknown_keys_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr(known_keys, "_SOURCES", ("no_such_package_here.hparams",))
+    monkeypatch.setattr(known_keys, "SOURCES", ("no_such_package_here.hparams",))
     known_keys.llamafactory_keys.cache_clear()
     try:
         run(tmp_path, SELECT, learning_rat=1)

@@ -43,6 +43,7 @@ def cli(*argv, cwd=None, env=()):
 def workspace(tmp_path):
     for folder in ("model", "data"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x"}] * 20))
     info = {name: {"file_name": "a.json"} for name in "ab"}
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
@@ -267,3 +268,10 @@ def test_the_schedule_in_words(keys, epochs, words):
 
     arguments = DataflexArguments(**{"train_type": "dynamic_select"} | keys)
     assert schedule_in_words(RunSpec(arguments, epochs=epochs)) == words
+
+
+def test_a_seed_is_a_decimal_number(tmp_path, capsys):
+    for seed in ("1_0", "0x10", "\u0663", "-1", "1.5", "010"):
+        assert main.run(["init", str(tmp_path / "new"), f"--seed={seed}"]) == 2
+        assert "allowed: a whole number from 0 to 999999999" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

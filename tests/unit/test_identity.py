@@ -13,7 +13,7 @@ from dataflex.core.schedule import Schedule
 from dataflex.data.mixture import MixtureManager
 from dataflex.data.rows import MixedSources
 from dataflex.run import identity
-from dataflex.run.identity import identity_of_rows, identity_of_run, require_same, settings
+from dataflex.run.identity import differences, identity_of_rows, identity_of_run, require_same, settings
 from dataflex.run.length import require_continues
 from dataflex.testing import TokenRows
 
@@ -55,6 +55,21 @@ def test_a_model_may_lie_elsewhere_but_must_have_its_name():
     assert settings({"model_name_or_path": "a/tiny"}) == settings({"model_name_or_path": "/b/c/tiny/"})
     assert settings({"adapter_name_or_path": "a/x,b/y"}) == settings({"adapter_name_or_path": ["x", "z/y"]})
     assert settings({"model_name_or_path": "a/tiny"}) != settings({"model_name_or_path": "a/small"})
+
+
+def test_nan_is_nan_and_what_is_off_so_that_an_older_run_goes_on():
+    """``max_grad_norm: .nan`` passed once; nothing was clipped, as with 0."""
+    nan = float("nan")
+    saved = {"data": [], "arguments": {"max_grad_norm": float("nan"), "optim": "x"}, "params": {"a": [float("nan")]}}
+    for now in ({"max_grad_norm": nan, "optim": "x"}, {"optim": "x"}):
+        require_same(saved, {"data": [], "arguments": now, "params": {"a": [nan]}}, "checkpoint-1")
+    with pytest.raises(CheckpointError, match=r"max_grad_norm: nan in the checkpoint, 1\.0 now"):
+        require_same(saved, saved | {"arguments": {"max_grad_norm": 1.0, "optim": "x"}}, "checkpoint-1")
+    with pytest.raises(CheckpointError, match="params: "):
+        require_same(saved, saved | {"params": {"a": [1.0]}}, "checkpoint-1")
+    assert differences({"max_grad_norm": nan}, {"max_grad_norm": 0}, "before") == []
+    assert differences({"max_grad_norm": nan}, {"max_grad_norm": nan}, "before") == []
+    assert differences({"max_grad_norm": nan}, {"max_grad_norm": 1}, "before") == ["max_grad_norm: nan before, 1 now"]
 
 
 def test_datasets_are_the_same_with_commas_and_as_a_list():

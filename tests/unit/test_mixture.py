@@ -175,3 +175,8 @@ def test_how_often_each_source_was_seen_counts_rows_and_passes():
         "rows_seen": {"a": 100, "b": 60, "c": 40},
         "passes": {"a": 10.0, "b": 0.3, "c": round(40 / 31, 6)},
     }
+
+
+@pytest.mark.parametrize("given", [[1e308] * 3, [10**308] * 3, [1e38] * 3, [5e-324] * 3])
+def test_initial_proportions_of_any_size_are_shares(given):
+    np.testing.assert_allclose(initial_proportions("mixture", given, SIZES), [1 / 3] * 3)

@@ -18,7 +18,7 @@ TAKEN = [
     if name in constructor_parameters(find(info.kind, info.name))[0]
 ]
 WRONG = {
-    "cache_dir": ["", "  ", None, 3, True, ["a"], {"a": 1}],
+    "cache_dir": ["", "  ", None, 3, True, ["a"], [], {"a": 1}],
     "output_dir": ["", "\t", None, 3, True, ["a"]],
     "seed": ["7", None, 1.5, True, [7]],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +138,13 @@ def test_rows_that_are_missing_repeated_or_not_there_are_refused_by_name(compone
 def test_a_broken_file_is_one_sentence(component, suffix, content, tmp_path):
     (tmp_path / f"a{suffix}").write_bytes(content)
     refused(component, str(tmp_path / f"a{suffix}"), "cannot be read: ")
+
+
+@every
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_pipe_is_one_sentence_and_not_waited_for(component, suffix, tmp_path):
+    os.mkfifo(tmp_path / f"a{suffix}")
+    refused(component, str(tmp_path / f"a{suffix}"), "it is no file|does not exist")
 
 
 @pytest.mark.parametrize("about", ["no json", "[]", "3"])

@@ -113,7 +113,10 @@ def test_a_file_that_changes_is_taken_over_at_the_next_update_and_the_trace_says
         ("points: [", "malformed YAML"),
         ("[1, 2]", "found a list, allowed: a mapping"),
         ("points: [{at: 0, proportions: [1]}]", "allowed: 2 numbers, one per source"),
-        (None, "cannot be read"),
+        (None, "there is no such file"),
+        ("points: [{at: 0x10, proportions: [1, 1]}]", "found 0x10, allowed: decimal numbers"),
+        ("points: []\npoints: []", "duplicate key points"),
+        ("points: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
     ],
 )
 def test_a_file_that_has_become_wrong_leaves_the_last_good_one_in_force_and_says_so(tmp_path, caplog, content, reason):
@@ -153,7 +156,7 @@ def test_a_checkpoint_holds_the_text_in_force(tmp_path):
         ({"points": [{"at": 0, "proportions": [0, 0]}]}, "found only zeros, allowed: numbers of 0 or more, not all 0"),
         ({"points": [{"at": 0, "proportions": [1, "x"]}]}, "found 'x', allowed: numbers"),
         ({"points": [POINTS[1], POINTS[0]]}, "at is 20, 10; each must be larger than the one before"),
-        ({"file": "/no/such/file.yaml"}, "file of the schedule mixer: /no/such/file.yaml cannot be read"),
+        ({"file": "/no/such/file.yaml"}, "file of the schedule mixer: /no/such/file.yaml: there is no such file"),
     ],
 )
 def test_what_is_wrong_is_refused_by_key_found_and_allowed(params, message):

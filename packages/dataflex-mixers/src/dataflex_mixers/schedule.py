@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from accelerate.utils import broadcast_object_list
-from dataflex.core.errors import InvalidConfigError, Problem, nearest
+from dataflex.config.load import read_text
+from dataflex.config.text import parse_yaml
+from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, nearest
 from dataflex.core.parameter_checks import one_of, require, text_or_null
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer, logger
@@ -142,9 +143,9 @@ class ScheduleMixer(Mixer):
 
     def _parsed(self, text: str) -> Curve | list[Problem]:
         try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            return [Problem("file", f"malformed YAML: {' '.join(str(error).split())}")]
+            content = parse_yaml(text, "its text")
+        except ConfigError as error:
+            return [Problem("file", str(error))]
         if not isinstance(content, Mapping):
             return [Problem("file", f"found a {type(content).__name__}, allowed: a mapping with points:")]
         unknown = [Problem(str(k), "no such key", nearest(str(k), FILE_KEYS)) for k in content if k not in FILE_KEYS]
@@ -170,6 +171,6 @@ def _read(file: Path) -> str:
 def _attempt(file: Path) -> tuple[str, str]:
     """Returns the text and why there is none."""
     try:
-        return file.read_text(encoding="utf-8"), ""
-    except (OSError, UnicodeDecodeError) as error:
-        return "", f"{file} cannot be read: {error}"
+        return read_text(file), ""
+    except ConfigError as error:
+        return "", str(error)

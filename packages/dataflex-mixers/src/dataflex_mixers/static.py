@@ -6,12 +6,12 @@ other mixer and the trace has the same lines, so that two runs differ by their p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.errors import InvalidConfigError, Problem, listed
+from dataflex.core.parameter_checks import is_number
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
@@ -56,8 +56,8 @@ def _problems(proportions: object, names: Sequence[str]) -> list[str]:
 
 
 def _is_share(value: object) -> bool:
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type,operator]  # number holds
+    plain: Any = value.item() if isinstance(value, np.generic) else value
+    return is_number(plain) and bool(plain >= 0)
 
 
 @register_mixer("static")

@@ -49,7 +49,7 @@ def source_problem(column: Any, file: Any, reference_model: Any) -> Problem | No
         return None
     if Path(value).suffix not in SUFFIXES:
         return Problem("file", f"found {value!r}, allowed: a file that ends in {', '.join(SUFFIXES)}")
-    if not Path(value).expanduser().is_file():
+    if not Path(os.path.expanduser(value)).is_file():
         return Problem("file", f"{value} does not exist (looked from {Path.cwd()})")
     return None
 

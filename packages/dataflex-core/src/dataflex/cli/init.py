@@ -7,6 +7,7 @@ DIR is made; if it is there already it must be empty, because nothing is ever wr
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     """Makes the workspace, says what it holds and what to run next. Returns the exit code."""
     parser = _Parser(prog="dataflex-cli init", add_help=False, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=_seed, default=42)
     arguments = parser.parse_args(argv)
 
     from dataflex.workspace import create  # here, because other commands have no use for it
@@ -44,6 +45,13 @@ def run(argv: Sequence[str]) -> int:
     _say("  README.md        what each is and where to look after a run")
     _say(f"Next: dataflex-cli train {shlex.quote(str(made.runs[0]))}")
     return 0
+
+
+def _seed(text: str) -> int:
+    """Returns the number; ``int`` would take 1_0 and the digits of other scripts too."""
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number from 0 to 999999999")
+    return int(text)
 
 
 def _say(line: str) -> None:

@@ -15,10 +15,19 @@ from dataflex.config.checks.notes import notes
 from dataflex.config.checks.rows import row_problems
 from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems, with_max_steps
 from dataflex.config.checks.streams import stream_problems
+from dataflex.config.checks.values import value_problems
 from dataflex.config.load import split
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError
 from dataflex.utils.logging import logger
+
+_DATA_KEYS = frozenset({"dataset", "eval_dataset", "dataset_dir", "tokenized_path", "streaming", "packing"})
+_FOLLOWS = {
+    "val_size": ("eval_dataset", "mixer_eval_dataset"),
+    "eval_dataset": ("mixer_eval_dataset",),
+    "stage": ("stage",),
+}
+"""A key with a wrong value -> keys that lack nothing but its right one."""
 
 
 def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
@@ -38,14 +47,18 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     arguments, problems = parse_arguments(ours, folder)
     written = frozenset(key for key, value in ours.items() if value is not None)
     wrong = frozenset(problem.where for problem in problems)
-    draft, more = with_max_steps(Draft(arguments, theirs, written, wrong))
-    problems += [*unknown_keys(theirs), *more]
+    values = value_problems(theirs, arguments.plugins)
+    bad = {problem.where for problem in values}
+    right = {key: value for key, value in theirs.items() if key not in bad}
+    draft, more = with_max_steps(Draft(arguments, right, written, wrong))
+    problems += [*unknown_keys(theirs), *values, *more]
     wrong_keys = {problem.where for problem in problems}
     if "train_type" not in wrong_keys:  # else nobody knows what the rest is meant for
         problems += schedule_problems(draft) if wrong_keys.isdisjoint(STEP_KEYS) else []
         found, component, info = component_problems(draft)
-        problems += [*found, *engine_problems(draft), *stream_problems(draft, info)]
-        found, rows = data_problems(draft)
+        found += [*engine_problems(draft), *stream_problems(draft, info)]
+        problems += [p for p in found if p.where not in _told(bad)]
+        found, rows = data_problems(draft) if bad.isdisjoint(_DATA_KEYS) else ([], {})
         problems += found
         if component is not None and not problems:
             problems += row_problems(draft, rows, component, info)
@@ -54,3 +67,8 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     for note in notes(draft, config):
         logger.warning(note)
     return RunSpec(draft.arguments, component, draft.theirs, draft.epochs)
+
+
+def _told(bad: set[str]) -> set[str]:
+    """Returns the keys of which nothing more is to be said."""
+    return bad.union(*(_FOLLOWS.get(key, ()) for key in bad))

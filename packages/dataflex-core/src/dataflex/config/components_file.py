@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.load import read_mapping
+from dataflex.config.variables import named_variables, unescaped
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.kinds import BY_SECTION, Kind
@@ -122,7 +123,10 @@ def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
         what = f"found {params!r} where a mapping is expected"
         problems.append(Problem(f"{where}.params", what, "write one 'parameter: value' per line below it"))
         params = None
-    return Entry(str(name), {str(k): v for k, v in (params or {}).items()}, where)
+    for place, text in named_variables(params, f"{where}.params"):
+        what = f"found {text!r}, and variables are not replaced here"
+        problems.append(Problem(place, what, "write the value itself, or '\\${' where the text is meant as it stands"))
+    return Entry(str(name), {str(k): unescaped(v) for k, v in (params or {}).items()}, where)
 
 
 def user_components(path: str | Path | None, kind: Kind) -> Mapping[str, Entry]:

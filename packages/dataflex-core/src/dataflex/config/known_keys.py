@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
-from dataflex.core.source import SourceNotFoundError, assigned, locate, parse
+from dataflex.core.source import Module, SourceNotFoundError, assigned, module
 
-_SOURCES = (
+SOURCES = (
     "llamafactory.hparams.model_args",
     "llamafactory.hparams.data_args",
     "llamafactory.hparams.training_args",
@@ -35,20 +35,26 @@ def llamafactory_keys() -> frozenset[str] | None:
     if enabled("USE_MCA"):  # the training arguments then come from a package that need not be there
         return None
     try:
-        return frozenset(key for module in _SOURCES for key in _fields(locate(module)))
+        return frozenset(key for name in SOURCES for key in _fields(module(name)))
     except SourceNotFoundError:
         return None
 
 
-def _fields(path: Path) -> set[str]:
-    classes = [n for n in parse(path).tree.body if isinstance(n, ast.ClassDef)]
-    return {
-        statement.target.id
-        for cls in classes
-        if any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list)
-        for statement in cls.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and not _internal(statement)
-    }
+def _fields(home: Module) -> set[str]:
+    return {_name(statement) for statement in declarations(home)}
+
+
+def declarations(home: Module) -> Iterator[ast.AnnAssign]:
+    """Yields the fields of the dataclasses of a module that are arguments."""
+    for cls in home.tree.body:
+        if isinstance(cls, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in cls.decorator_list):
+            for statement in cls.body:
+                if isinstance(statement, ast.AnnAssign) and _name(statement) and not _internal(statement):
+                    yield statement
+
+
+def _name(statement: ast.AnnAssign) -> str:
+    return statement.target.id if isinstance(statement.target, ast.Name) else ""
 
 
 def _internal(statement: ast.AnnAssign) -> bool:

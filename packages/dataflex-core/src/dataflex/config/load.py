@@ -1,23 +1,26 @@
 """Reading the user's YAML or JSON with its ``key=value`` overrides, as LLaMA-Factory does, and splitting it in two.
 
-OmegaConf does the parsing because LLaMA-Factory uses it: the same file means the same here and there (``1e-5`` is a
-number, a duplicate key is an error, an override is parsed as YAML). It loads no torch.
+The same file means the same here and there: numbers of LLaMA-Factory's keys are read as LLaMA-Factory reads them. No
+torch is loaded.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataflex.config.arguments import DataflexArguments
+from dataflex.config.text import everywhere, parse_json, parse_yaml, require_plain, shortened
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import is_secret, remember, revealed
 from dataflex.run.config_file import NOTES, VERSIONS
 from dataflex.run.files import CONFIG
+
+_PART = re.compile(r"[^\s.\[\]{}()'\"=,:;\0][^.\[\]{}'\"\0]*(?<!\s)")  # of a key, between dots
+_SECTIONS = frozenset({"params", *DataflexArguments.names()})
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     from omegaconf import OmegaConf  # here, because it takes a quarter of a second and `version` needs none of it
     from omegaconf.errors import OmegaConfBaseException
 
-    config = read_mapping(path)
+    config = read_mapping(path, llamafactory=True)
     if Path(path).name == CONFIG and VERSIONS not in config:
         raise ConfigError(
             f"{path}: the file does not end with {VERSIONS}, as a run writes it: it was cut off -> restore it, or give "
@@ -45,6 +48,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         plain = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error} -> a literal '${{' is written '\\${{'") from error
+    require_plain(plain, str(path))  # overrides reach into mappings
     return with_secrets({str(key): value for key, value in plain.items()}, "")  # type: ignore[union-attr]  # a mapping
 
 
@@ -80,32 +84,18 @@ def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return ours, {key: value for key, value in config.items() if key not in names and key not in NOTES}
 
 
-def read_mapping(path: str | Path) -> dict[Any, Any]:
+def read_mapping(path: str | Path, llamafactory: bool = False) -> dict[Any, Any]:
     """Returns the mapping that a YAML or JSON file holds; an empty YAML file is an empty mapping.
+
+    Args:
+        path: The file.
+        llamafactory: Whether its keys may be LLaMA-Factory's, whose numbers are read as LLaMA-Factory reads them.
 
     Raises:
         ConfigError: It is missing, malformed, or holds something else.
     """
-    path = Path(path)
-    readers: dict[str, Callable[[str], Any]] = {".yaml": _parse_yaml, ".yml": _parse_yaml, ".json": json.loads}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{path}: the file type is not known -> name it .yaml, .yml or .json")
-    try:
-        content = reader(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file (looked in {path.absolute().parent})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except RecursionError:
-        raise ConfigError(f"{path}: it is nested too deeply to be read") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8 -> save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {error.lineno}: malformed JSON: {error.msg}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_line(error)}: malformed YAML: {_reason(error)}") from error
-    if content is None and path.suffix.lower() != ".json":
+    content = read_file(path, llamafactory)
+    if content is None and Path(path).suffix.lower() != ".json":
         return {}
     if not isinstance(content, dict):
         found = type(content).__name__
@@ -113,42 +103,84 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
     return content
 
 
-def _parse_yaml(text: str) -> Any:
-    import io
+def read_file(path: str | Path, llamafactory: bool = False) -> Any:
+    """Returns what a YAML or JSON file holds, whatever it is; None for an empty YAML file.
 
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    Every file that a user writes is read here.
 
+    Raises:
+        ConfigError: It is missing or malformed.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".yaml", ".yml", ".json"):
+        raise ConfigError(f"{path}: the file type is not known -> name it .yaml, .yml or .json")
+    text = read_text(path)
+    if suffix == ".json":
+        return parse_json(text, str(path))
+    return parse_yaml(text, str(path), _ours if llamafactory else everywhere)
+
+
+def read_text(path: str | Path) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        ConfigError: It is missing, no regular file (a pipe would keep everyone waiting), or not UTF-8.
+    """
+    path = Path(path)
     try:
-        content = OmegaConf.load(io.StringIO(text))
-    except OmegaConfBaseException as error:
-        raise yaml.YAMLError(str(error)) from error
-    plain = OmegaConf.to_container(content)
-    words_only = isinstance(plain, dict) and bool(plain) and ":" not in text  # which OmegaConf takes for a key
-    return text.strip() if words_only else plain
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ConfigError(f"{path}: it is a pipe or a device, not a file -> write what it gives to a file")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file (looked in {path.absolute().parent})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8 -> save the file as UTF-8") from error
+    except ConfigError:
+        raise
+    except ValueError:
+        raise ConfigError(f"{str(path)!r}: the path holds a NUL character -> remove it") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Returns key and value of ``key=value``; the key may reach into mappings, as in ``a.b=1``.
+
+    Raises:
+        ConfigError: It is none, or the value is malformed. A secret is not repeated.
+    """
+    key, equals, value = text.partition("=")
+    shown = f"{key}=..." if is_secret(key) else shortened(text)
+    if not equals or not key.strip() or key.startswith("-"):
+        raise ConfigError(
+            f"override {_quoted(shown)}: expected key=value -> write it as in learning_rate=1e-5, without dashes"
+        )
+    if not all(map(_PART.fullmatch, key.split("."))):
+        meant = ".".join(filter(None, (part.strip(" \t[]'\"") for part in key.split("."))))
+        raise ConfigError(
+            f"override {_quoted(shown)}: '{key}' is no key: blanks, quotes and brackets do not belong to it -> write "
+            f"{meant}=..."
+        )
+    try:
+        return key, parse_yaml(value, f"override {_quoted(shown)}")
+    except ConfigError as error:
+        if is_secret(key):  # the message may hold a part of the value
+            raise ConfigError(f"override {_quoted(shown)}: the value is malformed YAML -> quote it") from None
+        raise ConfigError(str(error) if " -> " in str(error) else f"{error} -> quote it") from error
 
 
 def _override(text: str) -> Any:
     from omegaconf import OmegaConf
 
-    key, equals, _ = text.partition("=")
-    if not equals or not key.strip() or key.startswith("-"):
-        shown = f"{key}=..." if is_secret(key) else text
-        raise ConfigError(
-            f"override '{shown}': expected key=value -> write it as in learning_rate=1e-5, without dashes"
-        )
-    try:
-        return OmegaConf.from_cli([text])
-    except yaml.YAMLError as error:
-        shown = f"{key}=..." if is_secret(key) else text
-        raise ConfigError(f"override '{shown}': the value is malformed YAML: {_reason(error)} -> quote it") from error
+    parse_override(text)
+    return OmegaConf.from_cli([text])
 
 
-def _line(error: yaml.YAMLError) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f", line {mark.line + 1}" if mark is not None else ""
+def _quoted(text: str) -> str:
+    return f"'{text}'" if text.isprintable() else repr(text)
 
 
-def _reason(error: yaml.YAMLError) -> str:
-    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
-    return problem or str(error).partition("\n")[0]
+def _ours(path: tuple[str, ...]) -> bool:
+    """Whether a path of keys is dataflex's in a file whose other keys are LLaMA-Factory's."""
+    return not _SECTIONS.isdisjoint(path)

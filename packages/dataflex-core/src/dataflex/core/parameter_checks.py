@@ -7,7 +7,7 @@ Every check takes the parameter's name and its value, and returns a problem with
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,8 +96,8 @@ def count_or_null(key: str, found: Any, null: str = "the default") -> Problem | 
 
 
 def is_number(found: Any) -> bool:
-    """Returns whether ``found`` is a finite number and no boolean."""
-    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    """Returns whether ``found`` is a finite number that a float can hold, and no boolean."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) <= sys.float_info.max
 
 
 def _is_count(found: Any, least: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def plugin_file(path: str | Path) -> Path:
     Raises:
         ConfigError: It is missing or is not a ``.py`` file.
     """
-    file = Path(path).expanduser().resolve()
+    file = Path(os.path.expanduser(path)).resolve()
     if not file.is_file():
         way_out = "name it relative to the working directory or to the YAML's folder"
         raise ConfigError(f"plugin file {path} does not exist -> {way_out}")

@@ -103,9 +103,7 @@ class MixtureManager:
             raise ValueError(f"expected one share for each of {', '.join(self.names)}; got shape {shares_K.shape}")
         if not np.isfinite(shares_K).all() or (shares_K < 0).any() or not shares_K.any():
             raise ValueError(f"shares must be finite, non-negative and not all zero; got {shares_K.tolist()}")
-        if shares_K.max() > 1e300:  # their sum may be more than a number can hold
-            shares_K = shares_K / shares_K.max()
-        self.proportions: NDArray[np.float64] = shares_K / shares_K.sum()
+        self.proportions: NDArray[np.float64] = _scaled(shares_K)
 
     @property
     def amounts(self) -> NDArray[np.float64]:
@@ -211,5 +209,12 @@ def initial_proportions(rule: str, given: Sequence[float] | None, sizes: ArrayLi
         shares_K = np.ones_like(sizes_K)
     else:
         shares_K = sizes_K
+    return _scaled(shares_K)
+
+
+def _scaled(shares_K: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns shares with the sum 1; the sum of what is given may be more than a number can hold."""
+    if shares_K.max() > 1e300:
+        shares_K = shares_K / shares_K.max()
     scaled_K: NDArray[np.float64] = shares_K / shares_K.sum()
     return scaled_K

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import yaml
 
 from dataflex.config.spec import RunSpec
+from dataflex.config.variables import escaped
 from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import masked
 from dataflex.run.files import COMPONENTS, CONFIG, replacing
@@ -78,7 +79,7 @@ def write_config(spec: RunSpec, output_dir: str, run: str) -> None:
     folder = Path(output_dir).absolute()
     if spec.component is not None:
         component = spec.component
-        entry = {component.preset: {"name": component.name, "params": masked(component.params)}}
+        entry = {component.preset: {"name": component.name, "params": escaped(masked(component.params))}}
         _write_yaml(folder / COMPONENTS, {component.kind.section: entry})
     config = resolved(spec, folder / COMPONENTS)
     versions = config.pop(VERSIONS)  # last, as by it a file that was cut off is known

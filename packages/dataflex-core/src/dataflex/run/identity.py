@@ -8,6 +8,7 @@ may grow (:mod:`dataflex.run.length`), and a step may be split over ranks and mi
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -113,8 +114,27 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) ->
         now: What is.
         where: What ``saved`` is of, such as ``in the checkpoint``.
     """
-    keys = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
+    keys = sorted(key for key in {*saved, *now} if not same(saved.get(key), now.get(key)))
     return [f"{key}: {_shown(saved, key)} {where}, {_shown(now, key)} now" for key in keys]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Returns whether two values of a configuration mean the same: NaN is NaN, and what is off.
+
+    An earlier version let ``max_grad_norm: .nan`` pass, with which nothing is clipped, as with 0. It is refused now, so
+    such a run goes on with 0.
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if _is_nan(one) or _is_nan(other):
+        return (_is_nan(one) or not one) and (_is_nan(other) or not other)
+    return bool(one == other)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def identity_of_run(spec: RunSpec, seed: int) -> dict[str, Any]:
@@ -200,7 +220,7 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: objec
 
 
 def _differing(key: str, saved: Any, now: Any) -> Iterator[str]:
-    if saved == now or key == "schedule":  # see dataflex.run.length
+    if same(saved, now) or key == "schedule":  # see dataflex.run.length
         return
     if key in ("settings", "arguments"):
         yield from differences(saved or {}, now or {}, "in the checkpoint")

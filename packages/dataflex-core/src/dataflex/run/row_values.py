@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import tokenize
 import zipfile
@@ -87,6 +88,8 @@ def read_row_file(path: Path, name: str, sole: bool = False) -> RowFile:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"it ends in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    if path.exists() and not path.is_file():  # a pipe would keep every rank waiting
+        raise ValueError("it is no file")
     try:
         found = _parquet(path, name, sole) if path.suffix == ".parquet" else _numpy(path, name, sole)
     except _UNREADABLE as error:
@@ -129,7 +132,7 @@ def row_values(key: str, file: str, name: str, dataset: Any, sole: bool = False)
         (N,) float64, NaN for null.
     """
     try:
-        found = read_row_file(Path(file).expanduser(), name, sole)
+        found = read_row_file(Path(os.path.expanduser(file)), name, sole)
     except (OSError, ValueError) as error:
         return Problem(key, f"{file} cannot be read: {error}", "give a file of dataflex-cli score, or one like it")
     problem = _of_another_dataset(key, file, found, dataset) or _misplaced(key, file, found, len(dataset))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _training_texts(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def _usable(directory: Path) -> Path:
     """Returns the absolute directory, or says why no workspace can be there."""
-    root = directory.expanduser().absolute()
+    root = Path(os.path.expanduser(directory)).absolute()
     for mark in filter(str(root).__contains__, _PATTERNS):
         raise ConfigError(f"{root}: LLaMA-Factory reads '{mark}' as a pattern, not a path -> choose another directory")
     try:

@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dataflex import hookimpl
 from dataflex.cli.commands import Command
 from dataflex.config.check import check
-from dataflex.config.load import read_config
+from dataflex.config.load import parse_override, read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
-from dataflex.core.secret_values import is_secret, masked, remember, taken_out, without_secrets
+from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
 from dataflex.launch.supervised import supervised
 from dataflex.utils.logging import log_to_stderr, logger
 
@@ -70,14 +69,10 @@ def _read(file: Path, overrides: Sequence[str]) -> Pipeline:
     content = read_config(file)
     given: dict[str, Any] = {}
     for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip() or key.startswith("-"):
-            shown = f"{key}=..." if is_secret(key) else text
-            raise ConfigError(f"'{shown}': expected a step ({', '.join(STEPS)}) or key=value -> {USAGE}")
-        try:
-            given[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override '{key}': the value is malformed YAML -> quote it") from error
+        if "=" not in text:
+            raise ConfigError(f"'{text}': expected a step ({', '.join(STEPS)}) or key=value -> {USAGE}")
+        key, value = parse_override(text)
+        given[key] = value
     remember(given)
     pipeline = parse(content, given)
     if any(keys.get(_THEIRS) for keys in pipeline.sections.values()):

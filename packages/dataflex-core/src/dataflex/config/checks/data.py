@@ -5,7 +5,6 @@ Their paths are relative to the working directory, as LLaMA-Factory reads them.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.checks.files import rows_in
 from dataflex.config.checks.streams import no_epoch
+from dataflex.config.load import read_file
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
 
 INFO = "dataset_info.json"
@@ -116,12 +116,12 @@ def _read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
         what = f"the folder {folder} does not exist (looked from {Path.cwd()})"
         return None, [Problem("dataset_dir", what, f"give the folder that holds {INFO}")]
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        way_out = "write one, or give the folder that holds it"
-        return None, [Problem("dataset_dir", f"{folder} holds no {INFO}", way_out)]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return None, [Problem("dataset_dir", f"{path} is malformed: {error}", "repair the file")]
+        if not path.exists():
+            way_out = "write one, or give the folder that holds it"
+            return None, [Problem("dataset_dir", f"{folder} holds no {INFO}", way_out)]
+        info = read_file(path)
+    except ConfigError as error:
+        return None, [Problem("dataset_dir", f"{path.name} is malformed: {error}", "repair the file")]
     if not isinstance(info, dict):
         return None, [Problem("dataset_dir", f"{path} holds no mapping", 'write {"name": {"file_name": ...}}')]
     return info, []

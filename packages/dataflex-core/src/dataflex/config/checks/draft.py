@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,15 @@ def names_in(value: object) -> list[str]:
     return [name for name in (str(item).strip() for item in items) if name]
 
 
+def expanded(value: str) -> Path:
+    """Returns the path with ``~`` replaced; the home of a user who is not there stays as it is written."""
+    return Path(os.path.expanduser(value))
+
+
 def find_path(value: str, folder: Path) -> Path:
     """Returns the absolute path that ``value`` means: from the working directory, else from the YAML's folder.
 
     Where neither exists, the one from the YAML's folder is returned.
     """
-    path = Path(value).expanduser()
+    path = expanded(value)
     return (path if path.exists() else folder / path).absolute()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dataflex.config.checks.draft import Draft
 from dataflex.config.checks.loader import keys_of, loader_problems
+from dataflex.config.checks.model import model_problems
 from dataflex.config.known_keys import enabled
 from dataflex.core.errors import Problem, nearest
 
@@ -30,21 +30,10 @@ _REFUSED_BY_WEIGHTERS = {
 
 def engine_problems(draft: Draft) -> list[Problem]:
     """Returns what cannot be run, model and folders included."""
-    problems = _model(draft)
+    problems = model_problems(draft.theirs)
     if draft.kind is None:
         return problems
     return [*problems, *_output(draft), *_stage(draft), *_loop(draft), *_data_engine(draft), *_loss(draft)]
-
-
-def _model(draft: Draft) -> list[Problem]:
-    value: Any = draft.theirs.get("model_name_or_path")
-    key = "model_name_or_path"
-    if not value:
-        return [Problem(key, "is missing", "give a folder that holds a model, or the name of one on the hub")]
-    local = isinstance(value, str) and value.startswith((".", "/", "~"))
-    if local and not Path(value).expanduser().exists():
-        return [Problem(key, f"{value} does not exist (looked from {Path.cwd()})", "give a folder that holds a model")]
-    return []
 
 
 def _output(draft: Draft) -> list[Problem]:

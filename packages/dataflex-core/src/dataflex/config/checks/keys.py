@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,11 @@ from dataflex.config.arguments import (
     DataflexArguments,
 )
 from dataflex.config.checks.draft import find_path, names_in
+from dataflex.config.checks.ranges import MOST_STEPS
 from dataflex.config.known_keys import enabled, llamafactory_keys
+from dataflex.config.text import is_decimal, shortened, unprintable
 from dataflex.core.errors import Problem, nearest
+from dataflex.core.parameter_checks import is_number
 
 _CHOICES = {
     "train_type": TRAIN_TYPES,
@@ -78,6 +80,8 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
     if key in _TEXTS:
         if not isinstance(value, str) or not value.strip():
             return Problem(key, f"found {value!r}, allowed: a text", "quote it, or remove the key")
+        if unprintable(value):
+            return Problem(key, f"found {value!r}, which holds {unprintable(value)}", "remove it")
         return str(find_path(value, folder)) if key == "components_cfg_file" else value
     if key == "plugins":
         return _plugins(value, folder)
@@ -89,7 +93,10 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
 
 def _integer(key: str, value: Any, least: int) -> int | Problem:
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return value
+        if value <= MOST_STEPS:
+            return value
+        what = f"found {shortened(repr(value))}, allowed: a whole number from {least} to {MOST_STEPS}"
+        return Problem(key, what, "write a smaller number")
     way_out = "0 means no steps" if least == 0 else "-1 means until train_step or the epochs are done"
     return Problem(key, f"found {value!r}, allowed: a whole number, {least} or more", way_out)
 
@@ -98,7 +105,20 @@ def _plugins(value: Any, folder: Path) -> tuple[str, ...] | Problem:
     files = [value] if isinstance(value, str) else value
     if not isinstance(files, list | tuple) or not all(isinstance(f, str) and f for f in files):
         return Problem("plugins", f"found {value!r}, allowed: a list of Python files", "write plugins: [selector.py]")
-    return tuple(str(find_path(f, folder)) for f in files)
+    broken = next((why for f in files if (why := unprintable(f))), "")
+    if broken:
+        return Problem("plugins", f"found {value!r}, which holds {broken}", "remove it")
+    return tuple(_once(find_path(f, folder) for f in files))
+
+
+def _once(files: Iterable[Path]) -> Iterator[str]:
+    """Yields each file once, by the path that stands first, whichever other paths lead to it too."""
+    seen = set()
+    for file in files:
+        known = (file.stat().st_dev, file.stat().st_ino) if file.exists() else file
+        if known not in seen:
+            seen.add(known)
+            yield str(file)
 
 
 def _proportions(value: Any) -> tuple[float, ...] | Problem:
@@ -106,25 +126,18 @@ def _proportions(value: Any) -> tuple[float, ...] | Problem:
     numbers = _floats(value.split(",")) if isinstance(value, str) else value
     if not isinstance(numbers, list | tuple):
         return Problem(key, f"found {value!r}, allowed: a list of numbers, one per dataset", "write [0.7, 0.3]")
-    wrong = [number for number in numbers if not _is_share(number)]
+    wrong = [number for number in numbers if not is_number(number) or number < 0]
     if wrong:
-        found = ", ".join(map(repr, wrong))
+        found = ", ".join(shortened(repr(number)) for number in wrong)
         return Problem(key, f"found {found}, allowed: finite numbers of 0 or more", "one share per dataset")
-    if not any(numbers):
+    if not any(float(number) for number in numbers):
         return Problem(key, f"found {value!r}: nothing would be drawn", "give at least one dataset a share above 0")
     return tuple(float(n) for n in numbers)
 
 
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-
-
 def _floats(parts: list[str]) -> list[Any]:
-    """Returns ``"0.7,0.3"``, the way LLaMA-Factory writes its own lists, as numbers; what is no number stays text."""
-    numbers: list[Any] = []
-    for part in parts:
-        try:
-            numbers.append(float(part))
-        except ValueError:
-            numbers.append(part)
-    return numbers
+    """Returns ``"0.7,0.3"``, the way LLaMA-Factory writes its own lists, as numbers; what is no number stays text.
+
+    A number is what it is in the file: decimal, in the digits of ASCII.
+    """
+    return [float(part) if is_decimal(part.strip()) else part for part in parts]

@@ -7,14 +7,14 @@ of the installed ``TrainingArguments`` and ``AcceleratorConfig``, so that a new 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dataflex.config.checks.draft import Draft
-from dataflex.core.errors import Problem
+from dataflex.config.load import read_text
+from dataflex.config.text import parse_json
+from dataflex.core.errors import ConfigError, Problem
 
 CONFIG = "accelerator_config"
 PLANNED = frozenset({"dynamic_select", "dynamic_mix"})
@@ -154,6 +154,6 @@ def _set(name: str, value: Any, key: LoaderKey) -> bool:
 def _read(text: str) -> Any:
     """Returns what a text of ``accelerator_config`` stands for: JSON, or the name of a file of it; else nothing."""
     try:
-        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # the arguments of transformers complain about it
+        return parse_json(text if text.lstrip().startswith("{") else read_text(text), CONFIG)
+    except ConfigError:
+        return None  # checks/values and the arguments of transformers complain about it

@@ -1,0 +1,45 @@
+r"""``${...}`` in a components file: no variable is replaced there, so a text that names one is refused, not taken.
+
+Where such a text is meant as it stands, in the prompt of a judge say, ``\${`` is written for ``${``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+_VARIABLE = re.compile(r"(?<!\\)\$\{")
+
+
+def named_variables(value: Any, where: str) -> list[tuple[str, str]]:
+    """Returns (key, text) of each text in a parameter that holds ``${``, keys joined with dots after ``where``."""
+    match value:
+        case str():
+            return [(where, value)] if _VARIABLE.search(value) else []
+        case dict():
+            return [found for key, item in value.items() for found in named_variables(item, f"{where}.{key}")]
+        case list():
+            return [found for i, item in enumerate(value) for found in named_variables(item, f"{where}.{i}")]
+    return []
+
+
+def unescaped(value: Any) -> Any:
+    r"""Returns a parameter with ``\${`` as ``${``: what is meant by what stands in a file."""
+    return _each_text(value, lambda text: text.replace("\\${", "${"))
+
+
+def escaped(value: Any) -> Any:
+    """Returns a parameter as it is written into a file: the reverse of :func:`unescaped`."""
+    return _each_text(value, lambda text: text.replace("${", "\\${"))
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    match value:
+        case str():
+            return change(value)
+        case dict():
+            return {key: _each_text(item, change) for key, item in value.items()}
+        case list() | tuple():
+            return [_each_text(item, change) for item in value]
+    return value
