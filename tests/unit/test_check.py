@@ -33,7 +33,7 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
     for folder in ("model", "data", "yaml", "broken_info", "no_info"):
         (tmp_path / folder).mkdir()
-    rows = [{"instruction": "x", "output": "y"}] * ROWS
+    rows = [{"instruction": "x", "input": "", "output": "y"}] * ROWS
     files = {
         "a.json": json.dumps(rows),
         "b.jsonl": "\n".join(map(json.dumps, rows)) + "\n\n",
