@@ -1,7 +1,7 @@
-"""Small data files that LLaMA-Factory cannot read, and odd ones that it reads, for tests of ``validate`` and of loading.
+"""Small data files that LLaMA-Factory cannot read, and odd ones that it reads.
 
-Each case is (files, definition, words): path in ``dataset_dir`` -> content, the entry of dataset_info.json, and what the
-message must hold. A case without words must be read.
+Each case is (files, definition, words): path in ``dataset_dir`` -> content, the entry of dataset_info.json, and what
+the message must hold. A case without words must be read.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ READ: dict[str, Case] = {
     "an answer that is null": _file("a.json", [*ALPACA, {"instruction": "x", "input": None, "output": None}]),
     "a prompt that is null": _file("a.json", [*ALPACA, {"instruction": None, "input": "x", "output": "y"}]),
     "history": _file(
-        "a.json", [{"instruction": "x", "output": "y", "history": [["a", "b"]]}, {"instruction": "x", "output": "y"}],
+        "a.json",
+        [{"instruction": "x", "output": "y", "history": [["a", "b"]]}, {"instruction": "x", "output": "y"}],
         columns={**PAIR, "history": "history"},
     ),
     "sharegpt": _file("a.json", CHATS, formatting="sharegpt"),
@@ -184,7 +185,8 @@ READ: dict[str, Case] = {
     "a byte order mark": _file("a.jsonl", "\ufeff" + lines(ALPACA)),
     "a value that is no number": _file("a.json", [ALPACA[0] | {"p": float("nan")}]),
     "prompts that are false or empty": _file(
-        "a.json", [{"instruction": False, "input": "x", "output": "y"}, {"instruction": False, "input": "", "output": "y"}]
+        "a.json",
+        [{"instruction": False, "input": "x", "output": "y"}, {"instruction": False, "input": "", "output": "y"}],
     ),
     "a history that is a text": _file(
         "a.json", [{"instruction": "x", "output": "y", "history": "abc"}], columns={**PAIR, "history": "history"}
@@ -192,11 +194,17 @@ READ: dict[str, Case] = {
     "numbers as texts": _file("a.json", [{"instruction": "5", "input": "", "output": "7"}] * 3),
     "a key twice": _file("a.json", '[{"instruction": "x", "instruction": "z", "input": "", "output": "y"}]'),
     "a message without a role, with partial tags": _file(
-        "a.json", [*OPENAI, {"messages": [{"content": "x"}]}], formatting="openai", columns={"messages": "messages"},
+        "a.json",
+        [*OPENAI, {"messages": [{"content": "x"}]}],
+        formatting="openai",
+        columns={"messages": "messages"},
         tags=OPENAI_TAGS,
     ),
     "openai without its system column": _file(
-        "a.json", OPENAI, formatting="openai", columns={"messages": "messages", "system": "s", "tools": "t"},
+        "a.json",
+        OPENAI,
+        formatting="openai",
+        columns={"messages": "messages", "system": "s", "tools": "t"},
         tags=OPENAI_TAGS,
     ),
     "a part of the rows": _file("a.json", ALPACA, split="train[:2]"),

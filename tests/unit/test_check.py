@@ -333,7 +333,7 @@ GOOD = [
     (
         STATIC,
         {
-            "stage": "dpo",
+            "stage": "kto",
             "streaming": True,
             "mix_strategy": "interleave_under",
             "output_dir": ...,

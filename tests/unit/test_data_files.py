@@ -1,4 +1,4 @@
-"""``validate`` names a data file that LLaMA-Factory cannot read, with its row and column, and refuses none that it reads.
+"""``validate`` names a data file that LLaMA-Factory cannot read, with row and column, and refuses none that it reads.
 
 ``tests/integration/test_unreadable_data.py`` gives the same files to LLaMA-Factory.
 """

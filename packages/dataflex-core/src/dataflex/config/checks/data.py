@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, PAIR_STAGES, Entry, entry, require_stage
+from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.checks.files import LARGEST, Table, data_files, read_table
 from dataflex.config.checks.formats import has_answers, require_format
 from dataflex.config.checks.streams import no_epoch
+from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
 
 MOST = 4 * LARGEST
@@ -30,11 +31,14 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     if not names:
         return [Problem("dataset", "no dataset is named", "name one of those in dataset_info.json")], {}
     problems = [*_sources(draft, names), *_proportions(draft, names), *_held_out(draft, names)]
-    if _tokenised(draft.theirs.get("tokenized_path")):
-        return problems, {}
+    kept = draft.theirs.get("tokenized_path")
+    by_source = {"dynamic_mix": True, "dynamic_weight": None}.get(draft.arguments.train_type, False)
+    problems += tokenized_problems(kept, by_source)
+    if is_kept(kept) and not by_source:
+        return problems, {}  # LLaMA-Factory looks at no dataset file then
     evaluated = [("eval_dataset", n) for n in names_in(draft.theirs.get("eval_dataset")) if n not in names]
     evaluated += [("mixer_eval_dataset", n) for n in draft.arguments.mixer_eval_dataset or () if n not in names]
-    info, more = _read_info(draft.theirs.get("dataset_dir", "data"))
+    info, more = read_info(draft.theirs.get("dataset_dir", "data"))
     problems += more
     rows: dict[str, int | None] = {}
     if info is None:
@@ -43,7 +47,8 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
         problems += no_epoch(draft.theirs)
     looked = _Looked(draft, info)
     alone = draft.arguments.train_type == "dynamic_mix" or len(names) == 1  # else the other datasets have the rows
-    for key, name in [*(("dataset", n) for n in dict.fromkeys(names)), *evaluated]:
+    trained = [n for n in dict.fromkeys(names) if not (is_kept(kept) and is_kept(source_folder(str(kept), n)))]
+    for key, name in [*(("dataset", n) for n in trained), *evaluated]:
         try:
             count = looked.rows(name, trained=alone and key == "dataset")
         except ConfigError as error:
@@ -104,12 +109,7 @@ def _held_out(draft: Draft, names: list[str]) -> list[Problem]:
     return [Problem("mixer_eval_dataset", what, "give one dataset per source, in their order")]
 
 
-def _tokenised(value: Any) -> bool:
-    """Whether LLaMA-Factory will load tokenised data from there and look at no dataset file."""
-    return isinstance(value, str) and Path(value).is_dir() and any(Path(value).iterdir())
-
-
-def _read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
+def read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
     """Returns the definitions of the datasets; None where they are online or cannot be read."""
     if isinstance(folder, dict):
         return folder, []

@@ -66,7 +66,7 @@ def entry(name: str, definition: Any, plugins: bool = False) -> Entry:
     where = f"'{name}' in {INFO}"
     if not isinstance(definition, Mapping):
         kind = {list: "a list", str: "a text", type(None): "null"}.get(type(definition), type(definition).__name__)
-        raise ConfigError(f"{where} is {kind} ({shown(definition)}) -> write a mapping, as in {{'file_name': 'a.json'}}")
+        raise ConfigError(f"{where} is {kind} ({shown(definition)}) -> write a mapping with a file_name")
     elsewhere = [key for key in ELSEWHERE if key in definition]
     source = elsewhere[0] if elsewhere else "file_name"
     if source not in definition:

@@ -69,7 +69,7 @@ def data_files(path: Path, name: str) -> list[Path]:
         raise ConfigError(f"'{name}': the folder {path} is empty -> put data files into it")
     for file in files:
         if not file.is_file():
-            raise ConfigError(f"'{name}': the folder {path} holds the folder {file.name} -> name that one, or remove it")
+            raise ConfigError(f"'{name}': the folder {path} holds the folder {file.name} -> name that one")
         if not file.suffix:
             what = f"'{name}': the folder {path} holds {file.name}, which is no data file, and all files are read"
             raise ConfigError(f"{what} -> remove it")

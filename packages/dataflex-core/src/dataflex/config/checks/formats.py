@@ -78,8 +78,8 @@ def _require_column(found: Entry, table: Table, use: str) -> None:
     chat = table.columns & {"conversations", "messages"}
     hint = f"; for {', '.join(chat)}, set formatting: sharegpt" if chat and found.formatting == "alpaca" else ""
     raise ConfigError(
-        f"{table.path}: no row has the column '{column}', which '{found.name}' in {INFO} reads as '{use}' ({by}); there "
-        f"are: {listed(map(str, table.columns))} -> name the columns of the file in 'columns'{hint}"
+        f"{table.path}: no row has the column '{column}', which '{found.name}' in {INFO} reads as '{use}' ({by}); "
+        f"there are: {listed(map(str, table.columns))} -> name the columns of the file in 'columns'{hint}"
     )
 
 
@@ -136,6 +136,7 @@ def _require_tags(found: Entry, table: Table) -> None:
     for tag in ("role_tag", "content_tag"):
         if first and found.tags[tag] not in keys:
             raise ConfigError(
-                f"{table.path}, row {first}, column '{column}': no message of the file has '{found.tags[tag]}' ({tag}); "
-                f"there are: {listed(keys)} -> name the keys of its messages in 'tags' of '{found.name}' in {INFO}"
+                f"{table.path}, row {first}, column '{column}': no message of the file has '{found.tags[tag]}' "
+                f"({tag}); there are: {listed(keys)} -> name the keys of its messages in 'tags' of '{found.name}' in "
+                f"{INFO}"
             )
