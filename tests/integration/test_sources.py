@@ -179,7 +179,7 @@ def test_val_size_that_leaves_a_source_no_row_names_it(load):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (["stage=pt", "dataset=a,short", "cutoff_len=64"], [r"'short'", "short.json", "cutoff_len", "packing: false"]),
+        (["stage=pt", "dataset=c,short", "cutoff_len=16"], [r"'short'", "short.json", "cutoff_len", "packing: false"]),
         (["stage=sft", "dataset=a,mute"], ["'mute'", "mute.json", "answer"]),
     ],
 )
