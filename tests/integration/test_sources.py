@@ -257,6 +257,41 @@ def test_what_validate_checks_of_the_sources_it_checks_beside_tokenised_ones(loa
         load("mix_random", "stage=sft", "dataset=a,d", path)
 
 
+def test_the_best_model_is_found_among_evaluations_of_the_sources(train, tmp_path):
+    """``eval_loss`` is there in training, at the end and in the plots."""
+    keys = ["val_size=15", "eval_strategy=steps", "eval_steps=1", "save_strategy=steps", "save_steps=1", "do_eval=true"]
+    keys += [
+        "load_best_model_at_end=true",
+        "metric_for_best_model=eval_loss",
+        "early_stopping_steps=9",
+        "plot_loss=true",
+    ]
+    steps = ["warmup_step=1", "update_step=1", "update_times=1", "cutoff_len=16", "init_mixture_proportions=null"]
+    assert train("mix_random", "mixture_sample_rule=uniform", *keys, *steps) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert len(losses) == 2
+    assert state["best_metric"] == min(losses)
+    assert json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"] == pytest.approx(min(losses))
+    assert (tmp_path / "run" / "training_eval_loss.png").exists()
+
+
+def test_prediction_takes_the_held_out_rows_of_all_sources():
+    from datasets import Dataset
+    from dataflex.integrations.predicting import predicting
+
+    class Trainer:
+        def predict(self, test_dataset, **kwargs):
+            return test_dataset["x"]
+
+        def save_predictions(self, dataset, found):
+            return list(dataset["x"]), list(found)
+
+    trainer, rows = predicting(Trainer)(), {"a": Dataset.from_dict({"x": [1, 2]}), "b": Dataset.from_dict({"x": [3]})}
+    assert trainer.save_predictions(rows, trainer.predict(rows)) == ([1, 2, 3], [1, 2, 3])
+    assert list(trainer.predict(rows["a"], metric_key_prefix="predict")) == [1, 2]
+
+
 @pytest.mark.parametrize("packing", ["packing", "neat_packing"])
 def test_a_packed_row_is_of_one_source(load, packing):
     module = load("mix_random", "stage=sft", f"{packing}=true", "val_size=3")

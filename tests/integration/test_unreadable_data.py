@@ -1,6 +1,6 @@
 """A data file that cannot be read ends in a sentence that names it, also where ``validate`` did not look into it.
 
-The files are those of ``tests/unit/test_data_files.py``: what is refused there fails here, and what passes is read here.
+The files are those of ``tests/unit/test_data_files.py``: what is refused there fails here, what passes is read here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataflex.core.kinds import SELECTOR
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from data_files import ALPACA, BAD, KILLS, READ, lines, write  # the folder of the unit tests comes first
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves CSVs open
 
 LATER = ("answers that are all null",)
 """Cases whose rows are read, and dropped when they are tokenised."""

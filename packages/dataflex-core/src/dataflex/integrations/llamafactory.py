@@ -33,6 +33,7 @@ from dataflex.integrations.output_dir import (
     require_rows_of_checkpoint,
     resolve_resume,
 )
+from dataflex.integrations.predicting import predicting
 from dataflex.integrations.reading import named
 from dataflex.integrations.sources import Loading, knows_sources, load_held_out, load_sources
 from dataflex.integrations.started import Started
@@ -116,7 +117,8 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
 
 def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) -> Callable[..., Any]:
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
-    ours: Callable[..., Any] = trainer_class(mixin, original)
+    base = predicting(original) if original is sft.CustomSeq2SeqTrainer else original
+    ours: Callable[..., Any] = trainer_class(mixin, base)
     return functools.partial(ours, dataflex=spec)
 
 
@@ -229,8 +231,10 @@ def _plot_loss(original: Callable[..., Any]) -> Callable[..., Any]:
 
         with open(os.path.join(save_dictionary, TRAINER_STATE), encoding="utf-8") as file:
             history = json.load(file)["log_history"]
-        ours = sorted({key for entry in history for key in entry if key.startswith("dataflex/")})
-        for key in [*keys, *ours]:
+        logged = {key for entry in history for key in entry}
+        ours = sorted(key for key in logged if key.startswith("dataflex/"))
+        whole = [key for key in ("eval_loss",) if key in logged and key not in keys]  # of several datasets
+        for key in [*keys, *whole, *ours]:
             original(save_dictionary, keys=[key])
             pyplot.close()  # the original leaves each figure open, and a run has a dozen
 
