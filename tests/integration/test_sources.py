@@ -277,8 +277,8 @@ def test_the_best_model_is_found_among_evaluations_of_the_sources(train, tmp_pat
 
 
 def test_prediction_takes_the_held_out_rows_of_all_sources():
-    from datasets import Dataset
     from dataflex.integrations.predicting import predicting
+    from datasets import Dataset
 
     class Trainer:
         def predict(self, test_dataset, **kwargs):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
@@ -13,7 +12,6 @@ from dataflex.data.rows import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from dataflex.train.trainer.evaluation import over_rows
-from rank_group import on_ranks
 from transformers import EarlyStoppingCallback, Trainer
 
 COMPONENTS = {
@@ -116,18 +114,6 @@ def test_the_overall_loss_is_the_same_after_a_resume(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
     assert logged(resumed) == logged(whole)
     assert resumed.state.best_metric == whole.state.best_metric
-
-
-def evaluated(accelerator, folder):
-    metrics = made(folder / str(accelerator.process_index)).evaluate()
-    return {key: np.array(metrics[key]) for key in ("eval_loss", "eval_a_loss", "eval_c_loss")}
-
-
-def test_two_ranks_have_the_overall_loss_of_one(tmp_path):
-    one = made(tmp_path / "one").evaluate()
-    for found in on_ranks(evaluated, 2, tmp_path):
-        for key, value in found.items():
-            assert math.isclose(value, one[key], rel_tol=1e-5), key
 
 
 def test_only_what_every_dataset_has_and_what_is_of_the_rows_is_averaged():

@@ -102,11 +102,12 @@ def _preprocessed(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with _saying(f"the rows of the dataset {names} cannot be tokenised", "look at their values"):
                 found = original(dataset, data_args, training_args, stage, *args, is_eval=is_eval, **kwargs)
+                empty = found is not None and _is_empty(found, looked=training_args.should_log)
         except ConfigError as error:
             if _found_nothing(error.__cause__):
                 raise no_rows(data_args, stage, is_eval) from None
             raise
-        if found is not None and _is_empty(found, looked=training_args.should_log):
+        if empty:
             raise no_rows(data_args, stage, is_eval)
         return found
 
@@ -134,7 +135,9 @@ def _saying(what: str, way_out: str) -> Iterator[None]:
 
 def _found_nothing(cause: BaseException | None) -> bool:
     """Whether LLaMA-Factory looked for a first row and there was none, before or after tokenising."""
-    return isinstance(cause, StopIteration) or (isinstance(cause, RuntimeError) and "Cannot find" in str(cause))
+    if isinstance(cause, RuntimeError):  # Python makes one of a StopIteration inside of a generator, as streams are
+        return "Cannot find" in str(cause) or isinstance(cause.__cause__, StopIteration)
+    return isinstance(cause, StopIteration)
 
 
 def _is_empty(rows: Any, looked: bool) -> bool:
