@@ -56,6 +56,7 @@ class Job:
         model: Arguments of the tiny model.
         keys: dataflex's own keys, in place of 2 steps of warm-up and 2 updates of 2 steps.
         streams: Whether the sources of a mixture are streams.
+        evaluates: Whether to evaluate at the end.
     """
 
     out: str
@@ -68,6 +69,7 @@ class Job:
     model: dict[str, Any] = field(default_factory=dict)
     keys: dict[str, Any] = field(default_factory=dict)
     streams: bool = False
+    evaluates: bool = False
 
     def spec(self) -> RunSpec:
         """Returns the run."""
@@ -214,6 +216,8 @@ def run(job: Job) -> None:
         result["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         result["weights"] = weights_digest(trainer)
         result["weighed"] = [entry[WEIGHT] for entry in trainer.state.log_history if WEIGHT in entry]
+        if job.evaluates:
+            result["evaluation"] = trainer.evaluate()
         result["engine"] = type(trainer.model_wrapped).__name__
     finally:
         result["seen"] = trainer.seen

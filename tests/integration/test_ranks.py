@@ -45,7 +45,10 @@ def job(kind: str, folder: Path, batch: int, accumulation: int = 1, resume: Path
     streams = kind == "streams"
     keys = {"mixture_sample_rule": "uniform"} if streams else {}
     saved = None if resume is None else str(resume)
-    return Job(str(folder), train_type, component, params, args, saved, keys=keys, streams=streams)
+    evaluates = kind == "mix"
+    if evaluates:
+        args["per_device_eval_batch_size"] = 1
+    return Job(str(folder), train_type, component, params, args, saved, keys=keys, streams=streams, evaluates=evaluates)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,15 @@ def test_the_losses_are_those_of_one_rank(one, many, kind):
     assert len(expected) == 6
     assert expected[0] != expected[-1]
     assert answers(many / kind)[0]["losses"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("which", ["mix", "mix resumed"])
+def test_the_overall_evaluation_loss_is_that_of_one_rank(one, two, which):
+    (expected,) = answers(one / "mix")
+    parts = [expected["evaluation"][f"eval_{name}_loss"] for name in "abc"]
+    assert expected["evaluation"]["eval_loss"] == pytest.approx(sum(parts) / 3, rel=1e-6), "7 rows of each"
+    for found in answers(two / which):
+        assert found["evaluation"]["eval_loss"] == pytest.approx(expected["evaluation"]["eval_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

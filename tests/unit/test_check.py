@@ -36,7 +36,7 @@ def workspace(tmp_path, monkeypatch):
     for folder in ("model", "data", "yaml", "broken_info", "no_info"):
         (tmp_path / folder).mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    rows = [{"instruction": "x", "output": "y"}] * ROWS
+    rows = [{"instruction": "x", "input": "", "output": "y"}] * ROWS
     files = {
         "a.json": json.dumps(rows),
         "b.jsonl": "\n".join(map(json.dumps, rows)) + "\n\n",
@@ -347,7 +347,7 @@ GOOD = [
     (
         STATIC,
         {
-            "stage": "dpo",
+            "stage": "kto",
             "streaming": True,
             "mix_strategy": "interleave_under",
             "output_dir": ...,

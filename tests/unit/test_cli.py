@@ -44,7 +44,7 @@ def workspace(tmp_path):
     for folder in ("model", "data"):
         (tmp_path / folder).mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x"}] * 20))
+    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "input": "", "output": "y"}] * 20))
     info = {name: {"file_name": "a.json"} for name in "ab"}
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
     (tmp_path / "my run.json").write_text(json.dumps(CONFIG | {"dataset": "a,b"}))

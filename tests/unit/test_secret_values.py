@@ -254,7 +254,7 @@ def test_validate_prints_no_secret(tmp_path, capsys):
     )
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text('{"a": {"file_name": "a.json"}}')
-    (tmp_path / "data" / "a.json").write_text('[{"instruction": "x", "output": "y"}]')
+    (tmp_path / "data" / "a.json").write_text('[{"instruction": "x", "input": "", "output": "y"}]')
     keys = {
         "train_type": "dynamic_select", "component_name": "mine", "components_cfg_file": "components.yaml",
         "warmup_step": 1, "update_step": 1, "update_times": 1, "dataset": "a", "dataset_dir": str(tmp_path / "data"),

@@ -31,7 +31,7 @@ GRID = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    rows = [{"instruction": "x", "output": "y"}] * ROWS
+    rows = [{"instruction": "x", "input": "", "output": "y"}] * ROWS
     for name in "ab":
         (folder / f"{name}.json").write_text(json.dumps(rows))
     info = {name: {"file_name": f"{name}.json"} for name in "ab"}

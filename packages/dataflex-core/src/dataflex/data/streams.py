@@ -85,13 +85,18 @@ class Stream(Dataset[Row]):
         dataset: The stream; read again from its start when it ends, with ``set_epoch`` told the pass.
         order: The order that was applied to it, where one was; it is told the pass.
         rows: Rows of a pass, where they are known without reading it.
+        name: The source, for messages.
 
     Attributes:
         rows: Rows of a pass, or None.
     """
 
     def __init__(
-        self, dataset: datasets.IterableDataset, order: BlockOrder | None = None, rows: int | None = None
+        self,
+        dataset: datasets.IterableDataset,
+        order: BlockOrder | None = None,
+        rows: int | None = None,
+        name: str | None = None,
     ) -> None:
         if not isinstance(dataset, datasets.IterableDataset):
             raise ConfigError(
@@ -100,6 +105,7 @@ class Stream(Dataset[Row]):
             )
         self.order = order
         self.rows = rows
+        self._name = name
         self._dataset = copy.deepcopy(dataset)  # its state would follow whoever reads parts of it too
         self._reading = self._dataset
         self._reader: Iterator[Row] | None = None  # opened when read: a worker that is forked must not share a file
@@ -162,7 +168,8 @@ class Stream(Dataset[Row]):
         row = self._read_in_pass()
         while row is None:
             if self._pass_start == self._next:
-                raise ConfigError("a source of the mixture is a stream without rows -> check its files")
+                source = "a source of the mixture" if self._name is None else f"the source {self._name}"
+                raise ConfigError(f"{source} is a stream without rows -> check its files")
             self._begin(Place(self._next, self._passes + 1))
             row = self._read_in_pass()
         if self._candidate.rows == self._next:

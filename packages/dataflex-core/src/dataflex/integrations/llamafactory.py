@@ -7,11 +7,10 @@ training loop, arguments and callbacks are used as they are.
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,19 @@ from llamafactory.extras.constants import CHECKPOINT_NAMES
 from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import CheckpointError, ConfigError, DataflexError, blaming
-from dataflex.core.kinds import WEIGHTER
-from dataflex.core.registry import find
-from dataflex.data.rows import MixedSources
-from dataflex.integrations import ray_worker
+from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
+from dataflex.integrations import ray_worker, reading
 from dataflex.integrations.output_dir import (
     require_checkpoint_of_run,
     require_free_output_dir,
     require_rows_of_checkpoint,
     resolve_resume,
 )
+from dataflex.integrations.predicting import predicting
+from dataflex.integrations.reading import named
+from dataflex.integrations.sources import Loading, knows_sources, load_held_out, load_sources
 from dataflex.integrations.started import Started
-from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
+from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory
 from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
 from dataflex.run.newest import newest_of_run
 from dataflex.run.scoring_weights import ScoringWeights
@@ -47,7 +46,6 @@ from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
 from dataflex.train.trainer.upstream.relied_on import require_llamafactory
-from dataflex.train.weighter.base_weighter import Weighter
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"
@@ -131,13 +129,15 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_of_run),
         (loader, "apply_liger_kernel", _apply_liger_kernel(spec, loader.apply_liger_kernel)),
+        *reading.replacements(),
         *ray_worker.replacements(spec),
     ]
 
 
 def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) -> Callable[..., Any]:
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
-    ours: Callable[..., Any] = trainer_class(mixin, original)
+    base = predicting(original) if original is sft.CustomSeq2SeqTrainer else original
+    ours: Callable[..., Any] = trainer_class(mixin, base)
     return functools.partial(ours, dataflex=spec)
 
 
@@ -178,21 +178,25 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
         mixes = spec.arguments.train_type == "dynamic_mix"
         if mixes:
             require_observable(spec)
-        by_source = mixes or _needs_sources(spec, data_args)
+        by_source = knows_sources(spec, data_args)
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
         def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
             return functools.partial(original, template, model_args, training_args=args, **kwargs)
 
         def loaded(args: Any, data_args: Any) -> dict[str, Any]:
-            split = by_source and data_args.dataset is not None
-            return _per_source(data_args, loading(args), seed) if split else dict(loading(args)(data_args=data_args))
+            if by_source and data_args.dataset is not None:
+                return load_sources(data_args, Loading(loading(args), model_args, args, kwargs["stage"], seed))
+            return dict(loading(args)(data_args=data_args))
 
-        module = loaded(args, data_args)
-        if mixes and spec.arguments.mixer_eval_dataset:
-            module["mixer_eval_dataset"] = _held_out(data_args, spec.arguments.mixer_eval_dataset, loading(args))
-        if generated:
-            module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
+        with named(data_args):
+            module = loaded(args, data_args)
+            if mixes and spec.arguments.mixer_eval_dataset:
+                module["mixer_eval_dataset"] = load_held_out(
+                    data_args, spec.arguments.mixer_eval_dataset, loading(args)
+                )
+            if generated:
+                module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
         dataset: Any = module.get("train_dataset")
         require_map_style(dataset, spec.arguments.train_type)
         require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
@@ -200,68 +204,6 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
         return module
 
     return get_dataset
-
-
-def _needs_sources(spec: RunSpec, data_args: Any) -> bool:
-    """Whether the run's weighter must know each row's source.
-
-    Raises:
-        ConfigError: It must, and LLaMA-Factory was told to mix the sources in a way that forgets them.
-    """
-    component = spec.component
-    if component is None or component.kind is not WEIGHTER:
-        return False
-    cls = find(component.kind, component.name)
-    with blaming(f"weighter '{component.preset}'"):
-        needed = issubclass(cls, Weighter) and cls.needs_sources(component.params)
-    if not needed:
-        return False
-    names = data_args.dataset or []
-    who = f"the weighter '{component.preset}' must know the source of each row"
-    if data_args.mix_strategy != "concat":
-        raise ConfigError(f"mix_strategy: found {data_args.mix_strategy!r}, but {who} -> set mix_strategy: concat")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"dataset: a source is named twice, but {who} -> name each source once")
-    return True
-
-
-def _per_source(data_args: Any, load: Callable[..., Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Tokenises each source once and returns them as one train dataset that knows where each begins.
-
-    ``val_size`` rows are held out evenly over the sources, a fraction from each; ``eval_dataset`` is loaded once;
-    ``tokenized_path`` keeps one folder per source.
-    """
-    names = data_args.dataset
-    held_out = [data_args.val_size] * len(names)
-    if data_args.val_size > 1:
-        share, rest = divmod(int(data_args.val_size), len(names))
-        held_out = [share + (i < rest) for i in range(len(names))]
-    modules = {}
-    for i, (name, val_size) in enumerate(zip(names, held_out, strict=True)):
-        path = data_args.tokenized_path
-        own = copy.copy(data_args)
-        own.dataset, own.val_size = [name], val_size
-        own.eval_dataset = data_args.eval_dataset if i == 0 else None
-        own.tokenized_path = None if path is None else os.path.join(path, name)
-        modules[name] = load_stream(load, own, seed) if data_args.streaming else load(data_args=own)
-    result: dict[str, Any] = {"train_dataset": MixedSources({n: m["train_dataset"] for n, m in modules.items()})}
-    evaluation = {name: module["eval_dataset"] for name, module in modules.items() if module.get("eval_dataset")}
-    if data_args.eval_dataset is not None and evaluation:
-        result["eval_dataset"] = next(iter(evaluation.values()))
-    elif evaluation:
-        result["eval_dataset"] = evaluation
-    return result
-
-
-def _held_out(data_args: Any, names: Sequence[str], load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:
-    """Tokenises the datasets of ``mixer_eval_dataset``, the first one for the first source; all of their rows."""
-    found = {}
-    for source, name in zip(data_args.dataset, names, strict=True):
-        own = copy.copy(data_args)
-        own.dataset, own.eval_dataset, own.val_size = [name], None, 0.0
-        own.tokenized_path, own.streaming = None, False
-        found[source] = load(data_args=own)["train_dataset"]
-    return found
 
 
 def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -308,8 +250,10 @@ def _plot_loss(original: Callable[..., Any]) -> Callable[..., Any]:
 
         with open(os.path.join(save_dictionary, TRAINER_STATE), encoding="utf-8") as file:
             history = json.load(file)["log_history"]
-        ours = sorted({key for entry in history for key in entry if key.startswith("dataflex/")})
-        for key in [*keys, *ours]:
+        logged = {key for entry in history for key in entry}
+        ours = sorted(key for key in logged if key.startswith("dataflex/"))
+        whole = [key for key in ("eval_loss",) if key in logged and key not in keys]  # of several datasets
+        for key in [*keys, *whole, *ours]:
             original(save_dictionary, keys=[key])
             pyplot.close()  # the original leaves each figure open, and a run has a dozen
 

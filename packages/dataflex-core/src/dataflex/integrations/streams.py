@@ -58,7 +58,7 @@ def load_stream(load: Callable[..., Mapping[str, Any]], data_args: Any, seed: in
         module = dict(load(data_args=data_args))
     told = None if data_args.packing else told_rows(module["train_dataset"])  # packed rows are not those of the files
     rows = None if told is None else max(0, told - int(data_args.val_size))
-    module["train_dataset"] = Stream(module["train_dataset"], order, rows)
+    module["train_dataset"] = Stream(module["train_dataset"], order, rows, data_args.dataset[0])
     return module
 
 

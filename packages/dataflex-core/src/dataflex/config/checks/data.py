@@ -6,18 +6,21 @@ Their paths are relative to the working directory, as LLaMA-Factory reads them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, PAIR_STAGES, Entry, entry, require_stage
 from dataflex.config.checks.draft import Draft, names_in
-from dataflex.config.checks.files import rows_in
+from dataflex.config.checks.files import LARGEST, Table, data_files, read_table
+from dataflex.config.checks.formats import has_answers, require_format
 from dataflex.config.checks.streams import no_epoch
+from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
 from dataflex.config.load import read_file
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
 
-INFO = "dataset_info.json"
-_ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+MOST = 4 * LARGEST
+"""Bytes that are read of all data files together."""
 
 
 def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
@@ -28,20 +31,26 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     if not names:
         return [Problem("dataset", "no dataset is named", "name one of those in dataset_info.json")], {}
     problems = [*_sources(draft, names), *_proportions(draft, names), *_held_out(draft, names)]
-    if _tokenised(draft.theirs.get("tokenized_path")):
-        return problems, {}
+    kept = draft.theirs.get("tokenized_path")
+    by_source = {"dynamic_mix": True, "dynamic_weight": None}.get(draft.arguments.train_type, False)
+    problems += tokenized_problems(kept, by_source)
+    if is_kept(kept) and not by_source:
+        return problems, {}  # LLaMA-Factory looks at no dataset file then
     evaluated = [("eval_dataset", n) for n in names_in(draft.theirs.get("eval_dataset")) if n not in names]
     evaluated += [("mixer_eval_dataset", n) for n in draft.arguments.mixer_eval_dataset or () if n not in names]
-    info, more = _read_info(draft.theirs.get("dataset_dir", "data"))
+    info, more = read_info(draft.theirs.get("dataset_dir", "data"))
     problems += more
     rows: dict[str, int | None] = {}
     if info is None:
         return problems, rows
     if draft.arguments.train_type == "dynamic_mix" and draft.on("streaming") and _endless(draft, names, info):
         problems += no_epoch(draft.theirs)
-    for key, name in [*(("dataset", n) for n in dict.fromkeys(names)), *evaluated]:
+    looked = _Looked(draft, info)
+    alone = draft.arguments.train_type == "dynamic_mix" or len(names) == 1  # else the other datasets have the rows
+    trained = [n for n in dict.fromkeys(names) if not (is_kept(kept) and is_kept(source_folder(str(kept), n)))]
+    for key, name in [*(("dataset", n) for n in trained), *evaluated]:
         try:
-            count = _rows(name, info, draft.theirs.get("dataset_dir", "data"))
+            count = looked.rows(name, trained=alone and key == "dataset")
         except ConfigError as error:
             problems.append(Problem(key, str(error)))
             continue
@@ -57,7 +66,7 @@ def _endless(draft: Draft, names: list[str], info: Mapping[str, Any]) -> bool:
     packing = draft.theirs.get("packing")
     packed = draft.on("neat_packing") or (draft.stage == "pt" if packing is None else packing is True)
     definitions = [info[name] for name in names if isinstance(info.get(name), dict)]
-    return packed or any(not any(key in definition for key in _ELSEWHERE) for definition in definitions)
+    return packed or any(not any(key in definition for key in ELSEWHERE) for definition in definitions)
 
 
 def _sources(draft: Draft, names: list[str]) -> list[Problem]:
@@ -100,12 +109,7 @@ def _held_out(draft: Draft, names: list[str]) -> list[Problem]:
     return [Problem("mixer_eval_dataset", what, "give one dataset per source, in their order")]
 
 
-def _tokenised(value: Any) -> bool:
-    """Whether LLaMA-Factory will load tokenised data from there and look at no dataset file."""
-    return isinstance(value, str) and Path(value).is_dir() and any(Path(value).iterdir())
-
-
-def _read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
+def read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
     """Returns the definitions of the datasets; None where they are online or cannot be read."""
     if isinstance(folder, dict):
         return folder, []
@@ -121,31 +125,63 @@ def _read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
             return None, [Problem("dataset_dir", f"{folder} holds no {INFO}", way_out)]
         info = read_file(path)
     except ConfigError as error:
-        return None, [Problem("dataset_dir", f"{path.name} is malformed: {error}", "repair the file")]
+        return None, [Problem("dataset_dir", f"{path} is malformed: {error}", "repair the file")]
     if not isinstance(info, dict):
         return None, [Problem("dataset_dir", f"{path} holds no mapping", 'write {"name": {"file_name": ...}}')]
     return info, []
 
 
-def _rows(name: str, info: Mapping[str, Any], folder: Any) -> int | None:
-    definition = info.get(name)
-    if definition is None:
-        hint = nearest(name, info) or f"add it to {INFO}"
-        raise ConfigError(f"'{name}' is not defined in {INFO}; defined: {listed(info)} -> {hint}")
-    if not isinstance(definition, dict) or any(key in definition for key in _ELSEWHERE):
-        return None
-    if "file_name" not in definition:
-        raise ConfigError(f"'{name}' has no file_name in {INFO} -> add it, or one of {', '.join(_ELSEWHERE)}")
-    path = Path(folder if isinstance(folder, str) else ".", str(definition["file_name"]))
-    if not path.exists():
-        raise ConfigError(f"the file of '{name}' does not exist: {path} -> repair file_name in {INFO}")
-    counts = [rows_in(file) for file in _files(path)]
-    known = [count for count in counts if count is not None]
-    if len(known) < len(counts):
-        return None
-    total, wanted = sum(known), definition.get("num_samples")
-    return wanted if isinstance(wanted, int) and total else total
+class _Looked:
+    """Looks into the datasets of a configuration, up to :data:`MOST` bytes of them."""
 
+    def __init__(self, draft: Draft, info: Mapping[str, Any]) -> None:
+        self._draft, self._info, self._left = draft, info, MOST
+        folder = draft.theirs.get("dataset_dir", "data")
+        self._folder = folder if isinstance(folder, str) else "."
 
-def _files(path: Path) -> Iterable[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else [path]
+    def rows(self, name: str, trained: bool) -> int | None:
+        """Returns the number of rows of a dataset; None where that cannot be told quickly.
+
+        Args:
+            name: The dataset.
+            trained: Whether each of its rows is one to train on.
+
+        Raises:
+            ConfigError: It is not defined, or cannot be read.
+        """
+        if name not in self._info:
+            hint = nearest(name, self._info) or f"add it to {INFO}"
+            raise ConfigError(f"'{name}' is not defined in {INFO}; defined: {listed(self._info)} -> {hint}")
+        found = entry(name, self._info[name], plugins=bool(self._draft.arguments.plugins))
+        if self._draft.kind is None or self._draft.stage not in PAIR_STAGES:  # else the stage is refused itself
+            require_stage(found, self._draft.stage)
+        if found.file_name is None:
+            return None
+        tables = [self._table(file) for file in data_files(Path(self._folder, found.file_name), name)]
+        counts = [table.count for table in tables if table.count is not None]
+        total = sum(counts) if len(counts) == len(tables) else None
+        for table in tables:
+            require_format(found, table, self._surely_read(found, total, alone=len(tables) == 1))
+        if trained and total and self._draft.stage == "sft" and not any(has_answers(found, t) for t in tables):
+            column = found.columns["response"]
+            there = f"no row has a text in the column '{column}'" if column else "'columns' names no response"
+            raise ConfigError(
+                f"'{name}' gives no rows to train on: {there}, and stage: sft drops a row without an answer -> name "
+                f"the column of the answers in {INFO}, or leave the dataset out"
+            )
+        return found.num_samples if found.num_samples is not None and total else total
+
+    def _table(self, path: Path) -> Table:
+        table = read_table(path, min(LARGEST, self._left))
+        if table.columns is not None:
+            self._left -= path.stat().st_size
+        return table
+
+    def _surely_read(self, found: Entry, total: int | None, alone: bool) -> int | None:
+        """Returns how many of a file's first rows are certain to be read; None for all of them."""
+        limit = self._draft.count("max_samples", 0)
+        if found.num_samples is not None and (total is None or found.num_samples < total):
+            return 0
+        if limit > 0:
+            return limit if alone and found.num_samples is None else 0
+        return None

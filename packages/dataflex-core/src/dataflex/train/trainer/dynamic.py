@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ from dataflex.scoring.target_rows import whole_sets
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine, require_loader
+from dataflex.train.trainer.evaluation import evaluate_all
 from dataflex.train.trainer.passes import PassKeeper
 from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
 from dataflex.train.trainer.saving import CheckpointWriter, without_secret_fields
@@ -95,6 +97,7 @@ class DynamicTrainer(Base):
         self.saving = CheckpointWriter(self)
         self._stop = StepStop(self)
         self._run: str | None = None
+        self._rows_evaluated: dict[str, int] = {}  # prefix of a metric -> rows
         self._recorded: RecordedRun | None = None  # in output_dir, when training was asked for
         self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
         self._results = Results(self.output_dir)
@@ -220,6 +223,36 @@ class DynamicTrainer(Base):
         if self.is_world_process_zero() and self._run is not None:
             done = self.state.global_step >= self.state.max_steps  # else a signal or a callback has stopped it
             note_results(self.output_dir, self._run, self.state.global_step if done else None, self._results.end())
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> dict[str, float]:
+        """Evaluates as the trainer underneath does; several datasets have their mean over rows too.
+
+        See :mod:`dataflex.train.trainer.evaluation` for the weighting. On every rank.
+        """
+        evaluate = functools.partial(super().evaluate, eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(datasets, Mapping):
+            return evaluate()
+
+        def rows() -> dict[str, int]:
+            return {name: self._rows_evaluated[f"{metric_key_prefix}_{name}"] for name in datasets}
+
+        return evaluate_all(self, evaluate, rows, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluates as the trainer underneath does, and notes how many rows these were."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        self._rows_evaluated[metric_key_prefix] = output.num_samples or 0
+        return output
 
     def epoch_at(self, step: int) -> float | None:
         """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""

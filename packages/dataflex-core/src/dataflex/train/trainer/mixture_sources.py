@@ -93,7 +93,7 @@ def _origin(keys: DataflexArguments) -> str:
 
 def _readable(datasets: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: Stream(part, rows=told_rows(part)) if isinstance(part, IterableDataset) else part
+        name: Stream(part, rows=told_rows(part), name=name) if isinstance(part, IterableDataset) else part
         for name, part in datasets.items()
     }
 

@@ -57,7 +57,15 @@ LLAMAFACTORY: dict[str, tuple[str, ...]] = {
     "llamafactory.train.tuner": ("get_train_args", "PissaConvertCallback", "run_exp", "_training_function"),
     "llamafactory.hparams.parser": ("get_last_checkpoint",),
     "llamafactory.model.loader": ("apply_liger_kernel",),
-    "llamafactory.data.loader": ("align_dataset", "split_dataset"),
+    "llamafactory.data.loader": (
+        "_get_merged_dataset",
+        "_get_preprocessed_dataset",
+        "_load_single_dataset",
+        "align_dataset",
+        "get_dataset_list",
+        "load_from_disk",
+        "split_dataset",
+    ),
 }
 """Module -> names of it that a dynamic run through LLaMA-Factory replaces or calls."""
 

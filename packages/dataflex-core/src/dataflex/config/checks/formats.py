@@ -1,0 +1,142 @@
+"""Whether the rows of a small data file are laid out as dataset_info.json says.
+
+Rows are counted from 1. A column that some rows lack is null there, as in training; one that all rows lack is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dataflex.config.checks.dataset_entry import INFO, Entry
+from dataflex.config.checks.files import Table, shown
+from dataflex.core.errors import ConfigError, listed
+
+_MEDIA = ("images", "videos", "audios")
+_ALPACA = ("prompt", "query", "history", "system", "tools", "kto_tag", *_MEDIA)
+_CHAT = ("messages", "kto_tag", *_MEDIA)  # a system column is read only where no system message comes first
+
+
+def require_format(found: Entry, table: Table, rows: int | None) -> None:
+    """Refuses a file whose rows LLaMA-Factory could not read.
+
+    Args:
+        found: The dataset's definition.
+        table: What the file holds.
+        rows: How many of the first rows are certain to be read; None for all.
+
+    Raises:
+        ConfigError: It names the file, the column, and where it can, the row.
+    """
+    if table.columns is None or table.count == 0:
+        return
+    for use in _needed(found):
+        _require_column(found, table, use)
+    for number, row in enumerate(table.rows[:rows], start=1):
+        what = _wrong_value(found, row)
+        if what:
+            raise ConfigError(f"{table.path}, row {number}, {what}")
+    if found.formatting != "alpaca":
+        _require_tags(found, table)
+
+
+def has_answers(found: Entry, table: Table) -> bool:
+    """Returns whether any row may have an answer to be trained on; True where that is not known."""
+    if found.formatting != "alpaca" or not table.rows:
+        return True
+    column = found.columns["response"]
+    return bool(column) and any(isinstance(row.get(str(column)), str) for row in table.rows)
+
+
+def _needed(found: Entry) -> Iterator[str]:
+    if found.formatting == "alpaca":
+        uses: tuple[str, ...] = (*_ALPACA, "chosen", "rejected") if found.ranking else (*_ALPACA, "response")
+    elif found.formatting == "sharegpt":
+        uses = (*_CHAT, "tools", *(("chosen", "rejected") if found.ranking else ()))
+    elif found.formatting == "openai":
+        uses = (*_CHAT, *(("chosen", "rejected") if found.ranking else ()))
+    else:
+        return  # of a plugin
+    for use in uses:
+        if found.columns[use]:
+            yield use
+        elif use in ("messages", "chosen", "rejected"):  # read without a look at whether they are declared
+            raise ConfigError(f"'{found.name}' in {INFO}: columns names no {use} -> add it")
+
+
+def _require_column(found: Entry, table: Table, use: str) -> None:
+    column = found.columns[use]
+    assert table.columns is not None
+    if column in table.columns:
+        return
+    if table.one_object:
+        raise ConfigError(
+            f"{table.path} holds one object ({listed(map(str, table.columns))}) in place of a list of rows, and it has "
+            f"no '{column}' -> write the list itself"
+        )
+    by = f"formatting: {found.formatting}" if found.default_columns else f"columns: {use}: '{column}'"
+    chat = table.columns & {"conversations", "messages"}
+    hint = f"; for {', '.join(chat)}, set formatting: sharegpt" if chat and found.formatting == "alpaca" else ""
+    raise ConfigError(
+        f"{table.path}: no row has the column '{column}', which '{found.name}' in {INFO} reads as '{use}' ({by}); "
+        f"there are: {listed(map(str, table.columns))} -> name the columns of the file in 'columns'{hint}"
+    )
+
+
+def _wrong_value(found: Entry, row: Mapping[str, Any]) -> str:
+    """Returns what is wrong with a row, from its column on; empty where nothing is."""
+    if found.formatting == "alpaca":
+        return _wrong_alpaca(found, row)
+    if found.formatting not in ("sharegpt", "openai"):
+        return ""
+    column = found.columns["messages"]
+    messages = row.get(str(column))
+    if not isinstance(messages, list):
+        return f"column '{column}': found {shown(messages)} -> a list of messages is read there"
+    for message in messages:
+        if not isinstance(message, dict):
+            return f"column '{column}': found {shown(message)} -> a message is an object"
+    return _unknown_role(found, messages) if found.formatting == "openai" else ""
+
+
+def _wrong_alpaca(found: Entry, row: Mapping[str, Any]) -> str:
+    for use in ("prompt", "query"):
+        column = found.columns[use]
+        value = row.get(column) if column else None
+        if value and not isinstance(value, str):
+            return f"column '{column}': found {shown(value)} -> a text is read there"
+    column = found.columns["history"]
+    turns = row.get(column) if column else None
+    for turn in turns if isinstance(turns, list) else []:
+        if not isinstance(turn, str | dict) and (not isinstance(turn, list) or len(turn) != 2):
+            return f"column '{column}': found {shown(turn)} -> a turn is a pair [prompt, answer]"
+    return ""
+
+
+def _unknown_role(found: Entry, messages: list[Any]) -> str:
+    roles = {tag: found.tags[tag] for tag in found.tags if tag not in ("role_tag", "content_tag")}
+    for message in messages:
+        role = message.get(found.tags["role_tag"])
+        if role not in roles.values() and not message.get("tool_calls"):
+            known = listed(str(value) for value in roles.values() if value)
+            column = found.columns["messages"]
+            return f"column '{column}': found the role {shown(role)}; known: {known} -> name it in 'tags'"
+    return ""
+
+
+def _require_tags(found: Entry, table: Table) -> None:
+    """Refuses messages none of which has the declared role or content."""
+    column = str(found.columns["messages"])
+    keys: set[str] = set()
+    first = 0
+    for number, row in enumerate(table.rows, start=1):
+        for message in row.get(column) or []:
+            first = first or number
+            keys.update(message if isinstance(message, dict) else ())
+    for tag in ("role_tag", "content_tag"):
+        if first and found.tags[tag] not in keys:
+            raise ConfigError(
+                f"{table.path}, row {first}, column '{column}': no message of the file has '{found.tags[tag]}' "
+                f"({tag}); there are: {listed(keys)} -> name the keys of its messages in 'tags' of '{found.name}' in "
+                f"{INFO}"
+            )
