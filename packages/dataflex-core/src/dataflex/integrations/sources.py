@@ -18,7 +18,7 @@ import llamafactory.data.loader as data_loader
 
 from dataflex.config.checks.tokenized import EVALUATION, is_kept, source_folder, tokenized_problems
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError, refuse
+from dataflex.core.errors import ConfigError, blaming, refuse
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
 from dataflex.data.held_out import evenly, held_out_rows, in_words
@@ -110,7 +110,9 @@ def _weighter_needs_sources(spec: RunSpec, data_args: Any) -> bool:
     if component is None or component.kind is not WEIGHTER:
         return False
     cls = find(component.kind, component.name)
-    if not issubclass(cls, Weighter) or not cls.needs_sources(component.params):
+    with blaming(f"weighter '{component.preset}'"):
+        needed = issubclass(cls, Weighter) and cls.needs_sources(component.params)
+    if not needed:
         return False
     names = data_args.dataset or []
     who = f"the weighter '{component.preset}' must know the source of each row"
