@@ -87,6 +87,7 @@ class Stream(Dataset[Row]):
         rows: Rows of a pass, where they are known without reading it.
 
     Attributes:
+        dataset: The stream, as given.
         rows: Rows of a pass, or None.
     """
 
@@ -98,6 +99,7 @@ class Stream(Dataset[Row]):
                 f"a {type(dataset).__name__} cannot be resumed in its middle -> use a datasets.IterableDataset, or a "
                 "dataset with rows by number"
             )
+        self.dataset = dataset
         self.order = order
         self.rows = rows
         self._dataset = copy.deepcopy(dataset)  # its state would follow whoever reads parts of it too

@@ -31,16 +31,16 @@ from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
 from dataflex.data.rows import MixedSources
 from dataflex.integrations import ray_worker
-from dataflex.integrations.output_dir import (
+from dataflex.integrations.started import Started
+from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
+from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
+from dataflex.run.newest import newest_of_run
+from dataflex.run.output_dir import (
     require_checkpoint_of_run,
     require_free_output_dir,
     require_rows_of_checkpoint,
     resolve_resume,
 )
-from dataflex.integrations.started import Started
-from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory, load_stream
-from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
-from dataflex.run.newest import newest_of_run
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
@@ -119,7 +119,7 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
 def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) -> Callable[..., Any]:
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
     ours: Callable[..., Any] = trainer_class(mixin, original)
-    return functools.partial(ours, dataflex=spec)
+    return functools.partial(ours, dataflex=spec, overwrite_output_dir=True)  # the folder has been looked at
 
 
 def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: bool) -> Callable[..., Any]:
