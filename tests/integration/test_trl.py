@@ -48,7 +48,7 @@ def rows_of(kind):
 
 @pytest.mark.parametrize(("kind", "name"), [(SELECTOR, "loss"), (MIXER, "odm"), (WEIGHTER, "loss")], ids=str)
 def test_texts_are_tokenised_by_trl_and_its_metrics_stand_beside_ours(tmp_path, kind, name):
-    run = spec(kind, name, update_times=2) if kind is not WEIGHTER else spec(kind, name, train_step=3, update_step=0)
+    run = spec(kind, name, update_times=2) if kind is not WEIGHTER else spec(kind, name, train_step=3, update_times=0)
     done = sft(BY_TRAIN_TYPE[kind.train_type], run, tmp_path, rows_of(kind))
     done.train()
     logged = [entry for entry in done.state.log_history if "loss" in entry]
@@ -59,6 +59,20 @@ def test_texts_are_tokenised_by_trl_and_its_metrics_stand_beside_ours(tmp_path, 
         assert "dataflex/weight_max" in logged[-1]
     else:
         assert len(read_trace(tmp_path)) == 2
+
+
+def test_sources_are_known_to_a_weighter_over_trl(tmp_path):
+    run = spec(WEIGHTER, "dataset", {"weights": {"a": 1.0, "b": 3.0}}, train_step=2, update_times=0, warmup_step=0)
+    done = sft(WeightTrainer, run, tmp_path, rows_of(MIXER))
+    done.train()
+    assert done.source_names == ("a", "b")
+    assert len(done.train_dataset) == 15
+
+
+def test_logits_that_trl_measures_are_not_left_out(tmp_path):
+    rows = rows_of(WEIGHTER)
+    with pytest.raises(ConfigError, match=r"weight_logits: chunked cannot be done: the trainer of TRL computes its"):
+        sft(WeightTrainer, spec(WEIGHTER, "loss", train_step=3, weight_logits="chunked"), tmp_path, rows)
 
 
 def test_each_source_is_prepared_as_a_static_run_prepares_it(tmp_path):
@@ -278,7 +292,7 @@ def test_arguments_without_their_names_are_seen(tmp_path, kind, base):
     rows = {"a": TokenRows(16), "b": TokenRows(16, seed=1)} if kind is MIXER else TokenRows(16)
     arguments = tiny_training_args(tmp_path, max_steps=-1)
     cls = trainer_class(BY_TRAIN_TYPE[kind.train_type], base)
-    keys = spec(kind, name) if kind is not WEIGHTER else spec(kind, name, train_step=3)
+    keys = spec(kind, name) if kind is not WEIGHTER else spec(kind, name, train_step=3, update_times=0)
     done = cls(tiny_model(), arguments, pad_collate, rows, dataflex=keys)
     done.train()
     assert done.state.global_step == 3

@@ -83,6 +83,7 @@ class WeightTrainer(NumberedTrainer):
             smoothed=self.label_smoother is not None and self.compute_loss_func is None,
             compiled=self.args.torch_compile,
             fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
+            measured=any(base.__module__.partition(".")[0] == "trl" for base in self.bases()),
         )
         replace_loss(self, self._own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
 
