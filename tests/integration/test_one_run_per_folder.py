@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -63,7 +64,7 @@ class Killed(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def trainer(kind, folder, killed=None, **changes):
+def trainer(kind, folder, killed=None, replaces=False, **changes):
     mixin, component, name = TYPES[kind]
     keys = DataflexArguments(
         train_type=kind, component_name=name, warmup_step=2, update_step=2, update_times=2,
@@ -77,6 +78,7 @@ def trainer(kind, folder, killed=None, **changes):
         data_collator=pad_collate,
         callbacks=None if killed is None else [Killed(killed)],
         dataflex=RunSpec(keys, ComponentSpec(component, name, name)),
+        overwrite_output_dir=replaces,
     )
 
 
@@ -100,7 +102,7 @@ def test_a_replaced_run_does_not_come_back_and_strangers_keep_their_files(tmp_pa
         path.write_text("mine")
 
     with pytest.raises(KeyboardInterrupt):
-        trainer(kind, run, killed=3, learning_rate=1e-2).train()
+        trainer(kind, run, killed=3, replaces=True, learning_rate=1e-2).train()
     b = recorded_run(run).id
     assert a != b
     assert [run_of(path) for path in all_checkpoints(run)] == [None, b]
@@ -121,11 +123,11 @@ def test_a_replaced_run_does_not_come_back_and_strangers_keep_their_files(tmp_pa
 def test_a_run_that_was_killed_before_its_first_checkpoint_does_not_resume_the_one_before(tmp_path):
     trainer("dynamic_select", tmp_path).train()
     with pytest.raises(KeyboardInterrupt):
-        trainer("dynamic_select", tmp_path, killed=1, learning_rate=1e-2).train()
+        trainer("dynamic_select", tmp_path, killed=1, replaces=True, learning_rate=1e-2).train()
     with pytest.raises(ConfigError, match="holds no complete checkpoint of its run -> leave it out"):
         trainer("dynamic_select", tmp_path, learning_rate=1e-2).train(resume_from_checkpoint=True)
     with pytest.raises(KeyboardInterrupt):  # and a beginning alone is not worth a folder
-        trainer("dynamic_select", tmp_path, killed=1, learning_rate=1e-2).train()
+        trainer("dynamic_select", tmp_path, killed=1, replaces=True, learning_rate=1e-2).train()
     assert len(list((tmp_path / REPLACED).iterdir())) == 1
 
 
@@ -154,6 +156,31 @@ def test_a_folder_in_use_is_refused_by_a_plain_trainer(tmp_path, holder, kind):
     with pytest.raises(ConfigError, match=rf"run is in use by another run: process {holder.pid} on host "):
         trainer(kind, tmp_path / "run").train()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_another_run_in_the_folder_is_not_written_over_by_a_plain_trainer(tmp_path, kind):
+    with pytest.raises(KeyboardInterrupt):
+        trainer(kind, tmp_path, killed=3).train()
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a run that was stopped.*resume_from_checkpoint: true, or overwrite"):
+        trainer(kind, tmp_path).train()
+    assert contents(tmp_path) == before
+    resumed = trainer(kind, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    resumed.save_state()
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a finished run of 6 steps -> choose another output_dir"):
+        trainer(kind, tmp_path).train()
+    other = trainer(kind, tmp_path)
+    other.spec = replace(other.spec, arguments=replace(other.arguments, warmup_step=1))
+    with pytest.raises(ConfigError, match=r"holds a run with another configuration:\n  - warmup_step: 2 before, 1 now"):
+        other.train()
+    assert contents(tmp_path) == before
 
 
 class StoppedByASignal(TrainerCallback):

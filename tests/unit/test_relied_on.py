@@ -19,7 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-TABLE = relied_on.TRAINING | relied_on.LLAMAFACTORY
+TABLE = relied_on.TRAINING | relied_on.TRL | relied_on.LLAMAFACTORY
 IN_TABLE = {name for names in TABLE.values() for name in names} | {name for way in relied_on.RAY for name in way}
 MIXINS = (DynamicTrainer, PlannedTrainer, NumberedTrainer, SelectTrainer, MixTrainer, WeightTrainer)
 

@@ -20,10 +20,10 @@ from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.secret_values import is_secret, masked, remember, revealed, scrubbed, taken_out, without_secrets
-from dataflex.integrations.output_dir import require_free_output_dir
 from dataflex.run.completeness import mark_complete
 from dataflex.run.config_file import write_config
 from dataflex.run.files import COMPONENTS, CONFIG, STATE
+from dataflex.run.output_dir import require_free_output_dir
 from dataflex.utils import logging as dataflex_logging
 
 RUN = "0123456789abcdef"

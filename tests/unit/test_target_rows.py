@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.construct import constructor_parameters
+from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
 from dataflex.core.registry import find
 from dataflex.scoring import row_lengths
 from dataflex.scoring.columns import labelled_rows
 from dataflex.scoring.target_rows import JoinedRows, read_target, whole_rows, whole_sets
-from dataflex.testing import TokenRows, tiny_model
+from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.selector.base_selector import Selector
 from every_component import asking_for, installed, made, scores
 from weighted_run import weighted
@@ -232,6 +233,28 @@ def test_a_train_row_without_tokens_is_never_chosen_and_has_no_score(name, token
         found = scores(selector, model)
         assert np.flatnonzero(np.isnan(found)).tolist() == [0, 21, 22]
         assert np.isfinite(found[1:21]).all()
+
+
+@pytest.mark.parametrize("name", installed(SELECTOR))
+def test_a_selector_that_puts_batches_through_the_model_says_so(name, rows, target, model, tmp_path):
+    if name == "scores":
+        pytest.skip("takes the numbers of a file")
+    batches = []
+
+    def collate(given):
+        batches.append(len(given))
+        return pad_collate(given)
+
+    given = [row | {"irreducible": 1.0} for row in rows]
+    params = {"column": "irreducible"} if name == "rho_loss" else {}
+    runtime = {"eval_dataset": target} if name in TO_TARGET else {}
+    runtime |= {"dataset": given, "data_collator": collate, "cache_dir": str(tmp_path)}
+    selector = made(SELECTOR, name, params, **runtime)
+    if scores_rows(selector):
+        scores(selector, model)
+    else:
+        selector.select(model=model, step_id=3, num_samples=4, context=UpdateContext(0, 1, 3, 9, 1e-3, None))
+    assert bool(batches) == selector.reads_batches
 
 
 def scores_rows(selector) -> bool:

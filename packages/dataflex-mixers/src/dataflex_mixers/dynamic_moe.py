@@ -86,6 +86,8 @@ class DynamicMoeMixer(Mixer):
         ConfigError: A parameter has another value, or a source has no held-out rows.
     """
 
+    reads_batches = True
+
     def __init__(
         self,
         mixture_manager: MixtureManager,

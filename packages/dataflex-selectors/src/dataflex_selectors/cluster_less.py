@@ -80,6 +80,8 @@ class ClusterLessSelector(ToTarget):
             holds everything that is wrong.
     """
 
+    reads_batches = True
+
     def __init__(
         self,
         dataset: Any,

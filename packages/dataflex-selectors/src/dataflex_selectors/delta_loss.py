@@ -95,6 +95,8 @@ class DeltaLossSelector(Selector):
         ConfigError: A parameter is out of its range; the message holds all that are.
     """
 
+    reads_batches = True
+
     def __init__(
         self,
         dataset: Any,

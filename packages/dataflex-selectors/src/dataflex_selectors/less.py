@@ -62,6 +62,8 @@ class LessSelector(Selector):
         ConfigError: A parameter is out of its range, or there is no evaluation set; the message holds all of it.
     """
 
+    reads_batches = True
+
     def __init__(
         self,
         dataset: Any,

@@ -62,6 +62,8 @@ class RhoLossSelector(Selector):
         ConfigError: A parameter is out of its range, or there is not one irreducible loss for each row.
     """
 
+    reads_batches = True
+
     def __init__(
         self,
         dataset: Any,

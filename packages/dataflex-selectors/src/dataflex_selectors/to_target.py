@@ -77,6 +77,11 @@ class ToTarget(Selector):
         self._target = MixedSources(self.target_sets)
         self._eligible: NDArray[np.int64] | None = None
 
+    @property
+    def reads_batches(self) -> bool:  # type: ignore[override]  # it depends on a parameter
+        """Whether the embedding is the model's."""
+        return self.embedder.moves
+
     def is_due(self, last: int, update: int) -> bool:
         """Returns whether embeddings of the update ``last`` are too old at ``update``; -1 means there are none."""
         return last < 0 or (self.embedder.moves and update - last >= self.refresh)

@@ -96,6 +96,8 @@ class ZerothSelector(Selector):
             message holds everything that is wrong.
     """
 
+    reads_batches = True
+
     def __init__(
         self,
         dataset: Any,

@@ -27,12 +27,15 @@ class Component:
             :meth:`bind`.
         left_out: How many numbers that are not finite its running estimates were given and did not take. Kept in
             checkpoints, and in the trace or the log where it is not 0.
+        reads_batches: Whether it puts batches of the data collator through the model and tells their rows apart. A
+            collator that flattens rows into one, or makes pairs, is then refused before training.
     """
 
     name: str = "component"
     seed: int = 0
     cache_owner: str = ""
     left_out: int = 0
+    reads_batches: bool = False
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:
         """Tells the component its name, and the run's seed and folder. Called once by the trainer, after construction.

@@ -88,6 +88,7 @@ class Stream(Dataset[Row]):
         name: The source, for messages.
 
     Attributes:
+        dataset: The stream, as given.
         rows: Rows of a pass, or None.
     """
 
@@ -103,6 +104,7 @@ class Stream(Dataset[Row]):
                 f"a {type(dataset).__name__} cannot be resumed in its middle -> use a datasets.IterableDataset, or a "
                 "dataset with rows by number"
             )
+        self.dataset = dataset
         self.order = order
         self.rows = rows
         self._name = name

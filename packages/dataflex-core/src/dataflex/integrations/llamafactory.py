@@ -28,12 +28,6 @@ from transformers import Trainer
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
 from dataflex.integrations import ray_worker, reading
-from dataflex.integrations.output_dir import (
-    require_checkpoint_of_run,
-    require_free_output_dir,
-    require_rows_of_checkpoint,
-    resolve_resume,
-)
 from dataflex.integrations.predicting import predicting
 from dataflex.integrations.reading import named
 from dataflex.integrations.sources import Loading, knows_sources, load_held_out, load_sources
@@ -41,6 +35,12 @@ from dataflex.integrations.started import Started
 from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory
 from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
 from dataflex.run.newest import newest_of_run
+from dataflex.run.output_dir import (
+    require_checkpoint_of_run,
+    require_free_output_dir,
+    require_rows_of_checkpoint,
+    resolve_resume,
+)
 from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
@@ -138,7 +138,7 @@ def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) ->
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
     base = predicting(original) if original is sft.CustomSeq2SeqTrainer else original
     ours: Callable[..., Any] = trainer_class(mixin, base)
-    return functools.partial(ours, dataflex=spec)
+    return functools.partial(ours, dataflex=spec, overwrite_output_dir=True)  # the folder has been looked at
 
 
 def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: bool) -> Callable[..., Any]:

@@ -200,10 +200,22 @@ class RowPass:
             if not any(len(row["input_ids"]) for row in given):  # no model takes a batch of no columns
                 given = [row | {key: value for key, value in _MASKED_TOKEN.items() if key in row} for row in given]
             batch = dict(self.collator(given))
+            _require_apart(batch, len(given))
             token_labels = batch.pop("labels", None)
             return RowBatch(send_to_device(batch, device), token_labels)
 
         return load
+
+
+def _require_apart(batch: Mapping[str, Any], rows: int) -> None:
+    """Refuses a batch whose rows cannot be told apart: flattened into one, or pairs."""
+    tokens = batch.get("input_ids")
+    if not isinstance(tokens, torch.Tensor) or tokens.ndim != 2 or len(tokens) != rows:
+        made = f"input_ids of shape {tuple(tokens.shape)}" if isinstance(tokens, torch.Tensor) else "no input_ids"
+        raise ComponentError(
+            f"the data collator made {made} of {rows} rows, which cannot be scored one by one -> use one that pads "
+            "and does not flatten, and rows of one text each"
+        )
 
 
 def without_replicas(model: torch.nn.Module) -> torch.nn.Module:

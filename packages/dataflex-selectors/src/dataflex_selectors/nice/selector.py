@@ -89,6 +89,8 @@ class NiceSelector(Selector):
             engine shards weights, or the reward model cannot be loaded.
     """
 
+    reads_batches = True
+
     def __init__(
         self,
         dataset: Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.injected import TARGETS
+from dataflex.core.kinds import Kind
 from dataflex.core.registry import find
 from dataflex.run.checkpoints import (
     PREFIX,
@@ -41,6 +42,7 @@ from dataflex.run.identity import (
 from dataflex.run.length import require_no_shorter, require_unfinished
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.newest import newest_to_resume
+from dataflex.run.output_dir import require_unused
 from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside, set_later_aside
 from dataflex.run.results import Results
@@ -50,7 +52,9 @@ from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
 from dataflex.train.trainer.engine import require_engine, require_loader
 from dataflex.train.trainer.evaluation import evaluate_all
+from dataflex.train.trainer.given import by_name, first_rows, require_rows_apart, require_spec
 from dataflex.train.trainer.passes import PassKeeper
+from dataflex.train.trainer.prepared import SourcesApart
 from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
 from dataflex.train.trainer.saving import CheckpointWriter, without_secret_fields
 from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
@@ -74,23 +78,39 @@ class DynamicTrainer(Base):
         *args: For the trainer underneath.
         dataflex: The run, as :func:`dataflex.config.check.check` returns it or as built by hand.
         target_dataset: Evaluation rows for the component, where they are other ones than those for evaluation.
+        overwrite_output_dir: Whether a run that ``output_dir`` holds may be replaced by one that starts anew.
         **kwargs: For the trainer underneath.
 
     Attributes:
+        kind: What its components are.
         spec: The run.
         saving: Writes checkpoints, and knows the last one.
         tokens: The tokens that were trained on, where they are counted.
         component: The selector, mixer or weighter; None for a static mixture.
     """
 
-    def __init__(self, *args: Any, dataflex: RunSpec, target_dataset: Any = None, **kwargs: Any) -> None:
+    kind: Kind
+
+    def __init__(
+        self,
+        *args: Any,
+        dataflex: RunSpec,
+        target_dataset: Any = None,
+        overwrite_output_dir: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        kwargs = self.named(args, kwargs)
+        require_spec(dataflex, self.kind)
         self._target_dataset = target_dataset
-        given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        given = kwargs.get("args")
         if given is not None and given.should_save:
             require_writable(given.output_dir)
         require_training()
-        super().__init__(*args, **kwargs)
+        self._sources = SourcesApart(kwargs.get("train_dataset"), self.bases())
+        super().__init__(**kwargs | {"train_dataset": self._sources.shown})
+        self.train_dataset = self._sources.whole(self.train_dataset)
         self.spec = dataflex
+        self._overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type)
@@ -103,8 +123,18 @@ class DynamicTrainer(Base):
         self._results = Results(self.output_dir)
         self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
         self.component: Any = self._constructed()
+        self._require_rows_apart()
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
+
+    @classmethod
+    def bases(cls) -> Sequence[type]:
+        """Returns the classes of the trainer underneath, in the order in which Python asks them."""
+        return cls.__mro__[cls.__mro__.index(DynamicTrainer) + 1 :]
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the trainer underneath's arguments by their names."""
+        return by_name(self.bases(), args, kwargs)
 
     @property
     def arguments(self) -> DataflexArguments:
@@ -138,7 +168,7 @@ class DynamicTrainer(Base):
             StoppedError: SIGTERM came, and the command line runs this process; see :mod:`dataflex.core.stopping`.
         """
         with locked_on_rank_0(self.output_dir, self.accelerator):
-            needed = resume_from_checkpoint is True
+            needed, own = resume_from_checkpoint is True, self._run
             self._recorded, self._run = from_rank_0(
                 self.accelerator, lambda: (self._run_there(needed), secrets.token_hex(8))
             )
@@ -147,6 +177,8 @@ class DynamicTrainer(Base):
             self._resumed = None
             if resume_from_checkpoint:
                 self._resume(str(resume_from_checkpoint))
+            elif not self._overwrites:
+                from_rank_0(self.accelerator, lambda: self._require_unused(own))
             # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
             with nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught():
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -159,6 +191,11 @@ class DynamicTrainer(Base):
             if needed:
                 raise
             return None
+
+    def _require_unused(self, own: str | None) -> None:
+        """Refuses to write over another run than the one that this trainer has trained before."""
+        if self._recorded is None or self._recorded.id != own:
+            require_unused(self.spec, self.output_dir, self._recorded)
 
     def _resume(self, folder: str) -> None:
         require_complete(folder)
@@ -352,6 +389,18 @@ class DynamicTrainer(Base):
         """Returns kind and name of the component, for messages."""
         wanted = self.spec.component
         return "the component" if wanted is None else f"{wanted.kind.name} '{wanted.preset}'"
+
+    def _require_rows_apart(self) -> None:
+        """Tries the collator where the component looks at single rows of a batch."""
+        if isinstance(self.component, Component) and self.component.reads_batches:
+            require_rows_apart(self.data_collator, first_rows(self.train_dataset), f"the {self._component()}")
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Prepares each source of a mixture by itself, where the trainer underneath prepares datasets."""
+        return self._sources.prepare(
+            dataset,
+            lambda part: super(DynamicTrainer, self)._prepare_dataset(part, *args, **kwargs),  # type: ignore[misc]
+        )
 
     def _injectable(self) -> dict[str, Any]:
         """Runtime objects that a component may ask for by parameter name."""

@@ -9,7 +9,9 @@ from dataflex.scoring.linear_cross_entropy import LARGE_VOCABULARY
 from dataflex.scoring.output_losses import OutputLosses, plain_output_layer
 
 
-def output_losses(key: str, model: Any, *, smoothed: bool, compiled: bool, fused: bool) -> OutputLosses | None:
+def output_losses(
+    key: str, model: Any, *, smoothed: bool, compiled: bool, fused: bool, measured: bool
+) -> OutputLosses | None:
     """Returns the output layer that gives losses, or None for the logits.
 
     Args:
@@ -18,6 +20,7 @@ def output_losses(key: str, model: Any, *, smoothed: bool, compiled: bool, fused
         smoothed: Whether labels are smoothed, which takes the mean over the vocabulary.
         compiled: Whether the model will be compiled.
         fused: Whether the user asked for a fused loss, which is there to save the memory of the logits.
+        measured: Whether the trainer underneath computes metrics from the logits of training, as TRL's do.
 
     Raises:
         ConfigError: ``chunked`` cannot be done for this run.
@@ -26,6 +29,7 @@ def output_losses(key: str, model: Any, *, smoothed: bool, compiled: bool, fused
     reasons = {
         "label_smoothing_factor needs the logits": smoothed,
         "torch_compile traces the output layer": compiled,
+        "the trainer of TRL computes its metrics from the logits": measured,
         f"the output layer of {type(model).__name__} is adapted or quantised, or its logits are scaled": layer is None,
     }
     against = [reason for reason, holds in reasons.items() if holds]

@@ -14,13 +14,21 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import checked_proportions
 from dataflex.core.errors import ConfigError, blaming
+from dataflex.core.kinds import MIXER
 from dataflex.core.schedule import Segment
 from dataflex.data.rows import MixedSources
 from dataflex.data.stream_places import StreamPlaces
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
 from dataflex.train.trainer.domain_objective import DomainObjective
 from dataflex.train.trainer.engine import require_one_model
-from dataflex.train.trainer.mixture_sources import are_streams, first_mixture, mixed_sources, require_streamable
+from dataflex.train.trainer.given import first_rows, require_rows_apart, require_spec
+from dataflex.train.trainer.mixture_sources import (
+    are_streams,
+    first_mixture,
+    mixed_sources,
+    require_mixture,
+    require_streamable,
+)
 from dataflex.train.trainer.planned import Plan, PlannedTrainer
 from dataflex.train.trainer.steps import require_observable
 
@@ -42,22 +50,25 @@ class MixTrainer(PlannedTrainer):
         mixture_manager: The sources and their proportions.
     """
 
+    kind = MIXER
     verb = "mix"
     stands = True
 
     def __init__(
         self, *args: Any, dataflex: RunSpec, mixer_eval_dataset: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
+        kwargs = self.named(args, kwargs)
+        require_spec(dataflex, self.kind)
         require_observable(dataflex)
         self._held_out = mixer_eval_dataset
         mixed = mixed_sources(kwargs.get("train_dataset"))
-        self._initial = first_mixture(mixed, dataflex.arguments)
-        self._places = StreamPlaces(mixed) if are_streams(mixed) else None
-        if self._places is not None:
-            given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        require_mixture(mixed, dataflex.arguments)
+        self._places: StreamPlaces | None = None
+        if are_streams(mixed):
+            given = kwargs.get("args")
             require_streamable(dataflex, 0 if given is None else given.dataloader_num_workers)
         kwargs["train_dataset"] = mixed
-        super().__init__(*args, dataflex=dataflex, **kwargs)
+        super().__init__(dataflex=dataflex, **kwargs)
         if self.component is not None:
             assert isinstance(self.model, torch.nn.Module)
             with blaming(self._component()):
@@ -68,7 +79,7 @@ class MixTrainer(PlannedTrainer):
             observes = self.component is not None and self.component.observes
         if observes:
             require_one_model(self.args, f"the mixer '{self._component_name()}'")
-            self._domain_losses = DomainLosses(len(mixed.names), self.component.token_values)
+            self._domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
             self._objective = self._weighted_objective(self._domain_losses)
             self.add_callback(_AfterEachStep(self))
 
@@ -180,8 +191,16 @@ class MixTrainer(PlannedTrainer):
         return range(self.schedule.total * self._global_batch_size)
 
     def _constructed(self) -> Any:
-        self.mixture_manager = self._initial(seed=self.seed)
+        mixed = mixed_sources(self.train_dataset)
+        self.mixture_manager = first_mixture(mixed, self.arguments)(seed=self.seed)
+        self._places = StreamPlaces(mixed) if are_streams(mixed) else None
         return super()._constructed()
+
+    def _require_rows_apart(self) -> None:
+        super()._require_rows_apart()
+        if self.component is not None and self.component.observes:
+            collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+            require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._component()}")
 
     def _injectable(self) -> dict[str, Any]:
         runtime, held_out = super()._injectable(), self._held_out

@@ -62,16 +62,23 @@ def require_streamable(spec: RunSpec, workers: int) -> None:
     refuse([*(no_sizes_for(mixer.name) if mixer is not None and sizes else []), *many_readers(workers)])
 
 
+def require_mixture(mixed: MixedSources, keys: DataflexArguments) -> None:
+    """Refuses keys that say nothing of these sources.
+
+    Raises:
+        ConfigError: The sizes of streams are asked for, or the proportions are not one for each source.
+    """
+    refuse(no_sizes(keys) if are_streams(mixed) else [])
+    refuse(proportion_problems(keys.init_mixture_proportions, mixed.names))
+
+
 def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[..., MixtureManager]:
     """Returns what makes the mixture that a run starts with, once the seed is known.
 
     Raises:
-        ConfigError: Tokens are to be counted where a source has none, the sizes of streams are asked for, or the
-            proportions are not one for each source.
+        ConfigError: Tokens are to be counted where a source has none.
     """
     streams = are_streams(mixed)
-    refuse(no_sizes(keys) if streams else [])
-    refuse(proportion_problems(keys.init_mixture_proportions, mixed.names))
     lengths = _mean_lengths(mixed) if keys.mixture_unit == "tokens" else None
     amounts = mixed.sizes if lengths is None else mixed.sizes * lengths
     shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)

@@ -25,6 +25,7 @@ class NumberedTrainer(DynamicTrainer):
     """
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+        kwargs = self.named(args, kwargs)
         if isinstance(kwargs.get("train_dataset"), Mapping):
             kwargs["train_dataset"] = MixedSources(kwargs["train_dataset"])
         self._visible: Any = None  # the rows without unused columns, while the train dataloader is made
@@ -33,7 +34,7 @@ class NumberedTrainer(DynamicTrainer):
         self._batch_rows: torch.Tensor | None = None
         self._ends: NDArray[np.int64] | None = None  # of the sources
         self._tables: dict[int, tuple[NDArray[Any], torch.Tensor]] = {}
-        super().__init__(*args, dataflex=dataflex, **kwargs)
+        super().__init__(dataflex=dataflex, **kwargs)
 
     @property
     def batch_rows(self) -> torch.Tensor:

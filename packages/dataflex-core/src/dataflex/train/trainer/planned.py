@@ -58,8 +58,9 @@ class PlannedTrainer(DynamicTrainer):
     """Whether more rows can be planned from the last decision, where a continued run has its segment made longer."""
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
-        require_map_style(kwargs.get("train_dataset"), dataflex.arguments.train_type)
-        super().__init__(*args, dataflex=dataflex, **kwargs)
+        kwargs = self.named(args, kwargs)
+        require_map_style(kwargs.get("train_dataset"), self.kind.train_type)
+        super().__init__(dataflex=dataflex, **kwargs)
         self._global_batch_size = global_batch_size(self.args)
         self.schedule = run_schedule(dataflex, self.args, self.train_dataset)
         self.args.max_steps = self.schedule.total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import checked_rows, checked_scores
+from dataflex.core.kinds import SELECTOR
 from dataflex.core.schedule import Segment
 from dataflex.train.selector.base_selector import Selection
 from dataflex.train.trainer.planned import Plan, PlannedTrainer
@@ -12,6 +13,7 @@ from dataflex.train.trainer.planned import Plan, PlannedTrainer
 class SelectTrainer(PlannedTrainer):
     """Asks the selector for ``warmup`` rows first and for the rows of each update after that."""
 
+    kind = SELECTOR
     verb = "select"
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:

@@ -17,8 +17,10 @@ from accelerate import DistributedType
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
+from dataflex.core.kinds import WEIGHTER
 from dataflex.scoring.label_logits import label_positions
 from dataflex.train.trainer.engine import require_one_model
+from dataflex.train.trainer.given import first_rows, require_rows_apart
 from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.loop_scale import loop_of, undone
 from dataflex.train.trainer.loss_function import replace_loss
@@ -53,11 +55,13 @@ class WeightTrainer(NumberedTrainer):
             computed: for gradient hooks, which run later.
     """
 
+    kind = WEIGHTER
     component: WeightsSamples
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
-        require_map_style(kwargs.get("train_dataset"), dataflex.arguments.train_type)
-        super().__init__(*args, dataflex=dataflex, **kwargs)
+        kwargs = self.named(args, kwargs)
+        require_map_style(kwargs.get("train_dataset"), self.kind.train_type)
+        super().__init__(dataflex=dataflex, **kwargs)
         require_one_model(self.args, "a weighter")
         self.schedule = run_schedule(dataflex, self.args, self.train_dataset)
         if dataflex.steps(self.args.max_steps).total is not None:  # else the loop counts the epochs itself
@@ -84,6 +88,7 @@ class WeightTrainer(NumberedTrainer):
             smoothed=self.label_smoother is not None and self.compute_loss_func is None,
             compiled=self.args.torch_compile,
             fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
+            measured=any(base.__module__.partition(".")[0] == "trl" for base in self.bases()),
         )
         replace_loss(self, self._own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
 
@@ -238,6 +243,10 @@ class WeightTrainer(NumberedTrainer):
         if self.control.should_log:  # here, as every rank comes along
             self._metrics = self._log.metrics(self.accelerator)
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _require_rows_apart(self) -> None:
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._component()}", documents=True)
 
     def _own_loss(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor | None:
         """Returns the loss of a micro-batch; None where it is the plain one of the logits."""

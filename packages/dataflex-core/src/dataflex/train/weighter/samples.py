@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from dataflex.core.errors import ComponentError
+
 
 class Samples(Protocol):
     """How tokens are taken together. The loss that predicts a token stands one position before it."""
@@ -109,7 +111,19 @@ class Documents:
         return found.masked_fill(~inside_SL.view(*inside_SL.shape, *[1] * (found.ndim - 2)), fill)
 
     def of_rows(self, values_B: torch.Tensor) -> torch.Tensor:
-        """See :class:`Samples`."""
+        """See :class:`Samples`. Where a collator has put rows one after the other into one, a sample is such a row.
+
+        Raises:
+            ComponentError: There are neither as many values as rows, nor as many as documents.
+        """
+        if len(values_B) == len(self._rows_S):
+            return values_B
+        if len(values_B) != len(self._sample_BT):
+            raise ComponentError(
+                f"the data collator put {len(values_B)} rows with {len(self._rows_S)} documents into "
+                f"{len(self._sample_BT)}, so nobody knows which document is of which row -> use a collator that pads, "
+                "or rows that are not packed"
+            )
         return values_B[self._rows_S.to(values_B.device)]
 
     def number(self, rows: int) -> int:

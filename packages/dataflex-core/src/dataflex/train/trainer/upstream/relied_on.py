@@ -22,6 +22,7 @@ SEEN = {
     "torch": ("2.6.0", "2.11.0"),
     "datasets": ("3.0.0", "4.0.0"),
     "llamafactory": ("0.9.4", "0.9.5"),
+    "trl": ("0.18.0", "1.16.0"),
 }
 """Package -> the lowest and the highest version in which all of its names below were seen."""
 
@@ -50,6 +51,9 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "datasets.Dataset": ("_indices",),
 }
 """Owner -> names of it, for every dynamic run."""
+
+TRL: dict[str, tuple[str, ...]] = {"trl.SFTTrainer": ("_prepare_dataset",)}
+"""The same for TRL, where it trains. A release without the name refuses the mixture itself, for what it is."""
 
 LLAMAFACTORY: dict[str, tuple[str, ...]] = {
     "llamafactory.train.sft.workflow": ("CustomSeq2SeqTrainer", "get_dataset", "plot_loss", "calculate_tps"),

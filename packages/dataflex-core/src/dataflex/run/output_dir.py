@@ -67,31 +67,55 @@ def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
     if training_args.overwrite_output_dir and (named or not resumes):
         return
     recorded = recorded_run(folder)
+    if not resumes:
+        require_unused(spec, folder, recorded)
+    elif recorded is not None:
+        before, now = _configurations(spec, folder)
+        _require_same_configuration(folder, before, now)
+        if run_of(resumes) != recorded.id:
+            raise ConfigError(
+                f"output_dir: {folder} holds another run than the one that {resumes} is a checkpoint of -> choose "
+                "another output_dir, or set overwrite_output_dir: true to replace it"
+            )
+        if not named:
+            _require_work(folder, before, now, recorded)
+
+
+def require_unused(spec: RunSpec, folder: str | Path, recorded: RecordedRun | None) -> None:
+    """Refuses to start a run anew where another one would be written over.
+
+    Args:
+        spec: The run.
+        folder: Its ``output_dir``.
+        recorded: The run that is recorded there.
+
+    Raises:
+        ConfigError: The folder holds checkpoints, a finished run, one of another configuration, or one that was stopped
+            and can be resumed.
+    """
+    folder = Path(folder)
     if recorded is None:
-        if all_checkpoints(folder) and not resumes:
+        if all_checkpoints(folder):
             raise ConfigError(
                 f"output_dir: {folder} holds the checkpoints of another run -> choose another output_dir, or set "
                 "overwrite_output_dir: true to replace them"
             )
         return
-    before, now = written_config(folder), resolved(spec, folder.absolute() / COMPONENTS)
+    before, now = _configurations(spec, folder)
     _require_same_configuration(folder, before, now)
-    if resumes and run_of(resumes) != recorded.id:
+    _require_work(folder, before, now, recorded)
+    newest = newest_of_run(folder)
+    if newest is not None:
+        given = spec.llamafactory.get("resume_from_checkpoint")
         raise ConfigError(
-            f"output_dir: {folder} holds another run than the one that {resumes} is a checkpoint of -> choose another "
-            "output_dir, or set overwrite_output_dir: true to replace it"
+            f"output_dir: {folder} holds a run that was stopped, and resume_from_checkpoint: {given} would not go on "
+            f"from its {newest} -> set resume_from_checkpoint: true, or overwrite_output_dir: true to start anew"
         )
-    if not named:
-        _require_work(folder, before, now, recorded)
-    if not resumes and recorded.finished is None:
-        newest = newest_of_run(folder)
-        if newest is not None:
-            raise ConfigError(
-                f"output_dir: {folder} holds a run that was stopped, and resume_from_checkpoint: "
-                f"{spec.llamafactory.get('resume_from_checkpoint')} would not go on from its {newest} -> leave it out, "
-                "or set overwrite_output_dir: true to start anew"
-            )
-        logger.warning("%s holds a run that was stopped before its first complete checkpoint: starting it anew", folder)
+    logger.warning("%s holds a run that was stopped before its first complete checkpoint: starting it anew", folder)
+
+
+def _configurations(spec: RunSpec, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return written_config(folder), resolved(spec, folder.absolute() / COMPONENTS)
 
 
 def _require_same_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

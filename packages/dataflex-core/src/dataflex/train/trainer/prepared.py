@@ -1,0 +1,62 @@
+"""The sources of a mixture under a trainer that prepares its dataset, as TRL's do.
+
+Such a trainer takes one ``datasets.Dataset``, tokenises, cuts and packs it in its constructor, and knows nothing of
+sources. So it is shown the first source; when it comes to prepare that, every source is prepared in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dataflex.data.rows import MixedSources
+from dataflex.data.streams import Stream
+
+PREPARE = "_prepare_dataset"
+"""The method of TRL's trainers that turns texts into tokens; see :mod:`dataflex.train.trainer.upstream.relied_on`."""
+
+
+class SourcesApart:
+    """Shows a trainer what it can take of a train dataset.
+
+    Args:
+        dataset: The train dataset.
+        bases: The classes of the trainer underneath.
+
+    Attributes:
+        shown: What goes to its constructor: the first source of a mixture that it would prepare, else the dataset.
+    """
+
+    def __init__(self, dataset: Any, bases: Sequence[type]) -> None:
+        prepares = any(PREPARE in vars(base) for base in bases)
+        self._mixed = dataset if prepares and isinstance(dataset, MixedSources) else None
+        self.shown = dataset if self._mixed is None else _given(self._mixed.sources[0])
+
+    def prepare(self, dataset: Any, prepare: Callable[[Any], Any]) -> Any:
+        """Prepares a dataset; with the first source also all others.
+
+        Args:
+            dataset: What the trainer underneath prepares, for training or for evaluation.
+            prepare: How it does that.
+        """
+        if self._mixed is None or dataset is not self.shown:
+            return prepare(dataset)
+        parts = {name: prepare(_given(part)) for name, part in zip(self._mixed.names, self._mixed.sources, strict=True)}
+        self._mixed = MixedSources({name: _readable(part, self._mixed) for name, part in parts.items()})
+        return next(iter(parts.values()))
+
+    def whole(self, dataset: Any) -> Any:
+        """Returns the train dataset that a trainer was constructed with: all sources of a mixture, prepared or not.
+
+        Args:
+            dataset: The one that the trainer underneath made of :attr:`shown`.
+        """
+        return dataset if self._mixed is None else self._mixed
+
+
+def _given(source: Any) -> Any:
+    return source.dataset if isinstance(source, Stream) else source
+
+
+def _readable(prepared: Any, before: MixedSources) -> Any:
+    return Stream(prepared) if isinstance(before.sources[0], Stream) else prepared
