@@ -125,7 +125,7 @@ class ClusterLessSelector(ToTarget):
         self.clusters, self.representatives = clusters, representatives
         self.budget, self.exploration, self.resample = budget, float(exploration), resample
         self.width, self.mode, self.temperature = float(width), mode, float(temperature)
-        self._running = RunningScores(len(dataset), len(self.targets), float(decay))
+        self._running = RunningScores(len(self.targets), float(decay))
         self._clustering: Clustering | None = None
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:

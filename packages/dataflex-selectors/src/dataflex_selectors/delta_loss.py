@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw, logarithms
 from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough
+from dataflex_selectors.ranking import places_between
 from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
@@ -71,10 +72,9 @@ def window_weights(
     usable = scored_places(deltas_N)
     weight_N = np.zeros(len(deltas_N))
     if len(usable):
-        order = usable[np.argsort(-deltas_N[usable], kind="stable")]
         first, last = window(int((deltas_N[usable] >= 0).sum()), len(usable), width, progress)
         weight_N[usable] = outside
-        weight_N[order[first:last]] = 1.0
+        weight_N[usable[places_between(first, last, -deltas_N[usable])]] = 1.0
     return weight_N
 
 

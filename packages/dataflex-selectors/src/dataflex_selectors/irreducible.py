@@ -19,7 +19,7 @@ from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_name
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.run.row_values import SUFFIXES
 from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.scoring.columns import column_chunks
+from dataflex.scoring.columns import number_column
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.row_pass import Collator
 from dataflex.utils.whole_models import whole_models
@@ -60,16 +60,17 @@ def from_column(dataset: Any, column: str) -> NDArray[np.float32]:
     Raises:
         ConfigError: There is no such column, or it holds something else than one number per row.
     """
-    every = np.arange(len(dataset), dtype=np.int64)
-    values = [value for chunk in column_chunks(dataset, column, every) for value in chunk]
-    if not any(value.size for value in values):
+    try:
+        found = number_column(dataset, column)
+    except ValueError:
+        raise ConfigError(
+            f"the column '{column}' of the train dataset holds something else than one number per row"
+        ) from None
+    if found is None:
         raise ConfigError(
             f"no row of the train dataset has the column '{column}' that column names -> LLaMA-Factory keeps none but "
             "its own when it tokenises: give the values as a file, in the order of the rows"
         )
-    if any(value.size > 1 or value.dtype.kind not in "fiu" for value in values if value.size):
-        raise ConfigError(f"the column '{column}' of the train dataset holds something else than one number per row")
-    found = np.array([value.item() if value.size else np.nan for value in values], dtype=np.float64)
     return checked(found, f"the column '{column}'")
 
 

@@ -91,7 +91,7 @@ class LessSelector(Selector):
         self.targets, self.settings = loss_targets(target.sets), settings
         self.mode, self.temperature = mode, float(temperature)
         self.candidates = candidates
-        self._running = RunningScores(len(dataset), len(self.targets), float(decay))
+        self._running = RunningScores(len(self.targets), float(decay))
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores the candidates and returns the ``num_samples`` that ``mode`` picks. See the base class.

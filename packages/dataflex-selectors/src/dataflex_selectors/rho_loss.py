@@ -23,6 +23,7 @@ from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import at_least_or_null, count_or_null, require
 from dataflex.core.registry import register_selector
+from dataflex.data.order import RowOrder
 from dataflex.run.row_values import require_same_numbers, row_values
 from dataflex.scoring import per_sample_losses
 from dataflex.train.selector.base_selector import Selection, Selector
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from dataflex_selectors.engines import whole_weights
 from dataflex_selectors.enough import SHOW_LABELS, require_enough
 from dataflex_selectors.irreducible import NAME, checked, from_column, from_model, source_problem
+from dataflex_selectors.ranking import first_places
 from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 def largest(rho_C: NDArray[np.float32], rows_C: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Returns where the largest ``count`` values are, largest first, equal ones in row order: (count,) of C."""
-    return np.lexsort((rows_C, -rho_C))[:count]
+    return first_places(count, -rho_C, rows_C)
 
 
 @register_selector("rho_loss")
@@ -105,12 +107,14 @@ class RhoLossSelector(Selector):
         irreducible_N = self._known()
         generator = self.generator(kwargs["context"].update)
         eligible = np.flatnonzero(~np.isnan(irreducible_N))
-        at_once = len(eligible)
-        if self.pool_factor is not None:
-            eligible, at_once = generator.permutation(eligible), math.ceil(self.pool_factor * num_samples)
+        order, at_once = None, max(1, len(eligible))
+        if self.pool_factor is not None and len(eligible):
+            order = RowOrder(len(eligible), int(generator.integers(2**63)))
+            at_once = max(1, math.ceil(self.pool_factor * num_samples))
         rows, rho = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        for first in range(0, len(eligible), max(1, at_once)):  # once, unless candidates turn out to have no label
-            candidates = eligible[first : first + at_once]
+        for first in range(0, len(eligible), at_once):  # once, unless candidates turn out to have no label
+            at_once = min(at_once, len(eligible) - first)
+            candidates = eligible if order is None else eligible[order.take(first, at_once)]
             reducible = self._losses(model, step_id, candidates) - irreducible_N[candidates]
             usable = scored_places(reducible, candidates)
             rows, rho = np.concatenate([rows, candidates[usable]]), np.concatenate([rho, reducible[usable]])

@@ -138,7 +138,7 @@ class NiceSelector(Selector):
         own = (target.problem, _has_tokenizer(tokenizer), *self._problems())
         require("nice selector", *own, *sampling.problems(), *rules.problems(), *rewards.problems())
         self.goal = PolicyGoal(target.sets, tokenizer, accelerator, sampling, rules, rewards.build(accelerator))
-        self._running = RunningScores(len(dataset), len(target.sets), float(decay))
+        self._running = RunningScores(len(target.sets), float(decay))
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Draws and rewards answers, scores the candidates, and returns the rows that ``mode`` picks. See the base.
