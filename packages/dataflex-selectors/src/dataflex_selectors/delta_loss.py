@@ -21,15 +21,16 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.parameter_checks import between, count_or_null, flag, one_of, require, share
 from dataflex.core.registry import register_selector
 from dataflex.scoring import per_sample_losses
+from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw, logarithms
-from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough
+from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
 from dataflex_selectors.ranking import places_between
 from dataflex_selectors.scored import scored_places
 
@@ -122,6 +123,11 @@ class DeltaLossSelector(Selector):
         self.replacement = replacement
         self.token_budget = token_budget
         self._before: NDArray[np.float32] | None = None  # the losses to compare with
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
+        require_labelled(self.dataset, min(run.most_rows, 1) if self.replacement else run.most_rows)
+        try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` of them; the scores are what their losses fell by.

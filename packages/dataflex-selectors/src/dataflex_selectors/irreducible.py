@@ -22,6 +22,7 @@ from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.columns import number_column
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.trial import try_losses
 from dataflex.utils.whole_models import whole_models
 from numpy.typing import NDArray
 from packaging.version import Version
@@ -98,18 +99,11 @@ def from_model(
     Raises:
         ComponentError: The model cannot be loaded, or has fewer tokens than the dataset uses.
     """
-    try:
-        with whole_models():
-            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
-    except (OSError, ValueError) as error:
-        raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
-    if accelerator is not None:
-        model = model.to(accelerator.device)
-    embeddings: Any = model.get_input_embeddings()
+    model = _loaded(path, accelerator)
     return per_sample_losses(
         model,
         dataset,
-        collator=_within(len(embeddings.weight), collator, path),
+        collator=_within(model, collator, path),
         accelerator=accelerator,
         token_budget=token_budget,
         desc=f"irreducible losses under {os.path.basename(path)}",
@@ -120,8 +114,29 @@ def from_model(
     )
 
 
-def _within(vocabulary: int, collator: Collator, path: str) -> Collator:
+def try_model(path: str, dataset: Any, collator: Collator, accelerator: Accelerator | None) -> None:
+    """Loads the model, scores two rows with it and lets go of it.
+
+    Raises:
+        ComponentError: It cannot be loaded, gives rows no loss, or has fewer tokens than these rows use.
+    """
+    model = _loaded(path, accelerator)
+    try_losses(model, dataset, _within(model, collator, path), None)
+
+
+def _loaded(path: str, accelerator: Accelerator | None) -> Any:
+    try:
+        with whole_models():
+            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
+    except (OSError, ValueError) as error:
+        raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
+    return model if accelerator is None else model.to(accelerator.device)
+
+
+def _within(model: Any, collator: Collator, path: str) -> Collator:
     """Looks for unknown tokens before a GPU does, which would stop with an error that names nothing."""
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = len(embeddings.weight)
 
     def collate(rows: list[Any]) -> Mapping[str, torch.Tensor]:
         batch = collator(rows)

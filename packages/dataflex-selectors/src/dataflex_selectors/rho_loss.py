@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.context import RunAhead
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import at_least_or_null, count_or_null, require
@@ -26,12 +27,13 @@ from dataflex.core.registry import register_selector
 from dataflex.data.order import RowOrder
 from dataflex.run.row_values import require_same_numbers, row_values
 from dataflex.scoring import per_sample_losses
+from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.enough import SHOW_LABELS, require_enough
-from dataflex_selectors.irreducible import NAME, checked, from_column, from_model, source_problem
+from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.irreducible import NAME, checked, from_column, from_model, source_problem, try_model
 from dataflex_selectors.ranking import first_places
 from dataflex_selectors.scored import scored_places
 
@@ -97,6 +99,17 @@ class RhoLossSelector(Selector):
             require("rho_loss selector", found if isinstance(found, Problem) else None)
             assert not isinstance(found, Problem)
             self._irreducible = checked(found, f"file: {file}")
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with both losses, and models that give rows none. See the base class."""
+        require_labelled(self.dataset, run.most_rows)
+        if self._irreducible is not None:
+            found = int(np.count_nonzero(~np.isnan(self._irreducible)))
+            require_enough(run.most_rows, found, len(self.dataset), "have an irreducible loss", "give it for more rows")
+        else:
+            assert self.reference_model is not None
+            try_model(self.reference_model, self.dataset, self.data_collator, self.accelerator)
+        try_losses(model, self.dataset, self._without_column, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores candidates and returns those with the largest rho, shuffled; the scores are their rho.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.parameter_checks import count, require
 from dataflex.data.rows import MixedSources, PlannedRows
@@ -15,6 +16,7 @@ from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_selectors.embed import Embedder
+from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import backend_problem
 
 if TYPE_CHECKING:
@@ -71,6 +73,12 @@ class ToTarget(Selector):
         self.target_sets = {name: self._readable(name, rows) for name, rows in target.sets.items()}
         self._target = MixedSources(self.target_sets)
         self._eligible: NDArray[np.int64] | None = None
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with a label, and what makes no embedding of them. See the base class."""
+        wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
+        require_enough(max(1, wanted), len(self.eligible()), len(self.dataset))
+        self.embedder.try_on(model, self.dataset, self.eligible()[:1])
 
     def is_due(self, last: int, update: int) -> bool:
         """Returns whether embeddings of the update ``last`` are too old at ``update``; -1 means there are none."""

@@ -72,14 +72,21 @@ def labelled_rows(dataset: Any) -> NDArray[np.int64]:
     return np.flatnonzero(np.concatenate([np.empty(0, dtype=np.bool_), *_learnable(dataset)]))
 
 
-def has_labelled_rows(dataset: Any, count: int) -> bool:
-    """Returns whether something can be learnt from at least ``count`` rows. Reads no further than it takes."""
-    found = 0
+def first_labelled_rows(dataset: Any, count: int) -> NDArray[np.int64]:
+    """Returns the first ``count`` of :func:`labelled_rows`, all where there are fewer. Reads no more than it takes.
+
+    Args:
+        dataset: A dataset with a length.
+        count: How many, at least 1.
+    """
+    found, start, size = [np.empty(0, dtype=np.int64)], 0, 0
     for learnable in _learnable(dataset):
-        found += int(np.count_nonzero(learnable))
-        if found >= count:
-            return True
-    return found >= count
+        found.append(start + np.flatnonzero(learnable))
+        start += len(learnable)
+        size += len(found[-1])
+        if size >= count:
+            break
+    return np.concatenate(found)[:count]
 
 
 def number_column(dataset: Any, column: str) -> NDArray[np.float64] | None:

@@ -69,7 +69,7 @@ class WeightTrainer(NumberedTrainer):
         self._step_losses: StepLosses | None = None
         self.sample_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
-        self._weighed = False
+        self._weighed = self._asked = False
         assert isinstance(self.model, torch.nn.Module)
         if isinstance(self.component, Weighter) and self.component.reads_hidden_states:
             require_hidden_states(self.model, f"the weighter '{self.component.name}'", compiled=self.args.torch_compile)
@@ -81,6 +81,7 @@ class WeightTrainer(NumberedTrainer):
             fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
         )
         replace_loss(self, self._own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
+        self.check_component()
 
     def identity(self) -> dict[str, Any]:
         """Adds the steps without weights."""
@@ -96,7 +97,10 @@ class WeightTrainer(NumberedTrainer):
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward as the trainer underneath does them; returns the detached loss."""
-        return super().training_step(model, inputs, num_items_in_batch)
+        self._asked = False
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._require_seen(self._asked)  # also where nothing is weighed yet: not when the warm-up is over
+        return loss
 
     @contextmanager
     def weighted_by(self, weighter: WeightsSamples) -> Iterator[None]:
@@ -106,7 +110,10 @@ class WeightTrainer(NumberedTrainer):
             yield
         finally:
             self._active, self._inputs = None, None
-        if not self._weighed:
+        self._require_seen(self._weighed)
+
+    def _require_seen(self, seen: bool) -> None:
+        if not seen:
             raise ConfigError(
                 f"{type(self.model).__name__} computes its loss without model.loss_function, or the trainer has a "
                 "compute_loss_func of its own, so samples cannot be weighed -> use a model class of transformers, "
@@ -208,6 +215,7 @@ class WeightTrainer(NumberedTrainer):
 
     def _own_loss(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor | None:
         """Returns the loss of a micro-batch; None where it is the plain one of the logits."""
+        self._asked = True
         if self._active is not None:
             return self._weighted(logits, labels, token_loss)
         if self._outputs is None or not self._outputs.gave(logits):
