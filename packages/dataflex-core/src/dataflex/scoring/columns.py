@@ -28,9 +28,10 @@ from dataflex.scoring.arrow import (
 from dataflex.scoring.label_logits import IGNORED
 
 _CHUNK = 1024  # rows read at a time
+Rows = NDArray[np.int64] | range
 
 
-def column_chunks(dataset: Any, column: str, rows: NDArray[np.int64]) -> Iterator[list[NDArray[Any]]]:
+def column_chunks(dataset: Any, column: str, rows: Rows) -> Iterator[list[NDArray[Any]]]:
     """Yields the values of a column for the rows, a thousand at a time: a list of arrays, one per row.
 
     A row without a value gives an empty array.
@@ -40,17 +41,17 @@ def column_chunks(dataset: Any, column: str, rows: NDArray[np.int64]) -> Iterato
 
 
 def columns_chunks(
-    dataset: Any, columns: Sequence[str], rows: NDArray[np.int64]
+    dataset: Any, columns: Sequence[str], rows: Rows, at_once: int = _CHUNK
 ) -> Iterator[list[tuple[NDArray[Any], ...]]]:
-    """Yields the values of several columns for the rows, a thousand at a time: a tuple of arrays for each row.
+    """Yields the values of several columns for the rows, ``at_once`` at a time: a tuple of arrays for each row.
 
     Each row is read once, whatever is asked of it. A row without a value gives an empty array.
     """
     stored = is_stored(dataset)
     present = [column for column in columns if column in dataset.column_names] if stored else []
     view = dataset.with_format("arrow", columns=present) if present else None
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
         if view is not None:
             table = view[part]
             values = [
@@ -80,7 +81,7 @@ def first_labelled_rows(dataset: Any, count: int) -> NDArray[np.int64]:
         count: How many, at least 1.
     """
     found, start, size = [np.empty(0, dtype=np.int64)], 0, 0
-    for learnable in _learnable(dataset):
+    for learnable in _learnable(dataset, min(max(count, 16), _CHUNK)):
         found.append(start + np.flatnonzero(learnable))
         start += len(learnable)
         size += len(found[-1])
@@ -95,7 +96,7 @@ def number_column(dataset: Any, column: str) -> NDArray[np.float64] | None:
     Raises:
         ValueError: It holds something else than one number per row.
     """
-    parts = list(_numbers(dataset, column, None))
+    parts = list(_numbers(dataset, column))
     found = [part for part in parts if isinstance(part, np.ndarray)]
     if not found:
         return None
@@ -103,15 +104,20 @@ def number_column(dataset: Any, column: str) -> NDArray[np.float64] | None:
     return np.concatenate([np.empty(0), *whole])
 
 
-def _learnable(dataset: Any, rows: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.bool_]]:
-    """Yields which rows something can be learnt from, a stretch after the other; of some rows, or of all."""
-    for part, own in stored_parts(dataset, rows):
+def _learnable(dataset: Any, at_once: int = _CHUNK) -> Iterator[NDArray[np.bool_]]:
+    """Yields which rows something can be learnt from, a stretch after the other.
+
+    Args:
+        dataset: A dataset with a length.
+        at_once: Rows to read at a time where they are made when they are read.
+    """
+    for part, own in stored_parts(dataset):
         if _has_lists(part):
             columns = [column for column in ("input_ids", "labels") if column in part.column_names]
             yield from (_learnable_in(table) for table in tables(part, columns, own))
         else:
-            every = np.arange(len(part), dtype=np.int64) if own is None else own
-            for chunk in columns_chunks(part, ("input_ids", "labels"), every):
+            every = range(len(part)) if own is None else own
+            for chunk in columns_chunks(part, ("input_ids", "labels"), every, at_once):
                 yield np.array([ids.size > 0 and _is_learnt(labels) for ids, labels in chunk], dtype=np.bool_)
 
 
@@ -132,9 +138,9 @@ def _has_lists(dataset: Any) -> bool:
     return all(is_list(kind) and is_number(kind.value_type) for kind in kinds)
 
 
-def _numbers(dataset: Any, column: str, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np.float64] | int]:
+def _numbers(dataset: Any, column: str) -> Iterator[NDArray[np.float64] | int]:
     """Yields the numbers of a stretch of rows, or how many rows a stretch has none of which has the column."""
-    for part, own in stored_parts(dataset, rows):
+    for part, own in stored_parts(dataset):
         size = len(part) if own is None else len(own)
         if is_stored(part) and column not in part.column_names:
             yield size
@@ -143,7 +149,7 @@ def _numbers(dataset: Any, column: str, rows: NDArray[np.int64] | None) -> Itera
                 values = numbers(whole(table.column(column))).astype(np.float64)
                 yield values if table.column(column).null_count != len(values) else len(values)
         else:
-            every = np.arange(size, dtype=np.int64) if own is None else own
+            every = range(size) if own is None else own
             for chunk in column_chunks(part, column, every):
                 if any(value.size > 1 or value.dtype.kind not in "fiu" for value in chunk if value.size):
                     raise ValueError(f"the column {column!r} holds something else than one number per row")

@@ -75,6 +75,8 @@ def _arrow_lengths(dataset: datasets.Dataset, rows: NDArray[np.int64] | None) ->
     starts = np.cumsum([0, *map(len, chunks)])
     if rows is None or len(rows) > _FEW * starts[-1]:
         return _of(np.concatenate([np.empty(0, dtype=np.int64), *map(_lengths, chunks)]).astype(np.int64), rows)
+    if not len(rows):
+        return np.empty(0, dtype=np.int64)
     order = np.argsort(rows, kind="stable")
     places, firsts = np.unique(np.searchsorted(starts, rows[order], side="right") - 1, return_index=True)
     lengths = np.empty(len(rows), dtype=np.int64)
