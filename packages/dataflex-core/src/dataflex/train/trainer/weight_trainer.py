@@ -69,7 +69,7 @@ class WeightTrainer(NumberedTrainer):
         self._step_losses: StepLosses | None = None
         self.sample_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
-        self._weighed = self._asked = False
+        self._weighed = self._asked = self._without_logits = False
         assert isinstance(self.model, torch.nn.Module)
         if isinstance(self.component, Weighter) and self.component.reads_hidden_states:
             require_hidden_states(self.model, f"the weighter '{self.component.name}'", compiled=self.args.torch_compile)
@@ -129,8 +129,12 @@ class WeightTrainer(NumberedTrainer):
         other_loss = self._active is None and self.compute_loss_func is not None
         if self._outputs is None or labels_BT is None or other_loss or not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        with self._outputs.at(*label_positions(labels_BT), labels_BT.numel()):
-            return super().compute_loss(model, inputs, *args, **kwargs)
+        self._without_logits = True
+        try:
+            with self._outputs.at(*label_positions(labels_BT), labels_BT.numel()):
+                return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self._without_logits = False
 
     @property
     def samples(self) -> Samples:
@@ -218,7 +222,11 @@ class WeightTrainer(NumberedTrainer):
         self._asked = True
         if self._active is not None:
             return self._weighted(logits, labels, token_loss)
-        if self._outputs is None or not self._outputs.gave(logits):
+        if self._outputs is None:
+            return None
+        if not self._outputs.gave(logits):
+            if self._without_logits:  # in the warm-up as well: not when it is over
+                raise self._changed_logits()
             return None
         tokens = predicted(labels).sum().clamp(min=1) if self._tokens is None else self._tokens
         return torch.as_tensor(logits.sum() / tokens)
@@ -232,12 +240,15 @@ class WeightTrainer(NumberedTrainer):
         if self._outputs is None:
             return weighted_loss(logits, labels, objective, self._weigh, token_loss, *seen)
         if not self._outputs.gave(logits):
-            raise ComponentError(
-                f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out "
-                "-> set weight_logits: full"
-            )
+            raise self._changed_logits()
         assert isinstance(token_loss, CrossEntropy), "a smoothed loss needs the logits"
         return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._weigh, token_loss, *seen)
+
+    def _changed_logits(self) -> ComponentError:
+        return ComponentError(
+            f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out -> "
+            "set weight_logits: full"
+        )
 
     def _watch(self, weights_S: torch.Tensor, factors_S: torch.Tensor, labelled_S: torch.Tensor) -> None:
         self._log.add(weights_S, labelled_S)
