@@ -7,6 +7,7 @@ work with, it may refuse when the trainer is made or when training begins, and n
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core import agreement
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER, Kind
 from dataflex.core.registry import find, register_selector, register_weighter
@@ -292,3 +294,26 @@ def test_a_loss_that_cannot_be_weighed_is_refused_in_the_first_step_of_the_warm_
     model.__class__ = OwnLoss
     found = refused_before_a_step(lambda: made(WEIGHTER, "plain_mean", tmp_path, model=model))
     assert "computes its loss without model.loss_function" in found
+
+
+@pytest.mark.parametrize(("told", "said"), [([None, "too large"], "rank 1 raised: too large"), ([None, None], None)])
+def test_a_refusal_on_another_rank_stops_this_one(told, said, monkeypatch):
+    ranks = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(agreement, "gather_object", lambda own: [*own, *told[1:]])
+    if said is None:
+        agreement.on_every_rank(ranks, lambda: None)
+        return
+    with pytest.raises(DataflexError, match=said):
+        agreement.on_every_rank(ranks, lambda: None)
+
+
+def test_a_rank_that_refuses_has_told_the_others_before_it_raises(monkeypatch):
+    told = []
+
+    def refuse():
+        raise ConfigError("too large -> take another")
+
+    monkeypatch.setattr(agreement, "gather_object", lambda own: told.extend(own) or [*own, None])
+    with pytest.raises(ConfigError, match="too large -> take another"):
+        agreement.on_every_rank(SimpleNamespace(num_processes=2), refuse)
+    assert told == ["too large -> take another"]
