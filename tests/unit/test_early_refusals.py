@@ -199,6 +199,20 @@ def test_hidden_states_that_no_gradient_reaches_are_refused_when_the_trainer_is_
         made(WEIGHTER, "balancer", tmp_path, model=model)
 
 
+def test_a_model_that_does_not_show_its_routing_is_refused_when_the_trainer_is_made(tmp_path):
+    model = tiny_model(kind="mixtral")
+
+    class Silent(type(model)):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, output_router_logits=None, **kwargs):
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+
+    held_out = {name: TokenRows(2, seed=4) for name in ("a", "b")}
+    made(MIXER, "dynamic_moe", tmp_path, target=held_out, model=tiny_model(kind="mixtral"))
+    model.__class__ = Silent
+    with pytest.raises(ConfigError, match="Silent does not show where it sends tokens"):
+        made(MIXER, "dynamic_moe", tmp_path, target=held_out, model=model)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [(kind, name) for kind in (MIXER, SELECTOR, WEIGHTER) for name in installed(kind) if name not in ELSEWHERE],
@@ -206,7 +220,7 @@ def test_hidden_states_that_no_gradient_reaches_are_refused_when_the_trainer_is_
 def test_a_state_that_cannot_be_saved_is_refused_when_the_trainer_is_made(kind, name, tmp_path, monkeypatch):
     monkeypatch.setattr(find(kind, name), "state_dict", lambda self: {"what": {"to_do": lambda: None}})
     with pytest.raises(ComponentError, match=rf"{kind.name} '{name}': its state_dict\(\)\['what'\]\['to_do'\] is of"):
-        made(kind, name, tmp_path, params=needed(name, tmp_path))
+        made(kind, name, tmp_path, params=needed(name, tmp_path), save_strategy="steps")
 
 
 @register_selector("growing_state")

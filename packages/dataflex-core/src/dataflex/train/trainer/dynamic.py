@@ -123,8 +123,9 @@ class DynamicTrainer(Base):
                 on_every_rank(self.accelerator, self._check_run)
 
     def _check_state(self) -> None:
-        """Refuses a component whose state a checkpoint could not hold. Collective."""
-        from_rank_0(self.accelerator, lambda: bool(self._component_state()))
+        """Refuses a component whose state a checkpoint could not hold, where there are to be some. Collective."""
+        if self.args.save_strategy != "no":
+            from_rank_0(self.accelerator, lambda: bool(self._component_state()))
 
     def _check_run(self) -> None:
         assert isinstance(self.model, torch.nn.Module)
