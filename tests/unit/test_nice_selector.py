@@ -316,13 +316,13 @@ def test_of_several_sets_each_row_counts_for_the_best_and_one_without_a_target_i
 
 
 def test_running_scores_average_by_rate_and_age():
-    running = RunningScores(4, 2, decay=0.5)
+    running = RunningScores(2, decay=0.5)
     running.add(np.array([0, 1]), [0], np.array([[0.2], [0.4]]), rate=2.0)
     found = running.add(np.array([1, 2]), [0, 1], np.array([[0.1, 0.3], [np.nan, np.nan]]), rate=1.0)
     np.testing.assert_allclose(found, [[(0.5 * 2 * 0.4 + 0.1) / 2, 0.3], [np.nan, np.nan]])
     later = running.add(np.array([0, 3]), [0], np.array([[0.6], [0.7]]), rate=0.0)
     np.testing.assert_allclose(later, [[0.2, -np.inf], [0.7, -np.inf]])
-    resumed = RunningScores(4, 2, decay=0.5)
+    resumed = RunningScores(2, decay=0.5)
     resumed.load_state_dict(running.state_dict())
     args = (np.arange(4), [1], np.full((4, 1), 0.5), 1.0)
     np.testing.assert_array_equal(resumed.add(*args), running.add(*args))

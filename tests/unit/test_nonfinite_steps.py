@@ -158,7 +158,7 @@ class Scores(Component):
     """The scores that less, nice and cluster_less remember."""
 
     def __init__(self):
-        self.running = RunningScores(3, 1, 0.5)
+        self.running = RunningScores(1, 0.5)
 
     def state_dict(self):
         return self.running.state_dict()

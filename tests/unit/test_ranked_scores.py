@@ -293,7 +293,7 @@ def test_a_temperature_anneals_between_any_two_numbers():
 
 
 def test_an_update_fades_every_row_scored_or_not():
-    running = RunningScores(2, 1, decay=0.5)
+    running = RunningScores(1, decay=0.5)
     running.add(np.array([0]), [0], np.array([[1.0]]), rate=1.0)
     for _ in range(3):
         running.add(np.array([1]), [0], np.array([[0.0]]), rate=1.0)
@@ -321,7 +321,7 @@ def test_averages_of_less_with_candidates_are_those_of_the_formula(decay, monkey
 
 
 def test_one_score_that_is_no_number_does_not_spoil_the_average_of_a_row():
-    running = RunningScores(1, 1, decay=0.5)
+    running = RunningScores(1, decay=0.5)
     row = np.array([0])
     for value in (0.5, np.nan, np.inf, -np.inf):
         found = running.add(row, [0], np.array([[value]]), rate=1.0)
@@ -329,7 +329,7 @@ def test_one_score_that_is_no_number_does_not_spoil_the_average_of_a_row():
 
 
 def test_a_term_that_has_faded_to_nothing_is_forgotten_and_does_not_turn_into_noise():
-    running = RunningScores(2, 1, decay=0.1)
+    running = RunningScores(1, decay=0.1)
     running.add(np.array([0]), [0], np.array([[0.3]]), rate=1e-3)
     for _ in range(318):
         found = running.add(np.array([1]), [0], np.array([[0.2]]), rate=1e-3)

@@ -23,6 +23,7 @@ from dataflex.core.parameter_checks import between, count, flag, one_of, positiv
 from dataflex.core.registry import register_mixer
 from dataflex.data.rows import MixedSources
 from dataflex.scoring import RowPass, undisturbed, without_replicas
+from dataflex.scoring.autocast import autocast
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax,
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from dataflex.core.context import UpdateContext
+    from dataflex.core.context import RunAhead, UpdateContext
     from dataflex.data.mixture import MixtureManager
 
 METRICS = ("l2", "cosine")
@@ -132,6 +133,11 @@ class DynamicMoeMixer(Mixer):
         for gate in found:
             gate.requires_grad_(False)
 
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses a model that does not show where it sends tokens: a row of each source is looked at."""
+        with autocast(self.accelerator):
+            self._counts(model, self.held_out.offsets[:-1], None)
+
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
         """Returns w: (K,), the same on every rank. Collective."""
         context: UpdateContext = kwargs["context"]
@@ -145,15 +151,20 @@ class DynamicMoeMixer(Mixer):
 
     def loads(self, model: torch.nn.Module, update: int) -> NDArray[np.float64]:
         """Returns the share of routed tokens of each expert, by source: (K, L, E). Collective."""
-        model = without_replicas(model)
-        top_k = experts_per_token(model)
         rows = self._rows(update)
-        seen = RowPass(self.held_out, self.data_collator, self.accelerator, rows, desc="routing")
-        with undisturbed(model), torch.no_grad():
-            counts_NLE = seen.values(model, router(model, top_k, self.layers)).astype(np.float64)
+        counts_NLE = self._counts(model, rows, self.accelerator)
         domains_N = self.held_out.domains(rows)
         totals_KLE = np.stack([counts_NLE[domains_N == k].sum(axis=0) for k in range(len(self.held_out.names))])
         return np.asarray(totals_KLE / totals_KLE.sum(axis=-1, keepdims=True))  # L1 norm 1
+
+    def _counts(
+        self, model: torch.nn.Module, rows: NDArray[np.int64], accelerator: Accelerator | None
+    ) -> NDArray[np.float64]:
+        """Returns how many tokens of held-out rows go to each expert: (N, L, E). Collective."""
+        model = without_replicas(model)
+        seen = RowPass(self.held_out, self.data_collator, accelerator, rows, desc="routing")
+        with undisturbed(model), torch.no_grad():
+            return seen.values(model, router(model, experts_per_token(model), self.layers)).astype(np.float64)
 
     def _rows(self, update: int) -> NDArray[np.int64]:
         """Returns the held-out rows that an update looks at, by source."""

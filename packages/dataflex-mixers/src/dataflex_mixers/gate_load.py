@@ -91,7 +91,13 @@ def router(model: torch.nn.Module, top_k: int, layers: str) -> Callable[[RowBatc
         shape = batch.inputs["input_ids"].shape
         if mask is None or mask.shape != shape:  # a mask of another kind; such batches have no padding to speak of
             mask = torch.ones(shape, dtype=torch.bool, device=batch.inputs["input_ids"].device)
-        return routing_counts(tuple(output["router_logits"]), mask != 0, top_k, layers)
+        logits = output.get("router_logits")
+        if not logits or any(layer is None for layer in logits):
+            raise ConfigError(
+                f"the dynamic_moe mixer: {type(model).__name__} does not show where it sends tokens (router_logits) -> "
+                "use another mixer"
+            )
+        return routing_counts(tuple(logits), mask != 0, top_k, layers)
 
     return score
 

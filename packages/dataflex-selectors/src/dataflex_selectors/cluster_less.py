@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.parameter_checks import at_least, between, count, count_or_null, flag, one_of, positive
 from dataflex.core.registry import register_selector
+from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ from dataflex_selectors.arms import next_pulls, quotas
 from dataflex_selectors.clustering import Clustering, cluster_rows
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.enough import require_enough
-from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, Score
+from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, Score, require_optimizer
 from dataflex_selectors.pick import pick
 from dataflex_selectors.running import RunningScores
 from dataflex_selectors.scored import scored_places
@@ -129,8 +130,17 @@ class ClusterLessSelector(ToTarget):
         self.clusters, self.representatives = clusters, representatives
         self.budget, self.exploration, self.resample = budget, float(exploration), resample
         self.width, self.mode, self.temperature = float(width), mode, float(temperature)
-        self._running = RunningScores(len(dataset), len(self.targets), float(decay))
+        self._running = RunningScores(len(self.targets), float(decay))
         self._clustering: Clustering | None = None
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows, what makes no embedding, and a parameter without a per-sample gradient."""
+        super().check_run(model, run)
+        try_gradients(model, self.dataset, self.data_collator, self.accelerator)
+
+    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
+        require_optimizer(model, optimizer, self.settings)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores representatives, smooths their scores and returns the rows that ``mode`` picks. See the base class.

@@ -21,15 +21,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.parameter_checks import between, count_or_null, flag, one_of, require, share
 from dataflex.core.registry import register_selector
 from dataflex.scoring import per_sample_losses
+from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw, logarithms
-from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough
+from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.ranking import places_between
 from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
@@ -71,10 +73,9 @@ def window_weights(
     usable = scored_places(deltas_N)
     weight_N = np.zeros(len(deltas_N))
     if len(usable):
-        order = usable[np.argsort(-deltas_N[usable], kind="stable")]
         first, last = window(int((deltas_N[usable] >= 0).sum()), len(usable), width, progress)
         weight_N[usable] = outside
-        weight_N[order[first:last]] = 1.0
+        weight_N[usable[places_between(first, last, -deltas_N[usable])]] = 1.0
     return weight_N
 
 
@@ -124,6 +125,11 @@ class DeltaLossSelector(Selector):
         self.replacement = replacement
         self.token_budget = token_budget
         self._before: NDArray[np.float32] | None = None  # the losses to compare with
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
+        require_labelled(self.dataset, min(run.most_rows, 1) if self.replacement else run.most_rows)
+        try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` of them; the scores are what their losses fell by.

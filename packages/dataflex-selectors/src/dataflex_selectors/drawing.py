@@ -12,6 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex_selectors.ranking import first_places
+
+_ROWS = 2**22  # that get their noise at a time: 32 MB an array
+
 
 def draw(
     logits_N: NDArray[np.float64],
@@ -31,14 +35,25 @@ def draw(
     """
     if replacement:
         return generator.choice(len(logits_N), size=count, p=probabilities(logits_N, temperature))
+    found = [_first(logits_N, start, count, generator, temperature) for start in range(0, len(logits_N), _ROWS)]
+    places, keys, noise = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return np.asarray(places[first_places(count, keys, noise)])
+
+
+def _first(
+    logits_N: NDArray[np.float64], start: int, count: int, generator: np.random.Generator, temperature: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the first of the rows from ``start`` on, at most ``count``, with what they are sorted by, ascending."""
+    part = logits_N[start : start + _ROWS]
     with np.errstate(divide="ignore"):
-        noise_N = -np.log(generator.standard_exponential(len(logits_N)))
-    live = np.flatnonzero(logits_N > -np.inf)
-    logits, noise = logits_N[live], noise_N[live]
+        noise = -np.log(generator.standard_exponential(len(part)))
+    live = np.flatnonzero(part > -np.inf)
+    logits, noise = part[live], noise[live]
     # The same order as l / T + g. A small T is multiplied by: l / T would overflow, and rounding would swallow g, which
     # decides between equal l.
     keys = logits / temperature + noise if temperature > 1 else logits + temperature * noise
-    return np.asarray(live[np.lexsort((-noise, -keys))[:count]])
+    first = first_places(count, -keys, -noise)
+    return start + live[first], -keys[first], -noise[first]
 
 
 def probabilities(logits_N: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:

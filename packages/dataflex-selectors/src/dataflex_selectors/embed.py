@@ -8,16 +8,17 @@ anything else a sentence-transformers model by name or path, which reads the dec
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dataflex.core.errors import Problem
+from dataflex.core.errors import ComponentError, Problem
 from dataflex.core.parameter_checks import count, count_or_null, one_of
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
+from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.embeddings import POOLINGS
 from dataflex.scoring.row_pass import Collator
@@ -103,12 +104,27 @@ class Embedder:
     def _is_rank_0(self) -> bool:
         return self.accelerator is None or self.accelerator.process_index == 0
 
+    def try_on(self, model: torch.nn.Module, dataset: Any, rows: NDArray[np.int64]) -> None:
+        """Embeds a row or two on this rank alone, and forgets the vectors.
+
+        Args:
+            model: The model to be trained.
+            dataset: The tokenised dataset.
+            rows: Which rows.
+
+        Raises:
+            ComponentError: The model gives no hidden states, or a sentence-transformers model cannot be loaded.
+        """
+        alone = replace(self, accelerator=None)
+        with autocast(self.accelerator):
+            alone.embed(model, dataset, rows, "embedding")
+
     def _sentences(self, dataset: Any, rows: NDArray[np.int64], everywhere: bool) -> NDArray[np.float32]:
         rank, world_size, device = 0, 1, None
         if self.accelerator is not None:
             rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
             device = str(self.accelerator.device)
-        encoder = importlib.import_module("sentence_transformers").SentenceTransformer(self.embedding, device=device)
+        encoder = self._encoder(device)
         # Dealt out in chunks that are the same for any number of ranks, so that a text is padded in the same company.
         mine = [np.arange(s, min(s + _TEXTS, len(rows))) for s in range(0, len(rows), _TEXTS)][rank::world_size]
         vectors = [self._encoded(encoder, dataset, rows[places]) for places in mine]
@@ -116,6 +132,16 @@ class Embedder:
         places = np.concatenate([np.empty(0, dtype=np.int64), *mine])
         found = torch.cat([empty, *vectors])
         return gather_by_row(places, found, len(rows), self.accelerator, everywhere=everywhere)
+
+    def _encoder(self, device: str | None) -> Any:
+        library = importlib.import_module("sentence_transformers")
+        try:
+            return library.SentenceTransformer(self.embedding, device=device)
+        except (OSError, ValueError) as error:
+            raise ComponentError(
+                f"embedding: {self.embedding} cannot be loaded as a sentence-transformers model: {error} -> give its "
+                "folder, or use embedding: ngrams or model"
+            ) from error
 
     def says_something(self, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns whether the embedding has something to read of each row, given that it has tokens: (n,)."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dataflex.core.errors import ComponentError
+from dataflex.scoring.columns import first_labelled_rows
 
 HAVE_LABELS = "have a label to learn from"
 SHOW_LABELS = "use a larger cutoff_len if it cuts the answers off"
@@ -25,4 +28,36 @@ def require_enough(wanted: int, found: int, size: int, have: str = HAVE_LABELS, 
         raise ComponentError(
             f"{wanted} rows are wanted, but only {found} of {size} {have} -> {way_out}, or fewer rows per update "
             "(update_step)"
+        )
+
+
+def require_labelled(dataset: Any, wanted: int, way_out: str = SHOW_LABELS) -> None:
+    """Refuses a run whose updates would ask for more rows than have a label. Called before the first step.
+
+    Args:
+        dataset: The train dataset; of a large one, hardly more rows are read than are wanted.
+        wanted: The most rows that an update asks for; 1 where a row may come again and again, 0 for none.
+        way_out: What gives more of them, besides fewer rows per update.
+
+    Raises:
+        ComponentError: Fewer have one.
+    """
+    if wanted:
+        require_enough(wanted, len(first_labelled_rows(dataset, wanted)), len(dataset), way_out=way_out)
+
+
+def require_candidates(candidates: int | None, wanted: int) -> None:
+    """Refuses a run whose updates would choose more rows than they look at. Called before the first step.
+
+    Args:
+        candidates: Rows drawn at each update to choose from; None for all.
+        wanted: The most rows that an update asks for.
+
+    Raises:
+        ComponentError: There are fewer candidates.
+    """
+    if candidates is not None and candidates < wanted:
+        raise ComponentError(
+            f"{wanted} rows are wanted at an update, and candidates: {candidates} are looked at -> more candidates, or "
+            "fewer rows per update (update_step)"
         )

@@ -143,7 +143,7 @@ def _compare(
     labelled = np.flatnonzero(~np.isnan(found))
     if not len(labelled):
         return
-    place = labelled[np.argmin(row_lengths(rows.dataset)[rows.rows()][labelled])]
+    place = labelled[np.argmin(row_lengths(rows.dataset, rows.rows()[labelled]))]
     one = replace(rows, indices=rows.rows()[[place]], progress=False)
     with _losses_of(model, one) as losses:
 

@@ -31,8 +31,9 @@ from dataflex.scoring import (
     times_rates,
     without_replicas,
 )
+from dataflex.scoring.adam import require_adam
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
-from dataflex.scoring.gradient_routes import Route
+from dataflex.scoring.gradient_routes import Route, gradient_routes
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
@@ -154,3 +155,15 @@ class GradientScores:
 
         selector = self._selector
         return ScoreStore.of(selector.cache_dir, selector.accelerator, fingerprint, selector.cache_owner)
+
+
+def require_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: GradientSettings) -> None:
+    """Refuses an optimizer whose steps could not be told for single rows. Called before the first step. Collective.
+
+    Raises:
+        ComponentError: Which learning rate a parameter has cannot be told, or, of the ``adam`` form, its moments.
+    """
+    routes = gradient_routes(without_replicas(model))
+    learning_rates(optimizer, routes)
+    if settings.gradient_type == "adam":
+        require_adam(optimizer, routes)

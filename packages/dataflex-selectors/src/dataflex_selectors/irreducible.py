@@ -19,9 +19,10 @@ from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_name
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.run.row_values import SUFFIXES
 from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.scoring.columns import column_chunks
+from dataflex.scoring.columns import number_column
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.trial import try_losses
 from dataflex.utils.whole_models import whole_models
 from numpy.typing import NDArray
 from packaging.version import Version
@@ -60,16 +61,17 @@ def from_column(dataset: Any, column: str) -> NDArray[np.float32]:
     Raises:
         ConfigError: There is no such column, or it holds something else than one number per row.
     """
-    every = np.arange(len(dataset), dtype=np.int64)
-    values = [value for chunk in column_chunks(dataset, column, every) for value in chunk]
-    if not any(value.size for value in values):
+    try:
+        found = number_column(dataset, column)
+    except ValueError:
+        raise ConfigError(
+            f"the column '{column}' of the train dataset holds something else than one number per row"
+        ) from None
+    if found is None:
         raise ConfigError(
             f"no row of the train dataset has the column '{column}' that column names -> LLaMA-Factory keeps none but "
             "its own when it tokenises: give the values as a file, in the order of the rows"
         )
-    if any(value.size > 1 or value.dtype.kind not in "fiu" for value in values if value.size):
-        raise ConfigError(f"the column '{column}' of the train dataset holds something else than one number per row")
-    found = np.array([value.item() if value.size else np.nan for value in values], dtype=np.float64)
     return checked(found, f"the column '{column}'")
 
 
@@ -97,18 +99,11 @@ def from_model(
     Raises:
         ComponentError: The model cannot be loaded, or has fewer tokens than the dataset uses.
     """
-    try:
-        with whole_models():
-            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
-    except (OSError, ValueError) as error:
-        raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
-    if accelerator is not None:
-        model = model.to(accelerator.device)
-    embeddings: Any = model.get_input_embeddings()
+    model = _loaded(path, accelerator)
     return per_sample_losses(
         model,
         dataset,
-        collator=_within(len(embeddings.weight), collator, path),
+        collator=_within(model, collator, path),
         accelerator=accelerator,
         token_budget=token_budget,
         desc=f"irreducible losses under {os.path.basename(path)}",
@@ -119,8 +114,29 @@ def from_model(
     )
 
 
-def _within(vocabulary: int, collator: Collator, path: str) -> Collator:
+def try_model(path: str, dataset: Any, collator: Collator, accelerator: Accelerator | None) -> None:
+    """Loads the model, scores two rows with it and lets go of it.
+
+    Raises:
+        ComponentError: It cannot be loaded, gives rows no loss, or has fewer tokens than these rows use.
+    """
+    model = _loaded(path, accelerator)
+    try_losses(model, dataset, _within(model, collator, path), None)
+
+
+def _loaded(path: str, accelerator: Accelerator | None) -> Any:
+    try:
+        with whole_models():
+            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
+    except (OSError, ValueError) as error:
+        raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
+    return model if accelerator is None else model.to(accelerator.device)
+
+
+def _within(model: Any, collator: Collator, path: str) -> Collator:
     """Looks for unknown tokens before a GPU does, which would stop with an error that names nothing."""
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = len(embeddings.weight)
 
     def collate(rows: list[Any]) -> Mapping[str, torch.Tensor]:
         batch = collator(rows)

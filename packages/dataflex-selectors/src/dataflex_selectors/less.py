@@ -19,14 +19,16 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
+from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.gradient_scores import GradientScores, GradientSettings
+from dataflex_selectors.enough import require_candidates, require_labelled
+from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, require_optimizer
 from dataflex_selectors.pick import MODES, pick
 from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.running import RunningScores
@@ -95,7 +97,17 @@ class LessSelector(Selector):
         self.targets, self.settings = loss_targets(target.sets), settings
         self.mode, self.temperature = mode, float(temperature)
         self.candidates = candidates
-        self._running = RunningScores(len(dataset), len(self.targets), float(decay))
+        self._running = RunningScores(len(self.targets), float(decay))
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows or candidates, and a parameter without a per-sample gradient. See the base class."""
+        require_candidates(self.candidates, run.most_rows)
+        require_labelled(self.dataset, run.most_rows)
+        try_gradients(model, self.dataset, self.data_collator, self.accelerator, self.settings.factor_dim)
+
+    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
+        require_optimizer(model, optimizer, self.settings)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores the candidates and returns the ``num_samples`` that ``mode`` picks. See the base class.

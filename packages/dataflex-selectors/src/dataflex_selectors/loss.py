@@ -19,16 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.context import RunAhead
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count_or_null, flag, is_number, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
+from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw
-from dataflex_selectors.enough import SHOW_LABELS, require_enough
+from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
 from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
@@ -108,6 +110,11 @@ class LossSelector(Selector):
         self.temperature = float(temperature)
         self.replacement = replacement
         self.token_budget = token_budget
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
+        require_labelled(self.dataset, min(run.most_rows, 1) if self.replacement else run.most_rows)
+        try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` of them; the scores are their losses. See the base class.

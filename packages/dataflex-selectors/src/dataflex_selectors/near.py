@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import Search, nearest
+from dataflex_selectors.ranking import first_places
 from dataflex_selectors.to_target import ToTarget
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def nearest_in_turn(
     while True:
         turn_N, distance_N = _turns(search, queries, size, min(k, size))
         if np.count_nonzero(turn_N < _NEVER) >= count:  # sooner or later: with k = size each query has all rows
-            rows = np.argsort(turn_N, kind="stable")[:count]
+            rows = first_places(count, turn_N)
             return rows, distance_N[rows]
         k *= 2
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw
 from dataflex_selectors.enough import SHOW_LABELS, require_enough
+from dataflex_selectors.ranking import first_places
 from dataflex_selectors.scored import scored_places, standardised
 
 MODES = ("topk", "sample", "quota")
@@ -46,7 +47,7 @@ def pick(
     if mode == "quota":
         return _in_turn(scores_NJ, usable, count)
     if mode == "topk":
-        return np.asarray(usable[np.argsort(-best_N[usable], kind="stable")[:count]])
+        return np.asarray(usable[first_places(count, -best_N[usable])])
     return np.asarray(usable[draw(standardised(best_N[usable]), count, False, generator, temperature)])
 
 
@@ -55,7 +56,7 @@ def _in_turn(scores_NJ: NDArray[np.floating], usable: NDArray[np.int64], count: 
     orders = []
     for scores_N in scores_NJ.T:
         allowed = usable[scores_N[usable] > -np.inf]
-        orders.append(iter(allowed[np.argsort(-scores_N[allowed], kind="stable")]))
+        orders.append(iter(allowed[first_places(count, -scores_N[allowed])]))  # no set takes more
     taken = np.zeros(len(scores_NJ), dtype=np.bool_)
     chosen: list[int] = []
     while len(chosen) < count:  # ends: every usable row is allowed to some set

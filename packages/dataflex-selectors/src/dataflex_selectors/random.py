@@ -71,9 +71,7 @@ class RandomSelector(Selector):
             number, offset = divmod(self._cursor, size)
             if offset == 0:
                 self._late = taken
-            one_pass = order.take(number * size, size)
-            late = np.isin(one_pass, self._late)
-            part = np.concatenate([one_pass[~late], one_pass[late]])[offset : offset + count - len(taken)]
+            part = _one_pass(order, number, self._late, offset, count - len(taken))
             self._cursor += len(part)
             taken = np.concatenate([taken, part])
         return taken
@@ -85,3 +83,18 @@ class RandomSelector(Selector):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self._cursor, self._late = int(state["cursor"]), np.asarray(state["late"], dtype=np.int64)
+
+
+def _one_pass(order: RowOrder, number: int, late: NDArray[np.int64], offset: int, count: int) -> NDArray[np.int64]:
+    """Returns the rows of a pass from ``offset`` on, at most ``count``, where those of ``late`` come at its end.
+
+    Memory is that of the rows asked for and of ``late``, not of the pass: the order says where a row of ``late`` would
+    come, and a row that comes after n of them has moved up by n places.
+    """
+    end = min(offset + count, order.size)
+    gaps = np.sort(order.places(np.unique(late), number))
+    early = order.size - len(gaps)
+    wanted = np.arange(offset, min(end, early))
+    wanted += np.searchsorted(gaps - np.arange(len(gaps)), wanted, side="right")
+    places = np.concatenate([wanted, gaps[max(0, offset - early) : max(0, end - early)]])
+    return order.at(number * order.size + places)

@@ -19,18 +19,22 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.context import RunAhead
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import at_least_or_null, count_or_null, require
 from dataflex.core.registry import register_selector
+from dataflex.data.order import RowOrder
 from dataflex.run.row_values import require_same_numbers, row_values
 from dataflex.scoring import per_sample_losses
+from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.enough import SHOW_LABELS, require_enough
-from dataflex_selectors.irreducible import NAME, checked, from_column, from_model, source_problem
+from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.irreducible import NAME, checked, from_column, from_model, source_problem, try_model
+from dataflex_selectors.ranking import first_places
 from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
 def largest(rho_C: NDArray[np.float32], rows_C: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Returns where the largest ``count`` values are, largest first, equal ones in row order: (count,) of C."""
-    return np.lexsort((rows_C, -rho_C))[:count]
+    return first_places(count, -rho_C, rows_C)
 
 
 @register_selector("rho_loss")
@@ -98,6 +102,17 @@ class RhoLossSelector(Selector):
             assert not isinstance(found, Problem)
             self._irreducible = checked(found, f"file: {file}")
 
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with both losses, and models that give rows none. See the base class."""
+        require_labelled(self.dataset, run.most_rows)
+        if self._irreducible is not None:
+            found = int(np.count_nonzero(~np.isnan(self._irreducible)))
+            require_enough(run.most_rows, found, len(self.dataset), "have an irreducible loss", "give it for more rows")
+        else:
+            assert self.reference_model is not None
+            try_model(self.reference_model, self.dataset, self.data_collator, self.accelerator)
+        try_losses(model, self.dataset, self._without_column, self.accelerator)
+
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores candidates and returns those with the largest rho, shuffled; the scores are their rho.
 
@@ -107,12 +122,14 @@ class RhoLossSelector(Selector):
         irreducible_N = self._known()
         generator = self.generator(kwargs["context"].update)
         eligible = np.flatnonzero(~np.isnan(irreducible_N))
-        at_once = len(eligible)
-        if self.pool_factor is not None:
-            eligible, at_once = generator.permutation(eligible), math.ceil(self.pool_factor * num_samples)
+        order, at_once = None, max(1, len(eligible))
+        if self.pool_factor is not None and len(eligible):
+            order = RowOrder(len(eligible), int(generator.integers(2**63)))
+            at_once = max(1, math.ceil(self.pool_factor * num_samples))
         rows, rho = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        for first in range(0, len(eligible), max(1, at_once)):  # once, unless candidates turn out to have no label
-            candidates = eligible[first : first + at_once]
+        for first in range(0, len(eligible), at_once):  # once, unless candidates turn out to have no label
+            at_once = min(at_once, len(eligible) - first)
+            candidates = eligible if order is None else eligible[order.take(first, at_once)]
             reducible = self._losses(model, step_id, candidates) - irreducible_N[candidates]
             usable = scored_places(reducible, candidates)
             rows, rho = np.concatenate([rows, candidates[usable]]), np.concatenate([rho, reducible[usable]])

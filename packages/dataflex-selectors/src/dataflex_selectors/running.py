@@ -1,6 +1,6 @@
 """Scores over the updates of a run: each adds a term, and fades those before it.
 
-Letters: N rows, P of them scored at an update, J target sets.
+Letters: P rows scored at an update, S rows scored at some update so far, J target sets.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ class RunningScores:
 
     The age of a term counts all updates since, whether they scored the row or not.
 
+    Memory is that of the rows that were ever scored: of 100 million rows, updates may have looked at a few thousand.
+
     Args:
-        rows: N.
         sets: J.
         decay: What an update leaves of the terms before it; 1 sums them up, 0 forgets them.
     """
 
-    def __init__(self, rows: int, sets: int, decay: float) -> None:
+    def __init__(self, sets: int, decay: float) -> None:
         self._decay = decay
-        self._rates_NJ: NDArray[np.float64] = np.zeros((rows, sets))
-        self._sums_NJ: NDArray[np.float64] = np.zeros((rows, sets))
+        self._rows_S: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # ascending
+        self._rates_SJ: NDArray[np.float64] = np.zeros((0, sets))
+        self._sums_SJ: NDArray[np.float64] = np.zeros((0, sets))
 
     def add(
         self, pool_P: NDArray[np.int64], sets: list[int], scores: NDArray[np.floating[Any]], rate: float
@@ -39,7 +41,7 @@ class RunningScores:
         """Fades the terms of all rows, adds those of an update and returns the averages: (P, J).
 
         Args:
-            pool_P: (P,) rows that were scored.
+            pool_P: (P,) rows that were scored, no row twice.
             sets: The sets that they were scored for.
             scores: (P, len(sets)) their scores. One that is no finite number adds nothing.
             rate: The learning rate; the averages have it as their weight.
@@ -49,23 +51,44 @@ class RunningScores:
         """
         rate = max(rate, 1e-30)  # at the start of a warm-up it is 0, and there must be an average
         with np.errstate(under="ignore"):
-            self._rates_NJ *= self._decay
-            self._sums_NJ *= self._decay
-        forgotten_NJ = self._rates_NJ < _TINY
-        self._rates_NJ[forgotten_NJ] = self._sums_NJ[forgotten_NJ] = 0.0
+            self._rates_SJ *= self._decay
+            self._sums_SJ *= self._decay
+        forgotten_SJ = self._rates_SJ < _TINY
+        self._rates_SJ[forgotten_SJ] = self._sums_SJ[forgotten_SJ] = 0.0
+        places_P = self._places(pool_P)
         known = np.isfinite(scores)
-        rates_PJ, sums_PJ = self._rates_NJ[pool_P], self._sums_NJ[pool_P]
+        rates_PJ, sums_PJ = self._rates_SJ[places_P], self._sums_SJ[places_P]
         rates_PJ[:, sets] += np.where(known, rate, 0.0)
         sums_PJ[:, sets] += rate * np.where(known, scores, 0.0)
-        self._rates_NJ[pool_P], self._sums_NJ[pool_P] = rates_PJ, sums_PJ
+        self._rates_SJ[places_P], self._sums_SJ[places_P] = rates_PJ, sums_PJ
         averages_PJ = np.divide(sums_PJ, rates_PJ, out=np.full_like(sums_PJ, -np.inf), where=rates_PJ > 0)
         averages_PJ[(rates_PJ == 0).all(axis=1)] = np.nan
         return averages_PJ
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums."""
-        return {"rates": self._rates_NJ, "sums": self._sums_NJ}
+        return {"rows": self._rows_S, "rates": self._rates_SJ, "sums": self._sums_SJ}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self._rates_NJ, self._sums_NJ = np.array(state["rates"]), np.array(state["sums"])
+        self._rows_S = np.array(state["rows"], dtype=np.int64)
+        self._rates_SJ, self._sums_SJ = np.array(state["rates"]), np.array(state["sums"])
+
+    def _places(self, pool_P: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns where the rows stand among those that have sums, after making room for the new ones: (P,)."""
+        if np.array_equal(pool_P, self._rows_S):
+            return np.arange(len(pool_P))
+        places_P = np.searchsorted(self._rows_S, pool_P)
+        known_P = places_P < len(self._rows_S)
+        known_P[known_P] = self._rows_S[places_P[known_P]] == pool_P[known_P]
+        if known_P.all():
+            return places_P
+        rows_S = np.union1d(self._rows_S, pool_P[~known_P])
+        before = np.searchsorted(rows_S, self._rows_S)
+        sums = []
+        for old_SJ in (self._rates_SJ, self._sums_SJ):
+            new_SJ = np.zeros((len(rows_S), old_SJ.shape[1]))
+            new_SJ[before] = old_SJ
+            sums.append(new_SJ)
+        self._rows_S, (self._rates_SJ, self._sums_SJ) = rows_S, sums
+        return np.searchsorted(rows_S, pool_P)

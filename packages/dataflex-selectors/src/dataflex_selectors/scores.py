@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.context import RunAhead
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import one_of, positive, require
@@ -15,7 +16,9 @@ from dataflex.run.scores import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
+from dataflex_selectors.enough import require_enough
 from dataflex_selectors.pick import pick
+from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +63,11 @@ class ScoresSelector(Selector):
         self.mode = mode
         self.temperature = float(temperature)
         self._scores_N, self._file = found, file
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses a file with fewer scores than an update asks for. See the base class."""
+        found = len(scored_places(self._scores_N))
+        require_enough(run.most_rows, found, len(self._scores_N), "have a score", "give it for more rows")
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Returns ``num_samples`` rows that ``mode`` picks. See the base class.

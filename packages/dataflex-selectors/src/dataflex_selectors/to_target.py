@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from dataflex.core.agreement import from_rank_0
+from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.parameter_checks import count, require
 from dataflex.data.rows import MixedSources, PlannedRows
@@ -17,6 +18,7 @@ from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_selectors.embed import Embedder
+from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import backend_problem
 
 if TYPE_CHECKING:
@@ -81,6 +83,12 @@ class ToTarget(Selector):
     def reads_batches(self) -> bool:  # type: ignore[override]  # it depends on a parameter
         """Whether the embedding is the model's."""
         return self.embedder.moves
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with a label, and what makes no embedding of them. See the base class."""
+        wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
+        require_enough(max(1, wanted), len(self.eligible()), len(self.dataset))
+        self.embedder.try_on(model, self.dataset, self.eligible()[:1])
 
     def is_due(self, last: int, update: int) -> bool:
         """Returns whether embeddings of the update ``last`` are too old at ``update``; -1 means there are none."""

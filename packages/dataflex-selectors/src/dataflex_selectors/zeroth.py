@@ -22,16 +22,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import count, count_or_null, flag, one_of, positive_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.data.rows import MixedSources, PlannedRows
 from dataflex.scoring import RowPass, read_target
+from dataflex.scoring.autocast import autocast
+from dataflex.scoring.trial import trial_rows, try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.directional import METHODS, directional_derivatives
+from dataflex_selectors.directions import Directions
 from dataflex_selectors.engines import whole_weights
+from dataflex_selectors.enough import require_candidates, require_labelled
 from dataflex_selectors.pick import pick
 from dataflex_selectors.pool import candidate_rows
 
@@ -132,6 +137,17 @@ class ZerothSelector(Selector):
         self.normalize = normalize
         self.candidates = candidates
         self.token_budget = token_budget
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows or candidates, and a model that cannot be moved or gives rows no loss. See the base."""
+        require_candidates(self.candidates, run.most_rows)
+        require_labelled(self.dataset, run.most_rows)
+        Directions.of(model, self.seed)
+        try_losses(model, self.dataset, self.data_collator, self.accelerator)
+        if self.method == "jvp":
+            rows = RowPass(self.dataset, self.data_collator, indices=trial_rows(self.dataset), progress=False)
+            with autocast(self.accelerator):
+                list(directional_derivatives(model, rows, method=self.method, directions=1, seed=self.seed))
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Returns the ``num_samples`` rows with the highest scores, best first. See the base class.

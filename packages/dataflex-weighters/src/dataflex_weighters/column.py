@@ -122,7 +122,8 @@ def column_of(dataset: Any, column: str) -> NDArray[np.float64]:
         way_out = "LLaMA-Factory drops other columns when it tokenises: give the weights as a file, by row number"
         require("column weighter", Problem("column", what, nearest(column, names) or way_out))
     chunks = [range(start, min(start + _CHUNK, len(dataset))) for start in range(0, len(dataset), _CHUNK)]
-    return np.array([row[column] for chunk in chunks for row in fetch(dataset, chunk)], dtype=np.float64)
+    parts = [np.array([row[column] for row in fetch(dataset, chunk)], dtype=np.float64) for chunk in chunks]
+    return np.concatenate(parts)
 
 
 def _problem(weights_N: NDArray[np.float64], allow_negative: bool, normalise: bool) -> tuple[str, str] | None:

@@ -23,10 +23,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
+from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.train.weighter.hidden import Caught, caught_hidden_states
 
@@ -99,6 +101,13 @@ class BalancerWeighter(Weighter):
     def needs_sources(cls, params: Mapping[str, Any]) -> bool:
         """Always. See the base class."""
         return True
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses a model of which the output layer alone is trained: no gradient reaches the hidden states."""
+        outputs = output_embeddings(pretrained_models(model))
+        behind = set() if outputs is None else {id(p) for p in outputs.parameters()}
+        if all(id(p) in behind for p in model.parameters() if p.requires_grad):
+            raise ComponentError("no gradient reaches the hidden states -> train more than the output layer")
 
     @property
     def by_source(self) -> dict[str, float]:

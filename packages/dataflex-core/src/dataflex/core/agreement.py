@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from dataflex.core.errors import ComponentError, DataflexError
 
@@ -36,6 +36,29 @@ def require_agreement(digest: str, accelerator: Accelerator, who: str) -> None:
             f"{who} decided differently on rank {', '.join(map(str, differing))} than on rank 0 -> draw random "
             "numbers from self.generator(update) and reduce over all ranks what was computed from one rank's rows"
         )
+
+
+def on_every_rank(accelerator: Accelerator, act: Callable[[], None]) -> None:
+    """Has every rank do something that may be refused on some of them: then all are refused. Collective.
+
+    Raises:
+        DataflexError: On a rank that raised it, as it was raised; on the others, with its message and the rank. What
+            ``act`` may raise besides must be turned into one (:func:`~dataflex.core.errors.blaming`).
+    """
+    if accelerator.num_processes == 1:
+        act()
+        return
+    own: DataflexError | None = None
+    try:
+        act()
+    except DataflexError as error:
+        own = error
+    told: list[str | None] = gather_object([None if own is None else f"{own}"])
+    if own is not None:
+        raise own
+    failed = [rank for rank, message in enumerate(told) if message is not None]
+    if failed:
+        raise DataflexError(f"rank {failed[0]} raised: {told[failed[0]]}")
 
 
 def from_rank_0(accelerator: Accelerator, asked: Callable[[], Any]) -> Any:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dataflex.utils.logging import logger
+
+if TYPE_CHECKING:
+    import torch
+
+    from dataflex.core.context import RunAhead
 
 
 def seeded(*key: object) -> int:
@@ -47,6 +52,37 @@ class Component:
         """
         self.name, self.seed = name, seed
         self.cache_owner = os.path.join(os.path.abspath(output_dir), name) if output_dir else ""
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses what an update would have to refuse, as far as it is known before the first step.
+
+        Optional. Called once, on every rank, when the trainer is made: after the constructor and the mixer's
+        ``prepare``, before there is an optimizer, and before a checkpoint is resumed. Under an engine that shards the
+        weights (FSDP, DeepSpeed) it is called when training begins, on the wrapped model. The model is in eval mode and
+        on its device; a trial batch or two may go through it. Random numbers that are drawn from the global generators
+        are put back. Where one rank raises, all are stopped.
+
+        Args:
+            model: The model to be trained.
+            run: What is ahead.
+
+        Raises:
+            DataflexError: With what was found, what is needed and the way out.
+        """
+
+    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses an optimizer that an update could not work with. Optional.
+
+        Called on every rank when training begins, before the first step and so before the optimizer has any state.
+        Where one rank raises, all are stopped.
+
+        Args:
+            model: The model to be trained, as an update gets it.
+            optimizer: What :class:`~dataflex.core.context.UpdateContext` gives an update.
+
+        Raises:
+            DataflexError: With what was found, what is needed and the way out.
+        """
 
     def generator(self, update: object) -> np.random.Generator:
         """Returns a generator that is a function of (run seed, component, update), the same on every rank.

@@ -10,6 +10,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class RunAhead:
+    """What is known of a run before its first step. Passed to :meth:`~dataflex.core.component.Component.check_run`.
+
+    Attributes:
+        updates: Number of updates of the whole run.
+        total_steps: Global optimizer steps of the whole run.
+        most_rows: Most rows that one update asks a selector for; 0 where no update asks for rows.
+    """
+
+    updates: int
+    total_steps: int
+    most_rows: int
+
+
+@dataclass(frozen=True)
 class UpdateContext:
     """The state of the run at an update. Passed to ``select`` and ``mix`` as the keyword ``context``.
 

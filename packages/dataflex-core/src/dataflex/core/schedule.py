@@ -97,6 +97,13 @@ class Schedule:
         marks = {0, self.warmup, self.cycle - 1, self.total - 1}  # later cycles are like the first one, or shorter
         return max(self.segment_at(mark).steps for mark in marks if mark < self.total)
 
+    @property
+    def longest_update(self) -> int:
+        """Steps of the longest segment that begins with an update; 0 where there is none."""
+        marks = {self.warmup, self.cycle - 1, self.total - 1}
+        found = [self.segment_at(mark) for mark in marks if mark < self.total]
+        return max((segment.steps for segment in found if segment.update is not None), default=0)
+
     def epoch_at(self, step: int) -> float:
         """Returns how many epochs ``step`` steps are."""
         return step / self.epoch_steps

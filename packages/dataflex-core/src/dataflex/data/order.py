@@ -12,11 +12,14 @@ Rejected: a linear congruential generator with full period (neighbouring rows st
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.core.component import seeded
+
+_Step = Callable[[NDArray[np.uint64], NDArray[np.uint64]], NDArray[np.uint64]]
 
 ROUNDS = 6  # 4 already pass as a pseudo-random permutation (Luby and Rackoff 1988); 6 also for a dozen rows
 
@@ -49,11 +52,27 @@ class RowOrder(Order):
 
         No row comes twice inside an epoch of N positions.
         """
-        epochs, values = np.divmod(np.arange(start, start + count, dtype=np.uint64), np.uint64(self.size))
-        values = self._encrypt(values, epochs)
+        return self.at(np.arange(start, start + count, dtype=np.int64))
+
+    def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows at some positions: (n,) int64, each below N."""
+        epochs, values = np.divmod(positions.astype(np.uint64), np.uint64(self.size))
+        return self._walked(self._encrypt, values, epochs)
+
+    def places(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Returns where in an epoch rows come: (n,) int64, each below N. What :meth:`take` does, backwards.
+
+        Args:
+            rows: (n,) row numbers below N.
+            epoch: Number of the epoch, from 0.
+        """
+        return self._walked(self._decrypt, rows.astype(np.uint64), np.full(len(rows), epoch, dtype=np.uint64))
+
+    def _walked(self, step: _Step, values: NDArray[np.uint64], epochs: NDArray[np.uint64]) -> NDArray[np.int64]:
+        values = step(values, epochs)
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
-            values[outside] = self._encrypt(values[outside], epochs[outside])
+            values[outside] = step(values[outside], epochs[outside])
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
 
@@ -63,6 +82,14 @@ class RowOrder(Order):
         left, right = values >> half, values & mask
         for key in self._keys:
             left, right = right, left ^ (_mix(right + _mix(epochs + key)) & mask)
+        return (left << half) | right
+
+    def _decrypt(self, values: NDArray[np.uint64], epochs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        half = np.uint64(self._half_bits)
+        mask = np.uint64((1 << self._half_bits) - 1)
+        left, right = values >> half, values & mask
+        for key in reversed(self._keys):
+            left, right = right ^ (_mix(left + _mix(epochs + key)) & mask), left
         return (left << half) | right
 
 

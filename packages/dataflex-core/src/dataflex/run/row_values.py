@@ -38,6 +38,7 @@ METADATA = b"dataflex"
 DIGEST = "rows_digest"
 VALUES_DIGEST = "values_digest"  # column -> digest of its numbers; a column that somebody added has none
 ROW = "row"
+_NUMBERS = 2**22  # digested at a time
 SUFFIXES = (".npy", ".npz", ".parquet")
 _SHAPING = "dataset, max_samples, val_size and the seed that splits it, template, tokenizer, cutoff_len, packing"
 # What reading bytes of another kind raises besides OSError and ValueError: NumPy takes the header of an old .npy apart
@@ -112,8 +113,11 @@ def read_row_file(path: Path, name: str, sole: bool = False) -> RowFile:
 
 def values_digest(values: NDArray[Any]) -> str:
     """Returns a digest of numbers, one for each row: a flipped bit in a file is another number, and nothing else."""
-    plain = values.astype(np.float64)
-    return hashlib.blake2b(np.where(np.isnan(plain), np.nan, plain).tobytes(), digest_size=8).hexdigest()
+    state = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(values), _NUMBERS):
+        plain = values[start : start + _NUMBERS].astype(np.float64)
+        state.update(np.where(np.isnan(plain), np.nan, plain).tobytes())
+    return state.hexdigest()
 
 
 def row_values(key: str, file: str, name: str, dataset: Any, sole: bool = False) -> NDArray[np.float64] | Problem:

@@ -18,14 +18,15 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from dataflex.data.digest import rows_digest
-from dataflex.data.rows import fetch
 from dataflex.run.files import replacing
 from dataflex.run.row_values import DIGEST, METADATA, ROW, VALUES_DIGEST, values_digest
+from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.lengths import row_lengths
 
 SCORE = "score"
 _TEXT_TOKENS = 64
 _ROWS = 4096  # decoded at a time
+_GROUP = 2**20  # rows that are written at a time
 
 
 def write_scores(
@@ -41,23 +42,32 @@ def write_scores(
         about: What goes into the metadata, as JSON, beside the number and the digest of the rows and the digest of
             the scores.
     """
-    columns: dict[str, Any] = {
-        ROW: np.arange(len(scores), dtype=np.int64),
-        SCORE: pa.array(scores.astype(np.float64), from_pandas=True),
-        "tokens": row_lengths(dataset),
-    }
-    if tokenizer is not None:
-        columns["text"] = _texts(dataset, tokenizer)
+    lengths_N = row_lengths(dataset)
     digests = {SCORE: values_digest(scores)}
     about = {**about, "rows": len(scores), DIGEST: rows_digest(dataset), VALUES_DIGEST: digests}
-    table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(about, default=str)})
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    fields = [(ROW, pa.int64()), (SCORE, pa.float64()), ("tokens", pa.int64())]
+    if tokenizer is not None:
+        fields.append(("text", pa.string()))
+    schema = pa.schema(fields, metadata={METADATA: json.dumps(about, default=str)})
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        # A group of rows at a time: the texts of all rows together may be larger than memory.
+        for first in range(0, len(scores), _GROUP):
+            last = min(first + _GROUP, len(scores))
+            columns = [
+                pa.array(np.arange(first, last, dtype=np.int64)),
+                pa.array(scores[first:last].astype(np.float64), from_pandas=True),
+                pa.array(lengths_N[first:last]),
+            ]
+            if tokenizer is not None:
+                columns.append(pa.array(_texts(dataset, tokenizer, first, last), pa.string()))
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=_GROUP)
 
 
-def _texts(dataset: Any, tokenizer: Any) -> list[str]:
+def _texts(dataset: Any, tokenizer: Any, first: int, last: int) -> list[str]:
+    """Returns the beginning of the text of the rows from ``first`` to before ``last``."""
     texts: list[str] = []
-    for start in range(0, len(dataset), _ROWS):
-        rows = fetch(dataset, range(start, min(start + _ROWS, len(dataset))))
-        texts += tokenizer.batch_decode([list(row["input_ids"])[:_TEXT_TOKENS] for row in rows])
+    for start in range(first, last, _ROWS):
+        rows = np.arange(start, min(start + _ROWS, last), dtype=np.int64)
+        for chunk in column_chunks(dataset, "input_ids", rows):
+            texts += tokenizer.batch_decode([ids[:_TEXT_TOKENS].tolist() for ids in chunk])
     return texts

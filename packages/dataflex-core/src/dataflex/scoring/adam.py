@@ -110,6 +110,30 @@ def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
     return {**found, **missing} if stepped else None
 
 
+def require_adam(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -> None:
+    """Refuses an optimizer that will not keep Adam's moments of every parameter, as far as is known before a step.
+
+    Collective under an engine that shards the optimizer.
+
+    Raises:
+        ComponentError: It is no Adam, has its moments in a form of its own, or lacks a parameter.
+    """
+    layers = wrapped_optimizers(optimizer)
+    if not layers:
+        return
+    inner = layers[-1]
+    adam = all({"betas", "eps"} <= group.keys() for group in inner.param_groups)
+    if not adam or type(inner).__module__.partition(".")[0] == _OTHER_FORM:
+        kept = "keeps its state in a form of its own" if adam else "keeps no Adam moments (exp_avg, exp_avg_sq)"
+        raise ComponentError(
+            f"the optimizer {type(inner).__name__} {kept} -> gradient_type: sgd, or optim: adamw_torch"
+        )
+    read_moments(optimizer, routes)
+
+
+_OTHER_FORM = "bitsandbytes"  # state1 and state2, in blocks of 8 bits or not, for each of its optimizers
+
+
 def _moments(route: Route, optimizer: torch.optim.Optimizer, entry: dict[str, Any], group: Group) -> Moments:
     steps = int(torch.as_tensor(entry.get("step", group.get("step", 0))))
     first, second = (_whole(entry[key]).flatten() for key in ("exp_avg", "exp_avg_sq"))

@@ -1,22 +1,37 @@
-"""Reading one column of a tokenised dataset, without the others where the dataset allows it."""
+"""Reading some columns of a tokenised dataset, without the others where the dataset allows it.
+
+What is asked of all rows of a stored dataset is asked of Arrow arrays (:mod:`dataflex.scoring.arrow`), also through
+views of it and through several sources as one; only rows that are made when they are read are read one by one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
 
-from dataflex.data.rows import fetch
+from dataflex.data.rows import MixedSources, PlannedRows, fetch
+from dataflex.scoring.arrow import (
+    any_after_first,
+    column_type,
+    is_list,
+    is_number,
+    is_stored,
+    list_parts,
+    numbers,
+    tables,
+    whole,
+)
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.scoring.lengths import row_lengths
 
 _CHUNK = 1024  # rows read at a time
+Rows = NDArray[np.int64] | range
 
 
-def column_chunks(dataset: Any, column: str, rows: NDArray[np.int64]) -> Iterator[list[NDArray[Any]]]:
+def column_chunks(dataset: Any, column: str, rows: Rows) -> Iterator[list[NDArray[Any]]]:
     """Yields the values of a column for the rows, a thousand at a time: a list of arrays, one per row.
 
     A row without a value gives an empty array.
@@ -26,17 +41,17 @@ def column_chunks(dataset: Any, column: str, rows: NDArray[np.int64]) -> Iterato
 
 
 def columns_chunks(
-    dataset: Any, columns: Sequence[str], rows: NDArray[np.int64]
+    dataset: Any, columns: Sequence[str], rows: Rows, at_once: int = _CHUNK
 ) -> Iterator[list[tuple[NDArray[Any], ...]]]:
-    """Yields the values of several columns for the rows, a thousand at a time: a tuple of arrays for each row.
+    """Yields the values of several columns for the rows, ``at_once`` at a time: a tuple of arrays for each row.
 
     Each row is read once, whatever is asked of it. A row without a value gives an empty array.
     """
-    stored = _is_stored(dataset)
+    stored = is_stored(dataset)
     present = [column for column in columns if column in dataset.column_names] if stored else []
     view = dataset.with_format("arrow", columns=present) if present else None
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
         if view is not None:
             table = view[part]
             values = [
@@ -55,20 +70,114 @@ def labelled_rows(dataset: Any) -> NDArray[np.int64]:
     predicted and does not count. A row without ``labels`` stays: the collator makes them. A dataset whose rows are made
     when they are read makes each of them once.
     """
-    if not _is_stored(dataset):
-        chunks = columns_chunks(dataset, ("input_ids", "labels"), np.arange(len(dataset), dtype=np.int64))
-        found = [ids.size > 0 and _is_learnt(labels) for chunk in chunks for ids, labels in chunk]
-        return np.flatnonzero(np.asarray(found, dtype=np.bool_))
-    every = np.flatnonzero(row_lengths(dataset) > 0)
-    if "labels" not in dataset.column_names:
-        return every
-    kept = [_is_learnt(labels) for chunk in column_chunks(dataset, "labels", every) for labels in chunk]
-    return every[np.asarray(kept, dtype=np.bool_)]
+    return np.flatnonzero(np.concatenate([np.empty(0, dtype=np.bool_), *_learnable(dataset)]))
 
 
-def _is_stored(dataset: Any) -> bool:
-    """Whether a column can be read without the others; a transform makes rows when they are read."""
-    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+def first_labelled_rows(dataset: Any, count: int) -> NDArray[np.int64]:
+    """Returns the first ``count`` of :func:`labelled_rows`, all where there are fewer. Reads no more than it takes.
+
+    Args:
+        dataset: A dataset with a length.
+        count: How many, at least 1.
+    """
+    found, start, size = [np.empty(0, dtype=np.int64)], 0, 0
+    for learnable in _learnable(dataset, min(max(count, 16), _CHUNK)):
+        found.append(start + np.flatnonzero(learnable))
+        start += len(learnable)
+        size += len(found[-1])
+        if size >= count:
+            break
+    return np.concatenate(found)[:count]
+
+
+def number_column(dataset: Any, column: str) -> NDArray[np.float64] | None:
+    """Returns a column of numbers: (N,) float64, NaN for a row without one; None where no row has the column.
+
+    Raises:
+        ValueError: It holds something else than one number per row.
+    """
+    parts = list(_numbers(dataset, column))
+    found = [part for part in parts if isinstance(part, np.ndarray)]
+    if not found:
+        return None
+    whole = [part if isinstance(part, np.ndarray) else np.full(part, np.nan) for part in parts]
+    return np.concatenate([np.empty(0), *whole])
+
+
+def _learnable(dataset: Any, at_once: int = _CHUNK) -> Iterator[NDArray[np.bool_]]:
+    """Yields which rows something can be learnt from, a stretch after the other.
+
+    Args:
+        dataset: A dataset with a length.
+        at_once: Rows to read at a time where they are made when they are read.
+    """
+    for part, own in stored_parts(dataset):
+        if _has_lists(part):
+            columns = [column for column in ("input_ids", "labels") if column in part.column_names]
+            yield from (_learnable_in(table) for table in tables(part, columns, own))
+        else:
+            every = range(len(part)) if own is None else own
+            for chunk in columns_chunks(part, ("input_ids", "labels"), every, at_once):
+                yield np.array([ids.size > 0 and _is_learnt(labels) for ids, labels in chunk], dtype=np.bool_)
+
+
+def _learnable_in(table: Any) -> NDArray[np.bool_]:
+    lengths_B, _ = list_parts(whole(table.column("input_ids")))
+    if "labels" not in table.column_names:
+        return lengths_B > 0
+    labelled_B, labels = list_parts(whole(table.column("labels")))
+    learnt_B = any_after_first(numbers(labels) != IGNORED, labelled_B) | (labelled_B == 0)
+    return np.asarray((lengths_B > 0) & learnt_B)
+
+
+def _has_lists(dataset: Any) -> bool:
+    """Whether tokens, and labels where there are any, stand in a file as lists of numbers."""
+    if not is_stored(dataset) or "input_ids" not in dataset.column_names:
+        return False
+    kinds = [column_type(dataset, column) for column in ("input_ids", "labels") if column in dataset.column_names]
+    return all(is_list(kind) and is_number(kind.value_type) for kind in kinds)
+
+
+def _numbers(dataset: Any, column: str) -> Iterator[NDArray[np.float64] | int]:
+    """Yields the numbers of a stretch of rows, or how many rows a stretch has none of which has the column."""
+    for part, own in stored_parts(dataset):
+        size = len(part) if own is None else len(own)
+        if is_stored(part) and column not in part.column_names:
+            yield size
+        elif is_stored(part) and is_number(column_type(part, column)):
+            for table in tables(part, [column], own):
+                values = numbers(whole(table.column(column))).astype(np.float64)
+                yield values if table.column(column).null_count != len(values) else len(values)
+        else:
+            every = range(size) if own is None else own
+            for chunk in column_chunks(part, column, every):
+                if any(value.size > 1 or value.dtype.kind not in "fiu" for value in chunk if value.size):
+                    raise ValueError(f"the column {column!r} holds something else than one number per row")
+                some = any(value.size for value in chunk)
+                yield np.array([value.item() if value.size else np.nan for value in chunk]) if some else len(chunk)
+
+
+def stored_parts(dataset: Any, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[Any, NDArray[np.int64] | None]]:
+    """Yields datasets with the rows of them, None for all, that make up a dataset: looks through what picks or joins.
+
+    Args:
+        dataset: Any dataset with a length.
+        rows: (n,) some rows of it, None for all; where several are joined, in the order of the rows.
+    """
+    match dataset:
+        case Subset():
+            picked = np.asarray(dataset.indices, dtype=np.int64)
+            yield from stored_parts(dataset.dataset, picked if rows is None else picked[rows])
+        case PlannedRows():
+            yield from stored_parts(dataset.dataset, dataset.rows if rows is None else dataset.rows[rows])
+        case MixedSources() if rows is None:
+            for source in dataset.sources:
+                yield from stored_parts(source)
+        case ConcatDataset() if rows is None:
+            for source in dataset.datasets:
+                yield from stored_parts(source)
+        case _:
+            yield dataset, rows
 
 
 def _is_learnt(labels: NDArray[Any]) -> bool:

@@ -17,8 +17,10 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, Subset
 
-from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.data.rows import MixedSources, PlannedRows, fetch
+from dataflex.scoring.arrow import feed_array, is_stored, tables, whole
 
+_ROWS = 1024  # rows that are held at a time, of a dataset that makes them when they are read
 _CHUNK = 2**24  # numbers that are copied to the CPU at a time
 _frozen: weakref.WeakKeyDictionary[torch.nn.Module, dict[frozenset[int], bytes]] = weakref.WeakKeyDictionary()
 _datasets: dict[int, tuple[weakref.ref[Any], str]] = {}
@@ -62,7 +64,10 @@ def optimizer_digest(optimizer: torch.optim.Optimizer | None) -> str:
 
 
 def dataset_digest(dataset: Any) -> str:
-    """Returns a digest of every row of ``dataset``. Computed once for each dataset object."""
+    """Returns a digest of every row of ``dataset``. Computed once for each dataset object.
+
+    A stored dataset is read at the speed of the disk: what is hashed are the numbers as they stand there.
+    """
     known = _datasets.get(id(dataset))
     if known is not None and known[0]() is dataset:
         return known[1]
@@ -77,12 +82,13 @@ def dataset_digest(dataset: Any) -> str:
 def _feed(state: Any, dataset: Any) -> None:
     """Feeds the rows of ``dataset`` to ``state``, through what only picks or joins rows of other datasets."""
     match dataset:
-        case datasets.Dataset() if dataset.format["type"] != "custom":
-            # Columns are hashed in batches of rows: tables that were put together in another way have the same digest.
-            for batch in dataset.with_format("arrow").iter(4096):
-                for name in sorted(batch.column_names):
-                    state.update(name.encode())
-                    state.update(repr(batch.column(name).to_pylist()).encode())
+        case datasets.Dataset() if is_stored(dataset) and dataset.column_names:
+            # Columns are hashed in stretches of rows: tables that were put together in another way have the same
+            # digest.
+            for table in tables(dataset, sorted(dataset.column_names)):
+                for name in table.column_names:
+                    state.update(f"{name} {table.column(name).type}".encode())
+                    feed_array(state, whole(table.column(name)))
         case Subset():
             state.update(dataset_digest(dataset.dataset).encode() + np.asarray(dataset.indices, np.int64).tobytes())
         case PlannedRows():
@@ -92,9 +98,9 @@ def _feed(state: Any, dataset: Any) -> None:
         case MixedSources():
             state.update("".join(map(dataset_digest, dataset.sources)).encode())
         case _:
-            for i in range(len(dataset)):
-                row = dataset[i]
-                state.update(repr([(key, _plain(row[key])) for key in sorted(row)]).encode())
+            for start in range(0, len(dataset), _ROWS):
+                for row in fetch(dataset, range(start, min(start + _ROWS, len(dataset)))):
+                    state.update(repr([(key, _plain(row[key])) for key in sorted(row)]).encode())
 
 
 def _plain(value: Any) -> Any:

@@ -235,6 +235,15 @@ def _parts(sink: Sink) -> dict[int, torch.Tensor]:
 def _run(gradients: PerSampleGradients, batch: RowBatch, sink: Sink, total: bool = False) -> None:
     """Runs a batch; refuses what is not finite."""
     gradients.backward(batch, sink, total=total)
+    require_finite_gradients(sink)
+
+
+def require_finite_gradients(sink: Sink) -> None:
+    """Refuses a batch with a gradient that is NaN or infinite.
+
+    Raises:
+        ComponentError: With the way out.
+    """
     if not sink.squares_B.isfinite().all():
         raise ComponentError(
             "the gradient of a row is NaN or infinite -> the weights have probably diverged: lower the learning rate, "

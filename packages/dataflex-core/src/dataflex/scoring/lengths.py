@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
 
 from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.scoring.arrow import column_type, is_list, is_stored
+
+_FEW = 1 / 16  # share of the rows up to which their lengths are looked up one by one
 
 
 @runtime_checkable
@@ -26,42 +29,65 @@ class KnowsRowLengths(Protocol):
         """Returns the number of tokens of each row: (N,) int64."""
 
 
-def row_lengths(dataset: Any) -> NDArray[np.int64]:
-    """Returns ``len(row["input_ids"])`` of every row: (N,) int64. Makes no collective call.
+def row_lengths(dataset: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Returns ``len(row["input_ids"])`` of every row, or of some rows: (N,) int64. Makes no collective call.
 
     Takes no row out of a Hugging Face dataset (also a selected, shuffled or concatenated one), nor of a dataset with a
     method ``row_lengths()``; looks through ``Subset``, ``ConcatDataset`` and dataflex's own views; reads row by row
     otherwise.
+
+    Args:
+        dataset: A dataset with a length.
+        rows: (n,) row numbers; None for all. What the others take is not spent.
     """
     match dataset:
         case KnowsRowLengths():
-            return np.asarray(dataset.row_lengths(), dtype=np.int64)
+            return _of(np.asarray(dataset.row_lengths(), dtype=np.int64), rows)
         case datasets.Dataset() if _is_stored_list(dataset):
-            return _arrow_lengths(dataset)
+            return _arrow_lengths(dataset, rows)
         case Subset():
-            return row_lengths(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
+            return row_lengths(dataset.dataset, _of(np.asarray(dataset.indices, dtype=np.int64), rows))
         case PlannedRows():
-            return row_lengths(dataset.dataset)[dataset.rows]
+            return row_lengths(dataset.dataset, _of(dataset.rows, rows))
         case ConcatDataset():
-            return np.concatenate([row_lengths(part) for part in dataset.datasets])
+            return _of(np.concatenate([row_lengths(part) for part in dataset.datasets]), rows)
         case MixedSources():
-            return np.concatenate([row_lengths(source) for source in dataset.sources])
-    return np.fromiter((len(dataset[i]["input_ids"]) for i in range(len(dataset))), dtype=np.int64, count=len(dataset))
+            return _of(np.concatenate([row_lengths(source) for source in dataset.sources]), rows)
+    wanted = range(len(dataset)) if rows is None else map(int, rows)
+    size = len(dataset) if rows is None else len(rows)
+    return np.fromiter((len(dataset[row]["input_ids"]) for row in wanted), dtype=np.int64, count=size)
+
+
+def _of(values_N: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    return values_N if rows is None else values_N[rows]
 
 
 def _is_stored_list(dataset: datasets.Dataset) -> bool:
     """Whether ``input_ids`` is a column of lists on disk, not one that a transform makes when a row is read."""
-    if dataset.format["type"] == "custom" or "input_ids" not in dataset.column_names:
-        return False
-    kind = dataset.data.column("input_ids").type
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return is_stored(dataset) and "input_ids" in dataset.column_names and is_list(column_type(dataset, "input_ids"))
 
 
-def _arrow_lengths(dataset: datasets.Dataset) -> NDArray[np.int64]:
-    chunks = dataset.data.column("input_ids").chunks
-    parts = [pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False) for chunk in chunks]
-    lengths = np.concatenate([np.empty(0, dtype=np.int64), *parts]).astype(np.int64)
-    if dataset._indices is None:  # the rows of select(), shuffle(), sort() and train_test_split()
-        return lengths
-    chosen: NDArray[np.uint64] = dataset._indices.column(0).to_numpy()
-    return lengths[chosen]
+def _arrow_lengths(dataset: datasets.Dataset, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    if dataset._indices is not None:  # the rows of select(), shuffle(), sort() and train_test_split()
+        chosen = dataset._indices.column(0)
+        rows = (chosen if rows is None else chosen.take(pa.array(rows))).to_numpy().astype(np.int64)
+    chunks = [chunk for chunk in dataset.data.column("input_ids").chunks if len(chunk)]
+    starts = np.cumsum([0, *map(len, chunks)])
+    if rows is None or len(rows) > _FEW * starts[-1]:
+        return _of(np.concatenate([np.empty(0, dtype=np.int64), *map(_lengths, chunks)]).astype(np.int64), rows)
+    if not len(rows):
+        return np.empty(0, dtype=np.int64)
+    order = np.argsort(rows, kind="stable")
+    places, firsts = np.unique(np.searchsorted(starts, rows[order], side="right") - 1, return_index=True)
+    lengths = np.empty(len(rows), dtype=np.int64)
+    for place, own in zip(places, np.split(order, firsts[1:]), strict=True):
+        lengths[own] = _lengths(chunks[place], rows[own] - starts[place])
+    return lengths
+
+
+def _lengths(lists: Any, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
+    if rows is not None and not pa.types.is_fixed_size_list(lists.type) and not lists.null_count:
+        offsets = lists.offsets.to_numpy()
+        return np.asarray(offsets[rows + 1] - offsets[rows])
+    found: NDArray[Any] = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return found if rows is None else found[rows]

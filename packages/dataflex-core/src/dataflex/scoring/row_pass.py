@@ -111,8 +111,13 @@ class RowPass:
 
     def rows(self) -> NDArray[np.int64]:
         """Returns the row numbers of the pass: (N,) int64."""
-        every = np.arange(len(self.dataset), dtype=np.int64)
-        return every if self.indices is None else every[np.asarray(self.indices, dtype=np.int64)]
+        size = len(self.dataset)
+        if self.indices is None:
+            return np.arange(size, dtype=np.int64)
+        rows = np.asarray(self.indices, dtype=np.int64)
+        if len(rows) and not (-size <= rows.min() and rows.max() < size):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {size}")
+        return rows if not len(rows) or rows.min() >= 0 else rows % size
 
     def values(self, model: torch.nn.Module, score: Score, *, everywhere: bool = True) -> NDArray[np.float32]:
         """Returns what ``score`` gives for every row: (N, ...) float32, the same on every rank. Collective.
@@ -169,7 +174,7 @@ class RowPass:
         if self.accelerator is not None:
             rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         rows = self.rows()
-        lengths = row_lengths(self.dataset)[rows]
+        lengths = row_lengths(self.dataset, rows if self.indices is not None else None)
         default = self.token_budget or default_token_budget(model, gradients=self.gradients)
         budget = agreed_budget(default, self.accelerator)
         # What one rank has learnt holds for all, so that a row has the same company on whichever rank it is.

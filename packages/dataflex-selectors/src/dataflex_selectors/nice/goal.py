@@ -16,9 +16,9 @@ from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_selectors.nice.policy import answer_weights, policy_target
-from dataflex_selectors.nice.prompts import Prompt, read_prompts
+from dataflex_selectors.nice.prompts import Prompt, first_prompt, read_prompts
 from dataflex_selectors.nice.rewards import Answer
-from dataflex_selectors.nice.sampling import Sampling, sample_answers
+from dataflex_selectors.nice.sampling import Sampling, end_tokens, sample_answers
 from dataflex_selectors.nice.settings import Reward
 
 if TYPE_CHECKING:
@@ -111,6 +111,19 @@ class PolicyGoal:
                 f"{less_strict} more samples, or a reward that tells answers apart"
             )
         return found
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Refuses what every update would: a model that cannot answer, a set without prompts, a reward that fails.
+
+        The reward of one reference answer is asked for. Collective.
+
+        Raises:
+            ComponentError: One of these.
+        """
+        end_tokens(model, self.tokenizer)
+        for name, dataset in self.sets.items():
+            prompt = first_prompt(name, dataset, self.tokenizer)
+        self.reward([Answer(prompt.text, prompt.reference, prompt.reference)])
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rewards of the reference answers."""

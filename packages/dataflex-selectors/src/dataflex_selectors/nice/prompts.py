@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,31 @@ def read_prompts(name: str, dataset: Any, rows: Iterable[int], tokenizer: Any) -
     Raises:
         ComponentError: No row has a prompt and an answer.
     """
-    found = [(int(row), *_split(dataset[int(row)])) for row in rows]
-    found = [(row, prompt, answer) for row, prompt, answer in found if prompt and answer]
-    if not found:
+    return list(_prompts(name, dataset, rows, tokenizer))
+
+
+def first_prompt(name: str, dataset: Any, tokenizer: Any) -> Prompt:
+    """Returns the first of :func:`read_prompts` of a whole set, and reads no row after it.
+
+    Raises:
+        ComponentError: No row has a prompt and an answer.
+    """
+    return next(_prompts(name, dataset, range(len(dataset)), tokenizer))
+
+
+def _prompts(name: str, dataset: Any, rows: Iterable[int], tokenizer: Any) -> Iterator[Prompt]:
+    some = False
+    for row in rows:
+        asked, told = _split(dataset[int(row)])
+        if asked and told:
+            some = True
+            yield Prompt(int(row), asked, told, _text(tokenizer, asked), _text(tokenizer, told))
+    if not some:
         raise ComponentError(
             f"none of the rows of the evaluation set '{name}' has a prompt, tokens without a label, and "
             "then an answer, tokens with one -> evaluate on instruction data, leave out train_on_prompt, or use a "
             "larger cutoff_len if it cuts the answers off"
         )
-    return [Prompt(row, asked, told, _text(tokenizer, asked), _text(tokenizer, told)) for row, asked, told in found]
 
 
 def _split(row: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

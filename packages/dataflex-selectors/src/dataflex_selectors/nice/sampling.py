@@ -106,12 +106,7 @@ def sample_answers(
     Raises:
         ComponentError: The model is none of ``transformers``, so it has no ``generate``.
     """
-    base = next(iter(pretrained_models(without_replicas(model))), None)
-    if base is None:
-        raise ComponentError(
-            f"{type(model).__name__} holds no model of transformers, so it cannot generate answers -> use a selector "
-            "that needs none, such as less"
-        )
+    base = _generating(model)
     ends = _end_tokens(base, tokenizer)
     padding = ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
     config = sampling.config(padding, ends)
@@ -156,6 +151,25 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
+
+
+def end_tokens(model: torch.nn.Module, tokenizer: Any) -> list[int]:
+    """Returns the tokens that end an answer of the model.
+
+    Raises:
+        ComponentError: There are none, or the model is none of ``transformers``, so it has no ``generate``.
+    """
+    return _end_tokens(_generating(model), tokenizer)
+
+
+def _generating(model: torch.nn.Module) -> PreTrainedModel:
+    base = next(iter(pretrained_models(without_replicas(model))), None)
+    if base is None:
+        raise ComponentError(
+            f"{type(model).__name__} holds no model of transformers, so it cannot generate answers -> use a selector "
+            "that needs none, such as less"
+        )
+    return base
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> list[int]:

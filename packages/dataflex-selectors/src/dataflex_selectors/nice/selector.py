@@ -20,16 +20,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
+from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.gradient_scores import GradientScores, GradientSettings
+from dataflex_selectors.enough import require_candidates, require_labelled
+from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, require_optimizer
 from dataflex_selectors.nice.goal import PolicyGoal, Rules
 from dataflex_selectors.nice.sampling import Sampling
 from dataflex_selectors.nice.settings import RewardSettings
@@ -141,7 +143,21 @@ class NiceSelector(Selector):
         own = (target.problem, _has_tokenizer(tokenizer), *self._problems())
         require("nice selector", *own, *sampling.problems(), *rules.problems(), *rewards.problems())
         self.goal = PolicyGoal(target.sets, tokenizer, accelerator, sampling, rules, rewards.build(accelerator))
-        self._running = RunningScores(len(dataset), len(target.sets), float(decay))
+        self._running = RunningScores(len(target.sets), float(decay))
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows or candidates, a parameter without a gradient, and answers without a reward.
+
+        A judge is asked one question. See the base class.
+        """
+        require_candidates(self.candidates, run.most_rows)
+        require_labelled(self.dataset, run.most_rows)
+        try_gradients(model, self.dataset, self.data_collator, self.accelerator)
+        self.goal.check(model)
+
+    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
+        require_optimizer(model, optimizer, self.settings)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Draws and rewards answers, scores the candidates, and returns the rows that ``mode`` picks. See the base.

@@ -16,14 +16,15 @@ import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.core import stopping
-from dataflex.core.agreement import from_rank_0
+from dataflex.core.agreement import from_rank_0, on_every_rank
 from dataflex.core.component import Component
 from dataflex.core.construct import construct, constructor_parameters
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.injected import TARGETS
 from dataflex.core.kinds import Kind
 from dataflex.core.registry import find
+from dataflex.core.schedule import Schedule
 from dataflex.run.checkpoints import (
     PREFIX,
     require_complete,
@@ -47,10 +48,11 @@ from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside, set_later_aside
 from dataflex.run.results import Results
 from dataflex.run.state import load_state, require_savable, require_step
+from dataflex.scoring.session import undisturbed
 from dataflex.scoring.target_rows import whole_sets
 from dataflex.train.trainer.callback import ScheduleCallback
 from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
-from dataflex.train.trainer.engine import require_engine, require_loader
+from dataflex.train.trainer.engine import computes_before_training, require_engine, require_loader
 from dataflex.train.trainer.evaluation import evaluate_all
 from dataflex.train.trainer.given import by_name, first_rows, require_rows_apart, require_spec
 from dataflex.train.trainer.passes import PassKeeper
@@ -87,9 +89,11 @@ class DynamicTrainer(Base):
         saving: Writes checkpoints, and knows the last one.
         tokens: The tokens that were trained on, where they are counted.
         component: The selector, mixer or weighter; None for a static mixture.
+        schedule: When it updates; set by each kind of trainer.
     """
 
     kind: Kind
+    schedule: Schedule
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class DynamicTrainer(Base):
         self._run: str | None = None
         self._rows_evaluated: dict[str, int] = {}  # prefix of a metric -> rows
         self._recorded: RecordedRun | None = None  # in output_dir, when training was asked for
+        self._ahead: RunAhead | None = None  # None before the component was asked whether it can do the run
         self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
         self._results = Results(self.output_dir)
         self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
@@ -135,6 +140,40 @@ class DynamicTrainer(Base):
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the trainer underneath's arguments by their names."""
         return by_name(self.bases(), args, kwargs)
+
+    def check_component(self, most_rows: int = 0) -> None:
+        """Has the component refuse what it could not do later. Called once by each trainer, when it is made.
+
+        Under an engine that shards the weights, most of it waits until training begins: before that no rank has a model
+        that computes.
+
+        Args:
+            most_rows: Most rows that an update asks for.
+
+        Raises:
+            DataflexError: On every rank, before the first step.
+        """
+        self._ahead = RunAhead(self.schedule.updates, self.schedule.total, most_rows)
+        if isinstance(self.component, Component):
+            self._check_state()
+            if computes_before_training(self.accelerator.distributed_type):
+                on_every_rank(self.accelerator, self._check_run)
+
+    def _check_state(self) -> None:
+        """Refuses a component whose state a checkpoint could not hold, where there are to be some. Collective."""
+        if self.args.save_strategy != "no":
+            from_rank_0(self.accelerator, lambda: bool(self._component_state()))
+
+    def _check_run(self) -> None:
+        assert isinstance(self.model, torch.nn.Module)
+        assert self._ahead is not None
+        with undisturbed(self.model), blaming(self._component()):
+            self.component.check_run(self.model, self._ahead)
+
+    def _check_optimizer(self) -> None:
+        assert isinstance(self.model, torch.nn.Module)
+        with undisturbed(self.model), blaming(self._component()):
+            self.component.check_optimizer(self.model, self.optimizer)
 
     @property
     def arguments(self) -> DataflexArguments:
@@ -230,6 +269,10 @@ class DynamicTrainer(Base):
             CheckpointError: The checkpoint is of a longer run.
         """
         self.keep_batch_size()
+        if isinstance(self.component, Component):
+            if not computes_before_training(self.accelerator.distributed_type):
+                on_every_rank(self.accelerator, self._check_run)
+            on_every_rank(self.accelerator, self._check_optimizer)
         done, total = self.state.global_step, self.state.max_steps
         if self._resumed is not None:
             if not vars(self.args).get("overwrite_output_dir"):  # transformers 5 has no such field, LLaMA-Factory has

@@ -45,6 +45,11 @@ def require_loader(args: TrainingArguments, train_type: str) -> None:
     refuse(loader_problems(train_type, flat(given, vars(vars(args)[CONFIG]))))
 
 
+def computes_before_training(found: DistributedType) -> bool:
+    """Returns whether a model computes when its trainer is made; engines that shard weights make it ready later."""
+    return found not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
 def require_one_model(args: TrainingArguments, who: str) -> None:
     """Refuses nn.DataParallel for a component that must see what the model computes: its copies are out of sight.
 

@@ -82,6 +82,7 @@ class MixTrainer(PlannedTrainer):
             self._domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
             self._objective = self._weighted_objective(self._domain_losses)
             self.add_callback(_AfterEachStep(self))
+        self.check_component()
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
         """Asks the mixer at an update, and plans rows in the proportions that hold then."""
@@ -123,6 +124,11 @@ class MixTrainer(PlannedTrainer):
             self._objective.begin(counted=kwargs.get("num_items_in_batch") is not None)
         given = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         answer = super().compute_loss(model, inputs, True, *args, **kwargs)
+        if self._objective is not None and not self._objective.used:  # at the first batch, before anything is learnt
+            raise ConfigError(
+                f"{type(self.model).__name__} computes its loss without model.loss_function, so the mixer "
+                f"'{self._component_name()}' cannot weigh it -> use a model class of transformers, without a fused loss"
+            )
         outputs = answer[1] if isinstance(answer, tuple) else None
         with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
             watch.add(outputs.get("logits") if isinstance(outputs, Mapping) else None, given)
@@ -131,11 +137,6 @@ class MixTrainer(PlannedTrainer):
     def step_done(self) -> None:
         """Tells the mixer what the optimizer step cost. On every rank."""
         assert self._domain_losses is not None
-        if self._objective is not None and not self._objective.used:
-            raise ConfigError(
-                f"{type(self.model).__name__} computes its loss without model.loss_function, so the mixer "
-                f"'{self._component_name()}' cannot weigh it -> use a model class of transformers, without a fused loss"
-            )
         losses_K, tokens_K = self._domain_losses.total(self.accelerator)
         with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
             self.component.observe(self.state.global_step, losses_K, tokens_K)

@@ -67,6 +67,7 @@ class PlannedTrainer(DynamicTrainer):
         self.args.ignore_data_skip = True  # the loader itself starts at the right step
         self._segment: Segment | None = None
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._state_checked = False
         self._more_updates = 0  # those that a continued run has beyond its schedule
 
     @abstractmethod
@@ -165,6 +166,9 @@ class PlannedTrainer(DynamicTrainer):
             raise self._stop.while_deciding() from None
         digest = decision_hash(plan.rows)
         require_agreement(digest, self.accelerator, who)
+        if segment.update is not None and not self._state_checked:  # what it keeps may be there from now on
+            self._check_state()
+            self._state_checked = True
         self._segment, self._rows, self._more_updates = segment, plan.rows, more
         self._record.segment(segment.start, plan.rows, plan.scores)
         if segment.update is not None:

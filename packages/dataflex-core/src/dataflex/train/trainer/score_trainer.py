@@ -49,6 +49,9 @@ class ScoreTrainer(SelectTrainer):
         super().train(resume_from_checkpoint, *args, **kwargs)
         self._score()  # a checkpoint of the last step: the loop asked for no batch
 
+    def _rows_of_an_update(self) -> int:
+        return 0
+
     def begin_record(self) -> None:
         """Scoring is no run: it writes no configuration and no trace."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from dataflex.config.spec import RunSpec
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision import checked_rows, checked_scores
 from dataflex.core.kinds import SELECTOR
@@ -15,6 +18,14 @@ class SelectTrainer(PlannedTrainer):
 
     kind = SELECTOR
     verb = "select"
+
+    def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
+        super().__init__(*args, dataflex=dataflex, **kwargs)
+        self.check_component(most_rows=self._rows_of_an_update())
+
+    def _rows_of_an_update(self) -> int:
+        """Returns the most rows that an update asks for."""
+        return self.schedule.longest_update * self._global_batch_size
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
         """Returns the rows that the selector chose, checked."""

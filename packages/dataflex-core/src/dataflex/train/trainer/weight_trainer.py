@@ -78,7 +78,7 @@ class WeightTrainer(NumberedTrainer):
         self._loss_scale: float | None = None
         self.sample_factors = torch.empty(0)
         self._log, self._metrics = WeightLog(), dict[str, float]()
-        self._weighed = False
+        self._weighed = self._asked = self._without_logits = False
         assert isinstance(self.model, torch.nn.Module)
         if isinstance(self.component, Weighter) and self.component.reads_hidden_states:
             require_hidden_states(self.model, f"the weighter '{self.component.name}'", compiled=self.args.torch_compile)
@@ -91,6 +91,7 @@ class WeightTrainer(NumberedTrainer):
             measured=any(base.__module__.partition(".")[0] == "trl" for base in self.bases()),
         )
         replace_loss(self, self._own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
+        self.check_component()
 
     def identity(self) -> dict[str, Any]:
         """Adds the steps without weights."""
@@ -110,7 +111,10 @@ class WeightTrainer(NumberedTrainer):
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward as the trainer underneath does them; returns the detached loss."""
-        return super().training_step(model, inputs, num_items_in_batch)
+        self._asked = False
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._require_seen(self._asked)  # also where nothing is weighed yet: not when the warm-up is over
+        return loss
 
     @contextmanager
     def weighted_by(self, weighter: WeightsSamples) -> Iterator[None]:
@@ -120,7 +124,10 @@ class WeightTrainer(NumberedTrainer):
             yield
         finally:
             self._active, self._inputs = None, None
-        if not self._weighed:
+        self._require_seen(self._weighed)
+
+    def _require_seen(self, seen: bool) -> None:
+        if not seen:
             raise ConfigError(
                 f"{type(self.model).__name__} computes its loss without model.loss_function, or the trainer has a "
                 "compute_loss_func of its own, so samples cannot be weighed -> use a model class of transformers, "
@@ -138,8 +145,12 @@ class WeightTrainer(NumberedTrainer):
             found = super().compute_loss(model, inputs, *args, **kwargs)
         else:
             positions_M, targets_M = label_positions(labels_BT, self._label_counts[self._micro_batch])
-            with self._outputs.at(positions_M, targets_M, labels_BT.numel()):
-                found = super().compute_loss(model, inputs, *args, **kwargs)
+            self._without_logits = True
+            try:
+                with self._outputs.at(positions_M, targets_M, labels_BT.numel()):
+                    found = super().compute_loss(model, inputs, *args, **kwargs)
+            finally:
+                self._without_logits = False
         if self.is_last_micro_batch and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self._checks.examine()  # its backward pass makes the step
         return found
@@ -250,9 +261,14 @@ class WeightTrainer(NumberedTrainer):
 
     def _own_loss(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor | None:
         """Returns the loss of a micro-batch; None where it is the plain one of the logits."""
+        self._asked = True
         if self._active is not None:
             return self._weighted(logits, labels, token_loss)
-        if self._outputs is None or not self._untouched(logits):
+        if self._outputs is None:
+            return None
+        if not self._untouched(logits):
+            if self._without_logits:  # in the warm-up as well: not when it is over
+                raise self._touched()
             return None
         tokens = predicted(labels).sum().clamp(min=1) if self._tokens is None else self._tokens
         return torch.as_tensor(logits.sum() / tokens)
