@@ -9,6 +9,7 @@ from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_working_packages
+from dataflex.run.whereabouts import saying_where
 
 SUMMARY = "train as a YAML or JSON file says, with key=value overrides"
 USAGE = "dataflex-cli train FILE [key=value ...]"
@@ -26,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         find(spec.component.kind, spec.component.name)
     from dataflex.integrations.llamafactory import run as train
 
-    train(spec)
+    with saying_where(spec.llamafactory.get("output_dir")):
+        train(spec)
     torchrun.settle()
     return 0

@@ -28,7 +28,11 @@ class _WithoutSecrets(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at the moment, which a progress bar or a test may have replaced."""
+    """Writes to what ``sys.stderr`` is at the moment, which a test or a notebook may have replaced.
+
+    Where this process has imported tqdm, lines go through it: it takes its bars off the screen, writes the line, and
+    draws them again below. Written past it, a line would begin in the middle of a bar.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -39,6 +43,18 @@ class _Stderr(logging.StreamHandler[TextIO]):
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # read only, as the stream is never ours
         return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record; like every handler, it never raises into what is logged."""
+        tqdm = sys.modules.get("tqdm.std")  # never imported here: validate and list have no use for it
+        if tqdm is None:
+            super().emit(record)
+            return
+        try:
+            tqdm.tqdm.write(self.format(record), file=self.stream, end=self.terminator)
+            self.flush()
+        except Exception:  # a closed pipe, a message that cannot be formatted: as logging's own handlers do
+            self.handleError(record)
 
 
 _stderr = _Stderr()
