@@ -97,9 +97,13 @@ def test_a_weighted_run_has_no_updates_to_lead_to(folder, caplog):
 
 @pytest.mark.parametrize("error", [ComponentError, KeyboardInterrupt])
 def test_an_error_does_not_hide_the_record(folder, caplog, error):
-    with caplog.at_level("INFO", "dataflex"), pytest.raises(error), saying_where(str(folder)):
-        write(folder, CONFIG)
-        raise error("in the middle")
+    def stopped():
+        with saying_where(str(folder)):
+            write(folder, CONFIG)
+            raise error("in the middle")
+
+    with caplog.at_level("INFO", "dataflex"), pytest.raises(error):
+        stopped()
     assert caplog.messages == [f"the record of this run is in {folder}: {CONFIG}"]
 
 

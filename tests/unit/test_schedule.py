@@ -95,7 +95,7 @@ def test_segments_cover_the_run_without_gap_or_overlap(warmup, interval, updates
     numbers = [p.update for p in parts if p.update is not None]
     assert numbers == list(range(len(numbers)))
     assert plan.updates == len(numbers)
-    assert plan.largest_segment == max(p.steps for p in parts)
+    assert plan.longest_segment.steps == max(p.steps for p in parts)
     for part in parts:
         assert all(plan.segment_at(step) == part for step in range(part.start, part.stop))
     if not train and updates >= 0 and warmup + interval * updates:

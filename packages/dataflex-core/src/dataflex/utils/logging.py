@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TextIO
 
 from dataflex.core.secret_values import scrubbed
 
@@ -27,34 +26,30 @@ class _WithoutSecrets(logging.Formatter):
         return scrubbed(super().format(record))
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _WithBars:
     """Writes to what ``sys.stderr`` is at the moment, which a test or a notebook may have replaced.
 
     Where this process has imported tqdm, lines go through it: it takes its bars off the screen, writes the line, and
     draws them again below. Written past it, a line would begin in the middle of a bar.
     """
 
+    def write(self, text: str) -> None:
+        tqdm = sys.modules.get("tqdm.std")  # never imported here: validate and list have no use for it
+        if tqdm is None:
+            sys.stderr.write(text)
+        else:
+            tqdm.tqdm.write(text, file=sys.stderr, end="")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _Stderr(logging.StreamHandler[_WithBars]):
     def __init__(self) -> None:
-        logging.Handler.__init__(self)
+        super().__init__(_WithBars())
         text = "[%(levelname)s|dataflex] %(asctime)s >> %(message)s"
         self.setFormatter(_WithoutSecrets(text, "%Y-%m-%d %H:%M:%S"))
         self.addFilter(_RankZero())
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # read only, as the stream is never ours
-        return sys.stderr
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record; like every handler, it never raises into what is logged."""
-        tqdm = sys.modules.get("tqdm.std")  # never imported here: validate and list have no use for it
-        if tqdm is None:
-            super().emit(record)
-            return
-        try:
-            tqdm.tqdm.write(self.format(record), file=self.stream, end=self.terminator)
-            self.flush()
-        except Exception:  # a closed pipe, a message that cannot be formatted: as logging's own handlers do
-            self.handleError(record)
 
 
 _stderr = _Stderr()
