@@ -109,9 +109,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Makes a workspace and trains in it."""
+    """Makes a workspace, trains with a selector and with rows at random, and compares the two."""
     install(session)
     folder = Path(session.create_tmp()) / "try"
     shutil.rmtree(folder, ignore_errors=True)
     session.run("dataflex-cli", "init", str(folder))
-    session.run("dataflex-cli", "train", str(folder / "select_loss.yaml"), *session.posargs)
+    for run in ("select_random", "select_less"):
+        session.run("dataflex-cli", "train", str(folder / f"{run}.yaml"), *session.posargs)
+    session.run("dataflex-cli", "compare", *(str(folder / "saves" / run) for run in ("select_random", "select_less")))

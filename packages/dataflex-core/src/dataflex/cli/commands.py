@@ -14,6 +14,7 @@ BUILT_IN: Mapping[str, str] = {
     "train": "dataflex.cli.train",
     "validate": "dataflex.cli.validate",
     "score": "dataflex.cli.score",
+    "compare": "dataflex.cli.compare",
     "list": "dataflex.cli.list",
     "init": "dataflex.cli.init",
     "version": "dataflex.cli.version",
