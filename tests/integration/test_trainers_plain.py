@@ -396,6 +396,35 @@ def test_log_trace_metrics_errors_and_components_number_an_update_alike(tmp_path
     assert str(error.value) == "selector 'raises_in_the_third' at update 2 (step 8) raised KeyError: 'oops'"
 
 
+class CountsLoaders(TrainerCallback):
+    """How many train loaders the accelerator holds at the end of each step."""
+
+    def __init__(self, of):
+        self.of, self.held = of, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.held.append(len(self.of.accelerator._dataloaders))
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_loaders_of_segments_that_are_over_are_let_go(tmp_path, raises):
+    RaisesInTheThird.asked.clear()
+    run = trainer(
+        SelectTrainer, select_spec("raises_in_the_third" if raises else "as_static", update_times=2 + raises), tmp_path
+    )
+    count = CountsLoaders(run)
+    run.add_callback(count)
+    if raises:
+        with pytest.raises(ComponentError):
+            run.train()
+    else:
+        run.train()
+    assert count.held == [1] * 8, (
+        "a segment's rows and batches stay in memory as long as the accelerator holds its loader"
+    )
+    assert run.accelerator._dataloaders == []
+
+
 def test_the_log_says_which_update_is_the_last(tmp_path, caplog):
     with caplog.at_level("INFO", "dataflex"):
         trainer(SelectTrainer, select_spec(), tmp_path).train()
