@@ -41,6 +41,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def fast(session: nox.Session) -> None:
+    """The tests that import neither torch nor LLaMA-Factory: under a minute, while writing."""
+    install(session, "-r", "tests/requirements.txt")
+    session.run("pytest", "tests/unit", "-m", "fast", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
+
+
+@nox.session
 def minimums(session: nox.Session) -> None:
     """The same tests on the lowest versions that are supported."""
     install(session, "-r", "tests/requirements.txt", constraints="constraints-minimums.txt")

@@ -1,6 +1,7 @@
-"""What the runs of `dataflex-cli init` are worth: each of its files, with its own baseline, over workspaces of many seeds.
+"""What the runs of `dataflex-cli init` are worth: each of its files beside its own baseline, over several seeds.
 
     python -m benchmarks.first_run --seeds 3 --threads 1
+    python -m benchmarks.first_run --only select_random select_less
 
 A seed decides on the workspace (its tasks, its text, the model's first weights) and on the run (the order of the rows).
 Every file is trained as it stands; the runs of stage pt, which evaluate nothing, on the held-out text besides. What
@@ -47,15 +48,16 @@ def trained(root: Path, name: str, seed: int, *overrides: str, file: str = "") -
     return outcome(out).losses["eval_loss"]
 
 
-def of_seed(root: Path, seed: int) -> dict[str, float]:
-    """Returns run -> loss, for every file of a workspace of that seed."""
+def of_seed(root: Path, seed: int, only: Sequence[str]) -> dict[str, float]:
+    """Returns run -> loss, for the files that are asked for of a workspace of that seed."""
     create(root, seed=seed)
     losses = {}
-    for name, stage in RUNS.items():
+    for name in only:
+        stage = RUNS[name]
         began = time.perf_counter()
         losses[name] = trained(root, name, seed, *(ON_TEXT if stage == "pt" else ()))
         print(f"seed {seed}  {name:<16} {losses[name]:.3f}  {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    for name in TESTED:
+    for name in filter(only.__contains__, TESTED):
         model = f"adapter_name_or_path={root / 'saves' / name}"
         test = ("do_train=false", "eval_dataset=sorting_test", model)
         losses[f"{name}, tested"] = trained(root, f"{name}, tested", seed, *test, file="static_sft")
@@ -67,7 +69,7 @@ def table(found: Sequence[dict[str, float]]) -> str:
     lines = ["| run | loss, each seed | median | baseline | difference, each seed | median |", "| --- " * 6 + "|"]
     for name in found[0]:
         losses = [of[name] for of in found]
-        base = BASELINES.get(name)
+        base = BASELINES.get(name) if BASELINES.get(name) in found[0] else None
         gains = [] if base is None else [of[name] - of[base] for of in found]
         cells = [name, _each(losses, ".3f"), f"{statistics.median(losses):.3f}", base or ""]
         cells += [_each(gains, "+.3f"), f"{statistics.median(gains):+.3f}" if gains else ""]
@@ -84,10 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     options = parser.parse_args()
     quieten(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        found = [of_seed(Path(folder) / str(seed), seed) for seed in range(1, options.seeds + 1)]
+        found = [of_seed(Path(folder) / str(seed), seed, options.only) for seed in range(1, options.seeds + 1)]
     print(machine("cpu"))
     print(table(found))
 

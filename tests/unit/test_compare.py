@@ -57,6 +57,14 @@ def test_the_last_evaluation_counts_and_several_sets_stand_side_by_side(left, ca
     assert [line.split()[3:] for line in lines] == [["eval_b_loss"], ["3.000"], ["2.500", "(-0.500)"]]
 
 
+def test_a_run_that_only_evaluated_has_results_too(left, tmp_path, capsys):
+    for name, loss in {"one": 2.0, "two": 1.0}.items():
+        left(name, loss)
+        (tmp_path / name / "trainer_state.json").unlink()
+    _, lines, _ = printed(capsys, "one", "two")
+    assert [line.split()[2:] for line in lines[1:]] == [["0", "2.000"], ["0", "1.000", "(-1.000)"]]
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [

@@ -23,7 +23,7 @@ class Outcome:
 
     Attributes:
         folder: Its ``output_dir``.
-        steps: Optimizer steps done.
+        steps: Optimizer steps done; 0 where it only evaluated.
         losses: Metric -> its last value, those of evaluations alone.
         strategy: The train type and the component, as far as the folder tells; a static run leaves no word of it.
         config: The configuration; empty where the folder holds none.
@@ -45,16 +45,16 @@ def outcome(folder: str | Path) -> Outcome:
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder -> name the output_dir of a run")
-    state = _read(path / STATE)
-    if state is None:
+    state, results = _read(path / STATE), _read(path / RESULTS)
+    if state is None and results is None:
         raise ConfigError(f"{path}: holds no {STATE}, which a run writes at its end -> train it to the end")
     losses: dict[str, float] = {}
-    history = state.get("log_history")
-    for entry in [*(history if isinstance(history, list) else []), _read(path / RESULTS)]:
+    history = (state or {}).get("log_history")
+    for entry in [*(history if isinstance(history, list) else []), results]:
         losses |= _losses(entry)
     if not losses:
         raise ConfigError(f"{path}: the run evaluated nothing -> give it an eval_dataset, and do_eval: true")
-    steps = state.get("global_step")
+    steps = (state or {}).get("global_step")
     config = written_config(path) if (path / CONFIG).is_file() else {}
     named = (config.get("train_type"), config.get("component_name"))
     strategy = " ".join(str(name).removeprefix("dynamic_") for name in named if name) or "static"
