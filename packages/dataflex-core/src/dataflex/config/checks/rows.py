@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dataflex.config.checks.draft import Draft
 from dataflex.config.checks.schedule import step_problems, total_key
@@ -111,7 +112,7 @@ def _ways_out(asked: Asked, longest: int) -> Iterator[str]:
         yield f"train on {batch} rows a step (per_device_train_batch_size * gradient_accumulation_steps * ranks)"
 
 
-def _changes(steps: Steps, most: int) -> Iterator[list[dict[str, int]]]:
+def _changes(steps: Steps, most: int) -> Iterator[list[dict[str, Any]]]:
     """Yields what might bring each stretch down to ``most`` steps, as fields of ``Steps``: groups, best first."""
     updates, warm_up = {"update_step": most}, {"warmup_step": most}
     if steps.train_step:
