@@ -39,7 +39,7 @@ BATCH, LENGTH, VOCABULARY, RATE = 8, 64, 512, 4e-3
 
 UNIFORM, SIZE = "uniform", "by size"
 
-SOONER = {"start_step": 100, "skip_steps": 50, "fit_every": 100, "subsample": 1, "smoothing_window": 11}
+SOONER = {"start_step": 200, "skip_steps": 100, "fit_every": 100, "subsample": 1, "smoothing_window": 11}
 """ado's lengths in steps, a tenth of its defaults, which are for runs of tens of thousands of steps."""
 
 

@@ -191,7 +191,7 @@ def test_components_file_holds_every_installed_component_with_its_comments(works
     entries = read_components(file)
     for kind in KINDS:
         assert {point.name for point in registry.provided(kind)} <= {e.name for e in entries[kind.section].values()}
-    assert "focus: high  # low | medium | high" in file.read_text(encoding="utf-8")
+    assert "focus: low  # low | medium | high" in file.read_text(encoding="utf-8")
 
 
 def test_a_section_is_taken_with_its_comments_but_not_its_neighbours():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.data.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
@@ -27,6 +29,10 @@ def mixer(accelerator=ALONE, **params):
     return made
 
 
+def at(step, total=10**6):
+    return UpdateContext(step, total, step, total, 1e-4, None)
+
+
 def losses_at(n):
     return np.exp(LAWS[:, 1]) + np.exp(LAWS[:, 0] - LAWS[:, 2] * math.log(n))
 
@@ -35,7 +41,7 @@ def run(made, first, last, shares=None):
     """Steps ``first`` to ``last`` of 2048 tokens, an update before each; returns the shares in force at each."""
     history = [] if shares is None else shares
     for step in range(first, last):
-        answer = made.mix(None, step)
+        answer = made.mix(None, step, context=at(step))
         made.mixture_manager.set_proportions(answer)
         history.append(made.mixture_manager.proportions.copy())
         tokens = np.array([1024, 1024 - 100 * (step % 2), 100 * (step % 2)])
@@ -103,23 +109,23 @@ def test_until_the_first_fit_the_prior_holds():
 
 
 def test_the_policy_is_the_recurrence_of_the_paper_by_hand():
-    made = mixer(min_share=0.02)
+    made = mixer(min_share=0.15)
     found = run(made, 0, 130)
     assert made.fitted_at == 100
     n, h, average, policy, expected, laws = 0.0, PRIOR.copy(), PRIOR.copy(), PRIOR.copy(), [], None
-    again = mixer(min_share=0.02)
+    again = mixer(min_share=0.15)
 
     def advance(t):
         nonlocal average, policy
-        speed = laws[:, 2] * np.exp(laws[:, 0]) * n ** -laws[:, 2] / n
+        speed = np.maximum(laws[:, 2], 0.05) * np.exp(laws[:, 0]) * n ** -laws[:, 2] / n
         rho = PRIOR * h**0.5 * speed
         rho /= rho.sum()
+        rho = np.maximum(rho, 0.15) / np.maximum(rho, 0.15).sum()
         policy = 0.1 * rho + 0.9 * average
-        policy = (1 - 3 * 0.02) * policy + 0.02
         average = rho / (t + 1) + (1 - 1 / (t + 1)) * average
 
     for step in range(130):
-        again.mix(None, step)
+        again.mix(None, step, context=at(step))
         again.mixture_manager.set_proportions(found[step])
         if step in (60, 100):
             first = laws is None
@@ -137,6 +143,44 @@ def test_the_policy_is_the_recurrence_of_the_paper_by_hand():
     assert abs(found[-1] - PRIOR).max() > 0.01, "the policy has left the prior"
     speeds = learning_speed(made.params_K3, n)
     np.testing.assert_allclose(speeds, learning_speed(LAWS, n), rtol=0.1)
+
+
+def preferred(made, params, shares=PRIOR):
+    """rho of the moment, with these laws."""
+    made.params_K3, made.policy_rate, made.prior_K = np.array(params), 1.0, np.array(shares)
+    made.log_history_K = np.zeros(len(shares))
+    made.counts_T.append(100.0)
+    made._advance(1)
+    return np.exp(made.log_policy_K)
+
+
+def test_a_flat_law_is_preferred_as_with_an_alpha_of_a_twentieth():
+    laws = [[1.0, 0.5, 0.001], [1.0, 0.5, 0.3], [1.0, 0.5, 0.05]]
+    rho = preferred(mixer(min_share=0.0), laws, np.ones(3) / 3)
+    speeds = [0.05 * 100**-0.001, 0.3 * 100**-0.3, 0.05 * 100**-0.05]
+    np.testing.assert_allclose(rho, np.array(speeds) / sum(speeds), rtol=1e-9)
+
+
+def test_the_floor_clips_and_renormalises_and_leaves_a_mixture_of_many_sources_alone():
+    """Mixed with even shares, a floor of 0.01 at 22 sources made 22 % of the mixture even."""
+    K = 22
+    shares = np.full(K, 0.04)
+    shares[0] = 1 - 0.04 * (K - 1)
+    made = AdoMixer(MixtureManager([str(k) for k in range(K)], [10] * K, shares, seed=1), ALONE)
+    np.testing.assert_allclose(preferred(made, [[1.0, 0.5, 0.3]] * K, shares), shares, rtol=1e-9)
+    shares[1], shares[0] = 0.001, shares[0] + 0.039
+    clipped = np.maximum(shares, 0.01)
+    np.testing.assert_allclose(preferred(made, [[1.0, 0.5, 0.3]] * K, shares), clipped / clipped.sum(), rtol=1e-9)
+
+
+def test_a_run_that_ends_before_the_first_fit_is_told_so(caplog):
+    plain = AdoMixer(MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1), ALONE)
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        plain.mix(None, 0, context=at(0, 2001))
+        assert not caplog.records
+        plain.mix(None, 0, context=at(0, 600))
+    assert "the first fit is at step 2000 and the run has 600 steps" in caplog.text
+    assert "-> lower start_step (2000), skip_steps (1000) or subsample (10)" in caplog.text
 
 
 def test_a_source_that_is_missing_keeps_its_last_loss_and_a_new_one_has_the_mean():

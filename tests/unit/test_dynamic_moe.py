@@ -19,6 +19,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_a
 from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer, reweighted
 from dataflex_mixers.gate_load import distances, experts_per_token, gates
+from golden_numbers import golden_cases
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
@@ -110,12 +111,30 @@ def test_the_update_by_hand_over_several_rounds():
 def test_distances_by_hand():
     loads = np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[0.5, 0.5]]])
     far, near = math.sqrt(2), math.sqrt(0.5)
-    np.testing.assert_allclose(distances(loads, "l2"), [(far + near) / 2, (far + near) / 2, near])
+    np.testing.assert_allclose(distances(loads, "l2"), [(far + near) / 3, (far + near) / 3, 2 * near / 3])
     np.testing.assert_allclose(
-        distances(loads, "cosine"), [(1 + 1 - near) / 2, (1 + 1 - near) / 2, 1 - near], atol=1e-12
+        distances(loads, "cosine"), [(1 + 1 - near) / 3, (1 + 1 - near) / 3, 2 * (1 - near) / 3], atol=1e-12
     )
     two_layers = np.concatenate([loads, np.full_like(loads, 0.5)], axis=1)
     np.testing.assert_allclose(distances(two_layers, "l2"), distances(loads, "l2") / 2)
+
+
+@pytest.mark.parametrize(
+    "case", golden_cases("dynamic_moe"), ids=lambda c: f"{c['distance']}, {len(c['updates'][0]['loads'])}"
+)
+def test_the_shares_are_those_of_the_authors_program(case):
+    """With K - 1 in the place of K, eta was 20 for two sources."""
+    K = len(case["updates"][0]["loads"])
+    names = [f"source {k}" for k in range(K)]
+    rows = dict.fromkeys(names, TokenRows(1))
+    made = DynamicMoeMixer(
+        MixtureManager(names, [10] * K, [1 / K] * K, seed=1), pad_collate, Accelerator(cpu=True), rows,
+        eta=case["eta"], smoothing=case["c"], distance={"cos": "cosine"}.get(case["distance"], case["distance"]),
+    )  # fmt: skip
+    for number, update in enumerate(case["updates"]):
+        made.loads = lambda model, at, found=update["loads"]: np.array(found)[:, None]
+        np.testing.assert_allclose(made.mix(None, number, context=at(number)), update["shares"], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(list(made.details()["gate_distance"].values()), update["delta"], rtol=0, atol=1e-9)
 
 
 def test_an_update_looks_at_as_many_rows_as_asked_for_drawn_anew_from_each_source():

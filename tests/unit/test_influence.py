@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,8 +74,43 @@ def by_hand(model, optimizer, vectors: dict[str, torch.Tensor]) -> dict[str, tor
         for i, gradient in enumerate(vectors[name].double()):
             first = beta1 * state["exp_avg"].flatten().double() + (1 - beta1) * gradient
             second = beta2 * state["exp_avg_sq"].flatten().double() + (1 - beta2) * gradient**2
-            found[name][i] = (first / (1 - beta1**t)) / (second / (1 - beta2**t) + eps).sqrt()
+            found[name][i] = (first / (1 - beta1**t)) / ((second / (1 - beta2**t)).sqrt() + eps)
     return found
+
+
+def one_step(optimizer, parameter, gradient) -> torch.Tensor:
+    """How far the optimizer itself moves a parameter for a gradient alone, by letting a copy of it step."""
+    copied = torch.nn.Parameter(parameter.detach().clone().double())
+    alone = type(optimizer)([copied], lr=1.0, weight_decay=0.0)
+    alone.state[copied] = {
+        k: v.double() if k.startswith("exp") else v for k, v in copy.deepcopy(optimizer.state[parameter]).items()
+    }
+    before = copied.detach().clone()
+    copied.grad = gradient.double().reshape(copied.shape)
+    alone.step()
+    return (before - copied.detach()).flatten()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam])
+@pytest.mark.parametrize("size", [3e-6, 1e-2])
+def test_the_direction_is_the_step_of_the_optimizer_where_gradients_are_small_too(kind, size):
+    """With epsilon inside of the root, rows' order correlated 0.96 with that of torch's steps at a mean v of 1e-11."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(40, 50, generator=generator))
+    scale = size * torch.exp(1.5 * torch.randn(40, 50, generator=generator))
+    optimizer = kind([parameter], lr=1e-3)
+    for _ in range(40):
+        parameter.grad = scale * torch.randn(40, 50, generator=generator)
+        optimizer.step()
+    route = SimpleNamespace(index=0, parameter=parameter, numel=2000, name="w")
+    grads_BD = (scale * torch.randn(30, 40, 50, generator=generator)).flatten(1)
+    found_BD = AdamDirection(read_moments(optimizer, [route]))(route, grads_BD).double()
+    steps_BD = torch.stack([one_step(optimizer, parameter, grad) for grad in grads_BD])
+    cosines_B = torch.nn.functional.cosine_similarity(found_BD, steps_BD)
+    target_D = torch.randn(2000, generator=generator, dtype=torch.float64)
+    order = np.corrcoef(unit(found_BD) @ target_D, unit(steps_BD) @ target_D)[0, 1]
+    assert cosines_B.min() > 0.9999
+    assert order > 0.9999
 
 
 @pytest.mark.parametrize("form", ["sgd", "adam"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import DistributedType
+from dataflex.config.components_file import packaged_components
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
@@ -71,14 +72,17 @@ def sum_nll(model, row):
 
 
 def expected_scores(model, goal, rows, step):
-    """The oracle: (N,) mean cosine of each row's step with the prompts' policy gradients, by autograd row by row."""
+    """The oracle: (N,) mean cosine of each row's step with the prompts' policy gradients, by autograd row by row.
+
+    A prompt without an answer that counts is a vector of 0 in it.
+    """
     model.eval()
     vectors = []
     for group in np.unique(goal.groups):
         members = np.flatnonzero(goal.groups == group)
         g = sum(goal.weights[i] * flat_gradient(model, sum_nll(model, goal.dataset[i])) for i in members)
         vectors.append(g / g.norm())
-    mean = torch.stack(vectors).mean(0)
+    mean = torch.stack(vectors).sum(0) / goal.count
     steps = [step(flat_gradient(model, model(**pad_collate([row])).loss)) for row in rows]
     return np.array([float(mean @ s / s.norm()) for s in steps])
 
@@ -123,7 +127,7 @@ def adam_step(model, optimizer):
 
     def step(g):
         first, second = (0.9 * m + 0.1 * g) / (1 - 0.9**t), (0.999 * v + 0.001 * g * g) / (1 - 0.999**t)
-        return first / (second + 1e-8).sqrt()
+        return first / (second.sqrt() + 1e-8)
 
     return step
 
@@ -233,8 +237,46 @@ def test_exact_match_counts_the_answers_that_are_the_reference(model, rows, toke
 
 
 def test_no_answer_that_counts_is_an_error_with_a_way_out(model, rows, target, tokenizer):
-    with pytest.raises(ComponentError, match=r"no answer to any prompt counts -> set fallback: reference, reject: fal"):
+    with pytest.raises(ComponentError, match=r"or has a reward of 0\) -> set fallback: reference, reject: false, more"):
+        select(build(rows, target, tokenizer, stub=None, reject=True), model, 4)
+    with pytest.raises(
+        ComponentError, match=r"no answer to any prompt counts .* -> set fallback: reference, more samp"
+    ):
         select(build(rows, target, tokenizer, stub=None), model, 4)
+
+
+def test_the_default_is_the_published_command_and_a_preset_is_its_rejecting_form(model, rows, target, tokenizer):
+    """``vanilla``: every answer counts by its reward, none against the reference's, and not the best ten alone."""
+    goals, _ = targets_of(build(rows, target, tokenizer, samples=12, gradient_type="sgd"), model)
+    per_prompt = np.bincount(goals[0].groups, minlength=4)
+    assert per_prompt.max() > 10
+    assert goals[0].count == 4
+    (preset,) = packaged_components(SELECTOR)["nice_reject"]
+    assert (preset.name, preset.params) == ("nice", {"reject": True, "keep": 10})
+
+
+@pytest.mark.parametrize("rules", [{"reject": True, "keep": 10}, {}])
+def test_a_prompt_without_an_accepted_answer_is_a_vector_of_0_in_the_mean(model, rows, target, tokenizer, rules):
+    """It was left out of the mean, so that the sets, and the updates, whose prompts fail weighed as much as others."""
+    whole, _ = targets_of(build(rows, target, tokenizer, stub=length_reward, gradient_type="sgd"), model)
+    failed = tokenizer.decode(target[1]["input_ids"][:4], skip_special_tokens=True).strip()
+
+    def reward(answers):
+        return np.array(
+            [0.0 if a.prompt == failed else 1.0 + len(a.text) + 99 * (a.text != a.reference) for a in answers]
+        )
+
+    selector = build(rows, target, tokenizer, stub=reward, gradient_type="sgd", **rules)
+    if rules:  # what is as good as the reference is accepted, so here it must be worse
+        plain = selector.goal.reward
+        selector.goal.reward = lambda answers: np.where(
+            [a.prompt == failed and a.text != a.reference for a in answers], -1.0, plain(answers)
+        )
+    goals, scores = targets_of(selector, model)
+    assert 1 not in goals[0].groups
+    assert len(np.unique(goals[0].groups)) == 3
+    assert goals[0].count == 4 == whole[0].count
+    np.testing.assert_allclose(scores, expected_scores(model, goals[0], rows, lambda g: g), rtol=1e-3, atol=1e-5)
 
 
 def test_the_fallback_aims_at_the_reference_answers(model, rows, target, tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -11,6 +12,8 @@ from dataflex.core.errors import ConfigError
 from dataflex.data.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex_mixers.odm import OdmMixer, exploration, policy, rewarded
+from dataflex_mixers.simplex import raised
+from golden_numbers import golden_cases
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,26 +23,33 @@ NAN = math.nan
 LOSSES = [(3.0, 2.0, 4.0), (2.8, NAN, 3.5), (2.5, 1.9, 3.6), (2.6, 1.8, 3.0), (2.4, 1.7, NAN), (2.2, 1.5, 2.0)]
 
 
-def mixer(**params):
+def mixer(warmup=0, **params):
+    """A mixer after the update that ends the warm-up."""
     made = OdmMixer(MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1), **params)
     made.bind("odm", 1)
+    asked(made, warmup)
     return made
 
 
-def updated(made, losses, tokens=(5, 7, 11)):
-    """One step with these losses, then an update that takes effect, as the trainer does it."""
-    losses_K = np.array(losses, dtype=np.float64)
-    made.observe(0, losses_K, np.where(np.isnan(losses_K), 0, tokens))
-    shares = made.mix(None, 0, context=UpdateContext(0, 9, 0, 99, 1e-4, None))
+def asked(made, step):
+    """An update that takes effect, as the trainer does it."""
+    shares = made.mix(None, step, context=UpdateContext(0, 9, step, 999, 1e-4, None))
     made.mixture_manager.set_proportions(shares)
     return shares
 
 
-def by_hand(losses, variant):
+def updated(made, losses, tokens=(5, 7, 11)):
+    """One step with these losses, then an update."""
+    losses_K = np.array(losses, dtype=np.float64)
+    made.observe(made.step + 1, losses_K, np.where(np.isnan(losses_K), 0, tokens))
+    return asked(made, made.step + 1)
+
+
+def by_hand(losses, variant, warmup=0):
     """Algorithm 1 with plain floats."""
     K, a = 3, 0.9
     R, pi, history = [0.0] * K, list(PRIOR), []
-    for t, L in enumerate(losses, start=1):
+    for t, L in enumerate(losses, start=warmup + 1):
         for d in range(K):
             if not math.isnan(L[d]):
                 R[d] = a * R[d] + (1 - a) * (L[d] / pi[d] if variant == "paper" else math.exp(L[d]))
@@ -51,14 +61,53 @@ def by_hand(losses, variant):
     return history
 
 
+@pytest.mark.parametrize(
+    "case", golden_cases("odm_code"), ids=lambda c: f"warmup {c['warmup_steps']}, {len(c['prior'])}"
+)
+def test_the_shares_are_those_of_the_authors_program(case):
+    """Where t counted updates, or the first window held the warm-up, shares were off by up to 0.38."""
+    names, warmup = [f"source {k}" for k in range(len(case["prior"]))], case["warmup_steps"]
+    made = OdmMixer(MixtureManager(names, [10] * len(names), case["prior"], seed=1), variant="code")
+    tokens_K = np.full(len(names), 100)
+    for step in range(warmup):
+        made.observe(step + 1, np.linspace(9.0, 2.0, len(names)), tokens_K)
+    np.testing.assert_allclose(asked(made, warmup), case["prior"], atol=1e-9)
+    for update in case["updates"]:
+        made.observe(update["step"], np.array(update["losses"]), tokens_K)
+        np.testing.assert_allclose(asked(made, update["step"]), update["shares"], atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 100])
 @pytest.mark.parametrize("variant", ["paper", "code"])
-def test_several_updates_are_those_of_the_formula_by_hand(variant):
-    made = mixer(variant=variant)
-    expected = by_hand(LOSSES, variant)
+def test_several_updates_are_those_of_the_formula_by_hand(variant, warmup):
+    made = mixer(warmup, variant=variant)
+    expected = by_hand(LOSSES, variant, warmup)
     for losses, shares in zip(LOSSES, expected, strict=True):
         np.testing.assert_allclose(updated(made, losses), shares, rtol=1e-12)
     assert np.ptp(expected[-1]) > 0.01, "the policy has left the even shares"
-    assert expected[0] == pytest.approx([1 / 3] * 3), "the first K ln K updates explore evenly"
+    even = expected[0] == pytest.approx([1 / 3] * 3)
+    assert even == (warmup == 0), "the first K ln K steps of the run explore evenly, and no others"
+
+
+def test_t_counts_steps_and_not_updates():
+    often, seldom = mixer(variant="code"), mixer(variant="code")
+    for losses in [LOSSES[0]] * 10:
+        shares = updated(often, losses)
+    for step in range(10):
+        seldom.observe(step + 1, np.array(LOSSES[0]), np.array([5, 7, 11]))
+    np.testing.assert_allclose(asked(seldom, 10), shares, rtol=1e-12)
+    assert seldom.details()["exploration"] == exploration(10, 3)
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_the_losses_of_the_warm_up_are_not_learnt_from(variant):
+    made = OdmMixer(MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1), variant=variant)
+    for step in range(7):
+        made.observe(step + 1, np.array([9.0, 1.0, 1.0]), np.array([5, 7, 11]))
+    np.testing.assert_array_equal(asked(made, 7), PRIOR)
+    assert made.details()["losses"] == {}
+    other = mixer(7, variant=variant)
+    np.testing.assert_array_equal(updated(made, LOSSES[0]), updated(other, LOSSES[0]))
 
 
 def test_exploration_is_that_of_the_paper():
@@ -67,12 +116,19 @@ def test_exploration_is_that_of_the_paper():
     assert exploration(100, 4) == pytest.approx(math.sqrt(math.log(4) / 400))
 
 
+@pytest.mark.parametrize(("updates", "told"), [(1, True), (2, False)])
+def test_a_run_whose_only_update_is_the_end_of_the_warm_up_is_told_that_nothing_moves(updates, told, caplog):
+    made = OdmMixer(MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1))
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        made.mix(None, 5, context=UpdateContext(0, updates, 5, 99, 1e-4, None))
+    assert ("the run has one update" in caplog.text) == told
+
+
 def test_the_window_is_the_token_mean_over_its_steps():
     made, direct = mixer(variant="code"), mixer(variant="code")
     made.observe(1, np.array([4.0, 1.0, NAN]), np.array([10, 5, 0]))
     made.observe(2, np.array([1.0, NAN, NAN]), np.array([30, 0, 0]))
-    shares = made.mix(None, 0)
-    np.testing.assert_allclose(shares, updated(direct, (1.75, 1.0, NAN)))
+    np.testing.assert_allclose(made.mix(None, 1), updated(direct, (1.75, 1.0, NAN)))
     assert made.details()["losses"] == {"wiki": 1.75, "c4": 1.0}
 
 
@@ -98,6 +154,25 @@ def test_rewards_by_drop_and_by_excess_by_hand():
         before, ema = np.array(losses), 0.9 * ema + 0.1 * np.array(losses)
         np.testing.assert_allclose(np.exp(drop.rewards_K), r_drop, rtol=1e-12)
         np.testing.assert_allclose(np.exp(excess.rewards_K), r_excess, rtol=1e-12)
+
+
+def test_shares_are_raised_without_moving_what_is_above():
+    """At 22 sources a floor of 0.01 made 22 % of every mixture even."""
+    many = np.full(22, 0.03)
+    many[0] = 1 - many[1:].sum()
+    np.testing.assert_array_equal(raised(many, 0.01), many)
+    np.testing.assert_allclose(raised(np.array([0.9, 0.09, 0.01]), 0.05), [0.95 * 0.9 / 0.99, 0.95 * 0.09 / 0.99, 0.05])
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.floats(0, 0.999))
+def test_raised_shares_are_a_point_of_the_simplex_above_the_floor(parts, part):
+    shares = np.array(parts) + 1e-12
+    shares /= shares.sum()
+    least = part / len(shares)
+    floored = raised(shares, least)
+    assert floored.sum() == pytest.approx(1, abs=1e-9)
+    assert floored.min() >= least * (1 - 1e-9)
+    assert (np.diff(floored[np.argsort(shares, kind="stable")]) >= -1e-12).all(), "their order stays"
 
 
 def test_the_least_share_is_kept():
@@ -141,11 +216,11 @@ def test_a_checkpoint_continues_to_the_last_bit(tmp_path, variant):
     expected = [updated(whole, losses) for losses in LOSSES]
     for losses in LOSSES[:3]:
         updated(first, losses)
-    first.observe(7, np.array(LOSSES[3]), np.array([2, 3, 4]))  # saved with a window open
+    first.observe(4, np.array(LOSSES[3]), np.array([2, 3, 4]))  # saved with a window open
     save_state(tmp_path, {"identity": {}, "component": first.state_dict()})
     second.load_state_dict(load_state(tmp_path)["component"])
     second.mixture_manager.set_proportions(first.mixture_manager.proportions)
-    shares = second.mix(None, 0)
+    shares = second.mix(None, 4)
     whole_again = mixer(variant=variant, reward="excess_over_ema")
     for losses in LOSSES[:3]:
         updated(whole_again, losses)

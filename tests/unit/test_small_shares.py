@@ -86,10 +86,12 @@ def ado():
 @pytest.fixture
 def odm():
     made = OdmMixer(manager(), variant="code", reward="loss")
+    made.mix(None, 0, context=context(0))
 
     def step(wanted):
-        made.observe(1, np.where(np.arange(2) == wanted, 9.0, 1.0), TOKENS)
-        shares = made.mix(None, 1, context=context(1))
+        number = made.step + 1
+        made.observe(number, np.where(np.arange(2) == wanted, 9.0, 1.0), TOKENS)
+        shares = made.mix(None, number, context=context(number))
         made.mixture_manager.set_proportions(shares)
         return shares
 

@@ -117,7 +117,7 @@ def adam_by_hand(optimizer, model, gradients: dict[str, torch.Tensor]) -> dict[s
         first, second = (state.get(key, torch.zeros(())).flatten().double() for key in ("exp_avg", "exp_avg_sq"))
         t = int(state.get("step", 0)) + 1
         up, down = 0.9 * first + 0.1 * grads, 0.999 * second + 0.001 * grads**2
-        found[name] = (up / (1 - 0.9**t)) / (down / (1 - 0.999**t) + 1e-8).sqrt()
+        found[name] = (up / (1 - 0.9**t)) / ((down / (1 - 0.999**t)).sqrt() + 1e-8)
     return found
 
 

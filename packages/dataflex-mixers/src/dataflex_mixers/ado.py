@@ -4,15 +4,17 @@ Jiang, Zhou, Feng, Malladi and Kolter, "Adaptive Data Optimization: Dynamic Samp
 2025), arXiv 2410.11820. Every ``fit_every`` steps L_k(n) = eps_k + beta_k n^(-alpha_k) is fitted to each source's
 training losses (:mod:`dataflex_mixers.power_law`); at each step t:
 
-    rho_k proportional to mu_k h_k^s alpha_k (L_k(n) - eps_k) / n           mu the prior, h the history of proportions
-    pi = gamma_2 rho + (1 - gamma_2) pi_bar, at least min_share
+    rho_k proportional to mu_k h_k^s max(alpha_k, 0.05) (L_k(n) - eps_k) / n      mu the prior, h what was drawn of late
+    rho <- max(rho, min_share), divided by its sum
+    pi = gamma_2 rho + (1 - gamma_2) pi_bar
     h <- gamma_1 pi + (1 - gamma_1) h
     pi_bar <- rho / (t + 1) + (1 - 1 / (t + 1)) pi_bar
 
-n counts the tokens of all sources, in units of 1024: what is learnt from one helps the others. In a step that a source
-is not in, its loss is taken to be that of the last one it was in. pi takes effect at the next update, and h
-follows the proportions in force; with ``update_step: 1`` that is the paper. Until the first fit the prior holds, which
-is what the run began with. Cost: fractions of a second per fit, nothing to speak of per step.
+The floors of alpha and rho are those of the authors' program. n counts the tokens of all sources, in units of 1024:
+what is learnt from one helps the others. In a step that a source is not in, its loss is taken to be that of the last
+one it was in. pi takes effect at the next update, and h follows the proportions in force; with ``update_step: 1`` that
+is the paper. Until the first fit the prior holds, which is what the run began with. Cost: fractions of a second per
+fit, nothing to speak of per step.
 """
 
 from __future__ import annotations
@@ -24,19 +26,22 @@ from accelerate.utils import broadcast_object_list
 from dataflex.core.parameter_checks import between, count, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.power_law import fit_power_law, learning_speed, log_learning_speed, smoothed
-from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
+from dataflex_mixers.power_law import fit_power_law, log_learning_speed, smoothed
+from dataflex_mixers.simplex import Shares, log_clipped, log_softmax, logarithm, softmax
 from dataflex_mixers.window import not_finite
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+    from dataflex.core.context import UpdateContext
     from dataflex.data.mixture import MixtureManager
 
 UNIT = 1024  # tokens
 FEWEST = 8  # points, for three parameters
+LEAST_ALPHA = 0.05  # of the authors' policy: a source whose law is flat is not given up
 
 
 def preference(log_prior_K: Shares, log_history_K: Shares, log_speeds_K: NDArray[np.float64], credit: float) -> Shares:
@@ -67,14 +72,14 @@ class AdoMixer(Mixer):
         mixture_manager: The sources; their initial proportions are the prior.
         accelerator: The run's accelerator: rank 0 fits for all.
         fit_every: Steps between two fits.
-        start_step: Steps before the first fit.
-        skip_steps: Steps at the beginning whose losses are left out.
+        start_step: Optimizer steps before the first fit.
+        skip_steps: Optimizer steps at the beginning whose losses are left out of fits.
         subsample: Every how many steps a fit takes a point.
         smoothing_window: Width of the Savitzky-Golay filter over the losses, in steps; odd, 5 or more.
         credit: s, the power of the history, from 0 to 1.
         history_rate: gamma_1, from 0 to 1.
         policy_rate: gamma_2, from 0 to 1.
-        min_share: Least share of each source; 0 up to, not including, 1 / K.
+        min_share: What rho, the preference of the moment, is raised to where it is less; 0 up to, not including, 1 / K.
 
     Raises:
         ConfigError: A parameter has another value; the message holds every problem.
@@ -85,8 +90,8 @@ class AdoMixer(Mixer):
         mixture_manager: MixtureManager,
         accelerator: Accelerator,
         fit_every: int = 1000,
-        start_step: int = 1000,
-        skip_steps: int = 500,
+        start_step: int = 2000,
+        skip_steps: int = 1000,
         subsample: int = 10,
         smoothing_window: int = 101,
         credit: float = 0.5,
@@ -142,6 +147,9 @@ class AdoMixer(Mixer):
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
         """Returns pi, or the prior before the first fit: (K,), the same on every rank."""
+        context: UpdateContext | None = kwargs.get("context")  # whoever asks without one needs no warning
+        if context is not None and context.update == 0:
+            self._look_ahead(context.total_steps)
         if step_id >= self.start_step and (self.params_K3 is None or step_id - self.fitted_at >= self.fit_every):
             first = self.params_K3 is None
             self._fit(step_id)
@@ -156,20 +164,30 @@ class AdoMixer(Mixer):
             return {}
         names, params_K3 = self.mixture_manager.names, self.params_K3
         laws = zip(names, np.exp(params_K3[:, 0]), np.exp(params_K3[:, 1]), params_K3[:, 2], strict=True)
-        speeds_K = learning_speed(params_K3, self.counts_T[-1])
+        speeds_K = np.exp(log_learning_speed(params_K3, self.counts_T[-1], LEAST_ALPHA))
         return {
             "laws": {name: {"beta": float(b), "epsilon": float(e), "alpha": float(a)} for name, b, e, a in laws},
             "learning_speed": dict(zip(names, speeds_K.tolist(), strict=True)),
             "fitted_at": self.fitted_at,
         }
 
+    def _look_ahead(self, total_steps: int) -> None:
+        """Says so where the run ends before there can be a fit."""
+        first = max(self.start_step, self.skip_steps + (FEWEST - 1) * self.subsample + 1)
+        if first >= total_steps:
+            logger.warning(
+                "ado mixer: the first fit is at step %d and the run has %d steps, so the initial proportions hold "
+                "throughout -> lower start_step (%d), skip_steps (%d) or subsample (%d)",
+                first, total_steps, self.start_step, self.skip_steps, self.subsample,
+            )  # fmt: skip
+
     def _advance(self, step: int) -> None:
         """Moves pi and pi_bar by one step."""
         assert self.params_K3 is not None
-        log_speeds_K = log_learning_speed(self.params_K3, self.counts_T[-1])
+        log_speeds_K = log_learning_speed(self.params_K3, self.counts_T[-1], LEAST_ALPHA)
         log_rho_K = preference(logarithm(self.prior_K), self.log_history_K, log_speeds_K, self.credit)
-        log_pi_K = blended(log_rho_K, self.log_average_K, self.policy_rate)
-        self.log_policy_K = log_mixed_with_uniform(log_pi_K, self.min_share * len(log_pi_K))  # at least min_share
+        log_rho_K = log_clipped(log_rho_K, self.min_share)
+        self.log_policy_K = blended(log_rho_K, self.log_average_K, self.policy_rate)  # pi
         self.log_average_K = blended(log_rho_K, self.log_average_K, 1 / (step + 1))  # pi_bar
 
     def _fit(self, step: int) -> None:

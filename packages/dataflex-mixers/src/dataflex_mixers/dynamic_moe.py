@@ -3,7 +3,7 @@
 Zhu et al., "Dynamic Data Mixing Maximizes Instruction Tuning for Mixture-of-Experts", arXiv 2406.11256. At each update,
 on held-out rows of each source d, with l_d the share of the routed tokens that each expert of the last layer gets:
 
-    Delta_d = mean over d' != d of ||l_d - l_d'||_2
+    Delta_d = mean over all K sources d' of ||l_d - l_d'||_2      d itself among them, as in the authors' program
     alpha' = softmax(log w + eta Delta),   w <- (1 - c) alpha' + c / K
 
 Sources that use the experts alike are redundant and lose share. Cost: a forward pass without gradients over

@@ -97,7 +97,9 @@ def router(model: torch.nn.Module, top_k: int, layers: str) -> Callable[[RowBatc
 
 
 def distances(loads_KLE: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
-    """Returns each source's mean distance to the others, averaged over the layers: (K,).
+    """Returns each source's distances to the others, their sum divided by K, averaged over the layers: (K,).
+
+    By K and not by K - 1, as in the authors' program: the distance of a source to itself, 0, is in the mean.
 
     Args:
         loads_KLE: (K, L, E) share of the routed tokens that each expert gets; sum 1 over E.
@@ -109,4 +111,4 @@ def distances(loads_KLE: NDArray[np.float64], metric: str) -> NDArray[np.float64
         unit_KLE = loads_KLE / np.linalg.norm(loads_KLE, axis=-1, keepdims=True)
         apart_KKL = 1 - np.einsum("ale,ble->abl", unit_KLE, unit_KLE)
         apart_KKL[np.arange(len(loads_KLE)), np.arange(len(loads_KLE))] = 0.0
-    return np.asarray(apart_KKL.mean(axis=-1).sum(axis=1) / (len(loads_KLE) - 1))
+    return np.asarray(apart_KKL.mean(axis=(1, 2)))

@@ -1,20 +1,22 @@
 """``odm``: a bandit over the sources, rewarded by their training losses (Online Data Mixing).
 
 Albalak, Pan, Raffel and Wang, "Efficient Online Data Mixing For Language Model Pre-Training", arXiv 2312.02406,
-Algorithm 1. With K sources, at update t = 1, 2, ...:
+Algorithm 1. With K sources, at an update after t optimizer steps of the run, warm-up included:
 
     eps_t = min(1/K, sqrt(ln K / (K t)))                                         exploration, falls with t
     pi_t(d) = (1 - K eps_t) softmax_d(eps_{t-1} R_d) + eps_t                     variant paper
     pi_t(d) = (1 - K eps_t) R_d / sum_k R_k + eps_t                              variant code
-    R_d <- a R_d + (1 - a) L_d / pi_{t-1}(d)                                     variant paper, d seen
+    R_d <- a R_d + (1 - a) L_d / pi_before(d)                                    variant paper, d seen
     R_d <- a R_d + (1 - a) exp(L_d)                                              variant code, d seen
 
 Of variant code ln R is kept, as exp(L) is more than a number can hold from a loss of 710 on.
 
-L_d is the mean token loss of source d over the steps since the last update, over all micro-batches and ranks; R
-begins at 0. ``code`` is what the authors' program does. The paper draws one source per micro-batch and updates at each
-step; here every source of the window is an arm that was pulled, and t counts updates. The reward may also be how far
-the loss has fallen since the last update, or how far it lies above its running mean. Cost: none beyond the losses.
+L_d is the mean token loss of source d over the steps since the last update, over all micro-batches and ranks; pi_before
+is what they were drawn by; R begins at 0. ``code`` is what the authors' program does. Both variants learn from the
+steps after the warm-up alone: the first update, which ends it, throws its losses away and keeps the proportions that
+the run began with. The paper draws one source per micro-batch and updates at each step; here every source of the window
+is an arm that was pulled. The reward may also be how far the loss has fallen since the last update, or how far it lies
+above its running mean. Cost: none beyond the losses.
 """
 
 from __future__ import annotations
@@ -26,43 +28,45 @@ import numpy as np
 from dataflex.core.parameter_checks import between, one_of, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.simplex import Shares, softmax, with_floor
+from dataflex_mixers.simplex import Shares, raised, softmax
 from dataflex_mixers.window import LossWindow
 
 if TYPE_CHECKING:
     import torch
+    from dataflex.core.context import UpdateContext
     from dataflex.data.mixture import MixtureManager
 
 VARIANTS = ("paper", "code")
 REWARDS = ("loss", "loss_drop", "excess_over_ema")
 
 
-def exploration(update: int, domains: int) -> float:
+def exploration(step: int, domains: int) -> float:
     """Returns eps_t of Algorithm 1, line 3; 1 / K for t = 0.
 
     Args:
-        update: t, from 0.
+        step: t, global optimizer steps done, from 0.
         domains: K >= 2.
     """
-    if update == 0:
+    if step == 0:
         return 1 / domains
-    return min(1 / domains, math.sqrt(math.log(domains) / (domains * update)))
+    return min(1 / domains, math.sqrt(math.log(domains) / (domains * step)))
 
 
-def policy(rewards_K: Shares, update: int, variant: str) -> Shares:
+def policy(rewards_K: Shares, step: int, variant: str) -> Shares:
     """Returns pi_t: (K,), sum 1.
 
     Args:
         rewards_K: (K,) estimated rewards: R of ``paper``, ln R of ``code``, -inf for a reward of 0.
-        update: t, from 1.
+        step: t, global optimizer steps done, from 1.
         variant: ``paper`` or ``code``.
     """
     K = len(rewards_K)  # the paper's letter
-    now = exploration(update, K)
+    now = exploration(step, K)
     if variant == "paper":
-        greedy_K = softmax(exploration(update - 1, K) * rewards_K)  # Algorithm 1, line 4
+        greedy_K = softmax(exploration(step - 1, K) * rewards_K)  # Algorithm 1, line 4
     else:
         greedy_K = softmax(rewards_K) if rewards_K.max() > -np.inf else np.full(K, 1 / K)  # R / sum R
     return np.asarray((1 - K * now) * greedy_K + now)
@@ -74,7 +78,7 @@ def rewarded(rewards_K: Shares, gains_K: Shares, shares_K: Shares, smoothing: fl
     Args:
         rewards_K: (K,) those before: R of ``paper``, ln R of ``code``.
         gains_K: (K,) what each source's window is worth: L_d, or what takes its place.
-        shares_K: (K,) pi_{t-1}, by which the window was drawn.
+        shares_K: (K,) the proportions that the window was drawn by.
         smoothing: a.
         variant: ``paper`` or ``code``.
     """
@@ -98,7 +102,8 @@ class OdmMixer(Mixer):
         smoothing: a of the running reward, in [0, 1).
         reward: ``loss``; ``loss_drop``, how far a source's loss has fallen since the update before; or
             ``excess_over_ema``, how far it lies above its running mean.
-        min_share: Least share of each source; 0 up to, not including, 1 / K.
+        min_share: Least share of each source; 0 up to, not including, 1 / K. What a share lacks is taken from the
+            others in proportion to what they have.
 
     Raises:
         ConfigError: A parameter has another value; the message holds every problem.
@@ -123,7 +128,7 @@ class OdmMixer(Mixer):
         )
         self.variant, self.smoothing, self.reward = variant, float(smoothing), reward
         self.min_share = float(min_share)
-        self.updates = 0
+        self.step: int | None = None  # t of the last update; None before the first
         self.rewards_K: Shares = np.full(K, -np.inf if variant == "code" else 0.0)  # ln R, or R
         self.reference_K: NDArray[np.float64] = np.full(K, np.nan)  # the losses that gains are measured from
         self.window = LossWindow(K)
@@ -133,13 +138,23 @@ class OdmMixer(Mixer):
         self.leave_out(self.window.add(losses_K, tokens_K), "a source's loss")
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
-        """Returns pi_t: (K,), the same on every rank, as the losses are."""
-        losses_K = self.window.close()
-        gains_K = self._gains(losses_K)
-        shares_K = self.mixture_manager.proportions
+        """Returns pi_t: (K,), the same on every rank, as the losses are. The first update keeps the proportions."""
+        first, self.step, shares_K = self.step is None, step_id, self.mixture_manager.proportions
+        if first:  # the window holds the warm-up, which the authors' program does not learn from
+            self._look_ahead(kwargs.get("context"))
+            self.window = LossWindow(len(shares_K))
+            return shares_K.copy()
+        gains_K = self._gains(self.window.close())
         self.rewards_K = rewarded(self.rewards_K, gains_K, shares_K, self.smoothing, self.variant)
-        self.updates += 1
-        return with_floor(policy(self.rewards_K, self.updates, self.variant), self.min_share)
+        return raised(policy(self.rewards_K, step_id, self.variant), self.min_share)
+
+    def _look_ahead(self, context: UpdateContext | None) -> None:
+        """Says so where no update follows that could change the proportions."""
+        if context is not None and context.updates == 1:
+            logger.warning(
+                "odm mixer: the run has one update, at the end of the warm-up, and what is learnt comes after it, so "
+                "the initial proportions hold throughout -> set update_times to 2 or more, or -1"
+            )
 
     def details(self) -> dict[str, Any]:
         """Returns the losses of the window, the rewards, or the logarithms of those above 0, and the exploration."""
@@ -148,7 +163,7 @@ class OdmMixer(Mixer):
         return {
             "losses": self.window.last(names),
             self._rewards_key: {name: reward for name, reward in rewards if math.isfinite(reward)},
-            "exploration": exploration(self.updates, len(names)),
+            "exploration": exploration(self.step or 0, len(names)),
         }
 
     def _gains(self, losses_K: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -167,9 +182,9 @@ class OdmMixer(Mixer):
         return "log_rewards" if self.variant == "code" else "rewards"
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rewards, the count of updates and the open window."""
+        """Returns the rewards, the step of the last update and the open window."""
         return {
-            "updates": self.updates,
+            "step": self.step,
             self._rewards_key: self.rewards_K.copy(),
             "reference": self.reference_K.copy(),
             "window": self.window.state_dict(),
@@ -177,7 +192,7 @@ class OdmMixer(Mixer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self.updates = int(state["updates"])
+        self.step = None if state["step"] is None else int(state["step"])
         self.rewards_K = np.array(state[self._rewards_key], dtype=np.float64)
         self.reference_K = np.array(state["reference"], dtype=np.float64)
         self.window.load_state_dict(state["window"])

@@ -68,10 +68,17 @@ def learning_speed(params_K3: Array, count: float) -> Array:
     return np.asarray(np.exp(log_learning_speed(params_K3, count)))
 
 
-def log_learning_speed(params_K3: Array, count: float) -> Array:
-    """Returns the logarithm of -dL/dn of each law: (K,). -dL/dn = alpha (L - epsilon) / n, section 3.2."""
+def log_learning_speed(params_K3: Array, count: float, least_alpha: float = 0.0) -> Array:
+    """Returns the logarithm of -dL/dn of each law: (K,). -dL/dn = alpha (L - epsilon) / n, section 3.2.
+
+    Args:
+        params_K3: (K, 3) what :func:`fit_power_law` returned for each source.
+        count: n.
+        least_alpha: What the factor alpha is raised to where it is less; L stays that of the law.
+    """
     log_beta, _, alpha = params_K3.T
-    return np.asarray(np.log(alpha) + log_beta - (alpha + 1) * np.log(count))  # L - epsilon = beta n^-alpha
+    log_factor = np.log(np.maximum(alpha, least_alpha))
+    return np.asarray(log_factor + log_beta - (alpha + 1) * np.log(count))  # L - epsilon = beta n^-alpha
 
 
 def smoothed(losses_TK: Array, window: int) -> Array:

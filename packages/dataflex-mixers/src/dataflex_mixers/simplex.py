@@ -27,9 +27,38 @@ def mixed_with_uniform(shares_K: Shares, uniform: float) -> Shares:
     return mixed_K
 
 
-def with_floor(shares_K: Shares, least: float) -> Shares:
-    """Returns shares of which each is at least ``least``, below 1 / K: (K,), mixed with uniform, sum 1."""
-    return mixed_with_uniform(shares_K, least * len(shares_K))
+def raised(shares_K: Shares, least: float) -> Shares:
+    """Returns the shares with those below ``least`` raised to it and the others scaled down to make room: (K,), sum 1.
+
+    Only what is missing moves: where every share is large enough nothing changes, however many sources there are.
+
+    Args:
+        shares_K: (K,) sum 1.
+        least: From 0 up to, not including, 1 / K.
+    """
+    low_K = shares_K < least
+    raised_K = shares_K
+    while low_K.any():  # each round may push another share below: at most K - 1 rounds
+        room = 1 - least * low_K.sum()
+        rest_K = np.where(low_K, 0.0, shares_K)
+        raised_K = np.where(low_K, least, rest_K * (room / rest_K.sum()))
+        below_K = low_K | (raised_K < least)
+        if (below_K == low_K).all():
+            break
+        low_K = below_K
+    return np.asarray(raised_K)
+
+
+def log_clipped(log_shares_K: Shares, least: float) -> Shares:
+    """Returns the logarithm of max(shares, ``least``), divided by its sum: (K,).
+
+    ADO's floor. The sum is above 1 where a share was raised, so the smallest one ends a little below ``least``.
+
+    Args:
+        log_shares_K: (K,) ln shares.
+        least: From 0 up to, not including, 1 / K.
+    """
+    return log_softmax(np.maximum(log_shares_K, logarithm(np.array(least))))
 
 
 def logarithm(shares_K: Shares) -> Shares:

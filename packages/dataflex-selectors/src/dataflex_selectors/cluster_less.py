@@ -8,8 +8,9 @@ Train dataset -> embeddings -> k-means -> representatives of each cluster -> the
     n_c proportional to |c| exp(S_c / T)                    mode: quota; S_c is the mean of the cluster's scores
 
 Cost: gradients of ``clusters`` times ``representatives`` rows, by default those of 4 rows in 64, a sixteenth of LESS;
-then arithmetic over the embeddings. Rejected: giving every row of a cluster the mean of its representatives, as
-OpenDCAI/DataFlex does. Whole clusters tie, and where the selection ends within one, the order of the file decides.
+then arithmetic over the embeddings. Rejected: giving every row of a cluster one score, that of the mean of its
+representatives' gradients, as OpenDCAI/DataFlex does. Whole clusters tie, and where the selection ends within one, the
+order of the file decides.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class ClusterLessSelector(ToTarget):
         exploration: Of ucb: how much the unknown is worth; 0 goes by the means so far.
         resample: Whether each update scores other representatives.
         width: Of the kernel, in cosines; smaller follows the nearest scored row more closely.
-        gradient_type: adam compares the step that the optimizer would take, sgd the gradient itself.
+        gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
+            (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers; null compares them whole.
         decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota gives each cluster a share by its mean score

@@ -148,7 +148,7 @@ class GradientScores:
                 dataset_digest(self._selector.dataset),
                 rows.tobytes().hex(),
                 *(dataset_digest(target.dataset) for target in self._targets),
-                *(str(part) for target in self._targets for part in (target.weights, target.groups, target.total)),
+                *(str((t.weights, t.groups, t.total, t.count)) for t in self._targets),
                 settings.gradient_type, settings.proj_dim, settings.factor_dim, self._selector.seed, context.update,
             )  # fmt: skip
 

@@ -9,7 +9,8 @@ train row's Adam step -> the highest win.
 
 Here each update is a checkpoint of the paper, under the weights and moments of that moment; ``decay`` (gamma) lets old
 terms fade, 1 keeps the paper's sum. No separate warm-up run and no stored gradients: the mean of the normalised target
-gradients is multiplied with each row's step as it passes by, exactly (``proj_dim: null``) or sketched.
+gradients is multiplied with each row's step as it passes by, exactly (``proj_dim: null``) or sketched. The step
+is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.adam`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class LessSelector(Selector):
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
         cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
-        gradient_type: adam compares the step that the optimizer would take, sgd the gradient itself.
+        gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
+            (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers, which saves memory where there are many target sets; null
             compares them whole.
         factor_dim: Keep this many dimensions of each side of a large matrix's gradient, for training the whole model;

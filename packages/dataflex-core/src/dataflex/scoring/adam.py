@@ -4,12 +4,15 @@ With the moments m, v of the steps so far, t steps done, and the row's gradient 
 
     m' = (beta1 m + (1 - beta1) g) / (1 - beta1^(t+1))
     v' = (beta2 v + (1 - beta2) g^2) / (1 - beta2^(t+1))
-    direction = m' / sqrt(v' + eps)
+    direction = m' / (sqrt(v') + eps)
+
+Epsilon stands where torch's Adam and AdamW have it. LESS has it inside of the root, where 1e-8 is as much as a gradient
+of 1e-4: where gradients are smaller, as in large models, that is almost the direction of SGD with momentum.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.gradient_routes import Route
 from dataflex.scoring.optimizer_groups import Group, deepspeed_optimizer, parameter_groups, wrapped_optimizers
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Moments:
         steps: Optimizer steps done.
         betas: Adam's two betas.
         eps: Adam's epsilon.
+        shares: What of ``first`` and of the row's gradient the step is made of, where it is not Adam's m' (NAdam).
+        adaptive: Whether the step is divided by the root of v'; not in RAdam's first steps.
     """
 
     first: torch.Tensor
@@ -37,6 +44,26 @@ class Moments:
     steps: int
     betas: tuple[float, float]
     eps: float
+    shares: tuple[float, float] | None = None
+    adaptive: bool = True
+
+    def numerator(self) -> tuple[torch.Tensor, float]:
+        """Returns m' as (D,) that does not depend on the row, and the factor of the row's gradient."""
+        beta1 = self.betas[0]
+        unbias1 = 1 - beta1 ** (self.steps + 1)
+        old, own = (beta1 / unbias1, (1 - beta1) / unbias1) if self.shares is None else self.shares
+        return self.first.float() * old, own
+
+    def denominator(self) -> tuple[torch.Tensor, float, float]:
+        """Returns v' as (D,) that does not depend on the row and the factor of the gradient's square; and epsilon.
+
+        Epsilon is never 0: a number that no gradient has reached, 0 / 0 otherwise, does not move.
+        """
+        if not self.adaptive:
+            return torch.ones_like(self.second, dtype=torch.float32), 0.0, 0.0
+        beta2 = self.betas[1]
+        unbias2 = 1 - beta2 ** (self.steps + 1)
+        return self.second.float() * (beta2 / unbias2), (1 - beta2) / unbias2, max(self.eps, _TINY)
 
 
 class AdamDirection:
@@ -47,22 +74,13 @@ class AdamDirection:
     """
 
     def __init__(self, moments: dict[int, Moments]) -> None:
-        self._terms = {index: _terms(found) for index, found in moments.items()}
+        self._terms = {index: (*found.numerator(), *found.denominator()) for index, found in moments.items()}
 
     def __call__(self, route: Route, grads_BD: torch.Tensor) -> torch.Tensor:
         """Returns the (B, D) directions of (B, D) gradients."""
-        numerator_D, denominator_D, first, second = self._terms[route.index]
-        root_BD = torch.addcmul(denominator_D, grads_BD, grads_BD, value=second).rsqrt_()
-        return torch.add(numerator_D, grads_BD, alpha=first).mul_(root_BD)
-
-
-def _terms(found: Moments) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    """Returns what does not depend on the row: m' = numerator + first * g, v' + eps = denominator + second * g^2."""
-    beta1, beta2 = found.betas
-    unbias1, unbias2 = 1 - beta1 ** (found.steps + 1), 1 - beta2 ** (found.steps + 1)
-    numerator_D = found.first.float() * (beta1 / unbias1)
-    denominator_D = found.second.float() * (beta2 / unbias2) + found.eps
-    return numerator_D, denominator_D, (1 - beta1) / unbias1, (1 - beta2) / unbias2
+        first_D, first, second_D, second, eps = self._terms[route.index]
+        root_BD = torch.addcmul(second_D, grads_BD, grads_BD, value=second).sqrt_().add_(eps)
+        return torch.add(first_D, grads_BD, alpha=first).div_(root_BD)
 
 
 def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -> dict[int, Moments] | None:
@@ -84,14 +102,15 @@ def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
     for route in routes:
         entry = _entry(optimizer, route) if zero is None else _deepspeed_entry(zero, optimizer, route)
         if entry is not None:
-            found[route.index] = _moments(route, entry, groups.get(id(route.parameter), optimizer.param_groups[0]))
+            group = groups.get(id(route.parameter), optimizer.param_groups[0])
+            found[route.index] = _moments(route, optimizer, entry, group)
         elif zero is None:  # DeepSpeed has moments of all parameters, or of none yet
-            missing[route.index] = _none_yet(route, groups)
+            missing[route.index] = _none_yet(route, optimizer, groups)
     stepped = found or any(optimizer.state.values())  # of whatever parameter
     return {**found, **missing} if stepped else None
 
 
-def _moments(route: Route, entry: dict[str, Any], group: Group) -> Moments:
+def _moments(route: Route, optimizer: torch.optim.Optimizer, entry: dict[str, Any], group: Group) -> Moments:
     steps = int(torch.as_tensor(entry.get("step", group.get("step", 0))))
     first, second = (_whole(entry[key]).flatten() for key in ("exp_avg", "exp_avg_sq"))
     if first.numel() != route.numel:
@@ -101,10 +120,33 @@ def _moments(route: Route, entry: dict[str, Any], group: Group) -> Moments:
             "gradient_type: sgd"
         )
     device = route.parameter.device
-    return Moments(first.to(device), second.to(device), steps, _betas(group), float(group["eps"]))
+    plain = Moments(first.to(device), second.to(device), steps, _betas(group), float(group["eps"]))
+    return _of_class(plain, optimizer, group, float(entry.get("mu_product", 1.0)))
 
 
-def _none_yet(route: Route, groups: dict[int, Group]) -> Moments:
+def _of_class(plain: Moments, optimizer: torch.optim.Optimizer, group: Group, momenta: float) -> Moments:
+    """Returns Adam's moments as the optimizer's class steps by them.
+
+    Args:
+        plain: As Adam and AdamW step by them.
+        optimizer: The innermost one.
+        group: The parameter's.
+        momenta: NAdam's product of the momenta of the steps done.
+    """
+    beta1, beta2 = plain.betas
+    step = plain.steps + 1
+    if isinstance(optimizer, torch.optim.NAdam):  # Dozat 2016: the gradient, and the momentum of the step after
+        now, later = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
+        nesterov = later / (1 - momenta * now * later)
+        return replace(plain, shares=(nesterov * beta1, nesterov * (1 - beta1) + (1 - now) / (1 - momenta * now)))
+    if isinstance(optimizer, torch.optim.RAdam):  # arXiv 1908.03265: plain momentum while the variance is intractable
+        unbias2 = 1 - beta2**step
+        length = 2 / (1 - beta2) - 1 - 2 * step * beta2**step / unbias2
+        return replace(plain, eps=plain.eps / unbias2**0.5, adaptive=length > 5)
+    return plain
+
+
+def _none_yet(route: Route, optimizer: torch.optim.Optimizer, groups: dict[int, Group]) -> Moments:
     """Returns the moments of a parameter that the optimizer has and has not stepped.
 
     Raises:
@@ -118,7 +160,7 @@ def _none_yet(route: Route, groups: dict[int, Group]) -> Moments:
             "fsdp_version 2"
         )
     nothing = torch.zeros(route.numel, device=route.parameter.device)
-    return Moments(nothing, nothing, 0, _betas(group), float(group.get("eps", 0.0)))
+    return _of_class(Moments(nothing, nothing, 0, _betas(group), float(group.get("eps", 0.0))), optimizer, group, 1.0)
 
 
 def _betas(group: Group) -> tuple[float, float]:

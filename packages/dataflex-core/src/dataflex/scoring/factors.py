@@ -48,13 +48,12 @@ class Factors:
         Returns:
             The projected share of the first moment, (K_o * K_i,), and the factor of the row's gradient.
         """
-        (beta1, beta2), step = moments.betas, moments.steps
-        unbias1, unbias2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
-        second_OI = moments.second.float().view(self._shape) * (beta2 / unbias2) + moments.eps
+        (first_D, own), (second_D, _, eps) = moments.numerator(), moments.denominator()
+        second_OI = second_D.view(self._shape).sqrt_().add_(eps).square_()
         scales = (second_OI.mean(1).rsqrt(), second_OI.mean(0).rsqrt() * second_OI.mean().sqrt())
         self._scaled = [side_KX * scale_X for side_KX, scale_X in zip(self._sides, scales, strict=True)]
-        first_OI = moments.first.float().view(self._shape) * (beta1 / unbias1)
-        return (self._scaled[0] @ first_OI @ self._scaled[1].T).flatten(), (1 - beta1) / unbias1
+        first_OI = first_D.view(self._shape)
+        return (self._scaled[0] @ first_OI @ self._scaled[1].T).flatten(), own
 
     def rule(self, original: Rule) -> Rule:
         """Returns the rule in place of one that forms the whole gradient."""
@@ -93,13 +92,13 @@ class FactoredAdam:
         self._whole = AdamDirection({index: found for index, found in moments.items() if index not in factors})
         begun = {index: found for index, found in factors.items() if moments[index].second.any()}
         self._terms = {index: found.adam(moments[index]) for index, found in begun.items()}
-        self._eps = {index: moments[index].eps for index in factors if index not in begun}
+        self._eps = {index: moments[index].denominator()[2] for index in factors if index not in begun}
 
     def __call__(self, route: Route, grads_BD: torch.Tensor) -> torch.Tensor:
         """Returns the (B, D) directions of (B, D) gradients."""
         if route.index in self._eps:
             mean_B1 = grads_BD.square().sum(1, keepdim=True) / route.numel  # of the row's squares: E |P G Q|^2 = |G|^2
-            return torch.as_tensor(grads_BD * (mean_B1 + self._eps[route.index]).rsqrt())
+            return torch.as_tensor(grads_BD / (mean_B1.sqrt() + self._eps[route.index]))
         if route.index not in self._terms:
             return self._whole(route, grads_BD)
         first_D, share = self._terms[route.index]

@@ -39,6 +39,7 @@ class TargetSet:
         weights: (M,) weight of each row's loss; None for 1.
         groups: (M,) rows of one number make one vector, the sum of their weighted gradients; None: each row its own.
         total: Whether a row's loss is the sum of its token losses; otherwise it is their mean.
+        count: Over how many vectors the mean is taken, those of 0 among them; None: those that are not 0.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TargetSet:
     weights: NDArray[np.float64] | None = None
     groups: NDArray[np.int64] | None = None
     total: bool = False
+    count: int | None = None
 
 
 def target_means(
@@ -84,7 +86,7 @@ def target_means(
                 f"no row of the target set '{target.name}' has a label with a gradient -> check eval_dataset, or use "
                 "a larger cutoff_len if it cuts the answers off"
             )
-        means.append([(part / count).float() for part in sums])
+        means.append([(part / (target.count or count)).float() for part in sums])
     return [torch.stack(parts) for parts in zip(*means, strict=True)]
 
 

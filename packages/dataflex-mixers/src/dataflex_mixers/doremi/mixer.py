@@ -7,10 +7,12 @@ Algorithm 1. Rows are drawn by fixed shares u, normally equal ones. At each step
     alpha <- (1 - c) softmax(log alpha + eta lambda) + c / K
     the proxy minimises sum_tokens c_proxy alpha_d / u_d, divided by sum_tokens alpha_d / u_d
 
-and the average of alpha over the steps is the mixture for the large model, written to ``doremi_weights.json``. As in
-the authors' program, the loss of a step is weighed by the alpha of the step before: with accumulation, the losses of a
-whole step are not known when its first micro-batch is. A source that a step did not see keeps its last lambda; one that
-was never seen has the mean of the others. Cost: the reference model's forward on each batch, and its memory.
+and the average of alpha over the steps is the mixture for the large model, written to ``doremi_weights.json``. The loss
+of a step is weighed by the alpha of the step before: with accumulation, the losses of a whole step are not known when
+its first micro-batch is weighed. The authors' program moves alpha first and weighs the last micro-batch of the step by
+the new one, so where a step is one micro-batch ours is one step behind. A source that a step did not see keeps its last
+lambda; one that was never seen has the mean of the others. Cost: the reference model's forward on each batch, and its
+memory.
 """
 
 from __future__ import annotations

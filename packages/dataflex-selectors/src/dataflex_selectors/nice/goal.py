@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import ComponentError, Problem
-from dataflex.core.parameter_checks import count, count_or_null, flag, one_of
+from dataflex.core.parameter_checks import count_or_null, flag, one_of
 from dataflex.scoring import TargetSet
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
@@ -33,15 +33,15 @@ class Rules:
 
     Attributes:
         prompts: Prompts of each set to draw afresh at each update; None for all.
-        keep: Most answers of a prompt that count, the best.
+        keep: Most answers of a prompt that count, the best; None for all.
         reject: Whether answers worse than the reference are dropped.
         baseline: Whether the mean reward of a prompt's answers is taken off.
-        fallback: What becomes of a prompt none of whose answers count: ``none`` leaves it out, ``reference`` aims at
-            its reference answer, as LESS does.
+        fallback: What becomes of a prompt none of whose answers count: with ``none`` it is a vector of 0 in the mean
+            over the prompts, ``reference`` aims at its reference answer, as LESS does.
     """
 
     prompts: int | None
-    keep: int
+    keep: int | None
     reject: bool
     baseline: bool
     fallback: str
@@ -50,7 +50,7 @@ class Rules:
         """Returns what is wrong with them."""
         return [
             count_or_null("prompts", self.prompts, null="all"),
-            count("keep", self.keep),
+            count_or_null("keep", self.keep, null="all"),
             flag("reject", self.reject),
             flag("baseline", self.baseline),
             one_of("fallback", self.fallback, FALLBACKS),
@@ -105,9 +105,10 @@ class PolicyGoal:
             if target is not None:
                 found[place] = target
         if not found:
+            less_strict = " reject: false," if self.rules.reject else ""
             raise ComponentError(
-                "no answer to any prompt counts -> set fallback: reference, reject: false, more samples, or a reward "
-                "that tells answers apart"
+                f"no answer to any prompt counts (each is rejected or has a reward of 0) -> set fallback: reference,"
+                f"{less_strict} more samples, or a reward that tells answers apart"
             )
         return found
 

@@ -2,8 +2,10 @@
 
     g(x) = sum_s R_s grad NLL(y_s | x)        over the answers kept, NLL being the sum over all tokens of y_s
 
-is the negative policy gradient, so it takes the place of a loss's gradient (NICE, section 4). An answer is kept where
-its reward is better than the reference answer's less 1e-5, and of those the best few.
+is the negative policy gradient, so it takes the place of a loss's gradient (NICE, section 4). All answers are kept
+(``vanilla`` in the authors' program, and in their commands); or those whose reward is better than the reference
+answer's less 1e-5, and of those the best few (``topk_hard`` there). A prompt of which nothing is kept, or only rewards
+of 0, has a g of 0, which counts in the mean over the prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _SLACK = 1e-5  # so that an answer as good as the reference is kept
 
 
 def answer_weights(
-    rewards_S: NDArray[np.float64], reference_reward: float, *, keep: int, reject: bool, baseline: bool
+    rewards_S: NDArray[np.float64], reference_reward: float, *, keep: int | None, reject: bool, baseline: bool
 ) -> NDArray[np.float64]:
     """Returns the weight of each answer in its prompt's gradient: (S,), 0 for an answer that does not count.
 
@@ -29,14 +31,14 @@ def answer_weights(
         rewards_S: (S,) rewards; NaN for an answer that has none.
         reference_reward: The reward of the reference answer; NaN where it has none, and then nothing is rejected by
             it nor kept.
-        keep: Most answers that are kept, the best; the first of equal ones.
+        keep: Most answers that are kept, the best; the first of equal ones. None for all.
         reject: Whether answers worse than the reference are dropped.
         baseline: Whether the mean reward over all answers is taken off, which lowers the variance.
     """
     kept_S = ~np.isnan(rewards_S)
     if reject:
         kept_S &= rewards_S > reference_reward - _SLACK  # false where the reference has no reward
-    best = np.argsort(np.where(kept_S, -rewards_S, np.inf), kind="stable")[: min(keep, int(kept_S.sum()))]
+    best = np.argsort(np.where(kept_S, -rewards_S, np.inf), kind="stable")[: int(kept_S.sum())][:keep]
     weights_S = np.zeros(len(rewards_S))
     weights_S[best] = rewards_S[best] - (np.nanmean(rewards_S) if baseline and len(best) else 0.0)
     return weights_S
@@ -49,6 +51,8 @@ def policy_target(
     weights: Sequence[NDArray[np.float64]],
 ) -> TargetSet | None:
     """Returns the target whose vectors are the g(x) of each prompt, or None where no answer has a weight.
+
+    Where one has, a prompt without any is a vector of 0 in the mean over all M.
 
     Args:
         name: What the set is called.
@@ -70,6 +74,7 @@ def policy_target(
         weights=np.array([weight for *_, weight in chosen]),
         groups=np.array([number for number, *_ in chosen], dtype=np.int64),
         total=True,
+        count=len(prompts),
     )
 
 

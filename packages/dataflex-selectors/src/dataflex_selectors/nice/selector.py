@@ -6,7 +6,7 @@ more -> the rows whose training step points that way.
 
     y_s ~ pi(.|x),  s = 1..S                                          answers to a prompt x
     R_s = r(x, y_s, y_ref)                                            text, reward model or judge
-    g(x) = sum over the answers kept of R_s grad NLL(y_s | x)         the negative policy gradient, see policy.py
+    g(x) = sum over the answers kept of R_s grad NLL(y_s | x)         the negative policy gradient; by default of all
     s_tj(z) = mean over the prompts x of set j of cos(g(x), step_t(z))  as LESS from here on
     S_j(z) = gamma S_j(z) + lr_t s_tj(z);   score = max_j S_j(z)
 
@@ -70,11 +70,12 @@ class NiceSelector(Selector):
         attempts: Most requests for one mark.
         concurrency: Requests at a time.
         reject: Whether answers with less reward than the reference answer are dropped.
-        keep: Most answers of a prompt that count, the best.
+        keep: Most answers of a prompt that count, the best; null for all.
         baseline: Whether the mean reward of a prompt's answers is taken off each.
-        fallback: What to do with a prompt none of whose answers count: none leaves it out, reference aims at its
-            reference answer.
-        gradient_type: adam compares the step that the optimizer would take, sgd the gradient itself.
+        fallback: What to do with a prompt none of whose answers count: with none it is a vector of 0 in the mean over
+            the prompts, reference aims at its reference answer.
+        gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
+            (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers; null compares them whole.
         decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota lets the target sets choose in turn.
@@ -112,8 +113,8 @@ class NiceSelector(Selector):
         timeout: float = 60.0,
         attempts: int = 5,
         concurrency: int = 8,
-        reject: bool = True,
-        keep: int = 10,
+        reject: bool = False,
+        keep: int | None = None,
         baseline: bool = False,
         fallback: str = "none",
         gradient_type: str = "adam",
