@@ -41,6 +41,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def fast(session: nox.Session) -> None:
+    """The tests that import neither torch nor LLaMA-Factory: under a minute, while writing."""
+    install(session, "-r", "tests/requirements.txt")
+    session.run("pytest", "tests/unit", "-m", "fast", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
+
+
+@nox.session
 def minimums(session: nox.Session) -> None:
     """The same tests on the lowest versions that are supported."""
     install(session, "-r", "tests/requirements.txt", constraints="constraints-minimums.txt")
@@ -109,9 +116,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Makes a workspace and trains in it."""
+    """Makes a workspace, trains with a selector and with rows at random, and compares the two."""
     install(session)
     folder = Path(session.create_tmp()) / "try"
     shutil.rmtree(folder, ignore_errors=True)
     session.run("dataflex-cli", "init", str(folder))
-    session.run("dataflex-cli", "train", str(folder / "select_loss.yaml"), *session.posargs)
+    for run in ("select_random", "select_less"):
+        session.run("dataflex-cli", "train", str(folder / f"{run}.yaml"), *session.posargs)
+    session.run("dataflex-cli", "compare", *(str(folder / "saves" / run) for run in ("select_random", "select_less")))

@@ -14,13 +14,77 @@ if os.environ.get("DATAFLEX_TEST_GPU", "0") in ("", "0"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import logging
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
 
 ON_ACCELERATOR = os.environ.get("DATAFLEX_TEST_GPU", "0") not in ("", "0")
+
+FAST = frozenset(
+    {
+        "advice",
+        "catalog",
+        "check",
+        "checkpoints",
+        "cli",
+        "compare",
+        "config_load",
+        "construct",
+        "decision",
+        "docs",
+        "log_lines",
+        "order",
+        "packages",
+        "parameter_checks",
+        "plugins",
+        "registry",
+        "root",
+        "schedule",
+        "torchrun",
+    }
+)
+"""The modules of `tests/unit` that import neither torch nor LLaMA-Factory, nor start a process that does: `-m fast`."""
+
+_NEVER_FAST = ("torch", "transformers", "llamafactory")
+
+
+def _fast_alone(config: pytest.Config) -> bool:
+    return bool(config.getoption("markexpr") == "fast")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuses a name in FAST that no module has."""
+    missing = sorted(name for name in FAST if not Path(__file__).with_name("unit").joinpath(f"test_{name}.py").exists())
+    if missing:
+        raise pytest.UsageError(f"FAST in {__file__} names modules that are not there: {', '.join(missing)}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves modules of other tests unread where the fast ones are asked for: most of them import torch."""
+    name = collection_path.stem.removeprefix("test_")
+    return True if _fast_alone(config) and collection_path.suffix == ".py" and name not in FAST else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the fast tests."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
+
+
+@pytest.fixture(autouse=True)
+def _fast_stays_fast(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that made the fast ones slow."""
+    yield
+    if _fast_alone(request.config):
+        loaded = [name for name in _NEVER_FAST if name in sys.modules]
+        assert not loaded, f"{', '.join(loaded)} was imported: take the module out of FAST, or mark the test slow"
+
+
 settings.register_profile("dataflex", deadline=None)  # a noisy machine is no failure
 settings.load_profile("dataflex")
 

@@ -52,9 +52,12 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def test_select_leaves_what_the_docs_promise(train, tmp_path):
+def test_select_leaves_what_the_docs_promise(train, tmp_path, capsys):
     assert train("select_loss", *SHORT, "plot_loss=true") == 0
     out = tmp_path / "run"
+    last = capsys.readouterr().err.splitlines()[-1]
+    parts = "dataflex_config.yaml, dataflex_trace.jsonl, dataflex_selections/"
+    assert last.endswith(f">> the record of this run is in {out}: {parts}")
     lines = read_trace(out)
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import ClassVar
 
 import datasets
 import numpy as np
@@ -366,6 +368,70 @@ def test_a_faulty_selector_stops_the_run_by_name(tmp_path, name, message):
     with pytest.raises(ComponentError, match=message):
         trainer(SelectTrainer, select_spec(name), tmp_path).train()
     assert json.dumps(read_trace(tmp_path)) == "[]"
+
+
+@register_selector("raises_in_the_third")
+class RaisesInTheThird(Selector):
+    asked: ClassVar[list[tuple[int, int]]] = []
+
+    def select(self, model, step_id, num_samples, **kwargs):
+        context = kwargs["context"]
+        self.asked.append((context.update, context.step))
+        if len(self.asked) == 3:
+            raise KeyError("oops")
+        return range(num_samples)
+
+
+def test_log_trace_metrics_errors_and_components_number_an_update_alike(tmp_path, caplog):
+    RaisesInTheThird.asked.clear()
+    run = trainer(SelectTrainer, select_spec("raises_in_the_third", update_times=4), tmp_path)
+    with caplog.at_level("INFO", "dataflex"), pytest.raises(ComponentError) as error:
+        run.train()
+    assert RaisesInTheThird.asked == [(0, 2), (1, 5), (2, 8)]
+    trace = [(line["update"], line["step"]) for line in read_trace(tmp_path)]
+    metrics = [entry["dataflex/update"] for entry in run.state.log_history if "dataflex/update" in entry]
+    found = [re.match(r"update (\d+) at step (\d+), (\d+) more to come:", line) for line in caplog.messages]
+    log = [tuple(map(int, line.groups())) for line in found if line]
+    assert (trace, metrics, log) == ([(0, 2), (1, 5)], [0, 1], [(0, 2, 3), (1, 5, 2)])
+    assert str(error.value) == "selector 'raises_in_the_third' at update 2 (step 8) raised KeyError: 'oops'"
+
+
+class CountsLoaders(TrainerCallback):
+    """How many train loaders the accelerator holds at the end of each step."""
+
+    def __init__(self, of):
+        self.of, self.held = of, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.held.append(len(self.of.accelerator._dataloaders))
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_loaders_of_segments_that_are_over_are_let_go(tmp_path, raises):
+    RaisesInTheThird.asked.clear()
+    run = trainer(
+        SelectTrainer, select_spec("raises_in_the_third" if raises else "as_static", update_times=2 + raises), tmp_path
+    )
+    count = CountsLoaders(run)
+    run.add_callback(count)
+    if raises:
+        with pytest.raises(ComponentError):
+            run.train()
+    else:
+        run.train()
+    assert count.held == [1] * 8, (
+        "a segment's rows and batches stay in memory as long as the accelerator holds its loader"
+    )
+    assert run.accelerator._dataloaders == []
+
+
+def test_the_log_says_which_update_is_the_last(tmp_path, caplog):
+    with caplog.at_level("INFO", "dataflex"):
+        trainer(SelectTrainer, select_spec(), tmp_path).train()
+    assert [line.partition(":")[0] for line in caplog.messages if line.startswith("update ")] == [
+        "update 0 at step 2, 1 more to come",
+        "update 1 at step 5, the last one",
+    ]
 
 
 def test_what_cannot_be_planned_is_refused(tmp_path):

@@ -104,6 +104,33 @@ def test_held_out_tasks_are_right_and_new(workspace):
     assert not trained & {(row["instruction"], row["input"]) for row in held_out}
 
 
+def test_what_a_selector_aims_at_is_right_of_one_family_and_nowhere_else(workspace):
+    names = ("instructions", "instructions_eval", "sorting_eval", "sorting_test")
+    asked = {name: [(row["instruction"], row["input"]) for row in instructions(workspace, name)] for name in names}
+    every = [task for tasks in asked.values() for task in tasks]
+    assert len(set(every)) == len(every), "a task is in two datasets"
+    for name in ("sorting_eval", "sorting_test"):
+        rows = instructions(workspace, name)
+        assert len(rows) == 60
+        assert {(row["family"], row["noisy"]) for row in rows} == {("sort", False)}
+        assert all(row["output"] == ", ".join(sorted(row["input"].split(", "), key=int)) for row in rows)
+
+
+def test_the_first_two_runs_differ_in_nothing_but_the_strategy(workspace):
+    baseline, selector = (yaml.safe_load((workspace / f"{name}.yaml").read_text()) for name in list(RUNS)[:2])
+    unlike = {key for key in baseline.keys() | selector.keys() if baseline.get(key) != selector.get(key)}
+    assert unlike == {"component_name", "output_dir"}
+    assert baseline["component_name"] == "random"
+    assert selector["eval_dataset"] == "sorting_eval"
+
+
+def test_no_example_prefers_what_a_model_finds_hard(workspace):
+    """With wrong answers among the rows, a preference for high losses is one for the wrong answers."""
+    entries = read_components(workspace / "components.yaml")["selectors"]
+    used = {yaml.safe_load((workspace / f"{name}.yaml").read_text()).get("component_name") for name in RUNS}
+    assert [name for name, entry in entries.items() if name in used and entry.params.get("focus") == "high"] == []
+
+
 def test_a_family_that_runs_dry_gives_what_it_has():
     few = Material(words=["only", "five", "words", "this", "time"], summaries={"a.b": "Does b.", "a.c": "Does c."})
     rows, clean = make_tasks(few, train=4, held_out=1, seed=0)
@@ -176,7 +203,8 @@ def test_a_section_is_taken_with_its_comments_but_not_its_neighbours():
 
 def test_the_readme_names_every_file_and_dataset(workspace):
     text = (workspace / "README.md").read_text(encoding="utf-8")
-    for name in (*(f"{file}.yaml" for file in RUNS), "components.yaml", *DOMAINS, "instructions", "instructions_eval"):
+    datasets = (*DOMAINS, "instructions", "instructions_eval", "sorting_eval", "sorting_test")
+    for name in (*(f"{file}.yaml" for file in RUNS), "components.yaml", *datasets):
         assert f"`{name}`" in text, name
     assert "$" not in text
 
@@ -225,7 +253,15 @@ def test_the_command_says_what_it_made_and_what_to_run_next(tmp_path, capsys):
     assert run(["init", str(tmp_path / "my demo"), "--seed", "5"]) == 0
     out = capsys.readouterr().out
     assert "instructions 1000" in out
-    assert out.splitlines()[-1] == f"Next: dataflex-cli train '{tmp_path / 'my demo' / 'select_loss.yaml'}'"
+    root = tmp_path / "my demo"
+    assert out.splitlines()[-4:] == [
+        "Next, a baseline, a selector, and what they came to:",
+        f"  dataflex-cli train '{root / 'select_random.yaml'}'",
+        f"  dataflex-cli train '{root / 'select_less.yaml'}'",
+        f"  dataflex-cli compare '{root / 'saves' / 'select_random'}' '{root / 'saves' / 'select_less'}'",
+    ]
+    for line in out.splitlines()[-3:]:
+        assert line.removeprefix("  ") in (root / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("argv", "said"), [([], "required: DIR"), (["x", "--seed", "a"], "--seed: invalid int value")])

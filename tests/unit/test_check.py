@@ -133,7 +133,12 @@ BAD = [
     (SELECT, {"update_step": 0, "update_times": -1}, "update_step", ["is 0", "updates until the end"]),
     (WEIGHT, {"update_step": 0, "update_times": 2}, "update_step", ["is 0", "2 updates"]),
     (SELECT, {"train_step": 5, "max_steps": 6}, "train_step", ["is 5 and max_steps is 6", "remove one of the two"]),
-    (SELECT, {"train_step": 4, "warmup_step": 4}, "train_step", ["ends before its first update", "warm up shorter"]),
+    (
+        SELECT,
+        {"train_step": 4, "warmup_step": 4},
+        "train_step",
+        ["ends before its first update", "warmup_step: 3 or less"],
+    ),
     (
         WEIGHT,
         {"train_step": 0, "warmup_step": 0, "num_train_epochs": 0},
@@ -254,7 +259,7 @@ BAD = [
     (SELECT, {"max_samples": 5, "update_step": 3}, "update_step", ["asks for 6 rows", "has 5"]),
     (SELECT, {"val_size": 0.5, "update_step": 6}, "update_step", ["asks for 12 rows", "has 10"]),
     (SELECT, {"gradient_accumulation_steps": 8}, "update_step", ["asks for 32 rows", "2 steps of 16 rows"]),
-    (SELECT, {"warmup_step": 11}, "update_step", ["asks for 22 rows", "lower update_step, warmup_step"]),
+    (SELECT, {"warmup_step": 11}, "warmup_step", ["asks for 22 rows", "set warmup_step: 10, or "]),
     # the engine
     (STATIC, {"model_name_or_path": ...}, "model_name_or_path", ["is missing", "a folder that holds a model"]),
     (SELECT, {"model_name_or_path": "./nope"}, "model_name_or_path", ["./nope does not exist", "give a folder"]),
@@ -497,6 +502,7 @@ def test_without_llamafactorys_sources_unknown_keys_pass(tmp_path, monkeypatch):
         known_keys.llamafactory_keys.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_known_keys_are_exactly_the_fields_that_llamafactory_parses():
     import dataclasses
 
@@ -534,6 +540,13 @@ NOTES = [
         {"disable_shuffling": True},
         "disable_shuffling: no effect with train_type: dynamic_select, which plans the order of the rows",
     ),
+    (
+        SELECT,
+        {"num_train_epochs": 3.0},
+        "num_train_epochs: 3 runs the whole schedule of 7 steps, warm-up included, 3 times: 21 steps -> leave num",
+    ),
+    (SELECT, {"num_train_epochs": 3.0, "train_step": 7}, None),
+    (MIX, {"num_train_epochs": 3.0}, None),
     (WEIGHT, {"disable_shuffling": True}, None),
     (SELECT, {"mixture_unit": "tokens"}, "mixture_unit: no effect with train_type: dynamic_select"),
     (MIX, {"component_name": "dynamic_moe", "val_size": 0.1}, None),

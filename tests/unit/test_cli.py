@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from dataflex.cli import commands, main
-from dataflex.cli.commands import BUILT_IN, Command
+from dataflex.cli.commands import BUILT_IN, LLAMAFACTORY, Command
 from dataflex.cli.list import table
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
@@ -65,6 +68,31 @@ def test_a_wrong_command_line_ends_with_2_and_prints_nothing_to_stdout(argv):
 def test_an_unknown_command_gets_the_nearest_one():
     assert "no command 'lst'" in (text := cli("lst").stderr)
     assert "did you mean 'list'?" in text
+
+
+@pytest.mark.parametrize("name", LLAMAFACTORY)
+def test_a_command_of_llamafactorys_is_given_back_with_its_arguments(name, capsys):
+    assert main.run([name, "my run.yaml", "export_dir=out", "hub_token=hf_secret", "--help"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: '{name}' is a command of LLaMA-Factory, not of dataflex -> use ")
+    assert f"llamafactory-cli {name} 'my run.yaml' export_dir=out " in said
+    assert "hf_secret" not in said
+
+
+def test_the_commands_of_llamafactory_are_all_known():
+    package = Path(importlib.util.find_spec("llamafactory").origin).parent  # read, not imported
+    source = (package / "launcher.py").read_text() + (package / "cli.py").read_text()
+    theirs = set(re.findall(r"""command (?:==|in) ["'](\w+)""", source)) | set(
+        re.findall(r"\| +llamafactory-cli (\w+)", source)
+    )
+    assert theirs >= {"train", "export"}
+    assert theirs <= {*LLAMAFACTORY, *BUILT_IN, "help"}
+
+
+def test_a_plugins_command_of_that_name_comes_first(monkeypatch):
+    mine = Command("exports", "dataflex-cli export", lambda argv: 0)
+    monkeypatch.setattr(commands, "_from_plugins", lambda: {"export": mine})
+    assert main.run(["export"]) == 0
 
 
 @pytest.mark.parametrize("argv", [("help",), ("-h",), ("--help",)])

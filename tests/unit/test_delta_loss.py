@@ -28,18 +28,19 @@ def test_the_window_slides_along_a_sigmoid_from_the_largest_falls_to_the_smalles
     assert last - first == 200
 
 
-def test_the_window_is_cut_off_at_the_first_negative_fall():
-    assert window(450, 1000, 0.2, 0.5) == (400, 450)
-
-
-@pytest.mark.parametrize("progress", [0.5, 1.0])
-def test_a_window_with_nothing_left_is_moved_back_in_front_of_the_first_negative_fall(progress):
-    assert window(400, 1000, 0.2, progress) == (200, 400)
-    assert window(60, 1000, 0.2, progress) == (0, 60)
-
-
-def test_where_every_fall_is_negative_the_window_holds_all():
-    assert window(0, 1000, 0.2, 0.5) == (0, 1000)
+@pytest.mark.parametrize(
+    ("learnt", "progress", "rows"),
+    [
+        pytest.param(450, 0.5, (400, 450), id="cut off at the first negative fall"),
+        pytest.param(400, 0.5, (200, 400), id="with nothing left, moved back in front of it"),
+        pytest.param(400, 1.0, (200, 400), id="wherever it had slid to"),
+        pytest.param(60, 0.5, (0, 60), id="and cut where fewer rows than it holds are in front of it"),
+        pytest.param(60, 1.0, (0, 60), id="at the end too"),
+        pytest.param(0, 0.5, (0, 1000), id="all rows where every fall is negative"),
+    ],
+)
+def test_the_window_ends_in_front_of_the_first_negative_fall(learnt, progress, rows):
+    assert window(learnt, 1000, 0.2, progress) == rows
 
 
 @given(st.integers(1, 200), st.floats(0.001, 1), st.floats(0, 1), st.data())

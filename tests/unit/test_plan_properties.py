@@ -101,7 +101,7 @@ def test_segments_tile_the_run_and_updates_count_up(schedule):
     found = list(segments(schedule))
     assert sum(segment.steps for segment in found) == schedule.total
     assert all(segment.steps > 0 for segment in found)
-    assert max(segment.steps for segment in found) == schedule.largest_segment
+    assert max(segment.steps for segment in found) == schedule.longest_segment.steps
     assert [s.update for s in found if s.update is not None] == list(range(schedule.updates))
     for segment in found:
         assert all(schedule.segment_at(step) == segment for step in range(segment.start, segment.stop))

@@ -28,28 +28,34 @@ def segments(plan):
     return found
 
 
-def test_total_is_warmup_plus_updates():
-    plan = schedule()
-    assert plan.total == 8
-    assert segments(plan) == [Segment(0, 2, None), Segment(2, 5, 0), Segment(5, 8, 1)]
-
-
-def test_warmup_of_zero_starts_with_an_update():
-    assert segments(schedule(warmup_step=0)) == [Segment(0, 3, 0), Segment(3, 6, 1)]
-
-
-def test_minus_one_updates_until_train_step():
-    plan = schedule(update_times=-1, train_step=9)
-    assert segments(plan) == [Segment(0, 2, None), Segment(2, 5, 0), Segment(5, 8, 1), Segment(8, 9, 2)]
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, [(0, 2, None), (2, 5, 0), (5, 8, 1)], id="the total is the warm-up plus the updates"),
+        pytest.param({"warmup_step": 0}, [(0, 3, 0), (3, 6, 1)], id="without a warm-up it starts with an update"),
+        pytest.param(
+            {"update_times": -1, "train_step": 9},
+            [(0, 2, None), (2, 5, 0), (5, 8, 1), (8, 9, 2)],
+            id="minus one updates until train_step",
+        ),
+        pytest.param({"train_step": 4}, [(0, 2, None), (2, 4, 0)], id="train_step cuts the formula"),
+        pytest.param({"train_step": 12}, [(0, 2, None), (2, 5, 0), (5, 12, 1)], id="train_step extends it"),
+        pytest.param(
+            {"warmup_step": 0, "update_step": 0, "update_times": 0, "train_step": 7},
+            [(0, 7, None)],
+            id="no updates are one stretch",
+        ),
+    ],
+)
+def test_a_run_is_cut_into_segments(changes, expected):
+    plan = schedule(**changes)
+    assert segments(plan) == [Segment(*segment) for segment in expected]
+    assert plan.total == expected[-1][1]
+    assert plan.updates == sum(update is not None for _, _, update in expected)
 
 
 def test_minus_one_updates_until_the_epochs_are_done():
     assert schedule(update_times=-1, epochs=1.5).total == 15
-
-
-def test_train_step_cuts_or_extends_the_formula():
-    assert segments(schedule(train_step=4)) == [Segment(0, 2, None), Segment(2, 4, 0)]
-    assert segments(schedule(train_step=12))[-1] == Segment(5, 12, 1)
 
 
 def test_epochs_repeat_the_cycle_only_when_asked():
@@ -58,12 +64,6 @@ def test_epochs_repeat_the_cycle_only_when_asked():
     assert [(s.start, s.update) for s in segments(plan)] == [(0, None), (2, 0), (5, 1), (8, None), (10, 2), (13, 3)]
     assert plan.epoch_at(8) == 1.0
     assert plan.updates == 4
-
-
-def test_no_updates_is_one_stretch():
-    plan = schedule(warmup_step=0, update_step=0, update_times=0, train_step=7)
-    assert segments(plan) == [Segment(0, 7, None)]
-    assert plan.updates == 0
 
 
 def test_updates_without_steps_between_them_are_refused():
@@ -95,7 +95,7 @@ def test_segments_cover_the_run_without_gap_or_overlap(warmup, interval, updates
     numbers = [p.update for p in parts if p.update is not None]
     assert numbers == list(range(len(numbers)))
     assert plan.updates == len(numbers)
-    assert plan.largest_segment == max(p.steps for p in parts)
+    assert plan.longest_segment.steps == max(p.steps for p in parts)
     for part in parts:
         assert all(plan.segment_at(step) == part for step in range(part.start, part.stop))
     if not train and updates >= 0 and warmup + interval * updates:

@@ -272,14 +272,13 @@ def test_random_refuses_a_replacement_that_is_no_boolean():
 # --- custom
 
 
-def test_custom_takes_rows_in_file_order_and_continues_round_the_end():
-    selector = build(CustomSelector, range(5))
-    assert [pick(selector, 3, update).tolist() for update in range(3)] == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
-
-
-def test_custom_backward_starts_at_the_last_row():
-    selector = build(CustomSelector, range(5), order="backward")
-    assert [pick(selector, 3, update).tolist() for update in range(2)] == [[4, 3, 2], [1, 0, 4]]
+@pytest.mark.parametrize(
+    ("order", "picked"),
+    [("forward", [[0, 1, 2], [3, 4, 0], [1, 2, 3]]), ("backward", [[4, 3, 2], [1, 0, 4], [3, 2, 1]])],
+)
+def test_custom_takes_rows_in_its_order_and_continues_round_the_end(order, picked):
+    selector = build(CustomSelector, range(5), order=order)
+    assert [pick(selector, 3, update).tolist() for update in range(3)] == picked
 
 
 def test_custom_refuses_another_order():

@@ -28,33 +28,45 @@ def test_one_node_uses_its_devices_and_a_free_port():
     }
 
 
-def test_the_variables_of_llamafactory_are_obeyed():
-    environ = {
-        "NNODES": "2",
-        "NODE_RANK": "1",
-        "NPROC_PER_NODE": "8",
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "29501",
-    }
-    assert flags(environ) == {
-        "--nnodes": "2",
-        "--node_rank": "1",
-        "--nproc_per_node": "8",
-        "--master_addr": "node-0",
-        "--master_port": "29501",
-    }
+FIXED = {
+    "NNODES": "2",
+    "NODE_RANK": "1",
+    "NPROC_PER_NODE": "8",
+    "MASTER_ADDR": "node-0",
+    "MASTER_PORT": "29501",
+}
+ELASTIC = {"RDZV_ID": "job", "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "2", "MASTER_PORT": "29501"}
 
 
-def test_elastic_launches_meet_at_the_master():
-    environ = {"RDZV_ID": "job", "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "2", "MASTER_PORT": "29501"}
-    assert flags(environ) == {
-        "--nnodes": "1:3",
-        "--rdzv_id": "job",
-        "--rdzv_backend": "c10d",
-        "--rdzv_endpoint": "127.0.0.1:29501",
-        "--max_restarts": "2",
-        "--nproc_per_node": "4",
-    }
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (
+            FIXED,
+            {
+                "--nnodes": "2",
+                "--node_rank": "1",
+                "--nproc_per_node": "8",
+                "--master_addr": "node-0",
+                "--master_port": "29501",
+            },
+        ),
+        (
+            ELASTIC,
+            {
+                "--nnodes": "1:3",
+                "--rdzv_id": "job",
+                "--rdzv_backend": "c10d",
+                "--rdzv_endpoint": "127.0.0.1:29501",
+                "--max_restarts": "2",
+                "--nproc_per_node": "4",
+            },
+        ),
+    ],
+    ids=["fixed", "elastic"],
+)
+def test_the_variables_of_llamafactory_are_obeyed(environ, expected):
+    assert flags(environ) == expected
 
 
 @pytest.mark.parametrize(("value", "yes"), [("1", True), ("true", True), ("Y", True), ("0", False), ("no", False)])

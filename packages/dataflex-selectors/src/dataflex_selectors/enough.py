@@ -19,15 +19,15 @@ def require_enough(wanted: int, found: int, size: int, have: str = HAVE_LABELS, 
         found: Rows that can be given.
         size: Rows that were looked at.
         have: What those that can be given have, as in "have a label".
-        way_out: What gives more of them, besides fewer rows per update.
+        way_out: What gives more of them, besides asking for fewer at once.
 
     Raises:
         ComponentError: Fewer were found than are wanted.
     """
     if found < wanted:
         raise ComponentError(
-            f"{wanted} rows are wanted, but only {found} of {size} {have} -> {way_out}, or fewer rows per update "
-            "(update_step)"
+            f"{wanted} rows are wanted, but only {found} of {size} {have} -> {way_out}, or a shorter stretch from this "
+            "update to the next"
         )
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from dataflex.core.errors import ConfigError, listed, nearest
+from dataflex.core.secret_values import masked
 
 BUILT_IN: Mapping[str, str] = {
     "train": "dataflex.cli.train",
     "validate": "dataflex.cli.validate",
     "score": "dataflex.cli.score",
+    "compare": "dataflex.cli.compare",
     "list": "dataflex.cli.list",
     "init": "dataflex.cli.init",
     "version": "dataflex.cli.version",
 }
+
+LLAMAFACTORY = ("api", "chat", "env", "eval", "export", "webchat", "webui")
+"""Commands of ``llamafactory-cli`` that dataflex has no part in: what a dynamic run leaves is an ordinary model."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,25 @@ class Command:
         return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def command(name: str) -> Command:
+def command(name: str, argv: Sequence[str] = ()) -> Command:
     """Returns the command of that name; plugins are asked only where dataflex itself has none.
 
+    Args:
+        name: The command.
+        argv: The arguments that follow it, for the message.
+
     Raises:
-        ConfigError: Nobody has it; the message holds the nearest one.
+        ConfigError: Nobody has it; the message holds LLaMA-Factory's command line where it is one of theirs, else the
+            nearest one.
     """
     if name in BUILT_IN:
         return _built_in(name)
     extra = _from_plugins()
     if name in extra:
         return extra[name]
+    if name in LLAMAFACTORY:
+        theirs = shlex.join(["llamafactory-cli", name, *map(_shown, argv)])
+        raise ConfigError(f"'{name}' is a command of LLaMA-Factory, not of dataflex -> use {theirs}")
     known = [*BUILT_IN, "help", *extra]
     raise ConfigError(f"no command '{name}'; known: {listed(known)} -> {nearest(name, known) or 'dataflex-cli help'}")
 
@@ -59,6 +73,12 @@ def command(name: str) -> Command:
 def all_commands() -> dict[str, Command]:
     """Returns every command by name: dataflex's own in the order above, then those of plugins."""
     return {name: _built_in(name) for name in BUILT_IN} | _from_plugins()
+
+
+def _shown(argument: str) -> str:
+    """Returns an argument as it may be printed: without the value of a secret."""
+    key, equals, value = argument.partition("=")
+    return f"{key}={masked(value, key)}" if equals else argument
 
 
 def _built_in(name: str) -> Command:

@@ -43,7 +43,9 @@ def run(argv: Sequence[str]) -> int:
     _say("  components.yaml  every installed component with its parameters")
     _say(f"  runs             {', '.join(path.name for path in made.runs)}")
     _say("  README.md        what each is and where to look after a run")
-    _say(f"Next: dataflex-cli train {shlex.quote(str(made.runs[0]))}")
+    _say("Next, a baseline, a selector, and what they came to:")
+    for command in made.first_commands:
+        _say(f"  {shlex.join(command)}")
     return 0
 
 

@@ -61,7 +61,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if name in ("-V", "--version"):
         name = "version"
-    found = command(name)
+    found = command(name, rest)
     if any(argument in HELP for argument in rest):
         sys.stdout.write(found.help())
         return 0

@@ -44,8 +44,7 @@ def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
 def schedule_in_words(spec: RunSpec) -> str:
     """Returns when the run updates and when it ends, as far as that follows from the configuration."""
     a, steps = spec.arguments, spec.steps()
-    repeats = steps.repeat and not steps.train_step and steps.formula > 0 and steps.epochs != 1
-    if repeats:
+    if steps.repeats and steps.epochs != 1:
         end = f"{steps.formula} steps, repeated for num_train_epochs: {steps.epochs:g}"
     elif steps.total is not None:
         end = f"{steps.total} steps in all"

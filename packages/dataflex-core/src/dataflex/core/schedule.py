@@ -92,10 +92,11 @@ class Schedule:
         return (self.total - 1) // self.cycle * (self.updates_per_cycle or 0)
 
     @property
-    def largest_segment(self) -> int:
-        """Steps of the longest segment."""
-        marks = {0, self.warmup, self.cycle - 1, self.total - 1}  # later cycles are like the first one, or shorter
-        return max(self.segment_at(mark).steps for mark in marks if mark < self.total)
+    def longest_segment(self) -> Segment:
+        """The longest segment; of several, one with an update, and of these the first."""
+        marks = sorted({0, self.warmup, self.cycle - 1, self.total - 1})  # later cycles are like the first, or shorter
+        found = [self.segment_at(mark) for mark in marks if mark < self.total]
+        return max(found, key=lambda segment: (segment.steps, segment.update is not None))
 
     @property
     def longest_update(self) -> int:
@@ -146,6 +147,11 @@ class Steps:
         return max(1, math.ceil(self.epochs * self.formula)) if self.repeat else self.formula
 
     @property
+    def repeats(self) -> bool:
+        """Whether the run is the formula's cycle ``epochs`` times over."""
+        return self.repeat and not self.train_step and self.formula > 0
+
+    @property
     def by_epochs(self) -> bool:
         """Whether the number of steps depends on ``epochs``."""
         return not self.train_step and (self.repeat or not self.formula)
@@ -176,6 +182,6 @@ class Steps:
                 "between updates -> set update_step, or update_times: 0"
             )
         updates = None if self.update_times < 0 else self.update_times
-        repeats = self.repeat and not self.train_step and self.formula > 0
-        cycle = self.formula if repeats else total
-        return Schedule(total, self.warmup_step, self.update_step, updates, cycle, cycle if repeats else steps_per_pass)
+        cycle = self.formula if self.repeats else total
+        epoch = cycle if self.repeats else steps_per_pass
+        return Schedule(total, self.warmup_step, self.update_step, updates, cycle, epoch)

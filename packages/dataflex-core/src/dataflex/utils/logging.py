@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TextIO
 
 from dataflex.core.secret_values import scrubbed
 
@@ -27,18 +26,30 @@ class _WithoutSecrets(logging.Formatter):
         return scrubbed(super().format(record))
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at the moment, which a progress bar or a test may have replaced."""
+class _WithBars:
+    """Writes to what ``sys.stderr`` is at the moment, which a test or a notebook may have replaced.
 
+    Where this process has imported tqdm, lines go through it: it takes its bars off the screen, writes the line, and
+    draws them again below. Written past it, a line would begin in the middle of a bar.
+    """
+
+    def write(self, text: str) -> None:
+        tqdm = sys.modules.get("tqdm.std")  # never imported here: validate and list have no use for it
+        if tqdm is None:
+            sys.stderr.write(text)
+        else:
+            tqdm.tqdm.write(text, file=sys.stderr, end="")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _Stderr(logging.StreamHandler[_WithBars]):
     def __init__(self) -> None:
-        logging.Handler.__init__(self)
+        super().__init__(_WithBars())
         text = "[%(levelname)s|dataflex] %(asctime)s >> %(message)s"
         self.setFormatter(_WithoutSecrets(text, "%Y-%m-%d %H:%M:%S"))
         self.addFilter(_RankZero())
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # read only, as the stream is never ours
-        return sys.stderr
 
 
 _stderr = _Stderr()

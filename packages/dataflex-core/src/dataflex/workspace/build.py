@@ -28,13 +28,21 @@ class Workspace:
         directory: The workspace, absolute.
         datasets: Dataset -> rows.
         parameters: Parameters of the model.
-        runs: One YAML per kind of run, in the order to try them in.
+        runs: One YAML per kind of run, in the order to try them in; the second is the selector that beats the first.
     """
 
     directory: Path
     datasets: dict[str, int]
     parameters: int
     runs: tuple[Path, ...]
+
+    @property
+    def first_commands(self) -> list[list[str]]:
+        """What to try first: train a baseline, train a selector, compare the two."""
+        baseline, selector = self.runs[:2]
+        folders = [str(self.directory / "saves" / run.stem) for run in (baseline, selector)]
+        program = "dataflex-cli"
+        return [[program, "train", str(baseline)], [program, "train", str(selector)], [program, "compare", *folders]]
 
 
 def create(directory: str | Path, *, seed: int = SEED, report: Callable[[str], None] = lambda stage: None) -> Workspace:

@@ -15,9 +15,9 @@ from string import Template
 from dataflex.workspace.tasks import NOISE
 
 RUNS: Mapping[str, str] = {
-    "select_loss": "sft",
-    "select_less": "sft",
     "select_random": "sft",
+    "select_less": "sft",
+    "select_loss": "sft",
     "weight_loss": "sft",
     "static_sft": "sft",
     "mix_random": "pt",
@@ -33,7 +33,15 @@ _DATASETS = {
     "pretrain_eval": "the three domains, held out, each row with its `domain`",
     "instructions": "tasks in ten families (sums, sorting, spelling, opposites, questions about the library, ...)",
     "instructions_eval": "the same families, held out, every answer right",
+    "sorting_eval": "more sorting tasks, every answer right: what `select_less.yaml` aims at; never trained on",
+    "sorting_test": "sorting tasks that no run looks at: whether what was gained holds for them too",
 }
+
+_EVALUATION = {
+    "select_random": "sorting_eval  # tasks of one family that are not trained on; what select_less.yaml aims at",
+    "select_less": "sorting_eval  # what is aimed at: tasks of one family that are not trained on, every answer right",
+}
+_EVERY_FAMILY = "instructions_eval  # 100 tasks that are not trained on, every answer right"
 
 
 def run_config(name: str, root: Path) -> str:
@@ -45,6 +53,7 @@ def run_config(name: str, root: Path) -> str:
         "OUTPUT": root / "saves" / name,
     }
     values = {key: json.dumps(str(path), ensure_ascii=False) for key, path in quoted.items()}  # JSON strings are YAML
+    values["EVALUATION"] = _EVALUATION.get(name, _EVERY_FAMILY)
     values["THIS"] = shlex.quote(str(root / f"{name}.yaml"))
     return _template(f"{name}.yaml").substitute(values) + _template(f"{RUNS[name]}.yaml").substitute(values)
 
@@ -52,7 +61,12 @@ def run_config(name: str, root: Path) -> str:
 def readme(root: Path, datasets: Mapping[str, int], parameters: int) -> str:
     """Returns the text of the workspace's README."""
     return _template("README.md").substitute(
-        SELECT_LOSS=shlex.quote(str(root / "select_loss.yaml")),
+        STATIC=shlex.quote(str(root / "static_sft.yaml")),
+        TESTED=shlex.quote(str(root / "saves" / "tested")),
+        RANDOM=shlex.quote(str(root / "select_random.yaml")),
+        LESS=shlex.quote(str(root / "select_less.yaml")),
+        SAVED_RANDOM=shlex.quote(str(root / "saves" / "select_random")),
+        SAVED_LESS=shlex.quote(str(root / "saves" / "select_less")),
         DATASETS="\n".join(f"| `{name}` | {rows} | {_DATASETS[name]} |" for name, rows in datasets.items()),
         NOISE=f"{NOISE:.0%}",
         PARAMETERS=f"{parameters:,}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError
-from dataflex.workspace.tasks import Material, make_tasks
+from dataflex.workspace.tasks import Material, make_target, make_tasks
 from dataflex.workspace.text import Harvest, Piece
 
 DOMAIN_ROWS = {"code": 900, "docstrings": 600, "prose": 400}
@@ -22,6 +22,9 @@ HELD_OUT_ROWS = 30
 
 TASKS, HELD_OUT_TASKS = 100, 10
 """Instruction tasks of each family, to train on and kept for evaluation."""
+
+TARGET, TARGET_TASKS = "sort", 60
+"""The family that a selector may aim at, and how many of its tasks say so; as many more are for a test."""
 
 _PRETRAIN_COLUMNS = {"prompt": "text"}
 _ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -42,13 +45,20 @@ def write_data(folder: Path, harvest: Harvest, seed: int) -> dict[str, list[dict
         for name, pieces in held_out.items()
         for piece in pieces
     ]
-    tasks, clean = make_tasks(Material(_words(train["prose"]), harvest.summaries), TASKS, HELD_OUT_TASKS, seed)
-    rows["instructions"] = [task.to_row() for task in tasks]
-    rows["instructions_eval"] = [task.to_row() for task in clean]
+    material = Material(_words(train["prose"]), harvest.summaries)
+    tasks, clean = make_tasks(material, TASKS, HELD_OUT_TASKS, seed)
+    target = make_target(material, TARGET, 2 * TARGET_TASKS, [*tasks, *clean], seed)
+    asked = {
+        "instructions": tasks,
+        "instructions_eval": clean,
+        "sorting_eval": target[:TARGET_TASKS],
+        "sorting_test": target[TARGET_TASKS:],
+    }
+    rows |= {name: [task.to_row() for task in held] for name, held in asked.items()}
 
     info = {}
     for name, content in rows.items():
-        instructions = name.startswith("instructions")
+        instructions = name in asked
         file = folder / (f"{name}.json" if instructions else f"{name}.jsonl")
         file.write_text(_as_json(content) if instructions else _as_lines(content), encoding="utf-8")
         info[name] = {"file_name": file.name, "columns": _ALPACA_COLUMNS if instructions else _PRETRAIN_COLUMNS}

@@ -143,6 +143,21 @@ def make_tasks(material: Material, train: int, held_out: int, seed: int) -> tupl
     return rows, clean
 
 
+def make_target(material: Material, family: str, count: int, known: Sequence[Task], seed: int) -> list[Task]:
+    """Returns ``count`` more tasks of a family, every answer right; fewer where the family runs dry.
+
+    Args:
+        material: What the tasks are made from.
+        family: A key of :data:`FAMILIES`.
+        count: Tasks wanted.
+        known: Tasks that must not come again.
+        seed: The same seed, material and known tasks give the same tasks.
+    """
+    taken = {(task.instruction, task.input) for task in known}
+    tasks = _draw(random.Random(f"{seed}/{family}/target"), family, material, count + len(taken))
+    return [task for task in tasks if (task.instruction, task.input) not in taken][:count]
+
+
 def _draw(rng: random.Random, family: str, material: Material, count: int) -> list[Task]:
     found: dict[tuple[str, str], Task] = {}
     for _ in range(count * _TRIES):

@@ -32,8 +32,14 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
             f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the "
             "initial proportions itself -> use mixture_sample_rule: mixture"
         )
-    planned = draft.steps.formula
-    if draft.kind is not None and draft.steps.decides and a.update_times > 0 and 0 < a.train_step < planned:
+    steps = draft.steps
+    if draft.kind is not None and steps.repeats and steps.epochs != 1:
+        yield (
+            f"num_train_epochs: {steps.epochs:g} runs the whole schedule of {steps.formula} steps, warm-up included, "
+            f"{steps.epochs:g} times: {steps.total} steps -> leave num_train_epochs out to run it once"
+        )
+    planned = steps.formula
+    if draft.kind is not None and steps.decides and a.update_times > 0 and 0 < a.train_step < planned:
         yield f"train_step: {a.train_step} ends the run before its {a.update_times} updates, which take {planned} steps"
     if a.train_type in PLANNED:
         yield from _planned(draft)

@@ -6,13 +6,18 @@ drops are counted), so it refuses nothing that could run. The trainer checks aga
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from dataflex.config.checks.draft import Draft
+from dataflex.config.checks.schedule import step_problems, total_key
 from dataflex.config.spec import ComponentSpec
 from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem
+from dataflex.core.schedule import Segment, Steps
 
 
 def row_problems(
@@ -35,27 +40,90 @@ def row_problems(
     batch = draft.global_batch_size
     if batch < 1:
         return []
-    schedule = draft.steps.plan(-(-total // batch))
     spare = batch - 1 if draft.steps.by_epochs and not draft.steps.formula else 0  # the last batch of an epoch is short
-    return too_few_rows(schedule.largest_segment, batch, total + spare, found=total)
+    total_steps = total_key(draft.written, draft.theirs)
+    return too_few_rows(Asked(draft.steps, batch, total + spare, total, total_steps))
 
 
-def too_few_rows(steps: int, global_batch_size: int, rows: int, found: int | None = None) -> list[Problem]:
+@dataclass(frozen=True)
+class Asked:
+    """What a run asks of a selector without replacement.
+
+    Attributes:
+        steps: The run's steps and updates.
+        batch: Rows of a step, over all ranks.
+        rows: Rows that the selector may be asked for at once.
+        found: Rows that there are.
+        total_key: The key that ``train_step`` was given under.
+    """
+
+    steps: Steps
+    batch: int
+    rows: int
+    found: int
+    total_key: str = "train_step"
+
+    @property
+    def longest(self) -> Segment:
+        """The stretch that asks for most."""
+        return self.steps.plan(-(-self.found // self.batch)).longest_segment
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run can start, whatever the last batch of an epoch is counted as."""
+        return not step_problems(self.steps) and self.longest.steps * self.batch <= self.found
+
+    @property
+    def responsible(self) -> str:
+        """The key that makes the longest stretch as long as it is."""
+        longest, steps = self.longest, self.steps
+        if longest.update is not None:
+            return self.total_key if longest.steps > steps.update_step else "update_step"
+        if steps.update_times != 0:
+            return "warmup_step"
+        return self.total_key if steps.train_step else "num_train_epochs" if steps.by_epochs else "warmup_step"
+
+
+def too_few_rows(asked: Asked) -> list[Problem]:
     """Returns a problem where a selector without replacement would be asked for more rows than there are.
 
-    Args:
-        steps: Steps of the longest segment.
-        global_batch_size: Rows of a step.
-        rows: Rows that it may be asked for.
-        found: Rows that there are, where that is another number.
+    Each way out that names a number is tried before it is given: the run can start with it.
     """
-    asked = steps * global_batch_size
-    if asked <= rows:
+    longest = asked.longest.steps
+    if longest * asked.batch <= asked.rows:
         return []
-    has = rows if found is None else found
-    what = f"asks for {asked} rows at once ({steps} steps of {global_batch_size} rows), the dataset has {has}"
-    way_out = "lower update_step, warmup_step or the batch size, or use a selector with `replacement: true`"
-    return [Problem("update_step", what, way_out)]
+    what = (
+        f"asks for {longest * asked.batch} rows at once ({longest} steps of {asked.batch} rows), the dataset has "
+        f"{asked.found}"
+    )
+    ways = [*_ways_out(asked, longest), "use a selector with `replacement: true`"]
+    return [Problem(asked.responsible, what, ", or ".join(ways))]
+
+
+def _ways_out(asked: Asked, longest: int) -> Iterator[str]:
+    most = asked.found // asked.batch  # steps that the rows are enough for
+    named = {"train_step": asked.total_key, "epochs": "num_train_epochs"}
+    for choices in _changes(asked.steps, most) if most else ():
+        fit = (keys for keys in choices if replace(asked, steps=replace(asked.steps, **keys)).fits)
+        for keys in itertools.islice(fit, 1):
+            yield "set " + " and ".join(f"{named.get(key, key)}: {value}" for key, value in keys.items())
+    batch = asked.found // longest
+    if batch and replace(asked, batch=batch).fits:
+        yield f"train on {batch} rows a step (per_device_train_batch_size * gradient_accumulation_steps * ranks)"
+
+
+def _changes(steps: Steps, most: int) -> Iterator[list[dict[str, Any]]]:
+    """Yields what might bring each stretch down to ``most`` steps, as fields of ``Steps``: groups, best first."""
+    updates, warm_up = {"update_step": most}, {"warmup_step": most}
+    if steps.train_step:
+        before_last = steps.warmup_step + steps.update_step * max(steps.update_times - 1, 0)
+        if steps.update_times > 0:
+            yield [{"update_times": -1}]  # the last segment no longer runs to the end
+        yield [{"train_step": before_last + most}, {"train_step": most}]
+    more = {"update_times": -1} if steps.update_times == 0 else {}
+    yield [more | updates, warm_up, more | updates | warm_up, {"update_times": -1} | updates | warm_up]
+    if steps.by_epochs:
+        yield [{"epochs": 1}]
 
 
 def _train_rows(draft: Draft, rows: Mapping[str, int | None]) -> int | None:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from dataflex.config.checks.draft import Draft
 from dataflex.core.errors import Problem
@@ -34,22 +36,79 @@ def two_totals(train_step: int, max_steps: int) -> list[Problem]:
 
 def schedule_problems(draft: Draft) -> list[Problem]:
     """Returns what is wrong with the numbers of steps taken together."""
-    return [] if draft.kind is None else step_problems(draft.steps)
+    return [] if draft.kind is None else step_problems(draft.steps, total_key(draft.written, draft.theirs))
 
 
-def step_problems(steps: Steps) -> list[Problem]:
-    """Returns what is wrong with the steps and updates of a dynamic run."""
-    asked = steps.update_times > 0 or (steps.decides and steps.update_times == -1)
+def total_key(written: Collection[str], theirs: Mapping[str, Any]) -> str:
+    """Returns the name under which the total of the steps can be changed: where both are written, both must be.
+
+    Args:
+        written: The keys of dataflex that were given a value.
+        theirs: LLaMA-Factory's keys.
+    """
+    steps = theirs.get("max_steps")
+    if not isinstance(steps, int | float) or steps <= 0:
+        return "train_step"
+    return "train_step and max_steps" if "train_step" in written else "max_steps"
+
+
+def step_problems(steps: Steps, total: str = "train_step") -> list[Problem]:
+    """Returns what is wrong with the steps and updates of a dynamic run.
+
+    Every way out is tried before it is given: with it, the problem is gone and no other has come.
+
+    Args:
+        steps: The run.
+        total: The key that ``train_step`` was given under.
+    """
+    faults = _faults(steps, total)
+    places = {fault.where for fault in faults}
     problems = []
+    for fault in faults:
+        ways = [text for text, keys in fault.ways if _places(replace(steps, **keys), total) <= places - {fault.where}]
+        problems.append(Problem(fault.where, fault.what, ", or ".join(ways)))
+    return problems
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What is wrong, and what may mend it: in words, and as fields of :class:`~dataflex.core.schedule.Steps`."""
+
+    where: str
+    what: str
+    ways: Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def _places(steps: Steps, total: str) -> set[str]:
+    return {fault.where for fault in _faults(steps, total)}
+
+
+def _faults(steps: Steps, total: str) -> list[_Fault]:
+    asked = steps.update_times > 0 or (steps.decides and steps.update_times == -1)
+    none = ("set update_times: 0", {"update_times": 0})
+    found = []
     if steps.update_step < 1 and asked:
         times = "updates until the end" if steps.update_times == -1 else f"{steps.update_times} updates"
         what = f"is {steps.update_step}, but update_times: {steps.update_times} asks for {times}"
-        problems.append(Problem("update_step", what, "give the steps between two updates, or set update_times: 0"))
+        found.append(_Fault("update_step", what, [("give the steps between two updates", {"update_step": 1}), none]))
     if steps.decides and asked and 0 < steps.train_step <= steps.warmup_step:
         what = f"is {steps.train_step}, so the run ends before its first update (warmup_step: {steps.warmup_step})"
-        problems.append(Problem("train_step", what, "train longer, warm up shorter, or set update_times: 0"))
+        longer, shorter = steps.warmup_step + 1, steps.train_step - 1
+        ways = [
+            (f"set {total}: {longer} or more", {"train_step": longer}),
+            (f"warmup_step: {shorter} or less", {"warmup_step": shorter}),
+            none,
+        ]
+        found.append(_Fault(total, what, ways))
     if steps.by_epochs and steps.epochs <= 0:
         what = f"is {steps.epochs:g}, and nothing else gives the schedule a step"
-        way_out = "set num_train_epochs, or train_step, or update_step and update_times"
-        problems.append(Problem("num_train_epochs", what, way_out))
-    return problems
+        if steps.repeats:
+            what = f"is {steps.epochs:g}, and the schedule would be run that many times"
+        ways = [
+            ("set num_train_epochs above 0", {"epochs": 1}),
+            ("leave num_train_epochs out", {"repeat": False, "epochs": 3} if steps.repeat else {}),
+            ("set train_step", {"train_step": steps.warmup_step + 1}),
+            ("set update_step and update_times", {"update_step": 1, "update_times": 1}),
+        ]
+        found.append(_Fault("num_train_epochs", what, ways))
+    return found

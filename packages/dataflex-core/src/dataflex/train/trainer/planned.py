@@ -197,10 +197,11 @@ class PlannedTrainer(DynamicTrainer):
         metrics |= {f"dataflex/score_{key}": value for key, value in line.get("scores", {}).items()}
         metrics |= {f"dataflex/proportion/{name}": share for name, share in line.get("proportions", {}).items()}
         self.log(metrics)
+        left = self.schedule.updates + self._more_updates - 1 - line["update"]
         logger.info(
-            "update %d of %d at step %d: %s '%s' %s in %.1f s",
-            line["update"] + 1, self.schedule.updates + self._more_updates, line["step"], self.verb, line["component"],
-            news, line["seconds"],
+            "update %d at step %d, %s: %s '%s' %s in %.1f s",
+            line["update"], line["step"], f"{left} more to come" if left else "the last one", self.verb,
+            line["component"], news, line["seconds"],
         )  # fmt: skip
 
     def _examples(self) -> Sized:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from dataflex.config.checks.rows import too_few_rows
-from dataflex.config.checks.schedule import step_problems, two_totals
+from dataflex.config.checks.rows import Asked, too_few_rows
+from dataflex.config.checks.schedule import step_problems, total_key, two_totals
 from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_streams
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, blaming, refuse
@@ -38,7 +38,8 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
     keys, batch = spec.arguments, global_batch_size(args)
     refuse(two_totals(keys.train_step, args.max_steps))
     steps = spec.steps(args.max_steps, float(args.num_train_epochs))
-    refuse(step_problems(steps))
+    named = total_key((), spec.llamafactory if keys.train_step else {"max_steps": args.max_steps})
+    refuse(step_problems(steps, named))
     rows = rows_in_pass(dataset)
     if rows is None:
         refuse([*no_end(steps), *no_epoch({key: getattr(args, key) for key in EPOCH_KEYS})])
@@ -48,7 +49,7 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
     if keys.train_type == "dynamic_mix":  # its warm-up may be planned in pieces; a selector is asked for it once
         schedule = replace(schedule, longest=max(1, PIECE // batch))
     if rows is not None and keys.train_type == "dynamic_select" and not _repeats(spec):
-        refuse(too_few_rows(schedule.largest_segment, batch, rows))
+        refuse(too_few_rows(Asked(steps, batch, rows, rows, named)))
     return schedule
 
 

@@ -1,0 +1,59 @@
+"""``dataflex-cli compare``: what runs came to on their evaluation rows, next to the first of them.
+
+DIR is the output_dir of a run that has ended: the baseline first. Read from the files that the runs left; nothing is
+loaded. What makes two runs unlike besides their strategy (steps, data, model, seed) is said below the table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from dataflex.core.errors import ConfigError
+from dataflex.run.outcome import ALIKE, Outcome, outcome
+
+SUMMARY = "compare the evaluation losses of runs with those of the first"
+USAGE = "dataflex-cli compare DIR DIR ..."
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints the table. Returns the exit code."""
+    if len(argv) < 2 or any(argument.startswith("-") for argument in argv):
+        raise ConfigError(f"found {' '.join(argv) or 'nothing'}; expected the folders of two runs or more -> {USAGE}")
+    runs = [outcome(folder) for folder in argv]
+    sys.stdout.write(table(runs) + "".join(f"{line}\n" for line in unlike(runs)))
+    return 0
+
+
+def table(runs: Sequence[Outcome]) -> str:
+    """Returns one line per run: its folder, what it trained with, its steps, and each loss of its evaluation."""
+    first, *_ = runs
+    metrics = [name for name in first.losses if any(name in other.losses for other in runs[1:])]
+    if not metrics:
+        held = "; ".join(f"{other.folder}: {', '.join(other.losses)}" for other in runs)
+        raise ConfigError(f"the runs have no loss in common ({held}) -> evaluate them on the same eval_dataset")
+    rows = [["run", "strategy", "steps", *metrics]]
+    for number, found in enumerate(runs):
+        cells = [_shown(first.losses[name], found.losses.get(name), number == 0) for name in metrics]
+        rows.append([str(found.folder), found.strategy, str(found.steps), *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def unlike(runs: Sequence[Outcome]) -> Iterator[str]:
+    """Yields one line for each thing, besides the strategy, in which the runs are known to differ."""
+    steps = [found.steps for found in runs]
+    if len(set(steps)) > 1:
+        yield f"unlike: steps are {', '.join(map(str, steps))}"
+    configured = [found for found in runs if found.config]
+    for key in ALIKE:
+        values = [str(found.config.get(key)) for found in configured]
+        if len(set(values)) > 1:
+            yield f"unlike: {key} is {' | '.join(values)}"
+
+
+def _shown(base: float, value: float | None, is_base: bool) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if is_base else f"{value:.3f} ({value - base:+.3f})"

@@ -1,0 +1,89 @@
+"""What came of a run: its steps and its last losses on evaluation rows, read from the folder that it left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataflex.core.errors import ConfigError
+from dataflex.run.config_file import written_config
+from dataflex.run.files import CONFIG
+
+STATE, RESULTS = "trainer_state.json", "eval_results.json"
+ALIKE = ("model_name_or_path", "dataset", "eval_dataset", "per_device_train_batch_size", "seed")
+"""Keys that two runs share where they differ in nothing but the strategy."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that has ended.
+
+    Attributes:
+        folder: Its ``output_dir``.
+        steps: Optimizer steps done; 0 where it only evaluated.
+        losses: Metric -> its last value, those of evaluations alone.
+        strategy: The train type and the component, as far as the folder tells; a static run leaves no word of it.
+        config: The configuration; empty where the folder holds none.
+    """
+
+    folder: Path
+    steps: int
+    losses: Mapping[str, float]
+    strategy: str = "static"
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def outcome(folder: str | Path) -> Outcome:
+    """Returns what came of the run in ``folder``.
+
+    Raises:
+        ConfigError: It holds no run that has ended, or one that evaluated nothing.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such folder -> name the output_dir of a run")
+    state, results = _read(path / STATE), _read(path / RESULTS)
+    if state is None and results is None:
+        raise ConfigError(f"{path}: holds no {STATE}, which a run writes at its end -> train it to the end")
+    losses: dict[str, float] = {}
+    history = (state or {}).get("log_history")
+    for entry in [*(history if isinstance(history, list) else []), results]:
+        losses |= _losses(entry)
+    if not losses:
+        raise ConfigError(f"{path}: the run evaluated nothing -> give it an eval_dataset, and do_eval: true")
+    steps = (state or {}).get("global_step")
+    config = written_config(path) if (path / CONFIG).is_file() else {}
+    named = (config.get("train_type"), config.get("component_name"))
+    strategy = " ".join(str(name).removeprefix("dynamic_") for name in named if name) or "static"
+    return Outcome(path, steps if isinstance(steps, int) else 0, losses, strategy, config)
+
+
+def _losses(entry: Any) -> dict[str, float]:
+    """Returns the losses of an evaluation, such as ``eval_loss`` and ``eval_NAME_loss``."""
+    if not isinstance(entry, dict):
+        return {}
+    return {
+        key: float(value)
+        for key, value in entry.items()
+        if key.startswith("eval_") and key.endswith("loss") and isinstance(value, int | float)
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Returns the object in a JSON file; None where there is no file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error} -> restore it, or train again") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds no results of a run -> restore it, or train again")
+    return content
