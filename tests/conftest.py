@@ -69,13 +69,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if _fast_alone(config) and collection_path.suffix == ".py" and name not in FAST else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the fast tests."""
-    for item in items:
-        if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
-            item.add_marker(pytest.mark.fast)
-
-
 @pytest.fixture(autouse=True)
 def _fast_stays_fast(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails the test that made the fast ones slow."""
@@ -101,8 +94,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves tests that need an accelerator out where none was asked for."""
+    """Marks the fast tests, and leaves those that need an accelerator out where none was asked for."""
     for item in items:
+        if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
         if item.get_closest_marker("gpu") is not None and not ON_ACCELERATOR:
             item.add_marker(pytest.mark.skip(reason="needs DATAFLEX_TEST_GPU=1"))
 

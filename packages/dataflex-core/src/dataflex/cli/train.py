@@ -10,6 +10,7 @@ from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_working_packages
+from dataflex.run.whereabouts import saying_where
 
 SUMMARY = "train as a YAML or JSON file says, with key=value overrides"
 USAGE = "dataflex-cli train FILE [key=value ...]"
