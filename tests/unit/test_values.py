@@ -278,6 +278,7 @@ USUAL = [
     {"run_name": "llama3 2024-01-01"}, {"run_name": 7}, {"swanlab_run_name": 20240101},
     {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "learning_rate": 1.0e-4},
     {"num_train_epochs": 3.0}, {"num_train_epochs": 3}, {"num_train_epochs": 0.5}, {"max_steps": -1},
+    {"max_steps": None},
     {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}, {"warmup_steps": 20}, {"warmup_ratio": 0},
     {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
     {"lr_scheduler_kwargs": '{"min_lr_rate": 0.1}'}, {"bf16": True, "ddp_timeout": 180000000}, {"ddp_timeout": 1.8e8},

@@ -40,8 +40,10 @@ _NAMES_OR_NUMBERS = frozenset({
 })  # fmt: skip
 """Texts that may be a bare number: nothing but a report or an address is made of them."""
 
-_NULL_IS_OFF = frozenset({"model_revision", "offload_folder", "project", "length_column_name", "eval_delay"})
-"""Keys that may be null though they do not say so, as a switch may be."""
+_NULL_IS_OFF = frozenset({
+    "max_steps", "model_revision", "offload_folder", "project", "length_column_name", "eval_delay",
+})  # fmt: skip
+"""Keys that may be null though they do not say so, as a switch may be; ``max_steps`` is left out by dataflex then."""
 
 _FREE = frozenset({"ddp_backend", "swanlab_mode", "fp8_backend"})
 """Choices that are another library's, which knows more of them than LLaMA-Factory lists."""
