@@ -100,12 +100,14 @@ def test_the_losses_are_those_of_one_rank(one, many, kind):
 
 
 @pytest.mark.parametrize("which", ["mix", "mix resumed"])
-def test_the_overall_evaluation_loss_is_that_of_one_rank(one, two, which):
-    (expected,) = answers(one / "mix")
-    parts = [expected["evaluation"][f"eval_{name}_loss"] for name in "abc"]
-    assert expected["evaluation"]["eval_loss"] == pytest.approx(sum(parts) / 3, rel=1e-6), "7 rows of each"
-    for found in answers(two / which):
-        assert found["evaluation"]["eval_loss"] == pytest.approx(expected["evaluation"]["eval_loss"], rel=1e-4)
+def test_the_overall_evaluation_loss_is_the_mean_over_rows_on_every_rank(one, two, which):
+    """Not compared with one rank: transformers counts the row that fills the last batch of several ranks by tokens."""
+    found = [*answers(two / which), *answers(one / "mix")]
+    for answer in found:
+        metrics = answer["evaluation"]
+        parts = [metrics[f"eval_{name}_loss"] for name in "abc"]
+        assert metrics["eval_loss"] == pytest.approx(sum(parts) / 3, rel=1e-6), "there are 7 rows of each"
+    assert found[0]["evaluation"]["eval_loss"] == found[1]["evaluation"]["eval_loss"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
