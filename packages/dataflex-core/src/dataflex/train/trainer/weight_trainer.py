@@ -40,7 +40,7 @@ from dataflex.train.weighter.objective import (
     weighted_loss_of_tokens,
 )
 from dataflex.train.weighter.samples import ROWS, Samples, one_by_one, samples_of_step
-from dataflex.train.weighter.token_losses import CrossEntropy, TokenLoss
+from dataflex.train.weighter.token_losses import CrossEntropy, DynamicFineTuning, TokenLoss
 
 
 class WeightTrainer(NumberedTrainer):
@@ -234,7 +234,8 @@ class WeightTrainer(NumberedTrainer):
                 self._most = max(self._most, samples.number(len(batch["labels"])))
             counts += found
             predicted_labels.append(found[2])
-        if self._outputs is not None and batches:  # the only need of them on the host: one read for the whole step
+        counts_needed = self._outputs is not None or self.compute_loss_func is not None
+        if counts_needed and batches:  # on the host, that is: one read for the whole step
             self._label_counts = torch.stack(predicted_labels).tolist()
         if self.accelerator.num_processes > 1:
             own = torch.cat([counts, torch.full_like(counts[:1], self._most)])
@@ -275,6 +276,8 @@ class WeightTrainer(NumberedTrainer):
 
     def _weighted(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor:
         self._weighed, counted_by_loop = True, self._tokens is not None
+        if isinstance(token_loss, DynamicFineTuning):
+            token_loss = DynamicFineTuning(self._label_counts[self._micro_batch])
         by_tokens = self.arguments.weight_objective == "token"
         scale = undone(loop_of(self, counted_by_loop, len(self._batches)))
         objective = Objective(self._counts, counted_by_loop, by_tokens, scale)

@@ -52,7 +52,14 @@ class CrossEntropy:
 
 
 class DynamicFineTuning(CrossEntropy):
-    """-p(target) log p(target) with the first factor constant: ``use_dft_loss``, arXiv 2508.05629."""
+    """-p(target) log p(target) with the first factor constant: ``use_dft_loss``, arXiv 2508.05629.
+
+    Args:
+        count: Labels of the micro-batch that are predicted, where the host knows them: it then waits for nothing.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self._count = count
 
     def each(self, logp_MV: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
         """Returns (M,) losses."""
@@ -64,7 +71,10 @@ class DynamicFineTuning(CrossEntropy):
 
     def total(self, logp_MV: torch.Tensor, targets_M: torch.Tensor, losses_M: torch.Tensor) -> torch.Tensor:
         """Returns their sum."""
-        return losses_M.sum()  # 0 without a label; to pick the others, the host would have to wait for their number
+        labelled_M = targets_M != IGNORED  # these alone, as LLaMA-Factory adds them up: zeros would move the last bit
+        if self._count is None:
+            return losses_M[labelled_M].sum()
+        return losses_M[(~labelled_M).to(torch.uint8).argsort(stable=True)[: self._count]].sum()
 
 
 @dataclass(frozen=True)
