@@ -113,7 +113,8 @@ class LossSelector(Selector):
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
-        require_labelled(self.dataset, min(run.most_rows, 1) if self.replacement else run.most_rows)
+        wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
+        require_labelled(self.dataset, wanted, f"{SHOW_LABELS}, replacement: true")
         try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
