@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     from dataflex.integrations.llamafactory import run as train
 
     try:
-        with stopping.allowed(), saving_where(spec.llamafactory.get("output_dir")):
+        with stopping.allowed(), saying_where(spec.llamafactory.get("output_dir")):
             train(spec)
     finally:
         torchrun.settle()
