@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 import pytest
+from dataflex.core import registry
 from hypothesis import settings
 
 settings.register_profile("dataflex", deadline=None)  # a noisy machine is no failure
@@ -25,6 +26,13 @@ settings.load_profile("dataflex")
 def _heard_log() -> None:
     """Lets a test hear dataflex's records, also after the command line has run in this process and taken them away."""
     logging.getLogger("dataflex").propagate = True
+
+
+@pytest.fixture(autouse=True)
+def _own_registrations() -> Iterator[None]:
+    """Takes back what the plugin files of a test register: a run has a process of its own."""
+    with patch.dict(registry._registered):
+        yield
 
 
 @pytest.fixture(autouse=True)

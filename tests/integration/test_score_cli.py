@@ -9,7 +9,7 @@ import pytest
 from conftest import QUICK
 from dataflex.cli.main import run
 from dataflex.run.record import read_trace
-from dataflex.run.row_values import read_row_file
+from dataflex.run.row_file import read_row_file
 
 SHORT = ["warmup_step=2", "update_step=2", "update_times=2", "eval_dataset=instructions_eval", "save_steps=3"]
 

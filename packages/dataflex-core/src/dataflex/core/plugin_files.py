@@ -1,6 +1,7 @@
 """Plugin files: Python files named under ``plugins:`` in the YAML, for components and hooks that are not packaged.
 
-``train`` imports them; ``validate`` reads their text, because importing one usually loads torch.
+``train`` and ``validate`` import them: only that shows what one raises. Their text is read first, which tells the names
+that they register with file and line.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -56,11 +58,12 @@ def import_plugin_file(file: Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as import does: pickle and dataclasses look it up there
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):  # what a command prints is its own
+            spec.loader.exec_module(module)
     except DataflexError:  # such as a name registered twice: it says all
         del sys.modules[name]
         raise
-    except Exception as error:  # a user's file may raise anything: name file and line, keep the cause
+    except (Exception, SystemExit) as error:  # a user's file may raise anything: name file and line, keep the cause
         del sys.modules[name]
         raise BrokenPluginError(f"plugin file {file}{_line(error, file)}: {type(error).__name__}: {error}") from error
     return module
@@ -103,7 +106,7 @@ def _decorator(node: ast.expr) -> Kind | None:
     return _DECORATORS.get(node.attr) if isinstance(node, ast.Attribute) else None
 
 
-def _line(error: Exception, file: Path) -> str:
+def _line(error: BaseException, file: Path) -> str:
     if isinstance(error, SyntaxError):
         inside = error.filename == str(file)
         return f", line {error.lineno}" if inside else f" (in {error.filename}, line {error.lineno})"

@@ -60,7 +60,10 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint) -> None:
     way_out = f"leave it out: {DISABLE}={point.name}"
     try:
         plugin = point.load()
-    except Exception as error:  # a third party's module may raise anything at import: name it, keep the cause
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a third party's module may raise anything at import: name it, keep the cause
         raise BrokenPluginError(
             f"the plugin '{point.name}' of the package {package} cannot be loaded from {point.value}: "
             f"{type(error).__name__}: {error} -> repair it, or {way_out}"

@@ -18,7 +18,7 @@ from dataflex.core.component import Component
 from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError, blaming
-from dataflex.core.injected import TARGETS
+from dataflex.core.injected import SEED, TARGETS
 from dataflex.core.registry import find
 from dataflex.run.checkpoints import (
     PREFIX,
@@ -297,7 +297,7 @@ class DynamicTrainer(Base):
             runtime[key] = whole_sets(runtime[key])
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
-            component.bind(wanted.preset, self.seed, self.output_dir)
+            component.bind(wanted.preset, wanted.params.get(SEED, self.seed), self.output_dir)
         return component
 
     def _injectable(self) -> dict[str, Any]:
