@@ -258,8 +258,10 @@ def test_a_parameter_on_the_command_line_is_checked_as_in_the_file(tmp_path, cap
 
 
 @pytest.mark.parametrize("keys", [{"train_type": "static"}, {"train_type": "dynamic_mix", "static_mix": True}])
-def test_parameters_without_a_component_are_refused(tmp_path, keys):
-    assert any(found.startswith("component: ") for found in problems(tmp_path, component={"focus": "low"}, **keys))
+def test_parameters_without_a_component_have_no_effect_and_a_warning_says_so(tmp_path, keys, caplog):
+    sources = {"dataset": "a,b", "warmup_step": 1, "component": {"focus": "low"}, "component_name": ...}
+    check({key: value for key, value in (KEYS | sources | keys).items() if value is not ...}, tmp_path)
+    assert any("component" in text and "no effect with" in text for text in caplog.messages)
 
 
 # --- advice

@@ -80,4 +80,4 @@ def _none_counts(weights: Any, default: Any, names: tuple[str, ...]) -> Problem 
     ):
         return None
     key = "default" if weights is None else "weights"
-    return Problem(key, "no source has a weight above 0", "let one count")
+    return Problem(key, "no source has rows and a weight above 0", "let one count")

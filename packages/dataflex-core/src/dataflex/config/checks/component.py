@@ -126,12 +126,7 @@ def _components_file(draft: Draft) -> list[Problem]:
 
 
 def _misplaced(draft: Draft) -> list[Problem]:
-    """Checks for keys of a mixture, and of a component, where there is none."""
-    problems = []
-    if draft.arguments.static_mix and not draft.static_mix:
-        what = f"is true, but train_type is {draft.arguments.train_type}"
-        problems.append(Problem("static_mix", what, "set train_type: dynamic_mix, or remove static_mix"))
-    if draft.arguments.component is not None and (draft.kind is None or draft.static_mix):
-        run = "static_mix: true" if draft.static_mix else f"train_type: {draft.arguments.train_type}"
-        problems.append(Problem("component", f"{run} has no component that takes parameters", "remove it"))
-    return problems
+    if not draft.arguments.static_mix or draft.static_mix:
+        return []
+    what = f"is true, but train_type is {draft.arguments.train_type}"
+    return [Problem("static_mix", what, "set train_type: dynamic_mix, or remove static_mix")]
