@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from dataflex.cli.main import run
@@ -262,6 +263,37 @@ def test_parameters_without_a_component_have_no_effect_and_a_warning_says_so(tmp
     sources = {"dataset": "a,b", "warmup_step": 1, "component": {"focus": "low"}, "component_name": ...}
     check({key: value for key, value in (KEYS | sources | keys).items() if value is not ...}, tmp_path)
     assert any("component" in text and "no effect with" in text for text in caplog.messages)
+
+
+# --- files with a number for each row
+
+READERS = [("dynamic_select", "scores"), ("dynamic_select", "rho_loss"), ("dynamic_weight", "column")]
+
+
+@pytest.mark.parametrize(("train_type", "component"), READERS)
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("gone.parquet", None, "there is no such file"),
+        ("s.csv", b"1", "ends in '.csv'; allowed: .npy, .npz, .parquet"),
+        ("s.parquet", b"garbage", "cannot be read: "),
+        ("s.npy", b"\x93NUMPY garbage", "cannot be read: "),
+        ("s.npz", b"PK garbage", "cannot be read: "),
+        ("s.npy", [[1.0], [2.0]], "needed: a number for each row"),
+        ("s.npy", ["a", "b"], "needed: a number for each row"),
+        ("s.npy", [1.0, float("inf")], "1 row (1)"),
+    ],
+)
+def test_a_file_of_numbers_is_read_before_a_model_is_loaded(tmp_path, train_type, component, name, content, said):
+    file = tmp_path / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        np.save(file, np.array(content))
+    keys = {"train_type": train_type, "component_name": component}
+    (found,) = problems(tmp_path, **keys, component={"file": str(file)})
+    assert found.startswith("component.file: ")
+    assert said in found
 
 
 # --- advice

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from types import CodeType
 from typing import Any
 
 from dataflex.core.source import Module, SourceNotFoundError, assigned, module
@@ -73,8 +74,13 @@ class TextNames(dict[str, Any]):
 
 def evaluated(expression: ast.expr, names: dict[str, Any]) -> Any:
     """Returns the value of an expression; raises what it raises, and NameError where a name cannot be had."""
-    code = compile(ast.Expression(expression), "<text>", "eval", _ANNOTATIONS_STAY_TEXT, True)
-    return eval(code, names)  # the run would evaluate it too
+    return eval(_compiled(expression), names)  # the run would evaluate it too
+
+
+@cache
+def _compiled(expression: ast.expr) -> CodeType:
+    code: CodeType = compile(ast.Expression(expression), "<text>", "eval", _ANNOTATIONS_STAY_TEXT, True)
+    return code
 
 
 @cache
