@@ -20,6 +20,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from dataflex.core import registry
 from hypothesis import settings
 
 ON_ACCELERATOR = os.environ.get("DATAFLEX_TEST_GPU", "0") not in ("", "0")
@@ -106,6 +107,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _heard_log() -> None:
     """Lets a test hear dataflex's records, also after the command line has run in this process and taken them away."""
     logging.getLogger("dataflex").propagate = True
+
+
+@pytest.fixture(autouse=True)
+def _own_registrations() -> Iterator[None]:
+    """Takes back what the plugin files of a test register: a run has a process of its own."""
+    with patch.dict(registry._registered):
+        yield
 
 
 @pytest.fixture(autouse=True)

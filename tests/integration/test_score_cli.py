@@ -12,7 +12,7 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.run.record import read_trace
-from dataflex.run.row_values import read_row_file
+from dataflex.run.row_file import read_row_file
 from dataflex.run.scoring_weights import scoring_weights
 
 SHORT = ["warmup_step=2", "update_step=2", "update_times=2", "eval_dataset=instructions_eval", "save_steps=3"]

@@ -59,9 +59,11 @@ def workspace(tmp_path, monkeypatch):
     }
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
     (tmp_path / "broken_info" / "dataset_info.json").write_text("{")
-    plugin = "from dataflex.core.registry import register_{0}\n@register_{0}('{1}')\nclass C:\n"
-    plugin += "    def __init__(self, width=1): ...\n"
-    (tmp_path / "yaml" / "mine.py").write_text(plugin.format("selector", "mine") + "raise SystemExit('it was run')\n")
+    plugin = "from dataflex.core.registry import register_{0}\n"
+    plugin += "from dataflex.train.selector.base_selector import Selector\n@register_{0}('{1}')\nclass C(Selector):\n"
+    plugin += "    def __init__(self, width=1): ...\n    def select(self, model, step_id, num_samples, **kwargs): ...\n"
+    (tmp_path / "yaml" / "mine.py").write_text(plugin.format("selector", "mine"))
+    (tmp_path / "yaml" / "leaves.py").write_text(plugin.format("selector", "mine") + "raise SystemExit(0)\n")
     (tmp_path / "yaml" / "clash.py").write_text(plugin.format("selector", "random"))
     (tmp_path / "yaml" / "syntax.py").write_text("x = (\n")
     (tmp_path / "yaml" / "loop.py").write_text(
@@ -113,7 +115,12 @@ BAD = [
         ["'dynamic_selct'", "static | dynamic_select", "'dynamic_select'?"],
     ),
     (STATIC, {"train_type": 3}, "train_type", ["found 3", "use one of these"]),
-    (SELECT, {"warmup_stepp": 3}, "warmup_stepp", ["neither dataflex nor", "did you mean 'warmup_step'?"]),
+    (
+        SELECT,
+        {"warmup_stepp": 3},
+        "warmup_stepp",
+        ["neither dataflex nor", "did you mean 'warmup_step' or 'warmup_steps'?"],
+    ),
     (SELECT, {"learning_rat": 3}, "learning_rat", ["neither dataflex nor", "did you mean 'learning_rate'?"]),
     (STATIC, {"zzzzzz": 3}, "zzzzzz", ["neither dataflex nor", "ALLOW_EXTRA_ARGS=1"]),
     (SELECT, {"warmup_step": -1}, "warmup_step", ["found -1", "a whole number, 0 or more"]),
@@ -172,8 +179,8 @@ BAD = [
     (
         SELECT,
         {"plugins": ["clash.py"]},
-        "component_name",
-        ["provided by dataflex-selectors and by", "rename the one in"],
+        "plugins",
+        ["would take the name of a component of dataflex-selectors", "rename it"],
     ),
     (SELECT, {"static_mix": True}, "static_mix", ["train_type is dynamic_select", "set train_type: dynamic_mix"]),
     (STATIC, {"static_mix": True}, "static_mix", ["train_type is static", "set train_type: dynamic_mix"]),
@@ -235,7 +242,7 @@ BAD = [
     (SELECT, {"dataset": ...}, "dataset", ["no dataset is named", "dataset_info.json"]),
     (STATIC, {"dataset": None}, "dataset", ["no dataset is named"]),
     (SELECT, {"dataset": "five,fiv"}, "dataset", ["'fiv' is not defined", "did you mean 'five'?"]),
-    (SELECT, {"eval_dataset": "bb"}, "eval_dataset", ["'bb' is not defined", "did you mean 'b'?"]),
+    (SELECT, {"eval_dataset": "othr"}, "eval_dataset", ["'othr' is not defined", "did you mean 'other'?"]),
     (SELECT, {"dataset_dir": "nowhere"}, "dataset_dir", ["the folder nowhere does not exist", "dataset_info.json"]),
     (SELECT, {"dataset_dir": "no_info"}, "dataset_dir", ["no_info holds no dataset_info.json"]),
     (SELECT, {"dataset_dir": "broken_info"}, "dataset_dir", ["is malformed", "repair"]),
@@ -427,7 +434,7 @@ def test_our_paths_become_absolute_from_the_working_directory_first_then_from_th
     assert run(tmp_path, SELECT, components_cfg_file="c.yaml").arguments.components_cfg_file == str(tmp_path / "c.yaml")
 
 
-def test_a_component_of_a_plugin_file_is_known_without_running_the_file(tmp_path):
+def test_a_component_of_a_plugin_file_is_known(tmp_path):
     spec = run(tmp_path, SELECT, plugins=["mine.py"], component_name="mine")
     assert spec.component.name == "mine"
     with pytest.raises(InvalidConfigError, match=r"no selector named 'mime'.*did you mean 'mine'"):
@@ -471,9 +478,9 @@ def test_a_variable_in_a_components_file_is_refused_and_may_be_meant_as_it_stand
     assert again.component.params == {"width": ["a ${b}"]}
 
 
-def test_parameters_of_a_plugin_files_component_are_checked_without_running_the_file(tmp_path):
+def test_parameters_of_a_plugin_files_component_are_checked(tmp_path):
     (tmp_path / "p.yaml").write_text("selectors: {mine: {params: {widht: 3}}}")
-    with pytest.raises(InvalidConfigError, match="no parameter 'widht'; allowed: width -> did you mean 'width'"):
+    with pytest.raises(InvalidConfigError, match="no parameter 'widht'; allowed: seed, width -> did you mean 'width'"):
         run(tmp_path, SELECT, plugins=["mine.py"], component_name="mine", components_cfg_file="p.yaml")
 
 

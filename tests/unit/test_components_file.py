@@ -147,15 +147,18 @@ def test_an_unknown_component_lists_presets_and_names_the_nearest(tmp_path):
 
 def test_a_required_parameter_without_a_value_is_named(tmp_path):
     info = ComponentInfo(SELECTOR, "mine", "mine.py", "", "", {"b": 1}, ("a",), frozenset({"a", "b"}))
-    with pytest.raises(InvalidConfigError, match="needs the parameter 'a' -> give it under selectors:"):
+    with pytest.raises(InvalidConfigError, match=r"needs the parameter 'a' -> write component: \{a: \.\.\.\}"):
         resolve(SELECTOR, "mine", None, [info])
 
 
 def test_a_preset_that_two_packages_ship_needs_the_users_word(monkeypatch, tmp_path):
-    shipped = {"p": (Entry("random", {}, "one.yaml: mixers.p"), Entry("static", {}, "two.yaml: mixers.p"))}
+    shipped = {
+        "p": (Entry("random", {}, "one.yaml: mixers.p", "one"), Entry("static", {}, "two.yaml: mixers.p", "two"))
+    }
     monkeypatch.setattr(components, "packaged_components", lambda kind: shipped)
     with pytest.raises(
-        ComponentConflictError, match=r"shipped by one\.yaml: mixers\.p, two\.yaml: mixers\.p -> define 'p'"
+        ComponentConflictError,
+        match=r"two\.yaml: mixers\.p -> write component_name: one:p or component_name: two:p, or define 'p'",
     ):
         resolve(MIXER, "p")
     assert resolve(MIXER, "p", write(tmp_path / "c.yaml", "mixers: {p: {name: static}}")).name == "static"
@@ -164,6 +167,6 @@ def test_a_preset_that_two_packages_ship_needs_the_users_word(monkeypatch, tmp_p
 def test_a_component_of_a_file_and_of_a_package_is_a_conflict():
     info = ComponentInfo(MIXER, "random", "/x/mine.py", "", "", accepts=None)
     with pytest.raises(
-        ComponentConflictError, match=r"by dataflex-mixers and by /x/mine\.py -> rename the one in /x/mine"
+        ComponentConflictError, match=r"by the package dataflex-mixers and by /x/mine\.py -> rename the one in /x/mine"
     ):
         resolve(MIXER, "random", None, [info])

@@ -16,7 +16,7 @@ from dataflex.core.parameter_checks import require
 from dataflex.scoring.columns import column_chunks, labelled_rows
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors import neighbours
-from dataflex_selectors.embed import Embedder
+from dataflex_selectors.embed import Embedder, embedding_problems
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.neighbours import backend_problem, nearest
 from dataflex_selectors.ngrams import ngram_embeddings
@@ -200,7 +200,9 @@ def embedder(embedding, tokenizer=None, **params):
 
 
 def problems(embedding, **params):
-    return [str(problem) for problem in embedder(embedding, **params).problems() if problem is not None]
+    own = embedder(embedding, **params)
+    found = [*embedding_problems(own.embedding, own.dim, own.pooling, own.token_budget), own.without_tokenizer()]
+    return [str(problem) for problem in found if problem is not None]
 
 
 class Encoder:

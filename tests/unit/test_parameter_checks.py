@@ -39,11 +39,11 @@ def test_a_check_lets_the_good_through_and_says_what_is_wrong_with_the_bad(check
 
 
 def test_every_problem_is_reported_once_with_the_component():
-    found = Problem("dim", "is 0"), None, checks.one_of("backend", "tor", ("torch",)), Problem("dim", "is 0")
+    found = Problem("dim", "is 0"), None, checks.one_of("backend", "torhc", ("torch",)), Problem("dim", "is 0")
     with pytest.raises(ConfigError, match="2 problems") as error:
         checks.require("near selector", *found)
     assert "dim of the near selector: is 0" in str(error.value)
-    assert "backend of the near selector: found 'tor', allowed: torch -> did you mean 'torch'?" in str(error.value)
+    assert "backend of the near selector: found 'torhc', allowed: torch -> did you mean 'torch'?" in str(error.value)
 
 
 def test_no_problem_is_no_error():

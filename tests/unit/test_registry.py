@@ -85,7 +85,10 @@ def test_a_name_of_a_package_that_is_not_installed_gets_the_pip_line(installed):
 
 def test_two_packages_with_one_name_are_a_conflict_only_for_that_name(installed):
     installed(("p1", "twice", "fake_good:Good"), ("p2", "twice", "fake_good:Other"), ("p3", "once", "fake_good:Good"))
-    with pytest.raises(ComponentConflictError, match="'twice' is provided by p1, p2 -> uninstall one"):
+    with pytest.raises(
+        ComponentConflictError,
+        match="'twice' is provided by the package p1 and by the package p2 -> write component_name: p1:twice or",
+    ):
         registry.find(SELECTOR, "twice")
     assert registry.find(SELECTOR, "once")
 

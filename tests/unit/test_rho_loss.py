@@ -246,9 +246,12 @@ def test_no_irreducible_loss_at_all_is_an_error(rows, model, tmp_path):
     [
         ({}, "column, file, reference_model of the rho_loss selector: found none of them, needed: exactly one"),
         ({"column": "a", "reference_model": "b"}, "found column and reference_model, needed: exactly one"),
-        ({"column": 3}, "column of the rho_loss selector: found 3, allowed: text"),
-        ({"file": "values.csv"}, "file of the rho_loss selector: found 'values.csv', allowed: .* .npy, .npz, .parquet"),
-        ({"file": "missing.npy"}, "file of the rho_loss selector: missing.npy does not exist"),
+        ({"column": 3}, "column of the rho_loss selector: found 3, allowed: a text"),
+        (
+            {"file": "values.csv"},
+            "file of the rho_loss selector: values.csv .* '.csv'; allowed: .npy, .npz, .parquet",
+        ),
+        ({"file": "missing.npy"}, "file of the rho_loss selector: missing.npy cannot be read: there is no such file"),
         (
             {"column": "a", "pool_factor": 0.5},
             "pool_factor of the rho_loss selector: found 0.5, allowed: a number of at",

@@ -28,6 +28,7 @@ from dataflex.utils import logging as dataflex_logging
 
 RUN = "0123456789abcdef"
 SENTINEL = "s3ntinel-Value"
+SENTINEL_URL = f"ask https://u:{SENTINEL}@h"
 NONE_OF_THEM = {  # keys of LLaMA-Factory and transformers that speak of tokens and hold no secret
     "add_special_tokens", "add_tokens", "average_tokens_across_devices", "ignore_pad_token_for_loss",
     "include_effective_tokens_per_second", "include_num_input_tokens_seen", "include_tokens_per_second",
@@ -247,11 +248,10 @@ def test_an_override_that_cannot_be_read_is_named_without_its_value(override, tm
 
 
 def test_validate_prints_no_secret(tmp_path, capsys):
-    params = {"reward": "endpoint", "endpoint": f"https://u:{SENTINEL}@h/v1?key={SENTINEL}", "endpoint_model": "m",
-              "api_key_env": SENTINEL}  # fmt: skip
-    (tmp_path / "components.yaml").write_text(
-        yaml.safe_dump({"selectors": {"mine": {"name": "nice", "params": params}}})
-    )
+    params = {"reward": "endpoint", "endpoint": "https://h/v1", "endpoint_model": "m", "instruction": SENTINEL_URL}
+    wrong = {"endpoint": f"https://u:{SENTINEL}@h/v1?key={SENTINEL}", "api_key_env": SENTINEL}
+    for name, given in (("components.yaml", params), ("wrong.yaml", params | wrong)):
+        (tmp_path / name).write_text(yaml.safe_dump({"selectors": {"mine": {"name": "nice", "params": given}}}))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text('{"a": {"file_name": "a.json"}}')
     (tmp_path / "data" / "a.json").write_text('[{"instruction": "x", "input": "", "output": "y"}]')
@@ -266,8 +266,14 @@ def test_validate_prints_no_secret(tmp_path, capsys):
     code = run(["validate", str(tmp_path / "run.yaml")])
     shown = capsys.readouterr()
     assert code == 0, shown.err
-    assert "api_key_env='<secret from $DATAFLEX_SECRET_API_KEY_ENV>'" in shown.out
+    assert "<secret from $DATAFLEX_SECRET_INSTRUCTION>@h" in shown.out
     assert SENTINEL not in shown.out + shown.err
+    overrides = [f"component.api_key_env={SENTINEL}", f"component.instruction={SENTINEL_URL}"]
+    for argv in (["components_cfg_file=wrong.yaml"], overrides):
+        assert run(["validate", str(tmp_path / "run.yaml"), *argv]) == 2
+        shown = capsys.readouterr()
+        assert "api_key_env: it is not the name of an environment variable" in shown.err
+        assert SENTINEL not in shown.out + shown.err
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(keys | {"learning_rat": 1, "warmup_step": SENTINEL}))
     assert run(["validate", str(tmp_path / "run.yaml")]) == 2
     assert SENTINEL not in capsys.readouterr().err

@@ -85,6 +85,8 @@ class AdoMixer(Mixer):
         ConfigError: A parameter has another value; the message holds every problem.
     """
 
+    draws = False
+
     def __init__(
         self,
         mixture_manager: MixtureManager,

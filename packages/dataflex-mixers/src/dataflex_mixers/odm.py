@@ -109,6 +109,8 @@ class OdmMixer(Mixer):
         ConfigError: A parameter has another value; the message holds every problem.
     """
 
+    draws = False
+
     def __init__(
         self,
         mixture_manager: MixtureManager,

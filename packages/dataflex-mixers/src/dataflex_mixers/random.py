@@ -12,8 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.errors import InvalidConfigError, Problem
-from dataflex.core.parameter_checks import is_number
+from dataflex.core.parameter_checks import between, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
@@ -50,11 +49,7 @@ class RandomMixer(Mixer):
 
     def __init__(self, mixture_manager: MixtureManager, concentration: float = 1.0) -> None:
         super().__init__(mixture_manager)
-        if not is_number(concentration) or not 1e-3 <= concentration <= 1e6:
-            allowed = "a number from 0.001 to 1000000"
-            raise InvalidConfigError(
-                [Problem("concentration of the random mixer", f"found {concentration!r}, allowed: {allowed}")]
-            )
+        require("random mixer", between("concentration", concentration, 1e-3, 1e6))
         self.concentration = float(concentration)
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:

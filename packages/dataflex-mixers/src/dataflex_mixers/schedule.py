@@ -12,20 +12,20 @@ or has gone does not stop the run: the last good one stays in force, and log and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 from dataflex.config.load import read_text
 from dataflex.config.text import parse_yaml
-from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, nearest
+from dataflex.core.errors import ConfigError, Problem, nearest
 from dataflex.core.parameter_checks import one_of, require, text_or_null
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer, logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.curve import Curve, parse_curve
+from dataflex_mixers.curve import INTERPOLATIONS, Curve, parse_curve
 from dataflex_mixers.simplex import Shares
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class ScheduleMixer(Mixer):
         ConfigError: The points, in the parameters or in the file, are wrong; the message holds every problem.
     """
 
+    draws = False
+
     def __init__(
         self,
         mixture_manager: MixtureManager,
@@ -71,16 +73,18 @@ class ScheduleMixer(Mixer):
             "schedule mixer",
             one_of("by", by, POSITIONS),
             text_or_null("file", file),
+            one_of("interpolation", interpolation, INTERPOLATIONS),
             Problem("points, file", "one of the two is needed, and not both", way_out) if both else None,
+            *_curve_problems(points, file, interpolation, mixture_manager.names),
         )
         self.accelerator = accelerator
         self.file = None if file is None else Path(file)
         self.by, self.interpolation = by, interpolation
         self.tokens = 0
-        self.text = "" if self.file is None else _read(self.file)
+        self.text = "" if self.file is None else _attempt(self.file)[0]
         found = self._parsed(self.text) if self.file else parse_curve(points, interpolation, mixture_manager.names)
-        if not isinstance(found, Curve):
-            raise InvalidConfigError([_of_mixer(problem, self.file) for problem in found])
+        require("schedule mixer", *(found if isinstance(found, list) else []))
+        assert isinstance(found, Curve)
         self.curve = found
         self._details: dict[str, Any] = {}
 
@@ -142,30 +146,39 @@ class ScheduleMixer(Mixer):
         self._details["schedule_digest"] = hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
 
     def _parsed(self, text: str) -> Curve | list[Problem]:
-        try:
-            content = parse_yaml(text, "its text")
-        except ConfigError as error:
-            return [Problem("file", str(error))]
-        if not isinstance(content, Mapping):
-            return [Problem("file", f"found a {type(content).__name__}, allowed: a mapping with points:")]
-        unknown = [Problem(str(k), "no such key", nearest(str(k), FILE_KEYS)) for k in content if k not in FILE_KEYS]
-        interpolation = content.get("interpolation", self.interpolation)
-        found = parse_curve(content.get("points"), interpolation, self.mixture_manager.names)
-        if isinstance(found, Curve):
-            return unknown or found
-        return [*unknown, *found]
+        return _parse(text, self.interpolation, self.mixture_manager.names)
 
 
-def _of_mixer(problem: Problem, file: Path | None) -> Problem:
-    where = f"{problem.where} of the schedule mixer" if file is None else f"{file}: {problem.where}"
-    return Problem(where, problem.what, problem.way_out)
-
-
-def _read(file: Path) -> str:
-    text, error = _attempt(file)
+def _curve_problems(points: Any, file: Any, interpolation: Any, names: Sequence[str]) -> list[Problem]:
+    """Returns what is wrong with the points, in the parameters or in the file, where one of the two is given."""
+    if (points is None) == (file is None) or interpolation not in INTERPOLATIONS:
+        return []
+    if file is None:
+        found = parse_curve(points, interpolation, names)
+        return [] if isinstance(found, Curve) else found
+    if text_or_null("file", file) is not None:
+        return []
+    text, error = _attempt(Path(file))
     if error:
-        raise InvalidConfigError([Problem("file of the schedule mixer", error, "give a YAML file with points:")])
-    return text
+        return [Problem("file", error, "give a YAML file with points:")]
+    found = _parse(text, interpolation, names)
+    if isinstance(found, Curve):
+        return []
+    return [Problem("file", f"{file}: {p.where}: {p.what}", p.way_out) for p in found]
+
+
+def _parse(text: str, interpolation: str, names: Sequence[str]) -> Curve | list[Problem]:
+    try:
+        content = parse_yaml(text, "its text")
+    except ConfigError as error:
+        return [Problem("file", str(error))]
+    if not isinstance(content, Mapping):
+        return [Problem("file", f"found a {type(content).__name__}, allowed: a mapping with points:")]
+    unknown = [Problem(str(k), "no such key", nearest(str(k), FILE_KEYS)) for k in content if k not in FILE_KEYS]
+    found = parse_curve(content.get("points"), content.get("interpolation", interpolation), names)
+    if isinstance(found, Curve):
+        return unknown or found
+    return [*unknown, *found]
 
 
 def _attempt(file: Path) -> tuple[str, str]:

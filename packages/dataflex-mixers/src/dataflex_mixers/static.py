@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.errors import InvalidConfigError, Problem, listed
-from dataflex.core.parameter_checks import is_number
+from dataflex.core.errors import Problem, listed
+from dataflex.core.parameter_checks import is_number, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
@@ -21,26 +21,32 @@ if TYPE_CHECKING:
     from dataflex.data.mixture import MixtureManager
 
 
-def normalised(proportions: Sequence[float], names: Sequence[str]) -> NDArray[np.float64]:
+def normalised(proportions: Sequence[float]) -> NDArray[np.float64]:
     """Returns the proportions divided by their sum: (K,) float64.
 
     Args:
         proportions: K non-negative finite numbers, not all of them zero.
-        names: The K sources, for the messages.
-
-    Raises:
-        ConfigError: They are not that; the message holds every problem.
     """
-    problems = _problems(proportions, names)
-    if problems:
-        raise InvalidConfigError([Problem("proportions of the static mixer", what) for what in problems])
     shares: NDArray[np.float64] = np.asarray(proportions, dtype=np.float64)
     shares = shares / shares.max()  # so that the sum of very large numbers is finite
     result: NDArray[np.float64] = shares / shares.sum()
     return result
 
 
-def _problems(proportions: object, names: Sequence[str]) -> list[str]:
+def _problems(key: str, proportions: object, names: Sequence[str]) -> list[Problem]:
+    """Returns what is wrong with proportions; None is fine.
+
+    Args:
+        key: The parameter.
+        proportions: Its value.
+        names: The K sources.
+    """
+    if proportions is None:
+        return []
+    return [Problem(key, what) for what in _wrong(proportions, names)]
+
+
+def _wrong(proportions: object, names: Sequence[str]) -> list[str]:
     if not isinstance(proportions, Sequence | np.ndarray) or isinstance(proportions, str):
         return [f"found {proportions!r}, allowed: a list with one number per source ({listed(names)})"]
     problems = []
@@ -73,9 +79,12 @@ class StaticMixer(Mixer):
         ConfigError: ``proportions`` has another length, holds a negative, infinite or NaN value, or only zeros.
     """
 
+    draws = False
+
     def __init__(self, mixture_manager: MixtureManager, proportions: Sequence[float] | None = None) -> None:
         super().__init__(mixture_manager)
-        self.proportions = None if proportions is None else normalised(proportions, mixture_manager.names)
+        require("static mixer", *_problems("proportions", proportions, mixture_manager.names))
+        self.proportions = None if proportions is None else normalised(proportions)
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns (K,) shares of rows; the same on every rank and at every update."""

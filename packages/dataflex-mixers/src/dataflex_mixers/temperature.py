@@ -48,6 +48,8 @@ class TemperatureMixer(Mixer):
 
     needs_sizes: ClassVar[bool] = True
 
+    draws = False
+
     def __init__(self, mixture_manager: MixtureManager, temperature: float = 5.0) -> None:
         super().__init__(mixture_manager)
         require("temperature mixer", positive("temperature", temperature))

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.context import RunAhead, UpdateContext
-from dataflex.core.parameter_checks import at_least, between, count, count_or_null, flag, one_of, positive
+from dataflex.core.parameter_checks import at_least, between, count, count_or_null, flag, one_of, positive, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ from dataflex_selectors.running import RunningScores
 from dataflex_selectors.scored import scored_places
 from dataflex_selectors.smoothing import smoothed
 from dataflex_selectors.targets import loss_targets
-from dataflex_selectors.to_target import ToTarget
+from dataflex_selectors.to_target import ToTarget, aim_problems
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -110,11 +111,13 @@ class ClusterLessSelector(ToTarget):
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         settings = GradientSettings(gradient_type, proj_dim, token_budget)
-        self.aim(
-            "cluster_less",
-            eval_dataset,
-            Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer),
-            refresh,
+        target = read_target(eval_dataset)
+        embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
+        require(
+            "cluster_less selector",
+            target.problem,
+            *aim_problems(embedding, dim, pooling, token_budget, refresh),
+            embedder.without_tokenizer(),
             count_or_null("clusters", clusters),
             count("representatives", representatives),
             one_of("budget", budget, BUDGETS),
@@ -126,6 +129,7 @@ class ClusterLessSelector(ToTarget):
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
         )
+        self.aim(target.sets, embedder, refresh)
         self.targets, self.settings = loss_targets(self.target_sets), settings
         self.clusters, self.representatives = clusters, representatives
         self.budget, self.exploration, self.resample = budget, float(exploration), resample

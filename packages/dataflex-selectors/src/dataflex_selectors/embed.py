@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dataflex.core.errors import ComponentError, Problem
+from dataflex.core.errors import ComponentError, Problem, nearest
 from dataflex.core.parameter_checks import count, count_or_null, one_of
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
 from dataflex.scoring.autocast import autocast
@@ -29,6 +28,7 @@ from dataflex_selectors.ngrams import ngram_embeddings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_BUILT_IN = ("ngrams", "model")
 _HEAD = 64  # tokens that nearly always show whether a row has text
 _TEXTS = 256  # texts that go to a sentence-transformers model at a time
 
@@ -55,14 +55,12 @@ class Embedder:
     accelerator: Accelerator | None
     tokenizer: Any
 
-    def problems(self) -> list[Problem | None]:
-        """Returns what is wrong with the parameters."""
-        return [
-            self._embedding_problem(),
-            count("dim", self.dim),
-            one_of("pooling", self.pooling, POOLINGS),
-            count_or_null("token_budget", self.token_budget),
-        ]
+    def without_tokenizer(self) -> Problem | None:
+        """Returns a problem where text is to be read and the run has no tokenizer."""
+        if self.tokenizer is not None or self.embedding in _BUILT_IN or embedding_problem(self.embedding) is not None:
+            return None
+        what = f"{self.embedding!r} reads text, and the run has no tokenizer to turn tokens into text"
+        return Problem("embedding", what, "give the trainer a processing_class, or use ngrams or model")
 
     @property
     def moves(self) -> bool:
@@ -166,18 +164,26 @@ class Embedder:
         texts = [text for chunk in column_chunks(dataset, "input_ids", rows) for text in self._texts(chunk)]
         return torch.from_numpy(encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)).float()
 
-    def _embedding_problem(self) -> Problem | None:
-        found, built_in = self.embedding, ("ngrams", "model")
-        if found in built_in:
-            return None
-        if not isinstance(found, str) or not found or get_close_matches(found, built_in):
-            what = f"found {found!r}, allowed: ngrams, model, or the name or path of a sentence-transformers model"
-            close = get_close_matches(str(found), built_in)
-            return Problem("embedding", what, f"did you mean '{close[0]}'?" if close else "")
-        if find_spec("sentence_transformers") is None:
-            way_out = 'pip install "dataflex-selectors[sentence-transformers]", or use embedding: ngrams or model'
-            return Problem("embedding", f"{found!r} needs sentence-transformers, which is not installed", way_out)
-        if self.tokenizer is None:
-            what = f"{found!r} reads text, and the run has no tokenizer to turn tokens into text"
-            return Problem("embedding", what, "give the trainer a processing_class, or use ngrams or model")
+
+def embedding_problems(embedding: Any, dim: Any, pooling: Any, token_budget: Any) -> list[Problem | None]:
+    """Returns what is wrong with the parameters of an :class:`Embedder`."""
+    return [
+        embedding_problem(embedding),
+        count("dim", dim),
+        one_of("pooling", pooling, POOLINGS),
+        count_or_null("token_budget", token_budget),
+    ]
+
+
+def embedding_problem(found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` names an embedding whose package is installed."""
+    if isinstance(found, str) and found in _BUILT_IN:
         return None
+    close = nearest(str(found), _BUILT_IN)
+    if not isinstance(found, str) or not found.strip() or close:
+        what = f"found {found!r}, allowed: ngrams, model, or the name or path of a sentence-transformers model"
+        return Problem("embedding", what, close)
+    if find_spec("sentence_transformers") is None:
+        way_out = 'pip install "dataflex-selectors[sentence-transformers]", or use embedding: ngrams or model'
+        return Problem("embedding", f"{found!r} needs sentence-transformers, which is not installed", way_out)
+    return None

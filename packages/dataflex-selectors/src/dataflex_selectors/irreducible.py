@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 import transformers
 from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST
-from dataflex.run.row_values import SUFFIXES
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.columns import number_column
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
@@ -36,22 +34,13 @@ _DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "t
 
 
 def source_problem(column: Any, file: Any, reference_model: Any) -> Problem | None:
-    """Returns a problem unless exactly one source is given, and the file can be one."""
+    """Returns a problem unless exactly one source is given."""
     given = {"column": column, "file": file, "reference_model": reference_model}
     given = {key: value for key, value in given.items() if value is not None}
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
         way_out = "give the one that holds, or computes, the irreducible loss of each row"
         return Problem("column, file, reference_model", f"found {found}, needed: exactly one of the three", way_out)
-    ((key, value),) = given.items()
-    if not isinstance(value, str) or not value:
-        return Problem(key, f"found {value!r}, allowed: text")
-    if key != "file":
-        return None
-    if Path(value).suffix not in SUFFIXES:
-        return Problem("file", f"found {value!r}, allowed: a file that ends in {', '.join(SUFFIXES)}")
-    if not Path(os.path.expanduser(value)).is_file():
-        return Problem("file", f"{value} does not exist (looked from {Path.cwd()})")
     return None
 
 

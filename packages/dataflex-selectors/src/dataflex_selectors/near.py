@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
-from dataflex.core.parameter_checks import flag
+from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
@@ -29,7 +30,7 @@ from dataflex_selectors.embed import Embedder
 from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import Search, nearest
 from dataflex_selectors.ranking import first_places
-from dataflex_selectors.to_target import ToTarget
+from dataflex_selectors.to_target import ToTarget, aim_problems
 
 if TYPE_CHECKING:
     import torch
@@ -114,8 +115,16 @@ class NearSelector(ToTarget):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
+        target = read_target(eval_dataset)
         embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
-        self.aim("near", eval_dataset, embedder, refresh, flag("exclude_seen", exclude_seen), backend=backend)
+        require(
+            "near selector",
+            target.problem,
+            *aim_problems(embedding, dim, pooling, token_budget, refresh, backend),
+            embedder.without_tokenizer(),
+            flag("exclude_seen", exclude_seen),
+        )
+        self.aim(target.sets, embedder, refresh, backend)
         self.exclude_seen = exclude_seen
         self._ahead: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the next rows
         self._similar: NDArray[np.float32] = np.empty(0, dtype=np.float32)  # their cosines with the query

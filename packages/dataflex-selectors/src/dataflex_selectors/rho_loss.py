@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.context import RunAhead
 from dataflex.core.decision import decision_hash
-from dataflex.core.errors import Problem
-from dataflex.core.parameter_checks import at_least_or_null, count_or_null, require
+from dataflex.core.errors import Problem, rows_named
+from dataflex.core.parameter_checks import FLOAT32_MOST, at_least_or_null, count_or_null, model_or_null, require, text
 from dataflex.core.registry import register_selector
 from dataflex.data.order import RowOrder
-from dataflex.run.row_values import require_same_numbers, row_values
+from dataflex.run.row_file import RowFile, read_rows
+from dataflex.run.row_values import placed, require_same_numbers
 from dataflex.scoring import per_sample_losses
 from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.engines import whole_weights
 from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.irreducible import NAME, checked, from_column, from_model, source_problem, try_model
+from dataflex_selectors.irreducible import NAME, from_column, from_model, source_problem, try_model
 from dataflex_selectors.ranking import first_places
 from dataflex_selectors.scored import scored_places
 
@@ -81,9 +82,14 @@ class RhoLossSelector(Selector):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
+        contents = None if file is None else read_rows("file", file, NAME, sole=True)
         require(
             "rho_loss selector",
             source_problem(column, file, reference_model),
+            None if column is None else text("column", column),
+            contents if isinstance(contents, Problem) else None,
+            _infinite(str(file), contents) if isinstance(contents, RowFile) else None,
+            model_or_null("reference_model", reference_model),
             at_least_or_null("pool_factor", pool_factor, 1, null="all rows"),
             count_or_null("token_budget", token_budget),
             None if reference_model is None else whole_weights(accelerator, "a reference model is loaded whole"),
@@ -96,11 +102,11 @@ class RhoLossSelector(Selector):
         self._irreducible: NDArray[np.float32] | None = None
         if column is not None:
             self._irreducible = from_column(dataset, column)
-        elif file is not None:
-            found = row_values("file", file, NAME, dataset, sole=True)
+        elif file is not None and isinstance(contents, RowFile):
+            found = placed("file", file, contents, dataset)
             require("rho_loss selector", found if isinstance(found, Problem) else None)
             assert not isinstance(found, Problem)
-            self._irreducible = checked(found, f"file: {file}")
+            self._irreducible = found.astype(np.float32)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with both losses, and models that give rows none. See the base class."""
@@ -195,3 +201,11 @@ class RhoLossSelector(Selector):
         if state["numbers"] is not None:
             assert self._irreducible is not None
             require_same_numbers(state["numbers"], self._irreducible, self._file)
+
+
+def _infinite(file: str, found: RowFile) -> Problem | None:
+    outside = found.rows_where(np.abs(found.values) > FLOAT32_MOST)
+    if not len(outside):
+        return None
+    what = f"{file} is infinite, or too large for 32 bits, for {rows_named(outside)}"
+    return Problem("file", what, "write NaN instead")

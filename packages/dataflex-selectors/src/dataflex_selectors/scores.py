@@ -11,7 +11,8 @@ from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import one_of, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.run.row_values import require_same_numbers, row_values
+from dataflex.run.row_file import RowFile, read_rows
+from dataflex.run.row_values import placed, require_same_numbers
 from dataflex.run.scores import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
@@ -56,9 +57,12 @@ class ScoresSelector(Selector):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        found = _text("file", file) or row_values("file", file, SCORE, dataset)
-        problem = found if isinstance(found, Problem) else _above("file", file, found)
+        contents = read_rows("file", file, SCORE)
+        problem = contents if isinstance(contents, Problem) else _above("file", file, contents)
         require("scores selector", problem, one_of("mode", mode, _MODES), positive("temperature", temperature))
+        assert not isinstance(contents, Problem)
+        found = placed("file", file, contents, dataset)
+        require("scores selector", found if isinstance(found, Problem) else None)
         assert not isinstance(found, Problem)
         self.mode = mode
         self.temperature = float(temperature)
@@ -96,12 +100,8 @@ class ScoresSelector(Selector):
         require_same_numbers(state["numbers"], self._scores_N, self._file)
 
 
-def _text(key: str, found: Any) -> Problem | None:
-    return None if isinstance(found, str) and found else Problem(key, f"found {found!r}, allowed: the name of a file")
-
-
-def _above(key: str, file: str, scores_N: NDArray[np.float64]) -> Problem | None:
-    above = np.flatnonzero(np.isposinf(scores_N))
+def _above(key: str, file: str, found: RowFile) -> Problem | None:
+    above = found.rows_where(np.isposinf(found.values))
     if not len(above):
         return None
     return Problem(key, f"the score of {rows_named(above)} in {file} is +inf", "write numbers, -inf or null for never")

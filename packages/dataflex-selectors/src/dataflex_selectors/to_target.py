@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from dataflex.core.agreement import from_rank_0
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError, Problem
-from dataflex.core.parameter_checks import count, require
+from dataflex.core.parameter_checks import count
 from dataflex.data.rows import MixedSources, PlannedRows
-from dataflex.scoring import read_target
 from dataflex.scoring.columns import labelled_rows
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_selectors.embed import Embedder
+from dataflex_selectors.embed import Embedder, embedding_problems
 from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import backend_problem
 
@@ -26,6 +25,14 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+
+def aim_problems(
+    embedding: Any, dim: Any, pooling: Any, token_budget: Any, refresh: Any, backend: Any = "torch"
+) -> list[Problem | None]:
+    """Returns what is wrong with the parameters that these selectors share."""
+    shared = embedding_problems(embedding, dim, pooling, token_budget)
+    return [*shared, count("refresh", refresh), backend_problem(backend)]
 
 
 class ToTarget(Selector):
@@ -39,43 +46,26 @@ class ToTarget(Selector):
         target_sets: The evaluation sets by name, without rows that say nothing.
     """
 
-    def aim(
-        self,
-        selector: str,
-        eval_dataset: Any,
-        embedder: Embedder,
-        refresh: int,
-        *others: Problem | None,
-        backend: str = "torch",
-    ) -> None:
-        """Checks and keeps the parameters that these selectors share. Called once, by the constructor.
+    def aim(self, sets: Mapping[str, Any], embedder: Embedder, refresh: int, backend: str = "torch") -> None:
+        """Keeps the parameters that these selectors share, which :func:`aim_problems` has checked.
+
+        Called once, by the constructor.
 
         Args:
-            selector: The name of the selector, for the message.
-            eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
-            embedder: Made of the selector's parameters, which are checked here.
+            sets: The target: tokenised datasets by name, whose rows are all queries.
+            embedder: Made of the selector's parameters.
             refresh: Updates after which rows are embedded anew.
-            *others: What is wrong with the selector's own parameters.
             backend: See :mod:`dataflex_selectors.neighbours`.
 
         Raises:
-            ConfigError: With everything that is wrong, or where a set has no row to compare with.
+            ConfigError: A set has no row to compare with.
         """
-        target = read_target(eval_dataset)
-        require(
-            f"{selector} selector",
-            target.problem,
-            *embedder.problems(),
-            count("refresh", refresh),
-            *others,
-            backend_problem(backend),
-        )
         self.embedder = embedder
         self._says_something = embedder.says_something
         self.refresh = refresh
         self.backend = backend
         self.device = None if self.accelerator is None else self.accelerator.device
-        self.target_sets = {name: self._readable(name, rows) for name, rows in target.sets.items()}
+        self.target_sets = {name: self._readable(name, rows) for name, rows in sets.items()}
         self._target = MixedSources(self.target_sets)
         self._eligible: NDArray[np.int64] | None = None
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.parameter_checks import at_least, between, count, flag, positive
+from dataflex.core.parameter_checks import at_least, between, count, flag, positive, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
@@ -24,7 +25,7 @@ from dataflex_selectors.drawing import draw, logarithms
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.enough import require_enough
 from dataflex_selectors.neighbours import nearest
-from dataflex_selectors.to_target import ToTarget
+from dataflex_selectors.to_target import ToTarget, aim_problems
 from dataflex_selectors.transport import capped, densities, transported
 
 if TYPE_CHECKING:
@@ -83,19 +84,21 @@ class TsdsSelector(ToTarget):
         token_budget: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        self.aim(
-            "tsds",
-            eval_dataset,
-            Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer),
-            refresh,
+        target = read_target(eval_dataset)
+        embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
+        require(
+            "tsds selector",
+            target.problem,
+            *aim_problems(embedding, dim, pooling, token_budget, refresh, backend),
+            embedder.without_tokenizer(),
             count("neighbours", neighbours),
             count("kde_neighbours", kde_neighbours),
             at_least("sigma", sigma, 0),
             between("alpha", alpha, 0, 1),
             positive("scale", scale),
             flag("replacement", replacement),
-            backend=backend,
         )
+        self.aim(target.sets, embedder, refresh, backend)
         self.neighbours, self.kde_neighbours = neighbours, kde_neighbours
         self.sigma, self.alpha, self.scale = float(sigma), float(alpha), float(scale)
         self.replacement = replacement

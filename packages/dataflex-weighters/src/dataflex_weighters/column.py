@@ -14,10 +14,11 @@ import datasets
 import numpy as np
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
-from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require
+from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require, text
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources, fetch
-from dataflex.run.row_values import require_same_numbers, row_values
+from dataflex.run.row_file import RowFile, read_rows
+from dataflex.run.row_values import placed, require_same_numbers
 from dataflex.train.weighter.base_weighter import Weighter
 from numpy.typing import NDArray
 
@@ -45,6 +46,8 @@ class ColumnWeighter(Weighter):
             number per row that 32 bits hold, or are negative; the message holds every problem of the parameters.
     """
 
+    draws = False
+
     def __init__(
         self,
         dataset: Any,
@@ -54,19 +57,23 @@ class ColumnWeighter(Weighter):
         normalise: bool = False,
     ) -> None:
         super().__init__()
+        contents = None if file is None else _contents(file, column)
         require(
             "column weighter",
-            _text("column", column),
-            None if file is None else _text("file", file),
+            text("column", column),
+            contents if isinstance(contents, Problem) else None,
             flag("allow_negative", allow_negative),
             flag("normalise", normalise),
+            _problem("file", contents, allow_negative, normalise) if isinstance(contents, RowFile) else None,
         )
-        where = "column" if file is None else "file"
-        weights_N = _from_dataset(dataset, column) if file is None else _from_file(dataset, column, file)
+        if isinstance(contents, RowFile):
+            weights_N = placed("file", str(file), contents, dataset)
+        else:
+            weights_N = _from_dataset(dataset, column)
         require("column weighter", weights_N if isinstance(weights_N, Problem) else None)
         assert not isinstance(weights_N, Problem)
-        wrong = _problem(weights_N, allow_negative, normalise)
-        require("column weighter", None if wrong is None else Problem(where, *wrong))
+        read = RowFile(weights_N, None, {})
+        require("column weighter", _problem("column" if file is None else "file", read, allow_negative, normalise))
         self.weights_N, self._file = _narrowed(weights_N, normalise), file
 
     def get_weighted_loss(
@@ -88,8 +95,11 @@ class ColumnWeighter(Weighter):
         require_same_numbers(state["numbers"], self.weights_N, self._file)
 
 
-def _from_file(dataset: Any, column: str, file: str) -> NDArray[np.float64] | Problem:
-    return row_values("file", file, column, dataset, sole=Path(file).suffix == ".npz")
+def _contents(file: Any, column: Any) -> RowFile | Problem | None:
+    """Returns what the file holds; None where the name of the column, which is checked beside it, is no name."""
+    if text("column", column) is not None:
+        return text("file", file)
+    return read_rows("file", file, column, sole=isinstance(file, str) and Path(file).suffix == ".npz")
 
 
 def _from_dataset(dataset: Any, column: str) -> NDArray[np.float64] | Problem:
@@ -126,20 +136,25 @@ def column_of(dataset: Any, column: str) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _problem(weights_N: NDArray[np.float64], allow_negative: bool, normalise: bool) -> tuple[str, str] | None:
-    """Returns what is wrong with the weights, and the way out, or None."""
-    bad = np.flatnonzero(~np.isfinite(weights_N))
+def _problem(key: str, found: RowFile, allow_negative: bool, normalise: bool) -> Problem | None:
+    """Returns what is wrong with the weights, or None."""
+    weights_N = found.values
+    bad = found.rows_where(~np.isfinite(weights_N))
     if len(bad):
-        return f"the weight of {rows_named(bad)} is no finite number", "give each row a number, 0 for no effect"
-    large = np.flatnonzero(np.abs(weights_N) > FLOAT32_MOST)
+        return Problem(
+            key, f"the weight of {rows_named(bad)} is no finite number", "give each row a number, 0 for no effect"
+        )
+    large = found.rows_where(np.abs(weights_N) > FLOAT32_MOST)
     if len(large):
-        return f"the weight of {rows_named(large)} is more than 32 bits hold, {FLOAT32_MOST:.3g}", "scale the weights"
-    negative = np.flatnonzero(weights_N < 0)
+        what = f"the weight of {rows_named(large)} is more than 32 bits hold, {FLOAT32_MOST:.3g}"
+        return Problem(key, what, "scale the weights")
+    negative = found.rows_where(weights_N < 0)
     if len(negative) and not allow_negative:
         what = f"the weight of {rows_named(negative)} is negative"
-        return what, "set allow_negative: true if their loss is to rise"
-    if (normalise or not allow_negative) and not weights_N.mean() > 0:
-        return f"the mean weight is {weights_N.mean():g}, so nothing would be learnt", "give some rows a weight above 0"
+        return Problem(key, what, "set allow_negative: true if their loss is to rise")
+    if (normalise or not allow_negative) and not (len(weights_N) and weights_N.mean() > 0):
+        what = f"the mean weight is {weights_N.mean() if len(weights_N) else 0:g}, so nothing would be learnt"
+        return Problem(key, what, "give some rows a weight above 0")
     return None
 
 
@@ -152,7 +167,3 @@ def _narrowed(weights_N: NDArray[np.float64], normalise: bool) -> NDArray[np.flo
         what = f"divided by its mean, the largest weight is {largest:.3g}, more than 32 bits hold"
         require("column weighter", Problem("normalise", what, "set normalise: false, or scale the weights"))
     return weights_N.astype(np.float32)
-
-
-def _text(key: str, found: Any) -> Problem | None:
-    return None if isinstance(found, str) and found else Problem(key, f"found {found!r}, allowed: a name")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dataflex.core.errors import ConfigError
+from dataflex.core.parameter_checks import one_of, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import Weighter
 
@@ -29,10 +29,11 @@ class CustomWeighter(Weighter):
         ConfigError: ``strategy`` is not known, or there are other parameters.
     """
 
+    draws = False
+
     def __init__(self, strategy: str = "uniform", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if strategy != "uniform":
-            raise ConfigError(f"strategy of the custom weighter: found {strategy!r}, allowed: uniform")
+        require("custom weighter", one_of("strategy", strategy, ("uniform",)))
         self.strategy = strategy
 
     def get_weighted_loss(

@@ -9,10 +9,9 @@ import numpy as np
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import FLOAT32_MOST, between, flag, require
 from dataflex.core.registry import register_weighter
-from dataflex.data.rows import MixedSources
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.sources import known_sources, source_weights
+from dataflex_weighters.sources import known_sources, names_of, source_weights
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +33,8 @@ class DatasetWeighter(Weighter):
             problem.
     """
 
+    draws = False
+
     def __init__(
         self,
         dataset: Any,
@@ -42,9 +43,15 @@ class DatasetWeighter(Weighter):
         normalise: bool = False,
     ) -> None:
         super().__init__()
-        problems = [between("default", default, 0, FLOAT32_MOST), flag("normalise", normalise), known_sources(dataset)]
-        names = dataset.names if isinstance(dataset, MixedSources) else ()
-        require("dataset weighter", *problems, *source_weights("weights", weights, names))
+        require(
+            "dataset weighter",
+            between("default", default, 0, FLOAT32_MOST),
+            flag("normalise", normalise),
+            known_sources(dataset),
+            *source_weights("weights", weights, names_of(dataset)),
+            _none_counts(weights, default, names_of(dataset)),
+        )
+        names = names_of(dataset)
         by_source = np.array([(weights or {}).get(name, default) for name in names], dtype=np.float64)
         mean = float(by_source @ dataset.sizes / max(1, dataset.sizes.sum()))
         if not mean > 0:
@@ -61,3 +68,15 @@ class DatasetWeighter(Weighter):
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         return (ctx.of_sources(self.by_source).to(losses.device) * losses).mean()
+
+
+def _none_counts(weights: Any, default: Any, names: tuple[str, ...]) -> Problem | None:
+    """Returns a problem where the weight of every source is 0."""
+    if (
+        not names
+        or not isinstance(weights, Mapping | None)
+        or any((weights or {}).get(name, default) for name in names)
+    ):
+        return None
+    key = "default" if weights is None else "weights"
+    return Problem(key, "no source has rows and a weight above 0", "let one count")

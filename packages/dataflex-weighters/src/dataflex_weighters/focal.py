@@ -47,6 +47,8 @@ class FocalWeighter(Weighter):
         ConfigError: A parameter has another value; the message holds every problem.
     """
 
+    draws = False
+
     def __init__(self, gamma: float = 2.0, normalise: bool = False) -> None:
         super().__init__()
         require("focal weighter", at_least("gamma", gamma, 0), flag("normalise", normalise))

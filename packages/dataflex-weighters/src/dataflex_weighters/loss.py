@@ -165,6 +165,8 @@ class LossWeighter(Weighter):
         ConfigError: A parameter has another value; the message holds every problem.
     """
 
+    draws = False
+
     def __init__(
         self,
         strategy: str = "linupper",

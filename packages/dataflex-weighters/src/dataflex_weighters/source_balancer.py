@@ -27,13 +27,12 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
-from dataflex.data.rows import MixedSources
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.train.weighter.hidden import Caught, caught_hidden_states
 
 from dataflex_weighters.balancer import RunningMeans
-from dataflex_weighters.sources import known_sources, source_weights
+from dataflex_weighters.sources import known_sources, names_of, source_weights
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer
@@ -74,6 +73,8 @@ class BalancerWeighter(Weighter):
 
     reads_hidden_states = True
 
+    draws = False
+
     def __init__(
         self,
         dataset: Any,
@@ -82,7 +83,7 @@ class BalancerWeighter(Weighter):
         epsilon: float = 1e-12,
     ) -> None:
         super().__init__()
-        names = dataset.names if isinstance(dataset, MixedSources) else ()
+        names = names_of(dataset)
         require(
             "balancer weighter",
             known_sources(dataset),

@@ -6,19 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.core.errors import Problem, listed, nearest
+from dataflex.core.named_sources import NamedSources
 from dataflex.core.parameter_checks import FLOAT32_MOST, is_number
-from dataflex.data.rows import MixedSources
 
 
 def known_sources(dataset: Any) -> Problem | None:
     """Returns a problem unless the train dataset knows its sources."""
-    if isinstance(dataset, MixedSources):
+    if isinstance(dataset, NamedSources):
         return None
     return Problem(
         "dataset",
         f"the train dataset, {type(dataset).__name__}, does not say which source a row comes from",
         "give the trainer a mapping from source names to datasets as its train_dataset",
     )
+
+
+def names_of(dataset: Any) -> tuple[str, ...]:
+    """Returns the names of the sources; none where the train dataset does not know them."""
+    return dataset.names if isinstance(dataset, NamedSources) else ()
 
 
 def source_weights(key: str, found: Any, names: tuple[str, ...]) -> list[Problem]:

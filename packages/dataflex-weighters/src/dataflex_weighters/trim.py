@@ -67,6 +67,8 @@ class TrimWeighter(Weighter):
         ConfigError: A parameter has another value; the message holds every problem.
     """
 
+    draws = False
+
     def __init__(self, share: float = 0.1, scope: str = "batch", normalise: bool = False) -> None:
         super().__init__()
         require(

@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.write(json.dumps([_plain(info) for info in found], indent=2, default=str) + "\n")
     elif found:
         sys.stdout.write(table(found, shutil.get_terminal_size((100, 24)).columns))
-    sys.stderr.write("".join(f"{line}\n" for line in _not_installed(kinds)))
+    sys.stderr.write("".join(f"{line}\n" for line in [*_provided_twice(found), *_not_installed(kinds)]))
     return 0
 
 
@@ -79,6 +79,20 @@ def _plain(info: ComponentInfo) -> dict[str, object]:
         "parameters": info.parameters,
         "required": list(info.required),
     }
+
+
+def _provided_twice(found: Sequence[ComponentInfo]) -> list[str]:
+    """Returns a line for each name that several packages provide."""
+    packages: dict[tuple[str, str], list[str]] = {}
+    for info in found:
+        if info.version:  # files are no packages
+            packages.setdefault((info.kind.name, info.name), []).append(info.package)
+    return [
+        f"{kind} '{name}' is provided by {listed(who)}: write "
+        + " or ".join(f"component_name: {package}:{name}" for package in sorted(who))
+        for (kind, name), who in packages.items()
+        if len(who) > 1
+    ]
 
 
 def _not_installed(kinds: Sequence[Kind]) -> list[str]:

@@ -27,6 +27,9 @@ class DataflexArguments:
 
     train_type: str = _key("static", "static | dynamic_select | dynamic_mix | dynamic_weight")
     component_name: str | None = _key(None, "the preset of components.yaml, or the component, to use")
+    component: Mapping[str, Any] | None = _key(
+        None, "parameters of the component, over those of its preset; component.NAME=VALUE on the command line"
+    )
     components_cfg_file: str | None = _key(None, "a YAML whose entries override the packages' defaults")
     warmup_step: int = _key(0, "steps before the first update")
     update_step: int = _key(0, "steps between two updates")

@@ -2,15 +2,17 @@
 
 A preset is looked up in the user's components file and in those of the installed packages; the user's entry overrides
 the packaged one of the same key, parameter by parameter as long as both mean the same component. A name without a
-preset is the component itself at its defaults.
+preset is the component itself at its defaults. What the run gives under ``component:`` wins over both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.component_parameters import name_problems, range_problems
 from dataflex.config.components_file import Entry, packaged_components, user_components
 from dataflex.config.load import with_secrets
 from dataflex.config.spec import ComponentSpec
@@ -24,8 +26,8 @@ from dataflex.core.errors import (
     listed,
     nearest,
 )
-from dataflex.core.injected import INJECTED, OVERRIDABLE, wrong_override
 from dataflex.core.kinds import Kind
+from dataflex.core.secret_values import remember, revealed
 
 
 def resolve(
@@ -33,30 +35,41 @@ def resolve(
     component_name: str,
     components_cfg_file: str | Path | None = None,
     from_files: Iterable[ComponentInfo] = (),
+    overrides: Mapping[str, Any] | None = None,
+    sources: Sequence[str] | None = None,
 ) -> ComponentSpec:
     """Returns the component that ``component_name`` means, with its parameters, importing no component.
 
     Args:
         kind: The kind that the ``train_type`` runs.
-        component_name: A preset, or a component.
+        component_name: A preset, or a component; ``package:name`` where several packages provide the name.
         components_cfg_file: The user's presets.
-        from_files: Components of plugin files that are not imported yet.
+        from_files: Components of plugin files that are not imported.
+        overrides: Parameters that win over those of the preset: ``component:`` of the run.
+        sources: The names of the run's sources, where they are known.
 
     Raises:
-        ConfigError: The name is unknown or ambiguous, a components file is wrong, or parameters are unknown or missing.
+        ConfigError: The name is unknown or ambiguous, a components file is wrong, or parameters are unknown, missing or
+            out of their range.
     """
-    entry = _entry(kind, component_name, user_components(components_cfg_file, kind))
-    in_files = [info for info in from_files if info.kind == kind]
-    local = {info.name: info for info in in_files}
-    _refuse_conflicts(kind, entry.name, [info.package for info in in_files if info.name == entry.name])
+    user = user_components(components_cfg_file, kind)
+    entry = _entry(kind, component_name, user)
+    local = {info.name: info for info in from_files if info.kind == kind}
+    registry.refuse_conflicts(kind, entry.name, [i.package for i in local.values() if i.name == entry.name])
     info = lookup(kind, entry.name) or local.get(entry.name)
     if info is None:
         raise UnknownComponentError(_unknown(kind, component_name, entry, components_cfg_file, local))
-    problems = _parameter_problems(info, entry)
+    given = {name: (f"{entry.where}.params.{name}", value) for name, value in entry.params.items()}
+    given |= {name: (f"component.{name}", value) for name, value in (overrides or {}).items()}
+    problems = [*name_problems(info, given), *_missing(info, entry, given)]
+    params = {name: value for name, (_, value) in given.items()}
+    found, missing = revealed(params)
+    if not missing:
+        remember(found)
+        problems += range_problems(info, {name: (where, found[name]) for name, (where, _) in given.items()}, sources)
     if problems:
         raise InvalidConfigError(problems)
-    params = with_secrets(entry.params, f"{entry.where}.params.")
-    return ComponentSpec(kind, component_name, entry.name, params)
+    return ComponentSpec(kind, component_name, entry.name, with_secrets(params, f"{entry.where}.params."))
 
 
 def presets(kind: Kind, components_cfg_file: str | Path | None = None) -> list[str]:
@@ -65,58 +78,57 @@ def presets(kind: Kind, components_cfg_file: str | Path | None = None) -> list[s
 
 
 def _entry(kind: Kind, key: str, user: Mapping[str, Entry]) -> Entry:
-    packaged = packaged_components(kind).get(key, ())
+    package, bare = registry.split_name(key)
+    packaged = [entry for entry in packaged_components(kind).get(bare, ()) if not package or _of(entry, package)]
     mine = user.get(key)
     if mine is not None:
-        base: Mapping[str, Any] = next((entry.params for entry in packaged if entry.name == mine.name), {})
-        return Entry(mine.name, {**base, **mine.params}, mine.where)
+        package, bare = registry.split_name(mine.name)
+        same = [entry for entry in packaged if entry.name == bare and (not package or _of(entry, package))]
+        return Entry(mine.name, {**(same[0].params if same else {}), **mine.params}, mine.where)
     if len(packaged) > 1:
+        choose = " or ".join(f"component_name: {entry.package}:{bare}" for entry in packaged)
         raise ComponentConflictError(
             f"component_name: the {kind.name} preset '{key}' is shipped by {listed(e.where for e in packaged)} "
-            f"-> define '{key}' in a components_cfg_file of your own"
+            f"-> write {choose}, or define '{key}' in a components_cfg_file of your own"
         )
-    return packaged[0] if packaged else Entry(key, {}, f"component_name: {key}")
+    if not packaged:
+        return Entry(key, {}, f"component_name: {key}")
+    entry = packaged[0]
+    qualified = f"{entry.package}:{entry.name}"
+    return replace(entry, name=qualified) if package and registry.providers(kind, qualified) else entry
 
 
-def _refuse_conflicts(kind: Kind, name: str, files: list[str]) -> None:
-    points = [point for point in registry.provided(kind) if point.name == name]
-    packages = {point.value: point.dist.name if point.dist is not None else point.value for point in points}
-    providers = [*sorted(packages.values()), *files]
-    if len(providers) > 1:
-        way_out = f"rename the one in {files[-1]}" if files else "uninstall one of them"
-        raise ComponentConflictError(f"{kind.name} '{name}' is provided by {' and by '.join(providers)} -> {way_out}")
+def _of(entry: Entry, package: str) -> bool:
+    return registry.split_name(f"{entry.package}:")[0] == package
 
 
 def _unknown(kind: Kind, key: str, entry: Entry, file: str | Path | None, local: Mapping[str, ComponentInfo]) -> str:
     known = {*registry.names(kind), *local}
-    if entry.name != key:  # the preset exists, what it names does not
+    if key in user_components(file, kind):  # the preset exists, what it names does not
         intro = f"{entry.where}.name: no {kind.name} named '{entry.name}'; known: {listed(known)}"
         allowed = known
+        otherwise = f"give the entry the name: of one of them, or the file that registers '{entry.name}' under plugins:"
     else:
         allowed = {*known, *presets(kind, file)}
         intro = f"no {kind.name} named '{key}'; known: {listed(allowed)}"
+        otherwise = "see dataflex-cli list"
     wanted = registry.official(kind)
+    package, bare = registry.split_name(entry.name)
+    others = sorted(registry.package_of(point) for point in registry.providers(kind, bare))
+    if package and others:
+        return f"{intro} -> '{bare}' is provided by {listed(others)}: write {others[0]}:{bare}"
     if entry.name in wanted:
         return f"{intro} -> it is part of {wanted[entry.name]}: pip install {wanted[entry.name]}"
-    return f"{intro} -> {nearest(entry.name, {*allowed, *wanted}) or 'see dataflex-cli list'}"
+    return f"{intro} -> {nearest(entry.name, {*allowed, *wanted}) or otherwise}"
 
 
-def _parameter_problems(info: ComponentInfo, entry: Entry) -> list[Problem]:
-    problems = []
-    subject = f"the {info.kind.name} '{info.name}'"
-    for name, value in entry.params.items():
-        where = f"{entry.where}.params.{name}"
-        wrong = wrong_override(name, value)
-        if name in INJECTED - OVERRIDABLE:
-            problems.append(Problem(where, f"'{name}' is given to {subject} by dataflex", "remove it"))
-        elif info.accepts is not None and name not in info.accepts:
-            what = f"{subject} has no parameter '{name}'; allowed: {listed(info.accepts)}"
-            problems.append(Problem(where, what, nearest(name, info.accepts) or "remove it"))
-        elif wrong is not None:
-            problems.append(Problem(where, wrong, "remove it for the run's own"))
-    for name in info.required:
-        if name not in entry.params:
-            what = f"{subject} needs the parameter '{name}'"
-            way_out = f"give it under {info.kind.section}: in a components_cfg_file"
-            problems.append(Problem(f"{entry.where}.params", what, way_out))
-    return problems
+def _missing(info: ComponentInfo, entry: Entry, given: Mapping[str, Any]) -> list[Problem]:
+    return [
+        Problem(
+            f"{entry.where}.params",
+            f"the {info.kind.name} '{info.name}' needs the parameter '{name}'",
+            f"write component: {{{name}: ...}}, or give it under {info.kind.section}: in a components_cfg_file",
+        )
+        for name in info.required
+        if name not in given
+    ]

@@ -12,7 +12,7 @@ Such a file has up to three sections, ``selectors``, ``mixers`` and ``weighters`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,13 @@ class Entry:
         name: The component behind it.
         params: Constructor parameters.
         where: ``file: section.key``, for messages.
+        package: The distribution that ships it; blank for a user's own.
     """
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+    package: str = ""
 
 
 def read_components(path: Path) -> dict[str, dict[str, Entry]]:
@@ -75,10 +77,11 @@ def packaged_components(kind: Kind) -> Mapping[str, tuple[Entry, ...]]:
         ConfigError: A package ships a file that cannot be read.
     """
     found: dict[str, tuple[Entry, ...]] = {}
-    for package in sorted({point.module.partition(".")[0] for point in registry.provided(kind)}):
-        for path in _packaged_files(package):
+    modules = {point.module.partition(".")[0]: registry.package_of(point) for point in registry.provided(kind)}
+    for module, package in sorted(modules.items()):
+        for path in _packaged_files(module):
             for key, entry in read_components(path).get(kind.section, {}).items():
-                found[key] = (*found.get(key, ()), entry)
+                found[key] = (*found.get(key, ()), replace(entry, package=package))
     return found
 
 
@@ -142,4 +145,6 @@ def user_components(path: str | Path | None, kind: Kind) -> Mapping[str, Entry]:
     except InvalidConfigError:
         raise
     except ConfigError as error:
-        raise InvalidConfigError([Problem("components_cfg_file", str(error))]) from error
+        missing = not Path(path).exists()
+        way_out = "remove the key unless you have presets of your own: those of the packages come with them"
+        raise InvalidConfigError([Problem("components_cfg_file", str(error), way_out if missing else "")]) from error

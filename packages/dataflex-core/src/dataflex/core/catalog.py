@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from dataflex.core import registry
-from dataflex.core.describe import Description, describe, describe_class
+from dataflex.core.describe import Constructor, Description, describe, describe_class
 from dataflex.core.kinds import KINDS, Kind
 from dataflex.core.source import SourceNotFoundError
 
@@ -34,6 +34,8 @@ class ComponentInfo:
             where it may be anything.
         constants: Literals of the class body, such as ``replacement``.
         needs: Objects of the run that its constructor does not do without, such as ``eval_dataset``.
+        takes_seed: Whether a ``seed`` among its parameters changes what it draws.
+        constructors: Its constructors as text, for :mod:`dataflex.core.stated_checks`.
     """
 
     kind: Kind
@@ -46,6 +48,8 @@ class ComponentInfo:
     accepts: frozenset[str] | None = None
     constants: dict[str, Any] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
+    takes_seed: bool = True
+    constructors: tuple[Constructor, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, kind: Kind, name: str, package: str, version: str, description: Description) -> ComponentInfo:
@@ -61,6 +65,8 @@ class ComponentInfo:
             description.accepts,
             description.constants,
             description.needs,
+            description.takes_seed,
+            tuple(description.constructors),
         )
 
 
@@ -79,10 +85,15 @@ def components(kinds: Iterable[Kind] = KINDS) -> list[ComponentInfo]:
 
 
 def lookup(kind: Kind, name: str) -> ComponentInfo | None:
-    """Returns the component of that name, or None. Describes only it."""
-    for point in registry.provided(kind):
-        if point.name == name:
-            return _installed(kind, point)
+    """Returns the component of that name, or None. Describes only it.
+
+    Args:
+        kind: The kind.
+        name: The component, or ``package:name``.
+    """
+    points = registry.providers(kind, name)
+    if points:
+        return _installed(kind, points[0])
     for known, cls in registry.registered(kind):
         if known == name:
             return ComponentInfo.of(kind, name, inspect.getsourcefile(cls) or cls.__module__, "", describe_class(cls))
@@ -90,7 +101,8 @@ def lookup(kind: Kind, name: str) -> ComponentInfo | None:
 
 
 def _installed(kind: Kind, point: EntryPoint) -> ComponentInfo:
-    package, version = (point.dist.name, point.dist.version) if point.dist is not None else (point.module, "")
+    package = registry.package_of(point) if point.dist is not None else point.module
+    version = point.dist.version if point.dist is not None else ""
     try:
         return ComponentInfo.of(kind, point.name, package, version, describe(point.value))
     except SourceNotFoundError as error:

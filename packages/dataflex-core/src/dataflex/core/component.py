@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -26,8 +26,10 @@ class Component:
     """Base of selectors, mixers and weighters.
 
     Attributes:
+        draws: Whether it draws from :meth:`generator` or by :attr:`seed`. A class that draws nothing says False, and a
+            ``seed`` among its parameters is refused.
         name: The name it was found under; set by :meth:`bind`.
-        seed: The run's seed; set by :meth:`bind`.
+        seed: Its parameter ``seed`` where the user gave one, else the run's; set by :meth:`bind`.
         cache_owner: Says which files in a shared ``cache_dir`` are its own: the run's folder and the name; set by
             :meth:`bind`.
         left_out: How many numbers that are not finite its running estimates were given and did not take. Kept in
@@ -36,6 +38,7 @@ class Component:
             collator that flattens rows into one, or makes pairs, is then refused before training.
     """
 
+    draws: ClassVar[bool] = True
     name: str = "component"
     seed: int = 0
     cache_owner: str = ""
@@ -43,11 +46,11 @@ class Component:
     reads_batches: bool = False
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:
-        """Tells the component its name, and the run's seed and folder. Called once by the trainer, after construction.
+        """Tells the component its name, its seed and the run's folder. Called once by the trainer, after construction.
 
         Args:
             name: The preset that it was asked for by.
-            seed: The run's seed.
+            seed: The run's seed, or the one that the user gave the component.
             output_dir: The run's folder; blank outside of a run.
         """
         self.name, self.seed = name, seed
@@ -85,7 +88,7 @@ class Component:
         """
 
     def generator(self, update: object) -> np.random.Generator:
-        """Returns a generator that is a function of (run seed, component, update), the same on every rank.
+        """Returns a generator that is a function of (seed, component, update), the same on every rank.
 
         A component draws from this and never from the global generators, so that runs repeat and resume exactly.
         """

@@ -21,7 +21,7 @@ from dataflex.core.errors import (
     nearest,
     not_exiting,
 )
-from dataflex.core.injected import INJECTED, OVERRIDABLE, wrong_override
+from dataflex.core.injected import DRAWS_NOTHING, INJECTED, OVERRIDABLE, SEED, wrong_override
 from dataflex.core.secret_values import masked, remember, scrubbed
 
 
@@ -30,7 +30,8 @@ def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object
 
     Args:
         cls: The component class.
-        params: What the user configured; wins over ``runtime`` for ``seed``, ``cache_dir`` and ``output_dir``.
+        params: What the user configured; wins over ``runtime`` for ``seed``, ``cache_dir`` and ``output_dir``. A
+            ``seed`` that the constructor does not name is for whoever binds the component.
         runtime: Objects of the run by parameter name.
 
     Raises:
@@ -39,7 +40,8 @@ def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object
         ComponentError: The constructor tried to end the process.
     """
     parameters, anything = constructor_parameters(cls)
-    arguments = {name: value for name, value in runtime.items() if name in parameters} | dict(params)
+    given = {name: value for name, value in params.items() if name != SEED or SEED in parameters}
+    arguments = {name: value for name, value in runtime.items() if name in parameters} | given
     problems = _unknown(cls, params, parameters, anything)
     problems += [
         Problem(cls.__name__, f"the parameter '{name}' has no default and no value", _how_to_give(name))
@@ -79,18 +81,32 @@ def constructor_parameters(cls: type) -> tuple[dict[str, inspect.Parameter], boo
     return found, kwargs
 
 
+def takes_seed(cls: type, parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Returns whether a ``seed`` among the user's parameters changes what the class draws.
+
+    Its constructor names it, or it is a component that draws: then :meth:`~dataflex.core.component.Component.bind`
+    hands it the seed.
+    """
+    from dataflex.core.component import Component  # here: listing components must not import NumPy
+
+    return SEED in parameters or (issubclass(cls, Component) and cls.draws)
+
+
 def _unknown(
     cls: type, params: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], anything: bool
 ) -> list[Problem]:
     allowed = {name for name in parameters if name not in INJECTED or name in OVERRIDABLE}
     problems = []
+    seeded = takes_seed(cls, parameters)
     for name, value in params.items():
         wrong = wrong_override(name, value)
-        if wrong is not None and (name in parameters or anything):
+        if name == SEED and not seeded:
+            problems.append(Problem(cls.__name__, DRAWS_NOTHING, f"remove '{name}' from params"))
+        elif wrong is not None and (name in parameters or anything or name == SEED):
             problems.append(Problem(f"{cls.__name__}: {name}", wrong, f"remove '{name}' from params for the run's own"))
         elif name in INJECTED and name not in OVERRIDABLE:
             problems.append(Problem(cls.__name__, f"'{name}' is given by dataflex", f"remove '{name}' from params"))
-        elif name not in allowed and not anything:
+        elif name not in allowed and name != SEED and not anything:
             hint = nearest(name, allowed) or "remove it from params"
             problems.append(Problem(cls.__name__, f"no parameter '{name}'; allowed: {listed(allowed)}", hint))
     return problems

@@ -8,14 +8,18 @@ description says so by ``accepts=None`` and nobody draws conclusions from it; th
 from __future__ import annotations
 
 import ast
+import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from dataflex.core.construct import constructor_parameters
-from dataflex.core.injected import INJECTED, OVERRIDABLE
-from dataflex.core.source import Module, SourceNotFoundError, assigned, find_class, module
+from dataflex.core.construct import constructor_parameters, takes_seed
+from dataflex.core.injected import INJECTED, OVERRIDABLE, SEED
+from dataflex.core.source import Module, SourceNotFoundError, assigned, find_class, module, parse
 
+DRAWS = "draws"  # the attribute of a component class that says whether it draws
 MAX_CLASSES = 20  # more than any sane hierarchy has; ends a circle
 
 
@@ -26,6 +30,19 @@ class Expression(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+@dataclass(frozen=True)
+class Constructor:
+    """An ``__init__`` as text.
+
+    Attributes:
+        home: The file that it stands in.
+        node: Its syntax tree.
+    """
+
+    home: Module
+    node: ast.FunctionDef
 
 
 @dataclass
@@ -39,6 +56,9 @@ class Description:
         accepts: Every name a user may set, or None where it may be anything.
         constants: Literals assigned in the class body, base classes included.
         needs: Objects of the run that the constructor does not do without, such as ``eval_dataset``.
+        takes_seed: Whether ``seed`` is a parameter, because the class draws; True where the text does not tell.
+        constructors: Those that take the parameters: the class's own and, while it takes ``**kwargs``, those of its
+            bases.
     """
 
     summary: str = ""
@@ -47,6 +67,8 @@ class Description:
     accepts: frozenset[str] | None = frozenset()
     constants: dict[str, Any] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
+    constructors: list[Constructor] = field(default_factory=list)
+    takes_seed: bool = True
 
     def add(self, name: str, required: bool, default: Any) -> None:
         """Notes a constructor parameter, unless a subclass has noted it already."""
@@ -83,8 +105,25 @@ def describe_class(cls: type) -> Description:
         description.add(name, parameter.default is parameter.empty, parameter.default)
     if anything:
         description.accepts = None
+    description.takes_seed = takes_seed(cls, parameters)
+    if description.takes_seed and description.accepts is not None:
+        description.accepts |= {SEED}
     description.constants = {k: v for c in reversed(cls.__mro__) for k, v in vars(c).items() if isinstance(v, bool)}
+    description.constructors = _constructors_of(cls)
     return description
+
+
+def _constructors_of(cls: type) -> list[Constructor]:
+    """Returns the constructors of a class from its file, as far as that tells."""
+    file = inspect.getsourcefile(cls) if cls.__module__ in sys.modules else None
+    if file is None or "." in cls.__qualname__:
+        return []
+    try:
+        home = parse(Path(file), cls.__module__)
+    except SourceNotFoundError:
+        return []
+    found = find_class(home, cls.__name__)
+    return describe_node(*found).constructors if found is not None else []
 
 
 def describe_node(home: Module, node: ast.ClassDef) -> Description:
@@ -94,6 +133,7 @@ def describe_node(home: Module, node: ast.ClassDef) -> Description:
     for where, cls in _with_bases(home, node):
         if cls is None:
             description.accepts = None if looking else description.accepts
+            _add_seed(description, certain=False)
             return description
         for statement in cls.body:
             _add_constant(description, statement)
@@ -102,11 +142,21 @@ def describe_node(home: Module, node: ast.ClassDef) -> Description:
             description.accepts, looking = None, False
         if looking and init is not None:
             _add_parameters(description, where, init.args)
+            description.constructors.append(Constructor(where, init))
             kwargs = init.args.kwarg is not None and not _is_ours(where)
             looking = kwargs
     if looking and kwargs:
         description.accepts = None
+    _add_seed(description, certain=True)
     return description
+
+
+def _add_seed(description: Description, certain: bool) -> None:
+    """Notes whether ``seed`` may be set: the constructor names it, or the class is a component that draws."""
+    accepts, draws = description.accepts, description.constants.get(DRAWS, not certain)
+    if accepts is not None and draws is True:
+        description.accepts = accepts | {SEED}
+    description.takes_seed = draws is True or (accepts is not None and SEED in accepts)
 
 
 def _first_line(text: str | None) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
+
+from dataflex.core.spelling import alike
 
 
 class DataflexError(ValueError):
@@ -157,9 +158,13 @@ def blaming(who: str) -> Iterator[None]:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Returns ``"did you mean 'x'?"`` for the closest allowed name, or an empty string where none is close."""
-    match = get_close_matches(name, list(allowed), n=1, cutoff=0.6)
-    return f"did you mean '{match[0]}'?" if match else ""
+    """Returns ``"did you mean 'x'?"`` where ``name`` is a misspelt allowed name, else an empty string.
+
+    A name that is only similar gets no hint: who follows a wrong one runs something else. See
+    :mod:`dataflex.core.spelling`.
+    """
+    found = alike(name, allowed)
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ INJECTED = frozenset(
 )
 TARGETS = frozenset({"eval_dataset", "mixer_eval_dataset"})  # evaluation rows that a component aims at
 OVERRIDABLE = frozenset({"seed", "cache_dir", "output_dir"})  # plain values: a user may have reasons for another one
+SEED = "seed"
+DRAWS_NOTHING = "it draws nothing, so a seed changes nothing"
 FOLDERS = frozenset({"cache_dir", "output_dir"})
 
 

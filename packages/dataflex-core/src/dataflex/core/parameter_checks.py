@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import InvalidConfigError, Problem, nearest
@@ -50,6 +51,20 @@ def text_or_null(key: str, found: Any) -> Problem | None:
     return _unless(found is None or (isinstance(found, str) and bool(found.strip())), key, found, "a text, or null")
 
 
+def text(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is a text that is not blank."""
+    return _unless(isinstance(found, str) and bool(found.strip()), key, found, "a text")
+
+
+def model_or_null(key: str, found: Any) -> Problem | None:
+    """Returns a problem unless ``found`` is None, or the name of a model or the folder of one that is there."""
+    problem = text_or_null(key, found)
+    if problem is not None or found is None or not found.startswith((".", "/", "~")):
+        return problem
+    folder = Path(found).expanduser()
+    return None if folder.is_dir() else Problem(key, f"there is no folder {folder.absolute()}", "name that of a model")
+
+
 def positive(key: str, found: Any) -> Problem | None:
     """Returns a problem unless ``found`` is a finite number above 0."""
     return _unless(is_number(found) and found > 0, key, found, "a number above 0")
@@ -75,7 +90,7 @@ def at_least_or_null(key: str, found: Any, least: float, null: str = "the defaul
 def between(key: str, found: Any, low: float, high: float, exclusive: bool = False) -> Problem | None:
     """Returns a problem unless ``found`` is a number from ``low`` to ``high``; ``exclusive`` leaves ``high`` out."""
     allowed = is_number(found) and low <= found and (found < high if exclusive else found <= high)
-    return _unless(allowed, key, found, f"a number from {low:g} {'below' if exclusive else 'to'} {high:g}")
+    return _unless(allowed, key, found, f"a number from {_short(low)} {'below' if exclusive else 'to'} {_short(high)}")
 
 
 def share(key: str, found: Any) -> Problem | None:
@@ -96,8 +111,12 @@ def count_or_null(key: str, found: Any, null: str = "the default") -> Problem | 
 
 
 def is_number(found: Any) -> bool:
-    """Returns whether ``found`` is a finite number that a float can hold, and no boolean."""
+    """Returns whether ``found`` is a number that a float can hold, and no boolean."""
     return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) <= sys.float_info.max
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number == int(number) and abs(number) < 1e9 else f"{number:g}"
 
 
 def _is_count(found: Any, least: int) -> bool:

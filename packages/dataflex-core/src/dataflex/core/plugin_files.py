@@ -1,6 +1,7 @@
 """Plugin files: Python files named under ``plugins:`` in the YAML, for components and hooks that are not packaged.
 
-``train`` imports them; ``validate`` reads their text, because importing one usually loads torch.
+``train`` and ``validate`` import them: only that shows what one raises. Their text is read first, which tells the names
+that they register with file and line.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +60,8 @@ def import_plugin_file(file: Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as import does: pickle and dataclasses look it up there
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):  # what a command prints is its own
+            spec.loader.exec_module(module)
     except (DataflexError, KeyboardInterrupt):  # such as a name registered twice: it says all
         del sys.modules[name]
         raise

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -50,20 +51,34 @@ def register_weighter(name: str) -> Callable[[C], C]:
 
 def _register(kind: Kind, name: str) -> Callable[[C], C]:
     def decorate(cls: C) -> C:
-        known = _registered.get((kind.section, name))
-        if known is not None and _identity(known) != _identity(cls):
+        known, owner = _registered.get((kind.section, name)), official(kind).get(name)
+        foreign = owner is not None and cls.__module__.partition(".")[0] != owner.replace("-", "_")
+        twice = known is not None and _identity(known) != _identity(cls)
+        if not foreign and not twice:
+            _registered[kind.section, name] = cls
+            return cls
+        packaged = {point.value for point in provided(kind) if point.name == name}
+        if _identity(cls) in packaged and (known is None or _identity(known) in packaged):
+            return cls  # a package's own: found by package:name
+        rename = f"rename {'it' if foreign else 'one of them'} in its @register_{kind.name}"
+        if foreign:
             raise ComponentConflictError(
-                f"{kind.name} '{name}' is registered twice: by {_where(known)} and by {_where(cls)} "
-                f"-> rename one of them in its @register_{kind.name}"
+                f"{kind.name} '{name}': {_where(cls)} would take the name of a component of {owner} -> {rename}"
             )
-        _registered[kind.section, name] = cls
-        return cls
+        raise ComponentConflictError(
+            f"{kind.name} '{name}' is registered twice: by {' and by '.join(map(_where, filter(None, [known, cls])))} "
+            f"-> {rename}"
+        )
 
     return decorate
 
 
 def find(kind: Kind, name: str) -> type:
     """Returns the component class of that kind and name, importing only it.
+
+    Args:
+        kind: The kind.
+        name: The component; ``package:name`` chooses where several packages provide it.
 
     Raises:
         UnknownComponentError: Nobody provides the name; the message holds the nearest one, or what to install.
@@ -72,22 +87,60 @@ def find(kind: Kind, name: str) -> type:
         ComponentError: Its module tried to end the process when it was imported.
         WrongBaseClassError: It does not keep the contract of its kind.
     """
-    points = [p for p in provided(kind) if p.name == name]
-    registered = _registered.get((kind.section, name))
-    if len({p.value for p in points}) > 1:
-        raise ComponentConflictError(
-            f"{kind.name} '{name}' is provided by {listed(_package(p) for p in points)} -> uninstall one of them"
-        )
-    if points and registered is not None and points[0].value != _identity(registered):
-        raise ComponentConflictError(
-            f"{kind.name} '{name}' is provided by the package {_package(points[0])} and by {_where(registered)} "
-            f"-> rename the one in {_where(registered)}"
-        )
-    if not points and registered is None:
+    package, bare = split_name(name)
+    refuse_conflicts(kind, name)
+    points = providers(kind, name)
+    found = None if package else _registered.get((kind.section, bare))
+    if not points and found is None:
         raise UnknownComponentError(_unknown(kind, name))
-    cls = registered if registered is not None else _load(kind, points[0])
+    cls = found if found is not None else _load(kind, points[0])
     _check_contract(kind, name, cls)
     return cls
+
+
+def refuse_conflicts(kind: Kind, name: str, files: Sequence[str] = ()) -> None:
+    """Refuses a name that several provide, or that is not its owner's; ``package:name`` has said which is meant.
+
+    Args:
+        kind: The kind.
+        name: The component.
+        files: Files that register it and are not imported yet.
+
+    Raises:
+        ComponentConflictError: Who provides it, and what to write.
+    """
+    package, bare = split_name(name)
+    points, found = providers(kind, name), _registered.get((kind.section, bare))
+    if package:
+        return
+    values = {point.value for point in points}
+    others = [*files] if found is None or _identity(found) in values else [*files, _where(found)]
+    packages = sorted({package_of(point) for point in points})
+    choose = " or ".join(f"component_name: {each}:{bare}" for each in packages)
+    if len(values) + len(others) > 1:
+        rename = [f"rename the one in {others[-1]}"] if others else []
+        say = [f"write {choose} (in a components file, name: {packages[0]}:{bare})"] if packages else []
+        who = " and by ".join([*(f"the package {each}" for each in packages), *others])
+        raise ComponentConflictError(f"{kind.name} '{name}' is provided by {who} -> {', or '.join([*rename, *say])}")
+    owner = official(kind).get(bare)
+    if points and owner is not None and split_name(f"{packages[0]}:")[0] != owner:
+        raise ComponentConflictError(
+            f"{kind.name} '{name}' is provided by the package {packages[0]}, and it is the name of a component of "
+            f"{owner} -> write {choose}, or pip install {owner}"
+        )
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Returns (package, component) of ``package:component``, the package as pip compares it; blank where none is."""
+    package, _, bare = name.rpartition(":")
+    return re.sub(r"[-_.]+", "-", package).lower(), bare
+
+
+def providers(kind: Kind, name: str) -> list[EntryPoint]:
+    """Returns the entry points that a name means: all of that name, or that of the package that it names."""
+    package, bare = split_name(name)
+    points = [point for point in provided(kind) if point.name == bare]
+    return [point for point in points if not package or split_name(f"{package_of(point)}:")[0] == package]
 
 
 def names(kind: Kind) -> list[str]:
@@ -114,17 +167,17 @@ def official(kind: Kind) -> dict[str, str]:
 
 def _load(kind: Kind, point: EntryPoint) -> type:
     try:
-        with not_exiting(f"{kind.name} '{point.name}' of the package {_package(point)}, imported from {point.value},"):
+        with not_exiting(
+            f"{kind.name} '{point.name}' of the package {package_of(point)}, imported from {point.value},"
+        ):
             loaded: type = point.load()
     except ComponentError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a third party's module does at import is its own fault: name it, keep the cause
+    except Exception as error:  # whatever a third party's module does at import is its own fault
         raise BrokenPluginError(
-            f"{kind.name} '{point.name}' of the package {_package(point)} cannot be loaded from {point.value}: "
+            f"{kind.name} '{point.name}' of the package {package_of(point)} cannot be loaded from {point.value}: "
             f"{type(error).__name__}: {error} -> repair or reinstall it: pip install --force-reinstall "
-            f"{_package(point)}"
+            f"{package_of(point)}"
         ) from error
     return loaded
 
@@ -142,13 +195,17 @@ def _check_contract(kind: Kind, name: str, cls: Any) -> None:
 
 def _unknown(kind: Kind, name: str) -> str:
     message = f"no {kind.name} named '{name}'; known: {listed(names(kind))}"
+    package, bare = split_name(name)
+    if package and (others := [package_of(point) for point in provided(kind) if point.name == bare]):
+        return f"{message} -> '{bare}' is provided by {listed(others)}: write {sorted(others)[0]}:{bare}"
     if name in official(kind):
         return f"{message} -> it is part of {official(kind)[name]}: pip install {official(kind)[name]}"
     hint = nearest(name, {*names(kind), *official(kind)})
     return f"{message} -> {hint or 'see dataflex-cli list'}"
 
 
-def _package(point: EntryPoint) -> str:
+def package_of(point: EntryPoint) -> str:
+    """Returns the distribution that an entry point is of, as ``dataflex-cli list`` shows it."""
     return point.dist.name if point.dist is not None else point.value
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from dataflex.core.named_sources import NamedSources
+
 Row = Mapping[str, Any]
 
 
@@ -47,7 +49,7 @@ class PlannedRows(Dataset[Row]):
         return fetch(self.dataset, self.rows[positions])
 
 
-class MixedSources(Dataset[Row]):
+class MixedSources(NamedSources, Dataset[Row]):
     """Several source datasets, one after the other. Row ``i`` of source ``k`` is row ``offsets[k] + i``.
 
     Args:

@@ -54,6 +54,7 @@ def resolved(spec: RunSpec, components_file: Path) -> dict[str, Any]:
     """
     ours = spec.arguments.to_dict() | {"train_type": spec.arguments.train_type}
     if spec.component is not None:
+        ours.pop("component", None)  # among the parameters in the components file
         ours |= {"component_name": spec.component.preset, "components_cfg_file": str(components_file)}
     written: dict[str, Any] = masked(ours | dict(spec.llamafactory))
     return written | {VERSIONS: installed_versions()}

@@ -94,7 +94,8 @@ TRAIN_DATASET = "train dataset"
 """The name of the train dataset, where it is not made of sources that have names."""
 
 _ELSEWHERE = frozenset({
-    *TRAINING_ARGUMENTS, *ROW_ORDER, "train_type", "component_name", "warmup_step", "update_step", "seed", "data_seed",
+    *TRAINING_ARGUMENTS, *ROW_ORDER, "train_type", "component_name", "component", "warmup_step", "update_step", "seed",
+    "data_seed",
 })  # fmt: skip
 _PLACES = frozenset({"cache_dir", "output_dir"})  # parameters of a component that name its folders
 _UNSTABLE = "rows that differ each time they are read"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dataflex.data.digest import rows_digest
 from dataflex.run.files import replacing
-from dataflex.run.row_values import DIGEST, METADATA, ROW, VALUES_DIGEST, values_digest
+from dataflex.run.row_file import DIGEST, METADATA, ROW, VALUES_DIGEST, values_digest
 from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.lengths import row_lengths
 

@@ -30,7 +30,7 @@ from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
 from dataflex_mixers.doremi.handover import write_weights
-from dataflex_mixers.doremi.reference import Reference, require_reference
+from dataflex_mixers.doremi.reference import Reference, reference_problem
 from dataflex_mixers.doremi.weights import ascended, entropy
 from dataflex_mixers.simplex import Shares, softmax
 from dataflex_mixers.window import not_finite
@@ -58,6 +58,8 @@ class DoremiMixer(Mixer):
         ConfigError: A parameter has another value, there is no such model, or a source has an initial share of 0.
     """
 
+    draws = False
+
     def __init__(
         self,
         mixture_manager: MixtureManager,
@@ -74,8 +76,8 @@ class DoremiMixer(Mixer):
             positive("eta", eta),
             between("smoothing", smoothing, 0, 1),
             between("excess_smoothing", excess_smoothing, 0, 1, exclusive=True),
+            reference_problem("reference_model", reference_model),
         )
-        require_reference(reference_model)
         never = [n for n, p in zip(mixture_manager.names, mixture_manager.proportions, strict=True) if p == 0]
         if never:
             raise ConfigError(f"the doremi mixer draws from each source, but the initial share of {never[0]} is 0")

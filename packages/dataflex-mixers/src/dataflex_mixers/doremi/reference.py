@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, Problem
+from dataflex.core.parameter_checks import text
 from dataflex.scoring import token_losses
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.label_logits import IGNORED
@@ -17,23 +18,20 @@ from dataflex.utils.whole_models import full_shape, whole_models
 from transformers import AutoModelForCausalLM
 
 
-def require_reference(path: str) -> None:
-    """Refuses what is no model on disk or is only an adapter. Loads nothing.
-
-    Raises:
-        ConfigError: With the way out.
-    """
+def reference_problem(key: str, path: Any) -> Problem | None:
+    """Returns a problem where ``path`` is no model on disk or only an adapter. Loads nothing."""
+    problem = text(key, path)
+    if problem is not None:
+        return problem
     folder = Path(path)
-    where = "reference_model of the doremi mixer"
-    if not folder.is_dir():
-        raise ConfigError(f"{where}: {path} is no folder -> train the reference model first, and give its output_dir")
+    if "\0" in path or not folder.is_dir():
+        return Problem(key, f"{path} is no folder", "train the reference model first, and give its output_dir")
     if (folder / "adapter_config.json").exists():
-        raise ConfigError(
-            f"{where}: {path} holds an adapter, not a whole model -> train the reference with finetuning_type: full, "
-            "or merge it with llamafactory-cli export"
-        )
+        way_out = "train the reference with finetuning_type: full, or merge it with llamafactory-cli export"
+        return Problem(key, f"{path} holds an adapter, not a whole model", way_out)
     if not (folder / "config.json").exists():
-        raise ConfigError(f"{where}: {path} holds no config.json -> give the output_dir of the reference run")
+        return Problem(key, f"{path} holds no config.json", "give the output_dir of the reference run")
+    return None
 
 
 class Reference:

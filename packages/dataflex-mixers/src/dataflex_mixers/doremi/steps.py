@@ -19,7 +19,9 @@ from typing import Any
 
 import yaml
 from dataflex.config.checks.draft import names_in
+from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
+from dataflex.core.kinds import MIXER
 from dataflex.run.files import replacing
 
 STEPS = ("reference", "proxy", "final")
@@ -83,7 +85,8 @@ class Pipeline:
     def components(self) -> dict[str, Any]:
         """Returns what stands in it."""
         params = dict(self.params) | {"reference_model": str(self.output_dir("reference"))}
-        return {"mixers": {"doremi": {"name": "doremi", "params": params}}}
+        alone = len(registry.providers(MIXER, "doremi")) == 1
+        return {"mixers": {"doremi": {"name": "doremi" if alone else "dataflex-mixers:doremi", "params": params}}}
 
     def run_file(self, step: str) -> Path:
         """Returns the YAML of a step, which ``dataflex-cli train`` takes as well."""

@@ -131,8 +131,7 @@ class NiceSelector(Selector):
         sampling_tokens: int | None = None,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
-        self.settings = GradientSettings(gradient_type, proj_dim, token_budget)
-        self.mode, self.draw_temperature, self.candidates, self.decay = mode, draw_temperature, candidates, decay
+        settings = GradientSettings(gradient_type, proj_dim, token_budget)
         sampling = Sampling(samples, max_new_tokens, temperature, top_k, top_p, sampling_tokens)
         rules = Rules(prompts, keep, reject, baseline, fallback)
         rewards = RewardSettings(
@@ -140,8 +139,21 @@ class NiceSelector(Selector):
             concurrency,
         )  # fmt: skip
         target = read_target(eval_dataset)
-        own = (target.problem, _has_tokenizer(tokenizer), *self._problems())
-        require("nice selector", *own, *sampling.problems(), *rules.problems(), *rewards.problems())
+        require(
+            "nice selector",
+            target.problem,
+            _has_tokenizer(tokenizer),
+            whole_weights(accelerator, "answers are generated with all of them"),
+            *settings.problems(),
+            between("decay", decay, 0, 1),
+            one_of("mode", mode, MODES),
+            positive("draw_temperature", draw_temperature),
+            count_or_null("candidates", candidates, null="all"),
+            *sampling.problems(),
+            *rules.problems(),
+            *rewards.problems(),
+        )
+        self.settings, self.mode, self.draw_temperature, self.candidates = settings, mode, draw_temperature, candidates
         self.goal = PolicyGoal(target.sets, tokenizer, accelerator, sampling, rules, rewards.build(accelerator))
         self._running = RunningScores(len(target.sets), float(decay))
 
@@ -199,16 +211,6 @@ class NiceSelector(Selector):
         targets = self.goal.targets(model, generator, f"{self.name}: step {context.step}")
         found = GradientScores(self, self.settings, list(targets.values()), context).scores(model, pool)
         return self._running.add(pool, list(targets), found, context.learning_rate)
-
-    def _problems(self) -> list[Problem | None]:
-        return [
-            whole_weights(self.accelerator, "answers are generated with all of them"),
-            *self.settings.problems(),
-            between("decay", self.decay, 0, 1),
-            one_of("mode", self.mode, MODES),
-            positive("draw_temperature", self.draw_temperature),
-            count_or_null("candidates", self.candidates, null="all"),
-        ]
 
 
 def _has_tokenizer(tokenizer: Any) -> Problem | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from dataflex.core.errors import Problem
-from dataflex.core.parameter_checks import count, flag, one_of, positive
+from dataflex.core.parameter_checks import count, flag, model_or_null, one_of, positive
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
@@ -44,7 +44,8 @@ class RewardSettings:
         """Returns what is wrong with them: a value out of range, a parameter that is missing or of another reward."""
         found = [
             one_of("reward", self.reward, REWARDS),
-            self._belongs("reward_model", self.reward_model, "model", required=True),
+            self._belongs("reward_model", self.reward_model, "model", required=True)
+            or model_or_null("reward_model", self.reward_model),
             self._belongs("endpoint", self.endpoint, "endpoint", required=True),
             self._belongs("endpoint_model", self.endpoint_model, "endpoint", required=True),
             self._belongs("api_key_env", self.api_key_env, "endpoint", required=False),

@@ -1,8 +1,12 @@
-"""The component: named, known, its parameters right; and the plugin files that may bring it. Nothing is imported."""
+"""The component: named, known, its parameters right; and the plugin files that may bring it.
+
+This project's own components are not imported. Plugin files are, and a component of another package: whether they can
+be is known in no other way, and the run would end there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataflex.config.checks.draft import Draft, names_in
@@ -18,13 +22,11 @@ from dataflex.core.plugins import load_plugin_files
 
 def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | None, ComponentInfo | None]:
     """Returns what is wrong, and the component with what is known about it where nothing is."""
-    if draft.kind is None:
-        return _misplaced(draft), None, None
-    problems, from_files, certain = _scan(draft.arguments.plugins)
-    name = draft.arguments.component_name
-    if draft.static_mix:
-        return problems, None, None
+    problems, from_files = _plugins(draft.arguments.plugins)
+    if draft.kind is None or draft.static_mix:
+        return [*problems, *_misplaced(draft)], None, None
     problems += _misplaced(draft)
+    name = draft.arguments.component_name
     if name is None:
         if "component_name" not in draft.written:
             known = {*registry.names(draft.kind), *(i.name for i in from_files if i.kind == draft.kind)}
@@ -32,7 +34,8 @@ def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | Non
             problems.append(Problem("component_name", what, f"name one of: {listed(known)}"))
         return [*problems, *_components_file(draft)], None, None
     try:
-        spec = _resolve(draft, name, from_files, certain or bool(problems))
+        spec = _resolved(draft, name, from_files)
+        _import(spec, known_broken=bool(problems))
     except InvalidConfigError as error:
         return [*problems, *error.problems], None, None
     except UnknownComponentError as error:
@@ -67,32 +70,45 @@ def _without_held_out(draft: Draft, info: ComponentInfo) -> list[Problem]:
     return [Problem("mixer_eval_dataset", what, way_out)]
 
 
-def _resolve(draft: Draft, name: str, from_files: list[ComponentInfo], certain: bool) -> ComponentSpec:
-    """Resolves from text; where a plugin file may register more than its text shows, imports it and tries again."""
+def _resolved(draft: Draft, name: str, from_files: list[ComponentInfo]) -> ComponentSpec:
     assert draft.kind is not None
-    file = draft.arguments.components_cfg_file
-    try:
-        return resolve(draft.kind, name, file, from_files)
-    except UnknownComponentError:
-        if certain or not draft.arguments.plugins:
-            raise
-    load_plugin_files(draft.arguments.plugins)
-    return resolve(draft.kind, name, file)
+    a = draft.arguments
+    sources = None if draft.theirs.get("tokenized_path") else draft.dataset_names or None
+    return resolve(draft.kind, name, a.components_cfg_file, from_files, a.component, sources)
 
 
-def _scan(plugins: Iterable[str]) -> tuple[list[Problem], list[ComponentInfo], bool]:
+def _import(spec: ComponentSpec, known_broken: bool) -> None:
+    """Imports a component that is not this project's: only that shows whether it can be, and is one.
+
+    Raises:
+        ConfigError: It cannot be imported, or does not keep the contract of its kind.
+    """
+    owner = registry.official(spec.kind).get(registry.split_name(spec.name)[1])
+    packages = {registry.package_of(point) for point in registry.providers(spec.kind, spec.name)}
+    if not known_broken and packages != {owner}:
+        registry.find(spec.kind, spec.name)
+
+
+def _plugins(files: Sequence[str]) -> tuple[list[Problem], list[ComponentInfo]]:
+    """Imports the plugin files; where that fails, returns why, and the components that their text shows.
+
+    What a file registers while it is imported is known to the registry afterwards.
+    """
     problems: list[Problem] = []
     found: list[ComponentInfo] = []
-    certain = True
-    for path in plugins:
+    for path in files:
         try:
-            components, complete = scan_plugin_file(plugin_file(path))
+            found += scan_plugin_file(plugin_file(path))[0]
         except ConfigError as error:
             problems.append(Problem("plugins", str(error)))
-            continue
-        found += components
-        certain = certain and complete
-    return problems, found, certain
+    if problems:
+        return problems, found
+    try:
+        load_plugin_files(files)
+    except ConfigError as error:
+        own = [info for info in found if not registry.providers(info.kind, info.name)]
+        return [Problem("plugins", str(error))], own
+    return [], []
 
 
 def _components_file(draft: Draft) -> list[Problem]:
@@ -110,7 +126,7 @@ def _components_file(draft: Draft) -> list[Problem]:
 
 
 def _misplaced(draft: Draft) -> list[Problem]:
-    if not draft.arguments.static_mix:
+    if not draft.arguments.static_mix or draft.static_mix:
         return []
     what = f"is true, but train_type is {draft.arguments.train_type}"
     return [Problem("static_mix", what, "set train_type: dynamic_mix, or remove static_mix")]

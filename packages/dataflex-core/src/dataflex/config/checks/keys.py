@@ -18,7 +18,9 @@ from dataflex.config.checks.draft import find_path, names_in
 from dataflex.config.checks.ranges import MOST_STEPS
 from dataflex.config.known_keys import enabled, llamafactory_keys
 from dataflex.config.text import is_decimal, shortened, unprintable
+from dataflex.core.catalog import components
 from dataflex.core.errors import Problem, nearest
+from dataflex.core.kinds import KINDS
 from dataflex.core.parameter_checks import is_number
 
 _CHOICES = {
@@ -47,9 +49,25 @@ def unknown_keys(theirs: Mapping[str, Any]) -> list[Problem]:
         hint = nearest(key, ours | known)
         if enabled("ALLOW_EXTRA_ARGS") and not any(f"'{name}'" in hint for name in ours):
             continue
+        if (component := _of_component(key, theirs[key])) is not None:
+            problems.append(component)
+            continue
         what = "neither dataflex nor the installed LLaMA-Factory has this key"
         problems.append(Problem(key, what, hint or "remove it, or set ALLOW_EXTRA_ARGS=1 if LLaMA-Factory needs it"))
     return problems
+
+
+def _of_component(key: str, value: Any) -> Problem | None:
+    """Returns a problem where an unknown key is meant for the component: ``selector.tau=1``, or ``focus: low``."""
+    kinds = {name for kind in KINDS for name in (kind.name, kind.section)}
+    if key in kinds:
+        first = next(iter(value), "NAME") if isinstance(value, Mapping) else "NAME"
+        return Problem(key, "there is no such key; the run has one component", f"write component.{first}=...")
+    takers = [info for info in components() if key in {*info.parameters, *info.required}]
+    if not takers:
+        return None
+    names = ", ".join(f"the {info.kind.name} '{info.name}'" for info in takers)
+    return Problem(key, f"is no key of a run; it is a parameter of {names}", f"write component: {{{key}: ...}}")
 
 
 def parse_arguments(ours: Mapping[str, Any], folder: Path) -> tuple[DataflexArguments, list[Problem]]:
@@ -85,10 +103,19 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
         return str(find_path(value, folder)) if key == "components_cfg_file" else value
     if key == "plugins":
         return _plugins(value, folder)
+    if key == "component":
+        return _parameters(value)
     if key == "mixer_eval_dataset":
         names = tuple(names_in(value))
         return names or Problem(key, f"found {value!r}, allowed: one dataset per dataset, in order", "write [a, b]")
     return _proportions(value)
+
+
+def _parameters(value: Any) -> Mapping[str, Any] | Problem:
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return dict(value)
+    way_out = "write component: {name: value}, or component.name=value on the command line"
+    return Problem("component", f"found {value!r}, allowed: a mapping from parameters to values", way_out)
 
 
 def _integer(key: str, value: Any, least: int) -> int | Problem:

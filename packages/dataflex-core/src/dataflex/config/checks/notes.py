@@ -16,7 +16,7 @@ _MIXING = frozenset(
 _WEIGHING = frozenset({"weight_objective", "weight_logits"})
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
 _ORDER = ("group_by_length", "train_sampling_strategy", "accelerator_config.use_seedable_sampler")
-_COMPONENT = frozenset({"component_name", "components_cfg_file"})
+_COMPONENT = frozenset({"component_name", "component", "components_cfg_file"})
 
 
 def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from dataflex.core.component import Component
 from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ConfigError, blaming
-from dataflex.core.injected import TARGETS
+from dataflex.core.injected import SEED, TARGETS
 from dataflex.core.kinds import Kind
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule
@@ -425,7 +425,7 @@ class DynamicTrainer(Base):
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
             with blaming(self._component()):
-                component.bind(wanted.preset, self.seed, self.output_dir)
+                component.bind(wanted.preset, wanted.params.get(SEED, self.seed), self.output_dir)
         return component
 
     def _component(self) -> str:

@@ -1,0 +1,76 @@
+"""Misspelt names: which allowed name was meant.
+
+A name was meant where it is the same but for case, blanks, ``-`` and ``_``; where it differs by one letter (one too
+many, one missing, another one, or two that changed places) or, from nine letters on, by two; or where it is another
+program's word for the same value. Names that share a part, such as ``cluster_size`` and ``clusters``, mean different
+things: following such a hint would change the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+RENAMED = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "model": "model_name_or_path",
+    "model_path": "model_name_or_path",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "grad_accumulation_steps": "gradient_accumulation_steps",
+    "max_seq_length": "cutoff_len",
+    "components_file": "components_cfg_file",
+    "num_clusters": "clusters",
+    "n_clusters": "clusters",
+    "num_directions": "directions",
+    "projection_dim": "proj_dim",
+    "projector_dim": "proj_dim",
+    "proxy_dim": "proj_dim",
+    "embedding_dim": "dim",
+    "num_neighbors": "neighbours",
+    "n_neighbors": "neighbours",
+    "generation_temperature": "temperature",
+    "sampling_temperature": "temperature",
+    "num_candidates": "candidates",
+}
+"""What other programs call a value -> its name here, for those that mean the same."""
+
+_SHORT, _LONG = 3, 9  # letters from which on one letter, and two letters, may be wrong
+
+
+def alike(name: str, allowed: Iterable[str]) -> tuple[str, ...]:
+    """Returns the allowed names that ``name`` may be a misspelling of: those that are nearest, sorted."""
+    plain = _plain(name)
+    distances = {other: _distance(plain, _plain(other)) for other in allowed}
+    least = min(distances.values(), default=0)
+    found = tuple(sorted(other for other, distance in distances.items() if distance == least))
+    if found and least <= _most(min(len(plain), *(len(_plain(other)) for other in found))):
+        return found
+    renamed = RENAMED.get(name.strip().lower().replace("-", "_"))
+    return (renamed,) if renamed in distances else ()
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter not in "-_. ")
+
+
+def _most(length: int) -> int:
+    return 0 if length < _SHORT else 1 if length < _LONG else 2
+
+
+def _distance(a: str, b: str) -> int:
+    """Returns how many letters were left out, added, changed, or swapped with the next; at most three are counted."""
+    if abs(len(a) - len(b)) > 2 or len(set(a) ^ set(b)) > 4:  # one change is at most one letter less and one more
+        return 3
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        row = [i]
+        for j, other in enumerate(b, 1):
+            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return min(last[-1], 3)

@@ -1,0 +1,71 @@
+"""A hint is given for what is misspelt, and for nothing that only looks alike."""
+
+from __future__ import annotations
+
+import pytest
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.known_keys import llamafactory_keys
+from dataflex.core.catalog import components
+from dataflex.core.errors import nearest
+from dataflex.core.spelling import RENAMED, alike
+
+KEYS = sorted({*DataflexArguments.names(), *(llamafactory_keys() or ())})
+TAKEN = {f"{info.kind.name} {info.name}": info.accepts for info in components() if info.version and info.accepts}
+PARAMETERS = {name for accepts in TAKEN.values() for name in accepts}
+SAME = {"normalise", "normalize"}  # two spellings of one word
+LEAST = 3  # letters of a name that may have a wrong one
+
+
+def misspelt(name):
+    """Yields a name with a letter left out, doubled, changed, and two of them swapped."""
+    middle = len(name) // 2
+    yield name[:middle] + name[middle + 1 :]
+    yield name[:middle] + name[middle] + name[middle:]
+    yield name[:middle] + "q" + name[middle + 1 :]
+    yield name[: middle - 1] + name[middle] + name[middle - 1] + name[middle + 1 :]
+
+
+@pytest.mark.parametrize("names", [KEYS, *map(sorted, TAKEN.values())], ids=["keys of a run", *TAKEN])
+def test_each_name_is_hinted_when_a_letter_is_wrong(names):
+    tried = [(name, wrong) for name in names if len(name.replace("_", "")) > LEAST for wrong in misspelt(name)]
+    missed = [(name, wrong) for name, wrong in tried if wrong not in names and name not in alike(wrong, names)]
+    assert not missed
+
+
+@pytest.mark.parametrize("name", ["trainType", "train-type", "TRAIN_TYPE", "traintype", " train_type"])
+def test_case_and_dashes_do_not_matter(name):
+    assert nearest(name, KEYS) == "did you mean 'train_type'?"
+
+
+@pytest.mark.parametrize("component", TAKEN)
+def test_a_name_that_means_something_elsewhere_is_not_hinted_to_another(component):
+    foreign = (PARAMETERS | set(KEYS)) - TAKEN[component]
+    hinted = {name: alike(name, TAKEN[component]) for name in foreign if name not in RENAMED}
+    assert {name: hint for name, hint in hinted.items() if hint and not {name, *hint} <= SAME} == {}
+
+
+def test_a_parameter_of_a_component_is_not_hinted_to_a_key_of_the_run():
+    assert {name: alike(name, KEYS) for name in PARAMETERS - set(KEYS) if alike(name, KEYS)} == {}
+
+
+@pytest.mark.parametrize(
+    ("found", "allowed"),
+    [
+        ("cluster_size", {"clusters", "budget"}),
+        ("generation_temperature", {"draw_temperature", "top_p"}),
+        ("freeze_gate", {"freeze_vision_tower", "freeze_trainable_layers"}),
+        ("x", {"by"}),
+    ],
+)
+def test_names_that_share_a_part_are_not_hinted(found, allowed):
+    assert nearest(found, allowed) == ""
+
+
+def test_another_programs_word_is_hinted_where_the_value_means_the_same():
+    assert nearest("generation_temperature", {"temperature", "draw_temperature"}) == "did you mean 'temperature'?"
+    assert nearest("lr", KEYS) == "did you mean 'learning_rate'?"
+    assert set(RENAMED.values()) <= PARAMETERS | set(KEYS)
+
+
+def test_names_that_are_equally_near_are_both_shown():
+    assert nearest("top_", {"top_k", "top_p"}) == "did you mean 'top_k' or 'top_p'?"
