@@ -128,6 +128,10 @@ def require_adam(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
         raise ComponentError(
             f"the optimizer {type(inner).__name__} {kept} -> gradient_type: sgd, or optim: adamw_torch"
         )
+    if deepspeed_optimizer(layers) is None:
+        for route in routes:  # FSDP 1: a parameter is the part of it that this rank has, and so will its moments be
+            if not isinstance(route.parameter, DTensor):
+                _require_whole(route, route.parameter.numel())
     read_moments(optimizer, routes)
 
 
@@ -137,15 +141,19 @@ _OTHER_FORM = "bitsandbytes"  # state1 and state2, in blocks of 8 bits or not, f
 def _moments(route: Route, optimizer: torch.optim.Optimizer, entry: dict[str, Any], group: Group) -> Moments:
     steps = int(torch.as_tensor(entry.get("step", group.get("step", 0))))
     first, second = (_whole(entry[key]).flatten() for key in ("exp_avg", "exp_avg_sq"))
-    if first.numel() != route.numel:
-        raise ComponentError(
-            f"Adam's moments of {route.name} are {first.numel()} numbers, needed: {route.numel}; they are those of a "
-            "projection (GaLore, APOLLO), or in shards that cannot be put together under this engine -> "
-            "gradient_type: sgd"
-        )
+    _require_whole(route, first.numel())
     device = route.parameter.device
     plain = Moments(first.to(device), second.to(device), steps, _betas(group), float(group["eps"]))
     return _of_class(plain, optimizer, group, float(entry.get("mu_product", 1.0)))
+
+
+def _require_whole(route: Route, found: int) -> None:
+    if found != route.numel:
+        raise ComponentError(
+            f"Adam's moments of {route.name} are {found} numbers, needed: {route.numel}; they are those of a "
+            "projection (GaLore, APOLLO), or in shards that cannot be put together under this engine -> "
+            "gradient_type: sgd"
+        )
 
 
 def _of_class(plain: Moments, optimizer: torch.optim.Optimizer, group: Group, momenta: float) -> Moments:
