@@ -21,6 +21,7 @@ from dataflex.core.catalog import ComponentInfo, components
 from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import BY_SECTION, KINDS
 from dataflex.run import files as run_files
+from dataflex.workspace.configs import RUNS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -229,3 +230,11 @@ def test_the_readme_has_two_set_up_commands_of_one_line_each():
 
 def test_the_ci_runs_the_readmes_test_command_word_for_word():
     assert commands()[1] in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_readmes_first_command_trains_what_the_workspace_holds_and_compares_it():
+    (command,) = [line for line in readme().splitlines() if "dataflex-cli init try" in line]
+    trained = re.findall(r"dataflex-cli train try/(\w+)\.yaml", command)
+    assert len(trained) == 2
+    assert set(trained) <= RUNS.keys()
+    assert command.endswith("dataflex-cli compare " + " ".join(f"try/saves/{name}" for name in trained))
