@@ -59,7 +59,7 @@ class Watched:
 def watch(monkeypatch: pytest.MonkeyPatch, out: Path) -> Watched:
     """Returns a watch that fills when a dynamic run takes place."""
     seen = Watched(out)
-    begin, weigh = DynamicTrainer.begin_record, WeightTrainer._weigh
+    begin, weigh = DynamicTrainer.begin_record, WeightTrainer._dataflex_weigh
 
     def begin_record(trainer: Any) -> None:
         begin(trainer)
@@ -76,5 +76,5 @@ def watch(monkeypatch: pytest.MonkeyPatch, out: Path) -> Watched:
         return weigh(trainer, losses_B)
 
     monkeypatch.setattr(DynamicTrainer, "begin_record", begin_record)
-    monkeypatch.setattr(WeightTrainer, "_weigh", weigh_)
+    monkeypatch.setattr(WeightTrainer, "_dataflex_weigh", weigh_)
     return seen

@@ -233,7 +233,7 @@ def test_weights_are_computed_where_the_losses_are(tmp_path, name, params):
             _tables={},
             _ends=None,
         )
-        for method in ("of_batch", "of_sources", "sources_of", "_on_device"):
+        for method in ("of_batch", "of_sources", "sources_of", "_dataflex_on_device"):
             setattr(context, method, getattr(WeightTrainer, method).__get__(context))
         inputs = {key: value.to(where) for key, value in batch.items()}
         return weighter.get_weighted_loss(losses.to(where), ctx=context, model=None, inputs=inputs)

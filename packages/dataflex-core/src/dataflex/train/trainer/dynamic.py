@@ -105,30 +105,30 @@ class DynamicTrainer(Base):
     ) -> None:
         kwargs = self.named(args, kwargs)
         require_spec(dataflex, self.kind)
-        self._target_dataset = target_dataset
+        self._dataflex_target_dataset = target_dataset
         given = kwargs.get("args")
         if given is not None and given.should_save:
             require_writable(given.output_dir)
         require_training()
-        self._sources = SourcesApart(kwargs.get("train_dataset"), self.bases())
-        super().__init__(**kwargs | {"train_dataset": self._sources.shown})
-        self.train_dataset = self._sources.whole(self.train_dataset)
+        self._dataflex_sources = SourcesApart(kwargs.get("train_dataset"), self.bases())
+        super().__init__(**kwargs | {"train_dataset": self._dataflex_sources.shown})
+        self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         self.spec = dataflex
-        self._overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
+        self._dataflex_overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type)
         self.saving = CheckpointWriter(self)
-        self._stop = StepStop(self)
-        self._run: str | None = None
-        self._rows_evaluated: dict[str, int] = {}  # prefix of a metric -> rows
-        self._recorded: RecordedRun | None = None  # in output_dir, when training was asked for
-        self._ahead: RunAhead | None = None  # None before the component was asked whether it can do the run
-        self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
-        self._results = Results(self.output_dir)
-        self._record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
-        self.component: Any = self._constructed()
-        self._require_rows_apart()
+        self._dataflex_stop = StepStop(self)
+        self._dataflex_run: str | None = None
+        self._dataflex_rows_evaluated: dict[str, int] = {}  # prefix of a metric -> rows
+        self._dataflex_recorded: RecordedRun | None = None  # in output_dir, when training was asked for
+        self._dataflex_ahead: RunAhead | None = None  # None before the component was asked whether it can do the run
+        self._dataflex_resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
+        self._dataflex_results = Results(self.output_dir)
+        self._dataflex_record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
+        self.component: Any = self._dataflex_constructed()
+        self._dataflex_require_rows_apart()
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
 
@@ -153,26 +153,26 @@ class DynamicTrainer(Base):
         Raises:
             DataflexError: On every rank, before the first step.
         """
-        self._ahead = RunAhead(self.schedule.updates, self.schedule.total, most_rows)
+        self._dataflex_ahead = RunAhead(self.schedule.updates, self.schedule.total, most_rows)
         if isinstance(self.component, Component):
-            self._check_state()
+            self._dataflex_check_state()
             if computes_before_training(self.accelerator.distributed_type):
-                on_every_rank(self.accelerator, self._check_run)
+                on_every_rank(self.accelerator, self._dataflex_check_run)
 
-    def _check_state(self) -> None:
+    def _dataflex_check_state(self) -> None:
         """Refuses a component whose state a checkpoint could not hold, where there are to be some. Collective."""
         if self.args.save_strategy != "no":
-            from_rank_0(self.accelerator, lambda: bool(self._component_state()))
+            from_rank_0(self.accelerator, lambda: bool(self._dataflex_component_state()))
 
-    def _check_run(self) -> None:
+    def _dataflex_check_run(self) -> None:
         assert isinstance(self.model, torch.nn.Module)
-        assert self._ahead is not None
-        with undisturbed(self.model), blaming(self._component()):
-            self.component.check_run(self.model, self._ahead)
+        assert self._dataflex_ahead is not None
+        with undisturbed(self.model), blaming(self._dataflex_component()):
+            self.component.check_run(self.model, self._dataflex_ahead)
 
-    def _check_optimizer(self) -> None:
+    def _dataflex_check_optimizer(self) -> None:
         assert isinstance(self.model, torch.nn.Module)
-        with undisturbed(self.model), blaming(self._component()):
+        with undisturbed(self.model), blaming(self._dataflex_component()):
             self.component.check_optimizer(self.model, self.optimizer)
 
     @property
@@ -193,8 +193,8 @@ class DynamicTrainer(Base):
     @property
     def run_id(self) -> str:
         """The run that a checkpoint is written by: made when it begins, kept when it is resumed, known in training."""
-        assert self._run is not None, "a checkpoint is written while training"
-        return self._run
+        assert self._dataflex_run is not None, "a checkpoint is written while training"
+        return self._dataflex_run
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts.
@@ -207,22 +207,22 @@ class DynamicTrainer(Base):
             StoppedError: SIGTERM came, and the command line runs this process; see :mod:`dataflex.core.stopping`.
         """
         with locked_on_rank_0(self.output_dir, self.accelerator):
-            needed, own = resume_from_checkpoint is True, self._run
-            self._recorded, self._run = from_rank_0(
-                self.accelerator, lambda: (self._run_there(needed), secrets.token_hex(8))
+            needed, own = resume_from_checkpoint is True, self._dataflex_run
+            self._dataflex_recorded, self._dataflex_run = from_rank_0(
+                self.accelerator, lambda: (self._dataflex_run_there(needed), secrets.token_hex(8))
             )
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = newest_to_resume(self.output_dir, self._recorded)
-            self._resumed = None
+                resume_from_checkpoint = newest_to_resume(self.output_dir, self._dataflex_recorded)
+            self._dataflex_resumed = None
             if resume_from_checkpoint:
-                self._resume(str(resume_from_checkpoint))
-            elif not self._overwrites:
-                from_rank_0(self.accelerator, lambda: self._require_unused(own))
+                self._dataflex_resume(str(resume_from_checkpoint))
+            elif not self._dataflex_overwrites:
+                from_rank_0(self.accelerator, lambda: self._dataflex_require_unused(own))
             # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
             with nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught():
                 return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _run_there(self, needed: bool) -> RecordedRun | None:
+    def _dataflex_run_there(self, needed: bool) -> RecordedRun | None:
         """Returns the run that is recorded in the output folder; where it is not needed, the record may be damaged."""
         try:
             return recorded_run(self.output_dir)
@@ -231,23 +231,23 @@ class DynamicTrainer(Base):
                 raise
             return None
 
-    def _require_unused(self, own: str | None) -> None:
+    def _dataflex_require_unused(self, own: str | None) -> None:
         """Refuses to write over another run than the one that this trainer has trained before."""
-        if self._recorded is None or self._recorded.id != own:
-            require_unused(self.spec, self.output_dir, self._recorded)
+        if self._dataflex_recorded is None or self._dataflex_recorded.id != own:
+            require_unused(self.spec, self.output_dir, self._dataflex_recorded)
 
-    def _resume(self, folder: str) -> None:
+    def _dataflex_resume(self, folder: str) -> None:
         require_complete(folder)
         state = load_state(folder)
         require_step(state, folder)
-        require_same(state["identity"], self._identity, folder)
+        require_same(state["identity"], self._dataflex_identity, folder)
         if state.get("save_only_model"):
             logger.warning(
                 "%s was saved with save_only_model: true, without optimizer, scheduler and random states: what follows "
                 "is not the run that was never stopped",
                 folder,
             )
-        self._run, self._resumed = state["run"], (folder, int(state["total_steps"]))
+        self._dataflex_run, self._dataflex_resumed = state["run"], (folder, int(state["total_steps"]))
         self.restore(state)
         allow_numbered_cpus()
 
@@ -271,38 +271,43 @@ class DynamicTrainer(Base):
         self.keep_batch_size()
         if isinstance(self.component, Component):
             if not computes_before_training(self.accelerator.distributed_type):
-                on_every_rank(self.accelerator, self._check_run)
-            on_every_rank(self.accelerator, self._check_optimizer)
+                on_every_rank(self.accelerator, self._dataflex_check_run)
+            on_every_rank(self.accelerator, self._dataflex_check_optimizer)
         done, total = self.state.global_step, self.state.max_steps
-        if self._resumed is not None:
+        if self._dataflex_resumed is not None:
             if not vars(self.args).get("overwrite_output_dir"):  # transformers 5 has no such field, LLaMA-Factory has
-                require_unfinished(self._recorded, self.run_id, total, self.output_dir)
-            folder, before = self._resumed
+                require_unfinished(self._dataflex_recorded, self.run_id, total, self.output_dir)
+            folder, before = self._dataflex_resumed
             require_no_shorter(before, total, done, folder)
-        from_rank_0(self.accelerator, self._open_record)
+        from_rank_0(self.accelerator, self._dataflex_open_record)
 
-    def _open_record(self) -> None:
-        set_aside(self.output_dir, self._recorded, self.run_id, anew=self._resumed is None)
+    def _dataflex_open_record(self) -> None:
+        set_aside(self.output_dir, self._dataflex_recorded, self.run_id, anew=self._dataflex_resumed is None)
         set_later_aside(self.output_dir, self.run_id, self.state.global_step)
-        self._record.begin(self.state.global_step)
+        self._dataflex_record.begin(self.state.global_step)
         write_config(self.spec, self.output_dir, self.run_id)
         if self.args.save_strategy != "no":  # what a checkpoint needs: now, not when hours of training wait to be saved
-            self._component_state()
-            _ = self._identity
+            self._dataflex_component_state()
+            _ = self._dataflex_identity
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as the trainer underneath does."""
         if output_dir is None or Path(output_dir).absolute() == Path(self.output_dir).absolute():
-            self._results.begin()
+            self._dataflex_results.begin()
         super().save_model(output_dir, *args, **kwargs)
 
     def save_state(self) -> None:
         """Saves the trainer's state as the trainer underneath does: the last thing that a run does."""
-        self._results.begin()
+        self._dataflex_results.begin()
         super().save_state()
-        if self.is_world_process_zero() and self._run is not None:
+        if self.is_world_process_zero() and self._dataflex_run is not None:
             done = self.state.global_step >= self.state.max_steps  # else a signal or a callback has stopped it
-            note_results(self.output_dir, self._run, self.state.global_step if done else None, self._results.end())
+            note_results(
+                self.output_dir,
+                self._dataflex_run,
+                self.state.global_step if done else None,
+                self._dataflex_results.end(),
+            )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
@@ -317,7 +322,7 @@ class DynamicTrainer(Base):
             return evaluate()
 
         def rows() -> dict[str, int]:
-            return {name: self._rows_evaluated[f"{metric_key_prefix}_{name}"] for name in datasets}
+            return {name: self._dataflex_rows_evaluated[f"{metric_key_prefix}_{name}"] for name in datasets}
 
         return evaluate_all(self, evaluate, rows, metric_key_prefix)
 
@@ -331,7 +336,7 @@ class DynamicTrainer(Base):
     ) -> Any:
         """Evaluates as the trainer underneath does, and notes how many rows these were."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        self._rows_evaluated[metric_key_prefix] = output.num_samples or 0
+        self._dataflex_rows_evaluated[metric_key_prefix] = output.num_samples or 0
         return output
 
     def epoch_at(self, step: int) -> float | None:
@@ -343,14 +348,14 @@ class DynamicTrainer(Base):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return {
             **identity_of_run(self.spec, self.seed),
-            **identity_of_evaluation(self.spec, self._injectable()),
+            **identity_of_evaluation(self.spec, self._dataflex_injectable()),
             "arguments": identity_of_arguments(self.args.to_dict()),  # type: ignore[no-untyped-call]
             "data": identity_of_rows(TRAIN_DATASET, self.train_dataset),
             "global_batch_size": size,
         }
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def _dataflex_identity(self) -> dict[str, Any]:
         return self.identity()
 
     def dynamic_state(self) -> dict[str, Any]:
@@ -359,18 +364,18 @@ class DynamicTrainer(Base):
             "run": self.run_id,
             "step": self.state.global_step,
             "total_steps": self.state.max_steps,
-            "identity": self._identity,
-            "component": self._component_state(),
+            "identity": self._dataflex_identity,
+            "component": self._dataflex_component_state(),
             "left_out": self.component.left_out if isinstance(self.component, Component) else 0,
             "save_only_model": self.args.save_only_model,
         }
 
-    def _component_state(self) -> dict[str, Any]:
+    def _dataflex_component_state(self) -> dict[str, Any]:
         """Returns the component's state, after a look at whether a checkpoint can hold it and give it back."""
         wanted = self.spec.component
         if wanted is None or not isinstance(self.component, Component):
             return {}
-        who = self._component()
+        who = self._dataflex_component()
         with blaming(who):
             state = self.component.state_dict()
             require_savable(state, who)
@@ -379,7 +384,7 @@ class DynamicTrainer(Base):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
         if isinstance(self.component, Component):
-            with blaming(self._component()):
+            with blaming(self._dataflex_component()):
                 self.component.load_state_dict(state["component"])
             self.component.left_out = state["left_out"]
 
@@ -407,50 +412,52 @@ class DynamicTrainer(Base):
             fill_sharded_optimizer(self.model, self.optimizer, checkpoint)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        stops = self._stop.agreed()
+        stops = self._dataflex_stop.agreed()
         if stops:
-            self._stop.hurry()
+            self._dataflex_stop.hurry()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.saving.settle()
         if stops:
-            self._stop.stop()
+            self._dataflex_stop.stop()
 
-    def _constructed(self) -> Any:
+    def _dataflex_constructed(self) -> Any:
         wanted = self.spec.component
         if wanted is None:
             return None
-        cls, runtime = find(wanted.kind, wanted.name), self._injectable()
+        cls, runtime = find(wanted.kind, wanted.name), self._dataflex_injectable()
         for key in TARGETS.intersection(constructor_parameters(cls)[0], runtime):
             runtime[key] = whole_sets(runtime[key])
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
-            with blaming(self._component()):
+            with blaming(self._dataflex_component()):
                 component.bind(wanted.preset, wanted.params.get(SEED, self.seed), self.output_dir)
         return component
 
-    def _component(self) -> str:
+    def _dataflex_component(self) -> str:
         """Returns kind and name of the component, for messages."""
         wanted = self.spec.component
         return "the component" if wanted is None else f"{wanted.kind.name} '{wanted.preset}'"
 
-    def _require_rows_apart(self) -> None:
+    def _dataflex_require_rows_apart(self) -> None:
         """Tries the collator where the component looks at single rows of a batch."""
         if isinstance(self.component, Component) and self.component.reads_batches:
-            require_rows_apart(self.data_collator, first_rows(self.train_dataset), f"the {self._component()}")
+            require_rows_apart(self.data_collator, first_rows(self.train_dataset), f"the {self._dataflex_component()}")
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepares each source of a mixture by itself, where the trainer underneath prepares datasets."""
-        return self._sources.prepare(
+        return self._dataflex_sources.prepare(
             dataset,
             lambda part: super(DynamicTrainer, self)._prepare_dataset(part, *args, **kwargs),  # type: ignore[misc]
         )
 
-    def _injectable(self) -> dict[str, Any]:
+    def _dataflex_injectable(self) -> dict[str, Any]:
         """Runtime objects that a component may ask for by parameter name."""
         preset = self.spec.component.preset if self.spec.component is not None else ""
         return {
             "dataset": self.train_dataset,
-            "eval_dataset": self.eval_dataset if self._target_dataset is None else self._target_dataset,
+            "eval_dataset": self.eval_dataset
+            if self._dataflex_target_dataset is None
+            else self._dataflex_target_dataset,
             "accelerator": self.accelerator,
             "data_collator": self.data_collator,
             "output_dir": self.output_dir,
@@ -459,6 +466,6 @@ class DynamicTrainer(Base):
             "seed": self.seed,
         }
 
-    def _context(self, update: int, updates: int, total: int) -> UpdateContext:
+    def _dataflex_context(self, update: int, updates: int, total: int) -> UpdateContext:
         rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
         return UpdateContext(update, updates, self.state.global_step, total, float(rate), self.optimizer)

@@ -60,10 +60,10 @@ class MixTrainer(PlannedTrainer):
         kwargs = self.named(args, kwargs)
         require_spec(dataflex, self.kind)
         require_observable(dataflex)
-        self._held_out = mixer_eval_dataset
+        self._dataflex_held_out = mixer_eval_dataset
         mixed = mixed_sources(kwargs.get("train_dataset"))
         require_mixture(mixed, dataflex.arguments)
-        self._places: StreamPlaces | None = None
+        self._dataflex_places: StreamPlaces | None = None
         if are_streams(mixed):
             given = kwargs.get("args")
             require_streamable(dataflex, 0 if given is None else given.dataloader_num_workers)
@@ -71,16 +71,16 @@ class MixTrainer(PlannedTrainer):
         super().__init__(dataflex=dataflex, **kwargs)
         if self.component is not None:
             assert isinstance(self.model, torch.nn.Module)
-            with blaming(self._component()):
+            with blaming(self._dataflex_component()):
                 self.component.prepare(self.model)
-        self._domain_losses: DomainLosses | None = None
-        self._objective: DomainObjective | None = None
-        with blaming(self._component()):
+        self._dataflex_domain_losses: DomainLosses | None = None
+        self._dataflex_objective: DomainObjective | None = None
+        with blaming(self._dataflex_component()):
             observes = self.component is not None and self.component.observes
         if observes:
-            require_one_model(self.args, f"the mixer '{self._component_name()}'")
-            self._domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
-            self._objective = self._weighted_objective(self._domain_losses)
+            require_one_model(self.args, f"the mixer '{self._dataflex_component_name()}'")
+            self._dataflex_domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
+            self._dataflex_objective = self._dataflex_weighted_objective(self._dataflex_domain_losses)
             self.add_callback(_AfterEachStep(self))
         self.check_component()
 
@@ -99,112 +99,117 @@ class MixTrainer(PlannedTrainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trains on a micro-batch as the trainer underneath does; where the mixer observes, its losses are noted."""
-        if self._domain_losses is None:
+        if self._dataflex_domain_losses is None:
             return super().training_step(model, inputs, *args, **kwargs)
-        self._domain_losses.begin()
+        self._dataflex_domain_losses.begin()
         try:
             return super().training_step(model, inputs, *args, **kwargs)
         finally:
-            self._domain_losses.end()
+            self._dataflex_domain_losses.end()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also takes the mixer's loss weights for the step whose batches these are."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        if self._objective is not None and batches:
-            with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
-                self._objective.begin_step(batches)
+        if self._dataflex_objective is not None and batches:
+            with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
+                self._dataflex_objective.begin_step(batches)
         return batches, num_items
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the trainer underneath does, and has a look at the logits it came from."""
-        watch = self._domain_losses
+        watch = self._dataflex_domain_losses
         if watch is None or watch.domains is None:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
-        if self._objective is not None:
-            self._objective.begin(counted=kwargs.get("num_items_in_batch") is not None)
+        if self._dataflex_objective is not None:
+            self._dataflex_objective.begin(counted=kwargs.get("num_items_in_batch") is not None)
         given = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         answer = super().compute_loss(model, inputs, True, *args, **kwargs)
-        if self._objective is not None and not self._objective.used:  # at the first batch, before anything is learnt
+        if (
+            self._dataflex_objective is not None and not self._dataflex_objective.used
+        ):  # at the first batch, before anything is learnt
             raise ConfigError(
                 f"{type(self.model).__name__} computes its loss without model.loss_function, so the mixer "
-                f"'{self._component_name()}' cannot weigh it -> use a model class of transformers, without a fused loss"
+                f"'{self._dataflex_component_name()}' cannot weigh it -> use a model class of transformers, without a "
+                "fused loss"
             )
         outputs = answer[1] if isinstance(answer, tuple) else None
-        with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
             watch.add(outputs.get("logits") if isinstance(outputs, Mapping) else None, given)
         return answer if return_outputs else answer[0]
 
     def step_done(self) -> None:
         """Tells the mixer what the optimizer step cost. On every rank."""
-        assert self._domain_losses is not None
-        losses_K, tokens_K = self._domain_losses.total(self.accelerator)
-        with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+        assert self._dataflex_domain_losses is not None
+        losses_K, tokens_K = self._dataflex_domain_losses.total(self.accelerator)
+        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
             self.component.observe(self.state.global_step, losses_K, tokens_K)
 
     def training_done(self) -> None:
         """Tells the mixer that the run is over. On every rank."""
-        with blaming(f"mixer '{self._component_name()}' at step {self.state.global_step}"):
+        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
             self.component.finish(self.state.global_step)
 
     def dynamic_state(self) -> dict[str, Any]:
         """Adds the proportions and each source's position."""
-        places = {} if self._places is None else {"places": self._places.state_dict()}
+        places = {} if self._dataflex_places is None else {"places": self._dataflex_places.state_dict()}
         return super().dynamic_state() | {"mixture": self.mixture_manager.state_dict()} | places
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the mixture too."""
         super().restore(state)
         self.mixture_manager.load_state_dict(state["mixture"])
-        if self._places is not None:
-            self._places.load_state_dict(state["places"])
+        if self._dataflex_places is not None:
+            self._dataflex_places.load_state_dict(state["places"])
 
-    def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
-        if self._places is None:
-            batches = super()._batches(dataset, collate, rows)
+    def _dataflex_batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
+        if self._dataflex_places is None:
+            batches = super()._dataflex_batches(dataset, collate, rows)
         else:
-            self._places.enter()
-            batches = self._places.follow(super()._batches(dataset, self._places.placing(collate), rows))
-        if self._domain_losses is None:
+            self._dataflex_places.enter()
+            batches = self._dataflex_places.follow(
+                super()._dataflex_batches(dataset, self._dataflex_places.placing(collate), rows)
+            )
+        if self._dataflex_domain_losses is None:
             yield from batches
             return
         mixed: MixedSources = self.train_dataset  # type: ignore[assignment]  # as the constructor made it
         mine = rows_of_rank(rows, self._train_batch_size, self.args.process_index, self.args.world_size)
         for batch, rows_B in zip(batches, mine, strict=True):
-            self._domain_losses.expect(mixed.domains(rows_B))
+            self._dataflex_domain_losses.expect(mixed.domains(rows_B))
             yield batch
 
-    def _weighted_objective(self, losses: DomainLosses) -> DomainObjective | None:
-        with blaming(self._component()):
+    def _dataflex_weighted_objective(self, losses: DomainLosses) -> DomainObjective | None:
+        with blaming(self._dataflex_component()):
             weighs = self.component.weighs
         if not weighs:
             return None
         dft = self.spec.llamafactory.get("use_dft_loss") is True
         if self.compute_loss_func is not None and not dft:
             raise ConfigError(
-                f"the mixer '{self._component_name()}' weighs the loss of each source, which use_eaft_loss or a "
-                "compute_loss_func replaces -> leave it out"
+                f"the mixer '{self._dataflex_component_name()}' weighs the loss of each source, which use_eaft_loss "
+                "or a compute_loss_func replaces -> leave it out"
             )
         return DomainObjective(self, losses, self.component.loss_weights, dft)
 
-    def _examples(self) -> Sized:
-        if self._places is None:
-            return super()._examples()
-        return range(self.schedule.total * self._global_batch_size)
+    def _dataflex_examples(self) -> Sized:
+        if self._dataflex_places is None:
+            return super()._dataflex_examples()
+        return range(self.schedule.total * self._dataflex_global_batch_size)
 
-    def _constructed(self) -> Any:
+    def _dataflex_constructed(self) -> Any:
         mixed = mixed_sources(self.train_dataset)
         self.mixture_manager = first_mixture(mixed, self.arguments)(seed=self.seed)
-        self._places = StreamPlaces(mixed) if are_streams(mixed) else None
-        return super()._constructed()
+        self._dataflex_places = StreamPlaces(mixed) if are_streams(mixed) else None
+        return super()._dataflex_constructed()
 
-    def _require_rows_apart(self) -> None:
-        super()._require_rows_apart()
+    def _dataflex_require_rows_apart(self) -> None:
+        super()._dataflex_require_rows_apart()
         if self.component is not None and self.component.observes:
             collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-            require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._component()}")
+            require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._dataflex_component()}")
 
-    def _injectable(self) -> dict[str, Any]:
-        runtime, held_out = super()._injectable(), self._held_out
+    def _dataflex_injectable(self) -> dict[str, Any]:
+        runtime, held_out = super()._dataflex_injectable(), self._dataflex_held_out
         if held_out is None and isinstance(runtime["eval_dataset"], Mapping):
             held_out = runtime["eval_dataset"]
         return runtime | {"mixture_manager": self.mixture_manager, "mixer_eval_dataset": held_out}

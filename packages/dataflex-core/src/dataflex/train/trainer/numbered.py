@@ -28,12 +28,12 @@ class NumberedTrainer(DynamicTrainer):
         kwargs = self.named(args, kwargs)
         if isinstance(kwargs.get("train_dataset"), Mapping):
             kwargs["train_dataset"] = MixedSources(kwargs["train_dataset"])
-        self._visible: Any = None  # the rows without unused columns, while the train dataloader is made
-        self._step_rows: list[torch.Tensor | None] = []
-        self._micro_batch = -1
-        self._batch_rows: torch.Tensor | None = None
-        self._ends: NDArray[np.int64] | None = None  # of the sources
-        self._tables: dict[int, tuple[NDArray[Any], torch.Tensor]] = {}
+        self._dataflex_visible: Any = None  # the rows without unused columns, while the train dataloader is made
+        self._dataflex_step_rows: list[torch.Tensor | None] = []
+        self._dataflex_micro_batch = -1
+        self._dataflex_batch_rows: torch.Tensor | None = None
+        self._dataflex_ends: NDArray[np.int64] | None = None  # of the sources
+        self._dataflex_tables: dict[int, tuple[NDArray[Any], torch.Tensor]] = {}
         super().__init__(dataflex=dataflex, **kwargs)
 
     @property
@@ -43,9 +43,9 @@ class NumberedTrainer(DynamicTrainer):
         Raises:
             ComponentError: The batch does not say: the train dataset is a stream.
         """
-        if self._batch_rows is None:
+        if self._dataflex_batch_rows is None:
             raise ComponentError("the batch does not say which rows it holds: the train dataset is a stream")
-        return self._batch_rows
+        return self._dataflex_batch_rows
 
     def of_batch(self, table_N: NDArray[Any]) -> torch.Tensor:
         """Returns the entries of a table for the rows of the micro-batch: (B,), on the device.
@@ -55,18 +55,18 @@ class NumberedTrainer(DynamicTrainer):
         Args:
             table_N: (N,) numbers, one for each row of the train dataset.
         """
-        return self._on_device(table_N, self.batch_rows.device)[self.batch_rows]
+        return self._dataflex_on_device(table_N, self.batch_rows.device)[self.batch_rows]
 
     def of_sources(self, table_K: NDArray[Any]) -> torch.Tensor:
         """As :meth:`of_batch`, for a table with one number for each source of :attr:`source_names`."""
-        return self._on_device(table_K, self.batch_rows.device)[self.sources_of(self.batch_rows)]
+        return self._dataflex_on_device(table_K, self.batch_rows.device)[self.sources_of(self.batch_rows)]
 
-    def _on_device(self, table: NDArray[Any], device: torch.device) -> torch.Tensor:
+    def _dataflex_on_device(self, table: NDArray[Any], device: torch.device) -> torch.Tensor:
         """Returns a table on a device. It is sent once: a copy to a device makes the host wait for it."""
-        kept = self._tables.get(id(table))
+        kept = self._dataflex_tables.get(id(table))
         if kept is None or kept[1].device != device:
             kept = (table, torch.from_numpy(np.ascontiguousarray(table)).to(device))  # the array keeps its id taken
-            self._tables[id(table)] = kept
+            self._dataflex_tables[id(table)] = kept
         return kept[1]
 
     def get_train_dataloader(self) -> Any:
@@ -76,14 +76,14 @@ class NumberedTrainer(DynamicTrainer):
         if rows is None or isinstance(rows, torch.utils.data.IterableDataset):
             return super().get_train_dataloader()
         # The trainer underneath removes unused columns of a datasets.Dataset only, which the numbered rows are not.
-        self._visible = (
+        self._dataflex_visible = (
             self._remove_unused_columns(rows, description="training") if isinstance(rows, datasets.Dataset) else rows
         )
-        with self._training_on(NumberedRows(self._visible)):
+        with self._dataflex_training_on(NumberedRows(self._dataflex_visible)):
             try:
                 return super().get_train_dataloader()
             finally:
-                self._visible = None
+                self._dataflex_visible = None
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -99,37 +99,37 @@ class NumberedTrainer(DynamicTrainer):
         """
         dataset: Any = self.train_dataset
         assert isinstance(dataset, MixedSources), "weighters that need sources are refused without them"
-        if self._ends is None:
-            self._ends = np.asarray(dataset.offsets[1:])
-        return torch.searchsorted(self._on_device(self._ends, rows.device), rows, right=True)
+        if self._dataflex_ends is None:
+            self._dataflex_ends = np.asarray(dataset.offsets[1:])
+        return torch.searchsorted(self._dataflex_on_device(self._dataflex_ends, rows.device), rows, right=True)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also takes the row numbers out of the batches, so that neither the weighter nor the model meets them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._step_rows = [
+        self._dataflex_step_rows = [
             batch.pop(ROW_NUMBERS, None) if isinstance(batch, MutableMapping) else None for batch in batches
         ]
-        self._micro_batch = -1
+        self._dataflex_micro_batch = -1
         return batches, num_items
 
     def next_micro_batch(self) -> None:
         """Moves on to the next micro-batch of the step; the first thing that its training step does."""
-        self._micro_batch += 1
-        self._batch_rows = self._step_rows[self._micro_batch]
+        self._dataflex_micro_batch += 1
+        self._dataflex_batch_rows = self._dataflex_step_rows[self._dataflex_micro_batch]
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         collate = super()._get_collator_with_removed_columns(data_collator, description=description)
-        return collate if self._visible is None else NumberingCollator(self.tokens.counting(collate))
+        return collate if self._dataflex_visible is None else NumberingCollator(self.tokens.counting(collate))
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Samples from the plain rows: samplers that group by length look into them."""
-        if self._visible is None:
+        if self._dataflex_visible is None:
             return super()._get_train_sampler(*args, **kwargs)
-        with self._training_on(self._visible):
-            return super()._get_train_sampler(*([self._visible] if args else []), **kwargs)
+        with self._dataflex_training_on(self._dataflex_visible):
+            return super()._get_train_sampler(*([self._dataflex_visible] if args else []), **kwargs)
 
     @contextmanager
-    def _training_on(self, dataset: Any) -> Iterator[None]:
+    def _dataflex_training_on(self, dataset: Any) -> Iterator[None]:
         kept, self.train_dataset = self.train_dataset, dataset
         try:
             yield

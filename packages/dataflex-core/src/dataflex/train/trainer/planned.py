@@ -61,14 +61,14 @@ class PlannedTrainer(DynamicTrainer):
         kwargs = self.named(args, kwargs)
         require_map_style(kwargs.get("train_dataset"), self.kind.train_type)
         super().__init__(dataflex=dataflex, **kwargs)
-        self._global_batch_size = global_batch_size(self.args)
+        self._dataflex_global_batch_size = global_batch_size(self.args)
         self.schedule = run_schedule(dataflex, self.args, self.train_dataset)
         self.args.max_steps = self.schedule.total
         self.args.ignore_data_skip = True  # the loader itself starts at the right step
-        self._segment: Segment | None = None
-        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._state_checked = False
-        self._more_updates = 0  # those that a continued run has beyond its schedule
+        self._dataflex_segment: Segment | None = None
+        self._dataflex_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._dataflex_state_checked = False
+        self._dataflex_more_updates = 0  # those that a continued run has beyond its schedule
 
     @abstractmethod
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
@@ -91,19 +91,19 @@ class PlannedTrainer(DynamicTrainer):
             collate = self._get_collator_with_removed_columns(collate, description="training")
         return PlannedLoader(
             schedule=self.schedule,
-            dataset=self._examples(),
+            dataset=self._dataflex_examples(),
             accumulation=self.args.gradient_accumulation_steps,
-            global_batch_size=self._global_batch_size,
+            global_batch_size=self._dataflex_global_batch_size,
             position=lambda: self.state.global_step,
-            plan=self._plan,
-            batches=functools.partial(self._batches, dataset, self.tokens.counting(collate)),
-            segment_at=self._segment_at,
+            plan=self._dataflex_plan,
+            batches=functools.partial(self._dataflex_batches, dataset, self.tokens.counting(collate)),
+            segment_at=self._dataflex_segment_at,
         )
 
     def begin_record(self) -> None:
         """Also forgets the rows of an earlier training by the same trainer."""
-        if self._resumed is None:
-            self._segment, self._more_updates = None, 0
+        if self._dataflex_resumed is None:
+            self._dataflex_segment, self._dataflex_more_updates = None, 0
         super().begin_record()
 
     def epoch_at(self, step: int) -> float | None:
@@ -112,49 +112,49 @@ class PlannedTrainer(DynamicTrainer):
 
     def dynamic_state(self) -> dict[str, Any]:
         """Adds the schedule, and the rows of the segment that is being trained on."""
-        segment = self._segment
+        segment = self._dataflex_segment
         bounds = None if segment is None else [segment.start, segment.stop, segment.update]
-        planned = {"segment": bounds, "segment_rows": self._rows, "more_updates": self._more_updates}
+        planned = {"segment": bounds, "segment_rows": self._dataflex_rows, "more_updates": self._dataflex_more_updates}
         return super().dynamic_state() | {"schedule": asdict(self.schedule)} | planned
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the component and the segment."""
         require_continues(state["schedule"], self.schedule, state["step"], "the checkpoint")
         super().restore(state)
-        self._segment = None if state["segment"] is None else Segment(*state["segment"])
-        self._rows, self._more_updates = state["segment_rows"], state["more_updates"]
+        self._dataflex_segment = None if state["segment"] is None else Segment(*state["segment"])
+        self._dataflex_rows, self._dataflex_more_updates = state["segment_rows"], state["more_updates"]
 
-    def _segment_at(self, step: int) -> Segment:
+    def _dataflex_segment_at(self, step: int) -> Segment:
         """Returns the segment that holds the step after ``step`` steps are done.
 
         It is the schedule's, but for a run that was ended inside of a segment and is continued: what was planned stays,
         and what the longer schedule adds to that segment is a segment of its own. A decision that stands is kept for
         it; else the component is asked once more, and the updates after it are counted from there.
         """
-        held, planned = self._segment, self.schedule.segment_at(step)
+        held, planned = self._dataflex_segment, self.schedule.segment_at(step)
         if held is not None and held.start <= step < held.stop:
             return held
-        update, more = planned.update, self._more_updates
+        update, more = planned.update, self._dataflex_more_updates
         if planned.start < step and held is not None and held.stop == step:
             planned, more = replace(planned, start=step), more + 1
             update = None if self.stands else update
         return replace(planned, update=None if update is None else update + more)
 
-    def _plan(self, segment: Segment) -> NDArray[np.int64]:
-        if segment == self._segment:  # resumed in the middle of it
-            return self._rows
+    def _dataflex_plan(self, segment: Segment) -> NDArray[np.int64]:
+        if segment == self._dataflex_segment:  # resumed in the middle of it
+            return self._dataflex_rows
         if self.state.global_step != segment.start:
             raise CheckpointError(
                 f"the checkpoint at step {self.state.global_step} lies inside of the segment from {segment.start} to "
                 f"{segment.stop} but does not hold its rows -> resume from an earlier checkpoint"
             )
-        more = self._more_updates
+        more = self._dataflex_more_updates
         if segment.update is not None:
             more = segment.update - (self.schedule.segment_at(segment.start).update or 0)
-        context = self._context(segment.update or 0, self.schedule.updates + more, self.schedule.total)
-        count = segment.steps * self._global_batch_size
-        who = self._who(segment)
-        names = {"kind": self.verb, "component": self._component_name()}
+        context = self._dataflex_context(segment.update or 0, self.schedule.updates + more, self.schedule.total)
+        count = segment.steps * self._dataflex_global_batch_size
+        who = self._dataflex_who(segment)
+        names = {"kind": self.verb, "component": self._dataflex_component_name()}
         if segment.update is not None:
             call_hook("dataflex_before_update", **names, context=context)
         started = time.perf_counter()
@@ -163,14 +163,14 @@ class PlannedTrainer(DynamicTrainer):
             with undisturbed(self.model), blaming(who):
                 plan = self.decide(segment, count, context, who)
         except StoppedError:
-            raise self._stop.while_deciding() from None
+            raise self._dataflex_stop.while_deciding() from None
         digest = decision_hash(plan.rows)
         require_agreement(digest, self.accelerator, who)
-        if segment.update is not None and not self._state_checked:  # what it keeps may be there from now on
-            self._check_state()
-            self._state_checked = True
-        self._segment, self._rows, self._more_updates = segment, plan.rows, more
-        self._record.segment(segment.start, plan.rows, plan.scores)
+        if segment.update is not None and not self._dataflex_state_checked:  # what it keeps may be there from now on
+            self._dataflex_check_state()
+            self._dataflex_state_checked = True
+        self._dataflex_segment, self._dataflex_rows, self._dataflex_more_updates = segment, plan.rows, more
+        self._dataflex_record.segment(segment.start, plan.rows, plan.scores)
         if segment.update is not None:
             line = {
                 "step": segment.start,
@@ -186,30 +186,30 @@ class PlannedTrainer(DynamicTrainer):
                 line["left_out"] = self.component.left_out
             if plan.scores is not None:
                 line["scores"] = summary(plan.scores)
-            self._report(line, plan.news)
+            self._dataflex_report(line, plan.news)
             call_hook("dataflex_after_update", **names, context=context, decision=line)
         return plan.rows
 
-    def _report(self, line: dict[str, Any], news: str) -> None:
+    def _dataflex_report(self, line: dict[str, Any], news: str) -> None:
         """Tells the trace, the metrics and the reader about an update."""
-        self._record.update(line)
+        self._dataflex_record.update(line)
         metrics = {"dataflex/update": line["update"], "dataflex/seconds": line["seconds"]}
         metrics |= {f"dataflex/score_{key}": value for key, value in line.get("scores", {}).items()}
         metrics |= {f"dataflex/proportion/{name}": share for name, share in line.get("proportions", {}).items()}
         self.log(metrics)
-        left = self.schedule.updates + self._more_updates - 1 - line["update"]
+        left = self.schedule.updates + self._dataflex_more_updates - 1 - line["update"]
         logger.info(
             "update %d at step %d, %s: %s '%s' %s in %.1f s",
             line["update"], line["step"], f"{left} more to come" if left else "the last one", self.verb,
             line["component"], news, line["seconds"],
         )  # fmt: skip
 
-    def _examples(self) -> Sized:
+    def _dataflex_examples(self) -> Sized:
         """Returns what the loop counts as the examples that it trains on."""
         dataset: Sized = self.train_dataset  # type: ignore[assignment]  # the constructor refuses others
         return dataset
 
-    def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
+    def _dataflex_batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
         """Yields this rank's batches of the rows that are left of a segment, on the device."""
         generator = torch.Generator()
         generator.manual_seed(seeded(self.seed, "loader", self.state.global_step))
@@ -230,10 +230,10 @@ class PlannedTrainer(DynamicTrainer):
         finally:
             self.accelerator._dataloaders.remove(prepared)  # it keeps every loader it prepared; ours come by the dozen
 
-    def _component_name(self) -> str:
+    def _dataflex_component_name(self) -> str:
         return "static" if self.spec.component is None else self.spec.component.name
 
-    def _who(self, segment: Segment) -> str:
+    def _dataflex_who(self, segment: Segment) -> str:
         when = "warm-up" if segment.update is None else f"update {segment.update}"
         kind = "mixture" if self.spec.component is None else self.spec.component.kind.name
-        return f"{kind} '{self._component_name()}' at {when} (step {segment.start})"
+        return f"{kind} '{self._dataflex_component_name()}' at {when} (step {segment.start})"

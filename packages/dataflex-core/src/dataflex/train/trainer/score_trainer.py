@@ -45,25 +45,25 @@ class ScoreTrainer(SelectTrainer):
         Raises:
             ScoresWrittenError: The scores are on disk.
         """
-        self._checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._dataflex_checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         super().train(resume_from_checkpoint, *args, **kwargs)
-        self._score()  # a checkpoint of the last step: the loop asked for no batch
+        self._dataflex_score()  # a checkpoint of the last step: the loop asked for no batch
 
-    def _rows_of_an_update(self) -> int:
+    def _dataflex_rows_of_an_update(self) -> int:
         return 0
 
     def begin_record(self) -> None:
         """Scoring is no run: it writes no configuration and no trace."""
 
-    def _plan(self, segment: Segment) -> NDArray[np.int64]:
-        self._score()
+    def _dataflex_plan(self, segment: Segment) -> NDArray[np.int64]:
+        self._dataflex_score()
         raise AssertionError("scoring leaves the loop")
 
-    def _score(self) -> None:
+    def _dataflex_score(self) -> None:
         step = self.state.global_step
         segment = self.schedule.segment_at(min(step, self.schedule.total - 1))
-        context = self._context(segment.update or 0, self.schedule.updates, self.schedule.total)
-        who = f"selector '{self._component_name()}' scoring at step {step}"
+        context = self._dataflex_context(segment.update or 0, self.schedule.updates, self.schedule.total)
+        who = f"selector '{self._dataflex_component_name()}' scoring at step {step}"
         assert isinstance(self.model, torch.nn.Module)
         with undisturbed(self.model), blaming(who):
             found = np.asarray(self.component.scores(model=self.model, step_id=step, context=context))
@@ -74,7 +74,7 @@ class ScoreTrainer(SelectTrainer):
         path = None
         if self.is_world_process_zero():
             path = Path(self.output_dir) / SCORES
-            weights = ScoringWeights.of(self.spec, self._checkpoint).about()
-            about = {"component": self._component_name(), "step": step, "weights": weights, **self.identity()}
+            weights = ScoringWeights.of(self.spec, self._dataflex_checkpoint).about()
+            about = {"component": self._dataflex_component_name(), "step": step, "weights": weights, **self.identity()}
             write_scores(path, scores_N, self.train_dataset, self.processing_class, about)
         raise ScoresWrittenError(path)

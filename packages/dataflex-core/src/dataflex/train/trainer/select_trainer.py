@@ -21,18 +21,21 @@ class SelectTrainer(PlannedTrainer):
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         super().__init__(*args, dataflex=dataflex, **kwargs)
-        self.check_component(most_rows=self._rows_of_an_update())
+        self.check_component(most_rows=self._dataflex_rows_of_an_update())
 
-    def _rows_of_an_update(self) -> int:
+    def _dataflex_rows_of_an_update(self) -> int:
         """Returns the most rows that an update asks for."""
-        return self.schedule.longest_update * self._global_batch_size
+        return self.schedule.longest_update * self._dataflex_global_batch_size
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
         """Returns the rows that the selector chose, checked."""
         selector = self.component
         if segment.update is None:
             # The warm-up of a run that was ended inside of it and is continued: the rows of its later part.
-            whole = count + (segment.start - self.schedule.segment_at(segment.start).start) * self._global_batch_size
+            whole = (
+                count
+                + (segment.start - self.schedule.segment_at(segment.start).start) * self._dataflex_global_batch_size
+            )
             answer = selector.warmup(whole, replacement=selector.replacement)[whole - count :]
         else:
             answer = selector.select(model=self.model, step_id=context.step, num_samples=count, context=context)

@@ -66,23 +66,23 @@ class WeightTrainer(NumberedTrainer):
         self.schedule = run_schedule(dataflex, self.args, self.train_dataset)
         if dataflex.steps(self.args.max_steps).total is not None:  # else the loop counts the epochs itself
             self.args.max_steps = self.schedule.total
-        self._active: WeightsSamples | None = None
-        self._inputs: Any = None
-        self._tokens: Any = None
-        self._counts = StepCounts(0, 0, 0)
-        self._batches: list[Any] = []
-        self._samples: list[Samples] = []
-        self._step_losses: StepLosses | None = None
-        self._checks, self._label_counts = StepChecks(), list[int]()
-        self._most: torch.Tensor | int = 0
-        self._loss_scale: float | None = None
+        self._dataflex_active: WeightsSamples | None = None
+        self._dataflex_inputs: Any = None
+        self._dataflex_tokens: Any = None
+        self._dataflex_counts = StepCounts(0, 0, 0)
+        self._dataflex_batches: list[Any] = []
+        self._dataflex_samples: list[Samples] = []
+        self._dataflex_step_losses: StepLosses | None = None
+        self._dataflex_checks, self._dataflex_label_counts = StepChecks(), list[int]()
+        self._dataflex_most: torch.Tensor | int = 0
+        self._dataflex_loss_scale: float | None = None
         self.sample_factors = torch.empty(0)
-        self._log, self._metrics = WeightLog(), dict[str, float]()
-        self._weighed = self._asked = self._without_logits = False
+        self._dataflex_log, self._dataflex_metrics = WeightLog(), dict[str, float]()
+        self._dataflex_weighed = self._dataflex_asked = self._dataflex_without_logits = False
         assert isinstance(self.model, torch.nn.Module)
         if isinstance(self.component, Weighter) and self.component.reads_hidden_states:
             require_hidden_states(self.model, f"the weighter '{self.component.name}'", compiled=self.args.torch_compile)
-        self._outputs = output_losses(
+        self._dataflex_outputs = output_losses(
             self.arguments.weight_logits,
             self.model,
             smoothed=self.label_smoother is not None and self.compute_loss_func is None,
@@ -90,7 +90,7 @@ class WeightTrainer(NumberedTrainer):
             fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
             measured=any(base.__module__.partition(".")[0] == "trl" for base in self.bases()),
         )
-        replace_loss(self, self._own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
+        replace_loss(self, self._dataflex_own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
         self.check_component()
 
     def identity(self) -> dict[str, Any]:
@@ -101,32 +101,36 @@ class WeightTrainer(NumberedTrainer):
         """Hands the micro-batch to the weighter's own ``training_step``."""
         self.next_micro_batch()
         use = self.state.global_step >= self.arguments.warmup_step
-        with not_exiting(self._who()):  # not blaming: what the model raises in there is not the weighter's fault
+        with not_exiting(
+            self._dataflex_who()
+        ):  # not blaming: what the model raises in there is not the weighter's fault
             loss = self.component.training_step(
                 self, model, inputs, num_items_in_batch=num_items_in_batch, use_weighter=use
             )
         if self.is_last_micro_batch:
-            self._checks.examine()  # the one read from the device, before the optimizer steps
+            self._dataflex_checks.examine()  # the one read from the device, before the optimizer steps
         return loss
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward as the trainer underneath does them; returns the detached loss."""
-        self._asked = False
+        self._dataflex_asked = False
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._require_seen(self._asked)  # also where nothing is weighed yet: not when the warm-up is over
+        self._dataflex_require_seen(
+            self._dataflex_asked
+        )  # also where nothing is weighed yet: not when the warm-up is over
         return loss
 
     @contextmanager
     def weighted_by(self, weighter: WeightsSamples) -> Iterator[None]:
         """Inside of it, :meth:`plain_training_step` weighs each sample's loss with ``weighter``."""
-        self._active, self._weighed = weighter, False
+        self._dataflex_active, self._dataflex_weighed = weighter, False
         try:
             yield
         finally:
-            self._active, self._inputs = None, None
-        self._require_seen(self._weighed)
+            self._dataflex_active, self._dataflex_inputs = None, None
+        self._dataflex_require_seen(self._dataflex_weighed)
 
-    def _require_seen(self, seen: bool) -> None:
+    def _dataflex_require_seen(self, seen: bool) -> None:
         if not seen:
             raise ConfigError(
                 f"{type(self.model).__name__} computes its loss without model.loss_function, or the trainer has a "
@@ -136,29 +140,31 @@ class WeightTrainer(NumberedTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the trainer underneath does, with the weighter's hand on the model's loss function."""
-        self._tokens = kwargs.get("num_items_in_batch")
+        self._dataflex_tokens = kwargs.get("num_items_in_batch")
         labels_BT = inputs.get("labels")
-        if self._active is not None:  # now, as the trainer underneath takes the labels out where it needs them itself
-            self._inputs = one_by_one(inputs, self.samples)
-        other_loss = self._active is None and self.compute_loss_func is not None
-        if self._outputs is None or labels_BT is None or other_loss or not model.training:
+        if (
+            self._dataflex_active is not None
+        ):  # now, as the trainer underneath takes the labels out where it needs them itself
+            self._dataflex_inputs = one_by_one(inputs, self.samples)
+        other_loss = self._dataflex_active is None and self.compute_loss_func is not None
+        if self._dataflex_outputs is None or labels_BT is None or other_loss or not model.training:
             found = super().compute_loss(model, inputs, *args, **kwargs)
         else:
-            positions_M, targets_M = label_positions(labels_BT, self._label_counts[self._micro_batch])
-            self._without_logits = True
+            positions_M, targets_M = label_positions(labels_BT, self._dataflex_label_counts[self._dataflex_micro_batch])
+            self._dataflex_without_logits = True
             try:
-                with self._outputs.at(positions_M, targets_M, labels_BT.numel()):
+                with self._dataflex_outputs.at(positions_M, targets_M, labels_BT.numel()):
                     found = super().compute_loss(model, inputs, *args, **kwargs)
             finally:
-                self._without_logits = False
+                self._dataflex_without_logits = False
         if self.is_last_micro_batch and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self._checks.examine()  # its backward pass makes the step
+            self._dataflex_checks.examine()  # its backward pass makes the step
         return found
 
     @property
     def samples(self) -> Samples:
         """What the samples of the present micro-batch are."""
-        return self._samples[self._micro_batch] if self._samples else ROWS
+        return self._dataflex_samples[self._dataflex_micro_batch] if self._dataflex_samples else ROWS
 
     @property
     def batch_rows(self) -> torch.Tensor:
@@ -180,7 +186,7 @@ class WeightTrainer(NumberedTrainer):
     @property
     def is_last_micro_batch(self) -> bool:
         """Whether the optimizer step follows the present micro-batch."""
-        return self._micro_batch == len(self._batches) - 1
+        return self._dataflex_micro_batch == len(self._dataflex_batches) - 1
 
     @property
     def loss_scale(self) -> float:
@@ -188,15 +194,17 @@ class WeightTrainer(NumberedTrainer):
 
         The ranks, over which gradients are averaged afterwards, and the scale of fp16.
         """
-        if self._loss_scale is None:  # it changes when the optimizer steps; to read it is to wait for the device
+        if (
+            self._dataflex_loss_scale is None
+        ):  # it changes when the optimizer steps; to read it is to wait for the device
             scaler = self.accelerator.scaler
-            self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        return self._loss_scale * int(self.accelerator.num_processes)
+            self._dataflex_loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        return self._dataflex_loss_scale * int(self.accelerator.num_processes)
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of the present step."""
-        return len(self._batches)
+        return len(self._dataflex_batches)
 
     @property
     def most_samples(self) -> int:
@@ -204,8 +212,8 @@ class WeightTrainer(NumberedTrainer):
 
         On several ranks it is read from the device when it is first asked for in a step.
         """
-        self._most = int(self._most)
-        return self._most
+        self._dataflex_most = int(self._dataflex_most)
+        return self._dataflex_most
 
     def step_losses(self) -> tuple[StepLosses, slice]:
         """Returns the losses of this rank's samples of the whole step, and where the present micro-batch's stand.
@@ -213,119 +221,124 @@ class WeightTrainer(NumberedTrainer):
         They are computed when the first micro-batch of a step asks, by a forward pass more over the step; every rank
         must ask then.
         """
-        if self._step_losses is None:
+        if self._dataflex_step_losses is None:
             assert isinstance(self.model, torch.nn.Module)
-            with nullcontext() if self._outputs is None else self._outputs.suspended():
-                parts = zip(self._batches, self._samples, self._step_rows, strict=True)
-                self._step_losses = step_losses(self.model, list(parts), self.accelerator)
-        return self._step_losses, self._step_losses.part(self._micro_batch)
+            with nullcontext() if self._dataflex_outputs is None else self._dataflex_outputs.suspended():
+                parts = zip(self._dataflex_batches, self._dataflex_samples, self._dataflex_step_rows, strict=True)
+                self._dataflex_step_losses = step_losses(self.model, list(parts), self.accelerator)
+        return self._dataflex_step_losses, self._dataflex_step_losses.part(self._dataflex_micro_batch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also counts the samples and labels of the step, over all micro-batches and ranks."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._batches, self._step_losses, self._loss_scale = batches, None, None
-        self._samples = samples_of_step(batches)
-        counts, self._most = torch.zeros(3, dtype=torch.int64, device=self.args.device), 0
+        self._dataflex_batches, self._dataflex_step_losses, self._dataflex_loss_scale = batches, None, None
+        self._dataflex_samples = samples_of_step(batches)
+        counts, self._dataflex_most = torch.zeros(3, dtype=torch.int64, device=self.args.device), 0
         predicted_labels = []  # of each micro-batch
-        for batch, samples in zip(batches, self._samples, strict=True):
+        for batch, samples in zip(batches, self._dataflex_samples, strict=True):
             found = counts.new_zeros(3)
             if "labels" in batch:
                 found = counted(batch["labels"], samples).to(counts.device)
-                self._most = max(self._most, samples.number(len(batch["labels"])))
+                self._dataflex_most = max(self._dataflex_most, samples.number(len(batch["labels"])))
             counts += found
             predicted_labels.append(found[2])
-        counts_needed = self._outputs is not None or self.compute_loss_func is not None
+        counts_needed = self._dataflex_outputs is not None or self.compute_loss_func is not None
         if counts_needed and batches:  # on the host, that is: one read for the whole step
-            self._label_counts = torch.stack(predicted_labels).tolist()
+            self._dataflex_label_counts = torch.stack(predicted_labels).tolist()
         if self.accelerator.num_processes > 1:
-            own = torch.cat([counts, torch.full_like(counts[:1], self._most)])
+            own = torch.cat([counts, torch.full_like(counts[:1], self._dataflex_most)])
             everyone = torch.as_tensor(self.accelerator.gather(own)).view(-1, 4)
-            counts, self._most = everyone[:, :3].sum(dim=0), everyone[:, 3].max()
-        self._counts = StepCounts(*counts)
+            counts, self._dataflex_most = everyone[:, :3].sum(dim=0), everyone[:, 3].max()
+        self._dataflex_counts = StepCounts(*counts)
         return batches, num_items
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the weights were to the line of the training loss."""
         if "loss" in logs:
             left_out = self.component.left_out if isinstance(self.component, Weighter) else 0
-            logs, self._metrics = logs | self._metrics | ({"dataflex/left_out": left_out} if left_out else {}), {}
+            logs, self._dataflex_metrics = (
+                logs | self._dataflex_metrics | ({"dataflex/left_out": left_out} if left_out else {}),
+                {},
+            )
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log:  # here, as every rank comes along
-            self._metrics = self._log.metrics(self.accelerator)
+            self._dataflex_metrics = self._dataflex_log.metrics(self.accelerator)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _require_rows_apart(self) -> None:
+    def _dataflex_require_rows_apart(self) -> None:
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._component()}", documents=True)
+        require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._dataflex_component()}", documents=True)
 
-    def _own_loss(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor | None:
+    def _dataflex_own_loss(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor | None:
         """Returns the loss of a micro-batch; None where it is the plain one of the logits."""
-        self._asked = True
-        if self._active is not None:
-            return self._weighted(logits, labels, token_loss)
-        if self._outputs is None:
+        self._dataflex_asked = True
+        if self._dataflex_active is not None:
+            return self._dataflex_weighted(logits, labels, token_loss)
+        if self._dataflex_outputs is None:
             return None
-        if not self._untouched(logits):
-            if self._without_logits:  # in the warm-up as well: not when it is over
-                raise self._touched()
+        if not self._dataflex_untouched(logits):
+            if self._dataflex_without_logits:  # in the warm-up as well: not when it is over
+                raise self._dataflex_touched()
             return None
-        tokens = predicted(labels).sum().clamp(min=1) if self._tokens is None else self._tokens
+        tokens = predicted(labels).sum().clamp(min=1) if self._dataflex_tokens is None else self._dataflex_tokens
         return torch.as_tensor(logits.sum() / tokens)
 
-    def _weighted(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor:
-        self._weighed, counted_by_loop = True, self._tokens is not None
+    def _dataflex_weighted(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor:
+        self._dataflex_weighed, counted_by_loop = True, self._dataflex_tokens is not None
         if isinstance(token_loss, DynamicFineTuning):
-            token_loss = DynamicFineTuning(self._label_counts[self._micro_batch])
+            token_loss = DynamicFineTuning(self._dataflex_label_counts[self._dataflex_micro_batch])
         by_tokens = self.arguments.weight_objective == "token"
-        scale = undone(loop_of(self, counted_by_loop, len(self._batches)))
-        objective = Objective(self._counts, counted_by_loop, by_tokens, scale)
-        seen = (self._watch, self.samples)
-        if self._outputs is None:
-            return weighted_loss(logits, labels, objective, self._weigh, token_loss, *seen)
-        if not self._untouched(logits):
-            raise self._touched()
+        scale = undone(loop_of(self, counted_by_loop, len(self._dataflex_batches)))
+        objective = Objective(self._dataflex_counts, counted_by_loop, by_tokens, scale)
+        seen = (self._dataflex_watch, self.samples)
+        if self._dataflex_outputs is None:
+            return weighted_loss(logits, labels, objective, self._dataflex_weigh, token_loss, *seen)
+        if not self._dataflex_untouched(logits):
+            raise self._dataflex_touched()
         assert isinstance(token_loss, CrossEntropy), "a smoothed loss needs the logits"
-        return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._weigh, token_loss, *seen)
+        return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._dataflex_weigh, token_loss, *seen)
 
-    def _watch(self, weights_S: torch.Tensor, factors_S: torch.Tensor, labelled_S: torch.Tensor) -> None:
-        self._log.add(weights_S, labelled_S)
+    def _dataflex_watch(self, weights_S: torch.Tensor, factors_S: torch.Tensor, labelled_S: torch.Tensor) -> None:
+        self._dataflex_log.add(weights_S, labelled_S)
         self.sample_factors = factors_S
 
-    def _weigh(self, losses_S: torch.Tensor) -> torch.Tensor:
-        assert self._active is not None
-        with blaming(self._who()):
-            scalar = self._active.get_weighted_loss(losses_S, ctx=self, model=self.model, inputs=self._inputs)
+    def _dataflex_weigh(self, losses_S: torch.Tensor) -> torch.Tensor:
+        assert self._dataflex_active is not None
+        with blaming(self._dataflex_who()):
+            scalar = self._dataflex_active.get_weighted_loss(
+                losses_S, ctx=self, model=self.model, inputs=self._dataflex_inputs
+            )
         if not isinstance(scalar, torch.Tensor) or scalar.numel() != 1:
             shape = tuple(scalar.shape) if isinstance(scalar, torch.Tensor) else type(scalar).__name__
-            raise ComponentError(f"{self._who()} returned {shape}; expected one number, as losses.mean() is")
+            raise ComponentError(f"{self._dataflex_who()} returned {shape}; expected one number, as losses.mean() is")
         if not scalar.requires_grad:
             raise ComponentError(
-                f"{self._who()} returned a number that does not depend on losses, so nothing can be learnt"
+                f"{self._dataflex_who()} returned a number that does not depend on losses, so nothing can be learnt"
             )
-        who, found, given_S = self._who(), scalar.detach().reshape(()), losses_S.detach()
-        self._checks.expect(
+        who, found, given_S = self._dataflex_who(), scalar.detach().reshape(()), losses_S.detach()
+        self._dataflex_checks.expect(
             found.isfinite(),
             lambda: ComponentError(f"{who} returned {found.item()}; the losses it was given: {given_S.tolist()}"),
         )
         return scalar.reshape(())
 
-    def _untouched(self, logits: torch.Tensor) -> bool:
+    def _dataflex_untouched(self, logits: torch.Tensor) -> bool:
         """Returns whether these are the losses that the output layer gave; of a copy, that is seen after the step."""
-        assert self._outputs is not None
-        found = self._outputs.unchanged(logits)
+        assert self._dataflex_outputs is not None
+        found = self._dataflex_outputs.unchanged(logits)
         if isinstance(found, torch.Tensor):
-            self._checks.expect(found, self._touched)
+            self._dataflex_checks.expect(found, self._dataflex_touched)
             return True
         return found
 
-    def _touched(self) -> ComponentError:
+    def _dataflex_touched(self) -> ComponentError:
         return ComponentError(
             f"{type(self.model).__name__} changes its logits behind the output layer, so they cannot be left out "
             "-> set weight_logits: full"
         )
 
-    def _who(self) -> str:
+    def _dataflex_who(self) -> str:
         name = self.spec.component.name if self.spec.component is not None else type(self.component).__name__
         return f"weighter '{name}' at step {self.state.global_step}"
