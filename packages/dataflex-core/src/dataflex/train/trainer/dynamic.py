@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -16,21 +15,18 @@ import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.core import stopping
-from dataflex.core.agreement import from_rank_0, on_every_rank
 from dataflex.core.component import Component
 from dataflex.core.construct import construct, constructor_parameters
-from dataflex.core.context import RunAhead, UpdateContext
-from dataflex.core.errors import ConfigError, blaming
+from dataflex.core.context import UpdateContext
+from dataflex.core.errors import blaming
 from dataflex.core.injected import SEED, TARGETS
 from dataflex.core.kinds import Kind
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule
 from dataflex.run.checkpoints import (
     PREFIX,
-    require_complete,
     require_writable,
 )
-from dataflex.run.config_file import RecordedRun, note_results, recorded_run, write_config
 from dataflex.run.files import CACHE
 from dataflex.run.identity import (
     TRAIN_DATASET,
@@ -38,32 +34,24 @@ from dataflex.run.identity import (
     identity_of_evaluation,
     identity_of_rows,
     identity_of_run,
-    require_same,
 )
-from dataflex.run.length import require_no_shorter, require_unfinished
 from dataflex.run.lock import locked_on_rank_0
-from dataflex.run.newest import newest_to_resume
-from dataflex.run.output_dir import require_unused
-from dataflex.run.record import RunRecord
-from dataflex.run.replaced import set_aside, set_later_aside
-from dataflex.run.results import Results
-from dataflex.run.state import load_state, require_savable, require_step
-from dataflex.scoring.session import undisturbed
+from dataflex.run.state import require_savable
 from dataflex.scoring.target_rows import whole_sets
 from dataflex.train.trainer.callback import ScheduleCallback
-from dataflex.train.trainer.cpu_ranks import allow_numbered_cpus
-from dataflex.train.trainer.engine import computes_before_training, require_engine, require_loader
+from dataflex.train.trainer.early_checks import EarlyChecks
+from dataflex.train.trainer.engine import require_engine, require_loader
 from dataflex.train.trainer.evaluation import evaluate_all
 from dataflex.train.trainer.given import by_name, first_rows, require_rows_apart, require_spec
 from dataflex.train.trainer.passes import PassKeeper
 from dataflex.train.trainer.prepared import SourcesApart
 from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
+from dataflex.train.trainer.run_folder import RunFolder
 from dataflex.train.trainer.saving import CheckpointWriter, without_secret_fields
 from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
 from dataflex.train.trainer.stopping import StepStop
 from dataflex.train.trainer.token_count import TokenCount
 from dataflex.train.trainer.upstream.relied_on import require_training
-from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -114,19 +102,15 @@ class DynamicTrainer(Base):
         super().__init__(**kwargs | {"train_dataset": self._dataflex_sources.shown})
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         self.spec = dataflex
-        self._dataflex_overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type)
         self.saving = CheckpointWriter(self)
         self._dataflex_stop = StepStop(self)
-        self._dataflex_run: str | None = None
+        overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
+        self._dataflex_folder = RunFolder(self, overwrites)
+        self._dataflex_early = EarlyChecks(self)
         self._dataflex_rows_evaluated: dict[str, int] = {}  # prefix of a metric -> rows
-        self._dataflex_recorded: RecordedRun | None = None  # in output_dir, when training was asked for
-        self._dataflex_ahead: RunAhead | None = None  # None before the component was asked whether it can do the run
-        self._dataflex_resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
-        self._dataflex_results = Results(self.output_dir)
-        self._dataflex_record = RunRecord(self.output_dir, writes=self.is_world_process_zero())
         self.component: Any = self._dataflex_constructed()
         self._dataflex_require_rows_apart()
         self.add_callback(ScheduleCallback(self))
@@ -140,40 +124,6 @@ class DynamicTrainer(Base):
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the trainer underneath's arguments by their names."""
         return by_name(self.bases(), args, kwargs)
-
-    def check_component(self, most_rows: int = 0) -> None:
-        """Has the component refuse what it could not do later. Called once by each trainer, when it is made.
-
-        Under an engine that shards the weights, most of it waits until training begins: before that no rank has a model
-        that computes.
-
-        Args:
-            most_rows: Most rows that an update asks for.
-
-        Raises:
-            DataflexError: On every rank, before the first step.
-        """
-        self._dataflex_ahead = RunAhead(self.schedule.updates, self.schedule.total, most_rows)
-        if isinstance(self.component, Component):
-            self._dataflex_check_state()
-            if computes_before_training(self.accelerator.distributed_type):
-                on_every_rank(self.accelerator, self._dataflex_check_run)
-
-    def _dataflex_check_state(self) -> None:
-        """Refuses a component whose state a checkpoint could not hold, where there are to be some. Collective."""
-        if self.args.save_strategy != "no":
-            from_rank_0(self.accelerator, lambda: bool(self._dataflex_component_state()))
-
-    def _dataflex_check_run(self) -> None:
-        assert isinstance(self.model, torch.nn.Module)
-        assert self._dataflex_ahead is not None
-        with undisturbed(self.model), blaming(self._dataflex_component()):
-            self.component.check_run(self.model, self._dataflex_ahead)
-
-    def _dataflex_check_optimizer(self) -> None:
-        assert isinstance(self.model, torch.nn.Module)
-        with undisturbed(self.model), blaming(self._dataflex_component()):
-            self.component.check_optimizer(self.model, self.optimizer)
 
     @property
     def arguments(self) -> DataflexArguments:
@@ -193,8 +143,8 @@ class DynamicTrainer(Base):
     @property
     def run_id(self) -> str:
         """The run that a checkpoint is written by: made when it begins, kept when it is resumed, known in training."""
-        assert self._dataflex_run is not None, "a checkpoint is written while training"
-        return self._dataflex_run
+        assert self._dataflex_folder.id is not None, "a checkpoint is written while training"
+        return self._dataflex_folder.id
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts.
@@ -207,49 +157,10 @@ class DynamicTrainer(Base):
             StoppedError: SIGTERM came, and the command line runs this process; see :mod:`dataflex.core.stopping`.
         """
         with locked_on_rank_0(self.output_dir, self.accelerator):
-            needed, own = resume_from_checkpoint is True, self._dataflex_run
-            self._dataflex_recorded, self._dataflex_run = from_rank_0(
-                self.accelerator, lambda: (self._dataflex_run_there(needed), secrets.token_hex(8))
-            )
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = newest_to_resume(self.output_dir, self._dataflex_recorded)
-            self._dataflex_resumed = None
-            if resume_from_checkpoint:
-                self._dataflex_resume(str(resume_from_checkpoint))
-            elif not self._dataflex_overwrites:
-                from_rank_0(self.accelerator, lambda: self._dataflex_require_unused(own))
+            resume_from_checkpoint = self._dataflex_folder.enter(resume_from_checkpoint)
             # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
             with nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught():
                 return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _dataflex_run_there(self, needed: bool) -> RecordedRun | None:
-        """Returns the run that is recorded in the output folder; where it is not needed, the record may be damaged."""
-        try:
-            return recorded_run(self.output_dir)
-        except ConfigError:
-            if needed:
-                raise
-            return None
-
-    def _dataflex_require_unused(self, own: str | None) -> None:
-        """Refuses to write over another run than the one that this trainer has trained before."""
-        if self._dataflex_recorded is None or self._dataflex_recorded.id != own:
-            require_unused(self.spec, self.output_dir, self._dataflex_recorded)
-
-    def _dataflex_resume(self, folder: str) -> None:
-        require_complete(folder)
-        state = load_state(folder)
-        require_step(state, folder)
-        require_same(state["identity"], self._dataflex_identity, folder)
-        if state.get("save_only_model"):
-            logger.warning(
-                "%s was saved with save_only_model: true, without optimizer, scheduler and random states: what follows "
-                "is not the run that was never stopped",
-                folder,
-            )
-        self._dataflex_run, self._dataflex_resumed = state["run"], (folder, int(state["total_steps"]))
-        self.restore(state)
-        allow_numbered_cpus()
 
     def keep_batch_size(self) -> None:
         """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
@@ -269,45 +180,20 @@ class DynamicTrainer(Base):
             CheckpointError: The checkpoint is of a longer run.
         """
         self.keep_batch_size()
-        if isinstance(self.component, Component):
-            if not computes_before_training(self.accelerator.distributed_type):
-                on_every_rank(self.accelerator, self._dataflex_check_run)
-            on_every_rank(self.accelerator, self._dataflex_check_optimizer)
-        done, total = self.state.global_step, self.state.max_steps
-        if self._dataflex_resumed is not None:
-            if not vars(self.args).get("overwrite_output_dir"):  # transformers 5 has no such field, LLaMA-Factory has
-                require_unfinished(self._dataflex_recorded, self.run_id, total, self.output_dir)
-            folder, before = self._dataflex_resumed
-            require_no_shorter(before, total, done, folder)
-        from_rank_0(self.accelerator, self._dataflex_open_record)
-
-    def _dataflex_open_record(self) -> None:
-        set_aside(self.output_dir, self._dataflex_recorded, self.run_id, anew=self._dataflex_resumed is None)
-        set_later_aside(self.output_dir, self.run_id, self.state.global_step)
-        self._dataflex_record.begin(self.state.global_step)
-        write_config(self.spec, self.output_dir, self.run_id)
-        if self.args.save_strategy != "no":  # what a checkpoint needs: now, not when hours of training wait to be saved
-            self._dataflex_component_state()
-            _ = self._dataflex_identity
+        self._dataflex_early.begin()
+        self._dataflex_folder.begin()
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as the trainer underneath does."""
         if output_dir is None or Path(output_dir).absolute() == Path(self.output_dir).absolute():
-            self._dataflex_results.begin()
+            self._dataflex_folder.results.begin()
         super().save_model(output_dir, *args, **kwargs)
 
     def save_state(self) -> None:
         """Saves the trainer's state as the trainer underneath does: the last thing that a run does."""
-        self._dataflex_results.begin()
+        self._dataflex_folder.results.begin()
         super().save_state()
-        if self.is_world_process_zero() and self._dataflex_run is not None:
-            done = self.state.global_step >= self.state.max_steps  # else a signal or a callback has stopped it
-            note_results(
-                self.output_dir,
-                self._dataflex_run,
-                self.state.global_step if done else None,
-                self._dataflex_results.end(),
-            )
+        self._dataflex_folder.end()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
@@ -355,7 +241,8 @@ class DynamicTrainer(Base):
         }
 
     @cached_property
-    def _dataflex_identity(self) -> dict[str, Any]:
+    def own_identity(self) -> dict[str, Any]:
+        """What :meth:`identity` returned the first time."""
         return self.identity()
 
     def dynamic_state(self) -> dict[str, Any]:
@@ -364,18 +251,18 @@ class DynamicTrainer(Base):
             "run": self.run_id,
             "step": self.state.global_step,
             "total_steps": self.state.max_steps,
-            "identity": self._dataflex_identity,
-            "component": self._dataflex_component_state(),
+            "identity": self.own_identity,
+            "component": self.component_state(),
             "left_out": self.component.left_out if isinstance(self.component, Component) else 0,
             "save_only_model": self.args.save_only_model,
         }
 
-    def _dataflex_component_state(self) -> dict[str, Any]:
+    def component_state(self) -> dict[str, Any]:
         """Returns the component's state, after a look at whether a checkpoint can hold it and give it back."""
         wanted = self.spec.component
         if wanted is None or not isinstance(self.component, Component):
             return {}
-        who = self._dataflex_component()
+        who = self.component_in_words()
         with blaming(who):
             state = self.component.state_dict()
             require_savable(state, who)
@@ -384,7 +271,7 @@ class DynamicTrainer(Base):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
         if isinstance(self.component, Component):
-            with blaming(self._dataflex_component()):
+            with blaming(self.component_in_words()):
                 self.component.load_state_dict(state["component"])
             self.component.left_out = state["left_out"]
 
@@ -429,11 +316,11 @@ class DynamicTrainer(Base):
             runtime[key] = whole_sets(runtime[key])
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
-            with blaming(self._dataflex_component()):
+            with blaming(self.component_in_words()):
                 component.bind(wanted.preset, wanted.params.get(SEED, self.seed), self.output_dir)
         return component
 
-    def _dataflex_component(self) -> str:
+    def component_in_words(self) -> str:
         """Returns kind and name of the component, for messages."""
         wanted = self.spec.component
         return "the component" if wanted is None else f"{wanted.kind.name} '{wanted.preset}'"
@@ -441,7 +328,7 @@ class DynamicTrainer(Base):
     def _dataflex_require_rows_apart(self) -> None:
         """Tries the collator where the component looks at single rows of a batch."""
         if isinstance(self.component, Component) and self.component.reads_batches:
-            require_rows_apart(self.data_collator, first_rows(self.train_dataset), f"the {self._dataflex_component()}")
+            require_rows_apart(self.data_collator, first_rows(self.train_dataset), f"the {self.component_in_words()}")
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepares each source of a mixture by itself, where the trainer underneath prepares datasets."""

@@ -71,18 +71,18 @@ class MixTrainer(PlannedTrainer):
         super().__init__(dataflex=dataflex, **kwargs)
         if self.component is not None:
             assert isinstance(self.model, torch.nn.Module)
-            with blaming(self._dataflex_component()):
+            with blaming(self.component_in_words()):
                 self.component.prepare(self.model)
         self._dataflex_domain_losses: DomainLosses | None = None
         self._dataflex_objective: DomainObjective | None = None
-        with blaming(self._dataflex_component()):
+        with blaming(self.component_in_words()):
             observes = self.component is not None and self.component.observes
         if observes:
             require_one_model(self.args, f"the mixer '{self._dataflex_component_name()}'")
             self._dataflex_domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
             self._dataflex_objective = self._dataflex_weighted_objective(self._dataflex_domain_losses)
             self.add_callback(_AfterEachStep(self))
-        self.check_component()
+        self._dataflex_early.made(most_rows=0)
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
         """Asks the mixer at an update, and plans rows in the proportions that hold then."""
@@ -179,7 +179,7 @@ class MixTrainer(PlannedTrainer):
             yield batch
 
     def _dataflex_weighted_objective(self, losses: DomainLosses) -> DomainObjective | None:
-        with blaming(self._dataflex_component()):
+        with blaming(self.component_in_words()):
             weighs = self.component.weighs
         if not weighs:
             return None
@@ -206,7 +206,7 @@ class MixTrainer(PlannedTrainer):
         super()._dataflex_require_rows_apart()
         if self.component is not None and self.component.observes:
             collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-            require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._dataflex_component()}")
+            require_rows_apart(collate, first_rows(self.train_dataset), f"the {self.component_in_words()}")
 
     def _dataflex_injectable(self) -> dict[str, Any]:
         runtime, held_out = super()._dataflex_injectable(), self._dataflex_held_out

@@ -102,7 +102,7 @@ class PlannedTrainer(DynamicTrainer):
 
     def begin_record(self) -> None:
         """Also forgets the rows of an earlier training by the same trainer."""
-        if self._dataflex_resumed is None:
+        if self._dataflex_folder.begins_anew:
             self._dataflex_segment, self._dataflex_more_updates = None, 0
         super().begin_record()
 
@@ -167,10 +167,10 @@ class PlannedTrainer(DynamicTrainer):
         digest = decision_hash(plan.rows)
         require_agreement(digest, self.accelerator, who)
         if segment.update is not None and not self._dataflex_state_checked:  # what it keeps may be there from now on
-            self._dataflex_check_state()
+            self._dataflex_early.state()
             self._dataflex_state_checked = True
         self._dataflex_segment, self._dataflex_rows, self._dataflex_more_updates = segment, plan.rows, more
-        self._dataflex_record.segment(segment.start, plan.rows, plan.scores)
+        self._dataflex_folder.record.segment(segment.start, plan.rows, plan.scores)
         if segment.update is not None:
             line = {
                 "step": segment.start,
@@ -192,7 +192,7 @@ class PlannedTrainer(DynamicTrainer):
 
     def _dataflex_report(self, line: dict[str, Any], news: str) -> None:
         """Tells the trace, the metrics and the reader about an update."""
-        self._dataflex_record.update(line)
+        self._dataflex_folder.record.update(line)
         metrics = {"dataflex/update": line["update"], "dataflex/seconds": line["seconds"]}
         metrics |= {f"dataflex/score_{key}": value for key, value in line.get("scores", {}).items()}
         metrics |= {f"dataflex/proportion/{name}": share for name, share in line.get("proportions", {}).items()}

@@ -21,7 +21,7 @@ class SelectTrainer(PlannedTrainer):
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         super().__init__(*args, dataflex=dataflex, **kwargs)
-        self.check_component(most_rows=self._dataflex_rows_of_an_update())
+        self._dataflex_early.made(self._dataflex_rows_of_an_update())
 
     def _dataflex_rows_of_an_update(self) -> int:
         """Returns the most rows that an update asks for."""

@@ -91,7 +91,7 @@ class WeightTrainer(NumberedTrainer):
             measured=any(base.__module__.partition(".")[0] == "trl" for base in self.bases()),
         )
         replace_loss(self, self._dataflex_own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
-        self.check_component()
+        self._dataflex_early.made(most_rows=0)
 
     def identity(self) -> dict[str, Any]:
         """Adds the steps without weights."""
@@ -269,7 +269,7 @@ class WeightTrainer(NumberedTrainer):
 
     def _dataflex_require_rows_apart(self) -> None:
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        require_rows_apart(collate, first_rows(self.train_dataset), f"the {self._dataflex_component()}", documents=True)
+        require_rows_apart(collate, first_rows(self.train_dataset), f"the {self.component_in_words()}", documents=True)
 
     def _dataflex_own_loss(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor | None:
         """Returns the loss of a micro-batch; None where it is the plain one of the logits."""
