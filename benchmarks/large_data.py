@@ -85,7 +85,7 @@ def without_model() -> Iterator[None]:
     def scoring(self: Any, model: Any) -> Iterator[Callable[[Any], Any]]:
         yield lambda rows: generator.random((len(rows), len(self._targets)), np.float32)
 
-    def embed(self: Any, model: Any, dataset: Any, rows: Any, desc: str) -> Any:
+    def embed(self: Any, model: Any, dataset: Any, rows: Any, desc: str, everywhere: bool = True) -> Any:
         vectors = generator.standard_normal((len(rows), WIDTH), np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -5,8 +5,10 @@ Letters: N rows.
 
 from __future__ import annotations
 
+import importlib
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.context import RunAhead, UpdateContext
-from dataflex.core.kinds import SELECTOR
+from dataflex.core.kinds import MIXER, SELECTOR
 from dataflex.core.registry import find
 from dataflex.data.digest import rows_digest
 from dataflex.data.order import RowOrder
 from dataflex.data.rows import MixedSources, PlannedRows
 from dataflex.run import scores as scores_file
-from dataflex.run.row_values import values_digest
+from dataflex.run.row_file import values_digest
 from dataflex.scoring.columns import first_labelled_rows, labelled_rows, number_column
 from dataflex.scoring.fingerprint import dataset_digest
 from dataflex.scoring.lengths import row_lengths
@@ -313,3 +315,16 @@ def test_a_file_of_scores_is_written_a_group_of_rows_at_a_time(tmp_path, monkeyp
     one, many = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "many"))
     assert one.equals(many, check_metadata=True)
     assert values_digest(many.column("score").to_numpy()) == values_digest(scores)
+
+
+@pytest.mark.parametrize("kind", [SELECTOR, MIXER], ids=lambda kind: kind.name)
+def test_the_benchmark_walks_every_installed_component(kind, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    large_data = importlib.import_module("benchmarks.large_data")
+    with large_data.without_model():
+        rows = large_data.rows_on_disk(tmp_path, 300)
+        np.save(tmp_path / "scores.npy", np.arange(300.0))
+        monkeypatch.setitem(large_data.PARAMS, "scores", {"file": str(tmp_path / "scores.npy")})
+        given = large_data.runtime(rows, tmp_path)
+        refused = {name for name in installed(kind) if large_data.walked(kind, name, {}, given, 16).startswith("-")}
+    assert refused <= {"doremi"}  # it needs a reference model

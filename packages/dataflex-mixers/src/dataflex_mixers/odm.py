@@ -25,6 +25,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.errors import CheckpointError
 from dataflex.core.parameter_checks import between, one_of, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
@@ -193,7 +194,16 @@ class OdmMixer(Mixer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: It is of an earlier version, which counted updates.
+        """
+        if "step" not in state:
+            raise CheckpointError(
+                "the mixer 'odm' of this checkpoint counted updates, and it counts steps now -> start the run anew, or "
+                "go on with the version that wrote it"
+            )
         self.step = None if state["step"] is None else int(state["step"])
         self.rewards_K = np.array(state[self._rewards_key], dtype=np.float64)
         self.reference_K = np.array(state["reference"], dtype=np.float64)

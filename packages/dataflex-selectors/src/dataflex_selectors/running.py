@@ -70,9 +70,9 @@ class RunningScores:
         return {"rows": self._rows_S, "rates": self._rates_SJ, "sums": self._sums_SJ}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
-        self._rows_S = np.array(state["rows"], dtype=np.int64)
+        """Restores what :meth:`state_dict` returned; that of an earlier version had sums of all rows."""
         self._rates_SJ, self._sums_SJ = np.array(state["rates"]), np.array(state["sums"])
+        self._rows_S = np.array(state.get("rows", range(len(self._rates_SJ))), dtype=np.int64)
 
     def _places(self, pool_P: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns where the rows stand among those that have sums, after making room for the new ones: (P,)."""

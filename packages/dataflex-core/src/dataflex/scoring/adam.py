@@ -123,7 +123,9 @@ def require_adam(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
         return
     inner = layers[-1]
     adam = all({"betas", "eps"} <= group.keys() for group in inner.param_groups)
-    if not adam or type(inner).__module__.partition(".")[0] == _OTHER_FORM:
+    if isinstance(inner, torch.optim.Adamax):  # the largest gradient in place of the second moment
+        adam = False
+    if not adam or type(inner).__module__.partition(".")[0] in _OTHER_FORM:
         kept = "keeps its state in a form of its own" if adam else "keeps no Adam moments (exp_avg, exp_avg_sq)"
         raise ComponentError(
             f"the optimizer {type(inner).__name__} {kept} -> gradient_type: sgd, or optim: adamw_torch"
@@ -135,7 +137,8 @@ def require_adam(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
     read_moments(optimizer, routes)
 
 
-_OTHER_FORM = "bitsandbytes"  # state1 and state2, in blocks of 8 bits or not, for each of its optimizers
+_OTHER_FORM = ("bitsandbytes", "schedulefree")
+"""Packages whose optimizers keep something else: state1 and state2, in blocks of 8 bits or not; averages of weights."""
 
 
 def _moments(route: Route, optimizer: torch.optim.Optimizer, entry: dict[str, Any], group: Group) -> Moments:

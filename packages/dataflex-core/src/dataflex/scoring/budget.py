@@ -35,14 +35,15 @@ _MEMORY_SHARE = 8  # training's weights, moments and cached blocks have the rest
 _limits: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, int]] = weakref.WeakKeyDictionary()
 
 
-def default_token_budget(model: torch.nn.Module, *, gradients: bool = False) -> int:
-    """Returns the token budget for the device that holds ``model``.
+def default_token_budget(model: torch.nn.Module, *, gradients: bool = False, device: torch.device | None = None) -> int:
+    """Returns the token budget for the device that computes.
 
     Args:
         model: The model.
+        device: Where it computes, which is not where offloaded weights lie; None for where its first parameter is.
         gradients: Whether the pass goes back through the model, and so keeps the activations of all layers.
     """
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device if device is None else device
     if device.type in ("cpu", "meta"):
         return CPU_GRADIENT_TOKENS if gradients else CPU_TOKENS
     vocabulary = max((m.config.get_text_config().vocab_size for m in pretrained_models(model)), default=0)
@@ -54,10 +55,18 @@ def default_token_budget(model: torch.nn.Module, *, gradients: bool = False) -> 
 
 
 def _activation_bytes(model: torch.nn.Module) -> int:
-    """Returns about how much a backward pass keeps of one token: what each linear layer is given, and what it gives."""
-    outputs = output_embeddings(pretrained_models(model))
+    """Returns about how much a backward pass keeps of one token: what each linear layer is given, and what it gives.
+
+    A quantised weight has a byte or less for a number, and the activations around it two. Experts that are stacked in
+    one (E, in, out) are no linear layers; a token goes through a few of them.
+    """
+    models = pretrained_models(model)
+    outputs = output_embeddings(models)
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not outputs]
-    return sum((m.in_features + m.out_features) * m.weight.element_size() for m in layers)
+    found = sum((m.in_features + m.out_features) * max(2, m.weight.element_size()) for m in layers)
+    each = max((int(m.config.to_dict().get("num_experts_per_tok") or 1) for m in models), default=1)
+    stacked = [p for m in models for p in m.parameters() if p.ndim == 3]
+    return found + each * sum(sum(p.shape[1:]) * max(2, p.element_size()) for p in stacked)
 
 
 def device_memory(device: torch.device) -> int:

@@ -173,9 +173,11 @@ class RowPass:
         rank, world_size = 0, 1
         if self.accelerator is not None:
             rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        # Weights that are offloaded lie elsewhere between two forwards.
+        device = next(model.parameters()).device if self.accelerator is None else self.accelerator.device
         rows = self.rows()
         lengths = row_lengths(self.dataset, rows if self.indices is not None else None)
-        default = self.token_budget or default_token_budget(model, gradients=self.gradients)
+        default = self.token_budget or default_token_budget(model, gradients=self.gradients, device=device)
         budget = agreed_budget(default, self.accelerator)
         # What one rank has learnt holds for all, so that a row has the same company on whichever rank it is.
         limit = agreed_budget(learned_limit(model, self.gradients) or _UNLIMITED, self.accelerator)
@@ -183,11 +185,11 @@ class RowPass:
         if done is not None:
             planned = [batch for batch in planned if not done[batch].all()]
         batches = shard_batches(planned, rank, world_size)
-        load = self._loader(rows, next(model.parameters()).device)
+        load = self._loader(rows, device)
         hidden = not self.progress or rank != 0
         total = sum(len(batch.rows) for batch in batches)
         with hf_logging.tqdm(desc=self.desc, total=total, unit="row", disable=True if hidden else None) as bar:
-            memory = _Memory(model, self.gradients, limit, splittable=not is_sharded(self.accelerator))
+            memory = _Memory(model, self.gradients, limit, not is_sharded(self.accelerator), device)
             for batch, result in _within_memory(lambda places: score(load(places)), batches, lengths, memory):
                 yield batch, result
                 bar.update(len(batch.rows))
@@ -195,9 +197,6 @@ class RowPass:
                     raise StoppedError("stopped by SIGTERM while scoring -> the same command goes on")
 
     def _loader(self, rows: NDArray[np.int64], device: torch.device) -> Callable[[NDArray[np.int64]], RowBatch]:
-        if self.accelerator is not None:
-            device = self.accelerator.device  # weights that are offloaded lie elsewhere between two forwards
-
         def load(places: NDArray[np.int64]) -> RowBatch:
             # Collators change the rows they are given (LLaMA-Factory's pops keys); a dataset in memory hands out its
             # own.
@@ -263,12 +262,13 @@ class _Memory:
     gradients: bool
     limit: int
     splittable: bool
+    device: torch.device
 
     def exceeded(self, tokens: int) -> None:
         """Halves the limit after a batch of so many tokens, for this pass and the later ones of the process."""
         self.limit = tokens // 2
         learn_limit(self.model, self.gradients, max(1, self.limit))
-        release_memory(next(self.model.parameters()).device)
+        release_memory(self.device)
         logger.warning(
             "out of memory while scoring %d tokens at once; going on with at most %d, in later passes too",
             tokens,

@@ -64,7 +64,7 @@ def try_gradients(
         ComponentError: A trainable parameter has no exact per-sample gradient, or a gradient is not finite.
     """
     model = without_replicas(model)
-    rows = RowPass(dataset, collator, indices=trial_rows(dataset), progress=False)
+    rows = RowPass(dataset, collator, indices=trial_rows(dataset), progress=False, gradients=True)
     # Its dimensions are random, and a trial looks at no direction: any seed does.
     with autocast(accelerator), per_sample_gradients(model, None, factor_dim, 0) as gradients:
 
