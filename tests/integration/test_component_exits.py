@@ -23,7 +23,7 @@ from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.plugins import load_plugin_files, plugin_manager
-from dataflex.integrations.llamafactory import _needs_sources
+from dataflex.integrations.sources import _weighter_needs_sources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
@@ -102,7 +102,7 @@ def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any) -> None:
     )
     spec = RunSpec(keys, ComponentSpec(kind, "ends", "ends"))
     if kind is WEIGHTER:
-        _needs_sources(spec, SimpleNamespace(dataset=["a"], mix_strategy="concat"))
+        _weighter_needs_sources(spec, SimpleNamespace(dataset=["a"], mix_strategy="concat"))
     rows: Any = TokenRows(16, lengths=8)
     if kind is MIXER:
         rows = {"a": TokenRows(8, lengths=8), "b": TokenRows(8, lengths=8, seed=1)}

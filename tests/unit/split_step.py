@@ -184,6 +184,7 @@ def weighted_step(
             ComponentSpec(WEIGHTER, name, name, {}),
             {"use_dft_loss": dft},
         ),
+        overwrite_output_dir=True,
     )
     found = trained(trainer, counted, accelerator)
     total = torch.from_numpy(factors)
@@ -211,5 +212,6 @@ def mixed_step(
             ComponentSpec(MIXER, "weighs_sources", "weighs_sources", {"weights": list(weights)}),
             {"use_dft_loss": dft},
         ),
+        overwrite_output_dir=True,
     )  # fmt: skip
     return trained(trainer, counted, accelerator)

@@ -15,7 +15,7 @@ from dataflex.config.check import check
 from dataflex.config.components import resolve
 from dataflex.config.components_file import packaged_components
 from dataflex.core import registry
-from dataflex.core.errors import ComponentConflictError, InvalidConfigError, UnknownComponentError
+from dataflex.core.errors import ComponentConflictError, ComponentError, InvalidConfigError, UnknownComponentError
 from dataflex.core.kinds import MIXER, SELECTOR
 from dataflex.run.config_file import write_config
 from dataflex.run.identity import identity_of_run
@@ -45,9 +45,10 @@ def workspace(tmp_path, monkeypatch):
     """A working directory with a dataset, and caches of this test alone."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text('{"a": {"file_name": "a.json"}, "b": {"file_name": "a.json"}}')
-    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "output": "y"}] * 8))
+    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "input": "", "output": "y"}] * 8))
     packaged_components.cache_clear()
     yield
     packaged_components.cache_clear()
@@ -90,14 +91,13 @@ def problems(tmp_path, **keys):
     ("text", "said"),
     [
         ("x = 1\nraise ValueError('bad luck')\n", ["line 2", "ValueError: bad luck"]),
-        ("import sys\nsys.exit(0)\n", ["line 2", "SystemExit"]),
         ("import not_there_at_all\n", ["line 1", "not_there_at_all"]),
         ("def f(:\n", ["line 1", "SyntaxError"]),
         (PLUGIN.format(name="less", cls="Less"), ["Less in ", "the name of a component of dataflex-selectors"]),
         ("from dataflex.core.registry import register_mixer as r\nfor n in ['odm']:\n    r(n)(type('M', (), {}))\n",
          ["mixer 'odm'", "M in ", "rename it"]),
     ],
-    ids=["raises", "leaves", "imports nothing", "no Python", "official name", "official name of another kind"],
+    ids=["raises", "imports nothing", "no Python", "official name", "official name of another kind"],
 )  # fmt: skip
 @pytest.mark.parametrize("train_type", ["dynamic_select", "static"])
 def test_a_plugin_file_that_train_would_fail_on_is_a_problem_for_validate(tmp_path, train_type, text, said):
@@ -132,7 +132,6 @@ def test_the_ranges_of_a_plugin_files_component_are_checked(tmp_path):
     ("text", "said"),
     [
         ("raise ValueError('bad luck')", "cannot be loaded from pack_bad:Mine: ValueError: bad luck"),
-        ("raise SystemExit(0)", "cannot be loaded from pack_bad:Mine: SystemExit"),
         ("class Mine: pass", "is not a Selector"),
     ],
 )
@@ -142,6 +141,16 @@ def test_a_package_that_train_would_fail_on_is_a_problem_only_for_who_names_it(t
     (found,) = problems(tmp_path, component_name="mine")
     assert found.startswith("component_name: ")
     assert said in found
+
+
+def test_a_plugin_that_ends_the_process_ends_validate_with_its_name_and_not_as_a_success(tmp_path, installed):
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    for _ in range(2):  # the second time too
+        with pytest.raises(ComponentError, match=r"plugin file .*leaves\.py, line 2 raised SystemExit: 0 -> raise an"):
+            problems(tmp_path, plugins=["leaves.py"])
+    installed(pack_bad=("mine", "raise SystemExit(0)"))
+    with pytest.raises(ComponentError, match="selector 'mine' of the package pack-bad, imported from pack_bad:Mine"):
+        problems(tmp_path, component_name="mine")
 
 
 def test_a_package_that_has_taken_an_official_name_is_named_even_where_the_official_one_is_not_there(

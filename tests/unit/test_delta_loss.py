@@ -176,7 +176,7 @@ def test_rows_without_labels_are_never_drawn_and_too_few_others_are_an_error(row
     dataset = [row | {"labels": [-100] * len(row["labels"])} if i < 20 else row for i, row in enumerate(rows)]
     selector = build(dataset)
     assert sorted(pick(selector, 20, 0, models[0])) == sorted(pick(selector, 20, 1, models[1])) == list(range(20, 40))
-    message = r"21 rows are wanted, but only 20 of 40 have a label .* -> .*replacement: true, or .*update_step"
+    message = r"21 rows are wanted, but only 20 of 40 have a label .* -> .*replacement: true, or a shorter stretch"
     with pytest.raises(ComponentError, match=message):
         pick(build(dataset), 21, 3, models[0])
     with pytest.raises(ComponentError, match="only 0 of 20 have a label"):

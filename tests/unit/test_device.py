@@ -230,8 +230,8 @@ def test_weights_are_computed_where_the_losses_are(tmp_path, name, params):
             train_dataset=MixedSources(rows),
             arguments=SimpleNamespace(warmup_step=0),
             state=SimpleNamespace(global_step=0, max_steps=2),
-            _tables={},
-            _ends=None,
+            _dataflex_tables={},
+            _dataflex_ends=None,
         )
         for method in ("of_batch", "of_sources", "sources_of", "_dataflex_on_device"):
             setattr(context, method, getattr(WeightTrainer, method).__get__(context))

@@ -181,6 +181,8 @@ def test_a_model_without_hidden_states_is_refused_when_the_trainer_is_made(name,
 
 
 def test_a_reference_model_that_cannot_be_loaded_is_refused_when_the_trainer_is_made(tmp_path):
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere" / "config.json").write_text("{}")
     with pytest.raises(ComponentError, match=r"reference_model: .*nowhere cannot be loaded"):
         made(SELECTOR, "rho_loss", tmp_path, params={"reference_model": str(tmp_path / "nowhere")})
 

@@ -195,7 +195,7 @@ def test_the_choice_does_not_depend_on_the_seed_and_draws_nothing(pool, target):
 def test_rows_without_labels_are_never_taken_and_too_few_others_are_an_error(pool, target):
     dataset = [row | {"labels": [-100] * len(row["labels"])} if i < 40 else row for i, row in enumerate(pool)]
     assert sorted(pick(build(dataset, target), 20)) == list(range(40, 60))
-    message = r"21 rows are wanted, but only 20 of 60 have a label .* -> .*update_step"
+    message = r"21 rows are wanted, but only 20 of 60 have a label .* -> .*a shorter stretch"
     with pytest.raises(ComponentError, match=message):
         pick(build(dataset, target), 21, 3)
 

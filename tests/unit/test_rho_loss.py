@@ -226,7 +226,7 @@ def test_rows_without_a_label_or_an_irreducible_loss_are_never_taken(rows, model
     for factor in (1, 1.2, None):  # further candidates take the place of those without a label
         selector = build(dataset, file=str(tmp_path / "il.npy"), pool_factor=factor)
         assert sorted(pick(selector, 20, 0, model)) == list(range(20, 40))
-        message = r"21 rows are wanted, but only 20 of 40 have .*irreducible loss -> .*update_step"
+        message = r"21 rows are wanted, but only 20 of 40 have .*irreducible loss -> .*a shorter stretch"
         with pytest.raises(ComponentError, match=message):
             pick(selector, 21, 3, model)
 

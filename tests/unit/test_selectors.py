@@ -180,7 +180,7 @@ def test_loss_never_picks_a_row_without_labels(model, rows):
 
 def test_loss_says_when_too_few_rows_have_labels(model, rows):
     dataset = [{**row, "labels": [-100] * len(row["labels"])} if i < 10 else row for i, row in enumerate(rows)]
-    message = r"21 rows are wanted, but only 20 of 30 have a label .* -> .*replacement: true, or .*update_step"
+    message = r"21 rows are wanted, but only 20 of 30 have a label .* -> .*replacement: true, or a shorter stretch"
     with pytest.raises(ComponentError, match=message):
         pick(build(LossSelector, dataset), 21, 3, model)
     with pytest.raises(ComponentError, match="only 0 of 10 have a label"):

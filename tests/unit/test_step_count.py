@@ -68,6 +68,7 @@ def trained(spec, folder, keys):
         train_dataset=TokenRows(2 * ROWS, lengths=6) if train_type == "dynamic_select" else rows,
         data_collator=pad_collate,
         dataflex=spec,
+        overwrite_output_dir=True,
     )
 
 

@@ -149,7 +149,7 @@ class Points:
 
     moves = False
 
-    def embed(self, model, dataset, rows, desc):
+    def embed(self, model, dataset, rows, desc, everywhere=True):
         vectors = np.array([dataset[int(i)]["vector"] for i in rows], dtype=np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "file.bin").write_text("")
-    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "output": "y"}] * 20))
+    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "input": "", "output": "y"}] * 20))
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.json"}}))
 
 

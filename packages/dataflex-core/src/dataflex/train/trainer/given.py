@@ -67,7 +67,7 @@ def require_spec(spec: RunSpec, kind: Kind) -> None:
     if found is not None and found.kind is not kind:
         what = f"is the {found.kind.name} '{found.name}', but this trainer needs a {kind.name}"
         problems.append(Problem("component", what, f"give a ComponentSpec of a {kind.name}"))
-    if spec.epochs is not None and not spec.epochs > 0:
+    if spec.epochs is not None and not spec.epochs >= 0:
         problems.append(Problem("epochs", f"found {spec.epochs!r}, allowed: a number above 0", "None for no repeats"))
     refuse(problems)
 
