@@ -114,6 +114,8 @@ def _own_registrations() -> Iterator[None]:
     """Takes back what the plugin files of a test register: a run has a process of its own."""
     with patch.dict(registry._registered):
         yield
+    for name in [name for name in sys.modules if name.startswith("dataflex_plugin_")]:
+        del sys.modules[name]  # so that the next test's run registers what the file brings
 
 
 @pytest.fixture(autouse=True)

@@ -111,7 +111,12 @@ def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any) -> None:
         sizes = {"max_steps": -1, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
         args = tiny_training_args(folder, **sizes)
         return trainer_class(mixin, Trainer)(
-            model=tiny_model(), args=args, train_dataset=rows, data_collator=pad_collate, dataflex=spec
+            model=tiny_model(),
+            args=args,
+            train_dataset=rows,
+            data_collator=pad_collate,
+            dataflex=spec,
+            overwrite_output_dir=True,
         )
 
     made(mixin).train()

@@ -193,7 +193,10 @@ def packed(rows):
 
 
 def test_a_collator_that_merges_rows_is_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"labels of shape \(1, .*of 4 rows -> use a collator that makes one row"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data_collator: the mixer .* input_ids of shape \(1, .* of 2 rows -> use a collator that pads",
+    ):
         trainer(tmp_path, "watching", collate=packed).train()
     trainer(tmp_path / "blind", "blind", collate=packed).train()
 

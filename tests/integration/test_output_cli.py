@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import llamafactory.train.sft.workflow as sft
@@ -120,11 +119,11 @@ def test_doremi_leaves_secrets_out_of_its_files_and_hands_them_on(workspace, tmp
     steps = {"reference": {"train_step": 2}, "proxy": {"train_step": 2, "update_step": 1}, "final": {"train_step": 2}}
     file.write_text(yaml.safe_dump({"common": common, **steps}))
 
-    def child(command, check):
+    def child(command):
         seen.append((yaml.safe_load(Path(command[-1]).read_text()), os.environ.get("DATAFLEX_SECRET_HUB_TOKEN")))
-        return subprocess.CompletedProcess(command, 7)
+        return 7
 
-    monkeypatch.setattr(subprocess, "run", child)
+    monkeypatch.setattr("dataflex_mixers.doremi.command.supervised", child)
     assert run(["doremi", str(file)]) == 7
     ((config, token),) = seen
     assert config["hub_token"] == "<secret from $DATAFLEX_SECRET_HUB_TOKEN>"

@@ -43,6 +43,7 @@ def trainer(train_type, folder, cache_dir, **args):
         train_dataset={"a": rows, "b": rows} if kind is MIXER else rows,
         data_collator=pad_collate,
         dataflex=RunSpec(keys, ComponentSpec(kind, name, name, params)),
+        overwrite_output_dir=True,
     )
 
 

@@ -37,7 +37,7 @@ def test_constant_weights_by_source_are_the_static_run_where_they_are_one(train,
 def test_an_unknown_source_and_a_mixing_that_forgets_sources_are_refused(train, tmp_path, capsys):
     wrong = presets(tmp_path, dataset={"weights": {"instruction": 1.0}})
     assert train("weight_loss", *MIXED, *WEIGHT, "component_name=dataset", wrong) == 2
-    assert "weights.instruction of the dataset weighter: no such source" in capsys.readouterr().err
+    assert "weights.instruction: no such source" in capsys.readouterr().err
     interleaved = ["mix_strategy=interleave_under", "interleave_probs='0.5,0.5'"]
     assert train("weight_loss", *MIXED, *WEIGHT, "component_name=balancer", presets(tmp_path), *interleaved) == 2
     assert "must know the source of each row -> set mix_strategy: concat" in capsys.readouterr().err

@@ -156,6 +156,7 @@ def test_a_plugin_that_ends_the_process_ends_validate_with_its_name_and_not_as_a
 def test_a_package_that_has_taken_an_official_name_is_named_even_where_the_official_one_is_not_there(
     tmp_path, installed, monkeypatch
 ):
+    monkeypatch.setattr(registry, "_registered", {})  # what other tests of this process imported
     installed(pack_one=("random", PLUGIN.format(name="other", cls="Mine")))
     (found,) = problems(tmp_path)
     assert "'random' is provided by the package dataflex-selectors and by the package pack-one" in found

@@ -182,7 +182,8 @@ def test_a_module_is_light_only_if_all_that_it_imports_is():
     assert not is_light("not_there_at_all")
 
 
-def test_every_component_says_what_it_allows_of_each_parameter_by_require():
+def test_every_component_says_what_it_allows_of_each_parameter_by_require(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})  # what other tests of this process registered
     silent = [
         f"{info.kind.name} {info.name}: {name}"
         for info in components()

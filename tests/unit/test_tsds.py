@@ -262,7 +262,7 @@ def test_draws_without_replacement_are_different_rows_and_likely_ones_first(pool
 def test_more_different_rows_than_have_a_probability_are_refused(pool, target):
     selector = build(pool, target, replacement=False)
     support = np.count_nonzero(probabilities(selector))
-    message = rf"{support + 1} rows are wanted, but only {support} of 120 have a prob.*-> use replac.*update_step"
+    message = rf"{support + 1} rows are wanted, but only {support} of 120 have a prob.*-> use replac.*shorter stretch"
     with pytest.raises(ComponentError, match=message):
         pick(selector, support + 1, 3)
 

@@ -75,9 +75,7 @@ class MixTrainer(PlannedTrainer):
                 self.component.prepare(self.model)
         self._dataflex_domain_losses: DomainLosses | None = None
         self._dataflex_objective: DomainObjective | None = None
-        with blaming(self.component_in_words()):
-            observes = self.component is not None and self.component.observes
-        if observes:
+        if self._dataflex_observes:
             require_one_model(self.args, f"the mixer '{self._dataflex_component_name()}'")
             self._dataflex_domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
             self._dataflex_objective = self._dataflex_weighted_objective(self._dataflex_domain_losses)
@@ -204,7 +202,9 @@ class MixTrainer(PlannedTrainer):
 
     def _dataflex_require_rows_apart(self) -> None:
         super()._dataflex_require_rows_apart()
-        if self.component is not None and self.component.observes:
+        with blaming(self.component_in_words()):
+            self._dataflex_observes = self.component is not None and bool(self.component.observes)
+        if self._dataflex_observes:
             collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
             require_rows_apart(collate, first_rows(self.train_dataset), f"the {self.component_in_words()}")
 
