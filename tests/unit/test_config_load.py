@@ -52,7 +52,11 @@ def test_an_empty_yaml_is_an_empty_configuration(tmp_path):
     ("name", "text", "expected"),
     [
         ("a.yaml", "a: 1\nb: [1, 2\nc: 3\n", ["a.yaml", "line 3", "malformed YAML"]),
-        ("a.yaml", "a: 1\na: 2\n", ["a.yaml", "line 2", "duplicate key a"]),
+        ("a.yaml", "a: 1\na: 2\n", ["a.yaml", "line 2", "duplicate key a -> remove one of the two"]),
+        ("a.yaml", "a: 1\n---\nb: 2\n", ["a.yaml", "line 2", "-> write one document"]),
+        ("a.yaml", "a: 1\non: 2\n", ["line 2", "found on as a key", "reads as bool", "keys must be texts -> quote it"]),
+        ("a.yaml", "a: {null: 2}\n", ["line 1: a: found null as a key", "keys must be texts -> quote it"]),
+        ("a.yaml", "? [a]\n: 2\n", ["line 1", "keys must be texts"]),
         ("a.yaml", "a: 1\n\tb: 2\n", ["a.yaml", "line 2", "malformed YAML"]),
         ("a.yaml", "- a\n- b\n", ["a.yaml", "holds a list", "key: value"]),
         ("a.yaml", "just words\n", ["a.yaml", "holds a str", "key: value"]),
@@ -249,6 +253,7 @@ def test_no_package_reads_a_users_file_in_another_way():
     own = {
         "config/text.py", "core/registry.py", "core/secret_values.py", "run/lock.py", "run/record.py", "run/state.py",
         "run/row_values.py", "run/completeness.py", "run/config_file.py", "launch/torchrun.py",
+        "run/outcome.py", "run/row_file.py",
         "workspace/components.py", "integrations/llamafactory.py", "train/trainer/renamed_weights.py",
         "doremi/handover.py", "config/checks/model.py", "doremi/steps.py", "nice/chat.py", "config/checks/files.py",
     }  # fmt: skip

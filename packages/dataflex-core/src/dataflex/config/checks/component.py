@@ -15,7 +15,14 @@ from dataflex.config.components_file import read_components
 from dataflex.config.spec import ComponentSpec
 from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, lookup
-from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, UnknownComponentError, listed
+from dataflex.core.errors import (
+    ComponentError,
+    ConfigError,
+    InvalidConfigError,
+    Problem,
+    UnknownComponentError,
+    listed,
+)
 from dataflex.core.plugin_files import plugin_file, scan_plugin_file
 from dataflex.core.plugins import load_plugin_files
 
@@ -41,7 +48,7 @@ def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | Non
     except UnknownComponentError as error:
         broken = bool(problems) and draft.arguments.plugins  # it may well stand in the file that cannot be read
         return problems if broken else [*problems, Problem("component_name", str(error))], None, None
-    except ConfigError as error:
+    except (ConfigError, ComponentError) as error:  # the latter: it tried to end the process
         return [*problems, Problem("component_name", str(error))], None, None
     local = {info.name: info for info in from_files if info.kind == draft.kind}
     info = lookup(draft.kind, spec.name) or local.get(spec.name)
@@ -82,6 +89,7 @@ def _import(spec: ComponentSpec, known_broken: bool) -> None:
 
     Raises:
         ConfigError: It cannot be imported, or does not keep the contract of its kind.
+        ComponentError: It tried to end the process.
     """
     owner = registry.official(spec.kind).get(registry.split_name(spec.name)[1])
     packages = {registry.package_of(point) for point in registry.providers(spec.kind, spec.name)}
@@ -105,7 +113,7 @@ def _plugins(files: Sequence[str]) -> tuple[list[Problem], list[ComponentInfo]]:
         return problems, found
     try:
         load_plugin_files(files)
-    except ConfigError as error:
+    except (ConfigError, ComponentError) as error:
         own = [info for info in found if not registry.providers(info.kind, info.name)]
         return [Problem("plugins", str(error))], own
     return [], []

@@ -125,7 +125,7 @@ def read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
             return None, [Problem("dataset_dir", f"{folder} holds no {INFO}", way_out)]
         info = read_file(path)
     except ConfigError as error:
-        return None, [Problem("dataset_dir", f"{path} is malformed: {error}", "repair the file")]
+        return None, [Problem("dataset_dir", str(error), "" if " -> " in str(error) else "repair the file")]
     if not isinstance(info, dict):
         return None, [Problem("dataset_dir", f"{path} holds no mapping", 'write {"name": {"file_name": ...}}')]
     return info, []
