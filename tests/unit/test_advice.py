@@ -103,7 +103,8 @@ def refused(tmp_path):
     """``refused(**keys)`` returns the one problem of a run over 100 rows, 8 a step, or None where it can start."""
     for folder in ("model", "data"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "output": "y"}] * 100))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "input": "", "output": "y"}] * 100))
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.json"}}))
     config = {
         "model_name_or_path": str(tmp_path / "model"), "stage": "sft", "do_train": True, "dataset": "a",

@@ -29,6 +29,7 @@ TYPES = {
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "good.json").write_text(json.dumps(ALPACA * 4))
     return tmp_path
 
