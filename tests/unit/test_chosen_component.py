@@ -95,7 +95,7 @@ def problems(tmp_path, **keys):
         ("x = 1\nraise ValueError('bad luck')\n", ["line 2", "ValueError: bad luck"]),
         ("import sys\nsys.exit(0)\n", ["line 2", "SystemExit"]),
         ("import not_there_at_all\n", ["line 1", "not_there_at_all"]),
-        ("def f(:\n", ["line 1", "SyntaxError"]),
+        ("def f(:\n", ["line 1", "SyntaxError", "-> repair the file"]),
         (PLUGIN.format(name="less", cls="Less"), ["Less in ", "the name of a component of dataflex-selectors"]),
         ("from dataflex.core.registry import register_mixer as r\nfor n in ['odm']:\n    r(n)(type('M', (), {}))\n",
          ["mixer 'odm'", "M in ", "rename it"]),
@@ -383,3 +383,10 @@ def test_variables_mean_the_same_in_a_run_as_in_a_components_file(tmp_path):
     assert found.startswith("component.width.0: found '${oc.env:HOME}', and variables are not replaced here")
     spec = check(keys | {"component": {"width": r"a \${b}"}}, tmp_path)
     assert spec.component.params == {"width": "a ${b}"}
+
+
+def test_a_plugin_file_whose_fault_has_no_line_names_none(tmp_path):
+    (tmp_path / "bad.py").write_bytes(b"x = '\0'\n")
+    (found,) = problems(tmp_path, plugins=["bad.py"])
+    assert "SyntaxError" in found
+    assert "line None" not in found

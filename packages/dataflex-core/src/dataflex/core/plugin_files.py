@@ -98,7 +98,7 @@ def scan_plugin_file(file: Path) -> tuple[list[ComponentInfo], bool]:
         tree = ast.parse(file.read_bytes(), filename=str(file))
         compile(tree, str(file), "exec")  # finds what parsing does not, such as a return outside of a function
     except (SyntaxError, ValueError) as error:
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise BrokenPluginError(f"plugin file {file}{where}: {type(error).__name__}: {error} -> {_WAY_OUT}") from error
     module = Module("", file, tree)
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
@@ -124,6 +124,8 @@ def _decorator(node: ast.expr) -> Kind | None:
 
 def _line(error: BaseException, file: Path) -> str:
     if isinstance(error, SyntaxError):
+        if not error.lineno:  # a NUL, or an encoding that nobody knows
+            return ""
         inside = error.filename == str(file)
         return f", line {error.lineno}" if inside else f" (in {error.filename}, line {error.lineno})"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
