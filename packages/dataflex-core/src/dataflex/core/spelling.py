@@ -83,8 +83,9 @@ def _is_another_word(word: str, other: str, vocabulary: Collection[str]) -> bool
     if not word or not other or word in (f"{other}s", other.removesuffix("s")):
         return False
     digits, others = (re.sub(r"\D", "", each) for each in (word, other))
-    if len(word) == len(other) and (word in vocabulary or (len(digits) == len(others) and digits != others)):
-        return True
+    numbered = len(digits) == len(others) and digits != others
+    if len(word) == len(other) and sorted(word) != sorted(other) and (word in vocabulary or numbered):
+        return True  # letters that changed places are a slip, though "no" and "on" be both words
     at_most = 0 if len(word) == len(other) == 1 else 1 if min(len(word), len(other)) < _WORD else 2
     return _distance(word, other) > at_most
 
