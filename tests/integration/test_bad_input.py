@@ -124,6 +124,18 @@ def test_llamafactorys_own_complaint_is_passed_on(complaint):
     assert "Adapter is only valid for the LoRA method" in said
 
 
+def test_llamafactorys_complaints_of_a_static_run_are_passed_on_too(complaint, tmp_path):
+    said = complaint("static_sft", "finetuning_type=full", "adapter_name_or_path=x")
+    assert "LLaMA-Factory refuses the configuration: Adapter is only valid for the LoRA method" in said
+    rows = [{"instruction": "x", "input": "", "output": "y"}] * 4
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, rows[0] | {"output": 5}])))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mixed": {"file_name": "a.jsonl"}}))
+    keys = [f"dataset_dir={tmp_path}", "dataset=mixed", "eval_dataset=null", "val_size=0", "max_samples=4"]
+    said = complaint("static_sft", *keys)  # validate looks at the rows that are certain to be read
+    assert "the dataset 'mixed'" in said
+    assert "a.jsonl" in said
+
+
 def test_an_output_dir_that_holds_another_run(complaint, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "dataflex_config.yaml").write_text("train_type: dynamic_mix\n")

@@ -21,7 +21,12 @@ from data_files import ALPACA, BAD, KILLS, READ, lines, write  # the folder of t
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves CSVs open
 
-LATER = ("answers that are all null",)
+LATER = (
+    "answers that are all null",
+    "a message whose text is null",
+    "conversations that are all empty",
+    "turns that are out of order in all rows",
+)
 """Cases whose rows are read, and dropped when they are tokenised."""
 
 

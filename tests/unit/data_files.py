@@ -134,6 +134,22 @@ BAD: dict[str, Case] = {
     "a folder within a folder": ({"d/e/a.json": ALPACA}, {"file_name": "d"}, ["d", "folder"]),
     "an extension in capitals": _file("a.JSON", ALPACA, "a.JSON", "'JSON'"),
     "a ranking that is no pair": _file("a.json", ALPACA, "ranking", ranking=True),
+    "a column of texts and numbers": _file(
+        "a.json", [*ALPACA, ALPACA[0] | {"output": 5}], "a.json", "row 5", "'output'", "found 5, a number"
+    ),
+    "a column of texts and objects that is not declared": _file(
+        "a.jsonl", lines([{**row, "id": "x"} for row in ALPACA] + [ALPACA[0] | {"id": {"n": 1}}]), "row 5", "'id'"
+    ),
+    "a message whose text is null": _file(
+        "a.json", [*CHATS, {"conversations": [TURNS[0], {"from": "gpt", "value": None}]}], "a.json", "row 5",
+        "'conversations'", "found null as 'value'", formatting="sharegpt",
+    ),
+    "conversations that are all empty": _file(
+        "a.json", [{"conversations": []}] * 3, "a.json", "'conversations'", "turns", formatting="sharegpt"
+    ),
+    "turns that are out of order in all rows": _file(
+        "a.json", [{"conversations": TURNS[::-1]}] * 3, "a.json", "'conversations'", "turns", formatting="sharegpt"
+    ),
     "answers that are all null": _file(
         "a.json", [{"instruction": "x", "input": "", "output": None}] * 3, "'output'"
     ),
@@ -171,6 +187,15 @@ READ: dict[str, Case] = {
         "a.json", [*CHATS, {"conversations": [{"value": "x"}, {"value": "y"}]}], formatting="sharegpt"
     ),
     "openai": _file("a.json", OPENAI, formatting="openai", columns={"messages": "messages"}, tags=OPENAI_TAGS),
+    "a system message without a text": _file(
+        "a.json", [*CHATS, {"conversations": [{"from": "system", "value": None}, *TURNS]}], formatting="sharegpt"
+    ),
+    "a column of whole and other numbers, and nulls": _file(
+        "a.json", [row | {"id": id_} for row, id_ in zip(ALPACA, [1, 2.5, None, 4], strict=True)]
+    ),
+    "turns out of order here and there, and null in them": _file(
+        "a.json", [*CHATS, {"conversations": [{"from": "gpt", "value": None}, TURNS[0]]}], formatting="sharegpt"
+    ),
     "openai as sharegpt": _file(
         "a.jsonl", lines(OPENAI), formatting="sharegpt", columns={"messages": "messages"}, tags=OPENAI_TAGS
     ),

@@ -245,7 +245,7 @@ BAD = [
     (SELECT, {"eval_dataset": "othr"}, "eval_dataset", ["'othr' is not defined", "did you mean 'other'?"]),
     (SELECT, {"dataset_dir": "nowhere"}, "dataset_dir", ["the folder nowhere does not exist", "dataset_info.json"]),
     (SELECT, {"dataset_dir": "no_info"}, "dataset_dir", ["no_info holds no dataset_info.json"]),
-    (SELECT, {"dataset_dir": "broken_info"}, "dataset_dir", ["is malformed", "repair"]),
+    (SELECT, {"dataset_dir": "broken_info"}, "dataset_dir", ["malformed", "repair"]),
     (SELECT, {"dataset": "gone"}, "dataset", ["the file of 'gone' does not exist: data/gone.json", "repair file_name"]),
     (SELECT, {"dataset": "nofile"}, "dataset", ["'nofile' has no file_name", "hf_hub_url"]),
     (SELECT, {"dataset": "none_json"}, "dataset", ["'none_json' is empty", "put rows into its file"]),
@@ -579,3 +579,12 @@ def test_the_environment_cannot_hand_a_dynamic_run_to_another_trainer(tmp_path, 
     run(tmp_path, STATIC, {})
     with pytest.raises(InvalidConfigError, match="USE_MCA: hands the training to Megatron's trainer"):
         run(tmp_path, SELECT, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "way_out"),
+    [("\u0661\u0660", "write a whole number in digits"), ("10", "remove the quotes"), (-1, "0 means no steps")],
+)
+def test_the_way_out_of_a_wrong_number_of_steps_is_one(tmp_path, value, way_out):
+    with pytest.raises(InvalidConfigError, match=way_out):
+        run(tmp_path, SELECT, update_step=value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -15,10 +16,17 @@ from dataflex.config.check import check
 from dataflex.config.components import resolve
 from dataflex.config.components_file import packaged_components
 from dataflex.core import registry
-from dataflex.core.errors import ComponentConflictError, ComponentError, InvalidConfigError, UnknownComponentError
+from dataflex.core.errors import (
+    CheckpointError,
+    ComponentConflictError,
+    ComponentError,
+    InvalidConfigError,
+    UnknownComponentError,
+)
 from dataflex.core.kinds import MIXER, SELECTOR
-from dataflex.run.config_file import write_config
-from dataflex.run.identity import identity_of_run
+from dataflex.run.config_file import recorded_run, write_config
+from dataflex.run.identity import identity_of_run, require_same
+from dataflex.run.output_dir import require_unused
 
 PLUGIN = """
 from dataflex.core.parameter_checks import count, require
@@ -92,7 +100,7 @@ def problems(tmp_path, **keys):
     [
         ("x = 1\nraise ValueError('bad luck')\n", ["line 2", "ValueError: bad luck"]),
         ("import not_there_at_all\n", ["line 1", "not_there_at_all"]),
-        ("def f(:\n", ["line 1", "SyntaxError"]),
+        ("def f(:\n", ["line 1", "SyntaxError", "-> repair the file"]),
         (PLUGIN.format(name="less", cls="Less"), ["Less in ", "the name of a component of dataflex-selectors"]),
         ("from dataflex.core.registry import register_mixer as r\nfor n in ['odm']:\n    r(n)(type('M', (), {}))\n",
          ["mixer 'odm'", "M in ", "rename it"]),
@@ -330,3 +338,70 @@ def test_names_of_sources_are_checked_where_a_component_is_given_them(tmp_path):
     keys |= {"train_type": "dynamic_weight", "component_name": "dataset"}
     (found,) = problems(tmp_path, **keys, component={"weights": {"c": 1.0}})
     assert "component.weights.c: no such source; there are a, b" in found
+
+
+def test_a_component_with_its_package_is_the_same_run_as_without_it(tmp_path):
+    names = ["random", "dataflex-selectors:random", "DataFlex_Selectors:random"]
+    made = [check(KEYS | {"component_name": name}, tmp_path) for name in names]
+    write_config(made[0], str(tmp_path / "out"), "0" * 16)
+    (saved, *others) = [identity_of_run(spec, 0) | {"data": []} for spec in made]
+    for spec, other in zip(made[1:], others, strict=True):
+        require_same(saved, other, "checkpoint-1")
+        require_same(saved | {"component": "random"}, other, "checkpoint-1")  # as earlier versions wrote it
+        require_same(saved | {"component": spec.component.name, "component_name": spec.component.name}, saved, "x")
+        require_unused(spec, tmp_path / "out", recorded_run(tmp_path / "out"))
+
+
+def test_two_packages_components_are_two_runs(tmp_path, two):
+    one, other = (check(KEYS | {"component_name": f"pack-{n}:mine"}, tmp_path) for n in ("one", "two"))
+    with pytest.raises(CheckpointError, match="component: pack-one:mine in the checkpoint, pack-two:mine now"):
+        require_same(identity_of_run(one, 0) | {"data": []}, identity_of_run(other, 0) | {"data": []}, "checkpoint-1")
+
+
+def test_a_package_without_a_name_is_refused_in_both_files(tmp_path):
+    (found,) = problems(tmp_path, component_name=":random")
+    assert "names no package before the colon -> write random" in found
+    (tmp_path / "c.yaml").write_text("selectors: {mine: {name: ':random'}}")
+    (found,) = problems(tmp_path, component_name="mine", components_cfg_file="c.yaml")
+    assert "selectors.mine.name: found ':random'" in found
+
+
+@pytest.mark.parametrize("name", ["loss", "twice"])
+def test_a_file_that_registers_a_name_twice_is_named_each_time(tmp_path, name):
+    (tmp_path / "twice.py").write_text(PLUGIN.format(name="twice", cls="One") + PLUGIN.format(name="twice", cls="Two"))
+    for _ in range(2):
+        found = problems(tmp_path, plugins=["twice.py"], component_name=name)
+        assert len(found) == 1, found
+        assert "'twice' is registered twice" in found[0]
+        assert found[0].count("twice.py") == 2
+
+
+def test_a_pipe_or_a_folder_as_a_plugin_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "folder.py").mkdir()
+    for name in ("pipe.py", "folder.py"):
+        (found,) = problems(tmp_path, plugins=[name])
+        assert f"{name} is no file: a folder, a pipe or a device" in found
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True])
+def test_the_seed_of_a_component_is_one_that_numpy_takes(tmp_path, seed):
+    (found,) = problems(tmp_path, component={"seed": seed})
+    assert "allowed: a whole number from 0 to 4294967295" in found
+    assert problems(tmp_path, component={"seed": 2**32 - 1}) == []
+
+
+def test_variables_mean_the_same_in_a_run_as_in_a_components_file(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN.format(name="mine", cls="Mine").replace(', count("width", width)', ""))
+    keys = KEYS | {"plugins": ["mine.py"], "component_name": "mine"}
+    (found,) = problems(tmp_path, **keys, component={"width": ["${oc.env:HOME}"]})
+    assert found.startswith("component.width.0: found '${oc.env:HOME}', and variables are not replaced here")
+    spec = check(keys | {"component": {"width": r"a \${b}"}}, tmp_path)
+    assert spec.component.params == {"width": "a ${b}"}
+
+
+def test_a_plugin_file_whose_fault_has_no_line_names_none(tmp_path):
+    (tmp_path / "bad.py").write_bytes(b"x = '\0'\n")
+    (found,) = problems(tmp_path, plugins=["bad.py"])
+    assert "SyntaxError" in found
+    assert "line None" not in found

@@ -52,7 +52,11 @@ def test_an_empty_yaml_is_an_empty_configuration(tmp_path):
     ("name", "text", "expected"),
     [
         ("a.yaml", "a: 1\nb: [1, 2\nc: 3\n", ["a.yaml", "line 3", "malformed YAML"]),
-        ("a.yaml", "a: 1\na: 2\n", ["a.yaml", "line 2", "duplicate key a"]),
+        ("a.yaml", "a: 1\na: 2\n", ["a.yaml", "line 2", "duplicate key a -> remove one of the two"]),
+        ("a.yaml", "a: 1\n---\nb: 2\n", ["a.yaml", "line 2", "-> write one document"]),
+        ("a.yaml", "a: 1\non: 2\n", ["line 2", "found on as a key", "reads as bool", "keys must be texts -> quote it"]),
+        ("a.yaml", "a: {null: 2}\n", ["line 1: a: found null as a key", "keys must be texts -> quote it"]),
+        ("a.yaml", "? [a]\n: 2\n", ["line 1", "keys must be texts"]),
         ("a.yaml", "a: 1\n\tb: 2\n", ["a.yaml", "line 2", "malformed YAML"]),
         ("a.yaml", "- a\n- b\n", ["a.yaml", "holds a list", "key: value"]),
         ("a.yaml", "just words\n", ["a.yaml", "holds a str", "key: value"]),

@@ -13,6 +13,7 @@ KEYS = sorted({*DataflexArguments.names(), *(llamafactory_keys() or ())})
 TAKEN = {f"{info.kind.name} {info.name}": info.accepts for info in components() if info.version and info.accepts}
 PARAMETERS = {name for accepts in TAKEN.values() for name in accepts}
 SAME = {"normalise", "normalize"}  # two spellings of one word
+PLURAL = {"warmup_step", "warmup_steps"}  # ours and transformers', for the same steps
 LEAST = 3  # letters of a name that may have a wrong one
 
 
@@ -55,6 +56,11 @@ def test_a_parameter_of_a_component_is_not_hinted_to_a_key_of_the_run():
         ("generation_temperature", {"draw_temperature", "top_p"}),
         ("freeze_gate", {"freeze_vision_tower", "freeze_trainable_layers"}),
         ("x", {"by"}),
+        ("use_lora", {"use_dora", "lora_rank"}),
+        ("min_samples", {"max_samples"}),
+        ("top_n", {"top_k", "top_p"}),
+        ("adam_beta1", {"adam_beta2"}),
+        ("use_unsloth", {"use_unsloth_gc"}),
     ],
 )
 def test_names_that_share_a_part_are_not_hinted(found, allowed):
@@ -62,10 +68,25 @@ def test_names_that_share_a_part_are_not_hinted(found, allowed):
 
 
 def test_another_programs_word_is_hinted_where_the_value_means_the_same():
-    assert nearest("generation_temperature", {"temperature", "draw_temperature"}) == "did you mean 'temperature'?"
+    assert nearest("generation_temperature", {"temperature", "top_p"}) == "did you mean 'temperature'?"
+    assert nearest("generation_temperature", KEYS) == "did you mean 'temperature'?"
     assert nearest("lr", KEYS) == "did you mean 'learning_rate'?"
     assert set(RENAMED.values()) <= PARAMETERS | set(KEYS)
 
 
 def test_names_that_are_equally_near_are_both_shown():
     assert nearest("top_", {"top_k", "top_p"}) == "did you mean 'top_k' or 'top_p'?"
+
+
+@pytest.mark.parametrize("names", [KEYS, *map(sorted, TAKEN.values())], ids=["keys of a run", *TAKEN])
+def test_no_name_that_is_allowed_is_hinted_in_the_place_of_another(names):
+    """Each one is left out in turn, as an older version of the packages might, and asked for."""
+    hinted = {name: alike(name, set(names) - {name}) for name in names}
+    assert {name: hint for name, hint in hinted.items() if hint and not {name, *hint} <= PLURAL} == {}
+
+
+@pytest.mark.parametrize("found", ["generation_temperature", "sampling_temperature"])
+def test_the_temperature_of_drawn_texts_is_hinted_where_texts_are_drawn(found):
+    hinted = {who for who, accepts in TAKEN.items() if alike(found, accepts) == ("temperature",)}
+    assert hinted == {who for who, accepts in TAKEN.items() if {"temperature", "top_p"} <= accepts}
+    assert len(hinted) < sum("temperature" in accepts for accepts in TAKEN.values())

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import json
 import math
+import os
 
 import pytest
 from dataflex.config.check import check
@@ -34,6 +35,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "file.bin").write_text("")
+    (tmp_path / "twice.json").write_text('{"a": 1, "a": 2}')
+    (tmp_path / "list.json").write_text("[1]")
+    os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "data" / "a.json").write_text(json.dumps([{"instruction": "x", "input": "", "output": "y"}] * 20))
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.json"}}))
 
@@ -149,6 +153,22 @@ BAD = [
     ("adam_beta2", 1, "found 1, allowed: a number from 0 below 1"),
     ("dataloader_num_workers", -1, "found -1, allowed: a whole number of at least 0"),
     ("lr_scheduler_kwargs", '{"a": 1, "a": 2}', "found duplicate key a"),
+    ("lr_scheduler_kwargs", "abc", "found 'abc', allowed: a mapping -> write a mapping in YAML"),
+    ("interleave_probs", "a,b", "found 'a', allowed: numbers, one per dataset -> write 0.7,0.3"),
+    ("max_steps", 1e10, "allowed: a whole number from -1 to 2147483647 -> write a whole number"),
+    ("output_dir", ["a"], "-> write one path"),
+    ("output_dir", "file.bin", "file.bin is a file -> name a folder"),
+    ("output_dir", "file.bin/under/it", "which is a file -> name a folder"),
+    ("resume_from_checkpoint", "out/checkpoint-9", "out/checkpoint-9 does not exist (looked from"),
+    ("resume_from_checkpoint", "file.bin", "file.bin is no folder -> give the folder of a checkpoint"),
+    ("quantization_bit", 3, "found 3, allowed with quantization_method: bnb: 4 | 8 -> write 4"),
+    ("lora_target", [], "found [], allowed: names of modules, or all"),
+    ("lora_target", "", "found '', allowed: names of modules, or all"),
+    ("deepspeed", "pipe.json", "pipe.json is no file: a folder, a pipe or a device"),
+    ("accelerator_config", "pipe.json", "pipe.json is no file: a folder, a pipe or a device"),
+    ("accelerator_config", "empty", "empty is no file: a folder, a pipe or a device"),
+    ("deepspeed", "twice.json", "found duplicate key a"),
+    ("fsdp_config", "list.json", "list.json holds no mapping"),
     ("lr_scheduler_kwargs", "{a", "malformed JSON"),
     ("deepspeed", "nowhere.json", "there is no file nowhere.json"),
 ]
@@ -350,3 +370,8 @@ def test_the_tables_name_keys_that_exist_somewhere():
     """A misspelt key in a table would check nothing; those of other versions are few."""
     for table in (RANGES, WHOLE_FLOATS, PATHS):
         assert len(set(table) - set(KEYS)) <= 5
+
+
+def test_only_supervised_training_generates(tmp_path):
+    with pytest.raises(InvalidConfigError, match="predict_with_generate: is true, and stage: pt generates nothing"):
+        check(BASE | STATIC | {"stage": "pt", "predict_with_generate": True}, tmp_path)

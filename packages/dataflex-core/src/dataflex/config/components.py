@@ -16,6 +16,7 @@ from dataflex.config.component_parameters import name_problems, range_problems
 from dataflex.config.components_file import Entry, packaged_components, user_components
 from dataflex.config.load import with_secrets
 from dataflex.config.spec import ComponentSpec
+from dataflex.config.variables import unescaped, variable_problems
 from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, lookup
 from dataflex.core.errors import (
@@ -60,8 +61,8 @@ def resolve(
     if info is None:
         raise UnknownComponentError(_unknown(kind, component_name, entry, components_cfg_file, local))
     given = {name: (f"{entry.where}.params.{name}", value) for name, value in entry.params.items()}
-    given |= {name: (f"component.{name}", value) for name, value in (overrides or {}).items()}
-    problems = [*name_problems(info, given), *_missing(info, entry, given)]
+    given |= {name: (f"component.{name}", unescaped(value)) for name, value in (overrides or {}).items()}
+    problems = [*variable_problems(overrides, "component"), *name_problems(info, given), *_missing(info, entry, given)]
     params = {name: value for name, (_, value) in given.items()}
     found, missing = revealed(params)
     if not missing:

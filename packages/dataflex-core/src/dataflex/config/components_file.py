@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.load import read_mapping
-from dataflex.config.variables import named_variables, unescaped
+from dataflex.config.variables import unescaped, variable_problems
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.kinds import BY_SECTION, Kind
@@ -122,13 +122,13 @@ def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
     if not isinstance(name, str) or not name:
         what = f"found {name!r}, allowed: the name of a component"
         problems.append(Problem(f"{where}.name", what, "see dataflex-cli list"))
+    elif name.lstrip().startswith(":"):
+        problems.append(Problem(f"{where}.name", f"found '{name}', without a package before the colon", "write one"))
     if params is not None and not isinstance(params, dict):
         what = f"found {params!r} where a mapping is expected"
         problems.append(Problem(f"{where}.params", what, "write one 'parameter: value' per line below it"))
         params = None
-    for place, text in named_variables(params, f"{where}.params"):
-        what = f"found {text!r}, and variables are not replaced here"
-        problems.append(Problem(place, what, "write the value itself, or '\\${' where the text is meant as it stands"))
+    problems += variable_problems(params, f"{where}.params")
     return Entry(str(name), {str(k): unescaped(v) for k, v in (params or {}).items()}, where)
 
 

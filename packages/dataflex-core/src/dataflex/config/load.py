@@ -133,9 +133,10 @@ def read_text(path: str | Path) -> str:
             raise ConfigError(f"{path}: it is a pipe or a device, not a file -> write what it gives to a file")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file (looked in {path.absolute().parent})") from None
+        what = f"{path}: there is no such file (looked in {path.absolute().parent})"
+        raise ConfigError(f"{what} -> give the path of one that is there") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror} -> give a file that you may read") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 -> save the file as UTF-8") from error
     except ConfigError:

@@ -64,7 +64,7 @@ def parse_yaml(text: str, where: str, strict: Strict = everywhere) -> Any:
     except RecursionError:
         raise ConfigError(_too_deep(where)) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}{_line(error)}: malformed YAML: {_reason(error)}") from error
+        raise ConfigError(f"{where}{_line(error)}: malformed YAML: {_reason(error)} -> {_way_out(error)}") from error
     except ConfigError:
         raise
     except OmegaConfBaseException as error:
@@ -99,7 +99,9 @@ def parse_json(text: str, where: str) -> Any:
     except RecursionError:
         raise ConfigError(_too_deep(where)) from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}, line {error.lineno}: malformed JSON: {error.msg}") from error
+        raise ConfigError(
+            f"{where}, line {error.lineno}: malformed JSON: {error.msg} -> repair it there, or write YAML"
+        ) from error
     except ConfigError:
         raise
     except ValueError as error:
@@ -188,7 +190,21 @@ def _look_at(root: yaml.Node, where: str, strict: Strict) -> None:
                 shown = "a number" if any(map(is_secret, path)) else shortened(node.value)
                 raise ConfigError(f"{place}: {_other_number(_key(path), shown)}")
         else:
+            if isinstance(node, yaml.MappingNode):
+                _require_text_keys(node, where, path)
             waiting += _children(node, path)
+
+
+def _require_text_keys(node: yaml.MappingNode, where: str, path: tuple[str, ...]) -> None:
+    """Refuses ``null:``, and ``on:``, which is true, as keys; so is a list. A number is a name for many."""
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag.endswith((":null", ":bool")):
+            found = key.value if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
+            read = f", which YAML reads as {key.tag.rpartition(':')[2]}" if isinstance(key, yaml.ScalarNode) else ""
+            raise ConfigError(
+                f"{where}, line {key.start_mark.line + 1}: {_key(path)}found {shortened(found) or 'nothing'} as a key"
+                f"{read}; keys must be texts -> quote it, or write another one"
+            )
 
 
 def _other_number(key: str, text: str) -> str:
@@ -223,6 +239,15 @@ def _too_long(error: ValueError) -> str:
 
 def _too_deep(where: str) -> str:
     return f"{where}: it is nested too deeply to be read (more than {DEEPEST} levels) -> write it flatter"
+
+
+def _way_out(error: yaml.YAMLError) -> str:
+    reason = _reason(error)
+    if "duplicate key" in reason:
+        return "remove one of the two"
+    if "another document" in reason or "single document" in reason:
+        return "write one document, without '---' inside it"
+    return "repair the line, or quote the value"
 
 
 def _line(error: yaml.YAMLError) -> str:

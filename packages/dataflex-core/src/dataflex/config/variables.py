@@ -1,4 +1,4 @@
-r"""``${...}`` in a components file: no variable is replaced there, so a text that names one is refused, not taken.
+r"""``${...}`` in a component's parameters: no variable is replaced there, so a text that names one is refused.
 
 Where such a text is meant as it stands, in the prompt of a judge say, ``\${`` is written for ``${``.
 """
@@ -9,7 +9,26 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from dataflex.core.errors import Problem
+
 _VARIABLE = re.compile(r"(?<!\\)\$\{")
+
+
+def variable_problems(params: Any, where: str) -> list[Problem]:
+    """Returns a problem for each text in the parameters of a component that holds ``${``.
+
+    Args:
+        params: The parameters.
+        where: What stands before each in messages.
+    """
+    return [
+        Problem(
+            place,
+            f"found {text!r}, and variables are not replaced here",
+            "write the value itself, or '\\${' where the text is meant as it stands",
+        )
+        for place, text in named_variables(params, where)
+    ]
 
 
 def named_variables(value: Any, where: str) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ INJECTED = frozenset(
 TARGETS = frozenset({"eval_dataset", "mixer_eval_dataset"})  # evaluation rows that a component aims at
 OVERRIDABLE = frozenset({"seed", "cache_dir", "output_dir"})  # plain values: a user may have reasons for another one
 SEED = "seed"
+MOST_SEED = 2**32 - 1  # as NumPy takes it, and the run's own
 DRAWS_NOTHING = "it draws nothing, so a seed changes nothing"
 FOLDERS = frozenset({"cache_dir", "output_dir"})
 
@@ -32,6 +33,7 @@ def wrong_override(name: str, value: Any) -> str | None:
     """
     if name in FOLDERS and not (isinstance(value, str) and value.strip()):
         return f"found {value!r}, allowed: the path of a folder"
-    if name == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
-        return f"found {value!r}, allowed: a whole number"
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name == SEED and not (whole and 0 <= value <= MOST_SEED):
+        return f"found {value!r}, allowed: a whole number from 0 to {MOST_SEED}"
     return None

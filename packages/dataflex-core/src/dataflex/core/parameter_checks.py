@@ -7,6 +7,7 @@ Every check takes the parameter's name and its value, and returns a problem with
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from dataflex.core.errors import InvalidConfigError, Problem, nearest
 
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 FLOAT32_MOST = 2.0**128 - 2.0**104
 """The largest number that 32 bits hold, 3.4e38: more than that is infinite in a loss or a weight."""
 
@@ -38,7 +40,8 @@ def one_of(key: str, found: Any, allowed: Sequence[str]) -> Problem | None:
     """Returns a problem unless ``found`` is one of ``allowed``."""
     if isinstance(found, str) and found in allowed:
         return None
-    return Problem(key, f"found {found!r}, allowed: {', '.join(allowed)}", nearest(str(found), allowed))
+    hint = nearest(str(found), allowed) or "use one of these"
+    return Problem(key, f"found {found!r}, allowed: {', '.join(allowed)}", hint)
 
 
 def flag(key: str, found: Any) -> Problem | None:
@@ -124,4 +127,7 @@ def _is_count(found: Any, least: int) -> bool:
 
 
 def _unless(allowed: bool, key: str, found: Any, what: str) -> Problem | None:
-    return None if allowed else Problem(key, f"found {found!r}, allowed: {what}")
+    if allowed:
+        return None
+    quoted = isinstance(found, str) and "number" in what and _NUMBER.fullmatch(found) is not None
+    return Problem(key, f"found {found!r}, allowed: {what}", "remove the quotes" if quoted else "")

@@ -21,8 +21,10 @@ from dataflex.core.catalog import ComponentInfo
 from dataflex.core.describe import describe_node
 from dataflex.core.errors import BrokenPluginError, ConfigError, DataflexError, not_exiting
 from dataflex.core.kinds import KINDS, Kind
+from dataflex.core.registry import forget
 from dataflex.core.source import Module
 
+_WAY_OUT = "repair the file, or take it out of plugins:"
 _DECORATORS = {f"register_{kind.name}": kind for kind in KINDS}
 
 
@@ -63,16 +65,24 @@ def import_plugin_file(file: Path) -> ModuleType:
         with redirect_stdout(sys.stderr):  # what a command prints is its own
             spec.loader.exec_module(module)
     except (DataflexError, KeyboardInterrupt):  # such as a name registered twice: it says all
-        del sys.modules[name]
+        _forget(name)
         raise
     except Exception as error:  # a user's file may raise anything: name file and line, keep the cause
-        del sys.modules[name]
-        raise BrokenPluginError(f"plugin file {file}{_line(error, file)}: {type(error).__name__}: {error}") from error
+        _forget(name)
+        raise BrokenPluginError(
+            f"plugin file {file}{_line(error, file)}: {type(error).__name__}: {error} -> {_WAY_OUT}"
+        ) from error
     except BaseException as error:
-        del sys.modules[name]
+        _forget(name)
         with not_exiting(f"plugin file {file}{_line(error, file)}"):
             raise
     return module
+
+
+def _forget(name: str) -> None:
+    """Leaves no trace of a module that could not be imported to its end."""
+    del sys.modules[name]
+    forget(name)
 
 
 def scan_plugin_file(file: Path) -> tuple[list[ComponentInfo], bool]:
@@ -88,8 +98,8 @@ def scan_plugin_file(file: Path) -> tuple[list[ComponentInfo], bool]:
         tree = ast.parse(file.read_bytes(), filename=str(file))
         compile(tree, str(file), "exec")  # finds what parsing does not, such as a return outside of a function
     except (SyntaxError, ValueError) as error:
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise BrokenPluginError(f"plugin file {file}{where}: {type(error).__name__}: {error}") from error
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise BrokenPluginError(f"plugin file {file}{where}: {type(error).__name__}: {error} -> {_WAY_OUT}") from error
     module = Module("", file, tree)
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     found = [info for node in classes for info in _registered_by(module, node)]
@@ -114,6 +124,8 @@ def _decorator(node: ast.expr) -> Kind | None:
 
 def _line(error: BaseException, file: Path) -> str:
     if isinstance(error, SyntaxError):
+        if not error.lineno:  # a NUL, or an encoding that nobody knows
+            return ""
         inside = error.filename == str(file)
         return f", line {error.lineno}" if inside else f" (in {error.filename}, line {error.lineno})"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]

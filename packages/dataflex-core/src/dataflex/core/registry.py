@@ -21,6 +21,7 @@ from dataflex.core.errors import (
     BrokenPluginError,
     ComponentConflictError,
     ComponentError,
+    ConfigError,
     UnknownComponentError,
     WrongBaseClassError,
     listed,
@@ -32,6 +33,7 @@ from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER, Kind
 C = TypeVar("C", bound=type)
 
 _registered: dict[tuple[str, str], type] = {}
+_files: dict[str, str] = {}  # the file of each; inspect finds none once the module has left sys.modules
 
 
 def register_selector(name: str) -> Callable[[C], C]:
@@ -56,6 +58,7 @@ def _register(kind: Kind, name: str) -> Callable[[C], C]:
         twice = known is not None and _identity(known) != _identity(cls)
         if not foreign and not twice:
             _registered[kind.section, name] = cls
+            _files[_identity(cls)] = inspect.getsourcefile(cls) or cls.__module__
             return cls
         packaged = {point.value for point in provided(kind) if point.name == name}
         if _identity(cls) in packaged and (known is None or _identity(known) in packaged):
@@ -114,6 +117,7 @@ def refuse_conflicts(kind: Kind, name: str, files: Sequence[str] = ()) -> None:
     if package:
         return
     values = {point.value for point in points}
+    files = list(dict.fromkeys(files))  # one that registers it twice says so itself
     others = [*files] if found is None or _identity(found) in values else [*files, _where(found)]
     packages = sorted({package_of(point) for point in points})
     choose = " or ".join(f"component_name: {each}:{bare}" for each in packages)
@@ -130,10 +134,38 @@ def refuse_conflicts(kind: Kind, name: str, files: Sequence[str] = ()) -> None:
         )
 
 
+def forget(module: str) -> None:
+    """Forgets what a module registered that could not be imported to its end."""
+    for key in [key for key, cls in _registered.items() if cls.__module__ == module]:
+        del _registered[key]
+
+
 def split_name(name: str) -> tuple[str, str]:
-    """Returns (package, component) of ``package:component``, the package as pip compares it; blank where none is."""
-    package, _, bare = name.rpartition(":")
-    return re.sub(r"[-_.]+", "-", package).lower(), bare
+    """Returns (package, component) of ``package:component``, the package as pip compares it; blank where none is.
+
+    Raises:
+        ConfigError: There is a colon, and no package before it.
+    """
+    package, colon, bare = name.rpartition(":")
+    if colon and not package.strip():
+        raise ConfigError(f"found '{name}', which names no package before the colon -> write {bare}, or package:{bare}")
+    return re.sub(r"[-_.]+", "-", package.strip()).lower(), bare
+
+
+def full_name(kind: Kind, name: str) -> str:
+    """Returns ``package:name`` of what a name means: one text for all the ways in which it may be written.
+
+    A name without a package is that of the package that alone provides it, else of the one that publishes it; that of a
+    plugin file's component stays as it is.
+    """
+    package, bare = split_name(name)
+    packages = {package_of(point) for point in providers(kind, bare)} if not package else {package}
+    found = _registered.get((kind.section, bare))
+    if not package and found is not None and _identity(found) not in {p.value for p in providers(kind, bare)}:
+        return bare
+    if len(packages) > 1:
+        packages = {official(kind)[bare]} if bare in official(kind) else set()
+    return split_name(f"{packages.pop()}:")[0] + f":{bare}" if packages else bare
 
 
 def providers(kind: Kind, name: str) -> list[EntryPoint]:
@@ -214,4 +246,4 @@ def _identity(cls: type) -> str:
 
 
 def _where(cls: type) -> str:
-    return f"{cls.__qualname__} in {inspect.getsourcefile(cls) or cls.__module__}"
+    return f"{cls.__qualname__} in {_files.get(_identity(cls)) or inspect.getsourcefile(cls) or cls.__module__}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,11 @@ PISSA_INIT = "pissa_init"
 
 
 def run(spec: RunSpec) -> None:
-    """Trains through LLaMA-Factory's own entry. A ``static`` run is LLaMA-Factory untouched."""
+    """Trains through LLaMA-Factory's own entry. Of a ``static`` run, nothing is changed but the words of its errors."""
     if spec.arguments.train_type == "static":
-        tuner.run_exp(dict(spec.llamafactory))
+        words = [(tuner, "get_train_args", _in_words(tuner.get_train_args)), *reading.replacements()]
+        with _standing_in(words):
+            tuner.run_exp(dict(spec.llamafactory))
         return
     with installed(spec):
         tuner.run_exp(keys_for_llamafactory(spec))
@@ -106,8 +108,15 @@ def installed(spec: RunSpec, mixin: type[DynamicTrainer] | None = None) -> Itera
         ConfigError: It trained with another trainer than ours.
     """
     require_llamafactory()
+    with _standing_in(_replacements(spec, mixin or BY_TRAIN_TYPE[spec.arguments.train_type])):
+        yield
+
+
+@contextmanager
+def _standing_in(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Puts each stand-in into its module; undone on leaving."""
     with ExitStack() as stack:
-        for module, name, stand_in in _replacements(spec, mixin or BY_TRAIN_TYPE[spec.arguments.train_type]):
+        for module, name, stand_in in replacements:
             stack.enter_context(patch.object(module, name, stand_in))
         yield
 
@@ -141,17 +150,28 @@ def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) ->
     return functools.partial(ours, dataflex=spec, overwrite_output_dir=True)  # the folder has been looked at
 
 
-def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: bool) -> Callable[..., Any]:
-    """LLaMA-Factory's own complaints become ours, and the output folder is looked at before anything is loaded."""
+def _in_words(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the parser of LLaMA-Factory's arguments with its refusals as errors of ours."""
 
     @functools.wraps(original)
     def get_train_args(args: Any = None) -> Any:
         try:
-            parsed = original(args)
+            return original(args)
         except DataflexError:
             raise
-        except ValueError as error:
-            raise ConfigError(f"LLaMA-Factory refuses the configuration: {error}") from error
+        except (ValueError, AssertionError) as error:
+            reason = str(error) or "an assertion of its own failed"
+            raise ConfigError(f"LLaMA-Factory refuses the configuration: {reason}") from error
+
+    return get_train_args
+
+
+def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: bool) -> Callable[..., Any]:
+    """The output folder is looked at before anything is loaded."""
+
+    @functools.wraps(original)
+    def get_train_args(args: Any = None) -> Any:
+        parsed = _in_words(original)(args)
         resolve_resume(parsed[2])
         if writes_run:
             require_free_output_dir(spec, parsed[2])

@@ -22,7 +22,8 @@ from dataflex.config.checks.draft import names_in
 from dataflex.config.spec import RunSpec
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError
-from dataflex.core.registry import find
+from dataflex.core.kinds import BY_TRAIN_TYPE
+from dataflex.core.registry import find, full_name, split_name
 from dataflex.core.secret_values import without_secrets
 from dataflex.data.digest import rows_digest
 from dataflex.data.rows import MixedSources
@@ -145,8 +146,8 @@ def identity_of_run(spec: RunSpec, seed: int) -> dict[str, Any]:
     written = without_secrets(spec.arguments.to_dict() | dict(spec.llamafactory))
     return {
         "train_type": spec.arguments.train_type,
-        "component": None if component is None else component.name,
-        "component_name": None if component is None else component.preset,
+        "component": None if component is None else full_name(component.kind, component.name),
+        "component_name": None if component is None else split_name(component.preset)[1],
         "params": {key: _plain(value) for key, value in params.items() if key not in _PLACES},
         "seed": seed,
         "settings": settings({k: v for k, v in written.items() if k not in _ELSEWHERE}),
@@ -211,6 +212,7 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: objec
             "-> end that run with the version that began it, or take the checkpoint's weights (model_name_or_path or "
             "adapter_name_or_path) and start anew"
         )
+    saved, now = _named_alike(saved), _named_alike(now)
     found = [line for key in sorted({*saved, *now}) for line in _differing(key, saved.get(key), now.get(key))]
     if found:
         raise CheckpointError(
@@ -218,6 +220,14 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: objec
             "data it was made with, or start anew in another output_dir; its weights can be trained on from there "
             "(model_name_or_path or adapter_name_or_path)"
         )
+
+
+def _named_alike(known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns an identity with its component under its full name, as ``random`` may be written with its package too."""
+    kind, component, preset = BY_TRAIN_TYPE.get(str(known.get("train_type"))), known.get("component"), "component_name"
+    if kind is None or not isinstance(component, str) or not isinstance(known.get(preset), str):
+        return known
+    return {**known, "component": full_name(kind, component), preset: split_name(known[preset])[1]}
 
 
 def _differing(key: str, saved: Any, now: Any) -> Iterator[str]:
@@ -270,6 +280,8 @@ def _plain(value: Any) -> Any:
 def _compared(key: str, value: Any) -> Any:
     if key in NAMES:
         return _last_parts(value)
+    if key == "component_name":  # with its package or without it: which component it is, the checkpoint knows
+        return split_name(str(value))[1]
     return names_in(value) or _plain(value) if key in LISTS else _plain(value)
 
 

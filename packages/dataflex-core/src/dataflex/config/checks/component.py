@@ -82,6 +82,7 @@ def _import(spec: ComponentSpec, known_broken: bool) -> None:
 
     Raises:
         ConfigError: It cannot be imported, or does not keep the contract of its kind.
+        ComponentError: It tried to end the process.
     """
     owner = registry.official(spec.kind).get(registry.split_name(spec.name)[1])
     packages = {registry.package_of(point) for point in registry.providers(spec.kind, spec.name)}

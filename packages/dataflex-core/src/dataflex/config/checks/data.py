@@ -13,7 +13,7 @@ from typing import Any
 from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, PAIR_STAGES, Entry, entry, require_stage
 from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.checks.files import LARGEST, Table, data_files, read_table
-from dataflex.config.checks.formats import has_answers, require_format
+from dataflex.config.checks.formats import has_answers, no_answers, require_format
 from dataflex.config.checks.streams import no_epoch
 from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
 from dataflex.config.load import read_file
@@ -125,7 +125,7 @@ def read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
             return None, [Problem("dataset_dir", f"{folder} holds no {INFO}", way_out)]
         info = read_file(path)
     except ConfigError as error:
-        return None, [Problem("dataset_dir", f"{path} is malformed: {error}", "repair the file")]
+        return None, [Problem("dataset_dir", str(error), "" if " -> " in str(error) else "repair the file")]
     if not isinstance(info, dict):
         return None, [Problem("dataset_dir", f"{path} holds no mapping", 'write {"name": {"file_name": ...}}')]
     return info, []
@@ -163,12 +163,7 @@ class _Looked:
         for table in tables:
             require_format(found, table, self._surely_read(found, total, alone=len(tables) == 1))
         if trained and total and self._draft.stage == "sft" and not any(has_answers(found, t) for t in tables):
-            column = found.columns["response"]
-            there = f"no row has a text in the column '{column}'" if column else "'columns' names no response"
-            raise ConfigError(
-                f"'{name}' gives no rows to train on: {there}, and stage: sft drops a row without an answer -> name "
-                f"the column of the answers in {INFO}, or leave the dataset out"
-            )
+            raise ConfigError(f"'{name}' ({found.file_name}) gives no rows to train on: {no_answers(found)}")
         return found.num_samples if found.num_samples is not None and total else total
 
     def _table(self, path: Path) -> Table:

@@ -76,7 +76,8 @@ def entry(name: str, definition: Any, plugins: bool = False) -> Entry:
     if not isinstance(formatting, str) or (formatting not in FORMATS and not plugins):
         hint = nearest(formatting, FORMATS) if isinstance(formatting, str) else ""
         allowed = " | ".join(FORMATS)
-        raise ConfigError(f"{where}: formatting: found {shown(formatting)} -> use one of {allowed} {hint}".rstrip())
+        what = f"{where}: formatting: found {shown(formatting)}, allowed: {allowed}"
+        raise ConfigError(f"{what} -> {hint or 'use one of these'}")
     ranking = definition.get("ranking", False)
     if not isinstance(ranking, bool):
         raise ConfigError(f"{where}: ranking: found {shown(ranking)} -> write true or false")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dataflex.config.checks.draft import Draft
+from dataflex.config.checks.late import late_problems
 from dataflex.config.checks.loader import keys_of, loader_problems
 from dataflex.config.checks.model import model_problems
 from dataflex.config.known_keys import enabled
@@ -30,19 +29,16 @@ _REFUSED_BY_WEIGHTERS = {
 
 def engine_problems(draft: Draft) -> list[Problem]:
     """Returns what cannot be run, model and folders included."""
-    problems = model_problems(draft.theirs)
+    problems = [*model_problems(draft.theirs), *late_problems(draft)]
     if draft.kind is None:
         return problems
     return [*problems, *_output(draft), *_stage(draft), *_loop(draft), *_data_engine(draft), *_loss(draft)]
 
 
 def _output(draft: Draft) -> list[Problem]:
-    value = draft.theirs.get("output_dir")
-    if not value:
-        return [Problem("output_dir", "is missing", "name the folder for checkpoints, trace and selections")]
-    if Path(str(value)).is_file():
-        return [Problem("output_dir", f"{value} is a file", "name a folder")]
-    return []
+    if draft.theirs.get("output_dir"):
+        return []
+    return [Problem("output_dir", "is missing", "name the folder for checkpoints, trace and selections")]
 
 
 def _stage(draft: Draft) -> list[Problem]:

@@ -12,6 +12,7 @@ from dataflex.config.checks.dataset_entry import INFO, Entry
 from dataflex.config.checks.files import Table, shown
 from dataflex.core.errors import ConfigError, listed
 
+_TYPES = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 _MEDIA = ("images", "videos", "audios")
 _ALPACA = ("prompt", "query", "history", "system", "tools", "kto_tag", *_MEDIA)
 _CHAT = ("messages", "kto_tag", *_MEDIA)  # a system column is read only where no system message comes first
@@ -36,16 +37,51 @@ def require_format(found: Entry, table: Table, rows: int | None) -> None:
         what = _wrong_value(found, row)
         if what:
             raise ConfigError(f"{table.path}, row {number}, {what}")
+    _require_one_type(table, rows)
     if found.formatting != "alpaca":
         _require_tags(found, table)
 
 
 def has_answers(found: Entry, table: Table) -> bool:
     """Returns whether any row may have an answer to be trained on; True where that is not known."""
-    if found.formatting != "alpaca" or not table.rows:
+    if found.formatting not in ("alpaca", "sharegpt", "openai") or not table.rows:
         return True
+    if found.formatting != "alpaca":
+        return any(_turns(found, row.get(str(found.columns["messages"]))) for row in table.rows)
     column = found.columns["response"]
     return bool(column) and any(isinstance(row.get(str(column)), str) for row in table.rows)
+
+
+def no_answers(found: Entry) -> str:
+    """Returns why no row has an answer to be trained on, and the way out."""
+    if found.formatting != "alpaca":
+        return (
+            f"no row of the column '{found.columns['messages']}' has turns that alternate, the first of them a "
+            f"question and the last an answer, and others are dropped -> repair the order of its messages, or name "
+            f"their roles in 'tags' in {INFO}"
+        )
+    column = found.columns["response"]
+    there = f"no row has a text in the column '{column}'" if column else "'columns' names no response"
+    return (
+        f"{there}, and stage: sft drops a row without an answer -> name the column of the answers in {INFO}, or leave "
+        "the dataset out"
+    )
+
+
+def _require_one_type(table: Table, rows: int | None) -> None:
+    """Refuses a column that is a text in one row and a number, a list or an object in another: one type is read."""
+    types: dict[str, tuple[str, int]] = {}
+    for number, row in enumerate(table.rows[:rows], start=1):
+        for column, value in row.items():
+            kind = _TYPES.get(type(value))
+            if kind is None:  # null goes with each
+                continue
+            first, where = types.setdefault(column, (kind, number))
+            if kind != first and {kind, first} != {"a number", "true or false"}:
+                raise ConfigError(
+                    f"{table.path}, row {number}, column '{column}': found {shown(value)}, {kind}, where row {where} "
+                    f"has {first}, and a column has one type -> write all of them as texts"
+                )
 
 
 def _needed(found: Entry) -> Iterator[str]:
@@ -96,7 +132,37 @@ def _wrong_value(found: Entry, row: Mapping[str, Any]) -> str:
     for message in messages:
         if not isinstance(message, dict):
             return f"column '{column}': found {shown(message)} -> a message is an object"
-    return _unknown_role(found, messages) if found.formatting == "openai" else ""
+    what = _unknown_role(found, messages) if found.formatting == "openai" else ""
+    return what or _no_text(found, messages)
+
+
+def _no_text(found: Entry, messages: list[Any]) -> str:
+    """Returns what is wrong with the content of a message that will be tokenised; a system message may have none."""
+    content = str(found.tags["content_tag"])
+    for message in _turns(found, messages):
+        value = message.get(content)
+        if not isinstance(value, str) and not message.get("tool_calls"):
+            column = found.columns["messages"]
+            return f"column '{column}': found {shown(value)} as '{content}' of a message -> a text is read there"
+    return ""
+
+
+def _turns(found: Entry, messages: Any) -> list[Mapping[str, Any]]:
+    """Returns the messages after the system's; none where their turns are out of order, as such a row is dropped."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return []
+    tags, roles = found.tags, [message.get(found.tags["role_tag"]) for message in messages]
+    first = 1 if tags["system_tag"] and roles and roles[0] == tags["system_tag"] else 0
+    asks = (tags["user_tag"], tags["observation_tag"])
+    answers = (tags["assistant_tag"], tags["function_tag"])
+    merges = found.formatting == "openai"  # results of tools that follow each other are one turn
+    kept = [
+        role
+        for i, role in enumerate(roles[first:], first)
+        if not (merges and role == tags["observation_tag"] and i > first and roles[i - 1] == role)
+    ]
+    in_order = all(role in (answers if i % 2 else asks) for i, role in enumerate(kept))
+    return messages[first:] if kept and in_order and len(kept) % 2 == int(found.ranking) else []
 
 
 def _wrong_alpaca(found: Entry, row: Mapping[str, Any]) -> str:

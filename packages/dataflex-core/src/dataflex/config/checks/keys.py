@@ -124,7 +124,10 @@ def _integer(key: str, value: Any, least: int) -> int | Problem:
             return value
         what = f"found {shortened(repr(value))}, allowed: a whole number from {least} to {MOST_STEPS}"
         return Problem(key, what, "write a smaller number")
-    way_out = "0 means no steps" if least == 0 else "-1 means until train_step or the epochs are done"
+    meaning = "0 means no steps" if least == 0 else "-1 means until train_step or the epochs are done"
+    below = isinstance(value, int | float) and not isinstance(value, bool) and value < least
+    quoted = isinstance(value, str) and is_decimal(value.strip())
+    way_out = meaning if below else "remove the quotes" if quoted else "write a whole number in digits, such as 10"
     return Problem(key, f"found {value!r}, allowed: a whole number, {least} or more", way_out)
 
 
@@ -135,7 +138,11 @@ def _plugins(value: Any, folder: Path) -> tuple[str, ...] | Problem:
     broken = next((why for f in files if (why := unprintable(f))), "")
     if broken:
         return Problem("plugins", f"found {value!r}, which holds {broken}", "remove it")
-    return tuple(_once(find_path(f, folder) for f in files))
+    paths = [find_path(f, folder) for f in files]
+    other = next((path for path in paths if path.exists() and not path.is_file()), None)
+    if other is not None:  # a pipe would keep everyone waiting who reads it
+        return Problem("plugins", f"{other} is no file: a folder, a pipe or a device", "name a Python file")
+    return tuple(_once(paths))
 
 
 def _once(files: Iterable[Path]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.checks.model import ADAPTER_KEYS
 from dataflex.config.checks.ranges import MOST, STEPS_OR_SHARES, WHOLE_FLOATS, Bounds, bounds
 from dataflex.config.declared_values import (
     OPEN,
@@ -22,7 +23,8 @@ from dataflex.config.declared_values import (
     log_levels,
     templates,
 )
-from dataflex.config.text import parse_json, shortened, unprintable
+from dataflex.config.load import read_text
+from dataflex.config.text import is_decimal, parse_json, shortened, unprintable
 from dataflex.core.errors import ConfigError, Problem, nearest
 from dataflex.core.secret_values import masked
 
@@ -102,7 +104,7 @@ def _number(key: str, value: float, may_be_float: bool) -> Problem | None:
     whole = isinstance(value, int) or (math.isfinite(value) and value == int(value))
     noun = "a number" if may_be_float else "a whole number"
     if not may_be_float and not (whole if key in WHOLE_FLOATS else isinstance(value, int)):
-        way_out = f"write {int(value)}" if whole else "write a whole number"
+        way_out = f"write {int(value)}" if whole and limits.holds(int(value)) else "write a whole number"
         return Problem(key, f"found {_shown(key, value)}, allowed: {limits.said(noun)}", way_out)
     if isinstance(value, int) and abs(value) > MOST:
         return Problem(key, f"found {_shown(key, value)}, allowed: {limits.said(noun)}", "write a smaller number")
@@ -134,6 +136,8 @@ def _text(key: str, value: str, declared: Declared, plugins: Iterable[str]) -> P
     broken = unprintable(value)
     if broken:
         return Problem(key, f"found {_shown(key, value)}, which holds {broken}", "remove it")
+    if _ALSO.get(key) == "numbers":
+        return _numbers(key, value.split(","))
     if "dict" in declared.types:
         return _mapping_as_text(key, value)
     choices = _choices(key, declared, plugins)
@@ -152,9 +156,34 @@ def _mapping_as_text(key: str, value: str) -> Problem | None:
             parse_json(value, "its JSON")
         except ConfigError as error:
             return Problem(key, str(error), "" if " -> " in str(error) else "write a mapping in YAML instead")
-    elif key in _FILES and value.endswith(".json") and not Path(value).exists():
+        return None
+    if not value.strip():
+        return None
+    if key not in _FILES:
+        what = f"found {_shown(key, value)}, allowed: a mapping"
+        return Problem(key, what, "write a mapping in YAML, {name: value}, or remove the key")
+    if value.endswith(".json") and not Path(value).exists():
         return Problem(key, f"there is no file {value} (looked from {Path.cwd()})", "give the path of a JSON file")
-    return None
+    return _mapping_in_file(key, Path(value)) if Path(value).exists() else None
+
+
+def _mapping_in_file(key: str, path: Path) -> Problem | None:
+    """Checks a file that holds a mapping."""
+    way_out = "give the path of a JSON file that holds a mapping"
+    if not path.is_file():
+        return Problem(key, f"{path} is no file: a folder, a pipe or a device", way_out)
+    try:
+        content = parse_json(read_text(path), str(path))
+    except ConfigError as error:
+        return Problem(key, str(error), "" if " -> " in str(error) else "repair the file")
+    return None if isinstance(content, dict) else Problem(key, f"{path} holds no mapping", way_out)
+
+
+def _numbers(key: str, parts: list[str]) -> Problem | None:
+    wrong = [part for part in parts if not is_decimal(part.strip())]
+    if not wrong:
+        return None
+    return Problem(key, f"found {_shown(key, wrong[0])}, allowed: numbers, one per dataset", "write 0.7,0.3")
 
 
 def _path(key: str, value: str) -> Problem | None:
@@ -170,6 +199,8 @@ def _list(key: str, value: list[Any], declared: Declared) -> Problem | None:
     """Checks a list of names; of numbers where the key takes them."""
     if _ALSO.get(key) == "numbers" and all(_kind(item) in ("int", "float") for item in value):
         return None
+    if _ALSO.get(key) == "numbers" and all(isinstance(item, str) for item in value):
+        return _numbers(key, value)
     wrong = [item for item in value if not isinstance(item, str) or unprintable(item)]
     if wrong:
         return Problem(key, f"found {_shown(key, wrong[0])} in the list, allowed: texts", "quote it")
@@ -226,7 +257,9 @@ def _way_out(key: str, value: Any, declared: Declared) -> str:
     if isinstance(value, str):
         return "remove the quotes" if _is_plain(value) else f"write {_allowed(key, declared).partition(', or ')[0]}"
     if isinstance(value, list) and "str" in declared.types:
-        return "write one text, with commas between names"
+        if key in ADAPTER_KEYS:
+            return "write one text, with commas between names"
+        return "write one path" if key in PATHS else "write one text"
     if isinstance(value, int | float) and "str" in declared.types:
         return "quote it"
     return f"write {_allowed(key, declared).partition(', or ')[0]}"
