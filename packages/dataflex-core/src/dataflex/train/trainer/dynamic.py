@@ -52,6 +52,7 @@ from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
 from dataflex.train.trainer.stopping import StepStop
 from dataflex.train.trainer.token_count import TokenCount
 from dataflex.train.trainer.upstream.relied_on import require_training
+from dataflex.train.trainer.workers import outliving_sigterm
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -165,6 +166,18 @@ class DynamicTrainer(Base):
     def keep_batch_size(self) -> None:
         """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
         self._train_batch_size = self.args.train_batch_size
+
+    def get_train_dataloader(self) -> Any:
+        """Returns the loader of the trainer underneath; its workers leave SIGTERM to this process."""
+        return outliving_sigterm(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`get_train_dataloader`."""
+        return outliving_sigterm(super().get_eval_dataloader(*args, **kwargs))
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`get_train_dataloader`."""
+        return outliving_sigterm(super().get_test_dataloader(*args, **kwargs))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also takes the count of tokens out of the batches of the step."""
@@ -302,8 +315,11 @@ class DynamicTrainer(Base):
         stops = self._dataflex_stop.agreed()
         if stops:
             self._dataflex_stop.hurry()
+        takes_long = self.control.should_evaluate or self.control.should_save
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.saving.settle()
+        if takes_long and not stops:  # the wish may have come meanwhile: not a whole step later
+            stops = self._dataflex_stop.agreed()
         if stops:
             self._dataflex_stop.stop()
 
