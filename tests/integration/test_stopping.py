@@ -237,6 +237,19 @@ def test_another_sigterm_later_on_ends_the_process_at_once():
     assert done.stdout == ""
 
 
+def test_sigterm_after_the_last_step_is_not_forgotten():
+    code = (
+        "import os, signal; from dataflex.core import stopping\n"
+        "with stopping.allowed():\n"
+        "    with stopping.caught():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM); assert stopping.asked()\n"
+        "    print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == ""
+
+
 RANK = """
 import os, sys, time
 from pathlib import Path
