@@ -50,11 +50,11 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
         train: Trains as a file says, with overrides, and returns the exit code; another process of this program
             unless given.
     """
-    if not argv:
-        raise ConfigError(f"no file given -> {USAGE}")
-    log_to_stderr()
     overwrites = OVERWRITE in argv
     file, *rest = [argument for argument in argv if argument != OVERWRITE] or [""]
+    if not file:
+        raise ConfigError(f"no file given -> {USAGE}")
+    log_to_stderr()
     wanted = [rest.pop(0)] if rest and rest[0] in STEPS else list(STEPS)
     pipeline = _read(Path(file), rest)
     _check(pipeline, Path(file).absolute().parent)
