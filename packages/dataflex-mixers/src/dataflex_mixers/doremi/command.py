@@ -16,6 +16,7 @@ from dataflex.config.check import check
 from dataflex.config.load import parse_override, read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
+from dataflex.launch import torchrun
 from dataflex.launch.supervised import supervised
 from dataflex.utils.logging import log_to_stderr, logger
 
@@ -152,4 +153,4 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _train(file: Path, *overrides: str) -> int:
     """Trains in a process of its own, so that each run finds the machine as the first one did."""
-    return supervised([sys.executable, "-m", "dataflex", "train", str(file), *overrides])
+    return supervised([sys.executable, "-m", "dataflex", "train", str(file), *overrides], torchrun.followed())
