@@ -31,7 +31,7 @@ def private(name: str) -> bool:
 def defined(tree: ast.AST) -> Iterator[str]:
     """Names that a module of ours gives to something of its own."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.attr
