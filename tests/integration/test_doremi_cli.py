@@ -156,3 +156,8 @@ def test_three_real_runs_end_with_a_model_on_the_mixture_that_was_found(file, tm
     assert (out / "final" / "model.safetensors").exists()
     final = read(out / "final" / "dataflex_config.yaml")
     assert final["init_mixture_proportions"] == list(weights["proportions"].values())
+
+
+def test_a_flag_alone_names_no_file():
+    with pytest.raises(ConfigError, match="no file given -> dataflex-cli doremi FILE"):
+        run(["--overwrite"])

@@ -233,6 +233,20 @@ def test_a_finished_run_is_not_trained_again_by_a_plain_trainer_but_continued(tm
     assert recorded_run(tmp_path).finished is None
 
 
+def test_a_finished_run_without_checkpoints_is_not_written_over_and_its_model_is_known_as_its_result(tmp_path):
+    done = trainer("dynamic_weight", tmp_path, save_strategy="no")
+    done.train()
+    assert recorded_run(tmp_path).finished == 6
+    done.save_model()  # and no save_state
+    known = recorded_run(tmp_path)
+    assert known.finished == 6
+    assert "model.safetensors" in known.files
+    with pytest.raises(ConfigError, match=r"holds a finished run of 6 steps -> choose another output_dir"):
+        trainer("dynamic_weight", tmp_path, save_strategy="no").train()
+    trainer("dynamic_weight", tmp_path, save_strategy="no", replaces=True).train()
+    assert (tmp_path / REPLACED / known.id / "model.safetensors").exists()
+
+
 @pytest.fixture
 def killed_at(monkeypatch):
     """Kills a run of the command line when the checkpoint of a step is whole."""

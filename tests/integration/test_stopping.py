@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -104,6 +105,42 @@ def test_sigterm_inside_of_a_step_saves_at_its_end_and_the_resumed_run_is_the_on
     assert torch.equal(weights(resumed), weights(whole))
 
 
+class AllTerminated(TrainerCallback):
+    """Has another process send SIGTERM to this one and to the workers of its loaders, as a scheduler does."""
+
+    def __init__(self, step: int, evaluating: bool) -> None:
+        self._step, self._evaluating, self.signalled = step, evaluating, 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if not self._evaluating:
+            self._terminate(state)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self._evaluating:
+            self._terminate(state)
+
+    def _terminate(self, state):
+        if state.global_step != self._step or self.signalled:
+            return
+        workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+        self.signalled = len(workers)
+        subprocess.run(["kill", "-TERM", *workers, str(os.getpid())], check=True)
+        time.sleep(0.1)  # a worker that the signal ends is gone then
+
+
+@pytest.mark.parametrize(
+    ("train_type", "evaluating"), [("dynamic_select", False), ("dynamic_weight", False), ("dynamic_weight", True)]
+)
+def test_sigterm_to_the_workers_of_the_loaders_as_well_stops_as_to_the_process_alone(train_type, evaluating, tmp_path):
+    changes = {"eval_strategy": "steps", "eval_steps": 2} if evaluating else {}
+    told = AllTerminated(2, evaluating)
+    made = trainer(tmp_path, train_type, None, told, dataloader_num_workers=1, **changes)
+    # Inside of a step, it is ended; while evaluating, there is none to wait for.
+    assert f"at step {2 if evaluating else 3} with the checkpoint" in stopped(made)
+    assert told.signalled >= 1
+    assert [incompleteness(path) for path in all_checkpoints(tmp_path)] == [None]
+
+
 class TerminatedWhileScoring(Selector):
     """Scores all rows; at the second update SIGTERM comes during that, once."""
 
@@ -194,6 +231,19 @@ def test_another_sigterm_later_on_ends_the_process_at_once():
         "with stopping.allowed(), stopping.caught():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); assert stopping.asked()\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == ""
+
+
+def test_sigterm_after_the_last_step_is_not_forgotten():
+    code = (
+        "import os, signal; from dataflex.core import stopping\n"
+        "with stopping.allowed():\n"
+        "    with stopping.caught():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM); assert stopping.asked()\n"
+        "    print('alive')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGTERM

@@ -41,6 +41,8 @@ def test_each_run_stands_beside_the_first(left, capsys):
     left("static", 4.75)
     code, lines, _ = printed(capsys, "random", "less", "static")
     assert code == 0
+    unknown = "not known: whether static had the same data and settings; no dataflex_config.yaml there"
+    assert lines.pop() == unknown
     assert [line.split() for line in lines] == [
         ["run", "strategy", "steps", "eval_loss"],
         ["random", "select", "random", "60", "4.500"],
@@ -54,7 +56,7 @@ def test_the_last_evaluation_counts_and_several_sets_stand_side_by_side(left, ca
     left("one", history=[early, {"loss": 1.0, "step": 9}, {"eval_a_loss": 2.0, "eval_b_loss": 3.0, "step": 10}])
     left("two", history=[{"eval_b_loss": 2.5, "eval_a_accuracy": 1.0, "step": 10}])
     _, lines, _ = printed(capsys, "one", "two")
-    assert [line.split()[3:] for line in lines] == [["eval_b_loss"], ["3.000"], ["2.500", "(-0.500)"]]
+    assert [line.split()[3:] for line in lines[:3]] == [["eval_b_loss"], ["3.000"], ["2.500", "(-0.500)"]]
 
 
 def test_a_run_that_only_evaluated_has_results_too(left, tmp_path, capsys):
@@ -62,7 +64,7 @@ def test_a_run_that_only_evaluated_has_results_too(left, tmp_path, capsys):
         left(name, loss)
         (tmp_path / name / "trainer_state.json").unlink()
     _, lines, _ = printed(capsys, "one", "two")
-    assert [line.split()[2:] for line in lines[1:]] == [["0", "2.000"], ["0", "1.000", "(-1.000)"]]
+    assert [line.split()[2:] for line in lines[1:3]] == [["0", "2.000"], ["0", "1.000", "(-1.000)"]]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,8 @@ def test_a_run_that_only_evaluated_has_results_too(left, tmp_path, capsys):
         ({"steps": 40}, "unlike: steps are 60, 40"),
         ({"config": {"eval_dataset": "c"}}, "unlike: eval_dataset is b | c"),
         ({"config": {"seed": 2}}, "unlike: seed is 1 | 2"),
+        ({"config": {"learning_rate": 1e-4}}, "unlike: learning_rate is not set | 0.0001"),
+        ({"config": {"seed": "1.0"}}, None),
         ({"config": {"component_name": "less", "update_step": 9}}, None),
     ],
 )
@@ -79,6 +83,14 @@ def test_more_than_the_strategy_is_not_compared_in_silence(left, capsys, other, 
     left("two", 1.0, **({"config": {}} | other))
     _, lines, _ = printed(capsys, "one", "two")
     assert lines[3:] == ([] if said is None else [said])
+
+
+def test_a_loss_that_is_no_number_has_no_difference_and_a_truth_value_is_no_loss(left, capsys):
+    left("one", 1.0, config={})
+    left("two", float("nan"), config={}, history=[{"eval_loss": True, "eval_b_loss": True}])
+    code, lines, _ = printed(capsys, "one", "two")
+    assert code == 0
+    assert [line.split()[-1] for line in lines] == ["eval_loss", "1.000", "nan"]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ work with, it may refuse when the trainer is made or when training begins, and n
 from __future__ import annotations
 
 import copy
+import random
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,19 @@ def unlabelled(rows):
     return [row | {"labels": [-100] * len(row["labels"])} for row in rows]
 
 
-def made(kind: Kind, name: str, folder, *, params=None, rows=None, target=None, model=None, accumulation=2, **changes):
+def made(
+    kind: Kind,
+    name: str,
+    folder,
+    *,
+    params=None,
+    rows=None,
+    target=None,
+    model=None,
+    accumulation=2,
+    collator=pad_collate,
+    **changes,
+):
     trains = TYPES[kind.name]
     keys = SCHEDULE if kind is not WEIGHTER else {"warmup_step": 1, "train_step": 3}
     arguments = DataflexArguments(train_type=trains, component_name=name, **keys)
@@ -80,7 +94,7 @@ def made(kind: Kind, name: str, folder, *, params=None, rows=None, target=None, 
         train_dataset={"a": rows, "b": rows} if apart else rows,
         eval_dataset=TokenRows(4, seed=9) if target is None else target,
         processing_class=tiny_tokenizer(),
-        data_collator=pad_collate,
+        data_collator=collator,
         dataflex=spec,
     )
 
@@ -282,9 +296,13 @@ def test_the_trial_leaves_no_trace(name, tmp_path):
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
     flags = [p.requires_grad for p in model.parameters()]
-    torch.manual_seed(3)
-    np.random.seed(3)
-    made(SELECTOR, name, tmp_path, model=model, params=needed(name, tmp_path))
+    trainer = made(SELECTOR, name, tmp_path, model=model, params=needed(name, tmp_path))
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    trainer._dataflex_require_rows_apart()  # once more: the trainer underneath seeds while it is made
+    trainer._dataflex_early.made(trainer._dataflex_rows_of_an_update())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    np.testing.assert_equal(np.random.get_state(), states[1])
+    assert random.getstate() == states[2]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
@@ -333,3 +351,24 @@ def test_a_rank_that_refuses_has_told_the_others_before_it_raises(monkeypatch):
     with pytest.raises(ConfigError, match="too large -> take another"):
         agreement.on_every_rank(SimpleNamespace(num_processes=2), refuse)
     assert told == ["too large -> take another"]
+
+
+def text_rows():
+    return datasets.Dataset.from_list([row | {"text": "a text"} for row in TokenRows(32)])
+
+
+def strict_collate(rows):
+    """As collators of transformers do, makes a tensor of every column."""
+    return pad_collate(rows) | {key: torch.tensor([row[key] for row in rows]) for key in rows[0] if key == "text"}
+
+
+def test_a_column_that_the_model_does_not_take_reaches_the_collator_neither_in_training_nor_in_scoring(tmp_path):
+    trainer = made(SELECTOR, "loss", tmp_path, rows=text_rows(), collator=strict_collate)
+    trainer.train()
+    assert trainer.state.global_step == trainer.schedule.total
+
+
+@pytest.mark.parametrize("kind", [SELECTOR, WEIGHTER])
+def test_a_collator_that_raises_is_named_before_training(kind, tmp_path):
+    with pytest.raises(ConfigError, match=r"data_collator: strict_collate raised .*, on two rows of the train"):
+        made(kind, "loss", tmp_path, rows=text_rows(), collator=strict_collate, remove_unused_columns=False)

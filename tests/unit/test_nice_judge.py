@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dataflex.core.errors import ComponentError
+from dataflex.core.errors import ComponentError, StoppedError
 from dataflex_selectors.nice import judge as module
 from dataflex_selectors.nice.chat import ChatEndpoint, NoAnswerError, usable_key, valid_url
 from dataflex_selectors.nice.judge import INSTRUCTION, Judge, read_mark
@@ -225,7 +225,9 @@ def raw(*parts, pause=0.0, forever=None):
         def handle(self):
             self.request.settimeout(5)
             with suppress(OSError):
-                self.request.recv(2**16)
+                asked = b""
+                while not asked.endswith(b"}"):  # all of it: what is left unread resets the connection
+                    asked += self.request.recv(2**16)
                 for part in parts:
                     self.request.sendall(part)
                     over.wait(pause)
@@ -593,3 +595,14 @@ def test_an_error_on_rank_0_is_one_on_all_ranks(monkeypatch):
         first, second = ranks(monkeypatch, lambda accelerator: Judge(endpoint(server), accelerator)(ANSWERS))
     assert first == second
     assert "HTTP status 401" in first
+
+
+@pytest.mark.parametrize("reply", ["hang", (429, "", {"Retry-After": "60"})])
+def test_a_wish_to_stop_ends_requests_and_pauses_that_would_take_minutes(reply, monkeypatch):
+    with serving(reply) as server:
+        asked = ChatEndpoint(server.url, "judge-1", None, timeout=60.0)
+        monkeypatch.setattr(module.stopping, "asked", lambda: bool(server.requests))
+        begun = time.monotonic()
+        with pytest.raises(StoppedError, match="stopped by SIGTERM while a judge was asked"):
+            Judge(asked, None)([Answer("q", "a", "a")])
+        assert time.monotonic() - begun < 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from accelerate import DistributedType
 from dataflex.config.components_file import packaged_components
-from dataflex.core.context import UpdateContext
-from dataflex.core.errors import ComponentError, ConfigError
+from dataflex.core import agreement
+from dataflex.core.context import RunAhead, UpdateContext
+from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
+from dataflex.scoring import trial
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
 from dataflex_selectors.nice.selector import NiceSelector
 from dataflex_selectors.running import RunningScores
@@ -438,3 +441,17 @@ def test_a_key_in_place_of_its_variables_name_is_repeated_nowhere(rows, target, 
     with pytest.raises(ConfigError) as caught:
         build(rows, target, tokenizer, **params)
     assert key not in str(caught.value)
+
+
+def test_no_rank_asks_for_a_reward_where_another_has_refused(model, rows, target, tokenizer, monkeypatch):
+    asked = []
+    selector = build(rows, target, tokenizer, stub=lambda answers: asked.append(answers) or length_reward(answers))
+    selector.accelerator = SimpleNamespace(num_processes=2, mixed_precision="no", device=torch.device("cpu"))
+    monkeypatch.setattr(trial, "autocast", lambda accelerator: nullcontext())
+    monkeypatch.setattr(agreement, "gather_object", lambda own: [*own, "its model is another"])
+    with pytest.raises(DataflexError, match="rank 1 raised: its model is another"):
+        selector.check_run(model.eval(), RunAhead(1, 2, 4))
+    assert not asked  # to ask is collective: this rank would wait for one that is gone
+    monkeypatch.setattr(agreement, "gather_object", lambda own: [*own, None])
+    selector.check_run(model, RunAhead(1, 2, 4))
+    assert len(asked) == 1

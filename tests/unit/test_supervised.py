@@ -155,3 +155,19 @@ def test_a_rank_stops_where_the_process_that_started_its_launcher_is_killed(tmp_
     launcher.wait()
     assert rank.returncode == -signal.SIGTERM
     assert b"the process that started this run is gone" in said
+
+
+def test_a_run_that_another_command_trains_stops_where_that_command_is_killed(tmp_path):
+    child = "import os, time; from dataflex.launch import torchrun\n"
+    child += "torchrun.follow_launcher(); print(os.getpid(), flush=True); time.sleep(60)"
+    code = "import sys; from dataflex.launch import supervised, torchrun\n"
+    code += f"supervised.supervised([sys.executable, '-c', {child!r}], torchrun.followed())"
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    training = psutil.Process(int(command.stdout.readline()))
+    command.kill()
+    command.wait()
+    end = time.monotonic() + 20
+    while training.is_running() and training.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+        time.sleep(0.05)
+    assert time.monotonic() < end
+    command.stdout.close()

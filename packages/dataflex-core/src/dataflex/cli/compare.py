@@ -6,10 +6,13 @@ loaded. What makes two runs unlike besides their strategy (steps, data, model, s
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dataflex.core.errors import ConfigError
+from dataflex.run.files import CONFIG
 from dataflex.run.outcome import ALIKE, Outcome, outcome
 
 SUMMARY = "compare the evaluation losses of runs with those of the first"
@@ -48,12 +51,25 @@ def unlike(runs: Sequence[Outcome]) -> Iterator[str]:
         yield f"unlike: steps are {', '.join(map(str, steps))}"
     configured = [found for found in runs if found.config]
     for key in ALIKE:
-        values = [str(found.config.get(key)) for found in configured]
-        if len(set(values)) > 1:
-            yield f"unlike: {key} is {' | '.join(values)}"
+        values = [found.config.get(key) for found in configured]
+        if len(set(map(_as_written, values))) > 1:
+            yield f"unlike: {key} is {' | '.join('not set' if value is None else str(value) for value in values)}"
+    unknown = [str(found.folder) for found in runs if not found.config]
+    if unknown:
+        yield f"not known: whether {', '.join(unknown)} had the same data and settings; no {CONFIG} there"
+
+
+def _as_written(value: Any) -> float | str:
+    """Returns what is equal for equal settings: YAML's ``1e-4`` is a text, and ``0.0001`` a number."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value)
 
 
 def _shown(base: float, value: float | None, is_base: bool) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if is_base else f"{value:.3f} ({value - base:+.3f})"
+    if is_base or not math.isfinite(value - base):
+        return f"{value:.3f}"
+    return f"{value:.3f} ({value - base:+.3f})"

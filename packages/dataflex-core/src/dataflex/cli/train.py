@@ -20,9 +20,9 @@ def run(argv: Sequence[str]) -> int:
     """Checks everything that can be known, then trains here or under torchrun. Returns the exit code."""
     spec = checked_run(argv, USAGE)
     require_working_packages()
+    torchrun.follow_launcher()
     if torchrun.wanted():
         return torchrun.launch(argv, stops_itself=spec.arguments.train_type != "static")
-    torchrun.follow_launcher()
     load_plugin_files(spec.arguments.plugins)
     if spec.component is not None:
         # A broken or foreign component is refused before any data is read.

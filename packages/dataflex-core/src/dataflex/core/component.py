@@ -63,7 +63,8 @@ class Component:
         ``prepare``, before there is an optimizer, and before a checkpoint is resumed. Under an engine that shards the
         weights (FSDP, DeepSpeed) it is called when training begins, on the wrapped model. The model is in eval mode and
         on its device; a trial batch or two may go through it. Random numbers that are drawn from the global generators
-        are put back. Where one rank raises, all are stopped.
+        are put back. Where one rank raises, all are stopped; so whatever is collective in here comes after
+        :func:`~dataflex.core.agreement.on_every_rank` over what may be refused before it.
 
         Args:
             model: The model to be trained.
@@ -76,8 +77,8 @@ class Component:
     def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Refuses an optimizer that an update could not work with. Optional.
 
-        Called on every rank when training begins, before the first step and so before the optimizer has any state.
-        Where one rank raises, all are stopped.
+        Called on every rank when training begins, before its first step: the optimizer has no state yet, or that of the
+        checkpoint which is resumed. Nothing in here is collective. Where one rank raises, all are stopped.
 
         Args:
             model: The model to be trained, as an update gets it.

@@ -44,7 +44,10 @@ def allowed() -> Iterator[None]:
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Inside of it, SIGTERM is noted and not obeyed at once, where that is :func:`allowed`."""
+    """Inside of it, SIGTERM is noted and not obeyed at once, where that is :func:`allowed`.
+
+    A wish that nothing has followed by the end, as no step came after it, is passed on then.
+    """
     kept = signal.getsignal(signal.SIGTERM)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not _request.allowed or not in_main_thread or kept is signal.SIG_IGN or kept is None:
@@ -55,8 +58,11 @@ def caught() -> Iterator[None]:
     try:
         yield
     finally:
+        left = asked()
         signal.signal(signal.SIGTERM, kept)
         _request.first, _request.caught = None, False
+    if left:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def may_be_asked() -> bool:

@@ -22,7 +22,6 @@ import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
 import torch
-from llamafactory.extras.constants import CHECKPOINT_NAMES
 from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
@@ -71,19 +70,7 @@ def score(spec: RunSpec, weights: ScoringWeights) -> Path | None:
 
     Returns:
         The file of scores; None on a rank that writes none.
-
-    Raises:
-        ConfigError: The output folder holds a trained model and no checkpoint, and the run does not say which is meant.
     """
-    if weights.folder is not None and weights.checkpoint is None:
-        trained = [name for name in CHECKPOINT_NAMES if os.path.isfile(os.path.join(weights.folder, name))]
-        if trained:
-            raise ConfigError(
-                f"output_dir: {weights.folder} holds a trained model ({trained[0]}) and no checkpoint, so it is not "
-                f"clear which weights are to score -> adapter_name_or_path={weights.folder} for a trained adapter, "
-                f"model_name_or_path={weights.folder} for a whole model, resume_from_checkpoint=false for the model as "
-                "it was before"
-            )
     chosen = {"resume_from_checkpoint": weights.checkpoint, "overwrite_output_dir": weights.checkpoint is None}
     try:
         with installed(spec, ScoreTrainer):

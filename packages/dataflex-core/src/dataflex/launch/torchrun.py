@@ -17,7 +17,7 @@ import yaml
 from dataflex.core.secret_values import taken_out
 from dataflex.launch.supervised import Launcher, pass_on, supervised
 
-_LAUNCHER = "DATAFLEX_LAUNCHER"  # the number of the process that started the ranks, in their environment
+_LAUNCHER = "DATAFLEX_LAUNCHER"  # the number of the process that started this one, in its environment
 
 
 def is_enabled(name: str, environ: Mapping[str, str] | None = None) -> bool:
@@ -76,7 +76,7 @@ def launch(argv: Sequence[str], command_name: str = "train", *, stops_itself: bo
         stops_itself: Whether a rank that gets SIGTERM saves and ends by itself, and may be given the time it takes.
     """
     argv, secrets = _apart(argv)
-    environ = dict(os.environ) | secrets | {_LAUNCHER: str(os.getpid())}
+    environ = followed() | secrets
     if is_enabled("OPTIM_TORCH", {"OPTIM_TORCH": "1"} | environ):  # LLaMA-Factory's memory settings for NCCL
         environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         environ.setdefault("TORCH_NCCL_AVOID_RECORD_STREAMS", "1")
@@ -102,9 +102,14 @@ def _to_ranks(process: psutil.Process, number: int) -> None:
         rank.send_signal(number)
 
 
+def followed() -> dict[str, str]:
+    """Returns this process's environment for a ``dataflex-cli`` that is to stop where this process is killed."""
+    return dict(os.environ) | {_LAUNCHER: str(os.getpid())}
+
+
 def follow_launcher() -> None:
-    """Lets this rank stop where the ``dataflex-cli`` that started it is killed, or torchrun."""
-    if is_worker() and _LAUNCHER in os.environ:
+    """Lets this process stop where the ``dataflex-cli`` that started it is killed; a rank, where torchrun is, too."""
+    if _LAUNCHER in os.environ:
         Launcher(int(os.environ[_LAUNCHER])).follow()
 
 

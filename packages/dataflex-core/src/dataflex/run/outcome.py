@@ -13,7 +13,10 @@ from dataflex.run.config_file import written_config
 from dataflex.run.files import CONFIG
 
 STATE, RESULTS = "trainer_state.json", "eval_results.json"
-ALIKE = ("model_name_or_path", "dataset", "eval_dataset", "per_device_train_batch_size", "seed")
+ALIKE = (
+    "model_name_or_path", "dataset", "dataset_dir", "eval_dataset", "val_size", "max_samples", "cutoff_len",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "seed",
+)  # fmt: skip
 """Keys that two runs share where they differ in nothing but the strategy."""
 
 
@@ -65,10 +68,11 @@ def _losses(entry: Any) -> dict[str, float]:
     """Returns the losses of an evaluation, such as ``eval_loss`` and ``eval_NAME_loss``."""
     if not isinstance(entry, dict):
         return {}
+    named = {key: value for key, value in entry.items() if key.startswith("eval_") and key.endswith("loss")}
     return {
         key: float(value)
-        for key, value in entry.items()
-        if key.startswith("eval_") and key.endswith("loss") and isinstance(value, int | float)
+        for key, value in named.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
 
 

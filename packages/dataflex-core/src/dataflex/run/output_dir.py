@@ -107,9 +107,11 @@ def require_unused(spec: RunSpec, folder: str | Path, recorded: RecordedRun | No
     newest = newest_of_run(folder)
     if newest is not None:
         given = spec.llamafactory.get("resume_from_checkpoint")
+        without = "without resume_from_checkpoint it" if given is None else f"resume_from_checkpoint: {given}"
         raise ConfigError(
-            f"output_dir: {folder} holds a run that was stopped, and resume_from_checkpoint: {given} would not go on "
-            f"from its {newest} -> set resume_from_checkpoint: true, or overwrite_output_dir: true to start anew"
+            f"output_dir: {folder} holds a run that was stopped, and {without} would not go on from its {newest} -> "
+            "set resume_from_checkpoint: true, or overwrite_output_dir: true to start anew (from Python: "
+            "train(resume_from_checkpoint=True), or overwrite_output_dir=True for the trainer)"
         )
     logger.warning("%s holds a run that was stopped before its first complete checkpoint: starting it anew", folder)
 

@@ -23,10 +23,15 @@ class Results:
         if self._before is None:
             self._before = self._standing()
 
-    def end(self) -> Known:
-        """Returns name -> (bytes, time of the last change in nanoseconds) of what was written since."""
-        before, self._before = self._before or {}, None
-        return {name: known for name, known in self._standing().items() if before.get(name) != known}
+    def written(self) -> Known:
+        """Returns name -> (bytes, time of the last change in nanoseconds) of what was written since :meth:`begin`."""
+        if self._before is None:
+            return {}
+        return {name: known for name, known in self._standing().items() if self._before.get(name) != known}
+
+    def forget(self) -> None:
+        """Begins anew: the next training has results of its own."""
+        self._before = None
 
     def _standing(self) -> Known:
         paths = self._folder.iterdir() if self._folder.is_dir() else []

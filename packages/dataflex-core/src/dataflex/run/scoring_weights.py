@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataflex.config.spec import RunSpec
+from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import masked
 from dataflex.run.config_file import recorded_run
 from dataflex.run.newest import newest_of_run, newest_to_resume
+
+_WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_MODELS = ("adapter_model.safetensors", "adapter_model.bin", *_WHOLE)  # what training saves at its end
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ def scoring_weights(spec: RunSpec) -> ScoringWeights:
     ``overwrite_output_dir`` says that training begins anew; nothing is trained here, so it changes nothing.
 
     Raises:
-        ConfigError: ``resume_from_checkpoint: true``, and there is no checkpoint; or the record there is unreadable.
+        ConfigError: ``resume_from_checkpoint: true``, and there is no checkpoint; the record there is unreadable;
+            or the folder holds a trained model and no checkpoint, and the run does not say which is meant.
     """
     given, folder = spec.llamafactory.get("resume_from_checkpoint"), str(spec.llamafactory.get("output_dir"))
     word = str(given).lower()
@@ -64,6 +69,25 @@ def scoring_weights(spec: RunSpec) -> ScoringWeights:
         checkpoint = newest_to_resume(folder, recorded_run(folder))
     elif given is None:
         checkpoint = newest_of_run(folder) if os.path.isdir(folder) else None
+        if checkpoint is None and os.path.abspath(folder) not in _named(spec):
+            _require_no_model(folder)
     elif word != "false":
         checkpoint = str(given)
     return ScoringWeights.of(spec, checkpoint, folder if given is None else None)
+
+
+def _named(spec: RunSpec) -> set[str]:
+    """Returns the folders that the run takes weights from."""
+    keys = [spec.llamafactory.get(key) for key in ("model_name_or_path", "adapter_name_or_path")]
+    texts = [str(part) for key in keys for part in (key if isinstance(key, list | tuple) else [key or ""])]
+    return {os.path.abspath(part.strip()) for text in texts for part in text.split(",") if part.strip()}
+
+
+def _require_no_model(folder: str) -> None:
+    trained = [name for name in _MODELS if os.path.isfile(os.path.join(folder, name))]
+    if trained:
+        raise ConfigError(
+            f"output_dir: {folder} holds a trained model ({trained[0]}) and no checkpoint, so it is not clear which "
+            f"weights are to score -> adapter_name_or_path={folder} for a trained adapter, model_name_or_path={folder} "
+            "for a whole model, resume_from_checkpoint=false for the model as it was before"
+        )

@@ -16,6 +16,7 @@ from dataflex.config.check import check
 from dataflex.config.load import parse_override, read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
+from dataflex.launch import torchrun
 from dataflex.launch.supervised import supervised
 from dataflex.utils.logging import log_to_stderr, logger
 
@@ -50,11 +51,11 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
         train: Trains as a file says, with overrides, and returns the exit code; another process of this program
             unless given.
     """
-    if not argv:
-        raise ConfigError(f"no file given -> {USAGE}")
-    log_to_stderr()
     overwrites = OVERWRITE in argv
     file, *rest = [argument for argument in argv if argument != OVERWRITE] or [""]
+    if not file:
+        raise ConfigError(f"no file given -> {USAGE}")
+    log_to_stderr()
     wanted = [rest.pop(0)] if rest and rest[0] in STEPS else list(STEPS)
     pipeline = _read(Path(file), rest)
     _check(pipeline, Path(file).absolute().parent)
@@ -152,4 +153,4 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _train(file: Path, *overrides: str) -> int:
     """Trains in a process of its own, so that each run finds the machine as the first one did."""
-    return supervised([sys.executable, "-m", "dataflex", "train", str(file), *overrides])
+    return supervised([sys.executable, "-m", "dataflex", "train", str(file), *overrides], torchrun.followed())

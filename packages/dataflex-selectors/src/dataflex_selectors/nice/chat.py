@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import ssl
-import time
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds; the pause doubles from the 
 _MOST_BYTES = 2**20  # of a response; a judge answers in a few hundred
 _DEEPEST = 64  # lists and objects inside of each other; a chat completion has four
 _PATH = "/chat/completions"
+_LOOKS_EVERY = 0.2  # seconds; whether an answer is still wanted
+_NOT_WANTED = "it is not wanted any more"
 
 
 class NoAnswerError(Exception):
@@ -62,7 +64,7 @@ class ChatEndpoint:
         key_variable: Name of the environment variable that holds the key; None where none is needed.
         timeout: Seconds that a request may take, from connecting to the last byte of the answer.
         attempts: Most requests for one question.
-        pause: Waits a number of seconds; tests put something faster here.
+        pause: Waits a number of seconds in place of the clock: for tests.
     """
 
     url: str
@@ -70,9 +72,15 @@ class ChatEndpoint:
     key_variable: str | None = None
     timeout: float = 60.0
     attempts: int = 5
-    pause: Callable[[float], None] = time.sleep
+    pause: Callable[[float], None] | None = None
 
-    def ask(self, instruction: str, question: str, read: Callable[[str], T | None]) -> T:
+    def ask(
+        self,
+        instruction: str,
+        question: str,
+        read: Callable[[str], T | None],
+        over: threading.Event | None = None,
+    ) -> T:
         """Returns what ``read`` makes of the model's answer.
 
         A busy or failing server, a timeout, a response that is no chat completion, and an answer of which ``read``
@@ -82,19 +90,22 @@ class ChatEndpoint:
             instruction: The system message.
             question: The user's message.
             read: Reads an answer; None where it makes no sense of it.
+            over: Set by another thread where no answer is wanted any more: pauses and requests then end.
 
         Raises:
-            NoAnswerError: No attempt gave an answer.
+            NoAnswerError: No attempt gave an answer, or none is wanted any more.
             ComponentError: The endpoint refuses every request: the address, the model or the key is wrong.
         """
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
-        why, pause = "", _FIRST_PAUSE
+        why, pause, over = "", _FIRST_PAUSE, over or threading.Event()
         for attempt in range(self.attempts):
             if attempt:
-                self.pause(pause)
+                (self.pause or over.wait)(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-            response = self._post(body)
+            if over.is_set():
+                raise NoAnswerError(_NOT_WANTED)
+            response = self._post(body, over)
             if isinstance(response, str):
                 why = response
                 continue
@@ -112,7 +123,7 @@ class ChatEndpoint:
             why = "an answer that holds no number in range"
         raise NoAnswerError(why)
 
-    def _post(self, body: bytes) -> _Response | str:
+    def _post(self, body: bytes, over: threading.Event) -> _Response | str:
         """Returns the response, or why there is none.
 
         What httpx raises holds the request and its header with the key. So it is put into words here, and none of it is
@@ -120,20 +131,30 @@ class ChatEndpoint:
         """
         loop, unlogged = asyncio.new_event_loop(), _ours.set(True)
         try:
-            return loop.run_until_complete(self._within_time(body))
+            return loop.run_until_complete(self._within_time(body, over))
         finally:
             _ours.reset(unlogged)
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()  # does not wait for a name that is still being looked up
 
-    async def _within_time(self, body: bytes) -> _Response | str:
+    async def _within_time(self, body: bytes, over: threading.Event) -> _Response | str:
+        request = asyncio.create_task(self._request(body))
         try:
             async with asyncio.timeout(self.timeout):
-                return await self._request(body)
+                while not request.done():
+                    await asyncio.wait({request}, timeout=_LOOKS_EVERY)
+                    if over.is_set():
+                        return _NOT_WANTED
+                return request.result()
         except TimeoutError:
             return "timeout"
         except (httpx.TransportError, OSError) as error:
             return f"no connection ({_root_of(error)})"
+        finally:
+            request.cancel()
+            await asyncio.wait({request})
+            if not request.cancelled():
+                request.exception()  # looked at, or asyncio would log it
 
     async def _request(self, body: bytes) -> _Response | str:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}

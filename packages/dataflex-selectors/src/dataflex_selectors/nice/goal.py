@@ -112,17 +112,24 @@ class PolicyGoal:
             )
         return found
 
-    def check(self, model: torch.nn.Module) -> None:
-        """Refuses what every update would: a model that cannot answer, a set without prompts, a reward that fails.
-
-        The reward of one reference answer is asked for. Collective.
+    def check_prompts(self, model: torch.nn.Module) -> None:
+        """Refuses what every update would: a model that cannot answer, or a set without prompts. Not collective.
 
         Raises:
             ComponentError: One of these.
         """
         end_tokens(model, self.tokenizer)
         for name, dataset in self.sets.items():
-            prompt = first_prompt(name, dataset, self.tokenizer)
+            first_prompt(name, dataset, self.tokenizer)
+
+    def check_reward(self) -> None:
+        """Asks for the reward of one reference answer. Collective: called where :meth:`check_prompts` passed on all.
+
+        Raises:
+            ComponentError: The reward fails.
+        """
+        name, dataset = list(self.sets.items())[-1]
+        prompt = first_prompt(name, dataset, self.tokenizer)
         self.reward([Answer(prompt.text, prompt.reference, prompt.reference)])
 
     def state_dict(self) -> dict[str, Any]:

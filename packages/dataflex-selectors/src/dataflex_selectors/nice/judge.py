@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from dataflex.core.errors import ComponentError
+from dataflex.core import stopping
+from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ INSTRUCTION = (
     "You are a strict examiner. You are shown a question and an answer to it. Give the answer a mark from 0 (useless "
     f"or wrong) to {BEST_MARK} (correct, complete and clear). Reply with that one number and nothing else."
 )
+_LOOKS_EVERY = 0.2  # seconds; for a wish to stop
 _LOST_BEFORE_GIVING_UP = 16  # questions, none of them answered: the endpoint is down, and waiting would take hours
 
 
@@ -60,18 +63,23 @@ class Judge:
         self._shows_reference, self._concurrency = shows_reference, concurrency
 
     def __call__(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
-        """Returns the marks. Collective."""
+        """Returns the marks. Collective.
+
+        Raises:
+            ComponentError: The endpoint answers nothing, or refuses every request.
+            StoppedError: Rank 0 was asked to stop: on every rank.
+        """
         if self._accelerator is None or self._accelerator.num_processes == 1:
             return self._marks(answers)
-        told: list[NDArray[np.float64] | str | None] = [None]
+        told: list[NDArray[np.float64] | ComponentError | StoppedError | None] = [None]
         if self._accelerator.is_main_process:
             try:
                 told = [self._marks(answers)]
-            except ComponentError as error:  # the other ranks must not wait for marks that never come
-                told = [str(error)]
+            except (ComponentError, StoppedError) as error:  # the other ranks must not wait for marks that never come
+                told = [type(error)(str(error))]
         broadcast_object_list(told)
-        if isinstance(told[0], str):
-            raise ComponentError(told[0])
+        if isinstance(told[0], ComponentError | StoppedError):
+            raise told[0]
         assert told[0] is not None
         return told[0]
 
@@ -79,10 +87,11 @@ class Judge:
         questions = [self._question(answer) for answer in answers]
         marks: dict[str, float] = {}
         lost: Counter[str] = Counter()
+        over = threading.Event()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="nice-judge")
         try:
-            asked = {pool.submit(self._ask, question): question for question in dict.fromkeys(questions)}
-            for done in as_completed(asked):
+            asked = {pool.submit(self._ask, question, over): question for question in dict.fromkeys(questions)}
+            for done in _completed(asked):
                 try:
                     marks[asked[done]] = done.result()
                 except NoAnswerError as error:
@@ -93,13 +102,14 @@ class Judge:
                         "endpoint_model, or raise timeout or attempts"
                     )
         finally:
+            over.set()  # those under way would take as long as their attempts and pauses
             pool.shutdown(wait=True, cancel_futures=True)
         if lost:
             logger.warning("%d of %d answers have no reward: %s", lost.total(), len(asked), _listed(lost))
         return np.array([marks.get(question, math.nan) for question in questions])
 
-    def _ask(self, question: str) -> float:
-        return self._endpoint.ask(self._instruction, question, read_mark) / BEST_MARK
+    def _ask(self, question: str, over: threading.Event) -> float:
+        return self._endpoint.ask(self._instruction, question, read_mark, over) / BEST_MARK
 
     def _question(self, answer: Answer) -> str:
         parts = {"Question": answer.prompt}
@@ -118,6 +128,20 @@ def read_mark(text: str) -> float | None:
     found = re.findall(r"-?[0-9]+(?:\.[0-9]+)?", re.sub(rf"/\s*{BEST_MARK}\b", "", text))
     mark = float(found[0]) if len(found) == 1 else math.nan
     return mark if 0 <= mark <= BEST_MARK else None
+
+
+def _completed(asked: Iterable[Future[float]]) -> Iterator[Future[float]]:
+    """Yields what is answered, as it is.
+
+    Raises:
+        StoppedError: The run was asked to stop.
+    """
+    left = set(asked)
+    while left:
+        done, left = wait(left, _LOOKS_EVERY, FIRST_COMPLETED)
+        if stopping.asked():
+            raise StoppedError("stopped by SIGTERM while a judge was asked -> the same command goes on")
+        yield from done
 
 
 def _listed(lost: Counter[str]) -> str:

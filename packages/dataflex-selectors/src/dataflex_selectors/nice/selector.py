@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.agreement import on_every_rank
 from dataflex.core.context import RunAhead, UpdateContext
-from dataflex.core.errors import Problem
+from dataflex.core.errors import Problem, blaming
 from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
@@ -162,10 +163,16 @@ class NiceSelector(Selector):
 
         A judge is asked one question. See the base class.
         """
-        require_candidates(self.candidates, run.most_rows)
-        require_labelled(self.dataset, run.most_rows)
-        try_gradients(model, self.dataset, self.data_collator, self.accelerator)
-        self.goal.check(model)
+
+        def alone() -> None:
+            with blaming(f"selector '{self.name}'"):
+                require_candidates(self.candidates, run.most_rows)
+                require_labelled(self.dataset, run.most_rows)
+                try_gradients(model, self.dataset, self.data_collator, self.accelerator)
+                self.goal.check_prompts(model)
+
+        on_every_rank(self.accelerator, alone)  # the reward is asked for by all together, or by none
+        self.goal.check_reward()
 
     def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""

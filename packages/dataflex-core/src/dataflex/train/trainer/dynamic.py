@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
+from transformers.trainer_utils import RemoveColumnsCollator
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
@@ -52,6 +54,7 @@ from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
 from dataflex.train.trainer.stopping import StepStop
 from dataflex.train.trainer.token_count import TokenCount
 from dataflex.train.trainer.upstream.relied_on import require_training
+from dataflex.train.trainer.workers import outliving_sigterm
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -160,11 +163,25 @@ class DynamicTrainer(Base):
             resume_from_checkpoint = self._dataflex_folder.enter(resume_from_checkpoint)
             # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
             with nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught():
-                return super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
+            self._dataflex_folder.trained()
+            return output
 
     def keep_batch_size(self) -> None:
         """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
         self._train_batch_size = self.args.train_batch_size
+
+    def get_train_dataloader(self) -> Any:
+        """Returns the loader of the trainer underneath; its workers leave SIGTERM to this process."""
+        return outliving_sigterm(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`get_train_dataloader`."""
+        return outliving_sigterm(super().get_eval_dataloader(*args, **kwargs))
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`get_train_dataloader`."""
+        return outliving_sigterm(super().get_test_dataloader(*args, **kwargs))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also takes the count of tokens out of the batches of the step."""
@@ -185,9 +202,12 @@ class DynamicTrainer(Base):
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as the trainer underneath does."""
-        if output_dir is None or Path(output_dir).absolute() == Path(self.output_dir).absolute():
+        is_result = output_dir is None or Path(output_dir).absolute() == Path(self.output_dir).absolute()
+        if is_result:
             self._dataflex_folder.results.begin()
         super().save_model(output_dir, *args, **kwargs)
+        if is_result:
+            self._dataflex_folder.saved()
 
     def save_state(self) -> None:
         """Saves the trainer's state as the trainer underneath does: the last thing that a run does."""
@@ -302,8 +322,11 @@ class DynamicTrainer(Base):
         stops = self._dataflex_stop.agreed()
         if stops:
             self._dataflex_stop.hurry()
+        takes_long = self.control.should_evaluate or self.control.should_save
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.saving.settle()
+        if takes_long and not stops:  # the wish may have come meanwhile: not a whole step later
+            stops = self._dataflex_stop.agreed()
         if stops:
             self._dataflex_stop.stop()
 
@@ -328,7 +351,18 @@ class DynamicTrainer(Base):
     def _dataflex_require_rows_apart(self) -> None:
         """Tries the collator where the component looks at single rows of a batch."""
         if isinstance(self.component, Component) and self.component.reads_batches:
-            require_rows_apart(self.data_collator, first_rows(self.train_dataset), f"the {self.component_in_words()}")
+            rows = first_rows(self.train_dataset)
+            require_rows_apart(self._dataflex_scoring_collator, rows, f"the {self.component_in_words()}")
+
+    @cached_property
+    def _dataflex_scoring_collator(self) -> Any:
+        """The data collator as training calls it: without columns that the model does not take, where rows have any."""
+        dataset: Any = self.train_dataset
+        columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else []
+        visible = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        if isinstance(visible, RemoveColumnsCollator) and not set(columns) <= set(visible.signature_columns):
+            return visible
+        return self.data_collator
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepares each source of a mixture by itself, where the trainer underneath prepares datasets."""
@@ -346,7 +380,7 @@ class DynamicTrainer(Base):
             if self._dataflex_target_dataset is None
             else self._dataflex_target_dataset,
             "accelerator": self.accelerator,
-            "data_collator": self.data_collator,
+            "data_collator": self._dataflex_scoring_collator,
             "output_dir": self.output_dir,
             "cache_dir": os.path.join(self.output_dir, CACHE, preset),
             "tokenizer": self.processing_class,

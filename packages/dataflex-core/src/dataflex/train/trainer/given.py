@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import RemoveColumnsCollator
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.keys import parse_arguments
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError, Problem, refuse
+from dataflex.core.errors import ConfigError, DataflexError, Problem, refuse
 from dataflex.core.kinds import Kind
 from dataflex.data.rows import MixedSources
 from dataflex.data.streams import Stream
@@ -91,13 +92,21 @@ def require_rows_apart(
         documents: Whether rows may follow each other in one, told apart by ``position_ids``.
 
     Raises:
-        ConfigError: What the collator made of them, and the way out.
+        ConfigError: What the collator made of them, or raised, and the way out.
     """
     if not rows:
         return
     pair = [dict(rows[0]), dict(rows[-1])]  # a collator may take keys out of a row
-    with torch.random.fork_rng(devices=[]):
-        batch = collate(pair)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            batch = collate(pair)
+    except DataflexError:
+        raise
+    except Exception as error:  # a collator may raise anything; the cause keeps its traceback
+        raise ConfigError(
+            f"data_collator: {_name(collate)} raised {type(error).__name__}: {error}, on two rows of the train dataset"
+            " -> use a collator that takes these rows, or remove the columns that it cannot take"
+        ) from error
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
     if isinstance(tokens, torch.Tensor) and tokens.ndim == 2:
         if len(tokens) == len(pair) or (documents and _are_documents(batch, len(pair))):
@@ -120,4 +129,7 @@ def _are_documents(batch: Mapping[str, Any], rows: int) -> bool:
 
 
 def _name(collate: Any) -> str:
+    """Returns what the user knows it by."""
+    if isinstance(collate, RemoveColumnsCollator):
+        return _name(collate.data_collator)
     return collate.__name__ if inspect.isfunction(collate) else type(collate).__name__

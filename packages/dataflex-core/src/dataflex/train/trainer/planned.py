@@ -30,6 +30,7 @@ from dataflex.run.record import summary
 from dataflex.scoring.session import undisturbed
 from dataflex.train.trainer.dynamic import DynamicTrainer
 from dataflex.train.trainer.steps import global_batch_size, require_map_style, run_schedule
+from dataflex.train.trainer.workers import outliving_sigterm
 from dataflex.utils.logging import logger
 
 
@@ -224,7 +225,7 @@ class PlannedTrainer(DynamicTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             generator=generator,
         )
-        prepared = self.accelerator.prepare_data_loader(loader)
+        prepared = outliving_sigterm(self.accelerator.prepare_data_loader(loader))
         try:
             yield from prepared
         finally:

@@ -43,6 +43,8 @@ class RunFolder:
         self.id: str | None = None
         self._before: RecordedRun | None = None  # what the folder held when training was asked for
         self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have
+        self._begun = self._ended = False  # the training loop, that is
+        self._finished = False  # and was noted as finished
         self.results = Results(trainer.output_dir)
         self.record = RunRecord(trainer.output_dir, writes=trainer.is_world_process_zero())
 
@@ -69,7 +71,8 @@ class RunFolder:
         self._before, self.id = from_rank_0(accelerator, lambda: (self._recorded(needed), secrets.token_hex(8)))
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_to_resume(folder, self._before)
-        self._resumed = None
+        self._resumed, self._begun, self._ended, self._finished = None, False, False, False
+        self.results.forget()
         if resume_from_checkpoint:
             self._resume(str(resume_from_checkpoint))
         elif not self._overwrites and (self._before is None or self._before.id != own):
@@ -91,13 +94,29 @@ class RunFolder:
             folder, before = self._resumed
             require_no_shorter(before, total, done, folder)
         from_rank_0(trainer.accelerator, self._open)
+        self._begun = True
+
+    def trained(self) -> None:
+        """Notes that the loop has ended. A finished run without checkpoints is known by this note alone."""
+        self._ended = True
+        if self._trainer.args.save_strategy == "no":
+            self._note(finished=True)
+
+    def saved(self) -> None:
+        """Notes the files of a model that was saved into the folder after training."""
+        if self._ended:
+            self._note(finished=self._finished)
 
     def end(self) -> None:
         """Notes which files are the run's results, when its state is saved: the last thing that a run does."""
+        self._note(finished=True)
+
+    def _note(self, finished: bool) -> None:
         state = self._trainer.state
-        if self._trainer.is_world_process_zero() and self.id is not None:
-            done = state.global_step >= state.max_steps  # else a signal or a callback has stopped it
-            note_results(self._trainer.output_dir, self.id, state.global_step if done else None, self.results.end())
+        if self._trainer.is_world_process_zero() and self._begun and self.id is not None:
+            done = finished and state.global_step >= state.max_steps  # else a signal or a callback has stopped it
+            self._finished = done
+            note_results(self._trainer.output_dir, self.id, state.global_step if done else None, self.results.written())
 
     def _recorded(self, needed: bool) -> RecordedRun | None:
         """Returns the run that is recorded in the folder; where it is not needed, the record may be damaged."""

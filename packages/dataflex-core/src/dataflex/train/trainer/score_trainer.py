@@ -53,7 +53,10 @@ class ScoreTrainer(SelectTrainer):
         return 0
 
     def begin_record(self) -> None:
-        """Scoring is no run: it writes no configuration and no trace."""
+        """Does nothing. Scoring is no run: it writes no configuration and no trace, and resumes nothing to train.
+
+        Nor is the optimizer checked beforehand: it is used at once, and refused there.
+        """
 
     def _dataflex_plan(self, segment: Segment) -> NDArray[np.int64]:
         self._dataflex_score()
