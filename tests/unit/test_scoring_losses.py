@@ -373,7 +373,7 @@ def test_halving_gives_every_row_once_in_order_and_never_more_than_fits(error, m
             raise error
         return places.tolist()
 
-    memory = _Memory(torch.nn.Linear(1, 1), False, 10**9, splittable=True)
+    memory = _Memory(torch.nn.Linear(1, 1), False, 10**9, True, torch.device("cpu"))
     found = list(_within_memory(scored, batches, lengths, memory))
     assert [row for _, result in found for row in result] == list(range(9))
     assert all(batch.rows.tolist() == result for batch, result in found)
@@ -387,7 +387,7 @@ def test_another_error_of_the_device_is_not_taken_for_a_lack_of_memory():
     def broken(places):
         raise RuntimeError("an illegal memory access was encountered")
 
-    memory = _Memory(torch.nn.Linear(1, 1), False, 10**9, splittable=True)
+    memory = _Memory(torch.nn.Linear(1, 1), False, 10**9, True, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         list(_within_memory(broken, [Batch(np.arange(2))], np.array([1, 1]), memory))
 
@@ -484,7 +484,7 @@ def test_every_kind_of_accelerator_gets_the_budget_of_its_own_memory(monkeypatch
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 8 * 2**30)
     model = tiny_model()
     model.config.vocab_size = 152_000
-    weight = SimpleNamespace(device=torch.device(kind))
+    weight = SimpleNamespace(device=torch.device(kind), ndim=2)
     monkeypatch.setattr(model, "parameters", lambda: iter([weight]))
     forward, backward = default_token_budget(model), default_token_budget(model, gradients=True)
     assert forward == 8 * 2**30 // 8 // (6 * 152_000) != CPU_TOKENS
@@ -496,7 +496,7 @@ def test_a_gradient_pass_has_a_smaller_budget_the_more_its_layers_keep(monkeypat
     assert default_token_budget(small, gradients=True) < default_token_budget(small)
     monkeypatch.setattr("dataflex.scoring.budget.device_memory", lambda device: 2**27)
     for model in (small, large):
-        weight = SimpleNamespace(device=torch.device("cuda"))
+        weight = SimpleNamespace(device=torch.device("cuda"), ndim=2)
         monkeypatch.setattr(model, "parameters", lambda weight=weight: iter([weight]))
     assert default_token_budget(large, gradients=True) < default_token_budget(small, gradients=True)
 

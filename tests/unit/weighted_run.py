@@ -37,4 +37,5 @@ def weighted(folder, name, params, rows, *, keys=None, config=None, model=None, 
             ComponentSpec(WEIGHTER, name, name, params or {}),
             config or {},
         ),
+        overwrite_output_dir=True,
     )

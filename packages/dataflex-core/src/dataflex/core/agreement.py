@@ -38,17 +38,17 @@ def require_agreement(digest: str, accelerator: Accelerator, who: str) -> None:
         )
 
 
-def on_every_rank(accelerator: Accelerator, act: Callable[[], None]) -> None:
+def on_every_rank(accelerator: Accelerator | None, act: Callable[[], None]) -> None:
     """Has every rank do something that may be refused on some of them: then all are refused. Collective.
 
     ``act`` itself is not collective, or only after ``on_every_rank`` over what may be refused before: a rank that has
-    raised does not come along.
+    raised does not come along. None stands for a single process.
 
     Raises:
         DataflexError: On a rank that raised it, as it was raised; on the others, with its message and the rank. What
             ``act`` may raise besides must be turned into one (:func:`~dataflex.core.errors.blaming`).
     """
-    if accelerator.num_processes == 1:
+    if accelerator is None or accelerator.num_processes == 1:
         act()
         return
     own: DataflexError | None = None

@@ -78,6 +78,7 @@ class ScoreTrainer(SelectTrainer):
         if self.is_world_process_zero():
             path = Path(self.output_dir) / SCORES
             weights = ScoringWeights.of(self.spec, self._dataflex_checkpoint).about()
-            about = {"component": self._dataflex_component_name(), "step": step, "weights": weights, **self.identity()}
+            own = {"component": self._dataflex_component_name(), "step": step, "weights": weights}
+            about = self.identity() | own
             write_scores(path, scores_N, self.train_dataset, self.processing_class, about)
         raise ScoresWrittenError(path)
