@@ -128,7 +128,7 @@ REFUSED = {
     "other rows": (TYPES, {"data": 5}, "rows with the digest"),
     "fewer rows": (TYPES, {"rows": 39}, "40 rows with the digest"),
     "sources in another order": ((*MIX, *WEIGHT), {"order": "ba"}, "in this order: a, b in the checkpoint, b, a"),
-    "component": (SELECT, {"component": "random"}, "component: dataflex-selectors:loss in the checkpoint, dataflex-selectors:random now"),
+    "component": (SELECT, {"component": "random"}, ":loss in the checkpoint, dataflex-selectors:random now"),
     "preset": (TYPES, {"preset": "other"}, "component_name: "),
     "parameters": (SELECT, {"params": {"focus": "low"}}, "params: {} in the checkpoint, {'focus': 'low'} now"),
     "global batch size": (TYPES, {"args": {"per_device_train_batch_size": 4}}, "global_batch_size: 8 in the .*, 4 now"),
