@@ -6,6 +6,7 @@ Set before torch is imported.
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -58,7 +59,9 @@ def _fast_alone(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuses a name in FAST that no module has."""
+    """Refuses a name in FAST that no module has; hears Ctrl-C also where a shell has started the tests without it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: the tests' own children too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     missing = sorted(name for name in FAST if not Path(__file__).with_name("unit").joinpath(f"test_{name}.py").exists())
     if missing:
         raise pytest.UsageError(f"FAST in {__file__} names modules that are not there: {', '.join(missing)}")
