@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -145,3 +146,8 @@ def test_every_error_of_the_registry_ends_the_command_with_2():
     for error in (BrokenPluginError, ComponentConflictError, UnknownComponentError, WrongBaseClassError):
         assert issubclass(error, ConfigError)
         assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_kind_that_has_travelled_to_another_process_is_the_same_one(kind):
+    assert pickle.loads(pickle.dumps(kind)) is kind

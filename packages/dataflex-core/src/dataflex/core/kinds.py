@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -26,6 +27,10 @@ class Kind:
         """The entry-point group third parties register in."""
         return f"dataflex.{self.section}"
 
+    def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
+        """Lets a kind that has travelled between processes, as to Ray's workers, be the one that is there."""
+        return kind_of_section, (self.section,)
+
 
 SELECTOR = Kind("selector", "selectors", "dynamic_select", "dataflex.train.selector.base_selector:Selector")
 MIXER = Kind("mixer", "mixers", "dynamic_mix", "dataflex.train.mixer.base_mixer:Mixer")
@@ -34,3 +39,8 @@ WEIGHTER = Kind("weighter", "weighters", "dynamic_weight", "dataflex.train.weigh
 KINDS = (SELECTOR, MIXER, WEIGHTER)
 BY_TRAIN_TYPE = {kind.train_type: kind for kind in KINDS}
 BY_SECTION = {kind.section: kind for kind in KINDS}
+
+
+def kind_of_section(section: str) -> Kind:
+    """Returns the kind with that section of ``components.yaml``."""
+    return BY_SECTION[section]
