@@ -18,6 +18,7 @@ from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.run.checkpoints import all_checkpoints, run_of, step_of
 from dataflex.run.config_file import recorded_run
 from dataflex.run.files import CONFIG, LOCK, REPLACED, SELECTIONS, TRACE
+from dataflex.run.outcome import outcome
 from dataflex.run.record import read_trace
 from dataflex.run.state import load_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
@@ -118,6 +119,24 @@ def test_a_replaced_run_does_not_come_back_and_strangers_keep_their_files(tmp_pa
     assert recorded_run(run).id == load_state(run / "checkpoint-6")["run"] == b
     assert steps(run) == [1, 2, 4, 6]
     assert [path.read_text() for path in strangers] == ["mine"] * len(strangers)
+
+
+def test_the_losses_of_a_replaced_run_are_not_those_of_the_one_in_its_place(tmp_path):
+    first = trainer("dynamic_select", tmp_path)
+    first.train()
+    first.save_state()
+    first.save_metrics("eval", {"eval_loss": 1.0})
+    assert outcome(tmp_path).losses == {"eval_loss": 1.0}
+    replaced = recorded_run(tmp_path)
+    assert replaced.finished == 6
+    other = trainer("dynamic_select", tmp_path, replaces=True, learning_rate=1e-2)
+    other.train()
+    other.save_state()
+    with pytest.raises(ConfigError, match="the run evaluated nothing"):
+        outcome(tmp_path)
+    assert {"eval_results.json", "all_results.json"} <= {
+        path.name for path in (tmp_path / REPLACED / replaced.id).iterdir()
+    }
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_does_not_resume_the_one_before(tmp_path):

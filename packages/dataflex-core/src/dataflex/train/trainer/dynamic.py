@@ -210,10 +210,16 @@ class DynamicTrainer(Base):
             self._dataflex_folder.saved()
 
     def save_state(self) -> None:
-        """Saves the trainer's state as the trainer underneath does: the last thing that a run does."""
+        """Saves the trainer's state as the trainer underneath does: from here on the run is finished."""
         self._dataflex_folder.results.begin()
         super().save_state()
         self._dataflex_folder.end()
+
+    def save_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """Saves metrics as the trainer underneath does; evaluation comes after the state is saved."""
+        self._dataflex_folder.results.begin()
+        super().save_metrics(*args, **kwargs)
+        self._dataflex_folder.saved()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any

@@ -103,12 +103,12 @@ class RunFolder:
             self._note(finished=True)
 
     def saved(self) -> None:
-        """Notes the files of a model that was saved into the folder after training."""
+        """Notes the files of a model, or of metrics, that were saved into the folder after training."""
         if self._ended:
             self._note(finished=self._finished)
 
     def end(self) -> None:
-        """Notes which files are the run's results, when its state is saved: the last thing that a run does."""
+        """Notes which files are the run's results, when its state is saved."""
         self._note(finished=True)
 
     def _note(self, finished: bool) -> None:
