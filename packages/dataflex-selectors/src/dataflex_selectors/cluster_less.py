@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.context import RunAhead, UpdateContext
-from dataflex.core.parameter_checks import at_least, between, count, count_or_null, flag, one_of, positive, require
+from dataflex.core.parameter_checks import at_least, count, count_or_null, flag, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
@@ -33,7 +33,7 @@ from dataflex_selectors.clustering import Clustering, cluster_rows
 from dataflex_selectors.embed import Embedder
 from dataflex_selectors.enough import require_enough
 from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, Score, require_optimizer
-from dataflex_selectors.pick import pick
+from dataflex_selectors.pick import pick, picking_problems
 from dataflex_selectors.running import RunningScores
 from dataflex_selectors.scored import scored_places
 from dataflex_selectors.smoothing import smoothed
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 BUDGETS = ("even", "ucb")
-MODES = ("topk", "sample", "quota")
 _ROUNDS = 8  # of budget: ucb; each is a pass over its rows, so that scoring one at a time does not leave a GPU idle
 
 
@@ -125,9 +124,7 @@ class ClusterLessSelector(ToTarget):
             flag("resample", resample),
             positive("width", width),
             *settings.problems(),
-            between("decay", decay, 0, 1),
-            one_of("mode", mode, MODES),
-            positive("temperature", temperature),
+            *picking_problems(decay, mode, temperature),
         )
         self.aim(target.sets, embedder, refresh)
         self.targets, self.settings = loss_targets(self.target_sets), settings

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
-from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
+from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.enough import require_candidates, require_labelled
 from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, require_optimizer
-from dataflex_selectors.pick import MODES, pick
+from dataflex_selectors.pick import pick, picking_problems
 from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.running import RunningScores
 from dataflex_selectors.targets import loss_targets
@@ -89,9 +89,7 @@ class LessSelector(Selector):
             "less selector",
             target.problem,
             *settings.problems(),
-            between("decay", decay, 0, 1),
-            one_of("mode", mode, MODES),
-            positive("temperature", temperature),
+            *picking_problems(decay, mode, temperature),
             count_or_null("candidates", candidates, null="all"),
         )
         self.targets, self.settings = loss_targets(target.sets), settings

@@ -5,7 +5,11 @@ Letters: N rows, J target sets.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import between, one_of, positive
 from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw
@@ -14,6 +18,18 @@ from dataflex_selectors.ranking import first_places
 from dataflex_selectors.scored import scored_places, standardised
 
 MODES = ("topk", "sample", "quota")
+
+
+def picking_problems(decay: Any, mode: Any, temperature: Any, key: str = "temperature") -> list[Problem | None]:
+    """Returns what is wrong with the parameters of selectors that average scores over updates and pick by them.
+
+    Args:
+        decay: What is left of an older score at an update.
+        mode: See :func:`pick`.
+        temperature: See :func:`pick`.
+        key: The parameter that ``temperature`` is of.
+    """
+    return [between("decay", decay, 0, 1), one_of("mode", mode, MODES), positive(key, temperature)]
 
 
 def pick(

@@ -23,7 +23,7 @@ import numpy as np
 from dataflex.core.agreement import on_every_rank
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import Problem, blaming
-from dataflex.core.parameter_checks import between, count_or_null, one_of, positive, require
+from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
@@ -36,7 +36,7 @@ from dataflex_selectors.gradient_scores import GradientScores, GradientSettings,
 from dataflex_selectors.nice.goal import PolicyGoal, Rules
 from dataflex_selectors.nice.sampling import Sampling
 from dataflex_selectors.nice.settings import RewardSettings
-from dataflex_selectors.pick import MODES, pick
+from dataflex_selectors.pick import pick, picking_problems
 from dataflex_selectors.pool import candidate_rows
 from dataflex_selectors.running import RunningScores
 
@@ -143,12 +143,9 @@ class NiceSelector(Selector):
         require(
             "nice selector",
             target.problem,
-            _has_tokenizer(tokenizer),
-            whole_weights(accelerator, "answers are generated with all of them"),
+            *_generating(tokenizer, accelerator),
             *settings.problems(),
-            between("decay", decay, 0, 1),
-            one_of("mode", mode, MODES),
-            positive("draw_temperature", draw_temperature),
+            *picking_problems(decay, mode, draw_temperature, key="draw_temperature"),
             count_or_null("candidates", candidates, null="all"),
             *sampling.problems(),
             *rules.problems(),
@@ -220,7 +217,9 @@ class NiceSelector(Selector):
         return self._running.add(pool, list(targets), found, context.learning_rate)
 
 
-def _has_tokenizer(tokenizer: Any) -> Problem | None:
-    if tokenizer is not None:
-        return None
-    return Problem("tokenizer", "the run has none, and prompts and answers must be read", "pass processing_class")
+def _generating(tokenizer: Any, accelerator: Accelerator | None) -> list[Problem | None]:
+    """Returns what keeps the run from generating answers and reading them."""
+    way_out = "pass processing_class"
+    missing = Problem("tokenizer", "the run has none, and prompts and answers must be read", way_out)
+    whole = whole_weights(accelerator, "answers are generated with all of them")
+    return [missing if tokenizer is None else None, whole]
