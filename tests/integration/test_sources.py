@@ -15,6 +15,7 @@ from dataflex.config.check import check
 from dataflex.config.checks.tokenized import EVALUATION
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError
+from dataflex.data.held_out import in_words
 
 SIZES = {"a": 7, "b": 3, "c": 12}
 ALL = "dataset=a,b,c"
@@ -155,7 +156,10 @@ def test_a_key_gives_the_rows_of_the_static_run(load, key):
     [("15", {"a": 5, "b": 2, "c": 8}), ("1", {"c": 1}), ("2", {"a": 1, "c": 1}), ("0.5", {"a": 4, "b": 2, "c": 6})],
 )
 def test_val_size_holds_out_as_many_rows_as_a_static_run(load, val_size, counts, caplog):
-    module = load("mix_random", "stage=sft", f"val_size={val_size}")
+    with caplog.at_level("INFO", "dataflex"):
+        module = load("mix_random", "stage=sft", f"val_size={val_size}")
+    told = in_words({name: counts.get(name, 0) for name in SIZES})
+    assert f"val_size: {float(val_size):g} holds out {told}" in caplog.text
     held_out = {name: len(rows) for name, rows in module["eval_dataset"].items()}
     assert held_out == counts
     assert len(module["train_dataset"]) == sum(SIZES.values()) - sum(counts.values())
