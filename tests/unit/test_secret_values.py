@@ -277,3 +277,39 @@ def test_validate_prints_no_secret(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(keys | {"learning_rat": 1, "warmup_step": SENTINEL}))
     assert run(["validate", str(tmp_path / "run.yaml")]) == 2
     assert SENTINEL not in capsys.readouterr().err
+
+
+UNREAD = "sk-SECRETunread123456"
+UNREADABLE = {  # what is refused while it is read, before anybody knows its secrets
+    "override": ["validate", "run.yaml", f"component={{api_key: {UNREAD}, x: ["],
+    "override key twice": ["validate", "run.yaml", f"component={{api_key: {UNREAD}, api_key: 1}}"],
+    "address": ["validate", "run.yaml", f'model_name_or_path="https://u:{UNREAD}@h'],
+    "number": ["validate", "run.yaml", f"ray_init_kwargs={{webhook_url: https://h/{UNREAD}, a: 010}}"],
+    "NUL": ["validate", "nul.yaml"],
+    "NUL in JSON": ["validate", "nul.json"],
+    "variable": ["validate", "variable.yaml"],
+    "a list for an entry": ["validate", "entry.yaml"],
+    "a list for params": ["validate", "params.yaml"],
+    "a command of LLaMA-Factory's": ["chat", "x.yaml", "--hf_hub_token", UNREAD],
+}
+
+
+@pytest.mark.parametrize("argv", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_refused_without_its_secret(argv, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    components = {
+        "variable": f"selectors: {{nice: {{params: {{api_key: '{UNREAD}${{x}}'}}}}}}",
+        "entry": f"selectors: {{nice: [{{api_key: {UNREAD}}}]}}",
+        "params": f"selectors: {{nice: {{params: [{{api_key: {UNREAD}}}]}}}}",
+    }
+    plain = "train_type: dynamic_select\ncomponent_name: nice\n"
+    (tmp_path / "run.yaml").write_text(plain)
+    (tmp_path / "nul.yaml").write_text(f'api_key: "{UNREAD}\\0"\n')
+    (tmp_path / "nul.json").write_text(f'{{"api_key": "{UNREAD}\\u0000"}}')
+    for name, text in components.items():
+        (tmp_path / f"{name}.yaml").write_text(f"{plain}components_cfg_file: {name}.components.yaml\n")
+        (tmp_path / f"{name}.components.yaml").write_text(text)
+    assert run(argv) == 2
+    said = "".join(capfd.readouterr())
+    assert "error: " in said
+    assert UNREAD not in said

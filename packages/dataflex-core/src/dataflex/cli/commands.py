@@ -64,7 +64,7 @@ def command(name: str, argv: Sequence[str] = ()) -> Command:
     if name in extra:
         return extra[name]
     if name in LLAMAFACTORY:
-        theirs = shlex.join(["llamafactory-cli", name, *map(_shown, argv)])
+        theirs = shlex.join(["llamafactory-cli", name, *map(_shown, argv, ["", *argv])])
         raise ConfigError(f"'{name}' is a command of LLaMA-Factory, not of dataflex -> use {theirs}")
     known = [*BUILT_IN, "help", *extra]
     raise ConfigError(f"no command '{name}'; known: {listed(known)} -> {nearest(name, known) or 'dataflex-cli help'}")
@@ -75,8 +75,10 @@ def all_commands() -> dict[str, Command]:
     return {name: _built_in(name) for name in BUILT_IN} | _from_plugins()
 
 
-def _shown(argument: str) -> str:
-    """Returns an argument as it may be printed: without the value of a secret."""
+def _shown(argument: str, before: str) -> str:
+    """Returns an argument as it may be printed: without the value of a secret, which the one before it may name."""
+    if before.startswith("-") and "=" not in before:
+        return str(masked(argument, before.lstrip("-")))
     key, equals, value = argument.partition("=")
     return f"{key}={masked(value, key)}" if equals else argument
 

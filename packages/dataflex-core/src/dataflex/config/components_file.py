@@ -22,6 +22,7 @@ from dataflex.config.variables import unescaped, variable_problems
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.kinds import BY_SECTION, Kind
+from dataflex.core.secret_values import masked
 from dataflex.core.source import SourceNotFoundError, package_folders
 from dataflex.run.config_file import END
 from dataflex.run.files import COMPONENTS
@@ -101,7 +102,7 @@ def _sections(path: Path, content: Mapping[Any, Any], problems: list[Problem]) -
             hint = nearest(str(section), BY_SECTION) or "move its entries under one of these"
             problems.append(Problem(where, f"no such section; allowed: {listed(BY_SECTION)}", hint))
         elif entries is not None and not isinstance(entries, dict):
-            what = f"found {entries!r} where a mapping of entries is expected"
+            what = f"found {masked(entries, str(section))!r} where a mapping of entries is expected"
             problems.append(Problem(where, what, "write 'preset: {name: ..., params: {...}}' below it"))
         else:
             sections[section] = entries or {}
@@ -112,7 +113,7 @@ def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        what = f"found {value!r} where a mapping is expected"
+        what = f"found {masked(value, key)!r} where a mapping is expected"
         problems.append(Problem(where, what, "write name: and params: below it"))
         return Entry(key, {}, where)
     for unknown in [k for k in value if k not in ENTRY_KEYS]:
@@ -125,7 +126,7 @@ def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
     elif name.lstrip().startswith(":"):
         problems.append(Problem(f"{where}.name", f"found '{name}', without a package before the colon", "write one"))
     if params is not None and not isinstance(params, dict):
-        what = f"found {params!r} where a mapping is expected"
+        what = f"found {masked(params, key)!r} where a mapping is expected"
         problems.append(Problem(f"{where}.params", what, "write one 'parameter: value' per line below it"))
         params = None
     problems += variable_problems(params, f"{where}.params")

@@ -20,6 +20,7 @@ from dataflex.run.config_file import NOTES, VERSIONS
 from dataflex.run.files import CONFIG
 
 _PART = re.compile(r"[^\s.\[\]{}()'\"=,:;\0][^.\[\]{}'\"\0]*(?<!\s)")  # of a key, between dots
+_KEY_OR_ADDRESS = re.compile("[:@]")
 _SECTIONS = frozenset({"params", *DataflexArguments.names()})
 
 
@@ -163,6 +164,8 @@ def parse_override(text: str) -> tuple[str, Any]:
             f"override {_quoted(shown)}: '{key}' is no key: blanks, quotes and brackets do not belong to it -> write "
             f"{meant}=..."
         )
+    if _KEY_OR_ADDRESS.search(value):  # in a fragment of a mapping nobody can tell what is a secret
+        shown = f"{key}=..."
     try:
         return key, parse_yaml(value, f"override {_quoted(shown)}")
     except ConfigError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dataflex.core.errors import ConfigError
-from dataflex.core.secret_values import is_secret
+from dataflex.core.secret_values import is_secret, masked
 
 DEEPEST = 64
 """Lists and mappings in each other, at most: far more than anyone writes, far less than recursion can follow."""
@@ -156,7 +156,8 @@ def _require_text(text: str, where: str, path: tuple[str, ...]) -> None:
     found = unprintable(text)
     if found:
         key = f": {'.'.join(path)}" if path else ""
-        what = f"the text {shortened(text)!r} holds {found}, which no path and no file can hold"
+        shown = shortened(str(masked(text, *path)))
+        what = f"the text {shown!r} holds {found}, which no path and no file can hold"
         raise ConfigError(f"{where}{key}: {what} -> remove it")
 
 

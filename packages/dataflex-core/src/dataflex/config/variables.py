@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dataflex.core.errors import Problem
+from dataflex.core.secret_values import masked
 
 _VARIABLE = re.compile(r"(?<!\\)\$\{")
 
@@ -24,7 +25,7 @@ def variable_problems(params: Any, where: str) -> list[Problem]:
     return [
         Problem(
             place,
-            f"found {text!r}, and variables are not replaced here",
+            f"found {masked(text, *place.split('.'))!r}, and variables are not replaced here",
             "write the value itself, or '\\${' where the text is meant as it stands",
         )
         for place, text in named_variables(params, where)
