@@ -9,6 +9,7 @@ import pytest
 import yaml
 from dataflex.cli.main import run as cli
 from dataflex.core.errors import ConfigError
+from dataflex.run.config_file import recorded_run
 from dataflex_mixers.doremi.command import run
 from dataflex_mixers.doremi.handover import FILE
 
@@ -93,6 +94,35 @@ def test_a_finished_step_is_not_taken_for_one_of_another_configuration(file, tmp
     assert train.seen == ["reference"], "it is finished, as it would be now"
 
 
+def test_a_finished_proxy_is_not_taken_for_one_of_other_parameters(file, tmp_path):
+    train = Pretended(tmp_path / "out")
+    run([str(file)], train)
+    said = file.read_text()
+    file.write_text(said.replace("eta: 5.0", "eta: 2.0"))
+    for _ in range(2):  # what the proxy had is still known
+        with pytest.raises(
+            ConfigError, match=r"'proxy' is finished in .*not as proxy_components.yaml would have it now"
+        ):
+            run([str(file)], train)
+    assert run([str(file), "proxy", "--overwrite"], train) == 0
+    assert train.seen == ["reference", "proxy", "final", "proxy"]
+    assert run([str(file)], train) == 0
+
+
+def test_a_proxy_is_not_taken_for_one_of_another_reference_model(file, tmp_path):
+    train = Pretended(tmp_path / "out")
+    run([str(file)], train)
+    weights = tmp_path / "out" / "proxy" / FILE
+    weights.write_text(json.dumps(json.loads(weights.read_text()) | {"reference": "0" * 16}))
+    record = tmp_path / "out" / "reference" / "dataflex_config.yaml"
+    record.write_text(f"dataflex_run: {{id: '{'0' * 16}'}}\ndataflex_versions: {{}}\n")
+    assert run([str(file)], train) == 0
+    record.write_text(f"dataflex_run: {{id: '{'1' * 16}'}}\ndataflex_versions: {{}}\n")
+    for step in ("proxy", "final"):
+        with pytest.raises(ConfigError, match=r"but with another reference model than that of .*reference -> train it"):
+            run([str(file), step], train)
+
+
 @pytest.mark.parametrize("where", ["file", "command line"])
 def test_overwriting_in_the_file_does_not_train_finished_steps_again_at_each_start(where, file, tmp_path, capsys):
     given = ["overwrite_output_dir=true"]
@@ -153,6 +183,7 @@ def test_three_real_runs_end_with_a_model_on_the_mixture_that_was_found(file, tm
     weights = json.loads((out / "proxy" / FILE).read_text())
     assert weights["steps"] == 4
     assert weights["unit"] == "tokens"
+    assert weights["reference"] == recorded_run(out / "reference").id
     assert (out / "final" / "model.safetensors").exists()
     final = read(out / "final" / "dataflex_config.yaml")
     assert final["init_mixture_proportions"] == list(weights["proportions"].values())

@@ -18,9 +18,10 @@ from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
 from dataflex.launch import torchrun
 from dataflex.launch.supervised import supervised
+from dataflex.run.config_file import recorded_run
 from dataflex.utils.logging import log_to_stderr, logger
 
-from dataflex_mixers.doremi.handover import read_weights
+from dataflex_mixers.doremi.handover import read_weights, reference_of
 from dataflex_mixers.doremi.steps import STEPS, Pipeline, parse, read_yaml, write_yaml
 
 USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [--overwrite] [key=value ...]"
@@ -58,6 +59,7 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
     log_to_stderr()
     wanted = [rest.pop(0)] if rest and rest[0] in STEPS else list(STEPS)
     pipeline = _read(Path(file), rest)
+    _require_same_proxy(pipeline, anew=overwrites and "proxy" in wanted)
     _check(pipeline, Path(file).absolute().parent)
     for step in wanted:
         code = _step(pipeline, step, train or _train, overwrites)
@@ -88,6 +90,39 @@ def _read(file: Path, overrides: Sequence[str]) -> Pipeline:
     return replace(pipeline, sections=sections)
 
 
+def _require_same_proxy(pipeline: Pipeline, anew: bool) -> None:
+    """Refuses a finished proxy that had other parameters, before the file that says which it had is written anew.
+
+    Raises:
+        ConfigError: With both ways out.
+    """
+    before = read_yaml(pipeline.components_file)
+    if pipeline.finished("proxy") and not anew and before not in (None, masked(pipeline.components())):
+        raise _another(pipeline, "proxy", pipeline.components_file)
+
+
+def _another(pipeline: Pipeline, step: str, file: Path) -> ConfigError:
+    return ConfigError(
+        f"the step '{step}' is finished in {pipeline.output_dir(step)}, but not as {file.name} would have it now "
+        f"-> restore the configuration, use another output_dir, or train it anew: dataflex-cli doremi ... {step} "
+        f"{OVERWRITE}"
+    )
+
+
+def _require_same_reference(pipeline: Pipeline) -> None:
+    """Refuses a finished proxy whose reference model has been trained anew since.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    then, now = reference_of(pipeline.output_dir("proxy")), recorded_run(pipeline.output_dir("reference"))
+    if then is not None and now is not None and now.id != then:
+        raise ConfigError(
+            f"the step 'proxy' is finished in {pipeline.output_dir('proxy')}, but with another reference model than "
+            f"that of {pipeline.output_dir('reference')} -> train it anew: dataflex-cli doremi ... proxy {OVERWRITE}"
+        )
+
+
 def _check(pipeline: Pipeline, folder: Path) -> None:
     """Checks all three runs before the first one starts.
 
@@ -112,6 +147,8 @@ def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool) -> int:
         raise ConfigError(f"{pipeline.output_dir('reference')} holds no finished reference model -> train it first")
     if step == "final" and not pipeline.finished("proxy"):
         raise ConfigError(f"{pipeline.output_dir('proxy')} holds no finished proxy -> train it first")
+    if step == "final" or (step == "proxy" and pipeline.finished("proxy") and not overwrites):
+        _require_same_reference(pipeline)
     weights = read_weights(pipeline.output_dir("proxy"), pipeline.names) if step == "final" else None
     config, file = pipeline.config(step, weights), pipeline.run_file(step)
     written, secrets = taken_out(config)
@@ -120,11 +157,7 @@ def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool) -> int:
         if isinstance(before, dict) and without_secrets(before) == without_secrets(written):
             logger.info("doremi: the step '%s' is finished: %s", step, pipeline.output_dir(step))
             return 0
-        raise ConfigError(
-            f"the step '{step}' is finished in {pipeline.output_dir(step)}, but not as {file.name} would have it now "
-            f"-> restore the configuration, use another output_dir, or train it anew: dataflex-cli doremi ... {step} "
-            f"{OVERWRITE}"
-        )
+        raise _another(pipeline, step, file)
     write_yaml(file, written)
     if weights is not None:
         logger.info("doremi: the mixture is %s", dict(zip(pipeline.names, weights, strict=True)))

@@ -12,7 +12,9 @@ from dataflex.run.files import replacing
 FILE = "doremi_weights.json"
 
 
-def write_weights(folder: Path, mean: Mapping[str, float], last: Mapping[str, float], steps: int, unit: str) -> None:
+def write_weights(
+    folder: Path, mean: Mapping[str, float], last: Mapping[str, float], steps: int, unit: str, reference: str | None
+) -> None:
     """Writes the averaged weights, and for information the last ones; the file is there whole or not at all.
 
     Args:
@@ -21,8 +23,9 @@ def write_weights(folder: Path, mean: Mapping[str, float], last: Mapping[str, fl
         last: Source -> weight after the last step.
         steps: How many there were.
         unit: What the proxy drew shares of: rows or tokens.
+        reference: The run that made the reference model; None where that is not known.
     """
-    content = {"proportions": dict(mean), "unit": unit, "steps": steps, "last": dict(last)}
+    content = {"proportions": dict(mean), "unit": unit, "steps": steps, "last": dict(last), "reference": reference}
     with replacing(folder / FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -43,3 +46,12 @@ def read_weights(folder: Path, names: Sequence[str]) -> list[float]:
         raise ConfigError(f"{path} cannot be read: {error} -> train the proxy again") from error
     except KeyError as error:
         raise ConfigError(f"{path} has no weight for {error} -> train the proxy on the same datasets") from error
+
+
+def reference_of(folder: Path) -> str | None:
+    """Returns the run whose model the weights in a proxy's folder look back on; None where that is not known."""
+    try:
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))["reference"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # whoever reads the weights says so
+        return None
+    return found if isinstance(found, str) else None

@@ -26,6 +26,7 @@ import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import between, positive, require
 from dataflex.core.registry import register_mixer
+from dataflex.run.config_file import recorded_run
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
@@ -90,10 +91,13 @@ class DoremiMixer(Mixer):
         self.excess_K: NDArray[np.float64] = np.full(K, np.nan)  # lambda
         self.steps = 0
         self._reference: Reference | None = None
+        self._reference_run: str | None = None
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Loads the reference model."""
         self._reference = Reference(self.reference_model, model, self.accelerator)
+        recorded = recorded_run(self.reference_model)
+        self._reference_run = None if recorded is None else recorded.id
 
     def token_values(self, inputs: Mapping[str, Any], losses_BT: torch.Tensor) -> torch.Tensor:
         """Returns how far each token's loss lies above the reference's, 0 where it lies below: (B, T)."""
@@ -163,4 +167,4 @@ class DoremiMixer(Mixer):
             mean, last = (
                 dict(zip(self.mixture_manager.names, w.tolist(), strict=True)) for w in (self.average, self.alpha_K)
             )
-            write_weights(self.output_dir, mean, last, self.steps, self.mixture_manager.unit)
+            write_weights(self.output_dir, mean, last, self.steps, self.mixture_manager.unit, self._reference_run)
