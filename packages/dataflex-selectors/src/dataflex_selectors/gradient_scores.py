@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from dataflex.core.agreement import on_every_rank
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count_or_null, one_of
@@ -37,6 +39,9 @@ from dataflex.scoring.gradient_routes import Route, gradient_routes
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 FORMS = ("adam", "sgd")
 Score = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -157,13 +162,25 @@ class GradientScores:
         return ScoreStore.of(selector.cache_dir, selector.accelerator, fingerprint, selector.cache_owner)
 
 
-def require_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: GradientSettings) -> None:
+def require_optimizer(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: GradientSettings,
+    accelerator: Accelerator | None,
+) -> None:
     """Refuses an optimizer whose steps could not be told for single rows. Called before the first step. Collective.
 
     Raises:
         ComponentError: Which learning rate a parameter has cannot be told, or, of the ``adam`` form, its moments.
     """
     routes = gradient_routes(without_replicas(model))
-    learning_rates(optimizer, routes)
-    if settings.gradient_type == "adam":
-        require_adam(optimizer, routes)
+    adam = settings.gradient_type == "adam"
+
+    def alone() -> None:
+        learning_rates(optimizer, routes)
+        if adam:
+            require_adam(optimizer, routes)
+
+    on_every_rank(accelerator, alone)  # moments that lie in shards are read by all together, or by none
+    if adam:
+        read_moments(optimizer, routes)

@@ -105,7 +105,7 @@ class LessSelector(Selector):
 
     def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
-        require_optimizer(model, optimizer, self.settings)
+        require_optimizer(model, optimizer, self.settings, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores the candidates and returns the ``num_samples`` that ``mode`` picks. See the base class.

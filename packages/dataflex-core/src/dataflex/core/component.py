@@ -78,7 +78,8 @@ class Component:
         """Refuses an optimizer that an update could not work with. Optional.
 
         Called on every rank when training begins, before its first step: the optimizer has no state yet, or that of the
-        checkpoint which is resumed. Nothing in here is collective. Where one rank raises, all are stopped.
+        checkpoint which is resumed. Where one rank raises, all are stopped; what is collective in here comes after
+        :func:`~dataflex.core.agreement.on_every_rank`, as in :meth:`check_run`.
 
         Args:
             model: The model to be trained, as an update gets it.

@@ -113,7 +113,7 @@ def read_moments(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
 def require_adam(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -> None:
     """Refuses an optimizer that will not keep Adam's moments of every parameter, as far as is known before a step.
 
-    Collective under an engine that shards the optimizer.
+    Looks at classes and sizes alone; on the rank that calls it. :func:`read_moments` looks at what there is.
 
     Raises:
         ComponentError: It is no Adam, has its moments in a form of its own, or lacks a parameter.
@@ -134,7 +134,6 @@ def require_adam(optimizer: torch.optim.Optimizer | None, routes: list[Route]) -
         for route in routes:  # FSDP 1: a parameter is the part of it that this rank has, and so will its moments be
             if not isinstance(route.parameter, DTensor):
                 _require_whole(route, route.parameter.numel())
-    read_moments(optimizer, routes)
 
 
 _OTHER_FORM = ("bitsandbytes", "schedulefree")
