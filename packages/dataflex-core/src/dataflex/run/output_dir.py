@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.checks.draft import named_checkpoint
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import without_secrets
@@ -33,12 +34,17 @@ FINISHED = "trainer_state.json"  # of a run of an earlier version: written into 
 def resolve_resume(training_args: Any) -> None:
     """Replaces ``resume_from_checkpoint: true`` by the newest complete checkpoint of the run in ``output_dir``.
 
+    A text that stands for no checkpoint becomes none.
+
     Raises:
         ConfigError: There is none.
     """
-    if str(training_args.resume_from_checkpoint).lower() == "true":  # the command line gives a text
+    named = named_checkpoint(training_args.resume_from_checkpoint)
+    if named is True:
         folder = training_args.output_dir
         training_args.resume_from_checkpoint = newest_to_resume(folder, recorded_run(folder))
+    elif not isinstance(named, str):
+        training_args.resume_from_checkpoint = named
 
 
 def require_free_output_dir(spec: RunSpec, training_args: Any) -> None:
@@ -182,5 +188,4 @@ def _require_work(folder: Path, before: dict[str, Any], now: dict[str, Any], rec
 
 
 def _names_a_checkpoint(spec: RunSpec) -> bool:
-    given = spec.llamafactory.get("resume_from_checkpoint")
-    return given is not None and str(given).lower() not in ("true", "false", "none", "")
+    return isinstance(named_checkpoint(spec.llamafactory.get("resume_from_checkpoint")), str)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from dataflex.config.checks.draft import named_checkpoint
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import masked
@@ -62,17 +63,17 @@ def scoring_weights(spec: RunSpec) -> ScoringWeights:
         ConfigError: ``resume_from_checkpoint: true``, and there is no checkpoint; the record there is unreadable;
             or the folder holds a trained model and no checkpoint, and the run does not say which is meant.
     """
-    given, folder = spec.llamafactory.get("resume_from_checkpoint"), str(spec.llamafactory.get("output_dir"))
-    word = str(given).lower()
+    given = named_checkpoint(spec.llamafactory.get("resume_from_checkpoint"))
+    folder = str(spec.llamafactory.get("output_dir"))
     checkpoint: str | None = None
-    if word == "true":
+    if given is True:
         checkpoint = newest_to_resume(folder, recorded_run(folder))
     elif given is None:
         checkpoint = newest_of_run(folder) if os.path.isdir(folder) else None
         if checkpoint is None and os.path.abspath(folder) not in _named(spec):
             _require_no_model(folder)
-    elif word != "false":
-        checkpoint = str(given)
+    elif isinstance(given, str):
+        checkpoint = given
     return ScoringWeights.of(spec, checkpoint, folder if given is None else None)
 
 

@@ -96,3 +96,14 @@ def find_path(value: str, folder: Path) -> Path:
     """
     path = expanded(value)
     return (path if path.exists() else folder / path).absolute()
+
+
+def named_checkpoint(given: Any) -> str | bool | None:
+    """Returns what ``resume_from_checkpoint`` asks for: a folder, True for the newest one, False for none, or None.
+
+    The command line gives texts for the last three.
+    """
+    word = str(given).strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    return None if given is None or word in ("none", "") else str(given)

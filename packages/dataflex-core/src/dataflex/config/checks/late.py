@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataflex.config.checks.draft import Draft, expanded, names_in
+from dataflex.config.checks.draft import Draft, expanded, named_checkpoint, names_in
 from dataflex.core.errors import Problem
 
 _BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}
 """``quantization_method`` -> the bits that it has."""
-_SWITCHES = frozenset({"true", "false", "none", ""})  # texts that name no checkpoint
 
 
 def late_problems(draft: Draft) -> list[Problem]:
@@ -30,8 +29,8 @@ def _output(draft: Draft) -> list[Problem]:
 
 
 def _checkpoint(draft: Draft) -> list[Problem]:
-    value = draft.theirs.get("resume_from_checkpoint")
-    if not isinstance(value, str) or value.strip().lower() in _SWITCHES or not draft.on("do_train"):
+    value = named_checkpoint(draft.theirs.get("resume_from_checkpoint"))
+    if not isinstance(value, str) or not draft.on("do_train"):
         return []
     if Path(value).is_dir():
         return []

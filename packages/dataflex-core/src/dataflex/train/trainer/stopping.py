@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import distributed
 
+from dataflex.config.checks.draft import named_checkpoint
 from dataflex.core import stopping
 from dataflex.core.errors import StoppedError
 
@@ -83,7 +84,7 @@ class StepStop:
 
     def _way_on(self) -> str:
         keys = self._trainer.spec.llamafactory
-        if keys.get("overwrite_output_dir") or keys.get("resume_from_checkpoint") not in (None, True):
+        if keys.get("overwrite_output_dir") or named_checkpoint(keys.get("resume_from_checkpoint")) not in (None, True):
             return "add resume_from_checkpoint=true to the same command to go on from there"
         return "the same command goes on from there"
 
