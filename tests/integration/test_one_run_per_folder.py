@@ -134,6 +134,12 @@ def test_the_losses_of_a_replaced_run_are_not_those_of_the_one_in_its_place(tmp_
     other.save_state()
     with pytest.raises(ConfigError, match="the run evaluated nothing"):
         outcome(tmp_path)
+    (tmp_path / "eval_results.json").write_text('{"eval_loss": 1.0}')  # as a static run before it leaves one
+    with pytest.raises(ConfigError, match="the run evaluated nothing"):
+        outcome(tmp_path)
+    (tmp_path / "trainer_state.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"trainer_state.json is not of the run that is recorded in dataflex_config"):
+        outcome(tmp_path)
     assert {"eval_results.json", "all_results.json"} <= {
         path.name for path in (tmp_path / REPLACED / replaced.id).iterdir()
     }

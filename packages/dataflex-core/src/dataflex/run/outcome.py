@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError
-from dataflex.run.config_file import written_config
+from dataflex.run.config_file import recorded_run, written_config
 from dataflex.run.files import CONFIG
 
 STATE, RESULTS = "trainer_state.json", "eval_results.json"
@@ -42,13 +42,17 @@ class Outcome:
 def outcome(folder: str | Path) -> Outcome:
     """Returns what came of the run in ``folder``.
 
+    A file of figures that the run recorded there did not save is another run's, and is not read.
+
     Raises:
         ConfigError: It holds no run that has ended, or one that evaluated nothing.
     """
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder -> name the output_dir of a run")
-    state, results = _read(path / STATE), _read(path / RESULTS)
+    state, results = (_read(path / name) if _is_of_run(path / name) else None for name in (STATE, RESULTS))
+    if state is None and results is None and (path / STATE).exists():
+        raise ConfigError(f"{path}: {STATE} is not of the run that is recorded in {CONFIG} -> train that to its end")
     if state is None and results is None:
         raise ConfigError(f"{path}: holds no {STATE}, which a run writes at its end -> train it to the end")
     losses: dict[str, float] = {}
@@ -62,6 +66,17 @@ def outcome(folder: str | Path) -> Outcome:
     named = (config.get("train_type"), config.get("component_name"))
     strategy = " ".join(str(name).removeprefix("dynamic_") for name in named if name) or "static"
     return Outcome(path, steps if isinstance(steps, int) else 0, losses, strategy, config)
+
+
+def _is_of_run(file: Path) -> bool:
+    """Returns whether the run that is recorded in the folder saved this file, by its size; where none is, any may have.
+
+    The time of the last change, which is recorded too, is another one in a copy of the folder.
+    """
+    recorded = recorded_run(file.parent)
+    if recorded is None or recorded.id is None or not file.is_file():
+        return True
+    return recorded.files.get(file.name, (-1,))[0] == file.stat().st_size
 
 
 def _losses(entry: Any) -> dict[str, float]:
