@@ -13,7 +13,7 @@ from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex_weighters.column import ColumnWeighter
+from dataflex_weighters.column import ColumnWeighter, column_of
 from dataflex_weighters.dataset import DatasetWeighter
 from dataflex_weighters.loss import LossWeighter
 from transformers import Trainer
@@ -241,3 +241,10 @@ def test_who_needs_sources_says_so():
     assert not ColumnWeighter.needs_sources({})
     with pytest.raises(ConfigError, match="dataset of the loss weighter: the train dataset, NoneType, does not say"):
         LossWeighter(level="source")
+
+
+def test_a_column_is_the_one_that_the_rows_show_and_not_the_one_in_the_file():
+    stored = datasets.Dataset.from_dict({"weight": [1.0, 2.0, 3.0], "input_ids": [[5]] * 3})
+    shown = stored.with_transform(lambda rows: {key: [2 * v for v in values] for key, values in rows.items()})
+    assert column_of(stored, "weight").tolist() == [1.0, 2.0, 3.0]
+    assert column_of(shown, "weight").tolist() == [2.0, 4.0, 6.0]

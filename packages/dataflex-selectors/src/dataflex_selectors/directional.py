@@ -20,7 +20,7 @@ other, which takes P copies of the trainable weights, or moves them P times per 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 METHODS = ("finite_difference", "jvp")
 STEP_32_BITS = 1e-3
 STEP_16_BITS = 2e-2
-
-Along = Callable[[RowPass, int], NDArray[np.float64]]
-"""``along(rows, direction) -> a_N``."""
 
 
 def directional_derivatives(

@@ -16,17 +16,16 @@ from dataflex.core.decision import decision_hash
 from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require, text
 from dataflex.core.registry import register_weighter
-from dataflex.data.rows import MixedSources, fetch
+from dataflex.data.rows import fetch
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
+from dataflex.scoring.columns import number_column
 from dataflex.train.weighter.base_weighter import Weighter
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
     from dataflex.train.trainer.weight_trainer import WeightTrainer
-
-_CHUNK = 4096  # rows read at a time
 
 
 @register_weighter("column")
@@ -116,24 +115,20 @@ def _from_dataset(dataset: Any, column: str) -> NDArray[np.float64] | Problem:
 
 
 def column_of(dataset: Any, column: str) -> NDArray[np.float64]:
-    """Returns a column of the dataset: (N,) float64, NaN for null.
+    """Returns a column of the dataset: (N,) float64, NaN for null and for a source without the column.
 
     Raises:
         ConfigError: The dataset has no such column.
         ValueError: A value is no number.
     """
-    if isinstance(dataset, MixedSources):
-        return np.concatenate([column_of(source, column) for source in dataset.sources])
-    if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
-        return np.asarray(dataset.with_format("arrow", columns=[column])[:].column(column).to_numpy(), dtype=np.float64)
+    found = number_column(dataset, column)
+    if found is not None:
+        return found
     names = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(fetch(dataset, [0])[0])
-    if column not in names:
-        what = f"the tokenised train dataset has no column {column!r} but {listed(names)}"
-        way_out = "LLaMA-Factory drops other columns when it tokenises: give the weights as a file, by row number"
-        require("column weighter", Problem("column", what, nearest(column, names) or way_out))
-    chunks = [range(start, min(start + _CHUNK, len(dataset))) for start in range(0, len(dataset), _CHUNK)]
-    parts = [np.array([row[column] for row in fetch(dataset, chunk)], dtype=np.float64) for chunk in chunks]
-    return np.concatenate(parts)
+    what = f"the tokenised train dataset has no column {column!r} but {listed(names)}"
+    way_out = "LLaMA-Factory drops other columns when it tokenises: give the weights as a file, by row number"
+    require("column weighter", Problem("column", what, nearest(column, names) or way_out))
+    raise AssertionError("it has been refused")
 
 
 def _problem(key: str, found: RowFile, allow_negative: bool, normalise: bool) -> Problem | None:

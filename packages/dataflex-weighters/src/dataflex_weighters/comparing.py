@@ -75,7 +75,7 @@ def compared(
     sources = None
     if with_sources:
         if rows is None:
-            raise ComponentError("the batches do not say which rows they hold: the train dataset is a stream")
+            raise ComponentError("the batches hold no row numbers -> use a data collator that returns a dict")
         own_sources = ctx.sources_of(rows).to(losses.dtype)
         sources = gather_samples(own_sources, counted, ctx.accelerator, width)[0].long()
     return Compared(everyone, all_counted, sources, slice(mine.start + own.start, mine.start + own.stop))

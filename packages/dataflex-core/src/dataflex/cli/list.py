@@ -1,7 +1,7 @@
 """``dataflex-cli list``: every component that can be used, with its parameters and their defaults.
 
 --kind lists one kind alone; --json prints a list of objects, for programs. A component is used by component_name in the
-run's YAML; its parameters are set in a components_cfg_file.
+run's YAML; its parameters are set under component: there, as component.NAME=VALUE, or in a components_cfg_file.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each says what is wrong, where (the config key or the component), what is allowed and the way out. All are
 ``ValueError``s. The command line prints them without a traceback: :class:`ConfigError` and its kind end with exit code
 2, because nothing was started; :class:`ComponentError` and :class:`CheckpointError` end with 1, because a run was under
-way.
+way; :class:`StoppedError` ends with 143, as a process does that SIGTERM ends.
 """
 
 from __future__ import annotations

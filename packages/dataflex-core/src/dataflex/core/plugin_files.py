@@ -85,11 +85,8 @@ def _forget(name: str) -> None:
     forget(name)
 
 
-def scan_plugin_file(file: Path) -> tuple[list[ComponentInfo], bool]:
-    """Returns ``(components, certain)`` of a plugin file without running it.
-
-    ``certain`` is False where the file may register more than its text shows: by a computed name, by a call that is no
-    decorator, or by importing another module that registers.
+def scan_plugin_file(file: Path) -> list[ComponentInfo]:
+    """Returns the components that the text of a plugin file registers with a decorator, without running it.
 
     Raises:
         BrokenPluginError: The file is not valid Python.
@@ -102,9 +99,7 @@ def scan_plugin_file(file: Path) -> tuple[list[ComponentInfo], bool]:
         raise BrokenPluginError(f"plugin file {file}{where}: {type(error).__name__}: {error} -> {_WAY_OUT}") from error
     module = Module("", file, tree)
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    found = [info for node in classes for info in _registered_by(module, node)]
-    mentions = [node for node in ast.walk(tree) if isinstance(node, ast.expr) and _decorator(node) is not None]
-    return found, bool(found) and len(mentions) == len(found)
+    return [info for node in classes for info in _registered_by(module, node)]
 
 
 def _registered_by(module: Module, node: ast.ClassDef) -> Iterator[ComponentInfo]:

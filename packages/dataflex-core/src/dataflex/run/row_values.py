@@ -1,4 +1,4 @@
-"""Files with a number for each row of the train dataset, and the one reader of them.
+"""Files with a number for each row of the train dataset, and which row each number is for.
 
 Scores, weights and irreducible losses come in such files: ``.parquet``, ``.npz`` or ``.npy``. Which row a number is for
 is not left to chance:
@@ -20,33 +20,26 @@ from numpy.typing import NDArray
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import CheckpointError, Problem, rows_named
 from dataflex.data.digest import rows_digest
-from dataflex.run.row_file import DIGEST, ROW, RowFile, read_rows
+from dataflex.run.row_file import DIGEST, ROW, RowFile
 from dataflex.utils.logging import logger
 
 _SHAPING = "dataset, max_samples, val_size and the seed that splits it, template, tokenizer, cutoff_len, packing"
 
 
-def row_values(key: str, file: str, name: str, dataset: Any, sole: bool = False) -> NDArray[np.float64] | Problem:
+def placed(key: str, file: str, found: RowFile, dataset: Any) -> NDArray[np.float64] | Problem:
     """Returns the numbers of a file in the order of the train dataset's rows, or why they cannot be taken.
 
-    Every rank calls it, reads the file itself and comes to the same end; it makes no collective call.
+    Every rank calls it and comes to the same end; it makes no collective call.
 
     Args:
         key: The parameter that names the file, for the problem.
-        file: The file; ``~`` is the home directory.
-        name: See :func:`read_row_file`.
+        file: The file, for messages.
+        found: What :func:`~dataflex.run.row_file.read_rows` read there.
         dataset: The train dataset, tokenised, with a length.
-        sole: See :func:`read_row_file`.
 
     Returns:
         (N,) float64, NaN for null.
     """
-    found = read_rows(key, file, name, sole)
-    return found if isinstance(found, Problem) else placed(key, file, found, dataset)
-
-
-def placed(key: str, file: str, found: RowFile, dataset: Any) -> NDArray[np.float64] | Problem:
-    """Returns the numbers of a file that was read in the order of the train dataset's rows; see :func:`row_values`."""
     problem = _of_another_dataset(key, file, found, dataset) or _misplaced(key, file, found, len(dataset))
     if problem is not None:
         return problem

@@ -71,7 +71,7 @@ class _Stretches:
 
     def __init__(self, size: int, dim: int, seed: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._size, self._dim, self._stretches = size, dim, -(-size // dim)
+        self._dim, self._stretches = dim, -(-size // dim)
         positive = torch.randint(0, 2, (self._stretches, dim), generator=generator, dtype=torch.int8)
         self._shifts_C1 = torch.randint(0, dim, (self._stretches, 1), generator=generator).to(device, torch.int32)
         self._bits_CX = torch.from_numpy(np.packbits(positive.numpy(), axis=1, bitorder="little")).to(device)

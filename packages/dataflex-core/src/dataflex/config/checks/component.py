@@ -99,7 +99,7 @@ def _plugins(files: Sequence[str]) -> tuple[list[Problem], list[ComponentInfo]]:
     found: list[ComponentInfo] = []
     for path in files:
         try:
-            found += scan_plugin_file(plugin_file(path))[0]
+            found += scan_plugin_file(plugin_file(path))
         except ConfigError as error:
             problems.append(Problem("plugins", str(error)))
     if problems:

@@ -51,6 +51,7 @@ from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_r
 from dataflex.train.trainer.run_folder import RunFolder
 from dataflex.train.trainer.saving import CheckpointWriter, without_secret_fields
 from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
+from dataflex.train.trainer.steps import global_batch_size
 from dataflex.train.trainer.stopping import StepStop
 from dataflex.train.trainer.token_count import TokenCount
 from dataflex.train.trainer.upstream.relied_on import require_training
@@ -257,13 +258,12 @@ class DynamicTrainer(Base):
 
     def identity(self) -> dict[str, Any]:
         """Returns what a checkpoint must share with the run that resumes it; plain values. Reads some of the rows."""
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return {
             **identity_of_run(self.spec, self.seed),
             **identity_of_evaluation(self.spec, self._dataflex_injectable()),
             "arguments": identity_of_arguments(self.args.to_dict()),  # type: ignore[no-untyped-call]
             "data": identity_of_rows(TRAIN_DATASET, self.train_dataset),
-            "global_batch_size": size,
+            "global_batch_size": global_batch_size(self.args),
         }
 
     @cached_property

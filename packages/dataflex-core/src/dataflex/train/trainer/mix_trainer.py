@@ -28,6 +28,7 @@ from dataflex.train.trainer.mixture_sources import (
     mixed_sources,
     require_mixture,
     require_streamable,
+    shares_in_words,
 )
 from dataflex.train.trainer.planned import Plan, PlannedTrainer
 from dataflex.train.trainer.steps import require_observable
@@ -91,7 +92,7 @@ class MixTrainer(PlannedTrainer):
             manager.set_proportions(checked_proportions(answer, names=manager.names, who=who))
             details |= self.component.details()
         shares = {name: float(p) for name, p in zip(manager.names, manager.proportions, strict=True)}
-        news = "set " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+        news = f"set {shares_in_words(manager.names, manager.proportions)}"
         rows = manager.plan(count)
         return Plan(rows, details={"proportions": shares, **manager.seen(), **details}, news=news)
 

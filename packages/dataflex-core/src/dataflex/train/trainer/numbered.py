@@ -41,10 +41,10 @@ class NumberedTrainer(DynamicTrainer):
         """The rows of the micro-batch that is being trained on: (B,) int64 numbers in the train dataset, on the device.
 
         Raises:
-            ComponentError: The batch does not say: the train dataset is a stream.
+            ComponentError: The batch holds no row numbers.
         """
         if self._dataflex_batch_rows is None:
-            raise ComponentError("the batch does not say which rows it holds: the train dataset is a stream")
+            raise ComponentError("the batch holds no row numbers -> use a data collator that returns a dict")
         return self._dataflex_batch_rows
 
     def of_batch(self, table_N: NDArray[Any]) -> torch.Tensor:
@@ -73,7 +73,7 @@ class NumberedTrainer(DynamicTrainer):
         """Returns the dataloader of the static run, with the number of each row."""
         self.keep_batch_size()
         rows: Any = self.train_dataset
-        if rows is None or isinstance(rows, torch.utils.data.IterableDataset):
+        if rows is None:
             return super().get_train_dataloader()
         # The trainer underneath removes unused columns of a datasets.Dataset only, which the numbered rows are not.
         self._dataflex_visible = (

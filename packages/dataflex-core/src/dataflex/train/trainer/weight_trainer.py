@@ -171,7 +171,7 @@ class WeightTrainer(NumberedTrainer):
         """The rows of the samples of the present micro-batch: (S,) int64 numbers in the train dataset, on the device.
 
         Raises:
-            ComponentError: The batch does not say: the train dataset is a stream.
+            ComponentError: The batch holds no row numbers.
         """
         return self.samples.of_rows(super().batch_rows)
 
