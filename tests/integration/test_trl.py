@@ -231,6 +231,16 @@ def test_no_public_name_of_a_mixin_is_one_of_a_trainer_of_trl():
         assert ours.isdisjoint(names_in(file.read_text(encoding="utf-8"))), file.name
 
 
+def by_hand(kind, run, folder):
+    return trainer_class(BY_TRAIN_TYPE[kind.train_type], transformers.Trainer)(
+        model=tiny_model(),
+        args=tiny_training_args(folder),
+        train_dataset={"a": TokenRows(8), "b": TokenRows(8)},
+        data_collator=pad_collate,
+        dataflex=run,
+    )
+
+
 BAD = [
     ({"train_type": "dynamic_selct"}, "train_type: found 'dynamic_selct'"),
     ({"train_type": "static"}, "train_type: is static, but this trainer runs dynamic_"),
@@ -248,15 +258,8 @@ BAD = [
 def test_a_run_built_by_hand_is_checked_as_the_command_line_checks_it(tmp_path, kind, keys, message):
     name = {"selector": "random", "mixer": "random", "weighter": "loss"}[kind.name]
     right = {"train_type": kind.train_type, "component_name": name, "warmup_step": 1, "update_step": 1}
-    run = RunSpec(DataflexArguments(**right | keys), ComponentSpec(kind, name, name))
     with pytest.raises(ConfigError) as refused:
-        trainer_class(BY_TRAIN_TYPE[kind.train_type], transformers.Trainer)(
-            model=tiny_model(),
-            args=tiny_training_args(tmp_path),
-            train_dataset={"a": TokenRows(8), "b": TokenRows(8)},
-            data_collator=pad_collate,
-            dataflex=run,
-        )
+        by_hand(kind, RunSpec(DataflexArguments(**right | keys), ComponentSpec(kind, name, name)), tmp_path)
     assert message in str(refused.value)
 
 
@@ -264,16 +267,9 @@ def test_a_run_built_by_hand_is_checked_as_the_command_line_checks_it(tmp_path, 
 def test_a_component_of_another_kind_is_refused(tmp_path, kind):
     other = next(each for each in EVERY_KIND if each is not kind)
     run = RunSpec(DataflexArguments(train_type=kind.train_type, train_step=2), ComponentSpec(other, "random", "random"))
-    with pytest.raises(
-        ConfigError, match=f"component: is the {other.name} 'random', but this trainer needs a {kind.name}"
-    ):
-        trainer_class(BY_TRAIN_TYPE[kind.train_type], transformers.Trainer)(
-            model=tiny_model(),
-            args=tiny_training_args(tmp_path),
-            train_dataset={"a": TokenRows(8), "b": TokenRows(8)},
-            data_collator=pad_collate,
-            dataflex=run,
-        )
+    said = f"component: is the {other.name} 'random', but this trainer needs a {kind.name}"
+    with pytest.raises(ConfigError, match=said):
+        by_hand(kind, run, tmp_path)
 
 
 class Passing(transformers.Trainer):

@@ -1,7 +1,7 @@
 """``dataflex-cli validate``: everything that can be known about a run without loading a model, all problems at once.
 
 FILE is a YAML or JSON file, key=value overrides it; both as for train.
-The exit code is 0 where the run can start, else 2.
+The exit code is 0 where the run can start, else 2; 1 where a plugin of the run ends the process when it is imported.
 """
 
 from __future__ import annotations
