@@ -15,6 +15,7 @@ from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
 from dataflex.data.rows import MixedSources
 from dataflex.scoring import hidden_state_embeddings, label_positions, per_sample_losses
+from dataflex.scoring.store import ScoreStore
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
 from dataflex.train.trainer.domain_losses import DomainLosses
 from dataflex.train.trainer.domain_objective import DomainObjective
@@ -210,6 +211,25 @@ def test_rows_are_scored_and_embedded_on_a_device_without_float64():
         found = per_sample_losses(there, rows, **options), hidden_state_embeddings(there, rows, **options)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pretends
+@pytest.mark.parametrize("score", [per_sample_losses, hidden_state_embeddings])
+def test_a_pass_of_scoring_waits_for_the_device_once_and_not_once_a_batch(tmp_path, score):
+    rows = TokenRows(24, lengths=range(5, 17))
+
+    def reads_of(token_budget):
+        store = ScoreStore(tmp_path / str(token_budget), lambda: "one", seconds=1e9)
+        with pretended() as reads:
+            model = tiny_model()
+            model.config._attn_implementation = "eager"
+            on_device(model)
+            before = len(reads)
+            score(model, rows, collator=pad_collate, token_budget=token_budget, progress=False, store=store)
+            return [read for read in reads[before:] if "dataflex" in read]
+
+    one, many = reads_of(2**12), reads_of(32)
+    assert len(many) == len(one) <= 2
 
 
 @pretends

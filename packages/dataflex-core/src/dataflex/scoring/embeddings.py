@@ -124,7 +124,7 @@ def pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> t
 
 
 def _scorer(forward: Forward, accelerator: Accelerator | None, pooling: Pooling) -> Callable[[RowBatch], torch.Tensor]:
-    """Returns the function from a batch to its (B, H) embeddings on the CPU."""
+    """Returns the function from a batch to its (B, H) embeddings."""
 
     def score(batch: RowBatch) -> torch.Tensor:
         inputs = dict(batch.inputs)
@@ -132,7 +132,7 @@ def _scorer(forward: Forward, accelerator: Accelerator | None, pooling: Pooling)
         mask_BT = token_mask(inputs, lengths_B)
         with autocast(accelerator):
             hidden_BTH = forward(inputs)
-        return pool(hidden_BTH, mask_BT.to(hidden_BTH.device), pooling).cpu()
+        return pool(hidden_BTH, mask_BT.to(hidden_BTH.device), pooling)
 
     return score
 

@@ -183,8 +183,7 @@ def _sums(
             continue
         factors_B = _on(weights_M[batch.rows], sink.squares_B)
         factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt(), 0.0)
-        for place, vectors_BD in _parts(sink).items():
-            sums[place] += (factors_B @ vectors_BD).cpu()
+        _add(sums, sink, factors_B)
         vectors += float(usable_B.sum())
     return sums, vectors
 
@@ -209,14 +208,24 @@ def _group_sums(
             if not sink.squares_B.any():
                 continue
             factors_B = _on(weights_M[members[batch.rows]], sink.squares_B)
-            for place, vectors_BD in _parts(sink).items():
-                own[place] += (factors_B @ vectors_BD).cpu()
+            _add(own, sink, factors_B)
         norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
         if norm > 0:
             vectors += 1
             for part, vector_D in zip(sums, own, strict=True):
                 part += vector_D / norm
     return sums, vectors
+
+
+def _add(sums: list[torch.Tensor], sink: Sink, factors_B: torch.Tensor) -> None:
+    """Adds the rows' vectors, each times its factor, to the sums; waits once for the device, not for each parameter."""
+    parts = _parts(sink)
+    if not parts:
+        return
+    found = torch.cat([factors_B @ vectors_BD for vectors_BD in parts.values()]).cpu()
+    sizes = [vectors_BD.shape[1] for vectors_BD in parts.values()]
+    for place, vector_D in zip(parts, torch.split(found, sizes), strict=True):
+        sums[place] += vector_D
 
 
 def _on(weights_B: NDArray[np.float64], like_B: torch.Tensor) -> torch.Tensor:

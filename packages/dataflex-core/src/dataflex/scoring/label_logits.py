@@ -67,7 +67,8 @@ def logits_at_labels(model: torch.nn.Module) -> Iterator[Forward]:
     options: dict[str, Any] = {"use_cache": False, "return_dict": True} if bases else {}
 
     def forward(inputs: Mapping[str, Any], positions_M: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        picker.aim(positions_M, shape)
+        # Before the forward: a copy to the device in the middle of it would wait for all layers so far.
+        picker.aim(positions_M.to(inputs["input_ids"].device), shape)
         output = model(**inputs, **options)
         logits: torch.Tensor = output["logits"] if isinstance(output, Mapping) else output[0]
         return picker.picked(logits)

@@ -34,6 +34,7 @@ from dataflex.scoring.budget import (
 from dataflex.scoring.gather import gather_by_row
 from dataflex.scoring.lengths import row_lengths
 from dataflex.scoring.models import is_sharded
+from dataflex.scoring.on_cpu import OnTheCPU
 from dataflex.scoring.store import ScoreStore
 from dataflex.utils.logging import logger
 
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-_KEPT_NUMBERS = 2**20  # results that wait on the device before they go to the CPU: 4 MB
 _UNLIMITED = 2**62  # tokens
 Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
@@ -136,7 +136,7 @@ class RowPass:
         rows = self.rows()
         kept = None if self.store is None else self.store.load(len(rows), self.accelerator)
         places: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
-        values = _OnTheCPU()
+        values = OnTheCPU()
         try:
             for batch, values_B in self.results(model, score, None if kept is None else kept.done):
                 if batch.repeated:
@@ -225,33 +225,6 @@ def _require_apart(batch: Mapping[str, Any], rows: int) -> None:
 def without_replicas(model: torch.nn.Module) -> torch.nn.Module:
     """Returns the module inside of DP and DDP: scoring a replica needs no collective call."""
     return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
-
-
-class _OnTheCPU:
-    """Values of batches, moved to the CPU a few at a time, as a copy of each one would keep the device waiting."""
-
-    def __init__(self) -> None:
-        self._waiting: list[torch.Tensor] = []
-        self._numbers = 0  # of those that wait
-        self._there: list[torch.Tensor] = []
-
-    def add(self, values_B: torch.Tensor) -> None:
-        """Takes the values of a batch."""
-        self._waiting.append(values_B.detach())
-        self._numbers += values_B.numel()
-        if self._numbers >= _KEPT_NUMBERS:
-            self._move()
-
-    def joined(self) -> torch.Tensor:
-        """Returns all values: (n, ...) on the CPU."""
-        self._move()
-        return torch.cat(self._there) if self._there else torch.empty(0)
-
-    def _move(self) -> None:
-        if self._waiting:
-            device = self._waiting[-1].device
-            self._there.append(torch.cat([values.to(device) for values in self._waiting]).to("cpu", torch.float32))
-            self._waiting, self._numbers = [], 0
 
 
 @dataclass

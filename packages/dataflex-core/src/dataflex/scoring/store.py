@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from dataflex.run.files import is_temporary, replacing
 from dataflex.scoring.models import is_sharded
+from dataflex.scoring.on_cpu import OnTheCPU
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class ScoreStore:
         if self._broken:
             return
         self._rows.append(rows)
-        self._values.append(values.detach().to("cpu", torch.float32))
+        self._values.add(values)
         if time.monotonic() - self._written >= self._seconds:
             self._write()
 
@@ -134,7 +135,7 @@ class ScoreStore:
 
     def _begin(self) -> None:
         self._rows: list[NDArray[np.int64]] = []
-        self._values: list[torch.Tensor] = []
+        self._values = OnTheCPU()
         self._written = time.monotonic()
 
     def _write(self) -> None:
@@ -143,7 +144,7 @@ class ScoreStore:
         part = folder / f"part-{int(self._rows[0][0]):012d}.bin"
         content = io.BytesIO()
         np.save(content, np.concatenate(self._rows), allow_pickle=False)
-        np.save(content, torch.cat(self._values).numpy(), allow_pickle=False)
+        np.save(content, self._values.joined().numpy(), allow_pickle=False)
         try:
             self._delete_earlier(folder)
             with replacing(folder / MARK) as temporary:
