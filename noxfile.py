@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.3.2"
+nox.needs_version = ">=2025.10.14"  # download_python
 nox.options.sessions = ["tests"]  # the others build more environments, or train for minutes
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_external_run = True

@@ -17,10 +17,11 @@ from dataflex.config.checks.rows import row_problems
 from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems, with_max_steps
 from dataflex.config.checks.streams import stream_problems
 from dataflex.config.checks.values import value_problems
-from dataflex.config.known_keys import handed_on
+from dataflex.config.known_keys import handed_on, next_trainer_trains
 from dataflex.config.load import split
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError, Problem
+from dataflex.core.installed import has_package
 from dataflex.utils.logging import logger
 
 _DATA_KEYS = frozenset({"dataset", "eval_dataset", "dataset_dir", "tokenized_path", "streaming", "packing"})
@@ -78,6 +79,11 @@ def _handed_on(arguments: DataflexArguments, theirs: Mapping[str, Any], problems
     if arguments.plugins:
         what = "USE_V1=1 leaves the run to LLaMA-Factory's next trainer, which imports none"
         problems = [*problems, Problem("plugins", what, "remove it")]
+    if has_package("llamafactory") and not next_trainer_trains():
+        what = (
+            "the next trainer of the installed LLaMA-Factory has no command train, and would exit as if it had trained"
+        )
+        problems = [*problems, Problem("USE_V1", what, "unset it, or install llamafactory 0.9.5")]
     if problems:
         raise InvalidConfigError(problems)
     return RunSpec(arguments, None, theirs, None)

@@ -61,6 +61,18 @@ def handed_on(train_type: str) -> bool:
     return train_type == "static" and enabled("USE_V1")
 
 
+def next_trainer_trains() -> bool:
+    """Returns whether the next trainer that is installed knows the command ``train``.
+
+    That of 0.9.4 does not: it prints its usage and exits with 0, as if it had trained.
+    """
+    try:
+        tree = module("llamafactory.v1.launcher").tree
+    except SourceNotFoundError:
+        return False
+    return any(isinstance(node, ast.Constant) and node.value == "train" for node in ast.walk(tree))
+
+
 def unchecked_keys(theirs: Iterable[str], train_type: str) -> tuple[str, ...]:
     """Returns the keys of LLaMA-Factory's part of a run that nobody here can tell right from wrong, in their order."""
     if handed_on(train_type):
