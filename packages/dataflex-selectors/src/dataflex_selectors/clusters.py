@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from dataflex.scoring.budget import device_memory
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 ITERATIONS = 20
@@ -49,14 +50,17 @@ def k_means(
     """
     on_cpu_ND = torch.from_numpy(np.ascontiguousarray(vectors_ND)).float()
     vectors = on_cpu_ND.to(device) if device is not None and _fits(on_cpu_ND, device) else on_cpu_ND
-    centres_CD = vectors[_spread_out(vectors, min(count, len(vectors)), generator)].clone()
+    with Progress(f"clustering {len(vectors):,} rows, where to begin", min(count, len(vectors)), "centres") as progress:
+        centres_CD = vectors[_spread_out(vectors, min(count, len(vectors)), generator, progress)].clone()
     nearest_NK = _nearest(vectors, centres_CD)
-    for _ in range(iterations):
-        centres_CD = _means(on_cpu_ND, nearest_NK[:, 0], centres_CD)
-        before_N = nearest_NK[:, 0]
-        nearest_NK = _nearest(vectors, centres_CD)
-        if torch.equal(nearest_NK[:, 0], before_N):
-            break
+    with Progress(f"clustering {len(vectors):,} rows", unit="rounds") as progress:  # few rounds may be enough
+        for _ in range(iterations):
+            centres_CD = _means(on_cpu_ND, nearest_NK[:, 0], centres_CD)
+            before_N = nearest_NK[:, 0]
+            nearest_NK = _nearest(vectors, centres_CD)
+            progress.done()
+            if torch.equal(nearest_NK[:, 0], before_N):
+                break
     return _without_empty(vectors, nearest_NK, centres_CD)
 
 
@@ -64,7 +68,7 @@ def _fits(vectors_ND: torch.Tensor, device: torch.device) -> bool:
     return device.type == "cpu" or vectors_ND.nbytes <= device_memory(device) // _DEVICE_SHARE
 
 
-def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generator) -> list[int]:
+def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generator, progress: Progress) -> list[int]:
     """Returns the rows that k-means++ begins with; fewer than ``count`` where there are no other rows left.
 
     Of a few draws, the one that brings all rows nearest to a centre is taken (the greedy form), which seldom puts two
@@ -84,6 +88,7 @@ def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generato
         best = int(sums.cpu().double().sum(0).argmin())
         chosen.append(int(drawn[best]))
         squares_N = after_NT[:, best]
+        progress.done()
     return chosen
 
 

@@ -26,6 +26,7 @@ from dataflex.core.component import seeded
 from dataflex.core.errors import ConfigError
 from dataflex.data.rows import Row
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import Progress
 
 ENDLESS = 1 << 40
 """What a stream gives as its length: more rows than anybody reads, and still exact beside thousands of others."""
@@ -122,10 +123,17 @@ class Stream(Dataset[Row]):
     def __getitem__(self, number: int) -> Row:
         if number < self._next:
             raise RuntimeError(f"row {number} of a stream that has been read up to row {self._next}")
-        row = self._read()
-        while self._next <= number:
-            row = self._read()
-        return row
+        if number == self._next:
+            return self._read()
+        source = "a source" if self._name is None else self._name
+        who = f"reading the stream of {source} up to row {number + 1:,}"
+        with Progress(who, number + 1, before=self._next, bar=None, watched=False) as read:
+            while True:
+                before = self._next
+                row = self._read()
+                if self._next > number:
+                    return row
+                read.done(max(0, self._next - before))  # less than 0 where it is read again from its start
 
     def first(self, count: int) -> list[Row]:
         """Returns the first rows, fewer where there are fewer. For a stream that is not being read yet."""
