@@ -50,8 +50,7 @@ def k_means(
     """
     on_cpu_ND = torch.from_numpy(np.ascontiguousarray(vectors_ND)).float()
     vectors = on_cpu_ND.to(device) if device is not None and _fits(on_cpu_ND, device) else on_cpu_ND
-    with Progress(f"clustering {len(vectors):,} rows, where to begin", min(count, len(vectors)), "centres") as progress:
-        centres_CD = vectors[_spread_out(vectors, min(count, len(vectors)), generator, progress)].clone()
+    centres_CD = vectors[_spread_out(vectors, min(count, len(vectors)), generator)].clone()
     nearest_NK = _nearest(vectors, centres_CD)
     with Progress(f"clustering {len(vectors):,} rows", unit="rounds") as progress:  # few rounds may be enough
         for _ in range(iterations):
@@ -68,7 +67,7 @@ def _fits(vectors_ND: torch.Tensor, device: torch.device) -> bool:
     return device.type == "cpu" or vectors_ND.nbytes <= device_memory(device) // _DEVICE_SHARE
 
 
-def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generator, progress: Progress) -> list[int]:
+def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generator) -> list[int]:
     """Returns the rows that k-means++ begins with; fewer than ``count`` where there are no other rows left.
 
     Of a few draws, the one that brings all rows nearest to a centre is taken (the greedy form), which seldom puts two
@@ -77,18 +76,19 @@ def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generato
     tries = 2 + int(np.log(count))
     chosen = [int(generator.integers(len(vectors)))]
     squares_N = _squares(vectors, vectors[chosen])[:, 0]
-    while len(chosen) < count:
-        total_N = squares_N.cpu().double().cumsum(0)
-        if float(total_N[-1]) <= 0:
-            break
-        at = torch.from_numpy(generator.random(tries)) * total_N[-1]
-        drawn = torch.searchsorted(total_N, at, right=True).clamp(max=len(vectors) - 1)
-        after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn.to(vectors.device)]))
-        sums = torch.stack([part.sum(0) for part in torch.split(after_NT, _ROWS)])
-        best = int(sums.cpu().double().sum(0).argmin())
-        chosen.append(int(drawn[best]))
-        squares_N = after_NT[:, best]
-        progress.done()
+    with Progress(f"clustering {len(vectors):,} rows, where to begin", count, "centres") as progress:
+        while len(chosen) < count:
+            total_N = squares_N.cpu().double().cumsum(0)
+            if float(total_N[-1]) <= 0:
+                break
+            at = torch.from_numpy(generator.random(tries)) * total_N[-1]
+            drawn = torch.searchsorted(total_N, at, right=True).clamp(max=len(vectors) - 1)
+            after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn.to(vectors.device)]))
+            sums = torch.stack([part.sum(0) for part in torch.split(after_NT, _ROWS)])
+            best = int(sums.cpu().double().sum(0).argmin())
+            chosen.append(int(drawn[best]))
+            squares_N = after_NT[:, best]
+            progress.done()
     return chosen
 
 

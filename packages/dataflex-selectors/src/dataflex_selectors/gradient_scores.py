@@ -94,7 +94,7 @@ class GradientScores:
             selector.data_collator,
             selector.accelerator,
             token_budget=settings.token_budget,
-            desc=f"{selector.name}: gradients at step {context.step}",
+            desc=f"{selector.name}: step {context.step}",
         )
 
     def scores(self, model: torch.nn.Module, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -179,7 +179,7 @@ class ZerothSelector(Selector):
             self.data_collator,
             self.accelerator,
             token_budget=self.token_budget,
-            desc=f"{self.name}: losses at step {step_id}",
+            desc=f"{self.name}: step {step_id}",
         )
         derivatives = directional_derivatives(
             model,

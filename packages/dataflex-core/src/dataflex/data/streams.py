@@ -123,17 +123,16 @@ class Stream(Dataset[Row]):
     def __getitem__(self, number: int) -> Row:
         if number < self._next:
             raise RuntimeError(f"row {number} of a stream that has been read up to row {self._next}")
-        if number == self._next:
-            return self._read()
+        row = self._read()
+        if self._next > number:
+            return row
         source = "a source" if self._name is None else self._name
         who = f"reading the stream of {source} up to row {number + 1:,}"
-        with Progress(who, number + 1, before=self._next, bar=None, watched=False) as read:
-            while True:
-                before = self._next
+        with Progress(who, number + 1, before=self._next, bar=None, watched=False) as progress:
+            while self._next <= number:
                 row = self._read()
-                if self._next > number:
-                    return row
-                read.done(max(0, self._next - before))  # less than 0 where it is read again from its start
+                progress.done()
+        return row
 
     def first(self, count: int) -> list[Row]:
         """Returns the first rows, fewer where there are fewer. For a stream that is not being read yet."""

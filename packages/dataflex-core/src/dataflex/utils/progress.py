@@ -2,9 +2,9 @@
 
 A log file has no place for a bar, so there a long pass writes lines:
 
-    less: gradients at step 50: 300 rows, 61,440 tokens in 24 batches         once it runs for 5 seconds
-    less: gradients at step 50: 120 of 300 rows, 4.1 rows/s, 44 s left        at most one a minute
-    less: gradients at step 50: 300 rows in 1 min 13 s, 4.1 rows/s            at the end
+    less: step 50: 300 rows, 61,440 tokens in 24 batches              once it runs for 5 seconds
+    less: step 50: 120 of 300 rows, 4.1 rows/s, 44 s left             at most one a minute
+    less: step 50: 300 rows in 1 min 13 s, 4.1 rows/s                at the end
 
 What is over in 5 seconds writes nothing, so that the log of a tiny run stays what it was. Only time decides, never a
 number of rows. Where one pass runs inside of another, the innermost that has been running for 5 seconds speaks, and all
