@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import logging
@@ -21,9 +22,11 @@ from typing import Any
 import torch
 import transformers
 from dataflex.testing import tiny_tokenizer
+from dataflex.testing.devices import VARIABLE
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+DEVICES = ("cpu", "cuda")
 PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
 VOCABULARY = 4096
 
@@ -33,6 +36,55 @@ def machine(device: str) -> str:
     what = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     return f"{what}{threads}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns a type for arguments that are whole numbers from ``least`` on."""
+
+    def whole_number(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            found = least - 1
+        if found < least:
+            raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number, at least {least}")
+        return found
+
+    return whole_number
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--device``: where the models compute. The fixture kit's models, batches and arguments follow it."""
+    parser.add_argument("--device", default="cpu", type=_device, metavar="{cpu,cuda}", help="default: cpu")
+
+
+def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """Adds ``--threads``."""
+    told = "torch's" if default is None else str(default)
+    parser.add_argument("--threads", type=at_least(1), default=default, help=f"CPU threads; default: {told}")
+
+
+def chosen(parser: argparse.ArgumentParser, only: str | None, methods: Mapping[str, object]) -> list[str]:
+    """Returns the methods that ``--only`` names, separated by ``;``; all without it. Ends where one is not known."""
+    names = list(methods) if only is None else [part.strip() for part in only.split(";")]
+    for name in names:
+        if name not in methods:
+            parser.error(f"argument --only: found {name!r}, allowed: {'; '.join(methods)}")
+    return names
+
+
+def use_cpu(device: str) -> str:
+    """Returns the key of a run of LLaMA-Factory that has it compute on the device."""
+    return f"use_cpu={str(device == 'cpu').lower()}"
+
+
+def _device(text: str) -> str:
+    if text not in DEVICES:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: {', '.join(DEVICES)}")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"torch {torch.__version__} sees no CUDA device -> use cpu")
+    os.environ[VARIABLE] = "1" if text == "cuda" else "0"
+    return text
 
 
 def quieten(threads: int | None) -> None:

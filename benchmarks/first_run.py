@@ -1,6 +1,6 @@
 """What the runs of `dataflex-cli init` are worth: each of its files beside its own baseline, over several seeds.
 
-    python -m benchmarks.first_run --seeds 3 --threads 1
+    python -m benchmarks.first_run --seeds 3 --threads 1 [--device cuda]
     python -m benchmarks.first_run --only select_random select_less
 
 A seed decides on the workspace (its tasks, its text, the model's first weights) and on the run (the order of the rows).
@@ -24,7 +24,7 @@ from dataflex.run.outcome import outcome
 from dataflex.workspace import create
 from dataflex.workspace.configs import RUNS
 
-from benchmarks.common import machine, quieten
+from benchmarks.common import add_device, add_threads, at_least, machine, quieten, use_cpu
 
 QUIET = ("plot_loss=false", "disable_tqdm=true", "save_steps=1000")
 ON_TEXT = ("do_eval=true", "eval_dataset=pretrain_eval", "per_device_eval_batch_size=32")
@@ -39,28 +39,28 @@ BASELINES = {
 }
 
 
-def trained(root: Path, name: str, seed: int, *overrides: str, file: str = "") -> float:
+def trained(root: Path, name: str, seed: int, device: str, *overrides: str, file: str = "") -> float:
     """Returns the loss that a run ends with."""
     out = root / "saves" / name.replace(", ", "_")
-    command = ["train", str(root / f"{file or name}.yaml"), f"seed={seed}", f"output_dir={out}", *QUIET, *overrides]
-    if run(command) != 0:
+    command = ["train", str(root / f"{file or name}.yaml"), f"seed={seed}", f"output_dir={out}", *QUIET]
+    if run([*command, use_cpu(device), *overrides]) != 0:
         raise SystemExit(f"{name} of seed {seed} failed")
     return outcome(out).losses["eval_loss"]
 
 
-def of_seed(root: Path, seed: int, only: Sequence[str]) -> dict[str, float]:
+def of_seed(root: Path, seed: int, device: str, only: Sequence[str]) -> dict[str, float]:
     """Returns run -> loss, for the files that are asked for of a workspace of that seed."""
     create(root, seed=seed)
     losses = {}
     for name in only:
         stage = RUNS[name]
         began = time.perf_counter()
-        losses[name] = trained(root, name, seed, *(ON_TEXT if stage == "pt" else ()))
+        losses[name] = trained(root, name, seed, device, *(ON_TEXT if stage == "pt" else ()))
         print(f"seed {seed}  {name:<16} {losses[name]:.3f}  {time.perf_counter() - began:.1f} s", file=sys.stderr)
     for name in filter(only.__contains__, TESTED):
         model = f"adapter_name_or_path={root / 'saves' / name}"
         test = ("do_train=false", "eval_dataset=sorting_test", model)
-        losses[f"{name}, tested"] = trained(root, f"{name}, tested", seed, *test, file="static_sft")
+        losses[f"{name}, tested"] = trained(root, f"{name}, tested", seed, device, *test, file="static_sft")
     return losses
 
 
@@ -84,14 +84,16 @@ def _each(values: Sequence[float], how: str) -> str:
 def main() -> None:
     """Trains, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seeds", type=at_least(1), default=3)
+    add_threads(parser)
+    add_device(parser)
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     options = parser.parse_args()
     quieten(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        found = [of_seed(Path(folder) / str(seed), seed, options.only) for seed in range(1, options.seeds + 1)]
-    print(machine("cpu"))
+        seeds = range(1, options.seeds + 1)
+        found = [of_seed(Path(folder) / str(seed), seed, options.device, options.only) for seed in seeds]
+    print(machine(options.device))
     print(table(found))
 
 

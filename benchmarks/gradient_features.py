@@ -35,7 +35,19 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
 from transformers import DataCollatorForSeq2Seq, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.common import examples, interleaved, machine, median, small_model, table, timed, tokenised
+from benchmarks.common import (
+    add_device,
+    add_threads,
+    at_least,
+    examples,
+    interleaved,
+    machine,
+    median,
+    small_model,
+    table,
+    timed,
+    tokenised,
+)
 
 SIZES = (1, 2, 4, 8, 16, 32)
 PROJ_DIM = 4096
@@ -72,7 +84,8 @@ def trained(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, devic
     """Trains a few steps, so that Adam has moments."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for step in range(12):
-        model(**on(collate([dict(r) for r in rows[8 * step : 8 * step + 8]]), device)).loss.backward()
+        few = [dict(rows[number % len(rows)]) for number in range(8 * step, 8 * step + 8)]
+        model(**on(collate(few), device)).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return optimizer
@@ -124,16 +137,22 @@ def sketch_quality(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="alpaca-format JSON; default: the standard library's docstrings")
-    parser.add_argument("--rows", type=int, default=999)
-    parser.add_argument("--cutoff", type=int, default=256, help="tokens per row")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dense-rows", type=int, default=16, help="rows of the dense projection; 0: leave it out")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rows", type=at_least(1), default=999)
+    parser.add_argument("--cutoff", type=at_least(2), default=256, help="tokens per row")
+    parser.add_argument("--rank", type=at_least(1), default=8)
+    parser.add_argument("--repeats", type=at_least(1), default=3)
+    parser.add_argument(
+        "--dense-rows", type=at_least(0), default=16, help="rows of the dense projection; 0: leave it out"
+    )
+    add_device(parser)
     parser.add_argument("--large", action="store_true", help="0.5 billion parameters in bf16 instead of 5 million")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    add_threads(parser)
     parser.add_argument("--quality", action="store_true", help="also compare sketched scores with exact ones")
     options = parser.parse_args()
+    if options.quality and options.rows < 3:
+        parser.error(
+            f"argument --quality: compares the order of rows, and --rows {options.rows} has none -> at least 3"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -39,7 +39,7 @@ from dataflex.scoring.fingerprint import dataset_digest
 from dataflex.scoring.lengths import row_lengths
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 
-from benchmarks.common import machine, quieten
+from benchmarks.common import at_least, machine, quieten
 
 TOKENS = 4
 WIDTH = 8  # of the vectors that stand for embeddings
@@ -185,10 +185,14 @@ def walked(kind: Kind, name: str, params: dict[str, Any], given: dict[str, Any],
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--batch", type=int, default=512, help="rows that an update asks for")
+    parser.add_argument("--rows", type=at_least(1), default=10_000_000)
+    parser.add_argument("--batch", type=at_least(1), default=512, help="rows that an update asks for")
     parser.add_argument("--only", nargs="*", help="names of components, and 'core'")
     given = parser.parse_args()
+    if given.rows < 10 * given.batch:
+        parser.error(
+            f"argument --rows: found {given.rows}, needed: 10 times --batch {given.batch}, the most candidates"
+        )
     quieten(1)
     print(f"{machine('cpu')}; {given.rows} rows, {given.batch} an update")
     with tempfile.TemporaryDirectory() as folder, without_model():

@@ -24,7 +24,19 @@ import torch
 from dataflex.scoring import per_sample_losses
 from transformers import DataCollatorForSeq2Seq
 
-from benchmarks.common import examples, interleaved, machine, median, small_model, table, timed, tokenised
+from benchmarks.common import (
+    add_device,
+    add_threads,
+    at_least,
+    examples,
+    interleaved,
+    machine,
+    median,
+    small_model,
+    table,
+    timed,
+    tokenised,
+)
 
 SIZES = (1, 4, 8, 16, 32, 64)
 Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
@@ -47,12 +59,14 @@ def one_by_one(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, de
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="alpaca-format JSON; default: the standard library's docstrings")
-    parser.add_argument("--rows", type=int, default=999)
-    parser.add_argument("--cutoff", type=int, default=256, help="tokens per row")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--budgets", type=int, nargs="*", default=[], help="token budgets to try beside the default")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--rows", type=at_least(1), default=999)
+    parser.add_argument("--cutoff", type=at_least(2), default=256, help="tokens per row")
+    parser.add_argument("--repeats", type=at_least(1), default=5)
+    add_device(parser)
+    parser.add_argument(
+        "--budgets", type=at_least(1), nargs="*", default=[], help="token budgets to try beside the default"
+    )
+    add_threads(parser)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from dataflex.data.mixture import MixtureManager
 
-from benchmarks.common import machine
+from benchmarks.common import at_least, machine
 
 
 def planned(rows: int, segment: int) -> tuple[float, float, int]:
@@ -37,8 +37,8 @@ def planned(rows: int, segment: int) -> tuple[float, float, int]:
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--segment", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=at_least(10_000), default=100_000_000)
+    parser.add_argument("--segment", type=at_least(1), default=1_000_000)
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(machine("cpu"))

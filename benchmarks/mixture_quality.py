@@ -30,7 +30,7 @@ from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex_mixers.doremi.handover import read_weights
 from transformers import PrinterCallback, Trainer
 
-from benchmarks.common import machine, quieten
+from benchmarks.common import add_device, add_threads, at_least, chosen, machine, quieten
 from benchmarks.mixture_data import Domains, domains, file_documents, library_documents
 from benchmarks.selection_quality import spread, test_loss
 
@@ -231,23 +231,29 @@ def _shares(shares: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run")
+    parser.add_argument("--seeds", type=at_least(1), default=3)
+    parser.add_argument("--steps", type=at_least(1), default=600, help="optimizer steps of each run")
     parser.add_argument(
         "--only", help=f"methods, separated by ';' ({'; '.join(METHODS)}); fixed shares are always among them"
     )
     parser.add_argument(
         "--data", action="append", metavar="NAME=FILE", help="a domain: .json, .jsonl or text; give it once for each"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    return parser.parse_args()
+    add_threads(parser)
+    add_device(parser)
+    options = parser.parse_args()
+    options.only = chosen(parser, options.only, METHODS)
+    for given in options.data or ():
+        name, _, file = given.partition("=")
+        if not name or not Path(file).is_file():
+            parser.error(f"argument --data: found {given!r}, allowed: NAME=FILE, with a file that is there")
+    return options
 
 
 def main() -> None:
     options = _arguments()
     quieten(options.threads)
-    names = list(METHODS) if options.only is None else [part.strip() for part in options.only.split(";")]
-    names = list(dict.fromkeys([UNIFORM, SIZE, *names]))
+    names = list(dict.fromkeys([UNIFORM, SIZE, *options.only]))
     files = [given.partition("=") for given in options.data or ()]
     documents = {name: file_documents(Path(file)) for name, _, file in files} or library_documents()
     setting = Setting(domains(documents, LENGTH, VOCABULARY), options.steps)
@@ -255,7 +261,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         outcomes = [one_seed(names, setting, Path(temporary, str(seed)), seed) for seed in range(options.seeds)]
     rows = ", ".join(f"{name} {len(found)}" for name, found in setting.data.train.items())
-    print(f"{machine('cpu')}; {options.seeds} seeds, mean ± standard deviation")
+    print(f"{machine(options.device)}; {options.seeds} seeds, mean ± standard deviation")
     print(f"{rows} rows of {LENGTH} tokens; {options.steps} steps of {BATCH} rows\n")
     print(loss_table(outcomes, list(documents)))
     print()

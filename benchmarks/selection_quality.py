@@ -33,7 +33,7 @@ from dataflex.train.trainer import SelectTrainer, trainer_class
 from dataflex.workspace.tasks import FAMILIES
 from transformers import PrinterCallback, Qwen2ForCausalLM, Trainer
 
-from benchmarks.common import machine, quieten
+from benchmarks.common import add_device, add_threads, at_least, chosen, machine, quieten
 from benchmarks.quality_data import Pool, World, base_model, pool, train, world
 
 BATCH, WARMUP, SEGMENT, UPDATES, RATE = 8, 20, 8, 3, 1e-3
@@ -184,16 +184,16 @@ def table(outcomes: Sequence[Mapping[str, Outcome]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=at_least(1), default=5)
     parser.add_argument("--target", default="copy", choices=list(FAMILIES))
     parser.add_argument("--only", help=f"methods, separated by ';' ({'; '.join(METHODS)}); random is always among them")
-    parser.add_argument("--base-steps", type=int, default=3000, help="steps that the base model is trained for")
+    parser.add_argument("--base-steps", type=at_least(1), default=3000, help="steps that the base model is trained for")
     parser.add_argument("--base", type=Path, help="folder to keep the base model in, or to take it from")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    add_threads(parser)
+    add_device(parser)
     options = parser.parse_args()
+    names = list(dict.fromkeys(["random", *chosen(parser, options.only, METHODS)]))
     quieten(options.threads)
-    names = list(METHODS) if options.only is None else [part.strip() for part in options.only.split(";")]
-    names = list(dict.fromkeys(["random", *names]))
 
     shared = world()
     with tempfile.TemporaryDirectory() as temporary:
@@ -205,7 +205,9 @@ def main() -> None:
             for seed in range(options.seeds)
         ]
     rows = pool(shared, options.target, 0)
-    print(f"{machine('cpu')}; target family: {options.target}; {options.seeds} seeds, mean ± standard deviation")
+    print(
+        f"{machine(options.device)}; target family: {options.target}; {options.seeds} seeds, mean ± standard deviation"
+    )
     print(
         f"{len(rows.rows)} rows, {rows.in_target.mean():.0%} of them of the target family, {rows.clean.mean():.0%} "
         f"right; {UPDATES} updates of {SEGMENT * BATCH} rows each, {len(rows.target)} target rows\n"

@@ -26,7 +26,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
 from transformers import Trainer
 
-from benchmarks.common import Took, machine, small_model, timed
+from benchmarks.common import Took, add_device, add_threads, at_least, machine, small_model, timed
 
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "loss, uniform": ("loss", {"strategy": "uniform"}, {}),
@@ -39,6 +39,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "balancer": ("balancer", {}, {}),
     "loss, without logits": ("loss", {}, {"weight_logits": "chunked"}),
 }
+OF_SOURCE = 16  # rows of each of the two sources
 TIMES_10 = ("adapt", "balancer")  # their bound is 1.10, that of the others 1.03
 
 
@@ -46,7 +47,8 @@ def sources(vocabulary: int) -> dict[str, TokenRows]:
     """Returns two sources of rows of 96 to 128 tokens, a third of them prompt."""
     lengths = range(96, 129)
     return {
-        name: TokenRows(16, vocab_size=vocabulary, lengths=lengths, prompt=32, seed=i) for i, name in enumerate("ab")
+        name: TokenRows(OF_SOURCE, vocab_size=vocabulary, lengths=lengths, prompt=32, seed=i)
+        for i, name in enumerate("ab")
     }
 
 
@@ -116,12 +118,14 @@ def report(took: dict[str, list[Took]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--vocabulary", type=int, default=4096)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--repeats", type=at_least(1), default=12)
+    add_threads(parser, default=1)
+    add_device(parser)
+    parser.add_argument("--vocabulary", type=at_least(8), default=4096)
+    parser.add_argument("--rows", type=at_least(1), default=8, help=f"rows of a step, at most {2 * OF_SOURCE}")
     options = parser.parse_args()
+    if options.rows > 2 * OF_SOURCE:
+        parser.error(f"argument --rows: found {options.rows}, allowed: at most {2 * OF_SOURCE}, all rows there are")
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         runs = steps(options.vocabulary, options.device, options.rows, Path(folder))

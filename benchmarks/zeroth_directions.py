@@ -20,6 +20,8 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_selectors.zeroth import ZerothSelector
 from numpy.typing import NDArray
 
+from benchmarks.common import add_device, at_least
+
 COUNTS = (1, 8, 16, 64)
 LENGTHS = range(6, 24)
 
@@ -40,7 +42,8 @@ def one_kind() -> tuple[str, Any, list[Any], Any]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=at_least(1), default=20)
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name, model, rows, target in (two_kinds(16), two_kinds(32), one_kind()):
@@ -68,7 +71,7 @@ def gradients(model: Any, dataset: Any) -> NDArray[np.float64]:
     for row in dataset:
         loss = model(**pad_collate([row]), use_cache=False).loss
         found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
-    return np.asarray(torch.stack(found).double().numpy())
+    return np.asarray(torch.stack(found).cpu().double().numpy())
 
 
 if __name__ == "__main__":

@@ -162,7 +162,8 @@ class DynamicMoeMixer(Mixer):
     ) -> NDArray[np.float64]:
         """Returns how many tokens of held-out rows go to each expert: (N, L, E). Collective."""
         model = without_replicas(model)
-        seen = RowPass(self.held_out, self.data_collator, accelerator, rows, desc="routing")
+        desc = f"{self.name}: routing of held-out rows"
+        seen = RowPass(self.held_out, self.data_collator, accelerator, rows, desc=desc)
         with undisturbed(model), torch.no_grad():
             return seen.values(model, router(model, experts_per_token(model), self.layers)).astype(np.float64)
 

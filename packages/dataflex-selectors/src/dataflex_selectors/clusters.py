@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from dataflex.scoring.budget import device_memory
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 ITERATIONS = 20
@@ -51,12 +52,14 @@ def k_means(
     vectors = on_cpu_ND.to(device) if device is not None and _fits(on_cpu_ND, device) else on_cpu_ND
     centres_CD = vectors[_spread_out(vectors, min(count, len(vectors)), generator)].clone()
     nearest_NK = _nearest(vectors, centres_CD)
-    for _ in range(iterations):
-        centres_CD = _means(on_cpu_ND, nearest_NK[:, 0], centres_CD)
-        before_N = nearest_NK[:, 0]
-        nearest_NK = _nearest(vectors, centres_CD)
-        if torch.equal(nearest_NK[:, 0], before_N):
-            break
+    with Progress(f"clustering {len(vectors):,} rows", unit="rounds") as progress:  # few rounds may be enough
+        for _ in range(iterations):
+            centres_CD = _means(on_cpu_ND, nearest_NK[:, 0], centres_CD)
+            before_N = nearest_NK[:, 0]
+            nearest_NK = _nearest(vectors, centres_CD)
+            progress.done()
+            if torch.equal(nearest_NK[:, 0], before_N):
+                break
     return _without_empty(vectors, nearest_NK, centres_CD)
 
 
@@ -73,17 +76,19 @@ def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generato
     tries = 2 + int(np.log(count))
     chosen = [int(generator.integers(len(vectors)))]
     squares_N = _squares(vectors, vectors[chosen])[:, 0]
-    while len(chosen) < count:
-        total_N = squares_N.cpu().double().cumsum(0)
-        if float(total_N[-1]) <= 0:
-            break
-        at = torch.from_numpy(generator.random(tries)) * total_N[-1]
-        drawn = torch.searchsorted(total_N, at, right=True).clamp(max=len(vectors) - 1)
-        after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn.to(vectors.device)]))
-        sums = torch.stack([part.sum(0) for part in torch.split(after_NT, _ROWS)])
-        best = int(sums.cpu().double().sum(0).argmin())
-        chosen.append(int(drawn[best]))
-        squares_N = after_NT[:, best]
+    with Progress(f"clustering {len(vectors):,} rows, where to begin", count, "centres") as progress:
+        while len(chosen) < count:
+            total_N = squares_N.cpu().double().cumsum(0)
+            if float(total_N[-1]) <= 0:
+                break
+            at = torch.from_numpy(generator.random(tries)) * total_N[-1]
+            drawn = torch.searchsorted(total_N, at, right=True).clamp(max=len(vectors) - 1)
+            after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn.to(vectors.device)]))
+            sums = torch.stack([part.sum(0) for part in torch.split(after_NT, _ROWS)])
+            best = int(sums.cpu().double().sum(0).argmin())
+            chosen.append(int(drawn[best]))
+            squares_N = after_NT[:, best]
+            progress.done()
     return chosen
 
 

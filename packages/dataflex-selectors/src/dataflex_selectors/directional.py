@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from dataflex.scoring import RowPass, per_sample_losses, undisturbed, without_replicas
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 from dataflex_selectors.directions import Directions, is_narrow, moved
@@ -65,11 +66,13 @@ def directional_derivatives(
     drawn = Directions.of(model, seed)
     differences = None if method == "jvp" else _Differences(model, drawn, step)
     along = differences or exact_derivatives(model, drawn)
-    for direction in range(directions):
-        desc = f"{rows.desc}, direction {direction + 1} of {directions}"
-        with undisturbed(model):
-            found = along(replace(rows, desc=desc), direction)
-        yield found
+    with Progress(rows.desc, directions, "directions", shown=rows.progress, bar=None) as progress:
+        for direction in range(directions):
+            desc = f"{rows.desc}, direction {direction + 1} of {directions}"
+            with undisturbed(model):
+                found = along(replace(rows, desc=desc), direction)
+            yield found
+            progress.done()
     if differences is not None:
         differences.warn_of_rounding(rows)
 

@@ -21,6 +21,7 @@ from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.embeddings import POOLINGS
 from dataflex.scoring.row_pass import Collator
+from dataflex.utils.progress import Progress, tracked
 from numpy.typing import NDArray
 
 from dataflex_selectors.ngrams import ngram_embeddings
@@ -82,8 +83,7 @@ class Embedder:
         if self.embedding == "ngrams" and not (everywhere or self._is_rank_0):
             return np.empty((0, self.dim), dtype=np.float32)
         if self.embedding == "ngrams":  # on every rank: faster than sending the vectors around
-            chunks = column_chunks(dataset, "input_ids", rows)
-            return np.concatenate([ngram_embeddings(chunk, self.dim) for chunk in chunks])
+            return self._ngrams(dataset, rows, desc)
         if self.moves:
             return hidden_state_embeddings(
                 model,
@@ -96,7 +96,7 @@ class Embedder:
                 desc=desc,
                 everywhere=everywhere,
             )
-        return self._sentences(dataset, rows, everywhere)
+        return self._sentences(dataset, rows, desc, everywhere)
 
     @property
     def _is_rank_0(self) -> bool:
@@ -117,7 +117,15 @@ class Embedder:
         with autocast(self.accelerator):
             alone.embed(model, dataset, rows, "embedding")
 
-    def _sentences(self, dataset: Any, rows: NDArray[np.int64], everywhere: bool) -> NDArray[np.float32]:
+    def _ngrams(self, dataset: Any, rows: NDArray[np.int64], desc: str) -> NDArray[np.float32]:
+        vectors = []
+        with Progress(f"{desc}: counting n-grams", len(rows)) as progress:
+            for chunk in column_chunks(dataset, "input_ids", rows):
+                vectors.append(ngram_embeddings(chunk, self.dim))
+                progress.done(len(chunk))
+        return np.concatenate(vectors)
+
+    def _sentences(self, dataset: Any, rows: NDArray[np.int64], desc: str, everywhere: bool) -> NDArray[np.float32]:
         rank, world_size, device = 0, 1, None
         if self.accelerator is not None:
             rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -125,7 +133,11 @@ class Embedder:
         encoder = self._encoder(device)
         # Dealt out in chunks that are the same for any number of ranks, so that a text is padded in the same company.
         mine = [np.arange(s, min(s + _TEXTS, len(rows))) for s in range(0, len(rows), _TEXTS)][rank::world_size]
-        vectors = [self._encoded(encoder, dataset, rows[places]) for places in mine]
+        vectors = []
+        with Progress(desc, sum(map(len, mine))) as progress:
+            for places in mine:
+                vectors.append(self._encoded(encoder, dataset, rows[places]))
+                progress.done(len(places))
         empty = self._encoded(encoder, dataset, rows[:1])[:0]  # a rank without a chunk needs the width all the same
         places = np.concatenate([np.empty(0, dtype=np.int64), *mine])
         found = torch.cat([empty, *vectors])
@@ -145,8 +157,9 @@ class Embedder:
         """Returns whether the embedding has something to read of each row, given that it has tokens: (n,)."""
         if self.embedding in ("ngrams", "model"):
             return np.ones(len(rows), dtype=np.bool_)
-        chunks = column_chunks(dataset, "input_ids", rows)
-        return np.concatenate([np.empty(0, dtype=np.bool_), *(self._have_text(chunk) for chunk in chunks)])
+        found = (self._have_text(chunk) for chunk in column_chunks(dataset, "input_ids", rows))
+        followed = tracked(found, "looking for rows with text", len(rows), size=len)
+        return np.concatenate([np.empty(0, dtype=np.bool_), *followed])
 
     def _have_text(self, tokens: list[NDArray[np.int64]]) -> NDArray[np.bool_]:
         """Returns which rows have text besides special tokens. A whole row is decoded where its head has none."""

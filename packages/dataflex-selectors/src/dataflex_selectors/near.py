@@ -24,6 +24,7 @@ from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 from dataflex_selectors.embed import Embedder
@@ -66,13 +67,15 @@ def _turns(search: Search, queries: int, size: int, k: int) -> tuple[NDArray[np.
     """Returns when each row is first taken, in the order of rank and then query, and at what distance: (N,) twice."""
     turn_N, distance_N = np.full(size, _NEVER), np.full(size, np.inf)
     step = max(1, _CELLS // k)
-    for first in range(0, queries, step):
-        last = min(first + step, queries)
-        distances_QK, ids_QK = search(first, last, k)
-        turn_QK = np.arange(k) * queries + np.arange(first, last)[:, None]
-        np.minimum.at(turn_N, ids_QK, turn_QK)
-        earliest_QK = turn_N[ids_QK] == turn_QK
-        distance_N[ids_QK[earliest_QK]] = distances_QK[earliest_QK]
+    with Progress(f"searching for {k:,} rows near each query", queries, "queries") as progress:
+        for first in range(0, queries, step):
+            last = min(first + step, queries)
+            distances_QK, ids_QK = search(first, last, k)
+            turn_QK = np.arange(k) * queries + np.arange(first, last)[:, None]
+            np.minimum.at(turn_N, ids_QK, turn_QK)
+            earliest_QK = turn_N[ids_QK] == turn_QK
+            distance_N[ids_QK[earliest_QK]] = distances_QK[earliest_QK]
+            progress.done(last - first)
     return turn_N, distance_N
 
 

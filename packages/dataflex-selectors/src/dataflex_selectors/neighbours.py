@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import one_of
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 Search = Callable[[int, int, int], tuple[NDArray[np.float64], NDArray[np.int64]]]
@@ -33,6 +34,7 @@ FLOAT64 = ("cpu", "cuda")
 """Devices that are known to compute in float64 as IEEE has it; on others the CPU computes."""
 _QUERIES = 256  # queries at a time
 _BLOCK = 16384  # rows of the pool at a time: with the queries above, 100 MB of work space
+_WHO = "searching for the nearest rows"
 _ROW_BITS = 32  # of the packed integer; the others hold the distance
 
 
@@ -71,9 +73,12 @@ def nearest(
         return _by_faiss(queries_MD, pool_ND, k)
     if device is None or device.type not in FLOAT64:
         device = torch.device("cpu")
-    parts = [_packed_nearest(part, pool_ND, k, device) for part in np.split(queries_MD, _cuts(len(queries_MD)))]
-    packed_MK = torch.cat(parts)
-    return _unpacked(packed_MK)
+    parts = []
+    with Progress(_WHO, len(queries_MD), "queries") as progress:
+        for part in np.split(queries_MD, _cuts(len(queries_MD))):
+            parts.append(_packed_nearest(part, pool_ND, k, device))
+            progress.done(len(part))
+    return _unpacked(torch.cat(parts))
 
 
 def _cuts(count: int) -> list[int]:
@@ -107,7 +112,8 @@ def _by_faiss(
     faiss = importlib.import_module("faiss")
     index = faiss.IndexFlatL2(pool_ND.shape[1])  # goes through all rows: it has k for every query
     index.add(np.ascontiguousarray(pool_ND))
-    squares, ids = index.search(np.ascontiguousarray(queries_MD), k)
+    with Progress(_WHO, len(queries_MD), "queries", bar=None):
+        squares, ids = index.search(np.ascontiguousarray(queries_MD), k)
     assert ids.min() >= 0, "a flat index has a neighbour for every place"
     squares = np.maximum(squares, 0)
     order = np.lexsort((ids, squares), axis=1)

@@ -15,6 +15,7 @@ Letters: M queries, K neighbours of each, N rows of the pool, U rows that are a 
 from __future__ import annotations
 
 import numpy as np
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 from dataflex_selectors.neighbours import Search
@@ -42,10 +43,12 @@ def densities(search: Search, count: int, neighbours: int, sigma: float) -> NDAr
     if sigma == 0:
         return np.ones(count)
     rho_U = np.empty(count)
-    for first in range(0, count, _ROWS):
-        last = min(first + _ROWS, count)
-        distances, _ = search(first, last, neighbours)
-        rho_U[first:last] = np.maximum(0, 1 - distances**2 / sigma**2).sum(axis=1)
+    with Progress("how densely rows lie", count) as progress:
+        for first in range(0, count, _ROWS):
+            last = min(first + _ROWS, count)
+            distances, _ = search(first, last, neighbours)
+            rho_U[first:last] = np.maximum(0, 1 - distances**2 / sigma**2).sum(axis=1)
+            progress.done(last - first)
     return np.maximum(rho_U, 1.0)  # the row itself may be missing where it has more duplicates than are looked at
 
 

@@ -160,7 +160,6 @@ class AdaptWeighter(Weighter):
                 indices=indices,
                 pooling="weighted",
                 desc=f"{self.name}: the target at step {step}",
-                progress=False,
                 everywhere=False,  # their sum is all that is needed
             )
             total = phi.sum(axis=0, dtype=np.float64) + (total if len(total) else 0)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dataflex.data.order import RowOrder
 from dataflex.data.rows import fetch
+from dataflex.utils.progress import Progress
 
 SAMPLE = 4096
 """Rows that are read of a dataset that has more."""
@@ -61,9 +62,11 @@ def rows_digest(dataset: Any) -> str:
     size = len(dataset)
     wanted = np.arange(size, dtype=np.int64) if size <= SAMPLE else np.sort(RowOrder(size, "digest").take(0, SAMPLE))
     state = blake2b(str(size).encode(), digest_size=8)
-    for start in range(0, len(wanted), BLOCK):
-        for row in fetch(dataset, wanted[start : start + BLOCK]):
-            _add(state, row)
+    with Progress("reading rows to know the dataset by", len(wanted)) as progress:
+        for start in range(0, len(wanted), BLOCK):
+            for row in fetch(dataset, wanted[start : start + BLOCK]):
+                _add(state, row)
+                progress.done()
     return state.hexdigest()
 
 

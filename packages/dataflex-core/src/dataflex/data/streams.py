@@ -26,6 +26,7 @@ from dataflex.core.component import seeded
 from dataflex.core.errors import ConfigError
 from dataflex.data.rows import Row
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import Progress
 
 ENDLESS = 1 << 40
 """What a stream gives as its length: more rows than anybody reads, and still exact beside thousands of others."""
@@ -123,8 +124,14 @@ class Stream(Dataset[Row]):
         if number < self._next:
             raise RuntimeError(f"row {number} of a stream that has been read up to row {self._next}")
         row = self._read()
-        while self._next <= number:
-            row = self._read()
+        if self._next > number:
+            return row
+        source = "a source" if self._name is None else self._name
+        who = f"reading the stream of {source} up to row {number + 1:,}"
+        with Progress(who, number + 1, before=self._next, bar=None, watched=False) as progress:
+            while self._next <= number:
+                row = self._read()
+                progress.done()
         return row
 
     def first(self, count: int) -> list[Row]:

@@ -45,6 +45,7 @@ from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
 from dataflex.train.trainer.upstream.relied_on import require_llamafactory
+from dataflex.utils.progress import Progress, without_bars
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"
@@ -196,7 +197,8 @@ def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., A
                 return load_sources(data_args, Loading(loading(args), model_args, args, kwargs["stage"], seed))
             return dict(loading(args)(data_args=data_args))
 
-        with named(data_args):
+        what = Progress("reading and tokenising the data", bar=None)
+        with named(data_args), without_bars(bool(training_args.disable_tqdm)), what:
             module = loaded(args, data_args)
             if mixes and spec.arguments.mixer_eval_dataset:
                 module["mixer_eval_dataset"] = load_held_out(

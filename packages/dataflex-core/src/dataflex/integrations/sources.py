@@ -27,6 +27,7 @@ from dataflex.integrations.reading import no_rows
 from dataflex.integrations.streams import load_stream
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import Progress
 
 NOTHING = 1e-6
 """LLaMA-Factory takes a ``val_size`` up to this for none."""
@@ -77,11 +78,12 @@ def load_sources(data_args: Any, loading: Loading) -> dict[str, Any]:
     folders = {name: None if path is None else source_folder(path, name) for name in names}
     whole, counts = _held_out_counts(data_args, loading, [name for name in names if not is_kept(folders[name])])
     modules = {}
-    for name in names:
+    for number, name in enumerate(names, 1):
         own = copy.copy(data_args)
         own.dataset, own.eval_dataset, own.val_size = [name], None, counts[name]
         own.tokenized_path = folders[name]
-        modules[name] = _load(loading, own, whole.get(name))
+        with Progress(_tokenising(name, number, len(names)), bar=None):
+            modules[name] = _load(loading, own, whole.get(name))
         train = modules[name].get("train_dataset")
         if train is None or (not data_args.streaming and len(train) == 0):
             raise no_rows(own, loading.stage, is_eval=False)
@@ -97,12 +99,17 @@ def load_sources(data_args: Any, loading: Loading) -> dict[str, Any]:
 def load_held_out(data_args: Any, names: Sequence[str], load: Callable[..., Mapping[str, Any]]) -> dict[str, Any]:
     """Tokenises the datasets of ``mixer_eval_dataset``, the first one for the first source; all of their rows."""
     found = {}
-    for source, name in zip(data_args.dataset, names, strict=True):
+    for number, (source, name) in enumerate(zip(data_args.dataset, names, strict=True), 1):
         own = copy.copy(data_args)
         own.dataset, own.eval_dataset, own.val_size = [name], None, 0.0
         own.tokenized_path, own.streaming = None, False
-        found[source] = load(data_args=own)["train_dataset"]
+        with Progress(f"{_tokenising(name, number, len(names))}, held out for {source}", bar=None):
+            found[source] = load(data_args=own)["train_dataset"]
     return found
+
+
+def _tokenising(name: str, number: int, sources: int) -> str:
+    return f"tokenising {name}" if sources == 1 else f"tokenising {name} ({number} of {sources})"
 
 
 def _weighter_needs_sources(spec: RunSpec, data_args: Any) -> bool:
@@ -135,7 +142,9 @@ def _held_out_counts(data_args: Any, loading: Loading, missing: Sequence[str]) -
         whole, counts = {}, evenly(names, val_size)
     else:
         args = loading.training_args
-        with args.main_process_first(desc="load dataset", local=not data_args.data_shared_file_system):
+        shared = data_args.data_shared_file_system
+        reading = Progress(f"reading {', '.join(names)}", bar=None)
+        with args.main_process_first(desc="load dataset", local=not shared), reading:
             whole = data_loader._get_merged_dataset(
                 names, loading.model_args, data_args, args, loading.stage, return_dict=True
             )
@@ -160,4 +169,5 @@ def _evaluation(data_args: Any, loading: Loading) -> Any:
     own = copy.copy(data_args)
     own.dataset = None
     own.tokenized_path = None if own.tokenized_path is None else os.path.join(own.tokenized_path, EVALUATION)
-    return loading.load(data_args=own).get("eval_dataset")
+    with Progress("tokenising eval_dataset", bar=None):
+        return loading.load(data_args=own).get("eval_dataset")

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from dataflex.run.files import COMPLETE, replacing
+from dataflex.utils.progress import Progress
 
 PREFIX = "checkpoint-"
 TRAINER_STATE = "trainer_state.json"
@@ -64,9 +65,11 @@ def mark_complete(folder: str | Path, run: str, step: int) -> None:
     """
     folder = Path(folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / COMPLETE]
-    about = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "digest": digest(path)} for path in files
-    }
+    about: dict[str, dict[str, int | str]] = {}
+    with Progress(f"reading {folder.name} to mark it as whole", len(files), "files") as progress:
+        for path in files:
+            about[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "digest": digest(path)}
+            progress.done()
     with replacing(folder / COMPLETE) as temporary:
         temporary.write_text(json.dumps({"run": run, "step": step, "files": about}, indent=1), encoding="utf-8")
 
@@ -94,10 +97,12 @@ def incompleteness(folder: str | Path, contents: bool = True) -> str | None:
     named = re.fullmatch(rf"{PREFIX}([0-9]+)", folder.name)
     if named is not None and int(named[1]) != mark.step:
         return f"{COMPLETE} is of step {mark.step}, the folder's name says {named[1]}"
-    for name, (size, expected) in mark.files.items():
-        reason = _mismatch(folder / name, name, size, expected if contents else None)
-        if reason is not None:
-            return reason
+    with Progress(f"reading {folder.name} to see whether it is whole", len(mark.files), "files") as progress:
+        for name, (size, expected) in mark.files.items():
+            reason = _mismatch(folder / name, name, size, expected if contents else None)
+            if reason is not None:
+                return reason
+            progress.done()
     if TRAINER_STATE not in mark.files:
         return None
     step = _trainer_step(folder / TRAINER_STATE)

@@ -22,6 +22,7 @@ from dataflex.run.files import replacing
 from dataflex.run.row_file import DIGEST, METADATA, ROW, VALUES_DIGEST, values_digest
 from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.lengths import row_lengths
+from dataflex.utils.progress import Progress
 
 SCORE = "score"
 _TEXT_TOKENS = 64
@@ -49,7 +50,11 @@ def write_scores(
     if tokenizer is not None:
         fields.append(("text", pa.string()))
     schema = pa.schema(fields, metadata={METADATA: json.dumps(about, default=str)})
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, schema) as writer,
+        Progress(f"writing {path.name}", len(scores)) as progress,
+    ):
         # A group of rows at a time: the texts of all rows together may be larger than memory.
         for first in range(0, len(scores), _GROUP):
             last = min(first + _GROUP, len(scores))
@@ -59,15 +64,16 @@ def write_scores(
                 pa.array(lengths_N[first:last]),
             ]
             if tokenizer is not None:
-                columns.append(pa.array(_texts(dataset, tokenizer, first, last), pa.string()))
+                columns.append(pa.array(_texts(dataset, tokenizer, first, last, progress), pa.string()))
             writer.write_table(pa.table(columns, schema=schema), row_group_size=_GROUP)
 
 
-def _texts(dataset: Any, tokenizer: Any, first: int, last: int) -> list[str]:
-    """Returns the beginning of the text of the rows from ``first`` to before ``last``."""
+def _texts(dataset: Any, tokenizer: Any, first: int, last: int, progress: Progress) -> list[str]:
+    """Returns the beginning of the text of the rows from ``first`` to before ``last``, and says when they are read."""
     texts: list[str] = []
     for start in range(first, last, _ROWS):
         rows = np.arange(start, min(start + _ROWS, last), dtype=np.int64)
         for chunk in column_chunks(dataset, "input_ids", rows):
             texts += tokenizer.batch_decode([ids[:_TEXT_TOKENS].tolist() for ids in chunk])
+            progress.done(len(chunk))
     return texts

@@ -26,6 +26,7 @@ from dataflex.scoring.arrow import (
     whole,
 )
 from dataflex.scoring.label_logits import IGNORED
+from dataflex.utils.progress import tracked
 
 _CHUNK = 1024  # rows read at a time
 Rows = NDArray[np.int64] | range
@@ -70,7 +71,8 @@ def labelled_rows(dataset: Any) -> NDArray[np.int64]:
     predicted and does not count. A row without ``labels`` stays: the collator makes them. A dataset whose rows are made
     when they are read makes each of them once.
     """
-    return np.flatnonzero(np.concatenate([np.empty(0, dtype=np.bool_), *_learnable(dataset)]))
+    parts = tracked(_learnable(dataset), "looking for rows with labels", len(dataset), size=len)
+    return np.flatnonzero(np.concatenate([np.empty(0, dtype=np.bool_), *parts]))
 
 
 def first_labelled_rows(dataset: Any, count: int) -> NDArray[np.int64]:
@@ -96,12 +98,16 @@ def number_column(dataset: Any, column: str) -> NDArray[np.float64] | None:
     Raises:
         ValueError: It holds something else than one number per row.
     """
-    parts = list(_numbers(dataset, column))
+    parts = list(tracked(_numbers(dataset, column), f"reading the column {column}", len(dataset), size=_rows_of))
     found = [part for part in parts if isinstance(part, np.ndarray)]
     if not found:
         return None
     whole = [part if isinstance(part, np.ndarray) else np.full(part, np.nan) for part in parts]
     return np.concatenate([np.empty(0), *whole])
+
+
+def _rows_of(part: NDArray[np.float64] | int) -> int:
+    return part if isinstance(part, int) else len(part)
 
 
 def _learnable(dataset: Any, at_once: int = _CHUNK) -> Iterator[NDArray[np.bool_]]:

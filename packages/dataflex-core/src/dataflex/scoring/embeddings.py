@@ -62,8 +62,8 @@ def hidden_state_embeddings(
         token_budget: Most tokens of a batch, with padding; None takes :func:`~dataflex.scoring.default_token_budget`.
             It is halved when the GPU runs out of memory.
         pooling: How tokens become one vector, see :func:`pool`.
-        desc: What the progress bar says.
-        progress: Whether rank 0 shows a progress bar of its own share of the rows.
+        desc: What a progress bar or a log line begins with.
+        progress: Whether rank 0 shows how far it is with its own share of the rows.
         store: Where embeddings are kept while the pass runs, so that an interrupted one goes on; None for nowhere.
         everywhere: Whether every rank gets them; otherwise rank 0 alone does, and the others (0, H).
 

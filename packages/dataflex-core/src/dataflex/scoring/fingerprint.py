@@ -19,8 +19,10 @@ from torch.utils.data import ConcatDataset, Subset
 
 from dataflex.data.rows import MixedSources, PlannedRows, fetch
 from dataflex.scoring.arrow import feed_array, is_stored, tables, whole
+from dataflex.utils.progress import Progress
 
 _ROWS = 1024  # rows that are held at a time, of a dataset that makes them when they are read
+_ROWS_READ = "reading rows for the key of what is kept of a pass"
 _CHUNK = 2**24  # numbers that are copied to the CPU at a time
 _frozen: weakref.WeakKeyDictionary[torch.nn.Module, dict[frozenset[int], bytes]] = weakref.WeakKeyDictionary()
 _datasets: dict[int, tuple[weakref.ref[Any], str]] = {}
@@ -85,10 +87,12 @@ def _feed(state: Any, dataset: Any) -> None:
         case datasets.Dataset() if is_stored(dataset) and dataset.column_names:
             # Columns are hashed in stretches of rows: tables that were put together in another way have the same
             # digest.
-            for table in tables(dataset, sorted(dataset.column_names)):
-                for name in table.column_names:
-                    state.update(f"{name} {table.column(name).type}".encode())
-                    feed_array(state, whole(table.column(name)))
+            with Progress(_ROWS_READ, len(dataset)) as progress:
+                for table in tables(dataset, sorted(dataset.column_names)):
+                    for name in table.column_names:
+                        state.update(f"{name} {table.column(name).type}".encode())
+                        feed_array(state, whole(table.column(name)))
+                    progress.done(len(table))
         case Subset():
             state.update(dataset_digest(dataset.dataset).encode() + np.asarray(dataset.indices, np.int64).tobytes())
         case PlannedRows():
@@ -98,9 +102,11 @@ def _feed(state: Any, dataset: Any) -> None:
         case MixedSources():
             state.update("".join(map(dataset_digest, dataset.sources)).encode())
         case _:
-            for start in range(0, len(dataset), _ROWS):
-                for row in fetch(dataset, range(start, min(start + _ROWS, len(dataset)))):
-                    state.update(repr([(key, _plain(row[key])) for key in sorted(row)]).encode())
+            with Progress(_ROWS_READ, len(dataset)) as progress:
+                for start in range(0, len(dataset), _ROWS):
+                    for row in fetch(dataset, range(start, min(start + _ROWS, len(dataset)))):
+                        state.update(repr([(key, _plain(row[key])) for key in sorted(row)]).encode())
+                        progress.done()
 
 
 def _plain(value: Any) -> Any:
@@ -109,10 +115,12 @@ def _plain(value: Any) -> Any:
 
 def _tensors(named: Iterable[tuple[str, torch.Tensor]]) -> bytes:
     state = hashlib.blake2b(digest_size=16)
-    for name, tensor in named:
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        state.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
-        flat = local.detach().flatten()
-        for start in range(0, flat.numel(), _CHUNK):
-            state.update(flat[start : start + _CHUNK].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    with Progress("reading weights for the key of what is kept of a pass", unit="tensors") as progress:
+        for name, tensor in named:
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            state.update(f"{name} {local.dtype} {tuple(local.shape)}".encode())
+            flat = local.detach().flatten()
+            for start in range(0, flat.numel(), _CHUNK):
+                state.update(flat[start : start + _CHUNK].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            progress.done()
     return state.digest()

@@ -25,6 +25,7 @@ from dataflex.scoring.label_logits import IGNORED
 from dataflex.scoring.row_gradients import PerSampleGradients
 from dataflex.scoring.row_pass import RowBatch, RowPass
 from dataflex.scoring.sketch import Sketch
+from dataflex.utils.progress import Progress
 
 _WHOLE_NUMBERS = 2**27
 """Gradients of target rows that are in memory together, 512 MB; their norm is known only when all parameters are."""
@@ -201,20 +202,35 @@ def _group_sums(
     if rows.accelerator is not None:
         rank, ranks = rows.accelerator.process_index, rows.accelerator.num_processes
     vectors = 0.0
-    for group in np.unique(groups_M)[rank::ranks]:
-        members = np.flatnonzero(groups_M == group)
-        own = [torch.zeros_like(part) for part in sums]
-        for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
-            if not sink.squares_B.any():
-                continue
-            factors_B = _on(weights_M[members[batch.rows]], sink.squares_B)
-            _add(own, sink, factors_B)
-        norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
-        if norm > 0:
-            vectors += 1
-            for part, vector_D in zip(sums, own, strict=True):
-                part += vector_D / norm
+    groups = np.unique(groups_M)[rank::ranks]
+    with Progress(rows.desc, len(groups), "groups of target rows") as progress:
+        for group in groups:
+            vectors += _add_group(model, np.flatnonzero(groups_M == group), rows, sums, weights_M, score)
+            progress.done()
     return sums, vectors
+
+
+def _add_group(
+    model: torch.nn.Module,
+    members: NDArray[np.int64],
+    rows: RowPass,
+    sums: list[torch.Tensor],
+    weights_M: NDArray[np.float64],
+    score: Callable[[RowBatch], Sink],
+) -> int:
+    """Adds the normalised vector of the member rows to the sums; returns how many that is, 0 for a vector of 0."""
+    own = [torch.zeros_like(part) for part in sums]
+    for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
+        if not sink.squares_B.any():
+            continue
+        factors_B = _on(weights_M[members[batch.rows]], sink.squares_B)
+        _add(own, sink, factors_B)
+    norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
+    if not norm > 0:
+        return 0
+    for part, vector_D in zip(sums, own, strict=True):
+        part += vector_D / norm
+    return 1
 
 
 def _add(sums: list[torch.Tensor], sink: Sink, factors_B: torch.Tensor) -> None:

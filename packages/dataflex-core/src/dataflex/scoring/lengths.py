@@ -17,6 +17,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from dataflex.data.rows import MixedSources, PlannedRows
 from dataflex.scoring.arrow import column_type, is_list, is_stored
+from dataflex.utils.progress import Progress
 
 _FEW = 1 / 16  # share of the rows up to which their lengths are looked up one by one
 
@@ -55,7 +56,12 @@ def row_lengths(dataset: Any, rows: NDArray[np.int64] | None = None) -> NDArray[
             return _of(np.concatenate([row_lengths(source) for source in dataset.sources]), rows)
     wanted = range(len(dataset)) if rows is None else map(int, rows)
     size = len(dataset) if rows is None else len(rows)
-    return np.fromiter((len(dataset[row]["input_ids"]) for row in wanted), dtype=np.int64, count=size)
+    lengths = np.empty(size, dtype=np.int64)
+    with Progress("reading the lengths of rows", size) as progress:
+        for place, row in enumerate(wanted):
+            lengths[place] = len(dataset[row]["input_ids"])
+            progress.done()
+    return lengths
 
 
 def _of(values_N: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[np.int64]:

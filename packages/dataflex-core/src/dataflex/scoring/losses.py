@@ -53,8 +53,8 @@ def per_sample_losses(
         indices: Row numbers to score, in the order of the result; None means all.
         token_budget: Most tokens of a batch, with padding; None takes :func:`~dataflex.scoring.default_token_budget`.
             It is halved when the GPU runs out of memory.
-        desc: What the progress bar says.
-        progress: Whether rank 0 shows a progress bar of its own share of the rows.
+        desc: What a progress bar or a log line begins with.
+        progress: Whether rank 0 shows how far it is with its own share of the rows.
         store: Where losses are kept while the pass runs, so that an interrupted one goes on; None for nowhere.
         chunked: Whether the logits of a batch are never held together; None: from a vocabulary of 65,536 on.
 

@@ -1,8 +1,8 @@
 """One pass of the model over the rows of a dataset: batched, length-sorted, shared out over the ranks.
 
 What is computed of a batch is the caller's: losses, gradient features, embeddings. What is the same for all of them is
-here: the plan of the batches, halving one that does not fit into memory, the progress bar, taking up an interrupted
-pass, and bringing the values together by row.
+here: the plan of the batches, halving one that does not fit into memory, signs of life, taking up an interrupted pass,
+and bringing the values together by row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from transformers.utils import logging as hf_logging
 
 from dataflex.core import stopping
 from dataflex.core.errors import ComponentError, StoppedError
@@ -37,6 +36,7 @@ from dataflex.scoring.models import is_sharded
 from dataflex.scoring.on_cpu import OnTheCPU
 from dataflex.scoring.store import ScoreStore
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,8 +91,8 @@ class RowPass:
         token_budget: Most tokens of a batch, with padding; None takes :func:`~dataflex.scoring.default_token_budget`.
             A batch is halved when the device runs out of memory, and so are those of later passes of the same kind.
         max_rows: Most rows of a batch; None for no such limit.
-        desc: What the progress bar says.
-        progress: Whether rank 0 shows a progress bar of its own share of the rows.
+        desc: What a progress bar or a log line begins with.
+        progress: Whether rank 0 shows how far it is with its own share of the rows.
         store: Where values are kept while a long pass runs, so that an interrupted one goes on; None for nowhere.
         gradients: Whether ``score`` goes back through the model: such a pass keeps the activations of all layers, and
             has a default budget and a learnt limit of its own.
@@ -134,7 +134,7 @@ class RowPass:
             StoppedError: On a rank that was asked to stop, after a batch; what it has scored is in the store.
         """
         rows = self.rows()
-        kept = None if self.store is None else self.store.load(len(rows), self.accelerator)
+        kept = None if self.store is None else self.store.load(len(rows), self.accelerator, self.desc)
         places: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         values = OnTheCPU()
         try:
@@ -186,15 +186,40 @@ class RowPass:
             planned = [batch for batch in planned if not done[batch].all()]
         batches = shard_batches(planned, rank, world_size)
         load = self._loader(rows, device)
-        hidden = not self.progress or rank != 0
-        total = sum(len(batch.rows) for batch in batches)
-        with hf_logging.tqdm(desc=self.desc, total=total, unit="row", disable=True if hidden else None) as bar:
+        with self._progress(batches, lengths, 0 if done is None else len(rows) - sum(map(len, planned))) as progress:
             memory = _Memory(model, self.gradients, limit, not is_sharded(self.accelerator), device)
             for batch, result in _within_memory(lambda places: score(load(places)), batches, lengths, memory):
                 yield batch, result
-                bar.update(len(batch.rows))
+                progress.done(len(batch.rows), _tokens(batch, lengths))
                 if stopping.asked():
                     raise StoppedError("stopped by SIGTERM while scoring -> the same command goes on")
+
+    def _progress(self, batches: list[Batch], lengths: NDArray[np.int64], before: int) -> Progress:
+        """Returns the signs of life of this rank's batches. Time is left by padded tokens: the longest rows come first.
+
+        Args:
+            batches: Those of this rank.
+            lengths: (N,) tokens of every row.
+            before: Rows of all ranks whose values an interrupted pass left.
+        """
+        rank, ranks = 0, 1
+        if self.accelerator is not None:
+            rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        own = sum(len(batch.rows) for batch in batches)
+        tokens = sum(int(lengths[batch.rows].sum()) for batch in batches)
+        about = f"{tokens:,} tokens in {len(batches):,} batches"
+        if ranks > 1:
+            about += f", the share of one of {ranks} ranks"
+        before //= ranks
+        return Progress(
+            self.desc,
+            before + own,
+            before=before,
+            about=about,
+            work=float(sum(_tokens(batch, lengths) for batch in batches)),
+            shown=self.progress and rank == 0,
+            bar=0,
+        )
 
     def _loader(self, rows: NDArray[np.int64], device: torch.device) -> Callable[[NDArray[np.int64]], RowBatch]:
         def load(places: NDArray[np.int64]) -> RowBatch:
@@ -227,6 +252,11 @@ def without_replicas(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
 
 
+def _tokens(batch: Batch, lengths: NDArray[np.int64]) -> int:
+    """Returns the tokens of a batch, with padding."""
+    return len(batch.rows) * int(lengths[batch.rows].max())
+
+
 @dataclass
 class _Memory:
     """What is known of the device's memory: the model and kind of pass that it is known for, and the most tokens."""
@@ -256,7 +286,7 @@ def _within_memory(
     pending = deque(batches)
     while pending:
         batch = pending.popleft()
-        tokens = len(batch.rows) * int(lengths[batch.rows].max())
+        tokens = _tokens(batch, lengths)
         if memory.splittable and tokens > memory.limit and len(batch.rows) > 1:
             middle = len(batch.rows) // 2
             pending.extendleft(Batch(part, batch.repeated) for part in (batch.rows[middle:], batch.rows[:middle]))

@@ -105,8 +105,14 @@ class ScoreStore:
         """
         return None if is_sharded(accelerator) else cls(folder, fingerprint, owner=owner)
 
-    def load(self, num_rows: int, accelerator: Accelerator | None = None) -> Kept:
-        """Returns what an interrupted pass over the same ``num_rows`` rows left. Collective."""
+    def load(self, num_rows: int, accelerator: Accelerator | None = None, who: str = "scoring") -> Kept:
+        """Returns what an interrupted pass over the same ``num_rows`` rows left, and logs it. Collective.
+
+        Args:
+            num_rows: N.
+            accelerator: The run's accelerator; None means a single process.
+            who: What the log line begins with.
+        """
         self._begin()
         self._rank = 0 if accelerator is None else accelerator.process_index
         done: NDArray[np.bool_] = np.zeros(num_rows, dtype=np.bool_)
@@ -116,7 +122,7 @@ class ScoreStore:
             if self._rank > 0 and shape is not None:
                 values = np.empty((0, *shape[1:]), dtype=np.float32)
         if done.any() and self._rank == 0:
-            logger.info("taking up an interrupted pass: %d of %d rows are scored already", done.sum(), num_rows)
+            logger.info("%s: goes on at row %d of %d, kept in %s", who, done.sum(), num_rows, self._pass_folder())
         return Kept(done, values)
 
     def add(self, rows: NDArray[np.int64], values: torch.Tensor) -> None:

@@ -28,6 +28,7 @@ from dataflex.data.rows import PlannedRows, Row, fetch
 from dataflex.scoring.columns import columns_chunks, labelled_rows
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import tracked
 
 _JOINED = ("input_ids", "attention_mask", "labels")
 
@@ -158,7 +159,8 @@ def _apart(dataset: Any, name: str) -> NDArray[np.int64] | None:
     """Returns the tokens of each row, (N,), where prompts and answers are apart, of both; None where they are not."""
     chunks = columns_chunks(dataset, ("input_ids", "labels"), np.arange(len(dataset), dtype=np.int64))
     counts, first = [], dict[str, str]()
-    for row, (ids, own) in enumerate(both for chunk in chunks for both in chunk):
+    followed = tracked(chunks, f"evaluation set '{name}': reading its rows", len(dataset), size=len)
+    for row, (ids, own) in enumerate(both for chunk in followed for both in chunk):
         counts.append(len(ids) + len(own))
         masked = bool((own == IGNORED).any())
         if len(own) != len(ids):

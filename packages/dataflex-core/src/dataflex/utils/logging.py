@@ -12,11 +12,16 @@ logger = logging.getLogger("dataflex")
 logger.addHandler(logging.NullHandler())
 
 
+def is_rank_0() -> bool:
+    """Returns whether this process is the one that speaks for all of a run, by what its launcher says."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class _RankZero(logging.Filter):
     """Passes everything on rank 0 and only errors elsewhere."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or os.environ.get("RANK", "0") == "0"
+        return record.levelno >= logging.ERROR or is_rank_0()
 
 
 class _WithoutSecrets(logging.Formatter):

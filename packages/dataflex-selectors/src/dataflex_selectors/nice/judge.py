@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from dataflex.core import stopping
 from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 from dataflex_selectors.nice.chat import ChatEndpoint, NoAnswerError
@@ -89,18 +90,21 @@ class Judge:
         lost: Counter[str] = Counter()
         over = threading.Event()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="nice-judge")
+        progress = Progress("nice: asking the judge", len(set(questions)), "questions")
         try:
             asked = {pool.submit(self._ask, question, over): question for question in dict.fromkeys(questions)}
-            for done in _completed(asked):
-                try:
-                    marks[asked[done]] = done.result()
-                except NoAnswerError as error:
-                    lost[str(error)] += 1
-                if not marks and (lost.total() >= min(_LOST_BEFORE_GIVING_UP, len(asked))):
-                    raise ComponentError(
-                        f"the judge answered none of {lost.total()} questions: {_listed(lost)} -> check endpoint and "
-                        "endpoint_model, or raise timeout or attempts"
-                    )
+            with progress:
+                for done in _completed(asked):
+                    try:
+                        marks[asked[done]] = done.result()
+                    except NoAnswerError as error:
+                        lost[str(error)] += 1
+                    if not marks and (lost.total() >= min(_LOST_BEFORE_GIVING_UP, len(asked))):
+                        raise ComponentError(
+                            f"the judge answered none of {lost.total()} questions: {_listed(lost)} -> check endpoint "
+                            "and endpoint_model, or raise timeout or attempts"
+                        )
+                    progress.done()
         finally:
             over.set()  # those under way would take as long as their attempts and pauses
             pool.shutdown(wait=True, cancel_futures=True)

@@ -100,8 +100,8 @@ def sample_answers(
         tokenizer: For its padding and end tokens.
         seed: What the answers depend on, the same on every rank.
         accelerator: The run's accelerator; None means a single process.
-        desc: What the progress bar says.
-        progress: Whether rank 0 shows a progress bar.
+        desc: What a progress bar or a log line begins with.
+        progress: Whether rank 0 shows how far it is.
 
     Raises:
         ComponentError: The model is none of ``transformers``, so it has no ``generate``.

@@ -56,6 +56,7 @@ from dataflex.train.trainer.stopping import StepStop
 from dataflex.train.trainer.token_count import TokenCount
 from dataflex.train.trainer.upstream.relied_on import require_training
 from dataflex.train.trainer.workers import outliving_sigterm
+from dataflex.utils.progress import without_bars
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -163,7 +164,8 @@ class DynamicTrainer(Base):
         with locked_on_rank_0(self.output_dir, self.accelerator):
             resume_from_checkpoint = self._dataflex_folder.enter(resume_from_checkpoint)
             # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
-            with nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught():
+            catching = nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught()
+            with catching, without_bars(bool(self.args.disable_tqdm)):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
             self._dataflex_folder.trained()
             return output

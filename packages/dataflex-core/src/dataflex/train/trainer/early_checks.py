@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +14,7 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import blaming
 from dataflex.scoring.session import undisturbed
 from dataflex.train.trainer.engine import computes_before_training
+from dataflex.utils.progress import Progress, without_bars
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.dynamic import DynamicTrainer
@@ -68,11 +71,19 @@ class EarlyChecks:
         trainer = self._trainer
         assert isinstance(trainer.model, torch.nn.Module)
         assert self._ahead is not None
-        with undisturbed(trainer.model), blaming(trainer.component_in_words()):
+        with undisturbed(trainer.model), self._followed("a first try on two rows"):
             trainer.component.check_run(trainer.model, self._ahead)
 
     def _optimizer(self) -> None:
         trainer = self._trainer
         assert isinstance(trainer.model, torch.nn.Module)
-        with undisturbed(trainer.model), blaming(trainer.component_in_words()):
+        with undisturbed(trainer.model), self._followed("a look at the optimizer"):
             trainer.component.check_optimizer(trainer.model, trainer.optimizer)
+
+    @contextmanager
+    def _followed(self, what: str) -> Iterator[None]:
+        """Names the component in errors, and in signs of life where it takes long."""
+        trainer, who = self._trainer, self._trainer.component_in_words()
+        name = who if trainer.spec.component is None else trainer.spec.component.name
+        with blaming(who), without_bars(bool(trainer.args.disable_tqdm)), Progress(f"{name}: {what}", bar=None):
+            yield

@@ -32,6 +32,7 @@ from dataflex.train.trainer.dynamic import DynamicTrainer
 from dataflex.train.trainer.steps import global_batch_size, require_map_style, run_schedule
 from dataflex.train.trainer.workers import outliving_sigterm
 from dataflex.utils.logging import logger
+from dataflex.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class PlannedTrainer(DynamicTrainer):
         started = time.perf_counter()
         assert isinstance(self.model, torch.nn.Module)
         try:
-            with undisturbed(self.model), blaming(who):
+            with undisturbed(self.model), blaming(who), Progress(self._dataflex_what(segment), bar=None):
                 plan = self.decide(segment, count, context, who)
         except StoppedError:
             raise self._dataflex_stop.while_deciding() from None
@@ -233,6 +234,11 @@ class PlannedTrainer(DynamicTrainer):
 
     def _dataflex_component_name(self) -> str:
         return "static" if self.spec.component is None else self.spec.component.name
+
+    def _dataflex_what(self, segment: Segment) -> str:
+        """Returns what a segment takes its time for, as signs of life say it."""
+        when = "the warm-up" if segment.update is None else f"update {segment.update}"
+        return f"{self._dataflex_component_name()}: {when} at step {segment.start}"
 
     def _dataflex_who(self, segment: Segment) -> str:
         when = "warm-up" if segment.update is None else f"update {segment.update}"

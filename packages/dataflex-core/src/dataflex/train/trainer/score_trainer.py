@@ -22,6 +22,7 @@ from dataflex.run.scores import write_scores
 from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.scoring.session import undisturbed
 from dataflex.train.trainer.select_trainer import SelectTrainer
+from dataflex.utils.progress import Progress
 
 
 class ScoresWrittenError(Exception):
@@ -68,7 +69,8 @@ class ScoreTrainer(SelectTrainer):
         context = self._dataflex_context(segment.update or 0, self.schedule.updates, self.schedule.total)
         who = f"selector '{self._dataflex_component_name()}' scoring at step {step}"
         assert isinstance(self.model, torch.nn.Module)
-        with undisturbed(self.model), blaming(who):
+        name = self._dataflex_component_name()
+        with undisturbed(self.model), blaming(who), Progress(f"{name}: scoring at step {step}", bar=None):
             found = np.asarray(self.component.scores(model=self.model, step_id=step, context=context))
         rows = len(self.train_dataset)  # type: ignore[arg-type]  # the trainer refuses streams
         scores_N = checked_scores(found, count=rows, who=who, never=True)
