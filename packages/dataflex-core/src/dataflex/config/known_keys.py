@@ -40,6 +40,15 @@ def llamafactory_keys() -> frozenset[str] | None:
         return None
 
 
+@cache
+def training_keys() -> frozenset[str]:
+    """Returns the fields of the installed ``TrainingArguments``; none where its source cannot be read."""
+    try:
+        return frozenset(_fields(module("transformers.training_args")))
+    except SourceNotFoundError:
+        return frozenset()
+
+
 def _fields(home: Module) -> set[str]:
     return {_name(statement) for statement in declarations(home)}
 
