@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -407,3 +411,26 @@ def test_a_curriculum_is_trained_on_in_its_order(tmp_path, changes):
     done.data_collator = lambda batch: (seen.extend(row["input_ids"] for row in batch), collate(batch))[1]
     done.train()
     assert seen[-12:] == [row["input_ids"] for row in done.train_dataset][: len(seen[-12:])]
+
+
+def losses_logged(folder):
+    state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_decisions_and_the_losses_of_one(tmp_path):
+    script = Path(__file__).with_name("dynamic_script.py")
+    for ranks in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        command = [sys.executable, *launcher, str(script), str(tmp_path / str(ranks)), str(ranks)]
+        done = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = tmp_path / "1", tmp_path / "2"
+    first, second = ([line["proportions"] for line in read_trace(folder / "mix")] for folder in (one, two))
+    assert len(first) == 2
+    for shares, others in zip(first, second, strict=True):
+        assert shares == pytest.approx(others, abs=1e-5)
+    assert losses_logged(one / "weigh") == pytest.approx(losses_logged(two / "weigh"), rel=2e-3)
