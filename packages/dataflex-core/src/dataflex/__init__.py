@@ -1,14 +1,36 @@
-"""dataflex: training data that changes while a model trains, on top of LLaMA-Factory.
+"""dataflex: training data that changes while a model trains, over any Trainer of transformers and on LLaMA-Factory.
 
 Importing this package loads neither torch nor transformers nor llamafactory; the parts that need them are imported by
-their full path (``dataflex.train.trainer``, ``dataflex.scoring``, ...).
+their full path (``dataflex.train.trainer``, ``dataflex.scoring``, ...), or when they are first called:
+
+    from dataflex import dynamic
+
+    trainer = dynamic(SFTTrainer, selector="less", update_step=50, update_times=4)(model, args=..., train_dataset=...)
 """
+
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-__all__ = ["__version__", "hookimpl"]
+if TYPE_CHECKING:
+    from dataflex.api.entry import dynamic
+
+__all__ = ["__version__", "dynamic", "hookimpl"]
 
 __version__ = "0.1.0"
 
 hookimpl = pluggy.HookimplMarker("dataflex")
 """Marks a function as the implementation of a hook of :mod:`dataflex.hookspecs`."""
+
+
+def __getattr__(name: str) -> Any:
+    """Returns :func:`dataflex.api.entry.dynamic`, which is read when somebody asks for it: most commands never do."""
+    if name != "dynamic":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dataflex.api.entry import dynamic
+
+    return dynamic
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

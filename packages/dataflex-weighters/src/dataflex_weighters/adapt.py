@@ -68,6 +68,7 @@ class AdaptWeighter(Weighter):
         ConfigError: There is no evaluation set, or a parameter has another value; the message holds every problem.
     """
 
+    reads_batches = True  # of the target
     reads_hidden_states = True
 
     def __init__(

@@ -126,7 +126,8 @@ def column_of(dataset: Any, column: str) -> NDArray[np.float64]:
         return found
     names = dataset.column_names if isinstance(dataset, datasets.Dataset) else list(fetch(dataset, [0])[0])
     what = f"the tokenised train dataset has no column {column!r} but {listed(names)}"
-    way_out = "LLaMA-Factory drops other columns when it tokenises: give the weights as a file, by row number"
+    dropped = "LLaMA-Factory drops other columns when it tokenises, TRL when it packs"
+    way_out = f"{dropped}: give the weights as a file, by row number"
     require("column weighter", Problem("column", what, nearest(column, names) or way_out))
     raise AssertionError("it has been refused")
 

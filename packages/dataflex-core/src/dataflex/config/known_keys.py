@@ -94,6 +94,15 @@ def why_unchecked(train_type: str) -> str:
     return "the source text of the installed LLaMA-Factory cannot be read"
 
 
+@cache
+def training_keys() -> frozenset[str]:
+    """Returns the fields of the installed ``TrainingArguments``; none where its source cannot be read."""
+    try:
+        return frozenset(_fields(module("transformers.training_args")))
+    except SourceNotFoundError:
+        return frozenset()
+
+
 def _fields(home: Module) -> set[str]:
     return {_name(statement) for statement in declarations(home)}
 

@@ -6,7 +6,6 @@ is listed as well, from the classes themselves.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
@@ -79,7 +78,7 @@ def components(kinds: Iterable[Kind] = KINDS) -> list[ComponentInfo]:
         values = {point.value for point in points}
         for name, cls in registry.registered(kind):
             if f"{cls.__module__}:{cls.__qualname__}" not in values:
-                where = inspect.getsourcefile(cls) or cls.__module__
+                where = registry.file_of(cls)
                 found.append(ComponentInfo.of(kind, name, where, "", describe_class(cls)))
     return found
 
@@ -96,7 +95,7 @@ def lookup(kind: Kind, name: str) -> ComponentInfo | None:
         return _installed(kind, points[0])
     for known, cls in registry.registered(kind):
         if known == name:
-            return ComponentInfo.of(kind, name, inspect.getsourcefile(cls) or cls.__module__, "", describe_class(cls))
+            return ComponentInfo.of(kind, name, registry.file_of(cls), "", describe_class(cls))
     return None
 
 

@@ -38,30 +38,32 @@ _files: dict[str, str] = {}  # the file of each; inspect finds none once the mod
 
 def register_selector(name: str) -> Callable[[C], C]:
     """Class decorator that makes a :class:`~dataflex.train.selector.base_selector.Selector` known as ``name``."""
-    return _register(SELECTOR, name)
+    return register(SELECTOR, name)
 
 
 def register_mixer(name: str) -> Callable[[C], C]:
     """Class decorator that makes a :class:`~dataflex.train.mixer.base_mixer.Mixer` known as ``name``."""
-    return _register(MIXER, name)
+    return register(MIXER, name)
 
 
 def register_weighter(name: str) -> Callable[[C], C]:
     """Class decorator that makes a :class:`~dataflex.train.weighter.base_weighter.Weighter` known as ``name``."""
-    return _register(WEIGHTER, name)
+    return register(WEIGHTER, name)
 
 
-def _register(kind: Kind, name: str) -> Callable[[C], C]:
+def register(kind: Kind, name: str) -> Callable[[C], C]:
+    """Class decorator that makes a component of a kind known as ``name``."""
+
     def decorate(cls: C) -> C:
         known, owner = _registered.get((kind.section, name)), official(kind).get(name)
         foreign = owner is not None and cls.__module__.partition(".")[0] != owner.replace("-", "_")
-        twice = known is not None and _identity(known) != _identity(cls)
+        twice = known is not None and identity(known) != identity(cls)
         if not foreign and not twice:
             _registered[kind.section, name] = cls
-            _files[_identity(cls)] = inspect.getsourcefile(cls) or cls.__module__
+            _files[identity(cls)] = file_of(cls)
             return cls
         packaged = {point.value for point in provided(kind) if point.name == name}
-        if _identity(cls) in packaged and (known is None or _identity(known) in packaged):
+        if identity(cls) in packaged and (known is None or identity(known) in packaged):
             return cls  # a package's own: found by package:name
         rename = f"rename {'it' if foreign else 'one of them'} in its @register_{kind.name}"
         if foreign:
@@ -97,7 +99,7 @@ def find(kind: Kind, name: str) -> type:
     if not points and found is None:
         raise UnknownComponentError(_unknown(kind, name))
     cls = found if found is not None else _load(kind, points[0])
-    _check_contract(kind, name, cls)
+    check_contract(kind, name, cls)
     return cls
 
 
@@ -118,7 +120,7 @@ def refuse_conflicts(kind: Kind, name: str, files: Sequence[str] = ()) -> None:
         return
     values = {point.value for point in points}
     files = list(dict.fromkeys(files))  # one that registers it twice says so itself
-    others = [*files] if found is None or _identity(found) in values else [*files, _where(found)]
+    others = [*files] if found is None or identity(found) in values else [*files, _where(found)]
     packages = sorted({package_of(point) for point in points})
     choose = " or ".join(f"component_name: {each}:{bare}" for each in packages)
     if len(values) + len(others) > 1:
@@ -161,7 +163,7 @@ def full_name(kind: Kind, name: str) -> str:
     package, bare = split_name(name)
     packages = {package_of(point) for point in providers(kind, bare)} if not package else {package}
     found = _registered.get((kind.section, bare))
-    if not package and found is not None and _identity(found) not in {p.value for p in providers(kind, bare)}:
+    if not package and found is not None and identity(found) not in {p.value for p in providers(kind, bare)}:
         return bare
     if len(packages) > 1:
         packages = {official(kind)[bare]} if bare in official(kind) else set()
@@ -214,15 +216,29 @@ def _load(kind: Kind, point: EntryPoint) -> type:
     return loaded
 
 
-def _check_contract(kind: Kind, name: str, cls: Any) -> None:
-    module, _, attribute = kind.base.partition(":")
-    base = getattr(import_module(module), attribute)
+def is_component(kind: Kind, cls: type) -> bool:
+    """Returns whether a class keeps the contract of a kind. Imports its interface."""
+    return bool(_interface(kind).accepts(cls))
+
+
+def check_contract(kind: Kind, name: str, cls: Any) -> None:
+    """Refuses what is no component of a kind. Imports its interface.
+
+    Raises:
+        WrongBaseClassError: With what the contract asks for.
+    """
+    base, module = _interface(kind), kind.base.partition(":")[0]
     if not inspect.isclass(cls) or not base.accepts(cls):
         shown = f"{cls.__module__}.{cls.__qualname__}" if inspect.isclass(cls) else repr(cls)
         raise WrongBaseClassError(
             f"{kind.name} '{name}' ({shown}) is not a {base.__name__}: {base.contract} -> derive it from "
-            f"{module}.{attribute}"
+            f"{module}.{base.__name__}"
         )
+
+
+def _interface(kind: Kind) -> Any:
+    module, _, attribute = kind.base.partition(":")
+    return vars(import_module(module))[attribute]
 
 
 def _unknown(kind: Kind, name: str) -> str:
@@ -241,9 +257,18 @@ def package_of(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
 
 
-def _identity(cls: type) -> str:
+def identity(cls: type) -> str:
+    """Returns ``module:name`` of a class, which stays the same where its module, or a notebook's cell, is run again."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+def file_of(cls: type) -> str:
+    """Returns the file of a class; its module where it has none, as in a notebook."""
+    try:
+        return inspect.getsourcefile(cls) or cls.__module__
+    except (OSError, TypeError):  # typed at a prompt, or its module is gone
+        return cls.__module__
+
+
 def _where(cls: type) -> str:
-    return f"{cls.__qualname__} in {_files.get(_identity(cls)) or inspect.getsourcefile(cls) or cls.__module__}"
+    return f"{cls.__qualname__} in {_files.get(identity(cls)) or file_of(cls)}"

@@ -6,7 +6,7 @@ collators, which may refuse or pad keys they do not know, see the rows of a stat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,14 @@ from dataflex.data.rows import fetch
 
 ROW_NUMBERS = "dataflex_row_numbers"
 """The key of a batch under which its (B,) row numbers stand until the trainer takes them out."""
+
+DOCUMENT_LENGTHS = "seq_lengths"
+"""The column in which TRL's packing notes the lengths of the documents of a row."""
+
+
+def documents(row: Any) -> int:
+    """Returns how many documents a row says it was packed of, as TRL's packing writes it down; else 1."""
+    return len(row[DOCUMENT_LENGTHS]) if isinstance(row, Mapping) and row.get(DOCUMENT_LENGTHS) else 1
 
 
 class NumberedRow(NamedTuple):
@@ -48,7 +56,9 @@ class NumberedRows(Dataset[NumberedRow]):
 
 
 class NumberingCollator:
-    """Collates the rows as ``collate`` does and puts their numbers into the batch.
+    """Collates the rows as ``collate`` does and puts their numbers into the batch: (B,).
+
+    Where the collator flattens packed rows into one, there is a number for each of their documents, (S,).
 
     Args:
         collate: The collator of the static run; it gets plain rows.
@@ -59,6 +69,10 @@ class NumberingCollator:
 
     def __call__(self, rows: list[NumberedRow]) -> Any:
         """Returns the batch of the rows."""
+        counts = [documents(row.row) for row in rows]  # now: a collator may take keys out of a row
         batch = self.collate([row.row for row in rows])
-        batch[ROW_NUMBERS] = torch.tensor([row.number for row in rows], dtype=torch.int64)
+        tokens, numbers = batch.get("input_ids"), [row.number for row in rows]
+        if isinstance(tokens, torch.Tensor) and len(tokens) != len(rows):
+            numbers = [number for number, count in zip(numbers, counts, strict=True) for _ in range(count)]
+        batch[ROW_NUMBERS] = torch.tensor(numbers, dtype=torch.int64)
         return batch

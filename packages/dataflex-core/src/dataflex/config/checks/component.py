@@ -22,6 +22,12 @@ from dataflex.core.plugins import load_plugin_files
 
 def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | None, ComponentInfo | None]:
     """Returns what is wrong, and the component with what is known about it where nothing is."""
+    problems, spec, info = resolved_component(draft)
+    return [*problems, *_without_target(draft, info)], spec, info
+
+
+def resolved_component(draft: Draft) -> tuple[list[Problem], ComponentSpec | None, ComponentInfo | None]:
+    """Does what :func:`component_problems` does, without a look at the evaluation sets of the run."""
     problems, from_files = _plugins(draft.arguments.plugins)
     if draft.kind is None or draft.static_mix:
         return [*problems, *_misplaced(draft)], None, None
@@ -45,28 +51,40 @@ def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | Non
         return [*problems, Problem("component_name", str(error))], None, None
     local = {info.name: info for info in from_files if info.kind == draft.kind}
     info = lookup(draft.kind, spec.name) or local.get(spec.name)
-    return [*problems, *_without_target(draft, info)], spec, info
+    return problems, spec, info
 
 
 def _without_target(draft: Draft, info: ComponentInfo | None) -> list[Problem]:
     """Checks that there is an evaluation set for a component that aims at one."""
-    if info is not None and "mixer_eval_dataset" in info.needs:
-        return _without_held_out(draft, info)
-    if info is None or "eval_dataset" not in info.needs:
-        return []
-    if names_in(draft.theirs.get("eval_dataset")) or draft.number("val_size", 0) or draft.theirs.get("tokenized_path"):
-        return []
-    what = f"is missing; the {info.kind.name} '{info.name}' aims at one"
-    return [Problem("eval_dataset", what, "name one, or set val_size to hold rows out of the train dataset")]
+    evaluated, split = names_in(draft.theirs.get("eval_dataset")), draft.number("val_size", 0)
+    return [
+        *no_target(info, bool(evaluated or split or draft.theirs.get("tokenized_path")), _NAME_TARGET),
+        *no_held_out(info, bool(draft.arguments.mixer_eval_dataset or (split and not evaluated)), _NAME_HELD_OUT),
+    ]
 
 
-def _without_held_out(draft: Draft, info: ComponentInfo) -> list[Problem]:
-    """Checks that there are held-out rows of each source for a mixer that looks at them."""
-    by_source = draft.number("val_size", 0) and not names_in(draft.theirs.get("eval_dataset"))
-    if draft.arguments.mixer_eval_dataset or by_source:
+_NAME_TARGET = "name one, or set val_size to hold rows out of the train dataset"
+_NAME_HELD_OUT = "name one dataset per dataset, or set val_size, without eval_dataset, to hold rows out of each"
+
+
+def no_target(info: ComponentInfo | None, there: bool, way_out: str) -> list[Problem]:
+    """Returns the problem of a component that aims at evaluation rows where there are none.
+
+    Args:
+        info: The component.
+        there: Whether there are some.
+        way_out: How to give them.
+    """
+    if there or info is None or "mixer_eval_dataset" in info.needs or "eval_dataset" not in info.needs:
+        return []
+    return [Problem("eval_dataset", f"is missing; the {info.kind.name} '{info.name}' aims at one", way_out)]
+
+
+def no_held_out(info: ComponentInfo | None, there: bool, way_out: str) -> list[Problem]:
+    """As :func:`no_target`, for a mixer that looks at held-out rows of each source."""
+    if there or info is None or "mixer_eval_dataset" not in info.needs:
         return []
     what = f"is missing; the mixer '{info.name}' looks at held-out rows of each source"
-    way_out = "name one dataset per dataset, or set val_size, without eval_dataset, to hold rows out of each"
     return [Problem("mixer_eval_dataset", what, way_out)]
 
 

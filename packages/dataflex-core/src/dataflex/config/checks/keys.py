@@ -50,7 +50,7 @@ def unknown_keys(theirs: Mapping[str, Any]) -> list[Problem]:
         hint = nearest(key, ours | known)
         if enabled("ALLOW_EXTRA_ARGS") and not any(f"'{name}'" in hint for name in ours):
             continue
-        if (component := _of_component(key, theirs[key])) is not None:
+        if (component := of_component(key, theirs[key])) is not None:
             problems.append(component)
             continue
         what = "neither dataflex nor the installed LLaMA-Factory has this key"
@@ -64,7 +64,7 @@ def _misspelt(theirs: Mapping[str, Any], ours: set[str]) -> list[Problem]:
     return [Problem(key, "there is no such key", hint) for key, hint in hints.items() if hint]
 
 
-def _of_component(key: str, value: Any) -> Problem | None:
+def of_component(key: str, value: Any) -> Problem | None:
     """Returns a problem where an unknown key is meant for the component: ``selector.tau=1``, or ``focus: low``."""
     kinds = {name for kind in KINDS for name in (kind.name, kind.section)}
     if key in kinds:

@@ -84,6 +84,28 @@ class DomainLosses:
         targets_BT = require_rows(logits_BTV, inputs.get("labels"), len(domains_B))
         assert logits_BTV is not None
         losses_BT = token_losses(logits_BTV.flatten(0, 1), targets_BT.flatten()).view(targets_BT.shape)
+        self._add(losses_BT, targets_BT, domains_B, inputs)
+
+    @torch.no_grad()
+    def add_losses(self, losses_BT: torch.Tensor, inputs: Mapping[str, Any]) -> None:
+        """As :meth:`add`, where the step's loss came from token losses and there are no logits.
+
+        Args:
+            losses_BT: (B, T) cross entropies at the position before each label, 0 where there is none.
+            inputs: The batch as the model got it, with its labels.
+        """
+        domains_B = self._now
+        assert domains_B is not None
+        targets_BT = require_rows(losses_BT[..., None], inputs.get("labels"), len(domains_B))
+        self._add(losses_BT.float(), targets_BT, domains_B, inputs)
+
+    def _add(
+        self,
+        losses_BT: torch.Tensor,
+        targets_BT: torch.Tensor,
+        domains_B: NDArray[np.int64],
+        inputs: Mapping[str, Any],
+    ) -> None:
         mask_BT = targets_BT != IGNORED
         sums_B = self._values(inputs, losses_BT).masked_fill(~mask_BT, 0.0).sum(dim=1)
         self._parts.append((domains_B, torch.stack([sums_B, mask_BT.sum(dim=1).to(sums_B.dtype)])))

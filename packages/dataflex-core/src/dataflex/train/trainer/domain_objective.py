@@ -25,10 +25,10 @@ from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.scoring.gather import sum_over_ranks
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.train.trainer.domain_losses import DomainLosses, require_rows
-from dataflex.train.trainer.loop_scale import loop_of, undone
+from dataflex.train.trainer.loop_scale import counts_first, loop_of, undone
 from dataflex.train.trainer.loss_function import replace_loss
 from dataflex.train.weighter.objective import losses_of_tokens, predicted
-from dataflex.train.weighter.token_losses import TokenLoss
+from dataflex.train.weighter.token_losses import CROSS_ENTROPY, TokenLoss
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -96,20 +96,38 @@ class DomainObjective:
         """
         self._counted = counted
 
+    def of_tokens(self, losses_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor | None:
+        """Returns the micro-batch's part of L from the losses of its tokens; None where that is the plain loss.
+
+        Args:
+            losses_BT: (B, T) cross entropies at the position before each label, 0 where there is none.
+            labels_BT: Labels before the shift.
+        """
+        found = self._factors(losses_BT[..., None], labels_BT, CROSS_ENTROPY)
+        return None if found is None else (losses_BT * found[0][:, None]).sum() * found[1]
+
     def _loss(self, logits: Any, labels: Any, token_loss: TokenLoss) -> torch.Tensor | None:
         """Returns the micro-batch's part of L; None where that is the plain loss."""
+        found = self._factors(logits, labels, token_loss)
+        if found is None:
+            return None
+        return weighted_sum(logits, labels.to(logits.device), found[0], token_loss) * found[1]
+
+    def _factors(self, logits: Any, labels: Any, token_loss: TokenLoss) -> tuple[torch.Tensor, float] | None:
+        """Returns v of each row, and what the sum over tokens is multiplied by; None where that is the plain loss."""
         self.used = True
         domains_B = self._losses.domains
         if domains_B is None:
             return None
-        first = self._counted and token_loss.counts_first
+        first = self._counted and token_loss.counts_first and counts_first(self._trainer)
         scale = undone(loop_of(self._trainer, self._counted, self._micro_batches))
-        if self._alike and first and scale == 1:
+        as_loop = self._counted and token_loss.counts_first  # the loop divides by the labels of the step, as here
+        if self._alike and as_loop and scale == 1:
             return None
         v_B = torch.from_numpy(self._now_K[domains_B].astype(np.float32)).to(logits.device, non_blocking=True)
         require_rows(logits, labels, len(v_B))
         total = self._totals[0 if first else 1]
-        return weighted_sum(logits, labels.to(logits.device), v_B, token_loss) * (scale / total if total > 0 else 0.0)
+        return v_B, scale / total if total > 0 else 0.0
 
 
 def weighted_sum(

@@ -16,6 +16,7 @@ from dataflex.config.checks.keys import parse_arguments
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, DataflexError, Problem, refuse
 from dataflex.core.kinds import Kind
+from dataflex.data.numbered import documents as documents_of
 from dataflex.data.rows import MixedSources
 from dataflex.data.streams import Stream
 from dataflex.train.weighter.samples import ROWS, samples_of
@@ -97,6 +98,7 @@ def require_rows_apart(
     if not rows:
         return
     pair = [dict(rows[0]), dict(rows[-1])]  # a collator may take keys out of a row
+    counts = [documents_of(row) for row in pair]
     try:
         with torch.random.fork_rng(devices=[]):
             batch = collate(pair)
@@ -109,7 +111,7 @@ def require_rows_apart(
         ) from error
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
     if isinstance(tokens, torch.Tensor) and tokens.ndim == 2:
-        if len(tokens) == len(pair) or (documents and _are_documents(batch, len(pair))):
+        if len(tokens) == len(pair) or (documents and _are_documents(batch, sum(counts))):
             return
         made = f"input_ids of shape {tuple(tokens.shape)}"
     elif isinstance(batch, Mapping):
@@ -118,12 +120,13 @@ def require_rows_apart(
         made = f"a {type(batch).__name__}"
     raise ConfigError(
         f"data_collator: {who} looks at single rows of a batch, but {_name(collate)} made {made} of 2 rows -> use a "
-        "collator that pads (TRL: padding_free=False, and no packing), and rows of one text each, not pairs"
+        "collator that pads (TRL: padding_free=False, and packing_strategy='wrapped' or no packing), and rows of one "
+        "text each, not pairs"
     )
 
 
 def _are_documents(batch: Mapping[str, Any], rows: int) -> bool:
-    """Returns whether the samples of a flattened batch are its rows."""
+    """Returns whether the samples of a flattened batch are its rows, or the documents that they were packed of."""
     samples = samples_of(batch)
     return samples is not ROWS and len(samples.label_sums(torch.zeros(batch["position_ids"].shape))) == rows
 

@@ -67,6 +67,14 @@ def loop_of(trainer: Trainer, counted: bool, micro_batches: int) -> Loop:
     )
 
 
+def counts_first(trainer: Trainer) -> bool:
+    """Returns whether the loop counts the label of a row's first token, which is never predicted, for a step.
+
+    Later releases of ``transformers`` leave it out for causal models, and their trainers say so.
+    """
+    return not vars(trainer).get("_loss_shifts_labels", False)
+
+
 def scale(loop: Loop, release: Version = INSTALLED) -> float:
     """Returns what the loop multiplies the loss of a micro-batch by before the backward pass.
 

@@ -32,6 +32,7 @@ from dataflex.train.trainer.mixture_sources import (
 )
 from dataflex.train.trainer.planned import Plan, PlannedTrainer
 from dataflex.train.trainer.steps import require_observable
+from dataflex.train.trainer.upstream.fused_head import fused_head, require_weighable
 
 
 class MixTrainer(PlannedTrainer):
@@ -76,6 +77,7 @@ class MixTrainer(PlannedTrainer):
                 self.component.prepare(self.model)
         self._dataflex_domain_losses: DomainLosses | None = None
         self._dataflex_objective: DomainObjective | None = None
+        self._dataflex_head = fused_head(self.model, self.bases()) if self._dataflex_observes else None
         if self._dataflex_observes:
             require_one_model(self.args, f"the mixer '{self._dataflex_component_name()}'")
             self._dataflex_domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
@@ -121,6 +123,8 @@ class MixTrainer(PlannedTrainer):
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         if self._dataflex_objective is not None:
             self._dataflex_objective.begin(counted=kwargs.get("num_items_in_batch") is not None)
+        if self._dataflex_head is not None:
+            return self._dataflex_loss_of_head(model, inputs, return_outputs, *args, **kwargs)
         given = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
         answer = super().compute_loss(model, inputs, True, *args, **kwargs)
         if (
@@ -135,6 +139,37 @@ class MixTrainer(PlannedTrainer):
         with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
             watch.add(outputs.get("logits") if isinstance(outputs, Mapping) else None, given)
         return answer if return_outputs else answer[0]
+
+    def _dataflex_loss_of_head(
+        self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        """Computes the loss as TRL does, and has a look at the token losses that it comes from."""
+        watch, objective, head, given = (
+            self._dataflex_domain_losses,
+            self._dataflex_objective,
+            self._dataflex_head,
+            dict(inputs),
+        )
+        assert watch is not None
+        assert head is not None
+
+        def own(losses_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor | None:
+            with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
+                watch.add_losses(losses_BT, given)
+            part = None if objective is None else objective.of_tokens(losses_BT, labels_BT)
+            return None if part is None else part * head.divisor(labels_BT, num_items_in_batch)
+
+        with head.asking(own):
+            answer = super().compute_loss(
+                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        if not head.asked:
+            raise ConfigError(
+                f"{type(self).__name__} computes its loss without the fused output layer of TRL, so the mixer "
+                f"'{self._dataflex_component_name()}' cannot follow the loss of each source -> leave compute_loss to "
+                "SFTTrainer, or use a mixer that does not look at losses"
+            )
+        return answer
 
     def step_done(self) -> None:
         """Tells the mixer what the optimizer step cost. On every rank."""
@@ -182,6 +217,7 @@ class MixTrainer(PlannedTrainer):
             weighs = self.component.weighs
         if not weighs:
             return None
+        require_weighable(self.args, f"the mixer '{self._dataflex_component_name()}'")
         dft = self.spec.llamafactory.get("use_dft_loss") is True
         if self.compute_loss_func is not None and not dft:
             raise ConfigError(

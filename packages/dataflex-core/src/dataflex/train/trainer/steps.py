@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_stre
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, blaming, refuse
 from dataflex.core.registry import find
-from dataflex.core.schedule import Schedule
+from dataflex.core.schedule import Schedule, Steps
 from dataflex.data.rows import MixedSources
 from dataflex.data.streams import Stream
 
@@ -36,10 +36,7 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
             rows than there are; or streams are to be passed over, or something is to happen once an epoch of theirs.
     """
     keys, batch = spec.arguments, global_batch_size(args)
-    refuse(two_totals(keys.train_step, args.max_steps))
-    steps = spec.steps(args.max_steps, float(args.num_train_epochs))
-    named = total_key((), spec.llamafactory if keys.train_step else {"max_steps": args.max_steps})
-    refuse(step_problems(steps, named))
+    steps, named = require_steps(spec, args)
     rows = rows_in_pass(dataset)
     if rows is None:
         refuse([*no_end(steps), *no_epoch({key: getattr(args, key) for key in EPOCH_KEYS})])
@@ -51,6 +48,20 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
     if rows is not None and keys.train_type == "dynamic_select" and not _repeats(spec):
         refuse(too_few_rows(Asked(steps, batch, rows, rows, named)))
     return schedule
+
+
+def require_steps(spec: RunSpec, args: TrainingArguments) -> tuple[Steps, str]:
+    """Returns the steps and updates of a run, and the key that its total was given under.
+
+    Raises:
+        ConfigError: The numbers of steps contradict each other.
+    """
+    keys = spec.arguments
+    refuse(two_totals(keys.train_step, args.max_steps))
+    steps = spec.steps(args.max_steps, float(args.num_train_epochs))
+    named = total_key((), spec.llamafactory if keys.train_step else {"max_steps": args.max_steps})
+    refuse(step_problems(steps, named))
+    return steps, named
 
 
 def _steps_per_pass(rows: int, args: TrainingArguments, train_type: str) -> int:
@@ -102,7 +113,13 @@ def require_map_style(dataset: Any, train_type: str) -> None:
         ConfigError: With the reason and the way out.
     """
     if dataset is None:
-        raise ConfigError(f"train_type: {train_type} needs a train dataset -> set dataset")
+        raise ConfigError(f"train_type: {train_type} needs a train dataset -> give train_dataset (dataset in a YAML)")
+    if isinstance(dataset, Mapping) and train_type == "dynamic_select":
+        names = ", ".join(map(str, dataset)) or "none"
+        raise ConfigError(
+            f"train_dataset: found a mapping of datasets ({names}), but train_type: {train_type} trains on one -> give "
+            "one of them, or all as one with datasets.concatenate_datasets"
+        )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not isinstance(dataset, Sized):
         refuse(no_streams(train_type))
     if len(dataset) == 0:

@@ -22,12 +22,13 @@ from dataflex.scoring.label_logits import label_positions
 from dataflex.train.trainer.engine import require_one_model
 from dataflex.train.trainer.given import first_rows, require_rows_apart
 from dataflex.train.trainer.logits_route import output_losses
-from dataflex.train.trainer.loop_scale import loop_of, undone
+from dataflex.train.trainer.loop_scale import counts_first, loop_of, undone
 from dataflex.train.trainer.loss_function import replace_loss
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_checks import StepChecks
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
 from dataflex.train.trainer.steps import require_map_style, run_schedule
+from dataflex.train.trainer.upstream.fused_head import fused_head, require_weighable
 from dataflex.train.trainer.weight_log import WeightLog
 from dataflex.train.weighter.base_weighter import Weighter, WeightsSamples
 from dataflex.train.weighter.hidden import require_hidden_states
@@ -40,7 +41,7 @@ from dataflex.train.weighter.objective import (
     weighted_loss_of_tokens,
 )
 from dataflex.train.weighter.samples import ROWS, Samples, one_by_one, samples_of_step
-from dataflex.train.weighter.token_losses import CrossEntropy, DynamicFineTuning, TokenLoss
+from dataflex.train.weighter.token_losses import CROSS_ENTROPY, CrossEntropy, DynamicFineTuning, TokenLoss
 
 
 class WeightTrainer(NumberedTrainer):
@@ -90,6 +91,8 @@ class WeightTrainer(NumberedTrainer):
             fused=self.spec.llamafactory.get("enable_liger_kernel") is True,
             measured=any(base.__module__.partition(".")[0] == "trl" for base in self.bases()),
         )
+        require_weighable(self.args, "a weighter")
+        self._dataflex_head = fused_head(self.model, self.bases())
         replace_loss(self, self._dataflex_own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
         self._dataflex_early.made(most_rows=0)
 
@@ -147,6 +150,8 @@ class WeightTrainer(NumberedTrainer):
         ):  # now, as the trainer underneath takes the labels out where it needs them itself
             self._dataflex_inputs = one_by_one(inputs, self.samples)
         other_loss = self._dataflex_active is None and self.compute_loss_func is not None
+        if self._dataflex_head is not None and labels_BT is not None and model.training:
+            return self._dataflex_loss_of_head(model, inputs, *args, **kwargs)
         if self._dataflex_outputs is None or labels_BT is None or other_loss or not model.training:
             found = super().compute_loss(model, inputs, *args, **kwargs)
         else:
@@ -160,6 +165,27 @@ class WeightTrainer(NumberedTrainer):
         if self.is_last_micro_batch and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self._dataflex_checks.examine()  # its backward pass makes the step
         return found
+
+    def _dataflex_loss_of_head(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss as TRL does, from token losses that are weighed."""
+        head, counted_by_loop = self._dataflex_head, kwargs.get("num_items_in_batch") is not None
+        assert head is not None
+        if counted_by_loop and self._dataflex_active is not None:
+            kwargs["num_items_in_batch"] = 1  # the part of the step is exact then: it is divided by nothing
+
+        def own(losses_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor | None:
+            if self._dataflex_active is None or not losses_BT.requires_grad:
+                self._dataflex_asked |= losses_BT.requires_grad
+                return None
+            self._dataflex_asked = self._dataflex_weighed = True
+            part = weighted_loss_of_tokens(
+                losses_BT, labels_BT, self._dataflex_objective(), self._dataflex_weigh, CROSS_ENTROPY,
+                self._dataflex_watch, self.samples, lambda: losses_BT[:, :-1].sum(),
+            )  # fmt: skip
+            return part if counted_by_loop else part * head.divisor(labels_BT, None)
+
+        with head.asking(own):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     @property
     def samples(self) -> Samples:
@@ -268,6 +294,7 @@ class WeightTrainer(NumberedTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _dataflex_require_rows_apart(self) -> None:
+        super()._dataflex_require_rows_apart()
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
         require_rows_apart(collate, first_rows(self.train_dataset), f"the {self.component_in_words()}", documents=True)
 
@@ -286,12 +313,10 @@ class WeightTrainer(NumberedTrainer):
         return torch.as_tensor(logits.sum() / tokens)
 
     def _dataflex_weighted(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor:
-        self._dataflex_weighed, counted_by_loop = True, self._dataflex_tokens is not None
+        self._dataflex_weighed = True
         if isinstance(token_loss, DynamicFineTuning):
             token_loss = DynamicFineTuning(self._dataflex_label_counts[self._dataflex_micro_batch])
-        by_tokens = self.arguments.weight_objective == "token"
-        scale = undone(loop_of(self, counted_by_loop, len(self._dataflex_batches)))
-        objective = Objective(self._dataflex_counts, counted_by_loop, by_tokens, scale)
+        objective = self._dataflex_objective()
         seen = (self._dataflex_watch, self.samples)
         if self._dataflex_outputs is None:
             return weighted_loss(logits, labels, objective, self._dataflex_weigh, token_loss, *seen)
@@ -299,6 +324,13 @@ class WeightTrainer(NumberedTrainer):
             raise self._dataflex_touched()
         assert isinstance(token_loss, CrossEntropy), "a smoothed loss needs the logits"
         return weighted_loss_of_tokens(logits.squeeze(-1), labels, objective, self._dataflex_weigh, token_loss, *seen)
+
+    def _dataflex_objective(self) -> Objective:
+        """Returns what the present micro-batch is part of."""
+        counted_by_loop = self._dataflex_tokens is not None
+        scale = undone(loop_of(self, counted_by_loop, len(self._dataflex_batches)))
+        by_tokens = self.arguments.weight_objective == "token"
+        return Objective(self._dataflex_counts, counted_by_loop and counts_first(self), by_tokens, scale)
 
     def _dataflex_watch(self, weights_S: torch.Tensor, factors_S: torch.Tensor, labelled_S: torch.Tensor) -> None:
         self._dataflex_log.add(weights_S, labelled_S)

@@ -1,12 +1,14 @@
 """The last hidden states of a training forward, for weighters that look at them: no second forward is made.
 
-A hook in front of the output layer sees what it is given, whoever calls the model.
+A hook in front of the output layer sees what it is given, whoever calls the model. Where the layer's weight is used and
+the layer is not called, as TRL's fused head does, the states are those that the model below it returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -53,7 +55,8 @@ def caught_hidden_states(model: torch.nn.Module) -> Iterator[Caught]:
         ComponentError: The model is compiled or has no output layer; from the function: the output layer was not given
             vectors of tokens.
     """
-    layer = None if is_compiled(model) else output_embeddings(pretrained_models(model))
+    bases = pretrained_models(model)
+    layer = None if is_compiled(model) else output_embeddings(bases)
     if layer is None:
         raise ComponentError(
             f"the hidden states of {type(model).__name__} cannot be seen: it is compiled, or has no output layer -> "
@@ -70,9 +73,15 @@ def caught_hidden_states(model: torch.nn.Module) -> Iterator[Caught]:
             raise ComponentError(f"the output layer was given {found}, expected a vector for each token of each row")
         return states[0]
 
-    handle = layer.register_forward_pre_hook(hook)
+    def below(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Mapping) and "last_hidden_state" in output:
+            states[:] = [output["last_hidden_state"]]
+
+    handles = [base.base_model.register_forward_hook(below) for base in bases if base.base_model is not base]
+    handles.append(layer.register_forward_pre_hook(hook))  # called later: where it is, its states stand
     try:
         yield caught
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         states.clear()

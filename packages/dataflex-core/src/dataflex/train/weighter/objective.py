@@ -122,6 +122,7 @@ def weighted_loss_of_tokens(
     token_loss: CrossEntropy = CROSS_ENTROPY,
     watch: Watch | None = None,
     samples: Samples = ROWS,
+    plain_total: Total | None = None,
 ) -> torch.Tensor:
     """Returns what :func:`weighted_loss` does, from the cross entropies of the tokens and not their logits.
 
@@ -133,10 +134,11 @@ def weighted_loss_of_tokens(
         token_loss: What a token costs.
         watch: Told the weights.
         samples: What the samples are.
+        plain_total: The sum of the losses as the plain loss adds them up, where that is another order than here.
     """
     c_BT = token_loss.from_cross_entropy(c_BT)
     batch = _MicroBatch(c_BT, labels_BT.to(c_BT.device), samples, token_loss.counts_first)
-    return _joined(batch, objective, weigh, c_BT.sum, watch)
+    return _joined(batch, objective, weigh, plain_total or c_BT.sum, watch)
 
 
 def losses_of_tokens(

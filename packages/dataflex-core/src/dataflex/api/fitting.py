@@ -1,0 +1,71 @@
+"""What the arguments of a trainer must be for a run: looked at before the trainer loads a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from dataflex.api.run import CheckedRun
+from dataflex.config.checks.component import no_held_out, no_target
+from dataflex.config.component_parameters import range_problems
+from dataflex.core.errors import InvalidConfigError, Problem
+from dataflex.core.kinds import WEIGHTER
+from dataflex.train.trainer.engine import require_loader
+from dataflex.train.trainer.steps import require_steps
+from dataflex.train.trainer.upstream.fused_head import require_weighable
+from dataflex.utils.logging import logger
+
+_GIVE_TARGET = "give eval_dataset, or target_dataset where they are other rows than those to evaluate on"
+_GIVE_HELD_OUT = "give mixer_eval_dataset, a mapping from each source of train_dataset to its held-out rows"
+
+
+def require_fitting(run: CheckedRun, given: Mapping[str, Any]) -> None:
+    """Refuses arguments of a trainer that the run cannot start with.
+
+    Args:
+        run: The run.
+        given: The arguments by their names.
+
+    Raises:
+        ConfigError: Evaluation rows are missing that the component aims at, it was given parameters for other sources,
+            or the training arguments ask for what a dynamic run does not do.
+    """
+    target = given.get("target_dataset") if given.get("eval_dataset") is None else given["eval_dataset"]
+    held_out = given.get("mixer_eval_dataset") is not None or isinstance(given.get("eval_dataset"), Mapping)
+    problems = [*no_target(run.info, target is not None, _GIVE_TARGET)]
+    problems += no_held_out(run.info, held_out, _GIVE_HELD_OUT)
+    problems += _sources(run, given.get("train_dataset"))
+    if problems:
+        raise InvalidConfigError(problems)
+    args, weighs = given.get("args"), run.spec.arguments.train_type == WEIGHTER.train_type
+    if weighs and given.get("compute_loss_func") is not None:
+        what = "computes the loss of a batch itself, so its samples cannot be weighed"
+        raise InvalidConfigError([Problem("compute_loss_func", what, "leave it out, or take a selector or a mixer")])
+    if args is not None:
+        if weighs:
+            require_weighable(args, "a weighter")
+        require_loader(args, run.spec.arguments.train_type)
+        require_steps(run.spec, args)
+        _tell_of_epochs(run, args)
+
+
+def _sources(run: CheckedRun, dataset: Any) -> list[Problem]:
+    """Returns what the component's constructor will say of parameters for the sources."""
+    if run.info is None or run.spec.component is None or not isinstance(dataset, Mapping):
+        return []
+    places = {name: (f"params.{name}", value) for name, value in run.spec.component.params.items()}
+    return range_problems(run.info, places, list(dataset))
+
+
+def _tell_of_epochs(run: CheckedRun, args: Any) -> None:
+    """Says that epochs were given and the schedule is of another length: transformers does not tell who gave them."""
+    default = next(key.default for key in fields(args) if key.name == "num_train_epochs")
+    steps = run.spec.steps(args.max_steps, float(args.num_train_epochs))
+    if args.num_train_epochs == default or steps.total is None:
+        return
+    logger.warning(
+        "num_train_epochs: %g has no effect: the run is %d steps long by its schedule -> leave train_step, or "
+        "update_step and update_times, out for a run of so many epochs",
+        args.num_train_epochs, steps.total,
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""A training script as a user writes it, over TRL: started by torchrun on two ranks, or alone.
+
+python -m torch.distributed.run --nproc_per_node 2 dynamic_script.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import torch
+import trl
+from dataflex import dynamic
+from sft_rows import made, rows
+
+warnings.filterwarnings("ignore")
+
+if __name__ == "__main__":
+    folder, ranks = sys.argv[1:]
+    changes = {
+        "max_steps": -1,
+        "per_device_train_batch_size": 4 // int(ranks),
+        "gradient_accumulation_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    cls = dynamic(trl.SFTTrainer, mixer="odm", warmup_step=1, update_step=1, update_times=2)
+    done = made(cls, f"{folder}/mix", {"a": rows("text"), "b": rows("text", 15, "owl")}, None, changes)
+    done.train()
+    weighted = made(
+        dynamic(trl.SFTTrainer, weighter="loss"), f"{folder}/weigh", rows("text"), None, changes | {"max_steps": 3}
+    )
+    weighted.train()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
