@@ -22,7 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import without_llamafactory
+import needs_llamafactory
 from dataflex.core import registry
 from hypothesis import settings
 
@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuses a name in FAST that no module has; hears Ctrl-C also where a shell has started the tests without it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: the tests' own children too
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.pluginmanager.register(without_llamafactory)
+    config.pluginmanager.register(needs_llamafactory)
     missing = sorted(name for name in FAST if not Path(__file__).with_name("unit").joinpath(f"test_{name}.py").exists())
     if missing:
         raise pytest.UsageError(f"FAST in {__file__} names modules that are not there: {', '.join(missing)}")

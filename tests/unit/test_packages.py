@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from dataflex.core.errors import IncompatiblePackagesError
 from dataflex.launch import packages
-from dataflex.launch.packages import TESTED, require_working_packages
+from dataflex.launch.packages import BROKEN, TESTED, require_working_packages
 from dataflex.utils.logging import logger
 
-GOOD = {"torch": "2.11.0+cu128", "torchaudio": "2.11.0", "llamafactory": "0.9.5", "transformers": "5.6.0"}
+GOOD = {"torch": "2.11.0+cu128", "torchaudio": "2.11.0", "llamafactory": "0.9.5", "transformers": "5.5.4"}
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -20,13 +25,7 @@ def installed(monkeypatch):
 
     def installed_(**versions):
         found = GOOD | versions
-
-        def version(package):
-            if found.get(package) is None:
-                raise PackageNotFoundError(package)
-            return found[package]
-
-        monkeypatch.setattr(packages, "version", version)
+        monkeypatch.setattr(packages, "version_of", found.get)
         warned: list[str] = []
         monkeypatch.setattr(logger, "warning", warned.append)
         require_working_packages()
@@ -49,10 +48,10 @@ def test_both_ends_of_what_is_tested_pass_in_silence(installed, llamafactory):
         ({"llamafactory": "0.9.5.dev0"}, ["llamafactory 0.9.5.dev0"]),
         (
             {"transformers": "5.6.1"},
-            ["transformers 5.6.1 is not known", "4.55.0 to 5.6.0", "llamafactory 0.9.5"],
+            ["transformers 5.6.1 is not known", "4.55.0 to 5.5.4", "llamafactory 0.9.5"],
         ),
-        ({"transformers": "4.51.0"}, ["transformers 4.51.0", "4.55.0 to 5.6.0"]),
-        ({"llamafactory": "0.9.4"}, ["transformers 5.6.0", "4.51.0 to 4.57.1", "llamafactory 0.9.4"]),
+        ({"transformers": "4.51.0"}, ["transformers 4.51.0", "4.55.0 to 5.5.4"]),
+        ({"llamafactory": "0.9.4"}, ["transformers 5.5.4", "4.51.0 to 4.57.1", "llamafactory 0.9.4"]),
         ({"transformers": "5.10.0"}, ["transformers 5.10.0"]),
     ],
 )
@@ -62,11 +61,70 @@ def test_an_untried_version_is_named_and_stops_nothing(installed, versions, word
         assert word in warning
 
 
+@pytest.mark.parametrize(("package", "release"), BROKEN)
+def test_a_broken_release_is_named_once_with_the_reason_and_the_way_out(installed, package, release, monkeypatch):
+    reason, instead = BROKEN[package, release]
+    (warning,) = installed(**{package: release})
+    assert f"{package} {release} is a broken release: {reason} -> pip install " in warning
+    assert f'"{package}=={instead}"' in warning
+    assert (package, instead) not in BROKEN
+    monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
+    assert installed(**{package: release}) == []
+
+
+def test_the_pins_are_no_broken_releases():
+    for file in ("constraints.txt", "constraints-minimums.txt"):
+        pins = re.findall(r"^([\w-]+)==(\S+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert len(pins) > 10
+        assert BROKEN.keys().isdisjoint(pins)
+
+
+def test_the_pins_are_the_ends_of_what_is_tested():
+    highest, lowest = (
+        dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE))
+        for file in ("constraints.txt", "constraints-minimums.txt")
+    )
+    assert TESTED[highest["llamafactory"]][1] == highest["transformers"]
+    assert TESTED[lowest["llamafactory"]][0] == lowest["transformers"]
+
+
+def test_a_checkout_of_llamafactory_on_the_path_needs_no_metadata(tmp_path):
+    """Its users run it from its source; the version stands in a file of it. A folder of that name is none."""
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import importlib.metadata as metadata\n"
+        "found = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'llamafactory': raise metadata.PackageNotFoundError(name)\n"
+        "    return found(name)\n"
+        "metadata.version = version\n"
+        "from dataflex.core.installed import has_package, version_of\n"
+        "from dataflex.launch.packages import untested_versions\n"
+        "print(json.dumps([has_package('llamafactory'), version_of('llamafactory'), list(untested_versions())]))\n"
+    )
+
+    def seen(folder):
+        ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
+
+    package = tmp_path / "src" / "llamafactory"
+    (package / "extras").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "extras" / "env.py").write_text('VERSION = "0.9.6.dev0"\n', encoding="utf-8")
+    there, version, warnings = seen(tmp_path / "src")
+    assert there
+    assert version == "0.9.6.dev0"
+    assert any("llamafactory 0.9.6.dev0 is not known to work" in warning for warning in warnings)
+    (package / "extras" / "env.py").write_text("VERSION = made()\n", encoding="utf-8")
+    assert seen(tmp_path / "src")[:2] == [True, None]
+
+
 def test_two_untried_versions_are_two_warnings(installed):
     first, second = installed(llamafactory="0.10.0", transformers="6.0.0")
     assert "llamafactory 0.10.0" in first
     assert "transformers 6.0.0" in second
-    assert "4.51.0 to 5.6.0" in second  # no llamafactory to say what it admits
+    assert "4.51.0 to 5.5.4" in second  # no llamafactory to say what it admits
 
 
 def test_llamafactorys_own_switch_silences_the_warnings(installed, monkeypatch):

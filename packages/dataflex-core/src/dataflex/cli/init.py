@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dataflex.core.errors import ConfigError
+from dataflex.core.installed import has_package
+from dataflex.launch.packages import WITH_LLAMAFACTORY
 
 SUMMARY = "make a small workspace (data, model, one YAML per kind of run) with no download"
 USAGE = "dataflex-cli init DIR [--seed N]"
@@ -46,6 +48,8 @@ def run(argv: Sequence[str]) -> int:
     _say("Next, a baseline, a selector, and what they came to:")
     for command in made.first_commands:
         _say(f"  {shlex.join(command)}")
+    if not has_package("llamafactory"):
+        _say(f"Training in it needs LLaMA-Factory, which is not installed: {WITH_LLAMAFACTORY}")
     return 0
 
 

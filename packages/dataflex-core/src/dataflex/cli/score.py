@@ -19,7 +19,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import torchrun
-from dataflex.launch.packages import require_working_packages
+from dataflex.launch.packages import require_llamafactory, require_working_packages
 from dataflex.run.files import SCORES
 from dataflex.run.scoring_weights import scoring_weights
 
@@ -30,6 +30,7 @@ OVERWRITE = "--overwrite"
 
 def run(argv: Sequence[str]) -> int:
     """Scores here or under torchrun. Returns the exit code."""
+    require_llamafactory("score")
     overwrites = OVERWRITE in argv
     spec = checked_run([argument for argument in argv if argument != OVERWRITE], USAGE)
     if spec.arguments.train_type != "dynamic_select" or spec.component is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dataflex.cli.run_file import checked_run
+from dataflex.config.known_keys import handed_on
 from dataflex.core import stopping
 from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
-from dataflex.launch import torchrun
-from dataflex.launch.packages import require_working_packages
+from dataflex.launch import next_trainer, torchrun
+from dataflex.launch.packages import require_llamafactory, require_working_packages
 from dataflex.run.whereabouts import saying_where
 
 SUMMARY = "train as a YAML or JSON file says, with key=value overrides"
@@ -18,8 +19,11 @@ USAGE = "dataflex-cli train FILE [key=value ...]"
 
 def run(argv: Sequence[str]) -> int:
     """Checks everything that can be known, then trains here or under torchrun. Returns the exit code."""
+    require_llamafactory("train")
     spec = checked_run(argv, USAGE)
     require_working_packages()
+    if handed_on(spec.arguments.train_type):
+        return next_trainer.train(spec.llamafactory)
     torchrun.follow_launcher()
     if torchrun.wanted():
         return torchrun.launch(argv, stops_itself=spec.arguments.train_type != "static")

@@ -1,7 +1,9 @@
 """``dataflex-cli validate``: everything that can be known about a run without loading a model, all problems at once.
 
 FILE is a YAML or JSON file, key=value overrides it; both as for train.
-The exit code is 0 where the run can start, else 2; 1 where a plugin of the run ends the process when it is imported.
+The exit code is 0 where nothing wrong was found, else 2; 1 where a plugin of the run ends the process when it is
+imported. Without LLaMA-Factory dataflex's keys and those of transformers are checked, and the others are named: then 0
+does not mean that the run can start, and the first line says so.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ from collections.abc import Iterator, Sequence
 
 from dataflex.cli.run_file import checked_run
 from dataflex.config.checks.draft import names_in
+from dataflex.config.known_keys import handed_on, unchecked_keys, why_unchecked
 from dataflex.config.spec import RunSpec
+from dataflex.core.installed import has_package
 from dataflex.core.secret_values import masked
+from dataflex.launch.packages import WITH_LLAMAFACTORY
 
 SUMMARY = "check a configuration without loading a model"
 USAGE = "dataflex-cli validate FILE [key=value ...]"
@@ -22,9 +27,22 @@ def run(argv: Sequence[str]) -> int:
     """Prints what the run would be, or raises with everything that is wrong. Returns the exit code."""
     spec = checked_run(argv, USAGE)
     sys.stdout.write(
-        f"{argv[0]} can be run\n" + "".join(f"  {name + ':':<11} {text}\n" for name, text in _summary(spec))
+        f"{argv[0]}{_verdict(spec)}\n" + "".join(f"  {name + ':':<11} {text}\n" for name, text in _summary(spec))
     )
     return 0
+
+
+def _verdict(spec: RunSpec) -> str:
+    train_type = spec.arguments.train_type
+    unchecked = len(unchecked_keys(spec.llamafactory, train_type))
+    keys = "1 of its keys was" if unchecked == 1 else f"{unchecked} of its keys were"
+    if not has_package("llamafactory"):
+        left = f"{keys} not checked and " if unchecked else ""
+        found = ": no mistake found, but LLaMA-Factory is not installed, so"
+        return f"{found} {left}the run cannot start here -> {WITH_LLAMAFACTORY}"
+    if unchecked or handed_on(train_type):
+        return f": no mistake found, but {keys.replace('its', 'the')} not checked: {why_unchecked(train_type)}"
+    return " can be run"
 
 
 def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
@@ -38,6 +56,9 @@ def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
     if spec.arguments.train_type != "static":
         yield "schedule", schedule_in_words(spec)
         yield "output", str(masked(spec.llamafactory.get("output_dir"), "output_dir"))
+    unchecked = unchecked_keys(spec.llamafactory, spec.arguments.train_type)
+    if unchecked:
+        yield "unchecked", ", ".join(unchecked)
     yield "datasets", ", ".join(names_in(masked(spec.llamafactory.get("dataset"), "dataset"))) or "none"
 
 

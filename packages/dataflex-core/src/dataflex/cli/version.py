@@ -8,10 +8,10 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError
+from dataflex.core.installed import has_package, version_of
 from dataflex.core.kinds import KINDS
 
 SUMMARY = "print the versions of dataflex and of what it runs on"
@@ -32,7 +32,4 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    return version_of(package) or ("there, but says no version" if has_package(package) else "not installed")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.component import component_problems
 from dataflex.config.checks.data import data_problems
 from dataflex.config.checks.draft import Draft
@@ -16,9 +17,10 @@ from dataflex.config.checks.rows import row_problems
 from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems, with_max_steps
 from dataflex.config.checks.streams import stream_problems
 from dataflex.config.checks.values import value_problems
+from dataflex.config.known_keys import handed_on
 from dataflex.config.load import split
 from dataflex.config.spec import RunSpec
-from dataflex.core.errors import InvalidConfigError
+from dataflex.core.errors import InvalidConfigError, Problem
 from dataflex.utils.logging import logger
 
 _DATA_KEYS = frozenset({"dataset", "eval_dataset", "dataset_dir", "tokenized_path", "streaming", "packing"})
@@ -45,6 +47,8 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     """
     ours, theirs = split(config)
     arguments, problems = parse_arguments(ours, folder)
+    if handed_on(arguments.train_type):  # to a trainer with other keys, which checks them itself
+        return _handed_on(arguments, theirs, problems)
     written = frozenset(key for key, value in ours.items() if value is not None)
     wrong = frozenset(problem.where for problem in problems)
     values = value_problems(theirs, arguments.plugins)
@@ -67,6 +71,16 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     for note in notes(draft, config):
         logger.warning(note)
     return RunSpec(draft.arguments, component, draft.theirs, draft.epochs)
+
+
+def _handed_on(arguments: DataflexArguments, theirs: Mapping[str, Any], problems: list[Problem]) -> RunSpec:
+    """Returns a static run of LLaMA-Factory's next trainer, which imports no plugin files."""
+    if arguments.plugins:
+        what = "USE_V1=1 leaves the run to LLaMA-Factory's next trainer, which imports none"
+        problems = [*problems, Problem("plugins", what, "remove it")]
+    if problems:
+        raise InvalidConfigError(problems)
+    return RunSpec(arguments, None, theirs, None)
 
 
 def _told(bad: set[str]) -> set[str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from dataflex.config.known_keys import SOURCES, declarations, llamafactory_keys
+from dataflex.config.known_keys import argument_sources, declarations
 from dataflex.core.source import Module, SourceNotFoundError, assigned, find_class, module
 
 _TYPES = {
@@ -61,10 +61,7 @@ def declared_value(key: str) -> Declared | None:
 
 @cache
 def _fields() -> Mapping[str, tuple[Module, ast.AnnAssign]]:
-    if llamafactory_keys() is None:
-        return {}
-    homes = [module(name) for name in SOURCES]
-    return {ast.unparse(field.target): (home, field) for home in homes for field in declarations(home)}
+    return {ast.unparse(field.target): (home, field) for home in argument_sources() for field in declarations(home)}
 
 
 @cache

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
+from dataflex.core.installed import has_package
 from dataflex.core.source import Module, SourceNotFoundError, assigned, module
 
 SOURCES = (
@@ -32,12 +33,53 @@ def enabled(variable: str) -> bool:
 @cache
 def llamafactory_keys() -> frozenset[str] | None:
     """Returns the fields of the argument dataclasses, or None where they cannot be told from the installed sources."""
+    return readable_keys() if len(argument_sources()) == len(SOURCES) else None
+
+
+@cache
+def readable_keys() -> frozenset[str]:
+    """Returns the fields of those argument dataclasses that can be read: transformers' alone without LLaMA-Factory."""
+    return frozenset(key for home in argument_sources() for key in _fields(home))
+
+
+@cache
+def argument_sources() -> tuple[Module, ...]:
+    """Returns the modules of :data:`SOURCES` that can be read; none where others hold the arguments of a run."""
     if enabled("USE_MCA"):  # the training arguments then come from a package that need not be there
-        return None
-    try:
-        return frozenset(key for name in SOURCES for key in _fields(module(name)))
-    except SourceNotFoundError:
-        return None
+        return ()
+    found = []
+    for name in SOURCES:
+        try:
+            found.append(module(name))
+        except SourceNotFoundError:
+            continue
+    return tuple(found)
+
+
+def handed_on(train_type: str) -> bool:
+    """Returns whether a run is left to LLaMA-Factory's next trainer (``USE_V1=1``), whose keys are others."""
+    return train_type == "static" and enabled("USE_V1")
+
+
+def unchecked_keys(theirs: Iterable[str], train_type: str) -> tuple[str, ...]:
+    """Returns the keys of LLaMA-Factory's part of a run that nobody here can tell right from wrong, in their order."""
+    if handed_on(train_type):
+        return tuple(theirs)
+    if llamafactory_keys() is not None:
+        return ()
+    known = readable_keys()
+    return tuple(key for key in theirs if key not in known)
+
+
+def why_unchecked(train_type: str) -> str:
+    """Returns why keys of LLaMA-Factory are not checked, as a part of a sentence."""
+    if not has_package("llamafactory"):
+        return "LLaMA-Factory is not installed"
+    if handed_on(train_type):
+        return "with USE_V1=1 LLaMA-Factory's next trainer reads them"
+    if enabled("USE_MCA"):
+        return "with USE_MCA=1 another package reads them"
+    return "the source text of the installed LLaMA-Factory cannot be read"
 
 
 def _fields(home: Module) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ import yaml
 from dataflex.config.spec import RunSpec
 from dataflex.config.variables import escaped
 from dataflex.core.errors import ConfigError
+from dataflex.core.installed import version_of
 from dataflex.core.secret_values import masked
 from dataflex.run.files import COMPONENTS, CONFIG, replacing
 
@@ -38,13 +38,8 @@ _WAY_OUT = "restore it, choose another output_dir, or set overwrite_output_dir: 
 
 def installed_versions() -> dict[str, str]:
     """Returns package -> version of those of :data:`PACKAGES` that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: version_of(package) for package in PACKAGES}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def resolved(spec: RunSpec, components_file: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataflex.config.load import parse_override, read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
 from dataflex.launch import torchrun
+from dataflex.launch.packages import require_llamafactory
 from dataflex.launch.supervised import supervised
 from dataflex.run.config_file import recorded_run
 from dataflex.utils.logging import log_to_stderr, logger
@@ -52,6 +53,7 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
         train: Trains as a file says, with overrides, and returns the exit code; another process of this program
             unless given.
     """
+    require_llamafactory("doremi")
     overwrites = OVERWRITE in argv
     file, *rest = [argument for argument in argv if argument != OVERWRITE] or [""]
     if not file:

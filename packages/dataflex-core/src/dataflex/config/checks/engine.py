@@ -12,7 +12,12 @@ from dataflex.core.errors import Problem, nearest
 STAGES = ("sft", "pt")
 
 # Other training loops of LLaMA-Factory's, which would train as if there were no train_type.
-_OTHER_LOOPS = {"use_mca": "Megatron's trainer", "use_hyper_parallel": "HyperParallel's trainer"}
+_OTHER_LOOPS = {
+    "use_mca": "Megatron's trainer",
+    "use_v1": "LLaMA-Factory's next trainer, a loop of its own",
+    "use_hyper_parallel": "HyperParallel's trainer",
+}
+_BY_ENVIRONMENT = frozenset({"use_mca", "use_v1"})  # switched on by a variable of that name in capitals
 
 # A weighter needs the loss of each sample. These keys make it one number before anyone can weigh it, or replace it.
 _REFUSED_BY_WEIGHTERS = {
@@ -56,9 +61,9 @@ def _stage(draft: Draft) -> list[Problem]:
 def _loop(draft: Draft) -> list[Problem]:
     train_type, problems = draft.arguments.train_type, []
     for key, whose in _OTHER_LOOPS.items():
-        wanted_by_environment = key == "use_mca" and enabled("USE_MCA")
+        wanted_by_environment = key.upper() if key in _BY_ENVIRONMENT and enabled(key.upper()) else ""
         if draft.on(key) or wanted_by_environment:
-            where = "USE_MCA" if wanted_by_environment else key
+            where = wanted_by_environment or key
             what = f"hands the training to {whose}, which train_type: {train_type} cannot reach"
             problems.append(Problem(where, what, "switch it off, or use train_type: static"))
     return [*problems, *loader_problems(train_type, keys_of(draft))]

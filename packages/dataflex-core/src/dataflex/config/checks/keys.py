@@ -16,7 +16,7 @@ from dataflex.config.arguments import (
 )
 from dataflex.config.checks.draft import find_path, names_in
 from dataflex.config.checks.ranges import MOST_STEPS
-from dataflex.config.known_keys import enabled, llamafactory_keys
+from dataflex.config.known_keys import argument_sources, enabled, llamafactory_keys, readable_keys
 from dataflex.config.text import is_decimal, shortened, unprintable
 from dataflex.core.catalog import components
 from dataflex.core.errors import Problem, nearest
@@ -38,10 +38,11 @@ def unknown_keys(theirs: Mapping[str, Any]) -> list[Problem]:
     """Returns a problem for each key that neither dataflex nor the installed LLaMA-Factory has.
 
     ``ALLOW_EXTRA_ARGS`` lets unknown keys pass, as it does in LLaMA-Factory, unless one looks like a key of dataflex.
+    Without LLaMA-Factory that is all that can be told: none of its keys is a misspelt one of ours.
     """
     known, ours = llamafactory_keys(), set(DataflexArguments.names())
     if known is None:
-        return []
+        return _misspelt(theirs, ours) if argument_sources() else []
     problems = []
     for key in theirs:
         if key in known:
@@ -55,6 +56,12 @@ def unknown_keys(theirs: Mapping[str, Any]) -> list[Problem]:
         what = "neither dataflex nor the installed LLaMA-Factory has this key"
         problems.append(Problem(key, what, hint or "remove it, or set ALLOW_EXTRA_ARGS=1 if LLaMA-Factory needs it"))
     return problems
+
+
+def _misspelt(theirs: Mapping[str, Any], ours: set[str]) -> list[Problem]:
+    """Returns a problem for each key that is no key of transformers, and one of dataflex's but for a letter or two."""
+    hints = {key: nearest(key, ours) for key in theirs if key not in readable_keys()}
+    return [Problem(key, "there is no such key", hint) for key, hint in hints.items() if hint]
 
 
 def _of_component(key: str, value: Any) -> Problem | None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_peft_available
 
 from dataflex.core.errors import ConfigError
 from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
@@ -36,7 +36,10 @@ def replace_loss(trainer: Trainer, own: OwnLoss, dft: bool) -> None:
         ConfigError: The model has no loss function that could be replaced.
     """
     base: Any = trainer.accelerator.unwrap_model(trainer.model)
-    base = base.get_base_model() if isinstance(base, PeftModel) else base
+    if is_peft_available():  # no adapters without it
+        from peft import PeftModel  # here, because dataflex-core does not depend on it
+
+        base = base.get_base_model() if isinstance(base, PeftModel) else base
     if not isinstance(base, PreTrainedModel):
         raise ConfigError(f"the loss of {type(base).__name__} cannot be weighed -> use a model class of transformers")
     plain: Any = base.loss_function

@@ -12,9 +12,9 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable
-from importlib.metadata import version
 
 from dataflex.core.errors import IncompatiblePackagesError
+from dataflex.core.installed import version_of
 
 SEEN = {
     "transformers": ("4.51.0", "5.6.0"),
@@ -141,7 +141,7 @@ def _require(gone: Iterable[str]) -> None:
     if not names:
         return
     packages = sorted({name.partition(".")[0] for name in names})
-    seen = ", ".join(f"{package} {' to '.join(SEEN[package])} (now {version(package)})" for package in packages)
+    seen = ", ".join(f"{package} {' to '.join(SEEN[package])} (now {version_of(package)})" for package in packages)
     raise IncompatiblePackagesError(
         f"dataflex relies on {', '.join(names)}, which the installed packages do not have; seen in {seen} -> install a "
         "version between these, or a newer dataflex-core"
