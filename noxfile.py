@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.3.2"
+nox.needs_version = ">=2025.10.14"  # download_python
 nox.options.sessions = ["tests"]  # the others build more environments, or train for minutes
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_external_run = True
@@ -24,13 +24,18 @@ CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "
 SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]  # a process of tests takes 1.5 GB
 
 
-def install(session: nox.Session, *others: str, constraints: str = "constraints.txt") -> None:
-    """Installs the four packages from the working tree, and what else is asked for.
+def editable(extra: str = "") -> list[str]:
+    """Returns what installs the four packages from the working tree, core with an extra where one is named.
 
     Editable, because a copy of an unversioned change could come from the installer's cache instead of the tree.
     """
-    editable = [part for package in PACKAGES for part in ("-e", f"./{package}")]
-    session.install("-c", constraints, *editable, *others)
+    core, *strategies = PACKAGES
+    return [part for package in [f"{core}[{extra}]" if extra else core, *strategies] for part in ("-e", f"./{package}")]
+
+
+def install(session: nox.Session, *others: str, constraints: str = "constraints.txt") -> None:
+    """Installs the four packages with LLaMA-Factory, and what else is asked for."""
+    session.install("-c", constraints, *editable("llamafactory"), *others)
 
 
 @nox.session
@@ -52,6 +57,24 @@ def minimums(session: nox.Session) -> None:
     """The same tests on the lowest versions that are supported."""
     install(session, "-r", "tests/requirements.txt", constraints="constraints-minimums.txt")
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
+
+
+@nox.session(python=["3.12", "3.13"], download_python="never")
+def pythons(session: nox.Session) -> None:
+    """The unit tests on the other Pythons that are supported; one that this machine does not have is skipped."""
+    install(session, "-r", "tests/requirements.txt")
+    session.run("pytest", "tests/unit", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
+
+
+@nox.session
+def declared(session: nox.Session) -> None:
+    """Imports and commands in an environment of what the packages declare and nothing else, at the newest releases."""
+    session.install(*editable())
+    session.run("python", "tests/declared.py", "modules")
+    session.run("dataflex-cli", "version")
+    session.install("-r", "tests/requirements.txt")
+    selected = ["tests/unit/test_without_llamafactory.py", "-k", "command or validate"]
+    session.run("pytest", *(session.posargs or selected), env=CLEAN)
 
 
 @nox.session
@@ -85,8 +108,10 @@ def wheels(session: nox.Session) -> None:
     for package in [*PACKAGES, TUTORIAL]:
         with session.chdir(package):
             session.run("hatchling", "build", "-t", "wheel", "-d", str(folder))
-    built = sorted(map(str, folder.glob("*.whl")))
-    session.install("-c", "constraints.txt", "-r", "tests/requirements.txt", *built)
+    built = sorted(folder.glob("*.whl"))
+    core = next(wheel for wheel in built if wheel.name.startswith("dataflex_core-"))
+    what = [f"dataflex-core[llamafactory] @ {core.as_uri()}", *(str(wheel) for wheel in built if wheel != core)]
+    session.install("-c", "constraints.txt", "-r", "tests/requirements.txt", *what)
     session.run("dataflex-cli", "version")
     session.run("dataflex-cli", "list")
     session.run("pytest", "tests/wheels", *session.posargs, env=CLEAN)

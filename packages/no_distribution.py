@@ -11,8 +11,11 @@ from typing import Any, NoReturn
 WAY_OUT = """\
 This folder holds four distributions and is none itself -> install them, as README.md does:
 
-    pip install -c constraints.txt {editable}./packages/dataflex-core {editable}./packages/dataflex-selectors \
-{editable}./packages/dataflex-mixers {editable}./packages/dataflex-weighters
+    pip install -c constraints.txt {editable}"./packages/dataflex-core[llamafactory]" \
+{editable}./packages/dataflex-selectors {editable}./packages/dataflex-mixers {editable}./packages/dataflex-weighters
+
+[llamafactory] brings LLaMA-Factory, with which dataflex-cli trains; leave it out where that is there already, or where
+you train from Python.
 """
 
 

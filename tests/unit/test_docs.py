@@ -20,6 +20,7 @@ from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, components
 from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import BY_SECTION, KINDS
+from dataflex.launch.packages import BROKEN, TESTED
 from dataflex.run import files as run_files
 from dataflex.workspace.configs import RUNS
 
@@ -226,6 +227,44 @@ def test_the_readme_has_two_set_up_commands_of_one_line_each():
     train, test = commands()
     assert all(f"./{relative(path.parent)}" in train for path in PYPROJECTS)
     assert "nox -s tests" in test
+
+
+PACKAGE = re.compile(r"(?:dataflex-(?:core|selectors|mixers|weighters|tutorial)|tutorial-plugin)(?:\[([\w, -]+)\])?")
+TEMPLATES = sorted(CORE.rglob("*.md"))
+OF_THE_PYTHON_API = {DOCS / "plain-transformers.md"}  # whose readers need no LLaMA-Factory
+
+
+def test_no_install_command_leaves_a_user_of_train_without_llamafactory():
+    """A command may add another extra to what is there; any other that names our packages brings LLaMA-Factory."""
+    found, wrong = 0, []
+    for page in [*PROSE, *TEMPLATES, ROOT / "packages" / "no_distribution.py"]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines() if page not in OF_THE_PYTHON_API else []:
+            extras = [match[1] for match in PACKAGE.finditer(line.partition("pip install")[2])]
+            found += bool(extras)
+            if extras and "llamafactory" not in extras and None in extras:
+                wrong.append(f"{relative(page)}: {line}")
+    assert found >= 12
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [*PYPROJECTS, DOCS / "tutorial-plugin" / "pyproject.toml"], ids=relative)
+def test_every_package_brings_llamafactory_by_its_extra_and_is_for_every_supported_python(path):
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    assert any("llamafactory" in need for need in project["optional-dependencies"]["llamafactory"])
+    assert not any("llamafactory" in need for need in project["dependencies"])
+    pythons = {name.rpartition(" ")[2] for name in project["classifiers"] if "Python ::" in name}
+    assert pythons == {"3.11", "3.12", "3.13"}
+    sessions = re.search(r"@nox.session\(python=\[(.*?)\]", (ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    assert sessions
+    assert set(re.findall(r"[\d.]+", sessions[1])) == pythons - {"3.11"}
+
+
+def test_compatibility_names_every_broken_release_as_the_code_does():
+    rows = re.findall(r"^\| (transformers) \| ([\d.]+) \| (.*?) \| ([\d.]+) \|", text("compatibility.md"), re.MULTILINE)
+    assert {(package, release): (reason, instead) for package, release, reason, instead in rows} == BROKEN
+    for llamafactory, (lowest, highest) in TESTED.items():
+        assert f"| {llamafactory} | {lowest} to {highest} |" in text("compatibility.md")
 
 
 def test_the_ci_runs_the_readmes_test_command_word_for_word():

@@ -148,7 +148,8 @@ def test_the_other_commands_work_as_ever(done):
 
 def test_no_key_of_llamafactory_is_a_misspelt_one_of_ours():
     known = llamafactory_keys()
-    assert known is not None
+    if known is None:
+        pytest.skip("needs LLaMA-Factory's source text")
     assert len(argument_sources()) == len(SOURCES)
     ours = set(DataflexArguments.names())
     transformers = {key for key in known if key in {"warmup_steps"}}  # its own: known also without LLaMA-Factory

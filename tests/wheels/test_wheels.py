@@ -10,6 +10,7 @@ import email
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial-plugin"
@@ -129,13 +131,74 @@ def test_a_wheel_declares_the_entry_points_and_dependencies_of_its_pyproject(whe
         assert all(f"{name} = {value}" in declared for name, value in table.items())
 
 
-def test_core_excludes_a_torch_that_has_no_torchaudio(wheels):
-    with zipfile.ZipFile(wheels[CORE]) as archive:
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_llamafactory_and_its_bounds_come_with_an_extra_alone_and_every_package_passes_it_on(wheels, package):
+    with zipfile.ZipFile(wheels[package]) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
-        required = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
-    bounds = {re.match(r"[\w-]+", r)[0]: r for r in required}
-    assert "<2.12" in bounds["torch"]
-    assert "<2.12" in bounds["torchaudio"]
+        required = [*map(Requirement, email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist"))]
+    always = {need.name: need for need in required if need.marker is None}
+    extra = {need.name: need for need in required if need.marker and need.marker.evaluate({"extra": "llamafactory"})}
+    assert not {"llamafactory", "torchaudio"} & set(always)
+    assert "<" not in "".join(str(need.specifier) for name, need in always.items() if name != "dataflex-core")
+    if package == CORE:
+        assert "0.9.5" in extra["llamafactory"].specifier
+        for name in ("torch", "torchaudio"):  # a torch that has no torchaudio
+            assert "2.11.0" in extra[name].specifier
+            assert "2.12.0" not in extra[name].specifier
+    else:
+        assert set(extra) == {"dataflex-core"}
+        assert extra["dataflex-core"].extras == {"llamafactory"}
+
+
+STACK = ("torch", "transformers", "accelerate", "datasets", "peft", "trl")
+
+
+def uv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["uv", *arguments], cwd=cwd, capture_output=True, text=True, check=False, input="\n".join(STACK)
+    )
+
+
+@pytest.fixture(scope="session")
+def todays_stack(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """An environment of the newest releases that the index has, as an installer sees one: by its metadata alone."""
+    if shutil.which("uv") is None:
+        pytest.skip("needs uv")
+    folder = tmp_path_factory.mktemp("today")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = uv("pip", "compile", "-", "--no-header", "--no-annotate", "--python-version", python, cwd=folder)
+    if found.returncode:
+        pytest.skip(f"needs a package index: {(found.stderr.strip().splitlines() or ['?'])[-1]}")
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", found.stdout, flags=re.MULTILINE))
+    assert set(STACK) <= set(pins)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    (site,) = folder.glob("venv/lib/python*/site-packages")
+    for name, version in pins.items():
+        metadata = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (metadata / "RECORD").touch()
+    return folder / "venv" / "bin" / "python", pins
+
+
+def changed(python: Path, *what: str) -> tuple[set[str], set[str]]:
+    """Returns what an installation would add and what it would take away, asked of the installer's dry run."""
+    done = uv("pip", "install", "--dry-run", "--python", str(python), *what, cwd=python.parent)
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"^ ([+-]) ([\w.-]+)", done.stderr, flags=re.MULTILINE)
+    assert lines, done.stderr
+    return {name for sign, name in lines if sign == "+"}, {name for sign, name in lines if sign == "-"}
+
+
+@pytest.mark.slow
+def test_installing_the_four_into_todays_stack_changes_the_version_of_no_package(wheels, todays_stack):
+    python, pins = todays_stack
+    added, gone = changed(python, *(str(wheels[package]) for package in (CORE, *STRATEGIES)))
+    assert gone == set()
+    assert {package.name for package in (CORE, *STRATEGIES)} <= added
+    assert added.isdisjoint(pins)
+    added, gone = changed(python, f"dataflex-core[llamafactory] @ file://{wheels[CORE]}")
+    assert "torch" in gone, "what the test would see if the bounds came without the extra"
 
 
 def test_core_alone_answers_lists_nothing_and_says_what_to_install(environment, tmp_path):

@@ -59,7 +59,8 @@ def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
     unchecked = unchecked_keys(spec.llamafactory, spec.arguments.train_type)
     if unchecked:
         yield "unchecked", ", ".join(unchecked)
-    yield "datasets", ", ".join(names_in(masked(spec.llamafactory.get("dataset"), "dataset"))) or "none"
+    if not handed_on(spec.arguments.train_type):
+        yield "datasets", ", ".join(names_in(masked(spec.llamafactory.get("dataset"), "dataset"))) or "none"
 
 
 def schedule_in_words(spec: RunSpec) -> str:

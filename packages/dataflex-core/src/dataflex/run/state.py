@@ -149,7 +149,8 @@ def _key(key: Any, path: str) -> Any:
 
 
 def _type(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    parts = [part for part in type(value).__module__.split(".") if not part.startswith("_")]  # pathlib._local of 3.13
+    return ".".join([*parts, type(value).__qualname__]).removeprefix("builtins.")
 
 
 def _unpacked(value: Any) -> Any:
