@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 import needs_llamafactory
+import pytest
 from dataflex.core import registry
 from hypothesis import settings
 

@@ -22,10 +22,10 @@ from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find
 from dataflex.run.record import read_trace
 
-pytestmark = pytest.mark.llamafactory
-
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from every_component import asking_for, made, scores  # the folder of the unit tests comes first
+
+pytestmark = pytest.mark.llamafactory
 
 EVALUATION = ["eval_dataset=target", "val_size=0"]
 KEYS = {  # keys of LLaMA-Factory that change the form of rows, or for whom

@@ -6,8 +6,8 @@ import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 
-import pytest
 import needs_llamafactory
+import pytest
 from needs_llamafactory import INSTALLED, whole_module
 
 installed = pytest.mark.skipif(not INSTALLED, reason="shows what happens where LLaMA-Factory is installed")
@@ -17,7 +17,7 @@ installed = pytest.mark.skipif(not INSTALLED, reason="shows what happens where L
 def test_an_import_without_the_marker_fails_and_is_told_the_marker():
     for _ in range(2):  # not only the first time
         with pytest.raises(pytest.fail.Exception, match=r"llamafactory is imported .* marker `llamafactory`.*-> mark "):
-            import llamafactory.hparams
+            import llamafactory.hparams  # noqa: F401  # the import is the test
     assert not any(name.startswith("llamafactory") for name in sys.modules)
 
 
