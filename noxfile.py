@@ -19,6 +19,8 @@ PACKAGES = [f"packages/dataflex-{name}" for name in ("core", "selectors", "mixer
 TUTORIAL = "docs/tutorial-plugin"
 CODE = ["packages", "tests", "docs", "noxfile.py"]
 OPTIMIZERS = ["badam", "galore-torch", "apollo-torch", "adam-mini", "liger-kernel"]
+STACK = ["torch", "transformers", "accelerate", "peft", "datasets", "trl"]
+API = ["tests/unit", "tests/integration"]  # what is left out looks at wheels and kills runs by the dozen
 # The tests need neither an accelerator nor a network, and two threads of a tiny model only wait for each other.
 CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]  # a process of tests takes 1.5 GB
@@ -43,6 +45,24 @@ def tests(session: nox.Session) -> None:
     """The tests that need no accelerator, on the pinned versions."""
     install(session, "-r", "tests/requirements.txt")
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
+
+
+@nox.session
+def latest(session: nox.Session) -> None:
+    """The newest transformers, TRL and torch that the index has, without LLaMA-Factory: all that needs none of it."""
+    session.install("--upgrade", *STACK, *editable(), "-r", "tests/requirements.txt")
+    versions = f"from importlib.metadata import version; print(*((name, version(name)) for name in {STACK}))"
+    session.run("python", "-c", versions)
+    session.run("pytest", *SIDE_BY_SIDE, *(session.posargs or API), env=CLEAN)
+
+
+@nox.session(name="latest-llamafactory")
+def latest_llamafactory(session: nox.Session) -> None:
+    """LLaMA-Factory with the highest transformers that its head admits and its release does not, its check off."""
+    install(session, "-r", "tests/requirements.txt")
+    session.install("--no-deps", "transformers==5.8.0")  # its head: >=4.55,<=5.8,!=4.57.0,!=5.6.0
+    environ = CLEAN | {"DISABLE_VERSION_CHECK": "1"}
+    session.run("pytest", *SIDE_BY_SIDE, *(session.posargs or API), env=environ)
 
 
 @nox.session

@@ -18,13 +18,15 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import needs_llamafactory
 import pytest
 from dataflex.core import registry
 from hypothesis import settings
 
-ON_ACCELERATOR = os.environ.get("DATAFLEX_TEST_GPU", "0") not in ("", "0")
+ACCELERATOR_ASKED = os.environ.get("DATAFLEX_TEST_GPU", "0") not in ("", "0")
 
 FAST = frozenset(
     {
@@ -62,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuses a name in FAST that no module has; hears Ctrl-C also where a shell has started the tests without it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: the tests' own children too
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(needs_llamafactory)
     missing = sorted(name for name in FAST if not Path(__file__).with_name("unit").joinpath(f"test_{name}.py").exists())
     if missing:
         raise pytest.UsageError(f"FAST in {__file__} names modules that are not there: {', '.join(missing)}")
@@ -87,23 +90,40 @@ settings.load_profile("dataflex")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Stops a run that is to test an accelerator where there is none: it would test the CPU and say nothing."""
-    if ON_ACCELERATOR:
-        from dataflex.testing import device
+    """Refuses a value of the variable that means nothing."""
+    if ACCELERATOR_ASKED:
+        from dataflex.testing.devices import asked
 
         try:
-            device()
+            asked()
         except RuntimeError as error:
             raise pytest.UsageError(str(error)) from error
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says on which device the tests ran, where an accelerator was asked for: there may have been none."""
+    if ACCELERATOR_ASKED:
+        from dataflex.testing.devices import described
+
+        terminalreporter.write_line(f"device of the tests: {described()}")
+
+
+def _no_accelerator() -> str | None:
+    """Why the tests that need an accelerator are left out, or None where they run."""
+    if not ACCELERATOR_ASKED:
+        return "needs DATAFLEX_TEST_GPU=1"
+    from dataflex.testing import device
+
+    return "needs an accelerator, and torch sees none" if device().type == "cpu" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the fast tests, and leaves those that need an accelerator out where none was asked for."""
+    """Marks the fast tests, and leaves those that need an accelerator out where there is none or none was asked for."""
     for item in items:
         if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
-        if item.get_closest_marker("gpu") is not None and not ON_ACCELERATOR:
-            item.add_marker(pytest.mark.skip(reason="needs DATAFLEX_TEST_GPU=1"))
+        if item.get_closest_marker("gpu") is not None and (reason := _no_accelerator()):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import pytest
 
+pytestmark = pytest.mark.llamafactory
+
 STEPS = ["warmup_step=2", "update_step=2", "update_times=1"]
 
 CASES = {

@@ -23,7 +23,6 @@ from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.plugins import load_plugin_files, plugin_manager
-from dataflex.integrations.sources import _weighter_needs_sources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
@@ -79,7 +78,12 @@ def hooks_of(base: type) -> list[str]:
     return sorted(set(found) - NOT_CALLED_BY_A_RUN)
 
 
-WALK = [(kind, hook) for kind, (base, *_) in KINDS.items() for hook in ["__init__", *hooks_of(base)]]
+LOADED = "needs_sources"  # asked for where LLaMA-Factory loads the rows, and by nothing else
+WALK = [
+    pytest.param(kind, hook, marks=[pytest.mark.llamafactory] if hook == LOADED else [])
+    for kind, (base, *_) in KINDS.items()
+    for hook in ["__init__", *hooks_of(base)]
+]
 
 
 def ending(cls: type, hook: str, error: BaseException) -> type:
@@ -93,7 +97,7 @@ def ending(cls: type, hook: str, error: BaseException) -> type:
     return type(f"Ending{cls.__name__}", (cls,), {hook: wrap(ends), "__module__": __name__})
 
 
-def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any) -> None:
+def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any, hook: str) -> None:
     """Trains four steps with a checkpoint after each, resumes, and scores: everything that a run calls."""
     _, _, mixin, train_type = KINDS[kind]
     monkeypatch.setitem(registry._registered, (kind.section, "ends"), cls)
@@ -101,7 +105,9 @@ def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any) -> None:
         train_type=train_type, component_name="ends", warmup_step=1, update_step=1, update_times=3, train_step=4
     )
     spec = RunSpec(keys, ComponentSpec(kind, "ends", "ends"))
-    if kind is WEIGHTER:
+    if hook == LOADED:
+        from dataflex.integrations.sources import _weighter_needs_sources
+
         _weighter_needs_sources(spec, SimpleNamespace(dataset=["a"], mix_strategy="concat"))
     rows: Any = TokenRows(16, lengths=8)
     if kind is MIXER:
@@ -136,7 +142,7 @@ def test_the_walk_holds_every_hook_of_every_kind():
 def test_a_component_that_exits_in_any_hook_is_named_and_the_run_has_failed(kind, hook, tmp_path, monkeypatch):
     cls = ending(KINDS[kind][1], hook, SystemExit(0))
     with pytest.raises(ComponentError, match=r"SystemExit: 0") as caught:
-        run_all(kind, cls, tmp_path, monkeypatch)
+        run_all(kind, cls, tmp_path, monkeypatch, hook)
     assert caught.value.exit_code == 1
     assert "ends" in str(caught.value).lower()  # its name, or that of its class
     assert isinstance(caught.value.__cause__, SystemExit)
@@ -146,7 +152,7 @@ def test_a_component_that_exits_in_any_hook_is_named_and_the_run_has_failed(kind
 def test_ctrl_c_inside_of_a_component_stays_what_it_is(kind, tmp_path, monkeypatch):
     hook = {SELECTOR: "select", MIXER: "mix", WEIGHTER: "get_weighted_loss"}[kind]
     with pytest.raises(KeyboardInterrupt):
-        run_all(kind, ending(KINDS[kind][1], hook, KeyboardInterrupt()), tmp_path, monkeypatch)
+        run_all(kind, ending(KINDS[kind][1], hook, KeyboardInterrupt()), tmp_path, monkeypatch, hook)
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), GeneratorExit(), asyncio.CancelledError(), Ends()])

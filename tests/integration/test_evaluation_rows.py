@@ -25,6 +25,8 @@ from dataflex.run.record import read_trace
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from every_component import asking_for, made, scores  # the folder of the unit tests comes first
 
+pytestmark = pytest.mark.llamafactory
+
 EVALUATION = ["eval_dataset=target", "val_size=0"]
 KEYS = {  # keys of LLaMA-Factory that change the form of rows, or for whom
     "as it comes": EVALUATION,

@@ -17,6 +17,8 @@ from feature_cells import CELLS, FEATURES, REFUSED, TRAIN_TYPES, command, writte
 from feature_run import Watched, watch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.llamafactory
+
 DOCS = Path(__file__).parents[2] / "docs"
 RUNS = [
     pytest.param(*cell, marks=[pytest.mark.gpu] if FEATURES[cell[0]].gpu else [])

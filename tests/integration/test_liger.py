@@ -18,6 +18,8 @@ from dataflex.testing import tiny_model
 from llamafactory.model import loader
 from transformers.models.llama import modeling_llama
 
+pytestmark = pytest.mark.llamafactory
+
 liger = pytest.importorskip("liger_kernel.transformers", reason="liger-kernel is not installed")
 REPLACED = ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")
 

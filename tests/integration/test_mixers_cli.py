@@ -65,7 +65,7 @@ def test_what_val_size_holds_out_serves_as_well(train, tmp_path, looking):
     assert all(0 < count < 20 for count in held_out.values())  # two texts of each source, packed into rows
 
 
-@pytest.mark.skipif("use_asft_loss" not in known_keys.llamafactory_keys(), reason="needs llamafactory 0.9.5")
+@pytest.mark.skipif("use_asft_loss" not in (known_keys.llamafactory_keys() or ()), reason="needs llamafactory 0.9.5")
 def test_a_loss_without_logits_is_refused_before_the_model_is_loaded(train, tmp_path, looking, capsys):
     assert train("mix_random", *looking, "val_size=6", "use_asft_loss=true", out="asft") == 2
     assert "use_asft_loss: the mixer 'looking' follows the loss of each source" in capsys.readouterr().err

@@ -16,6 +16,8 @@ from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import all_checkpoints, step_of
 from dataflex.run.files import COMPLETE, COMPONENTS, CONFIG, STATE
 
+pytestmark = pytest.mark.llamafactory
+
 SENTINEL = "s3ntinel0Value"
 SECRETS = sorted(key for key in llamafactory_keys() if is_secret(key))
 SHORT = ["warmup_step=2", "update_step=2", "update_times=2", "save_steps=2"]

@@ -17,6 +17,8 @@ from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError
 from dataflex.data.held_out import in_words
 
+pytestmark = pytest.mark.llamafactory
+
 SIZES = {"a": 7, "b": 3, "c": 12}
 ALL = "dataset=a,b,c"
 

@@ -10,6 +10,8 @@ import llamafactory.train.tuner as tuner
 import pytest
 import transformers
 
+pytestmark = pytest.mark.llamafactory
+
 SCHEDULE = ["warmup_step=2", "update_step=1", "update_times=2"]
 MIX = [
     *SCHEDULE,

@@ -19,7 +19,10 @@ from dataflex.core.kinds import SELECTOR
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from data_files import ALPACA, BAD, KILLS, READ, lines, write  # the folder of the unit tests comes first
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves CSVs open
+pytestmark = [
+    pytest.mark.llamafactory,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # datasets leaves CSVs open
+]
 
 LATER = (
     "answers that are all null",

@@ -18,7 +18,8 @@ ROWS, TARGET = TokenRows(24, lengths=range(5, 17)), TokenRows(5, lengths=range(4
 def phi(model, row):
     """Slow and obvious: one row at a time."""
     with torch.no_grad():
-        states = model(torch.tensor([row["input_ids"]]), output_hidden_states=True).hidden_states[-1][0]
+        ids = tiny_batch([row])["input_ids"]
+        states = model(ids, output_hidden_states=True).hidden_states[-1][0].cpu()
     weights = torch.arange(1, len(states) + 1) / sum(range(1, len(states) + 1))
     vector = (weights[:, None] * states).sum(0)
     return vector / vector.norm()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from balancer_rank import CALLS, ITEMS, rank, tensors
 from dataflex.core.errors import ConfigError
 from dataflex.data.rows import MixedSources
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, tiny_batch, tiny_model
 from dataflex_weighters.balancer import Balancer, RunningMeans
 from dataflex_weighters.source_balancer import BalancerWeighter, balanced
 from weighted_run import weighted
@@ -191,7 +191,7 @@ def run(folder, params=None, resume=None, **args):
 
 def norm_by_hand(model, row):
     """|d l_i / d h_i| of one row by itself."""
-    batch = pad_collate([row])
+    batch = tiny_batch([row])
     states = model.model(batch["input_ids"]).last_hidden_state.detach().requires_grad_()
     logits = model.lm_head(states)[0, :-1].float()
     loss = F.cross_entropy(logits, batch["labels"][0, 1:], ignore_index=-100)

@@ -510,6 +510,7 @@ def test_without_llamafactorys_sources_unknown_keys_pass(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.llamafactory
 def test_the_known_keys_are_exactly_the_fields_that_llamafactory_parses():
     import dataclasses
 

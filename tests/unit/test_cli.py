@@ -79,6 +79,7 @@ def test_a_command_of_llamafactorys_is_given_back_with_its_arguments(name, capsy
     assert "hf_secret" not in said
 
 
+@pytest.mark.llamafactory
 def test_the_commands_of_llamafactory_are_all_known():
     package = Path(importlib.util.find_spec("llamafactory").origin).parent  # read, not imported
     source = (package / "launcher.py").read_text() + (package / "cli.py").read_text()

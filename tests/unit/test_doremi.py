@@ -193,8 +193,8 @@ def parts_by_hand(folder, weights, accumulation):
         model.zero_grad()
         n = 0
         for row in mine:
-            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
-            labels = torch.tensor(row["labels"][1:])
+            logits = model(torch.tensor([row["input_ids"]], device=model.device)).logits[0, :-1]
+            labels = torch.tensor(row["labels"][1:], device=model.device)
             torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").backward()
             n += int((labels != -100).sum())
         sums.append({name: p.grad.clone() for name, p in model.named_parameters()})

@@ -24,9 +24,12 @@ RENAMED = {  # fields that only some of the supported versions have
     "profiler_active_steps", "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory",
     "profiler_with_stack", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config",
     "sglang_lora_backend", "save_safetensors", "push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "dataloader_multiprocessing_context",
+    "dataloader_in_order",
 }  # fmt: skip
 
 
+@pytest.mark.llamafactory
 def test_the_tables_name_keys_that_exist():
     known = llamafactory_keys() | set(DataflexArguments.names()) | RENAMED
     tables = [identity.MAY_DIFFER, identity.LENGTH, identity.NAMES]

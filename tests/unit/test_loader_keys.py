@@ -12,10 +12,14 @@ from dataflex.config.checks.draft import Draft
 from dataflex.config.checks.engine import engine_problems
 from dataflex.config.checks.loader import CONFIG, DYNAMIC, KEYS, PLANNED, idle_keys, keys_of, loader_problems
 from dataflex.config.checks.notes import notes
+from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.testing import tiny_training_args
+from dataflex.core.kinds import SELECTOR
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.train.trainer import SelectTrainer, trainer_class
 from dataflex.train.trainer.engine import require_loader, require_one_model
-from transformers import TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 OF_THE_LOADER = re.compile(
@@ -26,6 +30,7 @@ NOT_OF_TRAINING = {"eval_accumulation_steps"}
 REFUSED = {
     "per_gpu_train_batch_size": 4,
     "auto_find_batch_size": True,
+    "dataloader_in_order": False,
     "include_tokens_per_second": True,
     "parallelism_config": {"tp_size": 2},
     f"{CONFIG}.split_batches": True,
@@ -51,6 +56,26 @@ def test_every_field_of_the_installed_arguments_has_a_place_in_the_table():
     inside = {f"{CONFIG}.{field.name}" for field in dataclasses.fields(AcceleratorConfig)}
     assert len(inside) == 7
     assert inside <= set(KEYS)
+
+
+def test_workers_are_started_as_the_arguments_say(tmp_path, monkeypatch):
+    made = []
+
+    def loader(*args, **kwargs):
+        made.append(kwargs["multiprocessing_context"])
+        return DataLoader(
+            *args, **kwargs | {"num_workers": 0, "prefetch_factor": None, "multiprocessing_context": None}
+        )
+
+    monkeypatch.setattr("dataflex.train.trainer.planned.DataLoader", loader)
+    for workers, expected in ((0, None), (2, "spawn")):
+        args = tiny_training_args(tmp_path / str(workers), max_steps=-1, dataloader_num_workers=workers)
+        args.dataloader_multiprocessing_context = "spawn"  # a field since transformers 5.24 at the latest
+        keys = DataflexArguments(train_type="dynamic_select", component_name="random", warmup_step=1, train_step=1)
+        rows = {"train_dataset": TokenRows(8), "data_collator": pad_collate}
+        spec = RunSpec(keys, ComponentSpec(SELECTOR, "random", "random"))
+        trainer_class(SelectTrainer, Trainer)(model=tiny_model(), args=args, dataflex=spec, **rows).train()
+        assert made.pop() == expected
 
 
 def test_every_key_that_is_not_honoured_is_tried_below():

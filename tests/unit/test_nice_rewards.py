@@ -64,7 +64,8 @@ PAIRS = answers(("a long answer " * 5, "r"), ("short", "r"), ("", "r"), ("anothe
 
 def by_hand(model, tokenizer, text):
     with torch.no_grad():
-        return model(torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])).logits.item()
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=model.device)
+        return model(ids).logits.item()
 
 
 @pytest.mark.parametrize("budget", [1, 30, 10_000])

@@ -70,7 +70,7 @@ def flat_gradient(model, loss):
 
 
 def sum_nll(model, row):
-    batch = pad_collate([row])
+    batch = tiny_batch([row])
     return model(**batch).loss * sum(label != -100 for label in row["labels"][1:])
 
 
@@ -231,7 +231,7 @@ def test_selecting_disturbs_nothing(model, rows, target, tokenizer):
 def test_exact_match_counts_the_answers_that_are_the_reference(model, rows, tokenizer):
     prompt = [10, 11, 12]
     with torch.no_grad():
-        likely = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+        likely = int(model(torch.tensor([prompt], device=model.device)).logits[0, -1].argmax())
     reference = {"input_ids": [*prompt, likely], "attention_mask": [1] * 4, "labels": [-100] * 3 + [likely]}
     options = {"stub": None, "top_k": 1, "max_new_tokens": 1, "samples": 3}
     goals, _ = targets_of(build(rows, [reference], tokenizer, **options), model)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import transformers
 from dataflex.core.errors import IncompatiblePackagesError
+from dataflex.core.installed import version_of
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import DynamicTrainer, MixTrainer, SelectTrainer, WeightTrainer
 from dataflex.train.trainer.numbered import NumberedTrainer
@@ -65,19 +66,20 @@ def test_every_private_method_of_the_trainer_that_is_overridden_is_in_the_table(
     assert overridden <= set(relied_on.TRAINING["transformers.Trainer"])
 
 
-@pytest.mark.parametrize("owner", TABLE)
+@pytest.mark.parametrize(
+    "owner",
+    [pytest.param(owner, marks=[pytest.mark.llamafactory] * owner.startswith("llamafactory")) for owner in TABLE],
+)
 def test_every_name_of_the_table_is_in_the_installed_packages(owner):
-    if owner.startswith("llamafactory"):
-        pytest.importorskip("llamafactory.train.tuner")
     assert relied_on.missing({owner: TABLE[owner]}) == []
     assert relied_on.missing({owner: ("_no_such_name",)}) == [f"{owner}._no_such_name"]
 
 
 def test_the_installed_versions_are_among_those_in_which_the_names_were_seen():
-    from importlib.metadata import version
-
     for package, (lowest, highest) in relied_on.SEEN.items():
-        assert Version(lowest) <= Version(version(package).partition("+")[0]) <= Version(highest), package
+        found = version_of(package)
+        if found is not None or package != "llamafactory":  # which core does without
+            assert Version(lowest) <= Version(found.partition("+")[0]) <= Version(highest), package
     assert {owner.partition(".")[0] for owner in TABLE} == set(relied_on.SEEN)
 
 
@@ -103,7 +105,7 @@ def test_a_trainer_without_such_a_method_is_refused_before_anything_is_made(tmp_
         relied_on.require_training.cache_clear()
     said = str(refused.value)
     assert "transformers.Trainer._maybe_log_save_evaluate" in said
-    assert f"transformers 4.51.0 to 5.6.0 (now {transformers.__version__})" in said
+    assert f"transformers 4.51.0 to 5.24.0 (now {transformers.__version__})" in said
     assert "-> install a version between these" in said
 
 

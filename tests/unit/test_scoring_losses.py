@@ -305,7 +305,7 @@ def test_undisturbed_refuses_gradients_left_behind_and_clears_them():
 
 def test_undisturbed_refuses_gradients_added_to_existing_ones():
     model = tiny_model()
-    batch = pad_collate([TokenRows(1)[0]])
+    batch = tiny_batch([TokenRows(1)[0]])
     model(**batch).loss.backward()
     with pytest.raises(ComponentError, match=r"left in \.grad"), undisturbed(model):
         model(**batch).loss.backward()
@@ -455,7 +455,7 @@ def test_sample_means_are_over_each_rows_own_labels():
 
 def test_logits_at_labels_are_the_models_own_at_these_positions(rows):
     model = tiny_model().eval()
-    batch = pad_collate([rows[0], rows[1]])
+    batch = tiny_batch([rows[0], rows[1]])
     labels = batch.pop("labels")
     positions, _ = label_positions(labels)
     with torch.no_grad(), logits_at_labels(model) as forward:

@@ -47,6 +47,7 @@ def forgotten(monkeypatch):
     monkeypatch.setattr(secret_values, "_known", set())
 
 
+@pytest.mark.llamafactory
 def test_every_key_of_llamafactory_that_sounds_like_a_secret_is_one_or_is_known_not_to_be():
     keys = llamafactory_keys()
     assert {key for key in keys if SUSPICIOUS.search(key) and not is_secret(key)} <= NONE_OF_THEM

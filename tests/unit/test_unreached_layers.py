@@ -33,7 +33,7 @@ MARK = 63  # rows with this token reach the branch
 TO_TARGET = asking_for(SELECTOR, "eval_dataset")
 
 # torch compiles its formulas of forward mode with a tool of its own that it has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
 class Branch(nn.Module):

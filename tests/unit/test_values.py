@@ -225,6 +225,7 @@ def test_every_key_is_declared_and_few_are_left_open():
     assert opened <= {"parallelism_config", "generation_config"}
 
 
+@pytest.mark.llamafactory
 def test_what_is_declared_is_what_the_imported_classes_declare():
     """The choices and the switches, as typing and Enum see them: what is read from text must not be a guess."""
     import typing
@@ -252,6 +253,7 @@ def test_what_is_declared_is_what_the_imported_classes_declare():
     assert seen == len(KEYS)
 
 
+@pytest.mark.llamafactory
 def test_every_default_passes():
     from llamafactory.hparams.parser import _TRAIN_ARGS
 
@@ -264,6 +266,7 @@ def test_every_default_passes():
             assert value_problems({field.name: value}) == [], field.name
 
 
+@pytest.mark.llamafactory
 def test_every_choice_and_every_template_passes():
     from llamafactory.data.template import TEMPLATES
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -347,6 +350,7 @@ def test_a_home_that_nobody_replaces_is_named(tmp_path, monkeypatch):
         check(BASE | STATIC | {"model_name_or_path": "~/model"}, tmp_path)
 
 
+@pytest.mark.llamafactory
 def test_a_template_of_a_plugin_file_may_be_named(tmp_path):
     (tmp_path / "mine.py").write_text("from llamafactory.data.template import register_template\n")
     check(BASE | STATIC | {"template": "mine", "plugins": ["mine.py"]}, tmp_path)
@@ -359,6 +363,7 @@ def test_a_secret_of_the_wrong_type_is_not_shown():
     assert "1234567890" not in str(problem)
 
 
+@pytest.mark.llamafactory
 def test_all_wrong_values_come_in_one_message_with_the_other_problems(tmp_path):
     wrong = {"seed": "a", "dataset_dir": 5, "val_size": -1, "output_dir": 5, "template": "x", "update_step": -1}
     with pytest.raises(InvalidConfigError) as caught:
@@ -366,6 +371,7 @@ def test_all_wrong_values_come_in_one_message_with_the_other_problems(tmp_path):
     assert {problem.where for problem in caught.value.problems} == set(wrong)
 
 
+@pytest.mark.llamafactory
 def test_the_tables_name_keys_that_exist_somewhere():
     """A misspelt key in a table would check nothing; those of other versions are few."""
     for table in (RANGES, WHOLE_FLOATS, PATHS):

@@ -6,8 +6,10 @@ import os
 
 import pytest
 import torch
+import transformers
 from dataflex.testing import tiny_model
 from dataflex.utils.whole_models import full_shape, whole_models
+from packaging.version import Version
 from transformers import LlamaForCausalLM
 from transformers.integrations import deepspeed
 
@@ -28,7 +30,8 @@ def test_every_rank_reads_the_weights_under_fsdp(tmp_path, second_rank):
     model.save_pretrained(tmp_path / "model")
     weight = model.lm_head.weight
     theirs = LlamaForCausalLM.from_pretrained(tmp_path / "model").lm_head.weight
-    assert theirs.is_meta or not torch.equal(theirs, weight), "transformers reads them on every rank by itself"
+    if Version(transformers.__version__) < Version("5.9"):  # later ones read them on every rank, but for missing keys
+        assert theirs.is_meta or not torch.equal(theirs, weight), "transformers reads them on every rank by itself"
     with whole_models():
         ours = LlamaForCausalLM.from_pretrained(tmp_path / "model")
     assert torch.equal(ours.lm_head.weight, weight)

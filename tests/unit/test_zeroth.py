@@ -22,7 +22,7 @@ from dataflex_selectors.zeroth import ZerothSelector, influence_scores
 from peft import LoraConfig, get_peft_model
 
 # torch compiles its formulas of forward mode with a tool of its own that it has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
 @pytest.fixture(scope="module")

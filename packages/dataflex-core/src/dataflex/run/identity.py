@@ -67,6 +67,8 @@ MAY_DIFFER = frozenset({
     "trust_remote_code", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
     "ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "local_rank", "use_cpu", "tf32",
     "flash_attn", "disable_gradient_checkpointing", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "dataloader_multiprocessing_context",
+    "dataloader_in_order",  # refused where it is not as it ever was
     "use_reentrant_gc", "use_unsloth_gc", "torch_compile", "torch_compile_backend", "torch_compile_mode",
     "torch_empty_cache_steps", "low_cpu_mem_usage", "offload_folder", "master_addr", "master_port", "ray_init_kwargs",
     "ray_num_workers", "weight_logits", "plugins", "components_cfg_file",

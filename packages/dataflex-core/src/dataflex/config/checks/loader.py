@@ -53,6 +53,12 @@ KEYS: Mapping[str, LoaderKey] = {
     "dataloader_num_workers": HONOURED,  # with streams at most 1, see checks/streams
     "dataloader_prefetch_factor": HONOURED,
     "dataloader_pin_memory": HONOURED,
+    "dataloader_multiprocessing_context": HONOURED,
+    "dataloader_in_order": LoaderKey(
+        True,
+        DYNAMIC,
+        why="is False, but a train_type: {train_type} run trains on its rows in their order, as a resumed one must",
+    ),
     "dataloader_drop_last": LoaderKey(False, idle=PLANNED),  # there are whole steps of rows
     "dataloader_persistent_workers": LoaderKey(False, idle=PLANNED),  # no worker crosses an update
     "length_column_name": LoaderKey("length", idle=PLANNED),

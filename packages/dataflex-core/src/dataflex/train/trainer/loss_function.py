@@ -59,8 +59,10 @@ def replace_loss(trainer: Trainer, own: OwnLoss, dft: bool) -> None:
         trainer.compute_loss_func = compute_loss_func
     elif loss_func is None and smoother is not None:
 
-        def label_smoother(outputs: Any, labels: Any, shift_labels: bool = False, **counts: Any) -> Any:
+        def label_smoother(outputs: Any, labels: Any, shift_labels: bool = False, **counted: Any) -> Any:
+            # Newer releases hand the number of labels of the step on, as the mean is over the step there
+            # (transformers 47261); ``own`` has counted for itself in all of them.
             found = own(outputs["logits"], labels, LabelSmoothing(smoother.epsilon))
-            return smoother(outputs, labels, shift_labels=shift_labels, **counts) if found is None else found
+            return smoother(outputs, labels, shift_labels=shift_labels, **counted) if found is None else found
 
         trainer.label_smoother = label_smoother  # type: ignore[assignment]  # called, never looked into

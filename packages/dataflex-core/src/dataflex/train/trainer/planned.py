@@ -223,6 +223,7 @@ class PlannedTrainer(DynamicTrainer):
             collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self._dataflex_worker_start(),
             pin_memory=self.args.dataloader_pin_memory,
             generator=generator,
         )
@@ -231,6 +232,11 @@ class PlannedTrainer(DynamicTrainer):
             yield from prepared
         finally:
             self.accelerator._dataloaders.remove(prepared)  # it keeps every loader it prepared; ours come by the dozen
+
+    def _dataflex_worker_start(self) -> str | None:
+        """Returns how workers are started; an argument that transformers 5.24 has and 5.6 has not."""
+        how: str | None = vars(self.args).get("dataloader_multiprocessing_context")
+        return how if self.args.dataloader_num_workers else None
 
     def _dataflex_component_name(self) -> str:
         return "static" if self.spec.component is None else self.spec.component.name

@@ -17,10 +17,10 @@ from dataflex.core.errors import IncompatiblePackagesError
 from dataflex.core.installed import version_of
 
 SEEN = {
-    "transformers": ("4.51.0", "5.6.0"),
-    "accelerate": ("1.3.0", "1.11.0"),
-    "torch": ("2.6.0", "2.11.0"),
-    "datasets": ("3.0.0", "4.0.0"),
+    "transformers": ("4.51.0", "5.24.0"),
+    "accelerate": ("1.3.0", "1.15.0"),
+    "torch": ("2.6.0", "2.15.0"),
+    "datasets": ("3.0.0", "5.2.0"),
     "llamafactory": ("0.9.4", "0.9.5"),
     "trl": ("0.18.0", "1.16.0"),
 }
