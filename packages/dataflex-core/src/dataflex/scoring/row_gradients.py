@@ -12,7 +12,7 @@ Letters: B rows of the batch, T tokens, M label positions, V vocabulary, D numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +20,12 @@ from torch.utils.hooks import RemovableHandle
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.autocast import autocast
-from dataflex.scoring.cross_entropy import token_loss_gradients
 from dataflex.scoring.factors import Factors, factored
 from dataflex.scoring.gradient_routes import Route, Use, gradient_routes, unsupported
 from dataflex.scoring.gradient_rules import Call, is_affine
 from dataflex.scoring.gradient_sinks import Sink
-from dataflex.scoring.label_logits import Forward, label_positions, logits_at_labels
+from dataflex.scoring.label_logits import label_positions
+from dataflex.scoring.label_losses import Outputs, outputs_at_labels
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_pass import RowBatch
@@ -50,10 +50,10 @@ class PerSampleGradients:
     """
 
     def __init__(
-        self, routes: list[Route], factors: dict[int, Factors], forward: Forward, accelerator: Accelerator | None
+        self, routes: list[Route], factors: dict[int, Factors], outputs: Outputs, accelerator: Accelerator | None
     ) -> None:
         self.routes, self.factors = routes, factors
-        self._forward, self._accelerator = forward, accelerator
+        self._outputs, self._accelerator = outputs, accelerator
         self._sink: Sink
         self._map: RowMap
         self._calls: dict[Route, int] = {}
@@ -84,11 +84,9 @@ class PerSampleGradients:
         self._calls, self._waiting, self._formed = dict.fromkeys(self.routes, 0), {}, set()
         with torch.enable_grad():
             with autocast(self._accelerator):
-                logits_MV = self._forward(batch.inputs, positions_M, labels_BT.shape)
-            if logits_MV.requires_grad and len(positions_M):
-                device = logits_MV.device
-                gradients_MV = token_loss_gradients(logits_MV.detach(), targets_M.to(device), weights_M.to(device))
-                torch.autograd.backward(logits_MV, gradients_MV)
+                found = self._outputs(batch.inputs, positions_M, targets_M, labels_BT.shape)
+            if found.values.requires_grad and len(positions_M):
+                found.backward(weights_M)
         for route, arrivals in self._waiting.items():
             self._form(route, arrivals)
         self._waiting = {}
@@ -179,13 +177,41 @@ def per_sample_gradients(
         routes, factors = factored(routes, factor_dim, seed, device)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        gradients = PerSampleGradients(routes, factors, stack.enter_context(logits_at_labels(model)), accelerator)
         picked = _picked(model)
+        # A trainable output layer needs the gradient of each of its outputs: the logits.
+        logits_needed = any(use.module in picked for route in routes for use in route.uses)
+        outputs = stack.enter_context(outputs_at_labels(model, chunked=False if logits_needed else None))
+        gradients = PerSampleGradients(routes, factors, outputs, accelerator)
+        stack.enter_context(_nothing_below(model))
         for route in routes:
             for use in route.uses:
                 stack.callback(gradients.watch(use, route, use.module in picked).remove)
         stack.enter_context(_frozen(routes))
         yield gradients
+
+
+@contextmanager
+def _nothing_below(model: torch.nn.Module) -> Iterator[None]:
+    """Inside of it, the outputs of frozen input embeddings require no gradient.
+
+    Gradient checkpointing in training makes them require one (``enable_input_require_grads``): the backward pass would
+    go through all frozen layers below the lowest trainable one. Called before the parameters are frozen for the pass.
+    """
+    with ExitStack() as stack:
+        for embedding in _input_embeddings(model):
+            if not any(parameter.requires_grad for parameter in embedding.parameters()):
+                # The last of its hooks, behind the one that makes the output require a gradient.
+                stack.callback(embedding.register_forward_hook(lambda module, args, output: output.detach()).remove)
+        yield
+
+
+def _input_embeddings(model: torch.nn.Module) -> set[torch.nn.Module]:
+    """Returns what the models inside give as their input embeddings; a part of one, such as a tower, may have none."""
+    found: set[torch.nn.Module] = set()
+    for base in pretrained_models(model):
+        with suppress(NotImplementedError):
+            found.add(base.get_input_embeddings())
+    return {each for each in found if isinstance(each, torch.nn.Module)}
 
 
 @contextmanager
