@@ -38,12 +38,13 @@ class LabelOutputs:
         """Returns the (M,) float32 token losses."""
         return self.values if self.are_losses else token_losses(self.values, self.targets.to(self.values.device))
 
-    def backward(self, weights_M: torch.Tensor) -> None:
-        """Goes back from the sum of the token losses with these (M,) weights."""
-        values, weights_M = self.values, weights_M.to(self.values.device)
-        if not self.are_losses:  # through autograd, the losses would keep all log-probabilities
-            weights_M = token_loss_gradients(values.detach(), self.targets.to(values.device), weights_M)
-        torch.autograd.backward(values, weights_M)
+    def slopes(self, weights_M: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient at ``values`` of the sum of the token losses with these (M,) weights."""
+        weights_M = weights_M.to(self.values.device)
+        if self.are_losses:
+            return weights_M
+        # Through autograd, the losses of logits would keep all log-probabilities.
+        return token_loss_gradients(self.values.detach(), self.targets.to(self.values.device), weights_M)
 
 
 Outputs = Callable[[Mapping[str, Any], torch.Tensor, torch.Tensor, torch.Size], LabelOutputs]
