@@ -23,7 +23,15 @@ import torch
 import transformers
 from dataflex.testing import tiny_tokenizer
 from dataflex.testing.devices import VARIABLE
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.utils.logging import disable_progress_bar
 
 DEVICES = ("cpu", "cuda")
@@ -108,6 +116,10 @@ class Took:
     wall: float
     cpu: float
 
+    def measure(self, device: str) -> float:
+        """Returns the steadier of the two: CPU seconds, of a GPU those on the clock."""
+        return self.wall if device == "cuda" else self.cpu
+
 
 def timed(run: Callable[[], object], device: str) -> Took:
     """Returns what one call took, waiting for the GPU."""
@@ -126,7 +138,8 @@ def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: 
     for number in range(repeats):
         for name, run in runs.items():
             took[name].append(timed(run, device))
-            print(f"round {number + 1}/{repeats}  {name:<48} {took[name][-1].wall:8.2f} s", file=sys.stderr)
+            wall, cpu = took[name][-1].wall, took[name][-1].cpu
+            print(f"round {number + 1}/{repeats}  {name:<48} {wall:8.2f} s, CPU {cpu:8.2f} s", file=sys.stderr)
     return took
 
 
@@ -167,12 +180,23 @@ def small_model(device: str, vocabulary: int = VOCABULARY) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).to(device)
 
 
-def examples(path: Path | None, count: int) -> list[tuple[str, str]]:
-    """Returns ``count`` pairs of instruction and answer: from an alpaca-format JSON, or the standard library's docs."""
-    if path is None:
+def real_model(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns a model that was saved in a folder, and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device), tokenizer
+
+
+def examples(paths: Sequence[Path], count: int) -> list[tuple[str, str]]:
+    """Returns ``count`` pairs of instruction and answer: from alpaca-format JSON, or the standard library's docs.
+
+    Of several files as many rows each, in turn.
+    """
+    if not paths:
         found = list(_docstrings(count))
     else:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        files = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        records = [record for row in zip(*files, strict=False) for record in row]
         found = [("\n".join(filter(None, (r["instruction"], r.get("input", "")))), r["output"]) for r in records]
     if len(found) < count:
         raise SystemExit(f"{count} rows asked for, {len(found)} found")
@@ -183,13 +207,25 @@ def tokenised(pairs: Sequence[tuple[str, str]], cutoff: int) -> tuple[list[dict[
     """Returns rows cut at ``cutoff`` tokens, the prompt's labels masked, and the tokenizer trained on their text."""
     texts = [(PROMPT.format(instruction=instruction), answer) for instruction, answer in pairs]
     tokenizer = tiny_tokenizer((part for text in texts for part in text), vocab_size=VOCABULARY)
+    return [_row(tokenizer, prompt, answer, cutoff) for prompt, answer in texts], tokenizer
+
+
+def chats(pairs: Sequence[tuple[str, str]], cutoff: int, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Returns rows as :func:`tokenised`, in the chat format of a model that has one."""
     rows = []
-    for prompt, answer in texts:
-        head = tokenizer(prompt)["input_ids"][: cutoff // 2]  # as LLaMA-Factory, both parts survive the cut
-        tail = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id][: cutoff - len(head)]
-        tokens = head + tail
-        rows.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": [-100] * len(head) + tail})
-    return rows, tokenizer
+    for instruction, answer in pairs:
+        turn = [{"role": "user", "content": instruction}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        rows.append(_row(tokenizer, prompt, answer, cutoff))
+    return rows
+
+
+def _row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, cutoff: int) -> dict[str, Any]:
+    head = tokenizer(prompt, add_special_tokens=False)["input_ids"][: cutoff // 2]  # as LLaMA-Factory, both survive
+    answered = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    tail = [*answered, tokenizer.eos_token_id][: cutoff - len(head)]
+    tokens = head + tail
+    return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": [-100] * len(head) + tail}
 
 
 def _docstrings(count: int) -> Iterator[tuple[str, str]]:

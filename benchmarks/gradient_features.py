@@ -2,6 +2,7 @@
 
     python -m benchmarks.gradient_features                 # rows from the standard library's docstrings
     python -m benchmarks.gradient_features --data alpaca.json --repeats 5
+    python -m benchmarks.gradient_features --model FOLDER --data gsm8k.json alpaca.json --rows 24 --cutoff 192
     python -m benchmarks.gradient_features --device cuda --large --cutoff 512
 
 Plain: ``model(**batch).loss.backward()`` over length-sorted batches, at the best of several batch sizes: what one epoch
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,12 @@ from benchmarks.common import (
     add_device,
     add_threads,
     at_least,
+    chats,
     examples,
     interleaved,
     machine,
     median,
+    real_model,
     small_model,
     table,
     timed,
@@ -80,12 +84,14 @@ def plain(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, size: i
     model.zero_grad(set_to_none=True)
 
 
-def trained(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, device: str) -> torch.optim.Optimizer:
+def trained(
+    model: torch.nn.Module, rows: Sequence[Any], collate: Collate, device: str, steps: int
+) -> torch.optim.Optimizer:
     """Trains a few steps, so that Adam has moments."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    for step in range(12):
-        few = [dict(rows[number % len(rows)]) for number in range(8 * step, 8 * step + 8)]
-        model(**on(collate(few), device)).loss.backward()
+    for step in range(steps):
+        taken = [dict(rows[(8 * step + number) % len(rows)]) for number in range(8)]
+        model(**on(collate(taken), device)).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return optimizer
@@ -136,7 +142,23 @@ def sketch_quality(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="alpaca-format JSON; default: the standard library's docstrings")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="alpaca-format JSON; default: the standard library's docstrings",
+    )
+    parser.add_argument("--model", type=Path, help="folder of a saved chat model; default: 5 million random weights")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of --model")
+    parser.add_argument("--size", type=at_least(1), help="the plain pass's batch size; default: the best of several")
+    parser.add_argument(
+        "--budgets", type=at_least(1), nargs="*", default=[], help="token budgets to try beside the default"
+    )
+    parser.add_argument("--exact-only", action="store_true", help="leave the sketched features out")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=12, help="optimizer steps of 8 rows before the measurement"
+    )
     parser.add_argument("--rows", type=at_least(1), default=999)
     parser.add_argument("--cutoff", type=at_least(2), default=256, help="tokens per row")
     parser.add_argument("--rank", type=at_least(1), default=8)
@@ -158,14 +180,23 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     device = options.device
 
-    rows, tokenizer = tokenised(examples(options.data, options.rows), options.cutoff)
+    pairs = examples(options.data, options.rows)
+    if options.model:
+        base, tokenizer = real_model(options.model, getattr(torch, options.dtype), device)
+        rows = chats(pairs, options.cutoff, tokenizer)
+    else:
+        rows, tokenizer = tokenised(pairs, options.cutoff)
+        base = large_model(device) if options.large else small_model(device)
     collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, label_pad_token_id=-100)
-    model = with_lora(large_model(device) if options.large else small_model(device), options.rank).eval()
-    optimizer = trained(model, rows, collate, device)
+    model = with_lora(base, options.rank).eval()
+    optimizer = trained(model, rows, collate, device, options.steps)
     by_length = sorted(rows, key=lambda r: -len(r["input_ids"]))
-    sample = by_length[::8]
-    size = min(
-        SIZES, key=lambda s: min(timed(partial(plain, model, sample, collate, s, device), device).wall for _ in "12")
+    sample = by_length[::8] if len(rows) >= 8 * max(SIZES) else by_length
+    size = options.size or min(
+        SIZES,
+        key=lambda s: min(
+            timed(partial(plain, model, sample, collate, s, device), device).measure(device) for _ in "12"
+        ),
     )
     every = RowPass(rows, collate, progress=False)
 
@@ -178,9 +209,9 @@ def main() -> None:
         with per_sample_gradients(model) as gradients:
             gradient_features(gradients, model, every, sketch, direction)
 
-    def streamed() -> None:
+    def streamed(budget: int | None = None) -> None:
         with per_sample_gradients(model) as gradients:
-            influences(gradients, model, means, every, direction)
+            influences(gradients, model, means, replace(every, token_budget=budget), direction)
 
     reference = f"plain forward and backward, batch size {size}"
     runs: dict[str, Callable[[], object]] = {
@@ -188,15 +219,17 @@ def main() -> None:
         f"features, Adam form, proj_dim {PROJ_DIM}": features,
         "influence on 1 target set, Adam form, exact": streamed,
     }
+    runs |= {f"influence, {budget} tokens": partial(streamed, budget) for budget in options.budgets}
+    if options.exact_only:
+        del runs[f"features, Adam form, proj_dim {PROJ_DIM}"]
     took = interleaved(runs, options.repeats, device)
     print(f"{machine(device)}; {options.repeats} repeats, interleaved")
-    tokens = sum(len(r["input_ids"]) for r in rows)
-    print(
-        f"{len(rows)} rows, {tokens} tokens; {model.num_parameters() / 1e6:.1f}M parameters, LoRA rank {options.rank}"
-    )
+    tokens, labels = (sum(sum(x != -100 for x in r[key]) for r in rows) for key in ("input_ids", "labels"))
+    print(f"{len(rows)} rows, {tokens} tokens, {labels} of them labels")
+    print(f"{model.num_parameters() / 1e6:.1f}M parameters, LoRA rank {options.rank}; {options.dtype}")
     print("ratio: rows/s against the plain pass\n")
     print(table(took, len(rows), median(took[reference])))
-    if options.dense_rows:
+    if options.dense_rows and not options.exact_only:
         few = rows[:: max(1, len(rows) // options.dense_rows)][: options.dense_rows]
         wall = timed(partial(dense, model, optimizer, few, collate, device), device).wall
         ours = len(rows) / median(took[f"features, Adam form, proj_dim {PROJ_DIM}"]).wall

@@ -2,12 +2,12 @@
 
     python -m benchmarks.loss_scoring                      # rows from the standard library's docstrings
     python -m benchmarks.loss_scoring --data alpaca.json --repeats 5
+    python -m benchmarks.loss_scoring --model FOLDER --data gsm8k.json alpaca.json --rows 24 --cutoff 192
     python -m benchmarks.loss_scoring --device cuda
 
-Bare: ``model(input_ids, attention_mask)`` without gradients, logits everywhere, collation included, in dataset order
-and sorted by length, at the best of several batch sizes. It computes no loss, so a ratio of 1 is not a limit: scoring
-computes logits at label positions alone. Batch size 1: one row at a time with labels, the loss computed by the model,
-as scoring is often written.
+Bare: ``model(**batch).loss`` without gradients, collation included, in dataset order and sorted by length, at the best
+of several batch sizes. With ``--no-loss`` it computes logits alone. Scoring computes them at label positions alone, so
+a ratio of 1 is not a limit. Batch size 1: one row at a time with labels, as scoring is often written.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from benchmarks.common import (
     add_device,
     add_threads,
     at_least,
+    chats,
     examples,
     interleaved,
     machine,
     median,
+    real_model,
     small_model,
     table,
     timed,
@@ -43,12 +45,14 @@ Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
 
 @torch.no_grad()
-def bare(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, size: int, device: str) -> None:
+def bare(
+    model: torch.nn.Module, rows: Sequence[Any], collate: Collate, size: int, device: str, loss: bool = True
+) -> None:
     for start in range(0, len(rows), size):
-        batch = collate([dict(r) for r in rows[start : start + size]])
-        model(
-            input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
-        )
+        batch = dict(collate([dict(r) for r in rows[start : start + size]]))
+        if not loss:
+            del batch["labels"]
+        model(**{key: value.to(device) for key, value in batch.items()}, use_cache=False)
 
 
 @torch.no_grad()
@@ -58,7 +62,18 @@ def one_by_one(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, de
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="alpaca-format JSON; default: the standard library's docstrings")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="alpaca-format JSON; default: the standard library's docstrings",
+    )
+    parser.add_argument("--model", type=Path, help="folder of a saved chat model; default: 5 million random weights")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of --model")
+    parser.add_argument("--no-loss", action="store_true", help="the bare forward computes no loss")
+    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=SIZES, help="batch sizes that are tried")
+    parser.add_argument("--size", type=at_least(1), help="the bare forward's batch size, nothing tried")
     parser.add_argument("--rows", type=at_least(1), default=999)
     parser.add_argument("--cutoff", type=at_least(2), default=256, help="tokens per row")
     parser.add_argument("--repeats", type=at_least(1), default=5)
@@ -72,22 +87,30 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
-    rows, tokenizer = tokenised(examples(options.data, options.rows), options.cutoff)
+    pairs = examples(options.data, options.rows)
+    if options.model:
+        model, tokenizer = real_model(options.model, getattr(torch, options.dtype), options.device)
+        rows = chats(pairs, options.cutoff, tokenizer)
+    else:
+        rows, tokenizer = tokenised(pairs, options.cutoff)
+        model = small_model(options.device)
+    model.eval()
     collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, label_pad_token_id=-100)
-    model = small_model(options.device).eval()
     by_length = sorted(rows, key=lambda r: -len(r["input_ids"]))
 
-    orders = {"dataset order": rows, "length-sorted": by_length}
-    best = {order: _best_size(model, data[::8], collate, options.device, order) for order, data in orders.items()}
+    orders = {"length-sorted": by_length} if options.size else {"dataset order": rows, "length-sorted": by_length}
+    run = partial(bare, model, collate=collate, device=options.device, loss=not options.no_loss)
+    best = {order: options.size or _best_size(run, data, options, order) for order, data in orders.items()}
 
     score = partial(per_sample_losses, model, rows, collator=collate, progress=False)
     runs: dict[str, Callable[[], object]] = {
-        f"bare forward, {order}, batch size {size}": partial(bare, model, orders[order], collate, size, options.device)
+        f"bare forward, {order}, batch size {size}": partial(run, orders[order], size=size)
         for order, size in best.items()
     }
     runs["per_sample_losses"] = score
     runs |= {f"per_sample_losses, {b} tokens": partial(score, token_budget=b) for b in options.budgets}
-    runs["batch size 1 with labels"] = partial(one_by_one, model, rows, collate, options.device)
+    if not options.model:
+        runs["batch size 1 with labels"] = partial(one_by_one, model, rows, collate, options.device)
     took = interleaved(runs, options.repeats, options.device)
 
     tokens, labels = (sum(sum(x != -100 for x in r[key]) for r in rows) for key in ("input_ids", "labels"))
@@ -95,16 +118,22 @@ def main() -> None:
     print(f"{len(rows)} rows, {tokens} tokens, {labels} of them labels; {model.num_parameters() / 1e6:.1f}M parameters")
     print("ratio: rows/s against the faster bare forward\n")
     print(table(took, len(rows), min((median(took[name]) for name in runs if "bare" in name), key=lambda t: t.wall)))
+    if options.size:
+        return
     largest = np.max(np.abs(score()[::8] - np.array(one_by_one(model, rows[::8], collate, options.device))))
     print(f"\nlargest difference from the losses at batch size 1, over every eighth row: {largest:.1e}")
 
 
-def _best_size(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, device: str, order: str) -> int:
-    """Returns the batch size of the fastest bare forward over a part of the rows; each is tried twice."""
-    bare(model, rows[:16], collate, 4, device)  # warm-up
-    fastest = {s: min(timed(partial(bare, model, rows, collate, s, device), device).wall for _ in "12") for s in SIZES}
-    tried = ", ".join(f"{size}: {len(rows) / wall:.0f}" for size, wall in fastest.items())
-    print(f"bare forward, {order}, rows/s by batch size, on {len(rows)} rows: {tried}")
+def _best_size(run: Callable[..., object], rows: Sequence[Any], options: argparse.Namespace, order: str) -> int:
+    """Returns the batch size of the fastest bare forward over a part of the rows, by CPU time; each is tried twice."""
+    part = rows[::8] if len(rows) >= 8 * max(options.sizes) else rows
+    run(part[:16], size=4)  # warm-up
+    fastest = {
+        s: min(timed(partial(run, part, size=s), options.device).measure(options.device) for _ in "12")
+        for s in options.sizes
+    }
+    tried = ", ".join(f"{size}: {len(part) / seconds:.1f}" for size, seconds in fastest.items())
+    print(f"bare forward, {order}, rows/s by batch size, on {len(part)} rows: {tried}", flush=True)
     return min(fastest, key=lambda size: fastest[size])
 
 

@@ -504,7 +504,7 @@ def test_a_gradient_pass_has_a_smaller_budget_the_more_its_layers_keep(monkeypat
 def test_the_default_budget_on_a_gpu_shrinks_with_its_memory_and_with_the_vocabulary(monkeypatch):
     model = tiny_model()
     on_gpu = SimpleNamespace(device=torch.device("cuda"))
-    assert default_token_budget(model) == 2048
+    assert default_token_budget(model) == 512
     monkeypatch.setattr(model, "parameters", lambda: iter([on_gpu]))
 
     def budget(gigabytes, vocabulary):
