@@ -20,17 +20,18 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.autocast import autocast
+from dataflex.scoring.autocast import allowed_rounding, autocast
 from dataflex.scoring.factors import Factors, factored
 from dataflex.scoring.gradient_alone import Arrival, BatchLosses, ReplacedError, RowsAlone
 from dataflex.scoring.gradient_plan import WHOLE, plan_of
 from dataflex.scoring.gradient_routes import Route, Use, gradient_routes
 from dataflex.scoring.gradient_rules import Call
-from dataflex.scoring.gradient_sinks import Sink
+from dataflex.scoring.gradient_sinks import Norms, Sink
 from dataflex.scoring.gradient_uses import find_uses
 from dataflex.scoring.label_logits import Forward, logits_at_labels
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.scoring.row_map import RowMap
+from dataflex.scoring.row_mixing import mixing_layer
 from dataflex.scoring.row_pass import RowBatch
 from dataflex.scoring.session import undisturbed
 
@@ -139,13 +140,64 @@ class PerSampleGradients:
             try:
                 self._formed |= self._alone.form(losses, logits_MV, sink, self._waiting)
             except ReplacedError as found:
-                if found.changed:
-                    self._plan.copied.add(found.name)
-                else:
-                    self._plan.climb(self._model, found.name)
+                self._replace(found, losses)
                 return False
             self._plan.verified |= losses.rows.rows > 1
         return self._rest_formed()
+
+    def _replace(self, found: ReplacedError, losses: BatchLosses) -> None:
+        if found.changed:
+            self._plan.copied.add(found.name)
+        elif found.name != WHOLE:
+            self._plan.climb(self._model, found.name)
+        else:
+            self._alone.running = True
+            try:
+                with self.autocast():
+                    name = mixing_layer(self._model, losses)
+            finally:
+                self._alone.running = False
+            module = self._model.get_submodule(name) if name else self._model
+            raise ComponentError(
+                f"rows of a batch change each other in {name or 'the model'} ({type(module).__name__}): it gives a row "
+                "alone something else than among others, so that no row has a gradient of its own -> use a strategy "
+                "that needs no gradients, or a model that treats rows alone"
+            )
+
+    def wrong(self, batch: RowBatch, sink: Norms) -> list[str]:
+        """Returns the parameters whose gradients are not those of each row alone, and takes the whole model for them.
+
+        Costs a pass of each row with the gradients of all parameters, as training has them.
+
+        Args:
+            batch: Rows that :meth:`backward` has just seen.
+            sink: What it made of them.
+        """
+        if self._plan.rules_only:
+            return []
+        losses = BatchLosses(batch, self._forward, False)
+        found: dict[Route, None] = {}
+        self._alone.running = True
+        try:
+            for row in losses.counts_B.nonzero().flatten().tolist():
+                with self.autocast():
+                    allowed = allowed_rounding(self._model)
+                    _, grads = losses.alone(row).gradients([route.parameter for route in self.routes])
+                norms = [self._norm(route, grad) for route, grad in zip(self.routes, grads, strict=True)]
+                for route in sink.apart(row, dict(zip(self.routes, norms, strict=True)), allowed):
+                    found[route] = None
+        finally:
+            self._alone.running = False
+        if found:
+            self._plan.distrust(route.parameter for route in found)
+            self._planned = False
+        return [route.name for route in found]
+
+    def _norm(self, route: Route, grad: torch.Tensor | None) -> float:
+        if grad is None:
+            return 0.0
+        factors = self.factors.get(route.index)
+        return float((grad if factors is None else factors.project(grad)).float().norm())
 
     def _rest_formed(self) -> bool:
         for name, climbs in self._misfits.items():
@@ -202,10 +254,12 @@ class PerSampleGradients:
             if known and not self._holds(use, Call(0, args, kwargs), output):
                 self._misfit(route, name, args, climbs=False)
                 return None
-            leaf = not output.requires_grad
+            leaf, copied = not output.requires_grad, name in self._plan.copied
             if leaf:
                 output = output.detach().requires_grad_().clone()  # a model may change it in place
-            if name in self._plan.copied:
+            elif copied:
+                output = output.clone()
+            if copied:
                 call = Call(rows.rows, (call.inputs.clone(), *call.args[1:]), call.kwargs)
             version = call.inputs._version
             self._calls[route] += known
@@ -220,8 +274,8 @@ class PerSampleGradients:
                     grads_BSO = rows.by_row(grads.detach())
                     self._arrive(route, lambda part: rule(module, call.part(part), grads_BSO[part]))
 
-            output.register_hook(arrived)  # type: ignore[no-untyped-call]  # torch has no annotations there
-            return output if shared or leaf else None
+            output.register_hook(arrived)
+            return output if shared or leaf or copied else None
 
         return use.module.register_forward_hook(after_forward, with_kwargs=True)
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import first_labelled_rows
-from dataflex.scoring.gradient_routes import Route
-from dataflex.scoring.gradient_sinks import Sink
+from dataflex.scoring.gradient_sinks import Norms
 from dataflex.scoring.influence import require_finite_gradients
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.row_gradients import per_sample_gradients
@@ -51,7 +50,7 @@ def try_gradients(
     accelerator: Accelerator | None,
     factor_dim: int | None = None,
 ) -> None:
-    """Computes the gradients of two rows.
+    """Computes the gradients of two rows together, and compares them with autograd's of each row alone.
 
     Args:
         model: The model to be trained.
@@ -61,7 +60,8 @@ def try_gradients(
         factor_dim: See :func:`~dataflex.scoring.per_sample_gradients`.
 
     Raises:
-        ComponentError: A trainable parameter has no exact per-sample gradient, or a gradient is not finite.
+        ComponentError: Rows of a batch change each other in a layer, or a gradient is not finite; where weights are in
+            shards, a trainable parameter has no rule.
     """
     model = without_replicas(model)
     rows = RowPass(dataset, collator, indices=trial_rows(dataset), progress=False, gradients=True)
@@ -69,16 +69,12 @@ def try_gradients(
     with autocast(accelerator), per_sample_gradients(model, None, factor_dim, 0) as gradients:
 
         def score(batch: RowBatch) -> torch.Tensor:
-            sink = _Forgetting(len(batch.labels()), next(model.parameters()).device)
+            sink = Norms(len(batch.labels()), next(model.parameters()).device)
             gradients.backward(batch, sink)
             require_finite_gradients(sink)
+            if gradients.wrong(batch, sink):  # the whole model by row from now on, unless rows change each other
+                sink.clear()
+                gradients.backward(batch, sink)
             return sink.squares_B
 
         rows.values(model, score)
-
-
-class _Forgetting(Sink):
-    """Keeps nothing but the norms."""
-
-    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
-        """Forgets them."""
