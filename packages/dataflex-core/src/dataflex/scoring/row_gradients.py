@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ from dataflex.scoring.gradient_routes import Route, Use, gradient_routes
 from dataflex.scoring.gradient_rules import Call
 from dataflex.scoring.gradient_sinks import Norms, Sink
 from dataflex.scoring.gradient_uses import find_uses
-from dataflex.scoring.label_logits import Forward, logits_at_labels
+from dataflex.scoring.label_losses import Outputs, outputs_at_labels
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_mixing import mixing_layer
@@ -62,11 +62,11 @@ class PerSampleGradients:
         model: torch.nn.Module,
         routes: list[Route],
         factors: dict[int, Factors],
-        forward: Forward,
+        outputs: Outputs,
         accelerator: Accelerator | None,
     ) -> None:
         self.routes, self.factors = routes, factors
-        self._model, self._forward, self._accelerator = model, forward, accelerator
+        self._model, self._outputs, self._accelerator = model, outputs, accelerator
         self._names = {id(module): name for name, module in model.named_modules()}
         self._plan = plan_of(model, routes)
         self._hooks, self._planned = ExitStack(), False
@@ -96,12 +96,12 @@ class PerSampleGradients:
         Raises:
             ComponentError: Rows of the batch change each other, or a layer cannot be called.
         """
-        losses = BatchLosses(batch, self._forward, total)
+        losses = BatchLosses(batch, self._outputs, total)
         if not (self._plan.known or self._plan.rules_only):
 
             def run() -> torch.Tensor:
                 with self.autocast():
-                    return losses.logits()
+                    return losses.outputs().values
 
             parameters = {id(route.parameter): route.parameter for route in self.routes}
             self._hooks.close()
@@ -128,19 +128,19 @@ class PerSampleGradients:
         self._calls, self._waiting, self._formed = dict.fromkeys(self.routes, 0), {}, set()
         self._misfits = {}
         self._alone.begin(losses.rows)
-        logits_MV = None
+        found = None
         if not (self._plan.verified and self._alone.whole_only and not self._ruled):
             with torch.enable_grad():
                 with self.autocast():
-                    logits_MV = losses.logits()
+                    found = losses.outputs()
                 if not self._misfits:
-                    losses.backward(logits_MV)
-            logits_MV = None if self._plan.verified else logits_MV.detach()
+                    losses.backward(found)
         if not self._misfits:
             try:
-                self._formed |= self._alone.form(losses, logits_MV, sink, self._waiting)
-            except ReplacedError as found:
-                self._replace(found, losses)
+                expected = None if found is None or self._plan.verified else found.values.detach()
+                self._formed |= self._alone.form(losses, expected, sink, self._waiting)
+            except ReplacedError as error:
+                self._replace(error, losses)
                 return False
             self._plan.verified |= losses.rows.rows > 1
         return self._rest_formed()
@@ -175,7 +175,7 @@ class PerSampleGradients:
         """
         if self._plan.rules_only:
             return []
-        losses = BatchLosses(batch, self._forward, False)
+        losses = BatchLosses(batch, self._outputs, False)
         found: dict[Route, None] = {}
         self._alone.running = True
         try:
@@ -339,11 +339,38 @@ def per_sample_gradients(
         routes, factors = factored(routes, factor_dim, seed, device)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        forward = stack.enter_context(logits_at_labels(model))
-        gradients = PerSampleGradients(model, routes, factors, forward, accelerator)
+        # A trainable output layer needs the gradient of each of its outputs: the logits.
+        logits_needed = any(p.requires_grad for module in _picked(model) for p in module.parameters())
+        outputs = stack.enter_context(outputs_at_labels(model, chunked=False if logits_needed else None))
+        gradients = PerSampleGradients(model, routes, factors, outputs, accelerator)
         stack.callback(gradients.close)
+        stack.enter_context(_nothing_below(model))
         stack.enter_context(_frozen(routes))
         yield gradients
+
+
+@contextmanager
+def _nothing_below(model: torch.nn.Module) -> Iterator[None]:
+    """Inside of it, the outputs of frozen input embeddings require no gradient.
+
+    Gradient checkpointing in training makes them require one (``enable_input_require_grads``): the backward pass would
+    go through all frozen layers below the lowest trainable one. Called before the parameters are frozen for the pass.
+    """
+    with ExitStack() as stack:
+        for embedding in _input_embeddings(model):
+            if not any(parameter.requires_grad for parameter in embedding.parameters()):
+                # The last of its hooks, behind the one that makes the output require a gradient.
+                stack.callback(embedding.register_forward_hook(lambda module, args, output: output.detach()).remove)
+        yield
+
+
+def _input_embeddings(model: torch.nn.Module) -> set[torch.nn.Module]:
+    """Returns what the models inside give as their input embeddings; a part of one, such as a tower, may have none."""
+    found: set[torch.nn.Module] = set()
+    for base in pretrained_models(model):
+        with suppress(NotImplementedError):
+            found.add(base.get_input_embeddings())
+    return {each for each in found if isinstance(each, torch.nn.Module)}
 
 
 @contextmanager

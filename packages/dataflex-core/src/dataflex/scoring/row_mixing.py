@@ -29,7 +29,7 @@ def mixing_layer(model: nn.Module, losses: BatchLosses) -> str | None:
     row = int(losses.counts_B.argmax())
     alone: list[tuple[str, list[torch.Tensor]]] = []
     with _events(model, lambda name, values: alone.append((name, _tensors(values)))):
-        losses.alone(row).logits()
+        losses.alone(row).outputs()
     found: list[str] = []
     remaining = iter(alone)
 
@@ -47,7 +47,7 @@ def mixing_layer(model: nn.Module, losses: BatchLosses) -> str | None:
                 return
 
     with _events(model, compare):
-        losses.logits()
+        losses.outputs()
     return found[0] if found else None
 
 
