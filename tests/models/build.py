@@ -18,7 +18,7 @@ LENGTHS = [5, 17, 9, 12]
 WORDS = 64
 
 
-class NotTiny(RuntimeError):
+class NotTinyError(RuntimeError):
     """The configuration has a size that no rule makes small."""
 
 
@@ -32,7 +32,7 @@ def tiny(tried: Tried) -> nn.Module:
     with torch.device("meta"):
         size = sum(p.numel() for p in tried.model_class(config).parameters())
     if size > MOST_PARAMETERS:
-        raise NotTiny(f"{size} parameters")
+        raise NotTinyError(f"{size} parameters")
     torch.manual_seed(0)
     return moved(tried.model_class(config).float()).eval()
 

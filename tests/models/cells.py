@@ -15,6 +15,7 @@ from dataflex.scoring import per_sample_gradients, per_sample_losses
 from dataflex.scoring.gradient_sinks import Whole
 from dataflex.scoring.hidden_states import last_hidden_states
 from dataflex.scoring.row_pass import RowBatch
+from dataflex.scoring.trial import try_gradients, try_losses
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -29,7 +30,7 @@ GRADIENT, OF_ALL = 1e-4, 1e-6
 STATES = 1e-5
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """Two numbers that must be equal are not."""
 
 
@@ -40,7 +41,8 @@ def plain_losses(model: nn.Module, collate: Collator) -> torch.Tensor:
 
 
 def losses(model: nn.Module, collate: Collator, chunked: bool) -> float:
-    """Losses by row of one padded batch, by logits or by chunks of the output layer."""
+    """Losses by row of one padded batch, by logits or by chunks of the output layer, behind what a selector tries."""
+    try_losses(model, rows(), collate, None)
     found = per_sample_losses(model, rows(), collator=collate, progress=False, chunked=chunked)
     expected = plain_losses(model, collate)
     return _apart(torch.from_numpy(found), expected, LOSS * expected.abs().max(), "losses")
@@ -79,7 +81,8 @@ def states_are_last(model: nn.Module, collate: Collator) -> str:
 
 
 def gradients(model: nn.Module, collate: Collator) -> float:
-    """Gradients of each row of one padded batch, of all that is trainable."""
+    """Gradients of each row of one padded batch, of all that is trainable, behind what a selector tries."""
+    try_gradients(model, rows(), collate, None)
     batch = collate([*rows()])
     labels = batch.pop("labels")
     with per_sample_gradients(model) as found:
@@ -91,7 +94,8 @@ def gradients(model: nn.Module, collate: Collator) -> float:
     worst = 0.0
     for index, name in names.items():
         allowed = max(GRADIENT * float(expected[name].abs().max()), OF_ALL * largest)
-        worst = max(worst, _apart(sink.vectors[index], expected[name], allowed, name))
+        vectors = sink.vectors.get(index, torch.zeros_like(expected[name]))  # no row reaches its layer
+        worst = max(worst, _apart(vectors, expected[name], allowed, name))
     return worst
 
 
@@ -148,12 +152,12 @@ def _given_to_output(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 def _apart(found: torch.Tensor, expected: torch.Tensor, allowed: torch.Tensor | float, what: str) -> float:
     if found.shape != expected.shape:
-        raise Wrong(f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+        raise WrongError(f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}")
     if not expected.isfinite().all():
-        raise Wrong(f"{what}: the plain model's are not finite")
+        raise WrongError(f"{what}: the plain model's are not finite")
     apart = float((found.double() - expected.double()).abs().max())
     if not apart <= float(allowed):
-        raise Wrong(f"{what}: {apart:.1e} apart, {float(allowed):.1e} allowed")
+        raise WrongError(f"{what}: {apart:.1e} apart, {float(allowed):.1e} allowed")
     return apart / float(allowed) if apart else 0.0
 
 

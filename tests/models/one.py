@@ -28,7 +28,7 @@ def try_class(model_type: str, class_name: str, group: str, what: list[str], tra
         try:
             model = tiny(Tried(model_type, class_name, group))
             cells.plain_losses(model, collate)
-        except Exception as error:  # whatever transformers raises is the outcome
+        except Exception as error:  # noqa: BLE001 - whatever transformers raises is the outcome
             if trace:
                 traceback.print_exc()
             send.send(("built", _one_line(error)))
@@ -42,9 +42,9 @@ def _outcome(place: str, model: Any, collate: Collator, trace: bool) -> dict[str
         found = cells.CELLS[place](copy.deepcopy(model), collate)
     except DataflexError as error:
         return {"outcome": "refused", "detail": str(error)}
-    except cells.Wrong as error:
+    except cells.WrongError as error:
         return {"outcome": "defect", "detail": str(error)}
-    except Exception as error:  # a traceback is an outcome
+    except Exception as error:  # noqa: BLE001 - a traceback is an outcome
         if trace:
             traceback.print_exc()
         return {"outcome": "defect", "detail": _one_line(error)}

@@ -59,5 +59,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Model type -> keys of its configuration; ``text_config.hidden_size`` is a key of a part."""
 
-INPUTS: dict[str, tuple[str, ...]] = {}
+_TOKEN_TYPES = ("token_type_ids",)
+INPUTS: dict[str, tuple[str, ...]] = {"gemma3": _TOKEN_TYPES, "paligemma": _TOKEN_TYPES, "shieldgemma2": _TOKEN_TYPES}
 """Model type -> tensors of (B, T) zeros that a collator of this model adds."""

@@ -48,10 +48,10 @@ _SIZES: list[tuple[str, Rule]] = [
     (r".*(time_step_rank|dt_rank)", lambda _: 4),
     (r".*chunk_size|.*block_size", _at_most(8)),
     (r".*window.*|attention_chunk_size", _at_most(8)),
-    (r"lru_width|.*hidden_size.*|d_model|d_embed|n_embd|.*embed_dim|embedding_size|emb_dim|dim|model_dim|.*_embed_proj_dim|"
-     r".*projection_dim|hidden_dim|n_embed|dim_model|.*_hidden_dim|.*projector_dim|conv_dim|embed_proj_dim", lambda _: _WIDTH),
+    (r"lru_width|.*hidden_size.*|d_model|d_embed|n_embd|.*embed_dim|embedding_size|emb_dim|dim|model_dim|n_embed|"
+     r".*_embed_proj_dim|.*projection_dim|(.*_)?hidden_dim|dim_model|.*projector_dim|conv_dim", lambda _: _WIDTH),
     (r".*layers?|depth|n_layer", _at_most(_FEW_LAYERS)),
-    (r"max_.*positions?.*|n_positions|n_ctx|max_seq.*|max_length|seq_length|context_length|max_context.*", _at_most(128)),
+    (r"max_(.*position|seq|length|context).*|n_positions|n_ctx|seq_length|context_length", _at_most(128)),
 ]  # fmt: skip
 _ROLES = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 2}
 _UNSAID = {"head_dim": _HEAD, "num_experts_per_tok": 2, "n_routed_experts": 4}

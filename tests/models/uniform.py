@@ -31,7 +31,9 @@ def weighted_run(model: nn.Module, collate: Collator, logits: str) -> list[float
     """Returns the losses of its steps."""
     if NAME not in dict(registry.registered(WEIGHTER)):
         registry.register_weighter(NAME)(Uniform)
-    arguments = DataflexArguments(train_type="dynamic_weight", component_name=NAME, weight_logits=logits, weight_objective="token")
+    arguments = DataflexArguments(
+        train_type="dynamic_weight", component_name=NAME, weight_logits=logits, weight_objective="token"
+    )
     spec = RunSpec(arguments, ComponentSpec(WEIGHTER, NAME, NAME, {}), {})
     kind = trainer_class(WeightTrainer, Trainer)
     return _losses(kind, model, collate, dataflex=spec, overwrite_output_dir=True)

@@ -18,6 +18,7 @@ from dataflex.scoring.gradient_routes import Route
 from dataflex.scoring.gradient_sinks import Sink
 from dataflex.scoring.influence import require_finite_gradients
 from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.own_loss import own_losses, require_own_loss
 from dataflex.scoring.row_gradients import per_sample_gradients
 from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
 
@@ -34,14 +35,23 @@ def trial_rows(dataset: Any) -> NDArray[np.int64]:
 
 
 def try_losses(model: torch.nn.Module, dataset: Any, collator: Collator, accelerator: Accelerator | None) -> None:
-    """Computes the loss of two rows.
+    """Computes the loss of two rows, in one batch and alone, and has the model compute it.
 
     Raises:
-        ComponentError: The model or the collator gives rows no loss of their own, or it is not finite.
+        ComponentError: The model or the collator gives rows no loss of their own, it is not finite, or it is another
+            one than the model trains on.
     """
-    if len(rows := trial_rows(dataset)):
-        with autocast(accelerator):
-            per_sample_losses(model, dataset, collator=collator, indices=rows, progress=False)
+    rows = trial_rows(dataset)
+    if not len(rows):
+        return
+
+    def losses(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return per_sample_losses(model, dataset, collator=collator, indices=indices, progress=False)
+
+    with autocast(accelerator):
+        batched_N = losses(rows)
+        alone_N = np.concatenate([losses(rows[place : place + 1]) for place in range(len(rows))])
+        require_own_loss(model, batched_N, alone_N, own_losses(model, dataset, collator, rows.tolist()))
 
 
 def try_gradients(
@@ -51,7 +61,7 @@ def try_gradients(
     accelerator: Accelerator | None,
     factor_dim: int | None = None,
 ) -> None:
-    """Computes the gradients of two rows.
+    """Computes the losses of two rows as :func:`try_losses` does, and their gradients.
 
     Args:
         model: The model to be trained.
@@ -61,8 +71,10 @@ def try_gradients(
         factor_dim: See :func:`~dataflex.scoring.per_sample_gradients`.
 
     Raises:
-        ComponentError: A trainable parameter has no exact per-sample gradient, or a gradient is not finite.
+        ComponentError: As :func:`try_losses`; a trainable parameter has no exact per-sample gradient, or a gradient is
+            not finite.
     """
+    try_losses(model, dataset, collator, accelerator)
     model = without_replicas(model)
     rows = RowPass(dataset, collator, indices=trial_rows(dataset), progress=False, gradients=True)
     # Its dimensions are random, and a trial looks at no direction: any seed does.
