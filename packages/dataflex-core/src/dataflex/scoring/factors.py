@@ -21,9 +21,15 @@ from torch import nn
 from dataflex.core.component import seeded
 from dataflex.scoring.adam import AdamDirection, Moments
 from dataflex.scoring.gradient_routes import Route
-from dataflex.scoring.gradient_rules import Call, Rule, by_slots, embedding_weight, linear_weight, transposed_weight
+from dataflex.scoring.gradient_rules import (
+    Call,
+    Rule,
+    ScaledEmbedding,
+    by_slots,
+    embedding_weight,
+    transposed_weight,
+)
 
-_RULES = (linear_weight, transposed_weight, embedding_weight)
 
 
 class Factors:
@@ -55,14 +61,19 @@ class Factors:
         first_OI = first_D.view(self._shape)
         return (self._scaled[0] @ first_OI @ self._scaled[1].T).flatten(), own
 
+    def project(self, grads_OI: torch.Tensor) -> torch.Tensor:
+        """Returns P G Q^T of a gradient that is there as a whole: (K_o * K_i,)."""
+        return (self._scaled[0] @ grads_OI.float() @ self._scaled[1].T).flatten()
+
     def rule(self, original: Rule) -> Rule:
         """Returns the rule in place of one that forms the whole gradient."""
 
         def projected(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
             rows, columns = self._scaled  # of the parameter as it is stored
             grads = by_slots(grads_BSO).float()
-            if original is embedding_weight:
-                assert isinstance(module, nn.Embedding)
+            if isinstance(original, ScaledEmbedding):
+                grads = grads * original.scale
+            if isinstance(module, nn.Embedding):
                 inputs = rows.T[call.inputs]
                 if module.padding_idx is not None:
                     inputs = inputs.masked_fill((call.inputs == module.padding_idx).unsqueeze(-1), 0.0)
@@ -110,9 +121,9 @@ def factored(routes: list[Route], dim: int, seed: int, device: torch.device) -> 
     found: dict[int, Factors] = {}
     changed = []
     for route in routes:
-        if len(route.shape) == 2 and route.size > dim * dim and all(use.rule in _RULES for use in route.uses):
+        if len(route.shape) == 2 and route.size > dim * dim:  # noqa: PLR2004
             factors = Factors(route.shape, dim, seeded(seed, "factors", route.index), device)
-            uses = tuple(replace(use, rule=factors.rule(use.rule)) for use in route.uses)
+            uses = tuple(replace(use, rule=use.rule and factors.rule(use.rule)) for use in route.uses)
             route = replace(route, size=factors.size, uses=uses)
             found[route.index] = factors
         changed.append(route)

@@ -1,4 +1,4 @@
-"""The trainable parameters of a model, each with the rule for its gradients, or a refusal that names it."""
+"""The trainable parameters of a model, where each one is, and the rule for its gradients there if one is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.gradient_rules import Rule, Scale, rule_of
+from dataflex.scoring.gradient_rules import Checked, Rule, rule_of
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Use:
     Attributes:
         module: The module that holds it.
         key: Its name in the module.
-        rule: How its gradients follow from a call of the module.
-        checked: Whether the rule holds for every module of this class; otherwise the first call is checked.
+        rule: How its gradients follow from a call of the module; None where no rule is known.
+        check: What tells of a call whether the rule holds; None where it holds for every module of this class.
     """
 
     module: nn.Module
     key: str
-    rule: Rule
-    checked: bool
+    rule: Rule | None
+    check: Checked | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,26 +58,20 @@ class Route:
 def gradient_routes(model: torch.nn.Module) -> list[Route]:
     """Returns the trainable parameters in the model's order.
 
-    Covered: weights and biases of ``nn.Linear`` (so LoRA's A and B), ``Conv1D`` and ``nn.Embedding``, tied ones too;
-    vectors that scale or shift a layer's outputs (norms, DoRA's magnitudes).
+    Rules are known of weights and biases of ``nn.Linear`` (so LoRA's A and B), ``Conv1D`` and ``nn.Embedding``, tied
+    ones too; of vectors that scale or shift a layer's outputs (norms, DoRA's magnitudes).
 
     Raises:
-        ComponentError: Nothing is trainable; or a trainable parameter has no exact per-sample gradient. All are named.
+        ComponentError: Nothing is trainable.
     """
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     uses: dict[int, list[Use]] = {key: [] for key in names}
-    refused: dict[str, str] = {}
-    for prefix, module in model.named_modules():
+    for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if not parameter.requires_grad:
                 continue
             rule = rule_of(module, key)
-            if rule is None:
-                refused[f"{prefix}.{key}"] = type(module).__name__
-            else:
-                uses[id(parameter)].append(Use(module, key, rule, checked=not isinstance(rule, Scale)))
-    if refused:
-        raise ComponentError(unsupported(refused))
+            uses[id(parameter)].append(Use(module, key, rule, rule if isinstance(rule, Checked) else None))
     if not names:
         raise ComponentError(
             "no parameter of the model is trainable, so there are no gradients to compare -> use a strategy that "
@@ -98,8 +92,9 @@ def unsupported(refused: dict[str, str]) -> str:
     first, kind = next(iter(refused.items()))
     others = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
     return (
-        f"there is no per-sample gradient for the trainable parameter {first} of a {kind}{others}; leaving it out "
-        "would falsify the scores -> train LoRA on linear layers, freeze it, or use a selector that needs no gradients"
+        f"there is no per-sample gradient for the trainable parameter {first} of a {kind}{others} where weights are in "
+        "shards or code is compiled, as no layer can be called again for one row; leaving it out would falsify the "
+        "scores -> train LoRA on linear layers, freeze it, or use a selector that needs no gradients"
     )
 
 

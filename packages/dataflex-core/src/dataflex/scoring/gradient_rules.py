@@ -81,13 +81,24 @@ def embedding_weight(module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> 
     return found.view(rows, -1)
 
 
+class Checked:
+    """A rule that goes by no class of layers: whether it holds is seen on a call of the layer."""
+
+    def holds(self, module: nn.Module, call: Call, output: torch.Tensor) -> bool:
+        """Returns whether the rule is exact for this layer."""
+        raise NotImplementedError
+
+    def __call__(self, module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+        """Returns the gradients. See :data:`Rule`."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Scale:
+class Scale(Checked):
     """The rule of a vector of O numbers in which the layer's outputs are affine, one number per output.
 
     Norms scale their outputs by it, DoRA its magnitudes. The derivative is the difference of the outputs with ones and
-    with zeros in its place, which costs two calls of the layer and asks nothing of how it is written. Unlike the other
-    rules it goes by no class of layers, so :func:`is_affine` must be asked for each layer.
+    with zeros in its place, which costs two calls of the layer and asks nothing of how it is written.
 
     Attributes:
         key: The vector's name in the module.
@@ -98,6 +109,36 @@ class Scale:
     def __call__(self, module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
         """Returns the gradient of the vector: (B, O)."""
         return by_slots(grads_BSO.float() * slope(module, self.key, call, grads_BSO.shape[-1]).float()).sum(1)
+
+    def holds(self, module: nn.Module, call: Call, output: torch.Tensor) -> bool:
+        """Returns whether the outputs are affine in the vector."""
+        return is_affine(module, self.key, call, output)
+
+
+class ScaledEmbedding(Checked):
+    """The rule of an embedding that multiplies what it looks up by a constant, as Gemma's does.
+
+    Attributes:
+        scale: The constant, seen when :meth:`holds` was asked.
+    """
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __call__(self, module: nn.Module, call: Call, grads_BSO: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of the weight (V, O): (B, V * O)."""
+        return embedding_weight(module, call, grads_BSO.float() * self.scale)
+
+    @torch.no_grad()
+    def holds(self, module: nn.Module, call: Call, output: torch.Tensor) -> bool:
+        """Returns whether the outputs are what was looked up times one constant."""
+        assert isinstance(module, nn.Embedding)
+        if call.inputs.is_floating_point() or output.shape != (*call.inputs.shape, module.embedding_dim):
+            return False
+        found = nn.functional.embedding(call.inputs, module.weight.detach()).float()
+        self.scale = float((found * output.float()).sum() / found.square().sum().clamp(min=torch.finfo().tiny))
+        tolerance = 1e-5 if output.dtype in (torch.float32, torch.float64) else 2e-2
+        return bool(torch.dist(found * self.scale, output.float()) <= tolerance * output.float().norm())
 
 
 @torch.no_grad()
@@ -113,7 +154,7 @@ def slope(module: nn.Module, key: str, call: Call, size: int) -> torch.Tensor:
 def is_affine(module: nn.Module, key: str, call: Call, output: torch.Tensor) -> bool:
     """Returns whether :class:`Scale` is exact for this layer, seen on one call of it."""
     vector = getattr(module, key).detach()
-    if output.shape[-1:] != vector.shape:
+    if not isinstance(output, torch.Tensor) or output.shape[-1:] != vector.shape:
         return False
     without = _called_with(module, key, torch.zeros_like(vector), call)
     expected = without + vector * slope(module, key, call, len(vector))
@@ -141,11 +182,12 @@ def rule_of(module: nn.Module, key: str) -> Rule | None:
         return bias if key == "bias" else linear_weight
     if forward is Conv1D.forward:
         return bias if key == "bias" else transposed_weight
-    if forward is nn.Embedding.forward:
-        assert isinstance(module, nn.Embedding)
+    if isinstance(module, nn.Embedding) and key == "weight":
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
-        return embedding_weight if plain else None
-    return Scale(key) if parameter.ndim == 1 else None
+        if not plain:
+            return None
+        return embedding_weight if forward is nn.Embedding.forward else ScaledEmbedding()
+    return Scale(key) if parameter.ndim == 1 and not any(module.children()) else None
 
 
 def by_slots(activation: torch.Tensor) -> torch.Tensor:

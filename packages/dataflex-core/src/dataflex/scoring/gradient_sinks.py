@@ -32,6 +32,10 @@ class Sink:
         self._direction = direction
         self.squares_B = torch.zeros(rows, device=device)
 
+    def clear(self) -> None:
+        """Forgets what was taken: the batch begins anew."""
+        self.squares_B.zero_()
+
     def add(self, route: Route, rows: slice, grads_BD: torch.Tensor) -> None:
         """Takes the gradients of one parameter for some rows."""
         if self._direction is not None:
@@ -65,6 +69,11 @@ class Whole(Sink):
         super().__init__(rows, device, direction)
         self.vectors: dict[int, torch.Tensor] = {}
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        super().clear()
+        self.vectors.clear()
+
     def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
         """Keeps the vectors."""
         if route.index not in self.vectors:
@@ -86,6 +95,11 @@ class Dots(Sink):
         self._targets = targets
         self.dots_BJ = torch.zeros(rows, len(targets[0]), device=device)
 
+    def clear(self) -> None:
+        """Forgets the products."""
+        super().clear()
+        self.dots_BJ.zero_()
+
     def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
         """Adds this parameter's share of the inner products."""
         self.dots_BJ[rows] += vectors_BD @ self._targets[route.index].T
@@ -98,6 +112,11 @@ class Sketched(Sink):
         super().__init__(rows, device, direction)
         self._sketch = sketch
         self.features_BK = torch.zeros(rows, sketch.dim, device=device)
+
+    def clear(self) -> None:
+        """Forgets the sketches."""
+        super().clear()
+        self.features_BK.zero_()
 
     def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
         """Adds this parameter's share of the sketches."""

@@ -11,8 +11,9 @@ Letters: B rows of the batch, T tokens, M label positions, V vocabulary, D numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +21,14 @@ from torch.utils.hooks import RemovableHandle
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.autocast import autocast
-from dataflex.scoring.cross_entropy import token_loss_gradients
 from dataflex.scoring.factors import Factors, factored
-from dataflex.scoring.gradient_routes import Route, Use, gradient_routes, unsupported
-from dataflex.scoring.gradient_rules import Call, is_affine
+from dataflex.scoring.gradient_alone import Arrival, BatchLosses, ReplacedError, RowsAlone
+from dataflex.scoring.gradient_plan import WHOLE, plan_of
+from dataflex.scoring.gradient_routes import Route, Use, gradient_routes
+from dataflex.scoring.gradient_rules import Call
 from dataflex.scoring.gradient_sinks import Sink
-from dataflex.scoring.label_logits import Forward, label_positions, logits_at_labels
+from dataflex.scoring.gradient_uses import find_uses
+from dataflex.scoring.label_logits import Forward, logits_at_labels
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_pass import RowBatch
@@ -38,11 +41,15 @@ MOST_NUMBERS = 2**26
 """Gradients that are formed at a time, 256 MB; of a larger parameter, fewer rows at a time."""
 
 
-Arrival = Callable[[slice], torch.Tensor]
-
-
 class PerSampleGradients:
     """Runs batches and hands their gradients to a sink. Made by :func:`per_sample_gradients`.
+
+    Args:
+        model: The model.
+        routes: The trainable parameters.
+        factors: Those of them that are projected, by their place.
+        forward: Runs the model up to its logits.
+        accelerator: The run's accelerator, for mixed precision; None for none.
 
     Attributes:
         routes: The trainable parameters.
@@ -50,16 +57,27 @@ class PerSampleGradients:
     """
 
     def __init__(
-        self, routes: list[Route], factors: dict[int, Factors], forward: Forward, accelerator: Accelerator | None
+        self,
+        model: torch.nn.Module,
+        routes: list[Route],
+        factors: dict[int, Factors],
+        forward: Forward,
+        accelerator: Accelerator | None,
     ) -> None:
         self.routes, self.factors = routes, factors
-        self._forward, self._accelerator = forward, accelerator
+        self._model, self._forward, self._accelerator = model, forward, accelerator
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._plan = plan_of(model, routes)
+        self._hooks, self._planned = ExitStack(), False
+        self._alone: RowsAlone
+        self._ruled: dict[Route, int] = {}
         self._sink: Sink
         self._map: RowMap
         self._calls: dict[Route, int] = {}
         self._waiting: dict[Route, list[Arrival]] = {}
         self._formed: set[Route] = set()
-        self._known_affine: set[tuple[int, str]] = set()
+        self._checked: set[tuple[int, str]] = set()
+        self._misfits: dict[str, bool] = {}
 
     def backward(self, batch: RowBatch, sink: Sink, *, total: bool = False) -> torch.Tensor:
         """Passes the gradients of each row's loss to ``sink``, one parameter after the other.
@@ -73,64 +91,159 @@ class PerSampleGradients:
 
         Returns:
             (B,) label tokens of each row. A row with 0 of them has a gradient of 0.
+
+        Raises:
+            ComponentError: Rows of the batch change each other, or a layer cannot be called.
         """
-        labels_BT = batch.labels()
-        positions_M, targets_M = label_positions(labels_BT)
-        counts_B = torch.bincount(positions_M // labels_BT.shape[1], minlength=len(labels_BT))
-        weights_M = torch.ones(len(positions_M))
-        if not total:
-            weights_M /= counts_B[positions_M // labels_BT.shape[1]]
-        self._sink, self._map = sink, RowMap(labels_BT.shape, positions_M)
+        losses = BatchLosses(batch, self._forward, total)
+        if not (self._plan.known or self._plan.rules_only):
+
+            def run() -> torch.Tensor:
+                with self.autocast():
+                    return losses.logits()
+
+            parameters = {id(route.parameter): route.parameter for route in self.routes}
+            self._hooks.close()
+            self._plan.learn(find_uses(self._model, parameters, run), self._model, self.routes)
+            self._planned = False
+        while not self._all_formed(losses, sink):
+            sink.clear()
+            self._planned = False
+        return losses.counts_B
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Returns the context of the run's mixed precision."""
+        return autocast(self._accelerator)
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        self._hooks.close()
+
+    def _all_formed(self, losses: BatchLosses, sink: Sink) -> bool:
+        """Runs a batch; returns False where the plan has changed, so that it must run again."""
+        if not self._planned:
+            self._install()
+        self._sink, self._map = sink, losses.rows
         self._calls, self._waiting, self._formed = dict.fromkeys(self.routes, 0), {}, set()
-        with torch.enable_grad():
-            with autocast(self._accelerator):
-                logits_MV = self._forward(batch.inputs, positions_M, labels_BT.shape)
-            if logits_MV.requires_grad and len(positions_M):
-                device = logits_MV.device
-                gradients_MV = token_loss_gradients(logits_MV.detach(), targets_M.to(device), weights_M.to(device))
-                torch.autograd.backward(logits_MV, gradients_MV)
+        self._misfits = {}
+        self._alone.begin(losses.rows)
+        logits_MV = None
+        if not (self._plan.verified and self._alone.whole_only and not self._ruled):
+            with torch.enable_grad():
+                with self.autocast():
+                    logits_MV = losses.logits()
+                if not self._misfits:
+                    losses.backward(logits_MV)
+            logits_MV = None if self._plan.verified else logits_MV.detach()
+        if not self._misfits:
+            try:
+                self._formed |= self._alone.form(losses, logits_MV, sink, self._waiting)
+            except ReplacedError as found:
+                if found.changed:
+                    self._plan.copied.add(found.name)
+                else:
+                    self._plan.climb(self._model, found.name)
+                return False
+            self._plan.verified |= losses.rows.rows > 1
+        return self._rest_formed()
+
+    def _rest_formed(self) -> bool:
+        for name, climbs in self._misfits.items():
+            if climbs:
+                self._plan.climb(self._model, name)
+            else:
+                self._plan.open(name)
+        if self._misfits:
+            return False
         for route, arrivals in self._waiting.items():
-            self._form(route, arrivals)
+            if route not in self._formed:
+                self._form(route, arrivals)
         self._waiting = {}
         for route in self.routes:
             if route not in self._formed:
-                sink.absent(route)
-        return counts_B
+                self._sink.absent(route)
+        return True
+
+    def _install(self) -> None:
+        """Puts the hooks of the plan on the model, in place of those that are there."""
+        self._hooks.close()
+        closed, replayed = self._plan.assign(self._model, self.routes)
+        picked = _picked(self._model)
+        if any(name != WHOLE and _holds_output(self._model, name, picked) for name in replayed):
+            replayed = {WHOLE: list(dict.fromkeys(route for routes in replayed.values() for route in routes))}
+            closed = [(use, route) for use, route in closed if route not in replayed[WHOLE]]
+        self._alone = RowsAlone(self._model, replayed, self._plan.copied, picked, self.factors, self.autocast)
+        self._ruled = Counter(route for _, route in closed)
+        for use, route in closed:
+            self._hooks.callback(self.watch(use, route, use.module in picked).remove)
+        for handle in self._alone.watch():
+            self._hooks.callback(handle.remove)
+        self._plan.tell(self._model, replayed)
+        self._planned = True
 
     def watch(self, use: Use, route: Route, picked: bool) -> RemovableHandle:
         """Puts the hook on one use of a parameter; ``picked`` where the layer sees label positions alone."""
+        rule, name = use.rule, self._names[id(use.module)]
+        assert rule is not None
 
-        def after_forward(module: torch.nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor | None:
-            if not torch.is_grad_enabled():  # DoRA's norms, the first pass of gradient checkpointing, our own calls
+        def after_forward(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> torch.Tensor | None:
+            if not torch.is_grad_enabled() or self._alone.running:  # DoRA's norms, checkpointing, our own calls
                 return None
             rows = self._map
+            given = args[0] if args else None
+            if not isinstance(output, torch.Tensor) or not isinstance(given, torch.Tensor):
+                self._misfit(route, name, args, climbs=False)
+                return None
             shared = rows.shared(output) and not picked
             if shared:  # its gradient would be summed over rows
                 output = output.expand(rows.rows, -1, -1)
             known = rows.knows(output, picked)
-            if known and not use.checked:
-                self._require_affine(use, route, args, kwargs, output)
-            if not output.requires_grad:
-                output.requires_grad_()
-            self._calls[route] += known
             call = Call(rows.rows, *(_by_row(values, rows, picked) for values in (args, kwargs)))
+            if known and not self._holds(use, Call(0, args, kwargs), output):
+                self._misfit(route, name, args, climbs=False)
+                return None
+            leaf = not output.requires_grad
+            if leaf:
+                output = output.detach().requires_grad_().clone()  # a model may change it in place
+            if name in self._plan.copied:
+                call = Call(rows.rows, (call.inputs.clone(), *call.args[1:]), call.kwargs)
+            version = call.inputs._version
+            self._calls[route] += known
 
             def arrived(grads: torch.Tensor) -> None:
                 if not known:
-                    raise ComponentError(
-                        f"the layer of {route.name} is called with inputs of shape {tuple(args[0].shape)}, which "
-                        "cannot be told apart by row -> freeze it, or use a selector that needs no gradients"
-                    )
-                grads_BSO = rows.by_row(grads.detach())
-                self._arrive(route, lambda part: use.rule(module, call.part(part), grads_BSO[part]))
+                    self._misfit(route, name, args, climbs=grads.ndim < 3)
+                elif call.inputs._version != version:
+                    self._plan.copied.add(name)
+                    self._misfits.setdefault(name, False)
+                else:
+                    grads_BSO = rows.by_row(grads.detach())
+                    self._arrive(route, lambda part: rule(module, call.part(part), grads_BSO[part]))
 
             output.register_hook(arrived)  # type: ignore[no-untyped-call]  # torch has no annotations there
-            return output if shared else None
+            return output if shared or leaf else None
 
         return use.module.register_forward_hook(after_forward, with_kwargs=True)
 
+    def _misfit(self, route: Route, name: str, args: Any, *, climbs: bool) -> None:
+        """Notes a module whose rule does not hold, or that is given inputs whose rows are unknown."""
+        if self._plan.rules_only:
+            raise ComponentError(
+                f"the layer of {route.name} is called with inputs of shape {tuple(args[0].shape)}, which "
+                "cannot be told apart by row -> freeze it, or use a selector that needs no gradients"
+            )
+        self._misfits[name] = self._misfits.get(name, False) or climbs
+
+    def _holds(self, use: Use, call: Call, output: torch.Tensor) -> bool:
+        place = (id(use.module), use.key)
+        if use.check is not None and place not in self._checked:
+            if not use.check.holds(use.module, call, output.detach()):
+                return False
+            self._checked.add(place)
+        return True
+
     def _arrive(self, route: Route, arrival: Arrival) -> None:
-        if self._calls[route] == 1 and len(route.uses) == 1:
+        if self._calls[route] == 1 and self._ruled[route] == 1 and route not in self._alone.routes:
             self._form(route, [arrival])
         else:  # a sum over uses: it is complete when the backward pass is
             self._waiting.setdefault(route, []).append(arrival)
@@ -145,13 +258,6 @@ class PerSampleGradients:
             for arrival in arrivals[1:]:
                 grads_BD += arrival(rows)
             self._sink.add(route, rows, grads_BD)
-
-    def _require_affine(self, use: Use, route: Route, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-        place = (id(use.module), use.key)
-        if place not in self._known_affine:
-            if not is_affine(use.module, use.key, Call(0, args, kwargs), output.detach()):
-                raise ComponentError(unsupported({route.name: type(use.module).__name__}))
-            self._known_affine.add(place)
 
 
 @contextmanager
@@ -179,11 +285,9 @@ def per_sample_gradients(
         routes, factors = factored(routes, factor_dim, seed, device)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        gradients = PerSampleGradients(routes, factors, stack.enter_context(logits_at_labels(model)), accelerator)
-        picked = _picked(model)
-        for route in routes:
-            for use in route.uses:
-                stack.callback(gradients.watch(use, route, use.module in picked).remove)
+        forward = stack.enter_context(logits_at_labels(model))
+        gradients = PerSampleGradients(model, routes, factors, forward, accelerator)
+        stack.callback(gradients.close)
         stack.enter_context(_frozen(routes))
         yield gradients
 
@@ -203,6 +307,12 @@ def _picked(model: torch.nn.Module) -> set[torch.nn.Module]:
     """Returns the modules that see label positions alone: the output layer, and what an adapter put into it."""
     outputs = output_embeddings(pretrained_models(model))
     return set() if outputs is None else set(outputs.modules())
+
+
+def _holds_output(model: torch.nn.Module, name: str, picked: set[torch.nn.Module]) -> bool:
+    """Returns whether a module has the output layer inside of it: it then gives logits, as the whole model does."""
+    module = model.get_submodule(name)
+    return module not in picked and any(inner in picked for inner in module.modules())
 
 
 def _by_row(values: Any, rows: RowMap, picked: bool) -> Any:

@@ -8,7 +8,19 @@ Letters: B rows of the batch, T tokens, M label positions of the batch, S slots 
 
 from __future__ import annotations
 
+from enum import Enum
+
 import torch
+
+
+class Layout(Enum):
+    """Where the rows of a tensor are."""
+
+    PICKED = "label positions, in the order of the rows: (1, M, ...)"
+    FIRST = "the first dimension: (B, ...)"
+    SECOND = "the second dimension: (T, B, ...)"
+    BLOCKS = "blocks of the first dimension: (B * T, ...), (B * heads, T, ...)"
+    SHARED = "nowhere: the tensor is the same for all rows"
 
 
 class RowMap:
@@ -52,6 +64,42 @@ class RowMap:
         padded = found_MF.new_zeros(self.rows, self._slots, *found_MF.shape[1:])
         device = found_MF.device
         return padded.index_put_((self._row_M.to(device), self._slot_M.to(device)), found_MF)
+
+    def layout(self, tensor: torch.Tensor, picked: bool, *, result: bool = False) -> Layout:
+        """Returns where the rows of ``tensor`` are, as its shape tells.
+
+        Args:
+            tensor: What a module was given or returned.
+            picked: Whether the module sees label positions alone.
+            result: Whether the module returned it: as many vectors as there are rows need not be one of each.
+        """
+        shape = tuple(tensor.shape)
+        if self.rows == 1 or not shape:
+            return Layout.FIRST if self.rows == 1 and shape else Layout.SHARED
+        if picked and shape[:2] == (1, len(self._row_M)):
+            return Layout.PICKED
+        if shape[0] == self.rows and (len(shape) > 2 or not result or shape[:2] == (self.rows, self.tokens)):
+            return Layout.FIRST
+        if shape[1:2] == (self.rows,) and (shape[0] == self.tokens or shape[2:] == (self.tokens,)):
+            return Layout.SECOND
+        if shape[0] == self.rows * self.tokens and self.tokens > 1:
+            return Layout.BLOCKS
+        if len(shape) > 2 and shape[0] % self.rows == 0 and self.tokens in shape[1:]:
+            return Layout.BLOCKS
+        return Layout.SHARED
+
+    def of_row(self, tensor: torch.Tensor, layout: Layout, row: int) -> torch.Tensor:
+        """Returns what belongs to one row, without a change of the number of dimensions."""
+        if self.rows == 1 or layout is Layout.SHARED:
+            return tensor
+        if layout is Layout.PICKED:
+            return tensor[:, (self._row_M == row).to(tensor.device)]
+        if layout is Layout.FIRST:
+            return tensor[row : row + 1]
+        if layout is Layout.SECOND:
+            return tensor[:, row : row + 1]
+        each = len(tensor) // self.rows
+        return tensor[row * each : (row + 1) * each]
 
     def _per_row(self, activation: torch.Tensor) -> bool:
         return activation.ndim > 1 and tuple(activation.shape[:2]) == (self.rows, self.tokens)

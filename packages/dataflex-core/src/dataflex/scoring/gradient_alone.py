@@ -1,0 +1,238 @@
+"""Gradients of the parameters that have no rule: their modules are called for each row alone, or the whole model is.
+
+Letters: B rows of the batch, T tokens, M label positions, V vocabulary, D numbers of a parameter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from dataflex.scoring.cross_entropy import token_loss_gradients
+from dataflex.scoring.factors import Factors
+from dataflex.scoring.gradient_plan import WHOLE, Replayed
+from dataflex.scoring.gradient_replay import Gradients, NotByRowError, Unit, distance
+from dataflex.scoring.gradient_routes import Route
+from dataflex.scoring.gradient_sinks import Sink
+from dataflex.scoring.gradient_uses import requiring
+from dataflex.scoring.label_logits import Forward, label_positions
+from dataflex.scoring.row_map import RowMap
+from dataflex.scoring.row_pass import RowBatch
+
+Context = Callable[[], AbstractContextManager[None]]
+Arrival = Callable[[slice], torch.Tensor]
+"""``arrival(rows) -> (n, D)``, what one use of a parameter by a rule adds to the gradients of some rows."""
+
+
+class ReplacedError(Exception):
+    """A module cannot be called by row.
+
+    Attributes:
+        name: Its name.
+        changed: Whether that is because copies of its inputs must be kept.
+    """
+
+    def __init__(self, name: str, changed: bool, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.changed = name, changed
+
+
+class BatchLosses:
+    """The losses of a batch's rows: where labels are, and the gradient of the sum of the losses by the logits.
+
+    Args:
+        batch: The rows.
+        forward: Runs the model up to its logits.
+        total: Whether a row's loss is the sum of its token losses; otherwise it is their mean.
+
+    Attributes:
+        counts_B: (B,) label tokens of each row.
+        rows: Which row each activation belongs to.
+    """
+
+    def __init__(self, batch: RowBatch, forward: Forward, total: bool) -> None:
+        labels_BT = batch.labels()
+        self._batch, self._forward, self._total, self._labels_BT = batch, forward, total, labels_BT
+        self.positions_M, self._targets_M = label_positions(labels_BT)
+        self.row_M = self.positions_M // labels_BT.shape[1]
+        self.counts_B = torch.bincount(self.row_M, minlength=len(labels_BT))
+        self.rows = RowMap(labels_BT.shape, self.positions_M)
+
+    def logits(self) -> torch.Tensor:
+        """Runs the model and returns its (M, V) logits at label positions."""
+        return self._forward(self._batch.inputs, self.positions_M, self._labels_BT.shape)
+
+    def backward(self, logits_MV: torch.Tensor) -> None:
+        """Runs the backward pass of the sum of the losses."""
+        if logits_MV.requires_grad and len(self.positions_M):
+            weights_M = torch.ones(len(self.positions_M))
+            if not self._total:
+                weights_M /= self.counts_B[self.row_M]
+            device = logits_MV.device
+            targets_M, weights_M = self._targets_M.to(device), weights_M.to(device)
+            torch.autograd.backward(logits_MV, token_loss_gradients(logits_MV.detach(), targets_M, weights_M))
+
+    def alone(self, row: int) -> BatchLosses:
+        """Returns the losses of one row, with the padding that it has in the batch."""
+
+        def cut(value: Any) -> Any:
+            tensor = isinstance(value, torch.Tensor)
+            return self.rows.of_row(value, self.rows.layout(value, False), row) if tensor else value
+
+        inputs = {name: cut(value) for name, value in self._batch.inputs.items()}
+        return BatchLosses(RowBatch(inputs, self._labels_BT[row : row + 1]), self._forward, self._total)
+
+    def gradients(self, parameters: list[nn.Parameter]) -> tuple[torch.Tensor, Gradients]:
+        """Returns the logits, and autograd's gradients of the sum of the losses: of one row, its own."""
+        with torch.enable_grad(), requiring(parameters):
+            logits_MV = self.logits()
+            found: Gradients = [None] * len(parameters)
+            if logits_MV.requires_grad and len(self.positions_M):
+                device = logits_MV.device
+                weights_M = torch.full((len(self.positions_M),), 1.0 if self._total else 1.0 / len(self.positions_M))
+                targets_M = self._targets_M.to(device)
+                grads_MV = token_loss_gradients(logits_MV.detach(), targets_M, weights_M.to(device))
+                found = list(torch.autograd.grad(logits_MV, parameters, grads_MV, allow_unused=True))
+        torch.clear_autocast_cache()  # it has weights that require a gradient
+        return logits_MV.detach(), found
+
+
+class RowsAlone:
+    """All modules that are called by row.
+
+    Args:
+        model: The model.
+        replayed: Names of the modules, and the parameters of each.
+        copied: Those of which copies of the inputs must be kept.
+        picked: The modules that see label positions alone.
+        factors: Projections of parameters, by their place.
+        autocast: Mixed precision.
+
+    Attributes:
+        routes: The parameters.
+        whole_only: Whether nothing but the whole model is called by row.
+        running: Whether modules are being called by row at the moment.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        replayed: Replayed,
+        copied: set[str],
+        picked: set[nn.Module],
+        factors: Mapping[int, Factors],
+        autocast: Context,
+    ) -> None:
+        self._factors, self._autocast = factors, autocast
+        self._whole = replayed.get(WHOLE, [])
+        named = {name: model.get_submodule(name) for name in replayed if name != WHOLE}
+        self._units = [Unit(n, m, replayed[n], m in picked, n in copied) for n, m in named.items()]
+        self.routes = {route for routes in replayed.values() for route in routes}
+        self.whole_only = not self._units
+        self.running = False
+
+    def watch(self) -> list[RemovableHandle]:
+        """Puts the hooks on the modules."""
+        return [handle for unit in self._units for handle in unit.watch(lambda: not self.running)]
+
+    def begin(self, rows: RowMap) -> None:
+        """Forgets the last batch."""
+        for unit in self._units:
+            unit.begin(rows)
+
+    def form(
+        self, losses: BatchLosses, logits_MV: torch.Tensor | None, sink: Sink, arrivals: Mapping[Route, list[Arrival]]
+    ) -> set[Route]:
+        """Hands the gradients on, row by row, and returns the parameters that any row reached.
+
+        Args:
+            losses: The batch.
+            logits_MV: (M, V) logits of the batch, to be compared with those of rows alone; None for no comparison.
+            sink: Takes the gradients.
+            arrivals: What uses by a rule add.
+
+        Raises:
+            ReplacedError: A module cannot be called by row.
+        """
+        self.running = True
+        try:
+            return self._form(losses, logits_MV, sink, arrivals)
+        finally:
+            self.running = False
+
+    def _form(
+        self, losses: BatchLosses, logits_MV: torch.Tensor | None, sink: Sink, arrivals: Mapping[Route, list[Arrival]]
+    ) -> set[Route]:
+        reached = [unit for unit in self._units if unit.reached()]
+        sources = Counter(route for unit in reached for route in unit.routes)
+        sources.update(self._whole)
+        apart = [torch.zeros((), device=sink.squares_B.device)]
+        for row, count in enumerate(losses.counts_B.tolist()):
+            sums: dict[Route, torch.Tensor | None] = {}
+            left = Counter(sources)
+            for routes, gradients in self._of_row(row, losses, logits_MV, reached, count, apart):
+                for route, gradient in zip(routes, gradients, strict=True):
+                    if gradient is not None:
+                        before = sums.get(route)
+                        sums[route] = gradient if before is None else before + gradient
+                    left[route] -= 1
+                    if not left[route]:
+                        self._hand_on(route, row, sums.pop(route, None), sink, arrivals.get(route, []))
+        self._require_same(reached, apart)
+        return set(sources)
+
+    def _of_row(
+        self,
+        row: int,
+        losses: BatchLosses,
+        logits_MV: torch.Tensor | None,
+        reached: list[Unit],
+        count: int,
+        apart: list[torch.Tensor],
+    ) -> Any:
+        for unit in reached:
+            none: Gradients = [None] * len(unit.routes)
+            try:
+                yield unit.routes, unit.gradients(row, self._autocast) if count else none
+            except NotByRowError as found:
+                raise ReplacedError(unit.name, unit.changed, str(found)) from found
+        if self._whole:
+            found_MV, gradients = None, [None] * len(self._whole)
+            if count:
+                with self._autocast():
+                    found_MV, gradients = losses.alone(row).gradients([route.parameter for route in self._whole])
+                if logits_MV is not None:
+                    apart.append(distance(found_MV, logits_MV[(losses.row_M == row).to(logits_MV.device)]))
+            yield self._whole, gradients
+
+    def _hand_on(
+        self, route: Route, row: int, gradient: torch.Tensor | None, sink: Sink, arrivals: list[Arrival]
+    ) -> None:
+        if gradient is None:
+            found_D = sink.squares_B.new_zeros(route.size)
+        elif route.index in self._factors:
+            found_D = self._factors[route.index].project(gradient.detach())
+        else:
+            found_D = gradient.detach().float().flatten()
+        rows = slice(row, row + 1)
+        found_1D = found_D.unsqueeze(0)
+        for arrival in arrivals:
+            found_1D = found_1D + arrival(rows)
+        sink.add(route, rows, found_1D)
+
+    def _require_same(self, reached: list[Unit], apart: list[torch.Tensor]) -> None:
+        names, found = [WHOLE], [torch.stack([value.to(apart[0].device) for value in apart]).max()]
+        for unit in reached:
+            value = unit.apart()
+            if value is not None:
+                names.append(unit.name)
+                found.append(value.to(apart[0].device))
+        for name, value in zip(names, torch.stack(found).tolist(), strict=True):
+            if not value <= 1:
+                raise ReplacedError(name, False, "a row alone gives something else than in the batch")
