@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.models.build import Collator, moved, rows
+from tests.models.uniform import plain_run, weighted_run
 
 LOSS = 1e-6
 """Losses may differ by this part of themselves: float32 has steps of 1.2e-7, and batches add up in another order."""
@@ -130,8 +131,6 @@ def _autograd(model: nn.Module, collate: Collator) -> dict[str, torch.Tensor]:
 
 def weighter(model: nn.Module, collate: Collator, logits: str) -> float:
     """The losses of two steps under a uniform weighter, against those of the plain Trainer."""
-    from tests.models.uniform import plain_run, weighted_run
-
     found, expected = weighted_run(copy.deepcopy(model), collate, logits), plain_run(copy.deepcopy(model), collate)
     return _apart(torch.tensor(found), torch.tensor(expected), LOSS * max(map(abs, expected)), "losses of steps")
 
