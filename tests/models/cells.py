@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from dataflex.scoring import per_sample_gradients, per_sample_losses
 from dataflex.scoring.gradient_sinks import Whole
 from dataflex.scoring.hidden_states import last_hidden_states
 from dataflex.scoring.row_pass import RowBatch
-from dataflex.scoring.trial import try_gradients, try_losses
+from dataflex.scoring.trial import try_embeddings, try_gradients, try_losses
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tests.models.build import Collator, moved, rows
 from tests.models.uniform import plain_run, weighted_run
@@ -50,7 +52,8 @@ def losses(model: nn.Module, collate: Collator, chunked: bool) -> float:
 
 
 def hidden(model: nn.Module, collate: Collator) -> float:
-    """Hidden states of one padded batch: what the plain model gives as its last ones, for each row alone."""
+    """Hidden states of one padded batch: what the plain model's output layer is given, for each row alone."""
+    try_embeddings(model, rows(), np.arange(2), collate, None, "mean")
     batch = collate([*rows()])
     batch.pop("labels")
     with torch.no_grad(), last_hidden_states(model) as forward:
@@ -114,7 +117,9 @@ def full(model: nn.Module, collate: Collator) -> float:
 
 def with_lora(model: nn.Module) -> nn.Module:
     """Returns the model with LoRA on all its linear layers, off the initial values: B starts at 0."""
-    adapted: nn.Module = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))  # type: ignore[arg-type]
+    turned = any(isinstance(module, Conv1D) for module in model.modules())  # PEFT warns where it finds out by itself
+    config = LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=turned)
+    adapted: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
     return moved(adapted, 2).eval()
 
 

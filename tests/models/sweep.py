@@ -29,7 +29,9 @@ EXACT, REFUSED, NOT_BUILT, DEFECT = "exact", "refused", "not built", "defect"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the outcomes are written; read and completed with --keep")
-    parser.add_argument("--keep", action="store_true", help="keep what the file says of classes that are not tried now")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep what the file says of classes and cells that are not tried now"
+    )
     parser.add_argument("--only", default="", help="model types, with commas")
     parser.add_argument("--what", default=",".join(WHAT), help="cells, with commas")
     parser.add_argument("--trace", action="store_true", help="print tracebacks")
@@ -44,7 +46,9 @@ def main() -> int:
         if only and model_type not in only:
             continue
         outcome = _tried(context, model_type, class_name, group, what, given.trace)
-        found[f"{model_type} {class_name}"] = {**outcome, "group": group}
+        name = f"{model_type} {class_name}"
+        before = found.get(name, {}).get("cells", {})
+        found[name] = {**outcome, "cells": before | outcome["cells"], "group": group}
         print(_line(model_type, class_name, outcome), flush=True)
         if given.json:
             report = {"versions": _versions(), "classes": found}

@@ -37,10 +37,7 @@ def require_own_loss(
     Raises:
         ComponentError: With the numbers of the first such row.
     """
-    name = type((pretrained_models(model) or [model])[0]).__name__
-    close = HALF if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else FLOAT32
-    if torch.is_autocast_enabled(next(model.parameters()).device.type):
-        close = HALF
+    name, close = _name(model), _close(model)
     for place, (batched, alone, own) in enumerate(zip(batched_N, alone_N, own_N, strict=True)):
         if own is not None and not np.isclose(alone, own, rtol=close, atol=close):
             raise ComponentError(
@@ -54,6 +51,35 @@ def require_own_loss(
                 f"has {batched:.4f} there and {alone:.4f} alone -> use another version of the model's class, or a "
                 "strategy that does not score the model"
             )
+
+
+def require_rows_alone(model: torch.nn.Module, batched_NH: NDArray[np.float32], alone_NH: NDArray[np.float32]) -> None:
+    """Refuses a model whose hidden states of a row change with the rows beside it.
+
+    Args:
+        model: The model.
+        batched_NH: (N, H) embeddings of rows of one batch.
+        alone_NH: (N, H) embeddings of the same rows, each in a batch of its own.
+
+    Raises:
+        ComponentError: They do.
+    """
+    close = _close(model)
+    if not np.allclose(batched_NH, alone_NH, rtol=0, atol=close):
+        raise ComponentError(
+            f"{_name(model)} gives a row other hidden states beside other rows, padded to one length: embeddings of "
+            f"two rows are {np.abs(batched_NH - alone_NH).max():.1e} apart, {close} allowed -> use another version of "
+            "the model's class, or embeddings that are not made of hidden states"
+        )
+
+
+def _name(model: torch.nn.Module) -> str:
+    return next(map(type, [*pretrained_models(model), model])).__name__
+
+
+def _close(model: torch.nn.Module) -> float:
+    halves = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    return HALF if halves or torch.is_autocast_enabled(next(model.parameters()).device.type) else FLOAT32
 
 
 def own_losses(model: torch.nn.Module, dataset: Any, collator: Collator, rows: Sequence[int]) -> list[float | None]:

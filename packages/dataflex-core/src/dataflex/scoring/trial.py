@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import first_labelled_rows
+from dataflex.scoring.embeddings import Pooling, hidden_state_embeddings
 from dataflex.scoring.gradient_routes import Route
 from dataflex.scoring.gradient_sinks import Sink
 from dataflex.scoring.influence import require_finite_gradients
 from dataflex.scoring.losses import per_sample_losses
-from dataflex.scoring.own_loss import own_losses, require_own_loss
+from dataflex.scoring.own_loss import own_losses, require_own_loss, require_rows_alone
 from dataflex.scoring.row_gradients import per_sample_gradients
 from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
 
@@ -87,6 +88,39 @@ def try_gradients(
             return sink.squares_B
 
         rows.values(model, score)
+
+
+def try_embeddings(
+    model: torch.nn.Module,
+    dataset: Any,
+    rows: NDArray[np.int64],
+    collator: Collator,
+    accelerator: Accelerator | None,
+    pooling: Pooling,
+) -> None:
+    """Makes the embeddings of rows from the model's hidden states, in one batch and alone.
+
+    Args:
+        model: The model to be trained.
+        dataset: The tokenised dataset.
+        rows: Numbers of a row or two.
+        collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator, for mixed precision alone; None for none.
+        pooling: See :func:`~dataflex.scoring.embeddings.pool`.
+
+    Raises:
+        ComponentError: The model gives no hidden states, or those of a row change with the rows beside it.
+    """
+
+    def embed(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return hidden_state_embeddings(
+            model, dataset, collator=collator, indices=indices, pooling=pooling, progress=False
+        )
+
+    with autocast(accelerator):
+        batched_NH = embed(rows)
+        if len(rows) > 1:
+            require_rows_alone(model, batched_NH, np.concatenate([embed(rows[i : i + 1]) for i in range(len(rows))]))
 
 
 class _Forgetting(Sink):
