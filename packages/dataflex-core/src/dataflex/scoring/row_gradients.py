@@ -6,6 +6,9 @@ layer's parameters row by row, hand them on, and forget them: at no time does mo
 (two tied ones count as one). No parameter requires a gradient meanwhile, only outputs do: nothing is added to
 ``.grad``, nothing is reduced over ranks, and sharded engines gather nothing for it.
 
+That needs a rule for the layer. Parameters without one come after the backward pass, by calling their modules for one
+row at a time (:mod:`dataflex.scoring.gradient_alone`); :mod:`dataflex.scoring.gradient_plan` knows which is which.
+
 Letters: B rows of the batch, T tokens, M label positions, V vocabulary, D numbers of a parameter.
 """
 
@@ -23,13 +26,14 @@ from dataflex.core.errors import ComponentError
 from dataflex.scoring.autocast import allowed_rounding, autocast
 from dataflex.scoring.factors import Factors, factored
 from dataflex.scoring.gradient_alone import Arrival, BatchLosses, ReplacedError, RowsAlone
+from dataflex.scoring.gradient_inputs import by_row, holds_output, picked_layers
 from dataflex.scoring.gradient_plan import WHOLE, plan_of
 from dataflex.scoring.gradient_routes import Route, Use, gradient_routes
 from dataflex.scoring.gradient_rules import Call
 from dataflex.scoring.gradient_sinks import Norms, Sink
 from dataflex.scoring.gradient_uses import find_uses
 from dataflex.scoring.label_losses import Outputs, outputs_at_labels
-from dataflex.scoring.models import output_embeddings, pretrained_models
+from dataflex.scoring.models import pretrained_models
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_mixing import mixing_layer
 from dataflex.scoring.row_pass import RowBatch
@@ -220,8 +224,8 @@ class PerSampleGradients:
         """Puts the hooks of the plan on the model, in place of those that are there."""
         self._hooks.close()
         closed, replayed = self._plan.assign(self._model, self.routes)
-        picked = _picked(self._model)
-        if any(name != WHOLE and _holds_output(self._model, name, picked) for name in replayed):
+        picked = picked_layers(self._model)
+        if any(name != WHOLE and holds_output(self._model, name, picked) for name in replayed):
             replayed = {WHOLE: list(dict.fromkeys(route for routes in replayed.values() for route in routes))}
             closed = [(use, route) for use, route in closed if route not in replayed[WHOLE]]
         self._alone = RowsAlone(self._model, replayed, self._plan.copied, picked, self.factors, self.autocast)
@@ -250,7 +254,7 @@ class PerSampleGradients:
             if shared:  # its gradient would be summed over rows
                 output = output.expand(rows.rows, -1, -1)
             known = rows.knows(output, picked)
-            call = Call(rows.rows, *(_by_row(values, rows, picked) for values in (args, kwargs)))
+            call = Call(rows.rows, *(by_row(values, rows, picked) for values in (args, kwargs)))
             if known and not self._holds(use, Call(0, args, kwargs), output):
                 self._misfit(route, name, args, climbs=False)
                 return None
@@ -330,7 +334,7 @@ def per_sample_gradients(
         seed: Seed of these projections.
 
     Raises:
-        ComponentError: A trainable parameter has no exact per-sample gradient; the message names it.
+        ComponentError: Nothing is trainable.
     """
     routes = gradient_routes(model)
     factors: dict[int, Factors] = {}
@@ -340,7 +344,7 @@ def per_sample_gradients(
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         # A trainable output layer needs the gradient of each of its outputs: the logits.
-        logits_needed = any(p.requires_grad for module in _picked(model) for p in module.parameters())
+        logits_needed = any(p.requires_grad for module in picked_layers(model) for p in module.parameters())
         outputs = stack.enter_context(outputs_at_labels(model, chunked=False if logits_needed else None))
         gradients = PerSampleGradients(model, routes, factors, outputs, accelerator)
         stack.callback(gradients.close)
@@ -382,29 +386,3 @@ def _frozen(routes: list[Route]) -> Iterator[None]:
     finally:
         for route in routes:
             route.parameter.requires_grad_(True)
-
-
-def _picked(model: torch.nn.Module) -> set[torch.nn.Module]:
-    """Returns the modules that see label positions alone: the output layer, and what an adapter put into it."""
-    outputs = output_embeddings(pretrained_models(model))
-    return set() if outputs is None else set(outputs.modules())
-
-
-def _holds_output(model: torch.nn.Module, name: str, picked: set[torch.nn.Module]) -> bool:
-    """Returns whether a module has the output layer inside of it: it then gives logits, as the whole model does."""
-    module = model.get_submodule(name)
-    return module not in picked and any(inner in picked for inner in module.modules())
-
-
-def _by_row(values: Any, rows: RowMap, picked: bool) -> Any:
-    """Returns arguments without their graph, tensors by row where the rows are known."""
-    if isinstance(values, dict):
-        return {name: _by_row(value, rows, picked) for name, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(_by_row(value, rows, picked) for value in values)
-    if not isinstance(values, torch.Tensor) or isinstance(values, torch.nn.Parameter):
-        return values
-    values = values.detach()
-    if not picked and rows.rows > 1 and tuple(values.shape[:2]) == (1, rows.tokens):
-        return values.expand(rows.rows, *values.shape[1:])
-    return rows.by_row(values) if rows.knows(values, picked) else values
