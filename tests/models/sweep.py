@@ -29,9 +29,7 @@ EXACT, REFUSED, NOT_BUILT, DEFECT = "exact", "refused", "not built", "defect"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the outcomes are written; read and completed with --keep")
-    parser.add_argument(
-        "--keep", action="store_true", help="keep what the file says of classes and cells that are not tried now"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep what the file says of others")
     parser.add_argument("--only", default="", help="model types, with commas")
     parser.add_argument("--what", default=",".join(WHAT), help="cells, with commas")
     parser.add_argument("--trace", action="store_true", help="print tracebacks")

@@ -27,7 +27,7 @@ from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, tra
 from dataflex.train.weighter.base_weighter import Weighter
 from every_component import QUICK, installed
 from torch import nn
-from transformers import Trainer
+from transformers import BartConfig, BartForConditionalGeneration, LlamaForCausalLM, Trainer
 
 TRAINERS = {"selector": SelectTrainer, "mixer": MixTrainer, "weighter": WeightTrainer}
 TYPES = {"selector": "dynamic_select", "mixer": "dynamic_mix", "weighter": "dynamic_weight"}
@@ -372,3 +372,47 @@ def test_a_column_that_the_model_does_not_take_reaches_the_collator_neither_in_t
 def test_a_collator_that_raises_is_named_before_training(kind, tmp_path):
     with pytest.raises(ConfigError, match=r"data_collator: strict_collate raised .*, on two rows of the train"):
         made(kind, "loss", tmp_path, rows=text_rows(), collator=strict_collate, remove_unused_columns=False)
+
+
+def encoder_decoder():
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    return BartForConditionalGeneration(BartConfig(vocab_size=128, d_model=8, pad_token_id=0, **sizes))
+
+
+LOOK_AT_THE_MODEL = [
+    (kind, name)
+    for kind in (SELECTOR, MIXER, WEIGHTER)
+    for name in installed(kind)
+    if name not in ELSEWHERE and (kind is WEIGHTER or find(kind, name).reads_batches is True or name in ("ado", "odm"))
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), LOOK_AT_THE_MODEL, ids=[name for _, name in LOOK_AT_THE_MODEL])
+def test_an_encoder_decoder_is_refused_by_name_when_the_trainer_is_made(kind, name, tmp_path):
+    with pytest.raises(DataflexError) as found:
+        made(kind, name, tmp_path, model=encoder_decoder(), params=needed(name, tmp_path))
+    assert "BartForConditionalGeneration is an encoder-decoder" in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["random", "scores"])
+def test_a_selector_that_does_not_look_at_the_model_trains_an_encoder_decoder(name, tmp_path):
+    trainer = made(SELECTOR, name, tmp_path, model=encoder_decoder(), params=needed(name, tmp_path))
+    trainer.train()
+    assert trainer.state.global_step == trainer.schedule.total
+
+
+class Flattened(LlamaForCausalLM):
+    """Shifts and flattens before it asks its loss function, as Moshi of transformers 5.6 does."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+        if labels is not None:
+            output["loss"] = self.loss_function(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), 128)
+        return output
+
+
+def test_logits_that_cannot_be_told_apart_by_row_are_refused_when_the_trainer_is_made(tmp_path):
+    model = tiny_model()
+    model.__class__ = Flattened
+    with pytest.raises(ConfigError, match=r"Flattened hands its loss function logits of shape \(15, 128\)"):
+        made(WEIGHTER, "plain_mean", tmp_path, model=model)
