@@ -1,4 +1,4 @@
-"""The classes that people fine-tune most, tiny; `nox -s models` tries every class."""
+"""The classes that people fine-tune most, tiny: every route against the plain model; `nox -s models` tries all."""
 
 from __future__ import annotations
 
