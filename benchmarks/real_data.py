@@ -1,8 +1,8 @@
 """The rows of the real-model benchmark: who is in the pool, what is aimed at, and what is held out.
 
-All is drawn by the seed from a folder in LLaMA-Factory's format (``dataset_info.json``) with the datasets ``gsm8k_train``,
-``gsm8k_test``, ``alpaca_en_demo`` and ``c4_demo``; a seed and a size give the same rows again. No row is in two of the
-parts. What is written goes to the work folder.
+All is drawn by the seed from a folder in LLaMA-Factory's format (``dataset_info.json``) with the datasets
+``gsm8k_train``, ``gsm8k_test``, ``alpaca_en_demo`` and ``c4_demo``; a seed and a size give the same rows again. No row
+is in two of the parts. What is written goes to the work folder.
 
 kind     the pool is alpaca with a fifth of GSM8K; the target is GSM8K. Words give it away: numbers, dollars, "####".
 answers  the pool is GSM8K alone, and half of its rows have the answer of another row of that half. The target is GSM8K
@@ -70,7 +70,9 @@ def read(data: Path, name: str) -> list[Row]:
 def selection_part(case: str, data: Path, folder: Path, sizes: Sizes, seed: int) -> Part:
     """Writes the rows of a case and a seed, and returns them."""
     draw = random.Random(seed)
-    gsm8k, tests, alpaca = (_shuffled(read(data, name), draw) for name in ("gsm8k_train", "gsm8k_test", "alpaca_en_demo"))
+    gsm8k, tests, alpaca = (
+        _shuffled(read(data, name), draw) for name in ("gsm8k_train", "gsm8k_test", "alpaca_en_demo")
+    )
     wanted = round(sizes.pool * SHARE[case])
     right, target = _taken(gsm8k, wanted), _taken(gsm8k, sizes.target)
     reference, held_alpaca = _taken(gsm8k, sizes.reference), _taken(alpaca, sizes.held_out)

@@ -1,7 +1,7 @@
-"""One run of the real-model benchmark: a YAML, ``dataflex-cli train`` on it, and the losses of the model that it leaves.
+"""One run of the real-model benchmark: a YAML, ``dataflex-cli train`` on it, and the losses of what it leaves.
 
-Losses are those that ``dataflex-cli score`` gives each held-out row with the selector ``loss``: the mean over the tokens of
-its answer, in nats. They are compared row by row.
+Losses are those that ``dataflex-cli score`` gives each held-out row with the selector ``loss``: the mean over the
+tokens of its answer, in nats. They are compared row by row.
 """
 
 from __future__ import annotations
@@ -27,14 +27,23 @@ WARMUP, SEGMENT = 6, 12
 """Steps on rows at random, and steps on the rows of the one update."""
 
 
+class RunFailedError(Exception):
+    """A command ended with another code than 0; it has said why."""
+
+    def __init__(self, command: str, code: int) -> None:
+        super().__init__(f"dataflex-cli {command} ended with {code}")
+        self.code = code
+
+
 @dataclass
 class Meter:
     """Seconds and memory of updates: a plugin that looks at the process before and after each.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        updates: For each update its seconds, those of all threads on a CPU, the highest memory in it, and what was held when it began; GiB. On a CPU
-            it is the process's memory (as far as the system tells), on a GPU that of torch's allocator.
+        updates: For each update its seconds, those of all threads on a CPU, the highest memory in it, and what was
+            held when it began; GiB. On a CPU it is the process's memory (as far as the system tells), on a GPU that of
+            torch's allocator.
     """
 
     device: str
@@ -143,7 +152,7 @@ def trained(config: Mapping[str, Any], meter: Meter) -> float:
     finally:
         manager.unregister(meter)
     if code != 0:
-        raise SystemExit(f"dataflex-cli train {file} ended with {code}")
+        raise RunFailedError(f"train {file}", code)
     return time.perf_counter() - began
 
 
@@ -156,17 +165,16 @@ def row_losses(config: Mapping[str, Any], dataset: str, adapter: Path | None) ->
         "output_dir": str(out),
         "train_type": "dynamic_select",
         "component_name": "loss",
-        "warmup_step": 0,
-        "update_step": 1,
+        "update_step": SEGMENT,
         "update_times": 1,
-        "per_device_train_batch_size": 1,
     }
     if adapter is not None:
         changed["adapter_name_or_path"] = str(adapter)
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump({**config, **changed}, sort_keys=False), encoding="utf-8")
-    if command(["score", str(file), "--overwrite"]) != 0:
-        raise SystemExit(f"dataflex-cli score {file} failed")
+    code = command(["score", str(file), "--overwrite"])
+    if code != 0:
+        raise RunFailedError(f"score {file}", code)
     return [float(loss) for loss in pq.read_table(out / "dataflex_scores.parquet")["score"].to_pylist()]
 
 
@@ -181,21 +189,23 @@ def held_out_losses(setting: Setting, part: Part, out: Path, adapter: Path | Non
 def selected(
     setting: Setting, part: Part, out: Path, seed: int, component: str, params: Mapping[str, Any], steps: int = SEGMENT
 ) -> dict[str, Any]:
-    """Trains with a selector: a warm-up, one update, and ``steps`` steps on what it chose. Returns what came of it."""
+    """Trains with a selector: a warm-up, and ``steps`` steps with an update before each 12. Returns what came of it."""
     config = keys(setting, part, out, seed) | {
         "dataset": "pool",
         "eval_dataset": "target",
         "train_type": "dynamic_select",
         "component_name": component,
         "warmup_step": WARMUP,
-        "update_step": steps,
-        "update_times": 1,
+        "update_step": SEGMENT,
+        "update_times": -1,
+        "train_step": WARMUP + steps,
     }
     if params:
         config["component"] = dict(params)
     meter = Meter(setting.device)
     seconds = trained(config, meter)
-    chosen = np.load(out / "dataflex_selections" / f"step_{WARMUP:08d}.npz")["indices"]
+    _, *updates = sorted((out / "dataflex_selections").glob("step_*.npz"))  # the first is the warm-up
+    chosen = np.concatenate([np.load(file)["indices"] for file in updates])
     of_kind = np.array(part.of_kind)[chosen]
     return {
         "chosen": {"of_kind": int(of_kind.sum()), "rows": len(chosen), "order": of_kind.astype(int).tolist()},
@@ -205,7 +215,9 @@ def selected(
     }
 
 
-def weighted(setting: Setting, part: Part, out: Path, seed: int, component: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def weighted(
+    setting: Setting, part: Part, out: Path, seed: int, component: str, params: Mapping[str, Any]
+) -> dict[str, Any]:
     """Trains with a weighter, or plainly with the component ``static``, for as many steps as a selector's run."""
     config = keys(setting, part, out, seed) | {"dataset": "pool", "max_steps": WARMUP + SEGMENT}
     if component != "static":
@@ -223,7 +235,9 @@ def weighted(setting: Setting, part: Part, out: Path, seed: int, component: str,
     return {"updates": [], "seconds": seconds, "losses": held_out_losses(setting, part, out, out)}
 
 
-def mixed(setting: Setting, part: Part, out: Path, seed: int, component: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def mixed(
+    setting: Setting, part: Part, out: Path, seed: int, component: str, params: Mapping[str, Any]
+) -> dict[str, Any]:
     """Trains on a mixture of three sources; ``sizes`` keeps their shares by size."""
     config = keys(setting, part, out, seed, "pt") | {
         "dataset": ",".join(SOURCES),
