@@ -71,8 +71,12 @@ def test_training_with_less_scoring_its_checkpoints_and_training_on_the_scores(t
     assert set(rows) == set(np.argsort(-middle, kind="stable")[: len(rows)])
 
 
-def test_scores_before_training_are_those_of_the_model_as_it_is(score, tmp_path, capsys):
-    assert score(out="fresh") == 0
+def test_scores_before_training_are_those_of_the_model_as_it_is_of_fewer_rows_than_an_update_asks_for_too(
+    score, train, tmp_path, capsys
+):
+    assert train("select_less", *SHORT, "max_samples=5", out="no") == 2  # an update asks for 8 rows
+    assert "the dataset has 5" in capsys.readouterr().err
+    assert score("max_samples=5", out="fresh") == 0
     assert capsys.readouterr().out.splitlines()[0].endswith(f" as it is: {tmp_path / 'fresh'} holds no checkpoint")
     scores, about = scored(tmp_path / "fresh" / "dataflex_scores.parquet")
     assert about["step"] == 0

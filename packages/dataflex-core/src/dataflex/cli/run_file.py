@@ -12,12 +12,13 @@ from dataflex.core.errors import ConfigError
 from dataflex.utils.logging import log_to_stderr
 
 
-def checked_run(argv: Sequence[str], usage: str) -> RunSpec:
+def checked_run(argv: Sequence[str], usage: str, *, trains: bool = True) -> RunSpec:
     """Returns the run that a command line names. From here on the log goes to stderr.
 
     Args:
         argv: What stands behind the command: FILE, then key=value overrides.
         usage: The command line, for the message where there is no file.
+        trains: Whether the command trains, or looks only whether it could.
 
     Raises:
         ConfigError: There is no file, or the run cannot start; the message holds everything that is wrong.
@@ -25,4 +26,4 @@ def checked_run(argv: Sequence[str], usage: str) -> RunSpec:
     if not argv:
         raise ConfigError(f"no file given -> {usage}")
     log_to_stderr()
-    return check(read_config(argv[0], list(argv[1:])), Path(argv[0]).absolute().parent)
+    return check(read_config(argv[0], list(argv[1:])), Path(argv[0]).absolute().parent, trains=trains)

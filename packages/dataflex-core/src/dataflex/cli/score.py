@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     """Scores here or under torchrun. Returns the exit code."""
     require_llamafactory("score")
     overwrites = OVERWRITE in argv
-    spec = checked_run([argument for argument in argv if argument != OVERWRITE], USAGE)
+    spec = checked_run([argument for argument in argv if argument != OVERWRITE], USAGE, trains=False)
     if spec.arguments.train_type != "dynamic_select" or spec.component is None:
         raise ConfigError(f"train_type: {spec.arguments.train_type} has no selector to score with -> dynamic_select")
     target = Path(str(spec.llamafactory.get("output_dir"))) / SCORES

@@ -34,7 +34,7 @@ _FOLLOWS = {
 """A key with a wrong value -> keys that lack nothing but its right one."""
 
 
-def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
+def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> RunSpec:
     """Returns the run that a configuration describes.
 
     ``components_cfg_file`` and ``plugins`` come back as absolute paths, ``max_steps`` as ``train_step``. The keys of
@@ -43,6 +43,7 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     Args:
         config: What :func:`dataflex.config.load.read_config` returned.
         folder: The folder of the file it came from, where paths of ours are looked for after the working directory.
+        trains: Whether the rows are to be trained on, not only scored.
 
     Raises:
         InvalidConfigError: Every problem that was found.
@@ -66,13 +67,13 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
         problems += [p for p in found if p.where not in _told(bad)]
         found, rows = data_problems(draft) if bad.isdisjoint(_DATA_KEYS) else ([], {})
         problems += found
-        if component is not None and not problems:
+        if component is not None and trains and not problems:
             problems += row_problems(draft, rows, component, info)
     if problems:
         raise InvalidConfigError(problems)
     for note in notes(draft, config):
         logger.warning(note)
-    return RunSpec(draft.arguments, component, draft.theirs, draft.epochs)
+    return RunSpec(draft.arguments, component, draft.theirs, draft.epochs, trains)
 
 
 def _handed_on(arguments: DataflexArguments, theirs: Mapping[str, Any], problems: list[Problem]) -> RunSpec:

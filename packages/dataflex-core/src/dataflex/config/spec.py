@@ -37,12 +37,14 @@ class RunSpec:
         component: The component, or None for ``static`` and for ``static_mix``.
         llamafactory: Every other key, exactly as the user wrote it.
         epochs: ``num_train_epochs`` where the user wrote it, else None.
+        trains: Whether rows are trained on. Scoring asks for no rows, so that there may be fewer than a run asks for.
     """
 
     arguments: DataflexArguments
     component: ComponentSpec | None = None
     llamafactory: Mapping[str, Any] = field(default_factory=dict)
     epochs: float | None = None
+    trains: bool = True
 
     def steps(self, max_steps: int = 0, epochs: float = EPOCHS) -> Steps:
         """Returns what is said about the number of steps and updates.

@@ -45,7 +45,7 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
         schedule = steps.plan(_steps_per_pass(rows, args, keys.train_type))
     if keys.train_type == "dynamic_mix":  # its warm-up may be planned in pieces; a selector is asked for it once
         schedule = replace(schedule, longest=max(1, PIECE // batch))
-    if rows is not None and keys.train_type == "dynamic_select" and not _repeats(spec):
+    if rows is not None and keys.train_type == "dynamic_select" and spec.trains and not _repeats(spec):
         refuse(too_few_rows(Asked(steps, batch, rows, rows, named)))
     return schedule
 
