@@ -71,11 +71,12 @@ def test_workers_are_started_as_the_arguments_say(tmp_path, monkeypatch):
     for workers, expected in ((0, None), (2, "spawn")):
         args = tiny_training_args(tmp_path / str(workers), max_steps=-1, dataloader_num_workers=workers)
         args.dataloader_multiprocessing_context = "spawn"  # a field since transformers 5.24 at the latest
-        keys = DataflexArguments(train_type="dynamic_select", component_name="random", warmup_step=1, train_step=1)
+        keys = DataflexArguments(train_type="dynamic_select", component_name="random", update_times=0, train_step=1)
         rows = {"train_dataset": TokenRows(8), "data_collator": pad_collate}
         spec = RunSpec(keys, ComponentSpec(SELECTOR, "random", "random"))
         trainer_class(SelectTrainer, Trainer)(model=tiny_model(), args=args, dataflex=spec, **rows).train()
         assert made.pop() == expected
+    assert made == []
 
 
 def test_every_key_that_is_not_honoured_is_tried_below():
