@@ -120,6 +120,35 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def models(session: nox.Session) -> None:
+    """Tries every causal model class of transformers and writes docs/models.md; half an hour."""
+    install(session, "-r", "tests/requirements.txt", "timm")
+    _sweep(session)
+
+
+@nox.session(name="models-latest")
+def models_latest(session: nox.Session) -> None:
+    """The same on the newest transformers, torch and peft, without LLaMA-Factory."""
+    session.install(
+        "--upgrade", "torch", "transformers", "accelerate", "peft", "datasets", "omegaconf", "timm", "pillow"
+    )
+    editable = [part for package in PACKAGES for part in ("-e", f"./{package}")]
+    session.install("--no-deps", *editable)
+    session.install("pluggy", "importlib-metadata", "pyyaml", "packaging")
+    _sweep(session)
+
+
+def _sweep(session: nox.Session) -> None:
+    """Tries the classes, keeps the outcomes of other versions of transformers, and writes the page from all of them."""
+    folder = Path("tests/models/outcomes")
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{session.name}.json"
+    session.run("python", "-m", "tests.models.sweep", "--json", str(file), *session.posargs, env=CLEAN)
+    files = sorted(map(str, folder.glob("*.json")))
+    session.run("python", "-m", "tests.models.table", "--out", "docs/models.md", *files)
+
+
+@nox.session
 def wheels(session: nox.Session) -> None:
     """Builds the wheels and the tutorial plugin, installs them into an empty environment and tests them there."""
     session.install("-c", "constraints.txt", "hatchling")

@@ -22,6 +22,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.models.build import Collator, moved, rows
+from tests.models.overrides import NO_ADAPTER
 from tests.models.uniform import plain_run, weighted_run
 
 LOSS = 1e-6
@@ -35,6 +36,10 @@ STATES = 1e-5
 
 class WrongError(Exception):
     """Two numbers that must be equal are not."""
+
+
+class UpstreamError(Exception):
+    """The plain model cannot be adapted, or not be run once it is."""
 
 
 @torch.no_grad()
@@ -105,7 +110,12 @@ def gradients(model: nn.Module, collate: Collator) -> float:
 
 def lora(model: nn.Module, collate: Collator) -> float:
     """Gradients through LoRA on all linear layers."""
-    return gradients(with_lora(model), collate)
+    try:
+        adapted = with_lora(model)
+        plain_losses(adapted, collate)
+    except Exception as error:
+        raise UpstreamError(f"{type(error).__name__}: {error}") from error
+    return gradients(adapted, collate)
 
 
 def full(model: nn.Module, collate: Collator) -> float:
@@ -118,7 +128,8 @@ def full(model: nn.Module, collate: Collator) -> float:
 def with_lora(model: nn.Module) -> nn.Module:
     """Returns the model with LoRA on all its linear layers, off the initial values: B starts at 0."""
     turned = any(isinstance(module, Conv1D) for module in model.modules())  # PEFT warns where it finds out by itself
-    config = LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=turned)
+    left_out = list(NO_ADAPTER.get(model.config.model_type, ())) or None  # type: ignore[union-attr]
+    config = LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=turned, exclude_modules=left_out)
     adapted: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
     return moved(adapted, 2).eval()
 

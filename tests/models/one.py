@@ -42,6 +42,8 @@ def _outcome(place: str, model: Any, collate: Collator, trace: bool) -> dict[str
         found = cells.CELLS[place](copy.deepcopy(model), collate)
     except DataflexError as error:
         return {"outcome": "refused", "detail": str(error)}
+    except cells.UpstreamError as error:
+        return {"outcome": "not built", "detail": " ".join(str(error).split())[:300]}
     except cells.WrongError as error:
         return {"outcome": "defect", "detail": str(error)}
     except Exception as error:  # noqa: BLE001 - a traceback is an outcome

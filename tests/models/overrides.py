@@ -20,8 +20,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "encoder_hash_byte_group_vocab": 64, "vocab_size": 260, "patcher_config.vocab_size": 260,
         "encoder_config.vocab_size": 260, "decoder_config.vocab_size": 260, "patcher_config.head_dim": 8,
     },
-    "cohere_compass": {"text_config.layer_types": ["full_attention", "sliding_attention"]},
-    "cohere_compass_text": {"layer_types": ["full_attention", "sliding_attention"]},
     "dbrx": {"num_key_value_heads": 1},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1, "num_hidden_layers": 3},
     "dots1": {"n_shared_experts": 1},
@@ -62,3 +60,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 _TOKEN_TYPES = ("token_type_ids",)
 INPUTS: dict[str, tuple[str, ...]] = {"gemma3": _TOKEN_TYPES, "paligemma": _TOKEN_TYPES, "shieldgemma2": _TOKEN_TYPES}
 """Model type -> tensors of (B, T) zeros that a collator of this model adds."""
+
+_STATE_SPACE = ("out_proj", "conv1d")
+NO_ADAPTER: dict[str, tuple[str, ...]] = {
+    "bamba": _STATE_SPACE, "falcon_h1": _STATE_SPACE, "falcon_mamba": _STATE_SPACE, "mamba": _STATE_SPACE,
+    "mamba2": _STATE_SPACE, "nemotron_h": _STATE_SPACE, "llama4": ("router",), "llama4_text": ("router",),
+    "phimoe": ("router",), "deepseek_v4": ("o_a_proj",),
+}  # fmt: skip
+"""Model type -> linear layers that PEFT refuses, or wraps into something that fails with the plain model too."""

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def main() -> int:
         found[name] = {**outcome, "cells": before | outcome["cells"], "group": group}
         print(_line(model_type, class_name, outcome), flush=True)
         if given.json:
-            report = {"versions": _versions(), "classes": found}
+            report = {"date": date.today().isoformat(), "versions": _versions(), "classes": found}
             given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     defects = [name for name, outcome in found.items() if _is_defect(outcome)]
     print(f"{len(found)} classes, {len(defects)} with a defect: {', '.join(defects) or 'none'}")

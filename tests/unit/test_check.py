@@ -589,3 +589,19 @@ def test_the_environment_cannot_hand_a_dynamic_run_to_another_trainer(tmp_path, 
 def test_the_way_out_of_a_wrong_number_of_steps_is_one(tmp_path, value, way_out):
     with pytest.raises(InvalidConfigError, match=way_out):
         run(tmp_path, SELECT, update_step=value)
+
+
+ENCODER_DECODER = '{"model_type": "t5", "is_encoder_decoder": true}'
+
+
+@pytest.mark.parametrize(("base", "named"), [(WEIGHT, "weighter 'loss'"), (SELECT, "selector 'less'")])
+def test_an_encoder_decoder_is_refused_for_what_looks_at_rows_of_a_causal_model(tmp_path, base, named):
+    (tmp_path / "model" / "config.json").write_text(ENCODER_DECODER)
+    said = rf"model_name_or_path: ./model holds an encoder-decoder \(t5\); the {named} needs the loss of each row"
+    with pytest.raises(InvalidConfigError, match=said):
+        run(tmp_path, base, component_name=named.split("'")[1], eval_dataset="b")
+
+
+def test_an_encoder_decoder_is_left_to_the_trainer_where_nothing_looks_at_it(tmp_path):
+    (tmp_path / "model" / "config.json").write_text(ENCODER_DECODER)
+    run(tmp_path, SELECT)
