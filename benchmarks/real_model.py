@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.common import machine, quieten
 from benchmarks.real_data import CASES, Part, Sizes, mixture_part, selection_part
 from benchmarks.real_files import language_model, sentence_model
-from benchmarks.real_plan import MIXERS, NAMES, REFERENCE_STEPS, SELECTORS, WEIGHTERS, Plan, alone, runs
+from benchmarks.real_plan import LONGER, MIXERS, NAMES, REFERENCE_STEPS, SELECTORS, WEIGHTERS, Plan, alone, runs
 from benchmarks.real_runs import (
     SEGMENT,
     RunFailedError,
@@ -38,7 +38,7 @@ from benchmarks.real_runs import (
     selected,
     weighted,
 )
-from benchmarks.real_table import report
+from benchmarks.real_table import report, sentences
 
 CACHE = Path.home() / ".cache" / "dataflex-benchmarks"
 STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
@@ -64,7 +64,7 @@ def run(plan: Plan, case: str, seed: int, name: str) -> dict[str, Any]:
             "file": str(irreducible(plan.setting, part, out.with_name("reference"), seed, REFERENCE_STEPS))
         }
     steps = SEGMENT
-    if name == "random, longer":  # less sends pool and target through the model once: as many rows more to train on
+    if name == LONGER:  # less sends pool and target through the model once: as many rows more to train on
         steps += math.ceil((plan.sizes.pool + plan.sizes.target) / plan.setting.batch)
     return selected(plan.setting, part, out, seed, component, params, steps)
 
@@ -131,7 +131,9 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"of: {'; '.join(NAMES)}"
     )
     parser.add_argument("--cases", nargs="+", choices=(*CASES, "mixture"), default=(*CASES, "mixture"))
-    parser.add_argument("--report", action="store_true", help="print the table of what has ended, and run nothing")
+    parser.add_argument(
+        "--report", action="store_true", help="print the tables and a sentence per selector, and run nothing"
+    )
     options = parser.parse_args(argv)
     if options.data is None and not options.report:
         parser.error("--data names the folder with the rows")
@@ -163,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         file = options.work / "results.jsonl"
         if not file.is_file():
             raise SystemExit(f"{file} is not there -> run without --report first")
-        print(report([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]))
+        results = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        print(report(results), sentences(results), sep="\n\n")
         return
     quieten(options.threads)
     plan = planned(options)

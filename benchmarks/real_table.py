@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.real_data import CASES, SOURCES
+from benchmarks.real_plan import LONGER, NAMES
 
 Result = Mapping[str, Any]
 TITLES = {
@@ -15,17 +16,20 @@ TITLES = {
     "answers": "Right answers among exchanged ones",
     "mixture": "A mixture of three sources",
 }
-BASELINE, LONGER, PLAIN, BY_SIZE = "random", "random, longer", "weighter static", "mixer sizes"
+BASELINE, PLAIN, BY_SIZE = "random", "weighter static", "mixer sizes"
 
 
 def report(results: Sequence[Result]) -> str:
     """Returns all tables of the runs that have ended; a case without a run is left out."""
     if not results:
         return "no run has ended yet"
+    results = _in_order(results)
     parts = [_head(results)]
     for case in CASES:
         found = [r for r in results if r["case"] == case]
         chosen = [r for r in found if not r["name"].startswith("weighter ")]
+        if chosen and case != CASES[0]:  # the same held-out rows, so it is measured once
+            chosen = [*(r for r in results if r["name"] == "before"), *chosen]
         weighed = [r for r in found if r["name"].startswith("weighter ")]
         if chosen:
             parts += [f"**{TITLES[case]}** (`{case}`)", _selectors(chosen), *_equal_compute(chosen)]
@@ -35,6 +39,33 @@ def report(results: Sequence[Result]) -> str:
     if mixed:
         parts += [f"**{TITLES['mixture']}**", _mixers(mixed)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _in_order(results: Sequence[Result]) -> list[Result]:
+    return sorted(results, key=lambda r: (NAMES.index(r["name"]), r["seed"]))
+
+
+def sentences(results: Sequence[Result]) -> str:
+    """Returns a sentence for each selector, as it stands in docs/papers.md."""
+    link = "[a real model and real rows](../benchmarks/RESULTS.md#a-real-model-and-real-rows)"
+    said, results = [], _in_order(results)
+    for name in NAMES:
+        cases = [_sentence([r for r in results if r["case"] == case], case, name) for case in CASES]
+        if any(cases) and name not in (BASELINE, "before"):
+            said.append(f"{name}: With {link}, {'; '.join(filter(None, cases))}.")
+    return "\n\n".join(said)
+
+
+def _sentence(found: Sequence[Result], case: str, name: str) -> str:
+    runs, random = ([r for r in found if r["name"] == wanted and "chosen" in r] for wanted in (name, BASELINE))
+    pairs = _paired(found, runs, BASELINE)
+    if not pairs:
+        return ""
+    kind = {"kind": "are GSM8K where that is the target", "answers": "have their own answer where half do not"}[case]
+    return (
+        f"{_chosen(runs)} chosen rows {kind} (random: {_chosen(random)}), and the loss on held-out GSM8K is "
+        f"{_differences(pairs, 'gsm8k')} to random's of the same seed"
+    )
 
 
 def _head(results: Sequence[Result]) -> str:
