@@ -6,6 +6,7 @@ Set before torch is imported.
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -118,8 +119,13 @@ def _no_accelerator() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the fast tests, and leaves those that need an accelerator out where there is none or none was asked for."""
+    """Marks the fast tests, and leaves those that need an accelerator out where there is none or none was asked for.
+
+    Refuses a test whose name holds an address: processes that run tests side by side do not find each other's.
+    """
     for item in items:
+        if re.search(r" at 0x[0-9a-f]{6}", item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name -> give its cases ids")
         if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
         if item.get_closest_marker("gpu") is not None and (reason := _no_accelerator()):

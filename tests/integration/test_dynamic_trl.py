@@ -64,7 +64,7 @@ PLAIN += [("prompt_completion", {"completion_only_loss": False}, {}), ("messages
 PLAIN += [("text", {}, {"peft_config": lora}), ("messages", {}, {"formatting_func": lambda: by_first_words})]
 
 
-@pytest.mark.parametrize(("kind", "changes", "given"), PLAIN, ids=lambda each: str(each)[:40])
+@pytest.mark.parametrize(("kind", "changes", "given"), PLAIN, ids=[str(number) for number in range(len(PLAIN))])
 def test_a_weighter_that_weighs_nothing_is_trls_run_bit_for_bit_with_its_metrics(tmp_path, kind, changes, given):
     train, given = rows(kind, 24), {name: make() for name, make in given.items()}
     ours = made(

@@ -199,7 +199,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "keywords"), SAME, ids=lambda each: str(each)[:60])
+@pytest.mark.parametrize(("keys", "keywords"), SAME, ids=[str(number) for number in range(len(SAME))])
 def test_the_words_are_those_of_validate(tmp_path, keys, keywords):
     yaml = {"train_type": "dynamic_select", "stage": "sft", "dataset": "a", "dataset_dir": {"a": {}}, "do_train": True}
     with pytest.raises(InvalidConfigError) as validated:
@@ -239,12 +239,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("keywords", "message"), WRONG, ids=lambda each: str(each)[:50])
+@pytest.mark.parametrize(("keywords", "message"), WRONG, ids=[message[:50] for _, message in WRONG])
 def test_what_a_call_cannot_mean_is_refused_before_there_is_a_model(keywords, message):
     assert message in refusal(Trainer, **STEPS | keywords)
 
 
-@pytest.mark.parametrize("base", [3, dict, tiny_model, Trainer.train], ids=str)
+@pytest.mark.parametrize("base", [3, dict, tiny_model, Trainer.train], ids=["number", "class", "function", "method"])
 def test_what_is_no_trainer_is_refused(base):
     with pytest.raises(TypeError, match=r"dynamic takes transformers\.Trainer or a subclass, found"):
         dynamic(base, selector="random", **STEPS)
@@ -279,7 +279,7 @@ BEFORE = [
 ]
 
 
-@pytest.mark.parametrize(("keywords", "given", "message"), BEFORE, ids=lambda each: str(each)[:50])
+@pytest.mark.parametrize(("keywords", "given", "message"), BEFORE, ids=[message[:50] for *_, message in BEFORE])
 def test_what_only_the_trainers_arguments_tell_is_refused_before_they_load_a_model(tmp_path, keywords, given, message):
     arguments = {key: given[key] for key in ("max_steps", "auto_find_batch_size") if key in given}
     rest = {"train_dataset": TokenRows(8)} | {key: value for key, value in given.items() if key not in arguments}
