@@ -20,7 +20,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "encoder_hash_byte_group_vocab": 64, "vocab_size": 260, "patcher_config.vocab_size": 260,
         "encoder_config.vocab_size": 260, "decoder_config.vocab_size": 260, "patcher_config.head_dim": 8,
     },
-    "dbrx": {"num_key_value_heads": 1},
+    "dbrx": {"num_key_value_heads": 1, "attn_config.rope_theta": 10000.0},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1, "num_hidden_layers": 3},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": 4},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -38,7 +39,7 @@ of 5 to 17 tokens in one padded batch. This page is written by it.
 | losses without logits | the same, from the output layer in chunks; the logits are taken where the class changes them afterwards |
 | uniform weighter | the losses of two training steps under a weighter that weighs all alike, with the plain `Trainer`'s |
 | weighter without logits | the same with `weight_logits: chunked` |
-| hidden states | what `near` and `adapt` read of each row, with what the plain model's output layer is given for that row alone; to 1e-5 |
+| hidden states | what `near` and `adapt` read of each row, with what the plain model's output layer is given for that row alone; to 1e-4 |
 | LoRA by row | the gradient of each row through LoRA on all linear layers, with autograd's of that row alone; to 1e-4 |
 | full by row | the same for every parameter of the model |
 
@@ -95,11 +96,16 @@ def _row(name: str, found: dict[str, Any], reasons: dict[str, int]) -> list[str]
     numbers = []
     for key in COLUMNS:
         if key in cells and cells[key]["outcome"] != "exact":
-            reason = _escaped(cells[key]["detail"].replace(class_name, "the class"))
+            reason = _general(_escaped(cells[key]["detail"].replace(class_name, "the class")))
             numbers.append(reasons.setdefault(reason, len(reasons) + 1))
     marks = [_MARKS[cells[key]["outcome"]] if key in cells else "" for key in COLUMNS]
     states = cells.get("states", {}).get("detail", "")
     return [label, *marks, states, ", ".join(map(str, dict.fromkeys(numbers)))]
+
+
+def _general(reason: str) -> str:
+    """Returns the reason without the numbers of the rows that it was seen on."""
+    return re.sub(r": (on row \d|row \d|embeddings of two rows) .*?(?= -&gt;| ->)", "", reason)
 
 
 def _escaped(text: str) -> str:

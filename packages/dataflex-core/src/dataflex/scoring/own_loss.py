@@ -37,7 +37,7 @@ def require_own_loss(
     Raises:
         ComponentError: With the numbers of the first such row.
     """
-    name, close = _name(model), _close(model)
+    name, close = model_name(model), _close(model)
     for place, (batched, alone, own) in enumerate(zip(batched_N, alone_N, own_N, strict=True)):
         if own is not None and not np.isclose(alone, own, rtol=close, atol=close):
             raise ComponentError(
@@ -66,14 +66,16 @@ def require_rows_alone(model: torch.nn.Module, batched_NH: NDArray[np.float32], 
     """
     close = _close(model)
     if not np.allclose(batched_NH, alone_NH, rtol=0, atol=close):
+        apart = float(np.abs(batched_NH - alone_NH).max())
         raise ComponentError(
-            f"{_name(model)} gives a row other hidden states beside other rows, padded to one length: embeddings of "
-            f"two rows are {np.abs(batched_NH - alone_NH).max():.1e} apart, {close} allowed -> use another version of "
-            "the model's class, or embeddings that are not made of hidden states"
+            f"{model_name(model)} gives a row other hidden states beside other rows, padded to one length: "
+            f"embeddings of two rows are {apart:.1e} apart, {close} allowed -> use another version of the model's "
+            "class, or embeddings that are not made of hidden states"
         )
 
 
-def _name(model: torch.nn.Module) -> str:
+def model_name(model: torch.nn.Module) -> str:
+    """Returns the name of the model's class, inside of any wrappers."""
     return next(map(type, [*pretrained_models(model), model])).__name__
 
 
@@ -107,3 +109,31 @@ def own_losses(model: torch.nn.Module, dataset: Any, collator: Collator, rows: S
             loss = output.get("loss") if known else None
             found.append(None if loss is None else float(loss))
     return found
+
+
+def without_gradients(model: torch.nn.Module, dataset: Any, collator: Collator, row: int) -> str | None:
+    """Returns what the plain model raises when its own loss of a row goes back through it in eval mode, else None.
+
+    Args:
+        model: The model, with its trainable parameters requiring gradients again or not.
+        dataset: The tokenised dataset.
+        collator: Makes a batch of tensors from a list of rows.
+        row: Number of the row.
+    """
+    device = next(model.parameters()).device
+    batch = collator([dataset[row]])
+    inputs = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
+    parameters = list(model.parameters())
+    flags = [p.requires_grad for p in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(parameter.is_floating_point())
+        with undisturbed(model), torch.enable_grad():
+            loss = model(**inputs, use_cache=False, return_dict=True)["loss"]
+            torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True)
+    except Exception as error:  # noqa: BLE001 - of code that is not ours, to be told
+        return f"it raises {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+    return None

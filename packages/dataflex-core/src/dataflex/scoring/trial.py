@@ -12,13 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataflex.core.errors import ComponentError, DataflexError
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import first_labelled_rows
 from dataflex.scoring.embeddings import Pooling, hidden_state_embeddings
 from dataflex.scoring.gradient_sinks import Norms
 from dataflex.scoring.influence import require_finite_gradients
 from dataflex.scoring.losses import per_sample_losses
-from dataflex.scoring.own_loss import own_losses, require_own_loss, require_rows_alone
+from dataflex.scoring.own_loss import (
+    model_name,
+    own_losses,
+    require_own_loss,
+    require_rows_alone,
+    without_gradients,
+)
 from dataflex.scoring.row_gradients import per_sample_gradients
 from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
 
@@ -88,7 +95,18 @@ def try_gradients(
                 gradients.backward(batch, sink)
             return sink.squares_B
 
-        rows.values(model, score)
+        try:
+            rows.values(model, score)
+        except DataflexError:
+            raise
+        except Exception as error:  # of the model's own code, if the plain model raises as well
+            plain = without_gradients(model, dataset, collator, int(rows.rows()[0]))
+            if plain is None:
+                raise
+            raise ComponentError(
+                f"{model_name(model)} cannot be differentiated in eval mode, in which rows are scored: {plain} -> use "
+                "a strategy that needs no gradients"
+            ) from error
     try_losses(whole, dataset, collator, accelerator)  # last: gradients tell in which layer rows change each other
 
 
