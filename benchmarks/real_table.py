@@ -63,8 +63,8 @@ def _sentence(found: Sequence[Result], case: str, name: str) -> str:
         return ""
     kind = {"kind": "are GSM8K where that is the target", "answers": "have their own answer where half do not"}[case]
     return (
-        f"{_chosen(runs)} chosen rows {kind} (random: {_chosen(random)}), and the loss on held-out GSM8K is "
-        f"{_differences(pairs, 'gsm8k')} to random's of the same seed"
+        f"{_chosen(runs)} chosen rows {kind} (random: {_chosen(random)}), and the loss on held-out GSM8K less random's "
+        f"of the same seed is {_differences(pairs, 'gsm8k')}"
     )
 
 
