@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, quieten
+from benchmarks.common import add_device, add_threads, at_least, machine, quieten
 from benchmarks.real_data import CASES, Part, Sizes, mixture_part, selection_part
 from benchmarks.real_files import language_model, sentence_model
 from benchmarks.real_plan import LONGER, MIXERS, NAMES, REFERENCE_STEPS, SELECTORS, WEIGHTERS, Plan, alone, runs
@@ -120,13 +120,16 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="folder of another model, with --template")
     parser.add_argument("--template", default="smollm2", help="LLaMA-Factory's template; default: %(default)s")
     parser.add_argument("--large", action="store_true", help="for a GPU: 900 rows cut at 512 tokens, cuda")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
+    add_device(parser)
+    parser.set_defaults(device=None)
     parser.add_argument("--fp32", action="store_true", help="compute in fp32; default: bf16 autocast")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--seeds", type=int, default=3, help="of random, less, near and random, longer")
-    parser.add_argument("--rows", type=int, help="of the pool; default: 300, or 900 with --large")
-    parser.add_argument("--cutoff", type=int, help="tokens of a row; default: 192, or 512 with --large")
-    parser.add_argument("--held-out", type=int, help="rows of each held-out set; default: 40, or 80 with --large")
+    add_threads(parser)
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="of random, less, near and random, longer")
+    parser.add_argument("--rows", type=at_least(1), help="of the pool; default: 300, or 900 with --large")
+    parser.add_argument("--cutoff", type=at_least(2), help="tokens of a row; default: 192, or 512 with --large")
+    parser.add_argument(
+        "--held-out", type=at_least(1), help="rows of each held-out set; default: 40, or 80 with --large"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"of: {'; '.join(NAMES)}"
     )

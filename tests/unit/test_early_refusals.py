@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,7 +37,7 @@ GRADIENTS = ("less", "cluster_less", "nice")
 
 
 class Rotated(nn.Module):
-    """A trainable matrix in a place where no per-sample gradient is known, as OFT's and a convolution's are."""
+    """A trainable matrix in a place for which there is no rule, as OFT's and a convolution's are."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -55,6 +56,17 @@ class Summed(nn.Module):
 
     def forward(self, x):
         return self.inner(x) * self.vector * self.vector
+
+
+class Mixed(nn.Module):
+    """A trainable vector that counts the rows of the batch in: no row has a gradient of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.vector = inner, nn.Parameter(torch.full((inner.out_features,), 0.5))
+
+    def forward(self, x):
+        return self.inner(x) + self.vector * x.mean(dim=0, keepdim=True)
 
 
 def wrapped(wrapper):
@@ -152,9 +164,15 @@ def test_fewer_labelled_rows_than_an_update_wants_are_refused_before_a_step(name
 
 @pytest.mark.parametrize("name", GRADIENTS)
 @pytest.mark.parametrize("wrapper", [Rotated, Summed])
-def test_a_parameter_without_a_per_sample_gradient_is_refused_when_the_trainer_is_made(name, wrapper, tmp_path):
-    with pytest.raises(ComponentError, match=f"selector '{name}': there is no per-sample gradient for the trainable"):
-        made(SELECTOR, name, tmp_path, model=wrapped(wrapper))
+def test_a_parameter_without_a_rule_is_no_reason_to_refuse(name, wrapper, tmp_path):
+    made(SELECTOR, name, tmp_path, model=wrapped(wrapper))
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_rows_without_a_gradient_of_their_own_are_refused_when_the_trainer_is_made(name, tmp_path):
+    message = f"selector '{name}': rows of a batch change each other in model.layers.0.self_attn.o_proj"
+    with pytest.raises(ComponentError, match=re.escape(message)):
+        made(SELECTOR, name, tmp_path, model=wrapped(Mixed))
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -120,7 +120,9 @@ class Waiting(Selector):
     written = threading.Semaphore(0)
 
     def select(self, model, step_id, num_samples, **kwargs):
-        assert self.written.acquire(timeout=10), "a line was written while it worked"
+        while self.written.acquire(blocking=False):  # lines of what was before
+            pass
+        assert self.written.acquire(timeout=60), "a line was written while it worked"
         return np.arange(num_samples)
 
 

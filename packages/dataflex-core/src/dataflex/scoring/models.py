@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import DistributedType
 from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_peft_available
 
 from dataflex.core.errors import ComponentError
 
@@ -22,6 +23,15 @@ _ZERO_3 = 3  # the stage of DeepSpeed's ZeRO from which on weights are sharded t
 def pretrained_models(model: torch.nn.Module) -> list[PreTrainedModel]:
     """Returns the ``transformers`` models inside ``model``, outermost first; empty for a plain module."""
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+
+
+def without_adapter(model: Any) -> Any:
+    """Returns the model inside of a PEFT wrapper, or the model itself."""
+    if not is_peft_available():
+        return model
+    from peft import PeftModel  # here, because dataflex-core does not depend on it
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def output_embeddings(models: Sequence[PreTrainedModel]) -> torch.nn.Module | None:

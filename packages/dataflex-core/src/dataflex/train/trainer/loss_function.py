@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils.import_utils import is_peft_available
 
 from dataflex.core.errors import ConfigError
+from dataflex.scoring.models import without_adapter
 from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ def replace_loss(trainer: Trainer, own: OwnLoss, dft: bool) -> None:
     Raises:
         ConfigError: The model has no loss function that could be replaced.
     """
-    base: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if is_peft_available():  # no adapters without it
-        from peft import PeftModel  # here, because dataflex-core does not depend on it
-
-        base = base.get_base_model() if isinstance(base, PeftModel) else base
+    base = without_adapter(trainer.accelerator.unwrap_model(trainer.model))
     if not isinstance(base, PreTrainedModel):
         raise ConfigError(f"the loss of {type(base).__name__} cannot be weighed -> use a model class of transformers")
     plain: Any = base.loss_function

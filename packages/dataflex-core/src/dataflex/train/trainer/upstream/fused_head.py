@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 
 from dataflex.core.errors import ConfigError
 from dataflex.scoring.label_logits import IGNORED
+from dataflex.scoring.models import without_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class FusedHead:
     """
 
     def __init__(self, model: Any, output: type) -> None:
-        self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.base = without_adapter(model)
         self.asked = False
         self._own: OwnSum | None = None
         plain = self.base.forward
