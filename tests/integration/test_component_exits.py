@@ -204,7 +204,7 @@ def test_a_hook_that_exits_or_raises_is_named_with_its_plugin(hook, error, tmp_p
     try:
         called = commands.all_commands
         if hook != "dataflex_cli_commands":
-            called = functools.partial(run_all, SELECTOR, Rows, tmp_path, monkeypatch)
+            called = functools.partial(run_all, SELECTOR, Rows, tmp_path, monkeypatch, hook)
         with pytest.raises(ComponentError, match=f"plugin 'one that ends' in {hook} raised {type(error).__name__}"):
             called()
     finally:

@@ -48,6 +48,7 @@ def options(data: Path, model: Path, work: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--model", str(model), "--template", "empty", "--work", str(work), *rows, *more]
 
 
+@pytest.mark.llamafactory
 def test_runs_are_written_as_they_end_and_a_second_start_only_prints_the_table(data, model, tmp_path, capsys):
     names = ("random, longer", "rho_loss", "mixer odm")
     asked = options(data, model, tmp_path, "--only", *names, "--cases", "kind", "mixture")

@@ -70,6 +70,8 @@ class MixTrainer(PlannedTrainer):
         if are_streams(mixed):
             given = kwargs.get("args")
             require_streamable(dataflex, 0 if given is None else given.dataloader_num_workers)
+            if given is not None and given.max_steps <= 0:  # TRL's trainer is shown a stream, and must be told
+                given.max_steps = dataflex.steps().total or given.max_steps
         kwargs["train_dataset"] = mixed
         super().__init__(dataflex=dataflex, **kwargs)
         if self.component is not None:

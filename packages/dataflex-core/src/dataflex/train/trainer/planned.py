@@ -29,6 +29,7 @@ from dataflex.run.length import require_continues
 from dataflex.run.record import summary
 from dataflex.scoring.session import undisturbed
 from dataflex.train.trainer.dynamic import DynamicTrainer
+from dataflex.train.trainer.given import require_spec
 from dataflex.train.trainer.steps import global_batch_size, require_map_style, run_schedule
 from dataflex.train.trainer.workers import outliving_sigterm
 from dataflex.utils.logging import logger
@@ -61,6 +62,7 @@ class PlannedTrainer(DynamicTrainer):
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         kwargs = self.named(args, kwargs)
+        require_spec(dataflex, self.kind)
         require_map_style(kwargs.get("train_dataset"), self.kind.train_type)
         super().__init__(dataflex=dataflex, **kwargs)
         self._dataflex_global_batch_size = global_batch_size(self.args)

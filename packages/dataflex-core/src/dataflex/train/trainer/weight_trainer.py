@@ -23,7 +23,7 @@ from dataflex.scoring.models import pretrained_models, require_causal
 from dataflex.scoring.own_loss import own_losses
 from dataflex.scoring.trial import trial_rows
 from dataflex.train.trainer.engine import require_one_model
-from dataflex.train.trainer.given import first_rows, require_rows_apart
+from dataflex.train.trainer.given import first_rows, require_rows_apart, require_spec
 from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.loop_scale import counts_first, loop_of, undone
 from dataflex.train.trainer.loss_function import replace_loss
@@ -64,6 +64,7 @@ class WeightTrainer(NumberedTrainer):
 
     def __init__(self, *args: Any, dataflex: RunSpec, **kwargs: Any) -> None:
         kwargs = self.named(args, kwargs)
+        require_spec(dataflex, self.kind)
         require_map_style(kwargs.get("train_dataset"), self.kind.train_type)
         super().__init__(dataflex=dataflex, **kwargs)
         require_one_model(self.args, "a weighter")
