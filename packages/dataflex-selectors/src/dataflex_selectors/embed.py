@@ -21,6 +21,7 @@ from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import column_chunks
 from dataflex.scoring.embeddings import POOLINGS
 from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.trial import try_embeddings
 from numpy.typing import NDArray
 
 from dataflex_selectors.ngrams import ngram_embeddings
@@ -111,8 +112,12 @@ class Embedder:
             rows: Which rows.
 
         Raises:
-            ComponentError: The model gives no hidden states, or a sentence-transformers model cannot be loaded.
+            ComponentError: The model gives no hidden states, or others to a row beside other rows; a
+                sentence-transformers model cannot be loaded.
         """
+        if self.moves:
+            try_embeddings(model, dataset, rows, self.collator, self.accelerator, self.pooling)
+            return
         alone = replace(self, accelerator=None)
         with autocast(self.accelerator):
             alone.embed(model, dataset, rows, "embedding")

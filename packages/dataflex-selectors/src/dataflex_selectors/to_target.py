@@ -78,7 +78,7 @@ class ToTarget(Selector):
         """Refuses too few rows with a label, and what makes no embedding of them. See the base class."""
         wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
         require_enough(max(1, wanted), len(self.eligible()), len(self.dataset))
-        self.embedder.try_on(model, self.dataset, self.eligible()[:1])
+        self.embedder.try_on(model, self.dataset, self.eligible()[:2])
 
     def is_due(self, last: int, update: int) -> bool:
         """Returns whether embeddings of the update ``last`` are too old at ``update``; -1 means there are none."""

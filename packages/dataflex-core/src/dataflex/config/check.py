@@ -11,6 +11,7 @@ from dataflex.config.checks.data import data_problems
 from dataflex.config.checks.draft import Draft
 from dataflex.config.checks.engine import engine_problems
 from dataflex.config.checks.keys import parse_arguments, unknown_keys
+from dataflex.config.checks.model import causal_problems
 from dataflex.config.checks.notes import notes
 from dataflex.config.checks.rows import row_problems
 from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems, with_max_steps
@@ -56,7 +57,7 @@ def check(config: Mapping[str, Any], folder: Path) -> RunSpec:
     if "train_type" not in wrong_keys:  # else nobody knows what the rest is meant for
         problems += schedule_problems(draft) if wrong_keys.isdisjoint(STEP_KEYS) else []
         found, component, info = component_problems(draft)
-        found += [*engine_problems(draft), *stream_problems(draft, info)]
+        found += [*engine_problems(draft), *stream_problems(draft, info), *causal_problems(draft.theirs, info)]
         problems += [p for p in found if p.where not in _told(bad)]
         found, rows = data_problems(draft) if bad.isdisjoint(_DATA_KEYS) else ([], {})
         problems += found

@@ -26,7 +26,6 @@ from dataflex.scoring.gradient_rules import (
     Rule,
     ScaledEmbedding,
     by_slots,
-    embedding_weight,
     transposed_weight,
 )
 
@@ -120,7 +119,7 @@ def factored(routes: list[Route], dim: int, seed: int, device: torch.device) -> 
     found: dict[int, Factors] = {}
     changed = []
     for route in routes:
-        if len(route.shape) == 2 and route.size > dim * dim:  # noqa: PLR2004
+        if len(route.shape) == 2 and route.size > dim * dim:
             factors = Factors(route.shape, dim, seeded(seed, "factors", route.index), device)
             uses = tuple(replace(use, rule=use.rule and factors.rule(use.rule)) for use in route.uses)
             route = replace(route, size=factors.size, uses=uses)

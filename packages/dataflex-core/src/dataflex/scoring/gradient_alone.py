@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from dataflex.scoring.autocast import allowed_rounding
 from dataflex.scoring.factors import Factors
 from dataflex.scoring.gradient_plan import WHOLE, Replayed
 from dataflex.scoring.gradient_replay import Gradients, NotByRowError, Unit, distance
@@ -125,7 +126,7 @@ class RowsAlone:
         factors: Mapping[int, Factors],
         autocast: Context,
     ) -> None:
-        self._factors, self._autocast = factors, autocast
+        self._model, self._factors, self._autocast = model, factors, autocast
         self._whole = replayed.get(WHOLE, [])
         named = {name: model.get_submodule(name) for name in replayed if name != WHOLE}
         self._units = [Unit(n, m, replayed[n], m in picked, n in copied) for n, m in named.items()]
@@ -197,10 +198,10 @@ class RowsAlone:
             none: Gradients = [None] * len(unit.routes)
             try:
                 yield unit.routes, unit.gradients(row, self._autocast) if count else none
-            except NotByRowError as found:
-                raise ReplacedError(unit.name, unit.changed, str(found)) from found
+            except NotByRowError as error:
+                raise ReplacedError(unit.name, unit.changed, str(error)) from error
         if self._whole:
-            found, gradients = None, [None] * len(self._whole)
+            gradients: Gradients = [None] * len(self._whole)
             if count:
                 with self._autocast():
                     found, gradients = losses.alone(row).gradients([route.parameter for route in self._whole])
@@ -224,6 +225,8 @@ class RowsAlone:
         sink.add(route, rows, found_1D)
 
     def _require_same(self, reached: list[Unit], apart: list[torch.Tensor]) -> None:
+        with self._autocast():
+            allowed = allowed_rounding(self._model)
         names, found = [WHOLE], [torch.stack([value.to(apart[0].device) for value in apart]).max()]
         for unit in reached:
             value = unit.apart()
@@ -231,5 +234,5 @@ class RowsAlone:
                 names.append(unit.name)
                 found.append(value.to(apart[0].device))
         for name, value in zip(names, torch.stack(found).tolist(), strict=True):
-            if not value <= 1:
+            if not value <= allowed:
                 raise ReplacedError(name, False, "a row alone gives something else than in the batch")

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import first_labelled_rows
-from dataflex.scoring.gradient_routes import Route
-from dataflex.scoring.gradient_sinks import Sink
+from dataflex.scoring.embeddings import Pooling, hidden_state_embeddings
+from dataflex.scoring.gradient_sinks import Norms
 from dataflex.scoring.influence import require_finite_gradients
 from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.own_loss import own_losses, require_own_loss, require_rows_alone
 from dataflex.scoring.row_gradients import per_sample_gradients
 from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
 
@@ -34,14 +35,23 @@ def trial_rows(dataset: Any) -> NDArray[np.int64]:
 
 
 def try_losses(model: torch.nn.Module, dataset: Any, collator: Collator, accelerator: Accelerator | None) -> None:
-    """Computes the loss of two rows.
+    """Computes the loss of two rows, in one batch and alone, and has the model compute it.
 
     Raises:
-        ComponentError: The model or the collator gives rows no loss of their own, or it is not finite.
+        ComponentError: The model or the collator gives rows no loss of their own, it is not finite, or it is another
+            one than the model trains on.
     """
-    if len(rows := trial_rows(dataset)):
-        with autocast(accelerator):
-            per_sample_losses(model, dataset, collator=collator, indices=rows, progress=False)
+    rows = trial_rows(dataset)
+    if not len(rows):
+        return
+
+    def losses(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return per_sample_losses(model, dataset, collator=collator, indices=indices, progress=False)
+
+    with autocast(accelerator):
+        batched_N = losses(rows)
+        alone_N = np.concatenate([losses(rows[place : place + 1]) for place in range(len(rows))])
+        require_own_loss(model, batched_N, alone_N, own_losses(model, dataset, collator, rows.tolist()))
 
 
 def try_gradients(
@@ -51,7 +61,7 @@ def try_gradients(
     accelerator: Accelerator | None,
     factor_dim: int | None = None,
 ) -> None:
-    """Computes the gradients of two rows.
+    """Computes the gradients of two rows together, compares them with autograd's of each alone; and their losses.
 
     Args:
         model: The model to be trained.
@@ -61,24 +71,55 @@ def try_gradients(
         factor_dim: See :func:`~dataflex.scoring.per_sample_gradients`.
 
     Raises:
-        ComponentError: A trainable parameter has no exact per-sample gradient, or a gradient is not finite.
+        ComponentError: As :func:`try_losses`; a layer cannot be called, rows of a batch change each other in it, or a
+            gradient is not finite; where weights are in shards, a trainable parameter has no rule.
     """
-    model = without_replicas(model)
+    whole, model = model, without_replicas(model)
     rows = RowPass(dataset, collator, indices=trial_rows(dataset), progress=False, gradients=True)
     # Its dimensions are random, and a trial looks at no direction: any seed does.
     with autocast(accelerator), per_sample_gradients(model, None, factor_dim, 0) as gradients:
 
         def score(batch: RowBatch) -> torch.Tensor:
-            sink = _Forgetting(len(batch.labels()), next(model.parameters()).device)
+            sink = Norms(len(batch.labels()), next(model.parameters()).device)
             gradients.backward(batch, sink)
             require_finite_gradients(sink)
+            if gradients.wrong(batch, sink):  # the whole model by row from now on, unless rows change each other
+                sink.clear()
+                gradients.backward(batch, sink)
             return sink.squares_B
 
         rows.values(model, score)
+    try_losses(whole, dataset, collator, accelerator)  # last: gradients tell in which layer rows change each other
 
 
-class _Forgetting(Sink):
-    """Keeps nothing but the norms."""
+def try_embeddings(
+    model: torch.nn.Module,
+    dataset: Any,
+    rows: NDArray[np.int64],
+    collator: Collator,
+    accelerator: Accelerator | None,
+    pooling: Pooling,
+) -> None:
+    """Makes the embeddings of rows from the model's hidden states, in one batch and alone.
 
-    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
-        """Forgets them."""
+    Args:
+        model: The model to be trained.
+        dataset: The tokenised dataset.
+        rows: Numbers of a row or two.
+        collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator, for mixed precision alone; None for none.
+        pooling: See :func:`~dataflex.scoring.embeddings.pool`.
+
+    Raises:
+        ComponentError: The model gives no hidden states, or those of a row change with the rows beside it.
+    """
+
+    def embed(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return hidden_state_embeddings(
+            model, dataset, collator=collator, indices=indices, pooling=pooling, progress=False
+        )
+
+    with autocast(accelerator):
+        batched_NH = embed(rows)
+        if len(rows) > 1:
+            require_rows_alone(model, batched_NH, np.concatenate([embed(rows[i : i + 1]) for i in range(len(rows))]))

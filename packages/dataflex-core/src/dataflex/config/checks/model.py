@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem
+from dataflex.core.kinds import WEIGHTER
 
 MODEL_KEYS = ("model_name_or_path", "ref_model", "reward_model")
 ADAPTER_KEYS = ("adapter_name_or_path", "ref_model_adapters", "reward_model_adapters")
@@ -38,6 +40,31 @@ def model_problems(theirs: Mapping[str, Any]) -> list[Problem]:
             for name in filter(None, map(str.strip, value.split(","))):
                 problems += _folder(key, name, os.path.join(str(inside), _ADAPTER))
     return problems
+
+
+def causal_problems(theirs: Mapping[str, Any], info: ComponentInfo | None) -> list[Problem]:
+    """Returns what is wrong with a model that is an encoder-decoder, for a component that needs rows of a causal one.
+
+    A name on a hub is not looked up; the trainer refuses what is loaded by it.
+
+    Args:
+        theirs: LLaMA-Factory's keys.
+        info: What is known about the component; None for none.
+    """
+    value = theirs.get("model_name_or_path")
+    if info is None or not (info.kind is WEIGHTER or info.constants.get("reads_batches")) or not isinstance(value, str):
+        return []
+    try:
+        config = json.loads(Path(value, _MODEL).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []  # said of the folder, or a name on a hub
+    if not isinstance(config, dict) or config.get("is_encoder_decoder") is not True:
+        return []
+    what = (
+        f"{value} holds an encoder-decoder ({config.get('model_type', 'of no type')}); the {info.kind.name} "
+        f"'{info.name}' needs the loss of each row of a causal (decoder-only) model"
+    )
+    return [Problem("model_name_or_path", what, "give a causal model, or take a component that does not look at it")]
 
 
 def _folder(key: str, value: str, file: str) -> list[Problem]:

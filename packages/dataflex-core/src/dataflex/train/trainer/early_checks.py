@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,10 +26,14 @@ class EarlyChecks:
 
     Args:
         trainer: The trainer.
+
+    Attributes:
+        of_model: What the trainer itself asks of the model, before its component does.
     """
 
     def __init__(self, trainer: DynamicTrainer) -> None:
         self._trainer = trainer
+        self.of_model: Callable[[], None] = lambda: None
         self._ahead: RunAhead | None = None  # None before the trainer has its schedule
 
     def made(self, most_rows: int) -> None:
@@ -68,6 +73,8 @@ class EarlyChecks:
         trainer = self._trainer
         assert isinstance(trainer.model, torch.nn.Module)
         assert self._ahead is not None
+        with undisturbed(trainer.model):
+            self.of_model()
         with undisturbed(trainer.model), blaming(trainer.component_in_words()):
             trainer.component.check_run(trainer.model, self._ahead)
 

@@ -42,6 +42,7 @@ def replace_loss(trainer: Trainer, own: OwnLoss, dft: bool) -> None:
     plain: Any = base.loss_function
 
     def loss_function(logits: Any, labels: Any, *args: Any, **kwargs: Any) -> Any:
+        _require_by_token(type(base).__name__, logits, labels)
         found = None if labels is None else own(logits, labels, CROSS_ENTROPY)
         return plain(logits, labels, *args, **kwargs) if found is None else found
 
@@ -61,3 +62,17 @@ def replace_loss(trainer: Trainer, own: OwnLoss, dft: bool) -> None:
             return smoother(outputs, labels, shift_labels=shift_labels) if found is None else found
 
         trainer.label_smoother = label_smoother  # type: ignore[assignment]  # called, never looked into
+
+
+def _require_by_token(name: str, logits: Any, labels: Any) -> None:
+    """Refuses a model that shifts or flattens tokens by itself: which row a token is of is known no more.
+
+    Raises:
+        ConfigError: The logits are not (B, T, V), or the labels not (B, T).
+    """
+    if labels is not None and (logits.ndim != 3 or labels.shape != logits.shape[:2]):
+        raise ConfigError(
+            f"{name} hands its loss function logits of shape {tuple(logits.shape)} and labels of shape "
+            f"{tuple(labels.shape)}, which cannot be told apart by row, so its loss cannot be weighed -> use another "
+            "version of the model's class, or train without a weighter"
+        )

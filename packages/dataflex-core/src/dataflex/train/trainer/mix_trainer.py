@@ -18,6 +18,7 @@ from dataflex.core.kinds import MIXER
 from dataflex.core.schedule import Segment
 from dataflex.data.rows import MixedSources
 from dataflex.data.stream_places import StreamPlaces
+from dataflex.scoring.models import pretrained_models, require_causal
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
 from dataflex.train.trainer.domain_objective import DomainObjective
 from dataflex.train.trainer.engine import require_one_model
@@ -206,6 +207,8 @@ class MixTrainer(PlannedTrainer):
         with blaming(self.component_in_words()):
             self._dataflex_observes = self.component is not None and bool(self.component.observes)
         if self._dataflex_observes:
+            assert isinstance(self.model, torch.nn.Module)
+            require_causal(pretrained_models(self.model))
             collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
             require_rows_apart(collate, first_rows(self.train_dataset), f"the {self.component_in_words()}")
 

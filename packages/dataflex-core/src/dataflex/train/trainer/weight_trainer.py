@@ -19,6 +19,9 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
 from dataflex.core.kinds import WEIGHTER
 from dataflex.scoring.label_logits import label_positions
+from dataflex.scoring.models import pretrained_models, require_causal
+from dataflex.scoring.own_loss import own_losses
+from dataflex.scoring.trial import trial_rows
 from dataflex.train.trainer.engine import require_one_model
 from dataflex.train.trainer.given import first_rows, require_rows_apart
 from dataflex.train.trainer.logits_route import output_losses
@@ -91,6 +94,7 @@ class WeightTrainer(NumberedTrainer):
             measured=any(base.__module__.partition(".")[0] == "trl" for base in self.bases()),
         )
         replace_loss(self, self._dataflex_own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
+        self._dataflex_early.of_model = self._dataflex_require_weighable
         self._dataflex_early.made(most_rows=0)
 
     def identity(self) -> dict[str, Any]:
@@ -129,6 +133,18 @@ class WeightTrainer(NumberedTrainer):
         finally:
             self._dataflex_active, self._dataflex_inputs = None, None
         self._dataflex_require_seen(self._dataflex_weighed)
+
+    def _dataflex_require_weighable(self) -> None:
+        """Has the model compute the loss of a row: one that does not ask its ``loss_function`` cannot be weighed."""
+        assert isinstance(self.model, torch.nn.Module)
+        require_causal(pretrained_models(self.model))
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            return  # asked by the trainer
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        self._dataflex_asked = False
+        rows = trial_rows(self.train_dataset)[:1].tolist()
+        own_losses(self.model, self.train_dataset, collate, rows)
+        self._dataflex_require_seen(self._dataflex_asked or not rows)
 
     def _dataflex_require_seen(self, seen: bool) -> None:
         if not seen:
