@@ -493,7 +493,7 @@ def test_every_kind_of_accelerator_gets_the_budget_of_its_own_memory(monkeypatch
 
 def test_a_gradient_pass_has_a_smaller_budget_the_more_its_layers_keep(monkeypatch):
     small, large = tiny_model(layers=1), tiny_model(layers=8)
-    assert default_token_budget(small, gradients=True) <= default_token_budget(small)  # a CPU's caches bound both
+    assert default_token_budget(small, gradients=True) < default_token_budget(small)
     monkeypatch.setattr("dataflex.scoring.budget.device_memory", lambda device: 2**27)
     for model in (small, large):
         weight = SimpleNamespace(device=torch.device("cuda"), ndim=2)
@@ -504,7 +504,7 @@ def test_a_gradient_pass_has_a_smaller_budget_the_more_its_layers_keep(monkeypat
 def test_the_default_budget_on_a_gpu_shrinks_with_its_memory_and_with_the_vocabulary(monkeypatch):
     model = tiny_model()
     on_gpu = SimpleNamespace(device=torch.device("cuda"))
-    assert default_token_budget(model) == 512
+    assert default_token_budget(model) == 1024
     monkeypatch.setattr(model, "parameters", lambda: iter([on_gpu]))
 
     def budget(gigabytes, vocabulary):
