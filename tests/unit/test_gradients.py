@@ -179,36 +179,6 @@ def test_a_row_without_labels_has_no_gradient():
     assert (sink.squares_B[[0, 2]] > 0).all()
 
 
-class Squared(nn.Module):
-    """A layer that is not affine in its vector."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(32) * 2)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden * self.weight**2
-
-
-class Bank(nn.Module):
-    """A layer with a parameter of a shape that no rule knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.Parameter(torch.ones(2, 32, 32))
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden @ self.experts[0]
-
-
-@pytest.mark.parametrize("layer", [Squared, Bank])
-def test_what_has_no_exact_rule_is_refused_by_name(layer, rows):
-    model = tiny_model(vocab_size=64)
-    model.model.norm = layer()
-    with pytest.raises(ComponentError, match=rf"model\.norm\.\w+ of a {layer.__name__}.*train LoRA on linear layers"):
-        all_at_once(model, rows)
-
-
 def test_a_model_without_anything_to_train_is_refused(rows):
     model = tiny_model(vocab_size=64).requires_grad_(False)
     with pytest.raises(ComponentError, match="no parameter of the model is trainable"):

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.scoring import label_losses, per_sample_losses
+from dataflex.scoring import RowPass, TargetSet, label_losses, per_sample_gradients, per_sample_losses, target_means
+from dataflex.scoring.gradient_sinks import Whole
 from dataflex.scoring.linear_cross_entropy import linear_cross_entropy
 from dataflex.scoring.output_losses import OutputLosses, plain_output_layer
+from dataflex.scoring.row_pass import RowBatch
 from dataflex.testing import TokenRows, pad_collate, tiny_model
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 M, H, V = 23, 12, 57
+LORA = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.0)
 
 
 def case(seed=0, bias=True, dtype=torch.float32):
@@ -111,13 +115,13 @@ class Sizes(TorchDispatchMode):
 
 
 def test_nothing_of_the_size_of_the_weight_is_made_beside_its_gradient():
-    tokens, width, words, chunk = 32, 64, 5000, 2
+    tokens, width, words, chunk = 32, 64, 5000, 300
     hidden = torch.randn(tokens, width, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(words, width, dtype=torch.bfloat16, requires_grad=True)
     losses = linear_cross_entropy(hidden, weight, None, torch.arange(tokens), chunk).sum()
     with Sizes() as sizes:
         torch.autograd.grad(losses, (hidden, weight))
-    logits = 4 * chunk * words
+    logits = 4 * tokens * chunk
     whole = [size for size in sizes.made if size > max(logits, 4 * hidden.numel())]
     assert whole == [weight.nbytes], "its gradient, in its own type, once"
 
@@ -166,9 +170,62 @@ def test_scoring_leaves_the_logits_out_from_a_large_vocabulary_on(monkeypatch):
     rows, model = TokenRows(4), tiny_model()
     per_sample_losses(model, rows, collator=pad_collate, progress=False)
     assert not calls
-    monkeypatch.setattr(label_losses, "LARGE_VOCABULARY", 128)
+    monkeypatch.setattr(label_losses, "LEAST_VOCABULARY", 128)
     per_sample_losses(model, rows, collator=pad_collate, progress=False)
-    assert calls
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_no_batch_is_run_twice_and_none_has_logits_where_they_are_left_out(monkeypatch, gradients):
+    monkeypatch.setattr(label_losses, "LEAST_VOCABULARY", 128)
+    widths, rows, model = [], TokenRows(6, lengths=range(5, 11)), get_peft_model(tiny_model(), LORA)
+    model.base_model.model.lm_head.register_forward_hook(lambda module, args, output: widths.append(output.shape[-1]))
+    if gradients:
+        plan = RowPass(rows, pad_collate, progress=False, token_budget=20, gradients=True)
+        with per_sample_gradients(model) as found:
+            target_means(found, model, [TargetSet("eval", rows)], plan)  # looks at the model once, besides
+            widths.clear()
+            target_means(found, model, [TargetSet("eval", rows)], plan)
+    else:
+        per_sample_losses(model, rows, collator=pad_collate, progress=False, token_budget=20)
+    assert widths == [1] * 3
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_gradients_are_the_same_with_and_without_logits(monkeypatch, chunked):
+    """Against autograd, row by row: two different lengths, a frozen output layer."""
+    monkeypatch.setattr(label_losses, "LEAST_VOCABULARY", 2 if chunked else 2**30)
+    rows, model = TokenRows(4, lengths=(5, 9, 7, 6)), get_peft_model(tiny_model(), LORA).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    with per_sample_gradients(model) as found:
+        batch = dict(pad_collate([rows[i] for i in range(4)]))
+        labels = batch.pop("labels")
+        sink = Whole(4, torch.device("cpu"))
+        found.backward(RowBatch(batch, labels), sink)
+    for row in range(4):
+        model.zero_grad()
+        model(**pad_collate([rows[row]])).loss.backward()
+        for route in found.routes:
+            expected = route.parameter.grad.flatten()
+            torch.testing.assert_close(sink.vectors[route.index][row], expected, rtol=1e-4, atol=1e-6)
+    model.zero_grad(set_to_none=True)
+
+
+def test_nothing_below_the_lowest_adapter_has_a_gradient_though_checkpointing_asks_for_one():
+    rows, model = TokenRows(2), tiny_model()
+    config = LoraConfig(r=2, target_modules="all-linear", layers_to_transform=[1])
+    model = get_peft_model(model, config)
+    model.enable_input_require_grads()
+    seen = []
+    model.base_model.model.model.layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    with per_sample_gradients(model) as found:
+        target_means(found, model, [TargetSet("eval", rows)], RowPass(rows, pad_collate, progress=False))
+    assert seen
+    assert not any((each[0] if isinstance(each, tuple) else each).requires_grad for each in seen)
+    model(**pad_collate([rows[0]]))
+    assert (seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]).requires_grad, "training is as it was"
 
 
 def test_a_model_that_changes_its_logits_is_scored_with_them():

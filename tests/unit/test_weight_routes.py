@@ -72,7 +72,7 @@ def test_the_pass_over_the_step_has_its_own_output_layer(tmp_path, monkeypatch):
     args = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1, "max_steps": 2}
     full = run(tmp_path / "f", "loss", {"scope": "step"}, rows, keys={"weight_logits": "full"}, **args)
     for name, limit in (("c", 2**16), ("n", 128)):  # the second pass with logits, and without
-        monkeypatch.setattr(label_losses, "LARGE_VOCABULARY", limit)
+        monkeypatch.setattr(label_losses, "LEAST_VOCABULARY", limit)
         chunked = run(tmp_path / name, "loss", {"scope": "step"}, rows, keys={"weight_logits": "chunked"}, **args)
         require_close(chunked, full)
         assert "forward" not in vars(chunked.model.lm_head)

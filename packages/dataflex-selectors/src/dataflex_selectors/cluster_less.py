@@ -135,7 +135,7 @@ class ClusterLessSelector(ToTarget):
         self._clustering: Clustering | None = None
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows, what makes no embedding, and a parameter without a per-sample gradient."""
+        """Refuses too few rows, what makes no embedding, and rows without gradients of their own."""
         super().check_run(model, run)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator)
 

@@ -98,7 +98,7 @@ class LessSelector(Selector):
         self._running = RunningScores(len(self.targets), float(decay))
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows or candidates, and a parameter without a per-sample gradient. See the base class."""
+        """Refuses too few rows or candidates, and a model whose rows have no gradients of their own."""
         require_candidates(self.candidates, run.most_rows)
         require_labelled(self.dataset, run.most_rows)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator, self.settings.factor_dim)

@@ -14,14 +14,15 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from dataflex.scoring.cross_entropy import token_loss_gradients
+from dataflex.scoring.autocast import allowed_rounding
 from dataflex.scoring.factors import Factors
 from dataflex.scoring.gradient_plan import WHOLE, Replayed
 from dataflex.scoring.gradient_replay import Gradients, NotByRowError, Unit, distance
 from dataflex.scoring.gradient_routes import Route
 from dataflex.scoring.gradient_sinks import Sink
 from dataflex.scoring.gradient_uses import requiring
-from dataflex.scoring.label_logits import Forward, label_positions
+from dataflex.scoring.label_logits import label_positions
+from dataflex.scoring.label_losses import LabelOutputs, Outputs
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_pass import RowBatch
 
@@ -44,11 +45,11 @@ class ReplacedError(Exception):
 
 
 class BatchLosses:
-    """The losses of a batch's rows: where labels are, and the gradient of the sum of the losses by the logits.
+    """The losses of a batch's rows: where labels are, and the way back from the sum of the losses.
 
     Args:
         batch: The rows.
-        forward: Runs the model up to its logits.
+        outputs: Runs the model up to its token losses or its logits.
         total: Whether a row's loss is the sum of its token losses; otherwise it is their mean.
 
     Attributes:
@@ -56,27 +57,26 @@ class BatchLosses:
         rows: Which row each activation belongs to.
     """
 
-    def __init__(self, batch: RowBatch, forward: Forward, total: bool) -> None:
+    def __init__(self, batch: RowBatch, outputs: Outputs, total: bool) -> None:
         labels_BT = batch.labels()
-        self._batch, self._forward, self._total, self._labels_BT = batch, forward, total, labels_BT
+        self._batch, self._outputs, self._total, self._labels_BT = batch, outputs, total, labels_BT
         self.positions_M, self._targets_M = label_positions(labels_BT)
         self.row_M = self.positions_M // labels_BT.shape[1]
         self.counts_B = torch.bincount(self.row_M, minlength=len(labels_BT))
         self.rows = RowMap(labels_BT.shape, self.positions_M)
 
-    def logits(self) -> torch.Tensor:
-        """Runs the model and returns its (M, V) logits at label positions."""
-        return self._forward(self._batch.inputs, self.positions_M, self._labels_BT.shape)
+    def outputs(self) -> LabelOutputs:
+        """Runs the model up to its outputs at label positions."""
+        return self._outputs(self._batch.inputs, self.positions_M, self._targets_M, self._labels_BT.shape)
 
-    def backward(self, logits_MV: torch.Tensor) -> None:
+    def backward(self, found: LabelOutputs) -> None:
         """Runs the backward pass of the sum of the losses."""
-        if logits_MV.requires_grad and len(self.positions_M):
-            weights_M = torch.ones(len(self.positions_M))
-            if not self._total:
-                weights_M /= self.counts_B[self.row_M]
-            device = logits_MV.device
-            targets_M, weights_M = self._targets_M.to(device), weights_M.to(device)
-            torch.autograd.backward(logits_MV, token_loss_gradients(logits_MV.detach(), targets_M, weights_M))
+        if found.values.requires_grad and len(self.positions_M):
+            torch.autograd.backward(found.values, found.slopes(self._weights()))
+
+    def _weights(self) -> torch.Tensor:
+        weights_M = torch.ones(len(self.positions_M))
+        return weights_M if self._total else weights_M / self.counts_B[self.row_M]
 
     def alone(self, row: int) -> BatchLosses:
         """Returns the losses of one row, with the padding that it has in the batch."""
@@ -86,21 +86,18 @@ class BatchLosses:
             return self.rows.of_row(value, self.rows.layout(value, False), row) if tensor else value
 
         inputs = {name: cut(value) for name, value in self._batch.inputs.items()}
-        return BatchLosses(RowBatch(inputs, self._labels_BT[row : row + 1]), self._forward, self._total)
+        return BatchLosses(RowBatch(inputs, self._labels_BT[row : row + 1]), self._outputs, self._total)
 
     def gradients(self, parameters: list[nn.Parameter]) -> tuple[torch.Tensor, Gradients]:
-        """Returns the logits, and autograd's gradients of the sum of the losses: of one row, its own."""
+        """Returns the outputs, and autograd's gradients of the sum of the losses: of one row, its own."""
         with torch.enable_grad(), requiring(parameters):
-            logits_MV = self.logits()
+            outputs = self.outputs()
             found: Gradients = [None] * len(parameters)
-            if logits_MV.requires_grad and len(self.positions_M):
-                device = logits_MV.device
-                weights_M = torch.full((len(self.positions_M),), 1.0 if self._total else 1.0 / len(self.positions_M))
-                targets_M = self._targets_M.to(device)
-                grads_MV = token_loss_gradients(logits_MV.detach(), targets_M, weights_M.to(device))
-                found = list(torch.autograd.grad(logits_MV, parameters, grads_MV, allow_unused=True))
+            if outputs.values.requires_grad and len(self.positions_M):
+                slopes = outputs.slopes(self._weights())
+                found = list(torch.autograd.grad(outputs.values, parameters, slopes, allow_unused=True))
         torch.clear_autocast_cache()  # it has weights that require a gradient
-        return logits_MV.detach(), found
+        return outputs.values.detach(), found
 
 
 class RowsAlone:
@@ -129,7 +126,7 @@ class RowsAlone:
         factors: Mapping[int, Factors],
         autocast: Context,
     ) -> None:
-        self._factors, self._autocast = factors, autocast
+        self._model, self._factors, self._autocast = model, factors, autocast
         self._whole = replayed.get(WHOLE, [])
         named = {name: model.get_submodule(name) for name in replayed if name != WHOLE}
         self._units = [Unit(n, m, replayed[n], m in picked, n in copied) for n, m in named.items()]
@@ -147,13 +144,14 @@ class RowsAlone:
             unit.begin(rows)
 
     def form(
-        self, losses: BatchLosses, logits_MV: torch.Tensor | None, sink: Sink, arrivals: Mapping[Route, list[Arrival]]
+        self, losses: BatchLosses, expected: torch.Tensor | None, sink: Sink, arrivals: Mapping[Route, list[Arrival]]
     ) -> set[Route]:
         """Hands the gradients on, row by row, and returns the parameters that any row reached.
 
         Args:
             losses: The batch.
-            logits_MV: (M, V) logits of the batch, to be compared with those of rows alone; None for no comparison.
+            expected: Outputs of the batch at its label positions, to be compared with those of rows alone; None for no
+                comparison.
             sink: Takes the gradients.
             arrivals: What uses by a rule add.
 
@@ -162,12 +160,12 @@ class RowsAlone:
         """
         self.running = True
         try:
-            return self._form(losses, logits_MV, sink, arrivals)
+            return self._form(losses, expected, sink, arrivals)
         finally:
             self.running = False
 
     def _form(
-        self, losses: BatchLosses, logits_MV: torch.Tensor | None, sink: Sink, arrivals: Mapping[Route, list[Arrival]]
+        self, losses: BatchLosses, expected: torch.Tensor | None, sink: Sink, arrivals: Mapping[Route, list[Arrival]]
     ) -> set[Route]:
         reached = [unit for unit in self._units if unit.reached()]
         sources = Counter(route for unit in reached for route in unit.routes)
@@ -176,7 +174,7 @@ class RowsAlone:
         for row, count in enumerate(losses.counts_B.tolist()):
             sums: dict[Route, torch.Tensor | None] = {}
             left = Counter(sources)
-            for routes, gradients in self._of_row(row, losses, logits_MV, reached, count, apart):
+            for routes, gradients in self._of_row(row, losses, expected, reached, count, apart):
                 for route, gradient in zip(routes, gradients, strict=True):
                     if gradient is not None:
                         before = sums.get(route)
@@ -191,7 +189,7 @@ class RowsAlone:
         self,
         row: int,
         losses: BatchLosses,
-        logits_MV: torch.Tensor | None,
+        expected: torch.Tensor | None,
         reached: list[Unit],
         count: int,
         apart: list[torch.Tensor],
@@ -200,15 +198,15 @@ class RowsAlone:
             none: Gradients = [None] * len(unit.routes)
             try:
                 yield unit.routes, unit.gradients(row, self._autocast) if count else none
-            except NotByRowError as found:
-                raise ReplacedError(unit.name, unit.changed, str(found)) from found
+            except NotByRowError as error:
+                raise ReplacedError(unit.name, unit.changed, str(error)) from error
         if self._whole:
-            found_MV, gradients = None, [None] * len(self._whole)
+            gradients: Gradients = [None] * len(self._whole)
             if count:
                 with self._autocast():
-                    found_MV, gradients = losses.alone(row).gradients([route.parameter for route in self._whole])
-                if logits_MV is not None:
-                    apart.append(distance(found_MV, logits_MV[(losses.row_M == row).to(logits_MV.device)]))
+                    found, gradients = losses.alone(row).gradients([route.parameter for route in self._whole])
+                if expected is not None:
+                    apart.append(distance(found, expected[(losses.row_M == row).to(expected.device)]))
             yield self._whole, gradients
 
     def _hand_on(
@@ -227,6 +225,8 @@ class RowsAlone:
         sink.add(route, rows, found_1D)
 
     def _require_same(self, reached: list[Unit], apart: list[torch.Tensor]) -> None:
+        with self._autocast():
+            allowed = allowed_rounding(self._model)
         names, found = [WHOLE], [torch.stack([value.to(apart[0].device) for value in apart]).max()]
         for unit in reached:
             value = unit.apart()
@@ -234,5 +234,5 @@ class RowsAlone:
                 names.append(unit.name)
                 found.append(value.to(apart[0].device))
         for name, value in zip(names, torch.stack(found).tolist(), strict=True):
-            if not value <= 1:
+            if not value <= allowed:
                 raise ReplacedError(name, False, "a row alone gives something else than in the batch")

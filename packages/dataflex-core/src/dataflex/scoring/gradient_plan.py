@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -53,6 +53,7 @@ class Plan:
     def learn(self, uses: Uses, model: nn.Module, routes: Sequence[Route]) -> None:
         """Takes where parameters are used."""
         self._uses, self.known = uses, True
+        self.copied |= uses.changed
         named = {id(module): name for name, module in model.named_modules()}
         for route in routes:
             for place in uses.places.get(id(route.parameter), ()):
@@ -70,16 +71,7 @@ class Plan:
         """From now on the module around ``name`` is called by row in its place.
 
         Siblings in a list of modules move along: what one expert is given differs from batch to batch.
-
-        Raises:
-            ComponentError: There is no module around the whole model.
         """
-        if name == WHOLE:
-            raise ComponentError(
-                f"rows of a batch change each other in {type(model).__name__}: a row alone gives other logits than the "
-                "same row among others, so that no row has a gradient of its own -> use a strategy that needs no "
-                "gradients, or another model"
-            )
         names = _all_names(model)
         shared = names[id(model.get_submodule(name))]
         around, child = WHOLE, name
@@ -91,6 +83,11 @@ class Plan:
             self._moved[inner] = around
         for inner in [inner for inner, outer in self._moved.items() if outer == name]:
             self._moved[inner] = around
+
+    def distrust(self, parameters: Iterable[nn.Parameter]) -> None:
+        """From now on the gradients of these come from the whole model by row, as they have been seen to be wrong."""
+        self._uses.places.update({id(parameter): {WHOLE} for parameter in parameters})
+        self.verified = False
 
     def assign(self, model: nn.Module, routes: Sequence[Route]) -> tuple[Closed, Replayed]:
         """Returns the uses that have a rule, and the modules to call by row with the parameters found there.

@@ -30,11 +30,6 @@ from dataflex.scoring.row_map import Layout, RowMap
 Gradients = list[torch.Tensor | None]
 """One row's gradient of each parameter of a unit, in its shape; None where the row does not reach it."""
 
-_APART = {torch.float64: 1e-8, torch.float32: 1e-4}
-_APART_ROUNDED = 5e-2
-"""How far, as a share of its length, a row's output may lie from what it was in the batch: kernels round otherwise for
-another number of rows. In 16 bits, rounding is up to 2**-8 of a number, and an expert may change for a token."""
-
 
 class NotByRowError(Exception):
     """A module cannot be called row by row."""
@@ -129,7 +124,7 @@ class Unit:
         return found
 
     def apart(self) -> torch.Tensor | None:
-        """Returns how far rows alone were from the batch, in units of what is allowed; None if nothing was called."""
+        """Returns how far rows alone were from the batch, as a share; None if nothing was called."""
         return torch.stack(self._apart).max() if self._apart else None
 
     def _given(self, args: Any, kwargs: Any) -> _Call:
@@ -151,8 +146,10 @@ class Unit:
             value = values[place]
             if not value.requires_grad:  # the first layer that is trained; a leaf may not be changed in place
                 value = value.detach().requires_grad_().clone()
+            elif self._copied:
+                value = value.clone()
             elif len(places) > 1:  # one may come from another: what arrives at its alias comes from outside alone
-                value = value.clone() if self._copied else value.view_as(value)
+                value = value.view_as(value)
             if self._rows.shared(value) and not self._picked:  # its gradient would be summed over rows
                 value = value.expand(self._rows.rows, -1, -1)
             values[place] = value
@@ -216,8 +213,8 @@ def _sum(total: torch.Tensor | None, grad: torch.Tensor | None) -> torch.Tensor 
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Returns the length of the difference as a share of the expected length, in units of what is allowed."""
+    """Returns the length of the difference as a share of the expected length."""
     same = (found == expected) | (found.isnan() & expected.isnan())
     difference = torch.where(same, 0.0, found - expected).float().norm()
     length = torch.where(expected.isfinite(), expected, 0.0).float().norm()
-    return difference / (length * _APART.get(found.dtype, _APART_ROUNDED) + torch.finfo(torch.float32).tiny)
+    return torch.div(difference, length + torch.finfo(torch.float32).tiny)

@@ -67,11 +67,11 @@ def gradient_routes(model: torch.nn.Module) -> list[Route]:
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     uses: dict[int, list[Use]] = {key: [] for key in names}
     for module in model.modules():
-        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if not parameter.requires_grad:
                 continue
-            rule = rule_of(module, key)
-            uses[id(parameter)].append(Use(module, key, rule, rule if isinstance(rule, Checked) else None))
+            rule = rule_of(module, name)
+            uses[id(parameter)].append(Use(module, name, rule, rule if isinstance(rule, Checked) else None))
     if not names:
         raise ComponentError(
             "no parameter of the model is trainable, so there are no gradients to compare -> use a strategy that "

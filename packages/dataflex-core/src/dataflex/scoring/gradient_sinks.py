@@ -5,7 +5,7 @@ Letters: B rows of the batch, D numbers of a parameter, K dimensions of a sketch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -79,6 +79,42 @@ class Whole(Sink):
         if route.index not in self.vectors:
             self.vectors[route.index] = vectors_BD.new_empty(len(self.squares_B), route.size)
         self.vectors[route.index][rows] = vectors_BD
+
+
+class Norms(Sink):
+    """Keeps the norm of each parameter's gradients alone, to compare them with others."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        super().__init__(rows, device)
+        self._norms: dict[Route, torch.Tensor] = {}
+
+    def clear(self) -> None:
+        """Forgets the norms."""
+        super().clear()
+        self._norms.clear()
+
+    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
+        """Keeps the norms."""
+        self._norms.setdefault(route, torch.zeros_like(self.squares_B))[rows] = torch.linalg.vector_norm(
+            vectors_BD, dim=1
+        )
+
+    def apart(self, row: int, expected: Mapping[Route, float], allowed: float) -> list[Route]:
+        """Returns the parameters whose norm is another than expected, of one row.
+
+        Args:
+            row: Its place in the batch.
+            expected: The norms.
+            allowed: The share of itself by which a number may be off for rounding alone. Gradients have come a long
+                way, and what is small beside the whole is nothing but rounding.
+        """
+        whole = sum(norm**2 for norm in expected.values()) ** 0.5
+        wrong = []
+        for route, norm in expected.items():
+            found = float(self._norms[route][row]) if route in self._norms else 0.0
+            if not abs(found - norm) <= max(10 * allowed * max(norm, found), allowed * whole):
+                wrong.append(route)
+        return wrong
 
 
 class Dots(Sink):

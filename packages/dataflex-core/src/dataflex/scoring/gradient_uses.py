@@ -30,10 +30,12 @@ class Uses:
     Attributes:
         places: By id of a parameter, the modules in whose calls it is used; a parameter that no row reaches has none.
         called: The modules that are called.
+        changed: Those among them whose inputs or outputs are changed in place afterwards.
     """
 
     places: dict[int, set[str]] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
+    changed: set[str] = field(default_factory=set)
 
 
 class _Watch(TorchFunctionMode):
@@ -65,12 +67,13 @@ def find_uses(model: nn.Module, parameters: Mapping[int, nn.Parameter], run: Cal
     """
     uses = Uses()
     watch = _Watch(set(parameters), uses)
+    seen: Seen = []
     handles = [
         handle
         for name, module in model.named_modules()
         for handle in (
-            module.register_forward_pre_hook(_entering(watch.stack, uses.called, name)),
-            module.register_forward_hook(_leaving(watch.stack)),
+            module.register_forward_pre_hook(_entering(watch.stack, uses.called, seen, name), with_kwargs=True),
+            module.register_forward_hook(_leaving(watch.stack, seen)),
         )
     ]
     try:
@@ -82,6 +85,7 @@ def find_uses(model: nn.Module, parameters: Mapping[int, nn.Parameter], run: Cal
                 if is_out_of_memory(error) or isinstance(error, ComponentError):
                     raise
                 raise ComponentError(_failure(model, watch.stack, error)) from error
+            uses.changed = {name for name, tensor, version in seen if tensor._version != version}
             # A kernel of its own (an autograd.Function) is no operation of torch's.
             unseen = [p for key, p in parameters.items() if key not in uses.places]
             if unseen and output.requires_grad and output.numel():
@@ -107,19 +111,28 @@ def requiring(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def _entering(stack: list[str], called: set[str], name: str) -> Callable[..., None]:
-    def entering(module: nn.Module, args: Any) -> None:
+Seen = list[tuple[str, torch.Tensor, int]]
+"""Tensors that modules were given or returned, with their versions of then: an operation in place raises it."""
+
+
+def _entering(stack: list[str], called: set[str], seen: Seen, name: str) -> Callable[..., None]:
+    def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
         stack.append(name)
         called.add(name)
+        _note(seen, name, (*args, *kwargs.values()))
 
     return entering
 
 
-def _leaving(stack: list[str]) -> Callable[..., None]:
+def _leaving(stack: list[str], seen: Seen) -> Callable[..., None]:
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
-        stack.pop()
+        _note(seen, stack.pop(), output.values() if isinstance(output, Mapping) else (output,))
 
     return leaving
+
+
+def _note(seen: Seen, name: str, values: Iterable[Any]) -> None:
+    seen += [(name, value, value._version) for value in _flat(values) if isinstance(value, torch.Tensor)]
 
 
 def _failure(model: nn.Module, stack: list[str], error: BaseException) -> str:

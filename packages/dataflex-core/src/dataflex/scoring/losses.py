@@ -56,7 +56,7 @@ def per_sample_losses(
         desc: What the progress bar says.
         progress: Whether rank 0 shows a progress bar of its own share of the rows.
         store: Where losses are kept while the pass runs, so that an interrupted one goes on; None for nowhere.
-        chunked: Whether the logits of a batch are never held together; None: from a vocabulary of 65,536 on.
+        chunked: Whether the logits of a batch are never held together; None: from a vocabulary of 8,192 on.
 
     Raises:
         ComponentError: On every rank: losses that are not finite; an encoder-decoder. On one rank: not even one row

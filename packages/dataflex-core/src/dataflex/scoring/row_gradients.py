@@ -6,6 +6,9 @@ layer's parameters row by row, hand them on, and forget them: at no time does mo
 (two tied ones count as one). No parameter requires a gradient meanwhile, only outputs do: nothing is added to
 ``.grad``, nothing is reduced over ranks, and sharded engines gather nothing for it.
 
+That needs a rule for the layer. Parameters without one come after the backward pass, by calling their modules for one
+row at a time (:mod:`dataflex.scoring.gradient_alone`); :mod:`dataflex.scoring.gradient_plan` knows which is which.
+
 Letters: B rows of the batch, T tokens, M label positions, V vocabulary, D numbers of a parameter.
 """
 
@@ -13,24 +16,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.autocast import autocast
+from dataflex.scoring.autocast import allowed_rounding, autocast
 from dataflex.scoring.factors import Factors, factored
 from dataflex.scoring.gradient_alone import Arrival, BatchLosses, ReplacedError, RowsAlone
+from dataflex.scoring.gradient_inputs import by_row, holds_output, picked_layers
 from dataflex.scoring.gradient_plan import WHOLE, plan_of
 from dataflex.scoring.gradient_routes import Route, Use, gradient_routes
 from dataflex.scoring.gradient_rules import Call
-from dataflex.scoring.gradient_sinks import Sink
+from dataflex.scoring.gradient_sinks import Norms, Sink
 from dataflex.scoring.gradient_uses import find_uses
-from dataflex.scoring.label_logits import Forward, logits_at_labels
-from dataflex.scoring.models import output_embeddings, pretrained_models
+from dataflex.scoring.label_losses import Outputs, outputs_at_labels
+from dataflex.scoring.models import pretrained_models
 from dataflex.scoring.row_map import RowMap
+from dataflex.scoring.row_mixing import mixing_layer
 from dataflex.scoring.row_pass import RowBatch
 from dataflex.scoring.session import undisturbed
 
@@ -61,11 +66,11 @@ class PerSampleGradients:
         model: torch.nn.Module,
         routes: list[Route],
         factors: dict[int, Factors],
-        forward: Forward,
+        outputs: Outputs,
         accelerator: Accelerator | None,
     ) -> None:
         self.routes, self.factors = routes, factors
-        self._model, self._forward, self._accelerator = model, forward, accelerator
+        self._model, self._outputs, self._accelerator = model, outputs, accelerator
         self._names = {id(module): name for name, module in model.named_modules()}
         self._plan = plan_of(model, routes)
         self._hooks, self._planned = ExitStack(), False
@@ -95,12 +100,12 @@ class PerSampleGradients:
         Raises:
             ComponentError: Rows of the batch change each other, or a layer cannot be called.
         """
-        losses = BatchLosses(batch, self._forward, total)
+        losses = BatchLosses(batch, self._outputs, total)
         if not (self._plan.known or self._plan.rules_only):
 
             def run() -> torch.Tensor:
                 with self.autocast():
-                    return losses.logits()
+                    return losses.outputs().values
 
             parameters = {id(route.parameter): route.parameter for route in self.routes}
             self._hooks.close()
@@ -127,25 +132,76 @@ class PerSampleGradients:
         self._calls, self._waiting, self._formed = dict.fromkeys(self.routes, 0), {}, set()
         self._misfits = {}
         self._alone.begin(losses.rows)
-        logits_MV = None
+        found = None
         if not (self._plan.verified and self._alone.whole_only and not self._ruled):
             with torch.enable_grad():
                 with self.autocast():
-                    logits_MV = losses.logits()
+                    found = losses.outputs()
                 if not self._misfits:
-                    losses.backward(logits_MV)
-            logits_MV = None if self._plan.verified else logits_MV.detach()
+                    losses.backward(found)
         if not self._misfits:
             try:
-                self._formed |= self._alone.form(losses, logits_MV, sink, self._waiting)
-            except ReplacedError as found:
-                if found.changed:
-                    self._plan.copied.add(found.name)
-                else:
-                    self._plan.climb(self._model, found.name)
+                expected = None if found is None or self._plan.verified else found.values.detach()
+                self._formed |= self._alone.form(losses, expected, sink, self._waiting)
+            except ReplacedError as error:
+                self._replace(error, losses)
                 return False
             self._plan.verified |= losses.rows.rows > 1
         return self._rest_formed()
+
+    def _replace(self, found: ReplacedError, losses: BatchLosses) -> None:
+        if found.changed:
+            self._plan.copied.add(found.name)
+        elif found.name != WHOLE:
+            self._plan.climb(self._model, found.name)
+        else:
+            self._alone.running = True
+            try:
+                with self.autocast():
+                    name = mixing_layer(self._model, losses)
+            finally:
+                self._alone.running = False
+            module = self._model.get_submodule(name) if name else self._model
+            raise ComponentError(
+                f"rows of a batch change each other in {name or 'the model'} ({type(module).__name__}): it gives a row "
+                "alone something else than among others, so that no row has a gradient of its own -> use a strategy "
+                "that needs no gradients, or a model that treats rows alone"
+            )
+
+    def wrong(self, batch: RowBatch, sink: Norms) -> list[str]:
+        """Returns the parameters whose gradients are not those of each row alone, and takes the whole model for them.
+
+        Costs a pass of each row with the gradients of all parameters, as training has them.
+
+        Args:
+            batch: Rows that :meth:`backward` has just seen.
+            sink: What it made of them.
+        """
+        if self._plan.rules_only:
+            return []
+        losses = BatchLosses(batch, self._outputs, False)
+        found: dict[Route, None] = {}
+        self._alone.running = True
+        try:
+            for row in losses.counts_B.nonzero().flatten().tolist():
+                with self.autocast():
+                    allowed = allowed_rounding(self._model)
+                    _, grads = losses.alone(row).gradients([route.parameter for route in self.routes])
+                norms = [self._norm(route, grad) for route, grad in zip(self.routes, grads, strict=True)]
+                for route in sink.apart(row, dict(zip(self.routes, norms, strict=True)), allowed):
+                    found[route] = None
+        finally:
+            self._alone.running = False
+        if found:
+            self._plan.distrust(route.parameter for route in found)
+            self._planned = False
+        return [route.name for route in found]
+
+    def _norm(self, route: Route, grad: torch.Tensor | None) -> float:
+        if grad is None:
+            return 0.0
+        factors = self.factors.get(route.index)
+        return float((grad if factors is None else factors.project(grad)).float().norm())
 
     def _rest_formed(self) -> bool:
         for name, climbs in self._misfits.items():
@@ -168,8 +224,8 @@ class PerSampleGradients:
         """Puts the hooks of the plan on the model, in place of those that are there."""
         self._hooks.close()
         closed, replayed = self._plan.assign(self._model, self.routes)
-        picked = _picked(self._model)
-        if any(name != WHOLE and _holds_output(self._model, name, picked) for name in replayed):
+        picked = picked_layers(self._model)
+        if any(name != WHOLE and holds_output(self._model, name, picked) for name in replayed):
             replayed = {WHOLE: list(dict.fromkeys(route for routes in replayed.values() for route in routes))}
             closed = [(use, route) for use, route in closed if route not in replayed[WHOLE]]
         self._alone = RowsAlone(self._model, replayed, self._plan.copied, picked, self.factors, self.autocast)
@@ -198,14 +254,16 @@ class PerSampleGradients:
             if shared:  # its gradient would be summed over rows
                 output = output.expand(rows.rows, -1, -1)
             known = rows.knows(output, picked)
-            call = Call(rows.rows, *(_by_row(values, rows, picked) for values in (args, kwargs)))
+            call = Call(rows.rows, *(by_row(values, rows, picked) for values in (args, kwargs)))
             if known and not self._holds(use, Call(0, args, kwargs), output):
                 self._misfit(route, name, args, climbs=False)
                 return None
-            leaf = not output.requires_grad
+            leaf, copied = not output.requires_grad, name in self._plan.copied
             if leaf:
                 output = output.detach().requires_grad_().clone()  # a model may change it in place
-            if name in self._plan.copied:
+            elif copied:
+                output = output.clone()
+            if copied:
                 call = Call(rows.rows, (call.inputs.clone(), *call.args[1:]), call.kwargs)
             version = call.inputs._version
             self._calls[route] += known
@@ -220,8 +278,8 @@ class PerSampleGradients:
                     grads_BSO = rows.by_row(grads.detach())
                     self._arrive(route, lambda part: rule(module, call.part(part), grads_BSO[part]))
 
-            output.register_hook(arrived)  # type: ignore[no-untyped-call]  # torch has no annotations there
-            return output if shared or leaf else None
+            output.register_hook(arrived)
+            return output if shared or leaf or copied else None
 
         return use.module.register_forward_hook(after_forward, with_kwargs=True)
 
@@ -276,7 +334,7 @@ def per_sample_gradients(
         seed: Seed of these projections.
 
     Raises:
-        ComponentError: A trainable parameter has no exact per-sample gradient; the message names it.
+        ComponentError: Nothing is trainable.
     """
     routes = gradient_routes(model)
     factors: dict[int, Factors] = {}
@@ -285,11 +343,38 @@ def per_sample_gradients(
         routes, factors = factored(routes, factor_dim, seed, device)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        forward = stack.enter_context(logits_at_labels(model))
-        gradients = PerSampleGradients(model, routes, factors, forward, accelerator)
+        # A trainable output layer needs the gradient of each of its outputs: the logits.
+        logits_needed = any(p.requires_grad for module in picked_layers(model) for p in module.parameters())
+        outputs = stack.enter_context(outputs_at_labels(model, chunked=False if logits_needed else None))
+        gradients = PerSampleGradients(model, routes, factors, outputs, accelerator)
         stack.callback(gradients.close)
+        stack.enter_context(_nothing_below(model))
         stack.enter_context(_frozen(routes))
         yield gradients
+
+
+@contextmanager
+def _nothing_below(model: torch.nn.Module) -> Iterator[None]:
+    """Inside of it, the outputs of frozen input embeddings require no gradient.
+
+    Gradient checkpointing in training makes them require one (``enable_input_require_grads``): the backward pass would
+    go through all frozen layers below the lowest trainable one. Called before the parameters are frozen for the pass.
+    """
+    with ExitStack() as stack:
+        for embedding in _input_embeddings(model):
+            if not any(parameter.requires_grad for parameter in embedding.parameters()):
+                # The last of its hooks, behind the one that makes the output require a gradient.
+                stack.callback(embedding.register_forward_hook(lambda module, args, output: output.detach()).remove)
+        yield
+
+
+def _input_embeddings(model: torch.nn.Module) -> set[torch.nn.Module]:
+    """Returns what the models inside give as their input embeddings; a part of one, such as a tower, may have none."""
+    found: set[torch.nn.Module] = set()
+    for base in pretrained_models(model):
+        with suppress(NotImplementedError):
+            found.add(base.get_input_embeddings())
+    return {each for each in found if isinstance(each, torch.nn.Module)}
 
 
 @contextmanager
@@ -301,29 +386,3 @@ def _frozen(routes: list[Route]) -> Iterator[None]:
     finally:
         for route in routes:
             route.parameter.requires_grad_(True)
-
-
-def _picked(model: torch.nn.Module) -> set[torch.nn.Module]:
-    """Returns the modules that see label positions alone: the output layer, and what an adapter put into it."""
-    outputs = output_embeddings(pretrained_models(model))
-    return set() if outputs is None else set(outputs.modules())
-
-
-def _holds_output(model: torch.nn.Module, name: str, picked: set[torch.nn.Module]) -> bool:
-    """Returns whether a module has the output layer inside of it: it then gives logits, as the whole model does."""
-    module = model.get_submodule(name)
-    return module not in picked and any(inner in picked for inner in module.modules())
-
-
-def _by_row(values: Any, rows: RowMap, picked: bool) -> Any:
-    """Returns arguments without their graph, tensors by row where the rows are known."""
-    if isinstance(values, dict):
-        return {name: _by_row(value, rows, picked) for name, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(_by_row(value, rows, picked) for value in values)
-    if not isinstance(values, torch.Tensor) or isinstance(values, torch.nn.Parameter):
-        return values
-    values = values.detach()
-    if not picked and rows.rows > 1 and tuple(values.shape[:2]) == (1, rows.tokens):
-        return values.expand(rows.rows, *values.shape[1:])
-    return rows.by_row(values) if rows.knows(values, picked) else values

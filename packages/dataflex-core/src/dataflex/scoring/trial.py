@@ -16,8 +16,7 @@ from dataflex.core.errors import ComponentError, DataflexError
 from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import first_labelled_rows
 from dataflex.scoring.embeddings import Pooling, hidden_state_embeddings
-from dataflex.scoring.gradient_routes import Route
-from dataflex.scoring.gradient_sinks import Sink
+from dataflex.scoring.gradient_sinks import Norms
 from dataflex.scoring.influence import require_finite_gradients
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.own_loss import (
@@ -69,7 +68,7 @@ def try_gradients(
     accelerator: Accelerator | None,
     factor_dim: int | None = None,
 ) -> None:
-    """Computes the losses of two rows as :func:`try_losses` does, and their gradients.
+    """Computes the gradients of two rows together, compares them with autograd's of each alone; and their losses.
 
     Args:
         model: The model to be trained.
@@ -79,19 +78,21 @@ def try_gradients(
         factor_dim: See :func:`~dataflex.scoring.per_sample_gradients`.
 
     Raises:
-        ComponentError: As :func:`try_losses`; a trainable parameter has no exact per-sample gradient, or a gradient is
-            not finite.
+        ComponentError: As :func:`try_losses`; a layer cannot be called, rows of a batch change each other in it, or a
+            gradient is not finite; where weights are in shards, a trainable parameter has no rule.
     """
-    try_losses(model, dataset, collator, accelerator)
-    model = without_replicas(model)
+    whole, model = model, without_replicas(model)
     rows = RowPass(dataset, collator, indices=trial_rows(dataset), progress=False, gradients=True)
     # Its dimensions are random, and a trial looks at no direction: any seed does.
     with autocast(accelerator), per_sample_gradients(model, None, factor_dim, 0) as gradients:
 
         def score(batch: RowBatch) -> torch.Tensor:
-            sink = _Forgetting(len(batch.labels()), next(model.parameters()).device)
+            sink = Norms(len(batch.labels()), next(model.parameters()).device)
             gradients.backward(batch, sink)
             require_finite_gradients(sink)
+            if gradients.wrong(batch, sink):  # the whole model by row from now on, unless rows change each other
+                sink.clear()
+                gradients.backward(batch, sink)
             return sink.squares_B
 
         try:
@@ -106,6 +107,7 @@ def try_gradients(
                 f"{model_name(model)} cannot be differentiated in eval mode, in which rows are scored: {plain} -> use "
                 "a strategy that needs no gradients"
             ) from error
+    try_losses(whole, dataset, collator, accelerator)  # last: gradients tell in which layer rows change each other
 
 
 def try_embeddings(
@@ -139,10 +141,3 @@ def try_embeddings(
         batched_NH = embed(rows)
         if len(rows) > 1:
             require_rows_alone(model, batched_NH, np.concatenate([embed(rows[i : i + 1]) for i in range(len(rows))]))
-
-
-class _Forgetting(Sink):
-    """Keeps nothing but the norms."""
-
-    def take(self, route: Route, rows: slice, vectors_BD: torch.Tensor) -> None:
-        """Forgets them."""
