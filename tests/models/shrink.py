@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
+from transformers import PretrainedConfig
+
 WORDS = 96
 """Size of every vocabulary. Rows of the sweep use the first 64; the tokens of images and sounds stand behind them."""
 
@@ -87,13 +89,13 @@ def _arguments(default: Any, specials: Any, overrides: Mapping[str, Any]) -> dic
 DROP = object()
 """The value of an override that leaves the key out."""
 
-_NOT_OURS = {"transformers_version", "model_type", "architectures", "attn_implementation", "output_attentions",
-             "output_hidden_states", "return_dict", "problem_type", "id2label", "label2id", "num_labels", "dtype",
-             "torch_dtype", "experts_implementation", "chunk_size_feed_forward", "is_encoder_decoder"}  # fmt: skip
+_OF_EVERY_CLASS = set(vars(PretrainedConfig())) - {*_ROLES, "is_decoder"}
+"""Keys that every configuration has, of generation in the older transformers: they say nothing of a size."""
 
 
 def _is_ours(key: str, value: Any) -> bool:
-    return key not in _NOT_OURS and isinstance(value, (bool, int, float, str, list, tuple, dict, type(None)))
+    ours = key not in _OF_EVERY_CLASS and key not in ("transformers_version", "model_type", "attn_implementation")
+    return ours and isinstance(value, (bool, int, float, str, list, tuple, dict, type(None)))
 
 
 def _small(key: str, value: Any, specials: Any) -> Any:
