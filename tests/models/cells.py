@@ -104,13 +104,30 @@ def gradients(model: nn.Module, collate: Collator) -> float:
         expected = _autograd(model, collate)
     except RuntimeError as error:
         raise UpstreamError(f"the plain model has no gradients in eval mode: {error}") from error
+    found_BD = {name: sink.vectors.get(index, torch.zeros_like(expected[name])) for index, name in names.items()}
+    try:
+        return _furthest(found_BD, expected)
+    except WrongError:
+        together = _autograd(model, collate, together=True)
+        _furthest(found_BD, together)
+        _require_alone(expected, together)
+        raise
+
+
+def _furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     largest = max(float(g.abs().max()) for g in expected.values())
     worst = 0.0
-    for index, name in names.items():
+    for name, vectors in found.items():  # zeros where no row reaches its layer
         allowed = max(GRADIENT * float(expected[name].abs().max()), OF_ALL * largest)
-        vectors = sink.vectors.get(index, torch.zeros_like(expected[name]))  # no row reaches its layer
         worst = max(worst, _apart(vectors, expected[name], allowed, name))
     return worst
+
+
+def _require_alone(alone: dict[str, torch.Tensor], together: dict[str, torch.Tensor]) -> None:
+    try:
+        _furthest(together, alone)
+    except WrongError as error:
+        raise UpstreamError(f"the plain model gives a row another gradient beside other rows: {error}") from error
 
 
 def lora(model: nn.Module, collate: Collator) -> float:
@@ -139,11 +156,15 @@ def with_lora(model: nn.Module) -> nn.Module:
     return moved(adapted, 2).eval()
 
 
-def _autograd(model: nn.Module, collate: Collator) -> dict[str, torch.Tensor]:
+def _autograd(model: nn.Module, collate: Collator, together: bool = False) -> dict[str, torch.Tensor]:
+    """Returns the gradients of each row's loss, alone or in the batch of all of them."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found: dict[str, list[torch.Tensor]] = {name: [] for name in parameters}
-    for row in rows():
-        loss = model(**collate([row])).loss
+    for place, row in enumerate(rows()):
+        batch = collate([*rows()] if together else [row])
+        if together:  # no other row has a label
+            batch["labels"][torch.arange(len(batch["labels"])) != place] = -100
+        loss = model(**batch).loss
         each = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), each, strict=True):
             found[name].append((torch.zeros_like(parameter) if gradient is None else gradient).flatten())

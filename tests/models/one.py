@@ -43,7 +43,7 @@ def _outcome(place: str, model: Any, collate: Collator, trace: bool) -> dict[str
     except DataflexError as error:
         return {"outcome": "refused", "detail": str(error)}
     except cells.UpstreamError as error:
-        return {"outcome": "not built", "detail": " ".join(str(error).split())[:300]}
+        return {"outcome": "upstream", "detail": " ".join(str(error).split())[:300]}
     except cells.WrongError as error:
         return {"outcome": "defect", "detail": str(error)}
     except Exception as error:  # noqa: BLE001 - a traceback is an outcome

@@ -24,7 +24,7 @@ COLUMNS = {
     "lora": "LoRA by row",
     "full": "full by row",
 }
-_MARKS = {"exact": "exact", "refused": "refused", "not built": "not built", "defect": "**wrong**"}
+_MARKS = {"exact": "exact", "refused": "refused", "upstream": "upstream", "defect": "**wrong**"}
 
 INTRO = """# Models
 
@@ -40,11 +40,15 @@ of 5 to 17 tokens in one padded batch. This page is written by it.
 | uniform weighter | the losses of two training steps under a weighter that weighs all alike, with the plain `Trainer`'s |
 | weighter without logits | the same with `weight_logits: chunked` |
 | hidden states | what `near` and `adapt` read of each row, with what the plain model's output layer is given for that row alone; to 1e-4 |
-| LoRA by row | the gradient of each row through LoRA on all linear layers, with autograd's of that row alone; to 1e-4 |
+| LoRA by row | the gradient of each row through LoRA on all linear layers, with autograd's of that row alone; to 1e-4 of the parameter's largest number, or 2e-6 of the model's |
 | full by row | the same for every parameter of the model |
 
 *exact*: equal. *refused*: a run that needs it ends before its first step with the reason below. *not built*: transformers
-could not build the class or run it on text alone; its reason stands in place of the outcomes.
+could not build the class or run it on text alone; its reason stands in place of the outcomes. *upstream*: PEFT cannot adapt
+the class, or the plain model gives no gradients in eval mode or other ones to a row beside other rows.
+
+LoRA leaves out what PEFT cannot wrap: `out_proj` and `conv1d` of Mamba layers, and routers that return a tuple (`llama4`,
+`phimoe`); LLaMA-Factory's `lora_target: all` ends in PEFT's own error there, also in a static run.
 
 Encoder-decoders (T5, BART and the like as `...ForConditionalGeneration`) are refused by name for every component that
 looks at the loss or the states of a row. A component that never looks at the model (`random`, `scores`, `static`) trains
@@ -74,12 +78,12 @@ def _section(versions: dict[str, str], classes: dict[str, Any], date: str) -> li
         "",
         f"{date}, torch {versions['torch']}, peft {versions['peft']}. {len(classes)} classes tried, {len(built)} built.",
         "",
-        "| | exact | refused | not built | wrong |",
+        "| | exact | refused | upstream | wrong |",
         "| --- | --- | --- | --- | --- |",
     ]
     for key, title in COLUMNS.items():
         count = Counter(found["cells"][key]["outcome"] for found in built.values() if key in found["cells"])
-        lines.append(f"| {title} | {count['exact']} | {count['refused']} | {count['not built']} | {count['defect']} |")
+        lines.append(f"| {title} | {count['exact']} | {count['refused']} | {count['upstream']} | {count['defect']} |")
     lines += ["", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, found in classes.items():
         lines.append(f"| {' | '.join(_row(name, found, reasons))} |")

@@ -90,7 +90,10 @@ class Unit:
                 self._open.append(self._given(args, kwargs))
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            return self._returned(self._open.pop(), output) if active() else None
+            if not active():
+                return None
+            call = self._open.pop()
+            return self._returned(call, output) if torch.is_grad_enabled() else None  # it may choose without gradients
 
         return [
             self.module.register_forward_pre_hook(before, with_kwargs=True),

@@ -82,6 +82,24 @@ def try_gradients(
             gradient is not finite; where weights are in shards, a trainable parameter has no rule.
     """
     whole, model = model, without_replicas(model)
+    try:
+        _try_backward(model, dataset, collator, accelerator, factor_dim)
+    except DataflexError:
+        raise
+    except Exception as error:  # of the model's own code, if the plain model raises as well
+        plain = without_gradients(model, dataset, collator, int(trial_rows(dataset)[0]))
+        if plain is None:
+            raise
+        raise ComponentError(
+            f"{model_name(model)} cannot be differentiated in eval mode, in which rows are scored: {plain} -> use a "
+            "strategy that needs no gradients"
+        ) from error
+    try_losses(whole, dataset, collator, accelerator)  # last: gradients tell in which layer rows change each other
+
+
+def _try_backward(
+    model: torch.nn.Module, dataset: Any, collator: Collator, accelerator: Accelerator | None, factor_dim: int | None
+) -> None:
     rows = RowPass(dataset, collator, indices=trial_rows(dataset), progress=False, gradients=True)
     # Its dimensions are random, and a trial looks at no direction: any seed does.
     with autocast(accelerator), per_sample_gradients(model, None, factor_dim, 0) as gradients:
@@ -95,19 +113,7 @@ def try_gradients(
                 gradients.backward(batch, sink)
             return sink.squares_B
 
-        try:
-            rows.values(model, score)
-        except DataflexError:
-            raise
-        except Exception as error:  # of the model's own code, if the plain model raises as well
-            plain = without_gradients(model, dataset, collator, int(rows.rows()[0]))
-            if plain is None:
-                raise
-            raise ComponentError(
-                f"{model_name(model)} cannot be differentiated in eval mode, in which rows are scored: {plain} -> use "
-                "a strategy that needs no gradients"
-            ) from error
-    try_losses(whole, dataset, collator, accelerator)  # last: gradients tell in which layer rows change each other
+        rows.values(model, score)
 
 
 def try_embeddings(
