@@ -62,9 +62,11 @@ def _fast_alone(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuses a name in FAST that no module has; hears Ctrl-C also where a shell has started the tests without it."""
+    """Refuses a name in FAST that no module has; hears signals also where a shell has started the tests without them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: the tests' own children too
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(needs_llamafactory)
     missing = sorted(name for name in FAST if not Path(__file__).with_name("unit").joinpath(f"test_{name}.py").exists())
     if missing:

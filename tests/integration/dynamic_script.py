@@ -11,6 +11,7 @@ import warnings
 import torch
 import trl
 from dataflex import dynamic
+from dataflex.launch.torchrun import settle
 from sft_rows import made, rows
 
 warnings.filterwarnings("ignore")
@@ -32,4 +33,6 @@ if __name__ == "__main__":
     )
     weighted.train()
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # a rank that ends while another is at work takes its connections away
         torch.distributed.destroy_process_group()
+    settle()
