@@ -62,7 +62,7 @@ def _fast_alone(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuses a name in FAST that no module has; hears signals also where a shell has started the tests without them."""
+    """Refuses a name in FAST that no module has; hears signals that a shell has taken from the tests."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: the tests' own children too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
