@@ -34,7 +34,7 @@ def test_a_loss_that_is_not_the_next_tokens_is_refused_with_both_numbers(trial):
 
 
 BESIDE = r"LlamaForCausalLM gives a row another loss beside other rows.* row 0"
-BY_LAYER = r"rows of a batch change each other in model \(LlamaModel\)"
+BY_LAYER = "rows of a batch change each other in model"
 
 
 @pytest.mark.parametrize(("trial", "said"), [(try_losses, BESIDE), (try_gradients, f"{BESIDE}|{BY_LAYER}")])
