@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from tests.models.report import write
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,7 +23,7 @@ def main() -> int:
         for name, found in json.loads(file.read_text(encoding="utf-8"))["classes"].items():
             before = merged["classes"].get(name, {}).get("cells", {})
             merged["classes"][name] = {**found, "cells": before | found["cells"]}
-    given.out.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
+    write(merged, given.out)
     return 0
 
 

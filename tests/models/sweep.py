@@ -16,6 +16,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from tests.models.report import write
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -51,7 +53,7 @@ def main() -> int:
         print(_line(model_type, class_name, outcome), flush=True)
         if given.json:
             report = {"date": date.today().isoformat(), "versions": _versions(), "classes": found}
-            given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write(report, given.json)
     defects = [name for name, outcome in found.items() if _is_defect(outcome)]
     print(f"{len(found)} classes, {len(defects)} with a defect: {', '.join(defects) or 'none'}")
     return int(bool(defects))
