@@ -133,6 +133,31 @@ def test_a_pass_that_fails_says_how_far_it_came(clock, lines):
     assert lines()[-1] == "less: stopped at 7 of 300 rows after 6 s"
 
 
+FORKED = """
+import logging, os, threading
+from dataflex.utils import progress
+progress.logger.setLevel(logging.INFO)
+held = threading.Event()
+def hold(voice):
+    with voice._lock:
+        held.set()
+        threading.Event().wait()
+threading.Thread(target=hold, args=(progress._voice(),), daemon=True).start()
+held.wait()
+child = os.fork()
+if not child:
+    with progress.Progress("in a worker", 1) as rows:
+        rows.done()
+    os._exit(0)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_worker_that_is_forked_while_the_thread_looks_does_not_wait_for_it():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=60, check=False)
+    assert done.returncode == 0
+
+
 def test_the_innermost_long_pass_speaks_for_those_around_it(clock, lines):
     with Progress("less: update 0 at step 50"), Progress("less: gradients", 10) as rows:
         for _ in range(10):

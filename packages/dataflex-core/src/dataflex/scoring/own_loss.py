@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
+from dataflex.scoring.budget import is_out_of_memory
+from dataflex.scoring.gradient_uses import FAILURES
 from dataflex.scoring.models import pretrained_models
 from dataflex.scoring.row_pass import Collator
 from dataflex.scoring.session import undisturbed
@@ -98,13 +100,10 @@ def own_losses(model: torch.nn.Module, dataset: Any, collator: Collator, rows: S
     """
     if not pretrained_models(model):
         return [None] * len(rows)
-    device = next(model.parameters()).device
     found: list[float | None] = []
     with undisturbed(model), torch.no_grad():
         for row in rows:
-            batch = collator([dataset[int(row)]])
-            inputs = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-            output = model(**inputs, use_cache=False, return_dict=True)
+            output = model(**_inputs(model, dataset, collator, row), use_cache=False, return_dict=True)
             known = isinstance(output, Mapping) and output.get("aux_loss") is None
             loss = output.get("loss") if known else None
             found.append(None if loss is None else float(loss))
@@ -120,9 +119,7 @@ def without_gradients(model: torch.nn.Module, dataset: Any, collator: Collator, 
         collator: Makes a batch of tensors from a list of rows.
         row: Number of the row.
     """
-    device = next(model.parameters()).device
-    batch = collator([dataset[row]])
-    inputs = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
+    inputs = _inputs(model, dataset, collator, row)
     parameters = list(model.parameters())
     flags = [p.requires_grad for p in parameters]
     try:
@@ -131,9 +128,18 @@ def without_gradients(model: torch.nn.Module, dataset: Any, collator: Collator, 
         with undisturbed(model), torch.enable_grad():
             loss = model(**inputs, use_cache=False, return_dict=True)["loss"]
             torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True)
-    except Exception as error:  # noqa: BLE001 - of code that is not ours, to be told
+    except FAILURES as error:
+        if is_out_of_memory(error):
+            raise
         return f"it raises {type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
     return None
+
+
+def _inputs(model: torch.nn.Module, dataset: Any, collator: Collator, row: int) -> dict[str, Any]:
+    """Returns a batch of one row, with its labels, where the model is."""
+    device = next(model.parameters()).device
+    batch = collator([dict(dataset[int(row)])])  # collators change the rows they are given
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -17,6 +17,7 @@ from dataflex.scoring.autocast import autocast
 from dataflex.scoring.columns import first_labelled_rows
 from dataflex.scoring.embeddings import Pooling, hidden_state_embeddings
 from dataflex.scoring.gradient_sinks import Norms
+from dataflex.scoring.gradient_uses import FAILURES
 from dataflex.scoring.influence import require_finite_gradients
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.own_loss import (
@@ -86,7 +87,7 @@ def try_gradients(
         _try_backward(model, dataset, collator, accelerator, factor_dim)
     except DataflexError:
         raise
-    except Exception as error:  # of the model's own code, if the plain model raises as well
+    except FAILURES as error:  # of the model's own code, if the plain model raises as well
         plain = without_gradients(model, dataset, collator, int(trial_rows(dataset)[0]))
         if plain is None:
             raise

@@ -19,6 +19,7 @@ there too. tqdm is imported only to draw one.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -295,3 +296,12 @@ _mine = _Mine()
 
 def _voice() -> _Voice:
     return _mine.voice
+
+
+def _forget() -> None:
+    """Starts anew in a process that was forked: the thread is not there, and may have held the lock."""
+    global _mine
+    _mine = _Mine()
+
+
+os.register_at_fork(after_in_child=_forget)
