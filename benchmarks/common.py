@@ -72,6 +72,18 @@ def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> 
     parser.add_argument("--threads", type=at_least(1), default=default, help=f"CPU threads; default: {told}")
 
 
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """Adds the rows that are measured on, the model, and token budgets to try."""
+    told = "alpaca-format JSON; default: the standard library's docstrings"
+    parser.add_argument("--data", type=Path, nargs="+", default=[], help=told)
+    parser.add_argument("--rows", type=at_least(1), default=999)
+    parser.add_argument("--cutoff", type=at_least(2), default=256, help="tokens per row")
+    parser.add_argument("--model", type=Path, help="folder of a saved chat model; default: 5 million random weights")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of --model")
+    told = "token budgets to try beside the default"
+    parser.add_argument("--budgets", type=at_least(1), nargs="*", default=[], help=told)
+
+
 def chosen(parser: argparse.ArgumentParser, only: str | None, methods: Mapping[str, object]) -> list[str]:
     """Returns the methods that ``--only`` names, separated by ``;``; all without it. Ends where one is not known."""
     names = list(methods) if only is None else [part.strip() for part in only.split(";")]

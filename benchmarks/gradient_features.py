@@ -17,7 +17,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from transformers import DataCollatorForSeq2Seq, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import (
     add_device,
+    add_rows,
     add_threads,
     at_least,
     chats,
@@ -142,25 +142,12 @@ def sketch_quality(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="alpaca-format JSON; default: the standard library's docstrings",
-    )
-    parser.add_argument("--model", type=Path, help="folder of a saved chat model; default: 5 million random weights")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of --model")
+    add_rows(parser)
     parser.add_argument("--size", type=at_least(1), help="the plain pass's batch size; default: the best of several")
-    parser.add_argument(
-        "--budgets", type=at_least(1), nargs="*", default=[], help="token budgets to try beside the default"
-    )
     parser.add_argument("--exact-only", action="store_true", help="leave the sketched features out")
     parser.add_argument(
         "--steps", type=at_least(1), default=12, help="optimizer steps of 8 rows before the measurement"
     )
-    parser.add_argument("--rows", type=at_least(1), default=999)
-    parser.add_argument("--cutoff", type=at_least(2), default=256, help="tokens per row")
     parser.add_argument("--rank", type=at_least(1), default=8)
     parser.add_argument("--repeats", type=at_least(1), default=3)
     parser.add_argument(

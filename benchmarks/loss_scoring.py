@@ -16,7 +16,6 @@ import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from benchmarks.common import (
     add_device,
+    add_rows,
     add_threads,
     at_least,
     chats,
@@ -62,25 +62,12 @@ def one_by_one(model: torch.nn.Module, rows: Sequence[Any], collate: Collate, de
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="alpaca-format JSON; default: the standard library's docstrings",
-    )
-    parser.add_argument("--model", type=Path, help="folder of a saved chat model; default: 5 million random weights")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of --model")
+    add_rows(parser)
     parser.add_argument("--no-loss", action="store_true", help="the bare forward computes no loss")
     parser.add_argument("--sizes", type=at_least(1), nargs="+", default=SIZES, help="batch sizes that are tried")
     parser.add_argument("--size", type=at_least(1), help="the bare forward's batch size, nothing tried")
-    parser.add_argument("--rows", type=at_least(1), default=999)
-    parser.add_argument("--cutoff", type=at_least(2), default=256, help="tokens per row")
     parser.add_argument("--repeats", type=at_least(1), default=5)
     add_device(parser)
-    parser.add_argument(
-        "--budgets", type=at_least(1), nargs="*", default=[], help="token budgets to try beside the default"
-    )
     add_threads(parser)
     options = parser.parse_args()
     if options.threads:
