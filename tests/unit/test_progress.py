@@ -42,8 +42,9 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def lines(caplog):
+def lines(caplog, monkeypatch):
     caplog.set_level("INFO", "dataflex")
+    monkeypatch.setattr(progress.logger, "handlers", [])  # a command line in this process may have left one to stderr
     return lambda: [record.getMessage() for record in caplog.records]
 
 
