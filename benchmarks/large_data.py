@@ -34,9 +34,9 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, Kind
 from dataflex.core.registry import find, names
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.scoring.fingerprint import dataset_digest
-from dataflex.scoring.lengths import row_lengths
+from dataflex.rows.lengths import row_lengths
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 
 from benchmarks.common import at_least, machine, quieten

@@ -14,7 +14,7 @@ import tracemalloc
 
 import numpy as np
 import torch
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 
 from benchmarks.common import at_least, machine
 

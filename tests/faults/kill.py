@@ -31,8 +31,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import training
+from dataflex.core.files import COMPLETE
 from dataflex.run.checkpoints import all_checkpoints, newest_complete, step_of
-from dataflex.run.files import COMPLETE
 
 RUNS = [(train_type, accumulation) for train_type in training.KINDS for accumulation in (1, 4)]
 KILLS_PER_RUN = 3

@@ -25,9 +25,9 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import BY_TRAIN_TYPE as KINDS
 from dataflex.core.registry import register_selector, register_weighter
-from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Stream
 from dataflex.launch.torchrun import settle
+from dataflex.rows.streams import Stream
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class

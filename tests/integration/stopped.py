@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from dataflex.run.config_file import RUN
-from dataflex.run.files import CONFIG
+from dataflex.config.resolved import RUN
+from dataflex.core.files import CONFIG
 
 
 def as_if_stopped(folder: Path) -> None:

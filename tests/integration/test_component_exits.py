@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataflex import hookspecs
 from dataflex.cli import commands, main
 from dataflex.cli.commands import BUILT_IN, Command
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core import plugins, registry
+from dataflex.core import hookspecs, plugins, registry
 from dataflex.core.component import Component
 from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming

@@ -12,10 +12,10 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.construct import construct
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError, DataflexError
+from dataflex.core.files import CACHE, COMPLETE, COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
 from dataflex.run.checkpoints import newest_complete, require_complete
-from dataflex.run.files import CACHE, COMPLETE, COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE
 from dataflex.run.record import read_trace
 from dataflex.run.scores import write_scores
 from dataflex.run.state import load_state, require_step

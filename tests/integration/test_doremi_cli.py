@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from dataflex.cli.main import run as cli
+from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError
-from dataflex.run.config_file import recorded_run
 from dataflex_mixers.doremi.command import run
 from dataflex_mixers.doremi.handover import FILE
 

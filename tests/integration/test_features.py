@@ -11,7 +11,7 @@ import llamafactory.train.sft.workflow as sft
 import pytest
 import torch
 from dataflex.config.known_keys import llamafactory_keys
-from dataflex.data.streams import Stream
+from dataflex.rows.streams import Stream
 from dataflex.run.record import read_trace
 from feature_cells import CELLS, FEATURES, REFUSED, TRAIN_TYPES, command, written
 from feature_run import Watched, watch

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 import yaml
 from dataflex.config.arguments import DataflexArguments
+from dataflex.config.resolved import recorded_run
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.core.files import CONFIG, LOCK, REPLACED, SELECTIONS, TRACE
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.run.checkpoints import all_checkpoints, run_of, step_of
-from dataflex.run.config_file import recorded_run
-from dataflex.run.files import CONFIG, LOCK, REPLACED, SELECTIONS, TRACE
 from dataflex.run.outcome import outcome
 from dataflex.run.record import read_trace
 from dataflex.run.state import load_state

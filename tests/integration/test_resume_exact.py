@@ -13,10 +13,10 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.files import COMPLETE, STATE
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import register_selector
 from dataflex.run.checkpoints import all_checkpoints, incompleteness, step_of
-from dataflex.run.files import COMPLETE, STATE
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class

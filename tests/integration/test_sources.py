@@ -15,7 +15,7 @@ from dataflex.config.check import check
 from dataflex.config.checks.tokenized import EVALUATION
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError
-from dataflex.data.held_out import in_words
+from dataflex.rows.held_out import in_words
 
 pytestmark = pytest.mark.llamafactory
 

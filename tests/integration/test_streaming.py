@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from dataflex.data.streams import ENDLESS
+from dataflex.rows.streams import ENDLESS
 from dataflex.run.record import read_trace
 from safetensors.numpy import load_file
 

@@ -18,7 +18,7 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import MIXER, WEIGHTER
 from dataflex.core.registry import register_mixer, register_weighter
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.trainer import MixTrainer, WeightTrainer, trainer_class

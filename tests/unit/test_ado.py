@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex_mixers import ado
 from dataflex_mixers.ado import AdoMixer

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from balancer_rank import CALLS, ITEMS, rank, tensors
 from dataflex.core.errors import ConfigError
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, tiny_batch, tiny_model
 from dataflex_weighters.balancer import Balancer, RunningMeans
 from dataflex_weighters.source_balancer import BalancerWeighter, balanced

@@ -8,9 +8,9 @@ import os
 import pytest
 from dataflex.config import known_keys
 from dataflex.config.check import check
+from dataflex.config.resolved import write_config
 from dataflex.core import registry
 from dataflex.core.errors import InvalidConfigError
-from dataflex.run.config_file import write_config
 from dataflex.utils.logging import logger
 
 ROWS = 20

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from dataflex.core.errors import CheckpointError
+from dataflex.core.files import COMPLETE, STATE
 from dataflex.run import checkpoints, completeness
 from dataflex.run.checkpoints import (
     all_checkpoints,
@@ -24,7 +25,6 @@ from dataflex.run.checkpoints import (
     run_of,
     step_of,
 )
-from dataflex.run.files import COMPLETE, STATE
 from safetensors import SafetensorError
 
 RUN = "0123456789abcdef"

@@ -15,6 +15,7 @@ from dataflex.cli.main import run
 from dataflex.config.check import check
 from dataflex.config.components import resolve
 from dataflex.config.components_file import packaged_components
+from dataflex.config.resolved import recorded_run, write_config
 from dataflex.core import registry
 from dataflex.core.errors import (
     CheckpointError,
@@ -24,7 +25,6 @@ from dataflex.core.errors import (
     UnknownComponentError,
 )
 from dataflex.core.kinds import MIXER, SELECTOR
-from dataflex.run.config_file import recorded_run, write_config
 from dataflex.run.identity import identity_of_run, require_same
 from dataflex.run.output_dir import require_unused
 

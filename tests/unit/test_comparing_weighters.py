@@ -10,7 +10,7 @@ import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.core.errors import ConfigError
 from dataflex.core.registry import register_weighter
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_weighters.comparing import compared, rows_with_labels

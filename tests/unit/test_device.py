@@ -13,7 +13,7 @@ import torch
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.scoring import hidden_state_embeddings, label_positions, per_sample_losses
 from dataflex.scoring.store import ScoreStore
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model

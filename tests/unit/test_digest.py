@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from dataflex.data import digest
-from dataflex.data.digest import rows_digest
-from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.rows import digest
+from dataflex.rows.digest import rows_digest
+from dataflex.rows.views import MixedSources, PlannedRows
 from torch.utils.data import Subset
 
 ROWS = [{"input_ids": [i, i + 1], "labels": [-100, i]} for i in range(20)]
@@ -64,7 +64,7 @@ def test_digest_of_a_large_dataset_reads_a_sample(monkeypatch: pytest.MonkeyPatc
 
 def test_digest_is_the_same_in_another_process_whatever_objects_the_rows_hold() -> None:
     program = (
-        "from dataflex.data.digest import rows_digest\n"
+        "from dataflex.rows.digest import rows_digest\n"
         "class Image: ...\n"
         "print(rows_digest([{'input_ids': [1], 'images': [Image()], 'text': 'x', 'n': None}]))"
     )

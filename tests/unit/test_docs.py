@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dataflex import hookspecs
 from dataflex.cli.commands import BUILT_IN
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.components_file import packaged_components
 from dataflex.config.load import split
-from dataflex.core import registry
+from dataflex.core import hookspecs, registry
 from dataflex.core.catalog import ComponentInfo, components
 from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import BY_SECTION, KINDS

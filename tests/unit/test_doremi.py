@@ -15,7 +15,7 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import MIXER
 from dataflex.core.registry import register_mixer
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.run.record import read_trace
 from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args

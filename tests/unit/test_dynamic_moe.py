@@ -13,7 +13,7 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import MIXER
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.run.record import read_trace
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, trainer_class

@@ -8,7 +8,7 @@ import pytest
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from dataflex.train.trainer.evaluation import over_rows

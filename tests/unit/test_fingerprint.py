@@ -7,7 +7,7 @@ import copy
 import datasets
 import numpy as np
 import torch
-from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
 from dataflex.testing import TokenRows, tiny_model
 from torch.utils.data import ConcatDataset, Subset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from dataflex.core.errors import ConfigError
-from dataflex.data.held_out import evenly, held_out_rows, in_words
+from dataflex.rows.held_out import evenly, held_out_rows, in_words
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.schedule import Schedule
-from dataflex.data.mixture import MixtureManager
-from dataflex.data.rows import MixedSources
+from dataflex.planning.mixture import MixtureManager
+from dataflex.rows.views import MixedSources
 from dataflex.run import identity
 from dataflex.run.identity import differences, identity_of_rows, identity_of_run, require_same, settings
 from dataflex.run.length import require_continues

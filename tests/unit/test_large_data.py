@@ -19,15 +19,15 @@ import pytest
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.kinds import MIXER, SELECTOR
+from dataflex.core.permutation import RowOrder
 from dataflex.core.registry import find
-from dataflex.data.digest import rows_digest
-from dataflex.data.order import RowOrder
-from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.rows.columns import first_labelled_rows, labelled_rows, number_column
+from dataflex.rows.digest import rows_digest
+from dataflex.rows.lengths import row_lengths
+from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.run import scores as scores_file
 from dataflex.run.row_file import values_digest
-from dataflex.scoring.columns import first_labelled_rows, labelled_rows, number_column
 from dataflex.scoring.fingerprint import dataset_digest
-from dataflex.scoring.lengths import row_lengths
 from dataflex.testing import TokenRows, tiny_model, tiny_tokenizer
 from dataflex_selectors.ranking import first_places, places_between
 from every_component import installed, made

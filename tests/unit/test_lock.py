@@ -11,8 +11,8 @@ import sys
 
 import pytest
 from dataflex.core.errors import ConfigError
+from dataflex.core.files import LOCK
 from dataflex.run import lock
-from dataflex.run.files import LOCK
 from dataflex.run.lock import locked, require_unlocked
 
 HOLDS = """

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from dataflex.core.errors import ComponentError
-from dataflex.run.files import CONFIG, SELECTIONS, TRACE
+from dataflex.core.files import CONFIG, SELECTIONS, TRACE
 from dataflex.run.whereabouts import saying_where
 from dataflex.utils.logging import log_to_stderr, logger
 from tqdm.auto import tqdm

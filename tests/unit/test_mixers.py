@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex_mixers.random import RandomMixer, random_proportions
 from dataflex_mixers.static import StaticMixer, normalised
 from hypothesis import given

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from dataflex.data.mixture import MixtureManager, initial_proportions, largest_remainder
-from dataflex.data.rows import MixedSources, PlannedRows
-from dataflex.scoring.lengths import row_lengths
+from dataflex.planning.mixture import MixtureManager, initial_proportions, largest_remainder
+from dataflex.rows.lengths import row_lengths
+from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.testing import TokenRows
 from hypothesis import given
 from hypothesis import strategies as st

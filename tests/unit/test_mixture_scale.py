@@ -7,8 +7,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from dataflex.data.mixture import MixtureManager, initial_proportions, largest_remainder
-from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.planning.mixture import MixtureManager, initial_proportions, largest_remainder
+from dataflex.rows.views import MixedSources, PlannedRows
 
 HUGE, TINY = 100_000_000, 10
 SEGMENT = 1_000_000  # 1000 steps of 1000 rows

@@ -13,7 +13,7 @@ import pytest
 import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import require
-from dataflex.scoring.columns import column_chunks, labelled_rows
+from dataflex.rows.columns import column_chunks, labelled_rows
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors import neighbours
 from dataflex_selectors.embed import Embedder, embedding_problems

@@ -19,8 +19,8 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find, register_weighter
-from dataflex.data.mixture import MixtureManager
-from dataflex.data.rows import MixedSources
+from dataflex.planning.mixture import MixtureManager
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_mixers.ado import AdoMixer

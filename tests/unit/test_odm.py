@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex_mixers.odm import OdmMixer, exploration, policy, rewarded
 from dataflex_mixers.simplex import raised

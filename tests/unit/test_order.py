@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dataflex.data.order import RowOrder
+from dataflex.core.permutation import RowOrder
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,8 +12,8 @@ import numpy as np
 from accelerate.data_loader import BatchSamplerShard
 from dataflex.core.component import seeded
 from dataflex.core.schedule import Schedule, Steps
-from dataflex.data.loader import PlannedLoader
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.loader import PlannedLoader
+from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,7 +13,7 @@ from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find, register_selector
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.scoring import per_sample_losses
 from dataflex.scoring.store import ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args

@@ -12,7 +12,7 @@ from dataflex.core.decision import checked_scores
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import official
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 from dataflex_mixers.curve import parse_curve
 from dataflex_mixers.simplex import softmax

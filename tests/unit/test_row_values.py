@@ -15,7 +15,7 @@ import pytest
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find, official
-from dataflex.data.digest import rows_digest
+from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, METADATA, SUFFIXES, VALUES_DIGEST, read_row_file
 from dataflex.run.scores import write_scores
 from dataflex.run.state import load_state, save_state

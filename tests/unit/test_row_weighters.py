@@ -10,7 +10,7 @@ import pytest
 import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.registry import register_weighter
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_weighters.column import ColumnWeighter, column_of

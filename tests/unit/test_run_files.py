@@ -9,10 +9,7 @@ import torch
 import yaml
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.load import read_config
-from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
-from dataflex.core.kinds import SELECTOR
-from dataflex.run.config_file import (
+from dataflex.config.resolved import (
     RUN,
     VERSIONS,
     RecordedRun,
@@ -21,7 +18,10 @@ from dataflex.run.config_file import (
     write_config,
     written_config,
 )
-from dataflex.run.files import COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, replacing
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
+from dataflex.core.files import COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, replacing
+from dataflex.core.kinds import SELECTOR
 from dataflex.run.record import RunRecord, read_trace, summary
 from dataflex.run.state import load_state, require_savable, save_state
 from hypothesis import given, settings

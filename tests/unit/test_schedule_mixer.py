@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from dataflex.core.errors import ConfigError
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex_mixers.schedule import ScheduleMixer
 from dataflex_mixers.temperature import TemperatureMixer, tempered
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from dataflex.run.files import is_temporary, replacing
+from dataflex.core.files import is_temporary, replacing
 from dataflex.scoring import ScoreStore
 from dataflex.scoring.store import FOLDER, MARK
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dataflex.core.errors import ConfigError
-from dataflex.data.digest import rows_digest
+from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import read_row_file, values_digest
 from dataflex.run.scores import write_scores
 from dataflex.testing import TokenRows, tiny_tokenizer

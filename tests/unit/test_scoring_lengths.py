@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from dataflex.data.rows import MixedSources, PlannedRows
+from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.scoring import row_lengths
 from dataflex.testing import TokenRows
 from torch.utils.data import ConcatDataset, Dataset, Subset

@@ -12,7 +12,7 @@ from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import MIXER
 from dataflex.core.registry import find
-from dataflex.data.mixture import MixtureManager
+from dataflex.planning.mixture import MixtureManager
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_mixers.ado import AdoMixer
 from dataflex_mixers.doremi.mixer import DoremiMixer

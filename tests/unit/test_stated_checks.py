@@ -18,8 +18,8 @@ from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
 from dataflex.core.source import find_class, parse
 from dataflex.core.stated_checks import stated_problems
 from dataflex.core.text_values import is_light
-from dataflex.data.mixture import MixtureManager
-from dataflex.data.rows import MixedSources
+from dataflex.planning.mixture import MixtureManager
+from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 from every_component import QUICK, installed
 
@@ -177,7 +177,7 @@ def test_constants_functions_classes_and_bases_are_evaluated_and_the_rest_is_lef
 def test_a_module_is_light_only_if_all_that_it_imports_is():
     assert is_light("dataflex.core.parameter_checks")
     assert is_light("dataflex.run.row_file")
-    assert not is_light("dataflex.data.rows")
+    assert not is_light("dataflex.rows.views")
     assert not is_light("dataflex_selectors.loss")
     assert not is_light("not_there_at_all")
 

@@ -9,10 +9,10 @@ import datasets
 import numpy as np
 import pytest
 from dataflex.core.errors import ConfigError
-from dataflex.data.mixture import MixtureManager
-from dataflex.data.rows import MixedSources
-from dataflex.data.stream_places import StreamPlaces
-from dataflex.data.streams import ENDLESS, BlockOrder, Place, Stream
+from dataflex.planning.mixture import MixtureManager
+from dataflex.rows.stream_places import StreamPlaces
+from dataflex.rows.streams import ENDLESS, BlockOrder, Place, Stream
+from dataflex.rows.views import MixedSources
 from dataflex.run.identity import identity_of_rows
 
 ROWS, BLOCK = 23, 10

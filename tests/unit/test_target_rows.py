@@ -13,8 +13,8 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
 from dataflex.core.registry import find
+from dataflex.rows.columns import labelled_rows
 from dataflex.scoring import row_lengths
-from dataflex.scoring.columns import labelled_rows
 from dataflex.scoring.target_rows import JoinedRows, read_target, whole_rows, whole_sets
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.selector.base_selector import Selector

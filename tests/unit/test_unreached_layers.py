@@ -7,7 +7,7 @@ import pytest
 import torch
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import SELECTOR, WEIGHTER
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.scoring import (
     AdamDirection,
     FactoredAdam,

@@ -20,7 +20,7 @@ __all__ = ["__version__", "dynamic", "hookimpl"]
 __version__ = "0.1.0"
 
 hookimpl = pluggy.HookimplMarker("dataflex")
-"""Marks a function as the implementation of a hook of :mod:`dataflex.hookspecs`."""
+"""Marks a function as the implementation of a hook of :mod:`dataflex.core.hookspecs`."""
 
 
 def __getattr__(name: str) -> Any:

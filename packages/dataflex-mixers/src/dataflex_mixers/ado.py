@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from dataflex.core.context import UpdateContext
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 UNIT = 1024  # tokens
 FEWEST = 8  # points, for three parameters

@@ -21,7 +21,7 @@ import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import between, count, flag, one_of, positive, require
 from dataflex.core.registry import register_mixer
-from dataflex.data.rows import MixedSources
+from dataflex.rows.views import MixedSources
 from dataflex.scoring import RowPass, undisturbed, without_replicas
 from dataflex.scoring.autocast import autocast
 from dataflex.train.mixer.base_mixer import Mixer
@@ -33,7 +33,7 @@ from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax,
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from dataflex.core.context import RunAhead, UpdateContext
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 METRICS = ("l2", "cosine")
 LAYERS = ("last", "all")

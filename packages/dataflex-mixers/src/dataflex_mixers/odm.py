@@ -38,7 +38,7 @@ from dataflex_mixers.window import LossWindow
 if TYPE_CHECKING:
     import torch
     from dataflex.core.context import UpdateContext
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 VARIANTS = ("paper", "code")
 REWARDS = ("loss", "loss_drop", "excess_over_ema")

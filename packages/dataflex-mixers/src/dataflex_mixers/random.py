@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
     from dataflex.core.context import UpdateContext
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 
 def random_proportions(generator: np.random.Generator, domains: int, concentration: float) -> NDArray[np.float64]:

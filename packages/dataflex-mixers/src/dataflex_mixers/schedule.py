@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 POSITIONS = ("steps", "tokens")
 FILE_KEYS = ("points", "interpolation")

@@ -21,7 +21,7 @@ from dataflex_mixers.simplex import Shares, softmax
 
 if TYPE_CHECKING:
     import torch
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 
 def tempered(amounts_K: Shares, temperature: float) -> Shares:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.columns import first_labelled_rows
+from dataflex.rows.columns import first_labelled_rows
 
 HAVE_LABELS = "have a label to learn from"
 SHOW_LABELS = "use a larger cutoff_len if it cuts the answers off"

@@ -16,8 +16,8 @@ import torch
 import transformers
 from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST
+from dataflex.rows.columns import number_column
 from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.scoring.columns import number_column
 from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.row_pass import Collator
 from dataflex.scoring.trial import try_losses

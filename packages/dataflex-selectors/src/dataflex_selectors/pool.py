@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from dataflex.data.order import RowOrder
+from dataflex.core.permutation import RowOrder
 from numpy.typing import NDArray
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.parameter_checks import flag, require
+from dataflex.core.permutation import RowOrder
 from dataflex.core.registry import register_selector
-from dataflex.data.order import RowOrder
 from dataflex.train.selector.base_selector import Selector
 from numpy.typing import NDArray
 

@@ -23,8 +23,8 @@ from dataflex.core.context import RunAhead
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, at_least_or_null, count_or_null, model_or_null, require, text
+from dataflex.core.permutation import RowOrder
 from dataflex.core.registry import register_selector
-from dataflex.data.order import RowOrder
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
 from dataflex.scoring import per_sample_losses

@@ -10,8 +10,8 @@ from dataflex.core.agreement import from_rank_0
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.parameter_checks import count
-from dataflex.data.rows import MixedSources, PlannedRows
-from dataflex.scoring.columns import labelled_rows
+from dataflex.rows.columns import labelled_rows
+from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray

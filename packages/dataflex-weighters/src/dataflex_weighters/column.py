@@ -16,10 +16,10 @@ from dataflex.core.decision import decision_hash
 from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require, text
 from dataflex.core.registry import register_weighter
-from dataflex.data.rows import fetch
+from dataflex.rows.columns import number_column
+from dataflex.rows.views import fetch
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
-from dataflex.scoring.columns import number_column
 from dataflex.train.weighter.base_weighter import Weighter
 from numpy.typing import NDArray
 

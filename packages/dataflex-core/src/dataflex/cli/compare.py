@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dataflex.core.errors import ConfigError
-from dataflex.run.files import CONFIG
+from dataflex.core.files import CONFIG
 from dataflex.run.outcome import ALIKE, Outcome, outcome
 
 SUMMARY = "compare the evaluation losses of runs with those of the first"

@@ -16,11 +16,11 @@ from pathlib import Path
 from dataflex.cli.run_file import checked_run
 from dataflex.core import stopping
 from dataflex.core.errors import ConfigError
+from dataflex.core.files import SCORES
 from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_llamafactory, require_working_packages
-from dataflex.run.files import SCORES
 from dataflex.run.scoring_weights import scoring_weights
 
 SUMMARY = "score every row with the run's selector, without training"

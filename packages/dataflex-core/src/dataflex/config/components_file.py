@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.load import read_mapping
+from dataflex.config.resolved import END
 from dataflex.config.variables import unescaped, variable_problems
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
+from dataflex.core.files import COMPONENTS
 from dataflex.core.kinds import BY_SECTION, Kind
 from dataflex.core.secret_values import masked
 from dataflex.core.source import SourceNotFoundError, package_folders
-from dataflex.run.config_file import END
-from dataflex.run.files import COMPONENTS
 
 FILE_NAME = "components.yaml"
 ENTRY_KEYS = ("name", "params")

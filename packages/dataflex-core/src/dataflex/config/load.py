@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.arguments import DataflexArguments
+from dataflex.config.resolved import NOTES, VERSIONS
 from dataflex.config.text import everywhere, parse_json, parse_yaml, require_plain, shortened
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
+from dataflex.core.files import CONFIG
 from dataflex.core.secret_values import is_secret, remember, revealed
-from dataflex.run.config_file import NOTES, VERSIONS
-from dataflex.run.files import CONFIG
 
 _PART = re.compile(r"[^\s.\[\]{}()'\"=,:;\0][^.\[\]{}'\"\0]*(?<!\s)")  # of a key, between dots
 _KEY_OR_ADDRESS = re.compile("[:@]")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pluggy
 
-from dataflex import hookspecs
+from dataflex.core import hookspecs
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming, not_exiting
 from dataflex.core.plugin_files import import_plugin_file, module_name, plugin_file
 
@@ -62,7 +62,7 @@ def call_hook(name: str, **arguments: Any) -> list[Any]:
     """Calls a hook of every plugin and returns their answers. On every rank that calls it.
 
     Args:
-        name: The hook, one of :mod:`dataflex.hookspecs`.
+        name: The hook, one of :mod:`dataflex.core.hookspecs`.
         **arguments: What it gets.
 
     Raises:

@@ -21,10 +21,10 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, blaming, refuse
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
-from dataflex.data.held_out import evenly, held_out_rows, in_words
-from dataflex.data.rows import MixedSources
 from dataflex.integrations.reading import no_rows
 from dataflex.integrations.streams import load_stream
+from dataflex.rows.held_out import evenly, held_out_rows, in_words
+from dataflex.rows.views import MixedSources
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
@@ -68,7 +68,7 @@ def knows_sources(spec: RunSpec, data_args: Any) -> bool:
 def load_sources(data_args: Any, loading: Loading) -> dict[str, Any]:
     """Tokenises each source once and returns them as one train dataset that knows where each begins.
 
-    ``val_size`` is apportioned over the sources by size, see :mod:`dataflex.data.held_out`; ``eval_dataset`` is loaded
+    ``val_size`` is apportioned over the sources by size, see :mod:`dataflex.rows.held_out`; ``eval_dataset`` is loaded
     as in a static run; ``tokenized_path`` keeps one folder per source.
 
     Raises:

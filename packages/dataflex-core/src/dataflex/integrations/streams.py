@@ -11,7 +11,7 @@ import llamafactory.data.loader as data_loader
 from datasets import IterableDataset
 
 from dataflex.config.spec import RunSpec
-from dataflex.data.streams import BlockOrder, Stream, told_rows
+from dataflex.rows.streams import BlockOrder, Stream, told_rows
 
 
 def keys_for_llamafactory(spec: RunSpec) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def in_one_piece(training_args: Any) -> Any:
 
 
 def load_stream(load: Callable[..., Mapping[str, Any]], data_args: Any, seed: int) -> dict[str, Any]:
-    """Loads one source as LLaMA-Factory does, in the order of a :class:`~dataflex.data.streams.BlockOrder`.
+    """Loads one source as LLaMA-Factory does, in the order of a :class:`~dataflex.rows.streams.BlockOrder`.
 
     ``buffer_size`` is the number of rows in a block. ``val_size`` takes the first rows of the stream.
 
@@ -48,7 +48,7 @@ def load_stream(load: Callable[..., Mapping[str, Any]], data_args: Any, seed: in
         seed: The run's seed.
 
     Returns:
-        What LLaMA-Factory returns, with the train dataset as a :class:`~dataflex.data.streams.Stream`.
+        What LLaMA-Factory returns, with the train dataset as a :class:`~dataflex.rows.streams.Stream`.
     """
     order = BlockOrder(data_args.buffer_size, seed, "stream", data_args.dataset[0])
     with (

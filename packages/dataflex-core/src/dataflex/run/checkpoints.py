@@ -21,8 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dataflex.core.errors import CheckpointError, ConfigError
-from dataflex.run.completeness import PREFIX, incompleteness, mark_complete, run_of
-from dataflex.run.files import (
+from dataflex.core.files import (
     COMPLETE,
     COMPONENTS,
     CONFIG,
@@ -33,6 +32,7 @@ from dataflex.run.files import (
     is_temporary,
     move_aside,
 )
+from dataflex.run.completeness import PREFIX, incompleteness, mark_complete, run_of
 from dataflex.utils.logging import logger
 
 __all__ = [

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
-from dataflex.run.files import COMPLETE, replacing
+from dataflex.core.files import COMPLETE, replacing
 from dataflex.utils.progress import Progress
 
 PREFIX = "checkpoint-"

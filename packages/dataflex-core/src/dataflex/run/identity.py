@@ -25,9 +25,9 @@ from dataflex.core.errors import CheckpointError
 from dataflex.core.kinds import BY_TRAIN_TYPE
 from dataflex.core.registry import find, full_name, split_name
 from dataflex.core.secret_values import without_secrets
-from dataflex.data.digest import rows_digest
-from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Stream
+from dataflex.rows.digest import rows_digest
+from dataflex.rows.streams import Stream
+from dataflex.rows.views import MixedSources
 
 LENGTH = frozenset({"train_step", "update_times", "num_train_epochs", "max_steps"})
 """Keys by which a run is continued: what they come to is compared as a schedule."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dataflex.config.resolved import RecordedRun
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.schedule import Schedule
-from dataflex.run.config_file import RecordedRun
 
 
 def require_continues(saved: Mapping[str, Any], now: Schedule, step: int, folder: object) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ConfigError
-from dataflex.run.files import LOCK
+from dataflex.core.files import LOCK
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataflex.config.resolved import RecordedRun, recorded_run
 from dataflex.core.errors import ConfigError
 from dataflex.run.checkpoints import newest_complete
-from dataflex.run.config_file import RecordedRun, recorded_run
 
 
 def newest_of_run(output_dir: str | Path) -> str | None:

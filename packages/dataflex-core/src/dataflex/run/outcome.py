@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.resolved import recorded_run, written_config
 from dataflex.core.errors import ConfigError
-from dataflex.run.config_file import recorded_run, written_config
-from dataflex.run.files import CONFIG
+from dataflex.core.files import CONFIG
 
 STATE, RESULTS = "trainer_state.json", "eval_results.json"
 ALIKE = (

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.checks.draft import named_checkpoint
+from dataflex.config.resolved import NOTES, RecordedRun, recorded_run, resolved, written_config
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.core.files import COMPONENTS, STATE
 from dataflex.core.secret_values import without_secrets
 from dataflex.run.checkpoints import all_checkpoints, require_complete, require_writable, run_of
-from dataflex.run.config_file import NOTES, RecordedRun, recorded_run, resolved, written_config
-from dataflex.run.files import COMPONENTS, STATE
 from dataflex.run.identity import (
     LENGTH,
     TRAIN_DATASET,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.core.files import SELECTIONS, TRACE, move_aside, remove_unfinished, replacing
 from dataflex.core.secret_values import scrubbed
-from dataflex.run.files import SELECTIONS, TRACE, move_aside, remove_unfinished, replacing
 from dataflex.utils.logging import logger
 
 _SEGMENT = re.compile(r"step_([0-9]{8,})\.npz")

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dataflex.config.resolved import RecordedRun
 from dataflex.core.errors import ConfigError
+from dataflex.core.files import COMPONENTS, CONFIG, REPLACED, SELECTIONS, TRACE
 from dataflex.run.checkpoints import all_checkpoints, incompleteness, is_ours, run_of, step_of
-from dataflex.run.config_file import RecordedRun
-from dataflex.run.files import COMPONENTS, CONFIG, REPLACED, SELECTIONS, TRACE
 from dataflex.utils.logging import logger
 
 EARLIER = "before"  # begins the name of the folder of a run that had no id

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.decision import decision_hash
 from dataflex.core.errors import CheckpointError, Problem, rows_named
-from dataflex.data.digest import rows_digest
+from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, ROW, RowFile
 from dataflex.utils.logging import logger
 

@@ -17,11 +17,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from dataflex.data.digest import rows_digest
-from dataflex.run.files import replacing
+from dataflex.core.files import replacing
+from dataflex.rows.columns import column_chunks
+from dataflex.rows.digest import rows_digest
+from dataflex.rows.lengths import row_lengths
 from dataflex.run.row_file import DIGEST, METADATA, ROW, VALUES_DIGEST, values_digest
-from dataflex.scoring.columns import column_chunks
-from dataflex.scoring.lengths import row_lengths
 from dataflex.utils.progress import Progress
 
 SCORE = "score"

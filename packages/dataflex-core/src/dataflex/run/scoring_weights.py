@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataflex.config.checks.draft import named_checkpoint
+from dataflex.config.resolved import recorded_run
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.secret_values import masked
-from dataflex.run.config_file import recorded_run
 from dataflex.run.newest import newest_of_run, newest_to_resume
 
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import CheckpointError, ComponentError
+from dataflex.core.files import STATE, replacing
 from dataflex.run.completeness import TRAINER_STATE
-from dataflex.run.files import STATE, replacing
 
 _ARRAY = "__numpy__"
 _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)

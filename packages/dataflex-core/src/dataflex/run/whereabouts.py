@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dataflex.run.files import CONFIG, SELECTIONS, TRACE
+from dataflex.core.files import CONFIG, SELECTIONS, TRACE
 from dataflex.utils.logging import logger
 
 _Standing = tuple[int, int] | None

@@ -15,6 +15,7 @@ calls the model in its own way runs inside :func:`undisturbed` anyway, and hands
 of a batch to :class:`RowPass`.
 """
 
+from dataflex.rows.lengths import KnowsRowLengths, row_lengths
 from dataflex.scoring.adam import AdamDirection, read_moments
 from dataflex.scoring.batches import Batch, plan_batches, shard_batches
 from dataflex.scoring.budget import agreed_budget, default_token_budget
@@ -24,7 +25,6 @@ from dataflex.scoring.factors import FactoredAdam
 from dataflex.scoring.gather import gather_by_row
 from dataflex.scoring.influence import TargetSet, gradient_features, influences, target_means
 from dataflex.scoring.label_logits import label_positions, logits_at_labels
-from dataflex.scoring.lengths import KnowsRowLengths, row_lengths
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.optimizer_groups import learning_rates, times_rates
 from dataflex.scoring.row_gradients import per_sample_gradients

@@ -17,8 +17,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, Subset
 
-from dataflex.data.rows import MixedSources, PlannedRows, fetch
-from dataflex.scoring.arrow import feed_array, is_stored, tables, whole
+from dataflex.rows.arrow import feed_array, is_stored, tables, whole
+from dataflex.rows.views import MixedSources, PlannedRows, fetch
 from dataflex.utils.progress import Progress
 
 _ROWS = 1024  # rows that are held at a time, of a dataset that makes them when they are read

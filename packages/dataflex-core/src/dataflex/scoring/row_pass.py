@@ -20,7 +20,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dataflex.core import stopping
 from dataflex.core.errors import ComponentError, StoppedError
-from dataflex.data.rows import fetch
+from dataflex.rows.lengths import row_lengths
+from dataflex.rows.views import fetch
 from dataflex.scoring.batches import Batch, plan_batches, shard_batches
 from dataflex.scoring.budget import (
     agreed_budget,
@@ -31,7 +32,6 @@ from dataflex.scoring.budget import (
     release_memory,
 )
 from dataflex.scoring.gather import gather_by_row
-from dataflex.scoring.lengths import row_lengths
 from dataflex.scoring.models import is_sharded
 from dataflex.scoring.on_cpu import OnTheCPU
 from dataflex.scoring.store import ScoreStore

@@ -27,7 +27,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from dataflex.run.files import is_temporary, replacing
+from dataflex.core.files import is_temporary, replacing
 from dataflex.scoring.models import is_sharded
 from dataflex.scoring.on_cpu import OnTheCPU
 from dataflex.utils.logging import logger

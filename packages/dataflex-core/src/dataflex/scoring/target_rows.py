@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from dataflex.core.errors import ConfigError, Problem
-from dataflex.data.rows import PlannedRows, Row, fetch
-from dataflex.scoring.columns import columns_chunks, labelled_rows
+from dataflex.rows.columns import columns_chunks, labelled_rows
+from dataflex.rows.views import PlannedRows, Row, fetch
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import tracked

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError, DataflexError
+from dataflex.rows.columns import first_labelled_rows
 from dataflex.scoring.autocast import autocast
-from dataflex.scoring.columns import first_labelled_rows
 from dataflex.scoring.embeddings import Pooling, hidden_state_embeddings
 from dataflex.scoring.gradient_sinks import Norms
 from dataflex.scoring.gradient_uses import FAILURES

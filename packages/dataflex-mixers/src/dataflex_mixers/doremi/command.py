@@ -14,12 +14,12 @@ from dataflex import hookimpl
 from dataflex.cli.commands import Command
 from dataflex.config.check import check
 from dataflex.config.load import parse_override, read_config
+from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_llamafactory
 from dataflex.launch.supervised import supervised
-from dataflex.run.config_file import recorded_run
 from dataflex.utils.logging import log_to_stderr, logger
 
 from dataflex_mixers.doremi.handover import read_weights, reference_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataflex.core.errors import ConfigError
-from dataflex.run.files import replacing
+from dataflex.core.files import replacing
 
 FILE = "doremi_weights.json"
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import between, positive, require
 from dataflex.core.registry import register_mixer
-from dataflex.run.config_file import recorded_run
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
@@ -38,7 +38,7 @@ from dataflex_mixers.window import not_finite
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 
 @register_mixer("doremi")

@@ -21,8 +21,8 @@ import yaml
 from dataflex.config.checks.draft import names_in
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
+from dataflex.core.files import replacing
 from dataflex.core.kinds import MIXER
-from dataflex.run.files import replacing
 
 STEPS = ("reference", "proxy", "final")
 COMMON = "common"

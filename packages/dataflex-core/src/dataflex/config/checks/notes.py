@@ -8,7 +8,7 @@ from typing import Any
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.draft import Draft
 from dataflex.config.checks.loader import PLANNED, idle_keys, keys_of
-from dataflex.run.config_file import VERSIONS, installed_versions
+from dataflex.config.resolved import VERSIONS, installed_versions
 
 _MIXING = frozenset(
     {"static_mix", "mixture_sample_rule", "mixture_unit", "init_mixture_proportions", "mixer_eval_dataset"}

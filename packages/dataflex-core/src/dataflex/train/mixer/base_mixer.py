@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from dataflex.data.mixture import MixtureManager
+    from dataflex.planning.mixture import MixtureManager
 
 __all__ = ["Mixer", "logger"]
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from dataflex.core.component import Component
 from dataflex.core.errors import ComponentError
-from dataflex.data.order import RowOrder
+from dataflex.core.permutation import RowOrder
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:

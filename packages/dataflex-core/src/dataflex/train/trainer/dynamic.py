@@ -21,6 +21,7 @@ from dataflex.core.component import Component
 from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import blaming
+from dataflex.core.files import CACHE
 from dataflex.core.injected import SEED, TARGETS
 from dataflex.core.kinds import Kind
 from dataflex.core.registry import find
@@ -29,7 +30,6 @@ from dataflex.run.checkpoints import (
     PREFIX,
     require_writable,
 )
-from dataflex.run.files import CACHE
 from dataflex.run.identity import (
     TRAIN_DATASET,
     identity_of_arguments,

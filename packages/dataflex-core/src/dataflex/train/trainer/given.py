@@ -16,9 +16,9 @@ from dataflex.config.checks.keys import parse_arguments
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, DataflexError, Problem, refuse
 from dataflex.core.kinds import Kind
-from dataflex.data.numbered import documents as documents_of
-from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Stream
+from dataflex.rows.row_numbers import documents as documents_of
+from dataflex.rows.streams import Stream
+from dataflex.rows.views import MixedSources
 from dataflex.train.weighter.samples import ROWS, samples_of
 
 

@@ -16,8 +16,8 @@ from dataflex.core.decision import checked_proportions
 from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.kinds import MIXER
 from dataflex.core.schedule import Segment
-from dataflex.data.rows import MixedSources
-from dataflex.data.stream_places import StreamPlaces
+from dataflex.rows.stream_places import StreamPlaces
+from dataflex.rows.views import MixedSources
 from dataflex.scoring.models import pretrained_models, require_causal
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
 from dataflex.train.trainer.domain_objective import DomainObjective
@@ -39,7 +39,7 @@ from dataflex.train.trainer.upstream.fused_head import fused_head, require_weigh
 class MixTrainer(PlannedTrainer):
     """Plans each segment from the proportions of the moment.
 
-    The train dataset is a mapping ``name -> dataset`` (or a :class:`~dataflex.data.rows.MixedSources`). The datasets
+    The train dataset is a mapping ``name -> dataset`` (or a :class:`~dataflex.rows.views.MixedSources`). The datasets
     may be streams (``datasets.IterableDataset``), which are then read in their own order.
 
     Args:

@@ -16,10 +16,10 @@ from dataflex.config.checks.streams import many_readers, no_sizes, no_sizes_for
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, refuse
 from dataflex.core.registry import find
-from dataflex.data.mixture import MixtureManager, initial_proportions
-from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Stream, told_rows
-from dataflex.scoring.lengths import row_lengths
+from dataflex.planning.mixture import MixtureManager, initial_proportions
+from dataflex.rows.lengths import row_lengths
+from dataflex.rows.streams import Stream, told_rows
+from dataflex.rows.views import MixedSources
 from dataflex.utils.logging import logger
 
 FIRST_ROWS = 1000

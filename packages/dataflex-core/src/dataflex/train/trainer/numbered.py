@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError
-from dataflex.data.numbered import ROW_NUMBERS, NumberedRows, NumberingCollator
-from dataflex.data.rows import MixedSources
+from dataflex.rows.row_numbers import ROW_NUMBERS, NumberedRows, NumberingCollator
+from dataflex.rows.views import MixedSources
 from dataflex.train.trainer.dynamic import DynamicTrainer
 
 

@@ -23,8 +23,8 @@ from dataflex.core.decision import decision_hash
 from dataflex.core.errors import CheckpointError, StoppedError, blaming
 from dataflex.core.plugins import call_hook
 from dataflex.core.schedule import Segment
-from dataflex.data.loader import PlannedLoader
-from dataflex.data.rows import PlannedRows
+from dataflex.planning.loader import PlannedLoader
+from dataflex.rows.views import PlannedRows
 from dataflex.run.length import require_continues
 from dataflex.run.record import summary
 from dataflex.scoring.session import undisturbed
@@ -54,7 +54,7 @@ class Plan:
 
 
 class PlannedTrainer(DynamicTrainer):
-    """Trains on rows that are planned segment by segment. See :mod:`dataflex.data.loader` for why this works."""
+    """Trains on rows that are planned segment by segment. See :mod:`dataflex.planning.loader` for why this works."""
 
     verb: str = "plan"
     stands: bool = False
@@ -86,7 +86,7 @@ class PlannedTrainer(DynamicTrainer):
         """
 
     def get_train_dataloader(self) -> Any:
-        """Returns the one loader of the run, a :class:`~dataflex.data.loader.PlannedLoader`."""
+        """Returns the one loader of the run, a :class:`~dataflex.planning.loader.PlannedLoader`."""
         dataset, collate = self.train_dataset, self.data_collator
         # Which columns are unused is read off the model's forward: now, as an engine may wrap the model later.
         if isinstance(dataset, datasets.Dataset):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Stream
+from dataflex.rows.streams import Stream
+from dataflex.rows.views import MixedSources
 
 PREPARE = "_prepare_dataset"
 """The method of TRL's trainers that turns texts into tokens; see :mod:`dataflex.train.trainer.upstream.relied_on`."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from dataflex.config.resolved import RecordedRun, note_results, recorded_run, write_config
 from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ConfigError
 from dataflex.run.checkpoints import require_complete
-from dataflex.run.config_file import RecordedRun, note_results, recorded_run, write_config
 from dataflex.run.identity import require_same
 from dataflex.run.length import require_no_shorter, require_unfinished
 from dataflex.run.newest import newest_to_resume

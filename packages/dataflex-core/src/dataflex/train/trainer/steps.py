@@ -16,8 +16,8 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, blaming, refuse
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule, Steps
-from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Stream
+from dataflex.rows.streams import Stream
+from dataflex.rows.views import MixedSources
 
 PIECE = 1_000_000
 """Rows of a mixture that are planned at once where no update asks for more: a third of a second, and 40 MB."""

@@ -68,7 +68,7 @@ class Weighter(Component, ABC):
         """Returns whether it must be told which source dataset each row comes from.
 
         Where it says so, the sources are tokenised one by one, as for a mixture, and ``dataset`` is a
-        :class:`~dataflex.data.rows.MixedSources`.
+        :class:`~dataflex.rows.views.MixedSources`.
 
         Args:
             params: The constructor parameters that the user gave.

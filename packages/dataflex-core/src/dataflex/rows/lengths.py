@@ -12,12 +12,11 @@ import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
+from dataflex.rows.arrow import column_type, is_list, is_stored
+from dataflex.rows.views import MixedSources, PlannedRows
+from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
-
-from dataflex.data.rows import MixedSources, PlannedRows
-from dataflex.scoring.arrow import column_type, is_list, is_stored
-from dataflex.utils.progress import Progress
 
 _FEW = 1 / 16  # share of the rows up to which their lengths are looked up one by one
 

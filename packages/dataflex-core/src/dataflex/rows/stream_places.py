@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dataflex.data.rows import MixedSources
-from dataflex.data.streams import Place, Stream
+from dataflex.rows.streams import Place, Stream
+from dataflex.rows.views import MixedSources
 
 PLACES = "dataflex_places"
 """The key of a batch under which the places of the streams stand until the trainer takes them out."""

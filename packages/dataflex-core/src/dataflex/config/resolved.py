@@ -13,9 +13,9 @@ import yaml
 from dataflex.config.spec import RunSpec
 from dataflex.config.variables import escaped
 from dataflex.core.errors import ConfigError
+from dataflex.core.files import COMPONENTS, CONFIG, replacing
 from dataflex.core.installed import version_of
 from dataflex.core.secret_values import masked
-from dataflex.run.files import COMPONENTS, CONFIG, replacing
 
 VERSIONS = "dataflex_versions"
 RUN = "dataflex_run"

@@ -1,6 +1,6 @@
 """Reading some columns of a tokenised dataset, without the others where the dataset allows it.
 
-What is asked of all rows of a stored dataset is asked of Arrow arrays (:mod:`dataflex.scoring.arrow`), also through
+What is asked of all rows of a stored dataset is asked of Arrow arrays (:mod:`dataflex.rows.arrow`), also through
 views of it and through several sources as one; only rows that are made when they are read are read one by one.
 """
 
@@ -10,11 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch.utils.data import ConcatDataset, Subset
-
-from dataflex.data.rows import MixedSources, PlannedRows, fetch
-from dataflex.scoring.arrow import (
+from dataflex.rows.arrow import (
     any_after_first,
     column_type,
     is_list,
@@ -25,8 +21,11 @@ from dataflex.scoring.arrow import (
     tables,
     whole,
 )
+from dataflex.rows.views import MixedSources, PlannedRows, fetch
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.utils.progress import tracked
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
 
 _CHUNK = 1024  # rows read at a time
 Rows = NDArray[np.int64] | range

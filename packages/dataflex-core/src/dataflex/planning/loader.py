@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
 from dataflex.core.schedule import Schedule, Segment
+from numpy.typing import NDArray
 
 
 class PlannedLoader:
