@@ -105,7 +105,7 @@ def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any, hook: str) -> N
     )
     spec = RunSpec(keys, ComponentSpec(kind, "ends", "ends"))
     if hook == LOADED:
-        from dataflex.integrations.sources import _weighter_needs_sources
+        from dataflex.integrations.llamafactory.sources import _weighter_needs_sources
 
         _weighter_needs_sources(spec, SimpleNamespace(dataset=["a"], mix_strategy="concat"))
     rows: Any = TokenRows(16, lengths=8)

@@ -83,7 +83,7 @@ def _metrics_are_not_computed() -> Iterator[None]:
 def load(workspace: Path, folder: Path, tmp_path_factory) -> Callable[..., dict[str, Any]]:
     """``load(train_type, component, *keys)`` returns what LLaMA-Factory's workflow gives to the trainer, and more."""
     import llamafactory.train.sft.workflow as sft
-    from dataflex.integrations.llamafactory import installed
+    from dataflex.integrations.llamafactory.patches import installed
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
-from dataflex.integrations.llamafactory import installed
+from dataflex.integrations.llamafactory.patches import installed
 from dataflex.testing import tiny_model
 from llamafactory.model import loader
 from transformers.models.llama import modeling_llama

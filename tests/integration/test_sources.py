@@ -90,8 +90,8 @@ def folder(tmp_path_factory) -> Path:
 def load(workspace: Path, folder: Path, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
     """``load(file, *keys, checked=True)`` returns what the workflow gives the trainer; ``static`` as LLaMA-Factory."""
     import llamafactory.train.sft.workflow as sft
-    from dataflex.integrations.llamafactory import installed
-    from dataflex.integrations.streams import keys_for_llamafactory
+    from dataflex.integrations.llamafactory.patches import installed
+    from dataflex.integrations.llamafactory.streams import keys_for_llamafactory
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 
@@ -283,7 +283,7 @@ def test_the_best_model_is_found_among_evaluations_of_the_sources(train, tmp_pat
 
 
 def test_prediction_takes_the_held_out_rows_of_all_sources():
-    from dataflex.integrations.predicting import predicting
+    from dataflex.integrations.llamafactory.predicting import predicting
     from datasets import Dataset
 
     class Trainer:

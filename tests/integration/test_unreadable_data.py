@@ -40,8 +40,8 @@ LATER = (
 def read(tmp_path):
     """``read(case)`` returns the rows of ``bad`` as LLaMA-Factory reads them in a dynamic run."""
     import llamafactory.data.loader as loader
-    from dataflex.integrations.llamafactory import installed
-    from dataflex.integrations.reading import named
+    from dataflex.integrations.llamafactory.patches import installed
+    from dataflex.integrations.llamafactory.reading import named
     from llamafactory.hparams import DataArguments
     from transformers import TrainingArguments
 

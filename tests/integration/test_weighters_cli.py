@@ -61,7 +61,7 @@ def test_lora_is_weighed_by_hidden_states_and_their_gradients(train, tmp_path, n
 
 @pytest.mark.llamafactory
 def test_liger_keeps_its_kernels_and_leaves_its_fused_loss_out_of_weighted_runs_alone(monkeypatch):
-    from dataflex.integrations.llamafactory import installed
+    from dataflex.integrations.llamafactory.patches import installed
     from llamafactory.model import loader
 
     calls = []

@@ -6,9 +6,9 @@ import copyreg
 from functools import cache
 from typing import Any
 
-from dataflex.api.entry import rebuilt
 from dataflex.api.fitting import require_fitting
-from dataflex.api.run import CheckedRun
+from dataflex.api.keywords import Keywords
+from dataflex.api.run import CheckedRun, checked_run
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer
 
 
@@ -63,6 +63,11 @@ def _pickled(cls: DynamicType) -> str | tuple[Any, ...]:
         return cls.__qualname__
     base, run = cls.recipe
     return rebuilt, (base, run.keywords)
+
+
+def rebuilt(base: type[Any], keywords: Keywords) -> type[Any]:
+    """Returns the class again in the process that a pickled one has come to."""
+    return dynamic_class(base, checked_run(base, keywords))
 
 
 def _shown_keys(run: CheckedRun) -> list[tuple[str, Any]]:

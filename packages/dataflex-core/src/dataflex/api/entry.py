@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dataflex.api.keywords import Keywords, signature
 from dataflex.api.run import checked_run
@@ -52,8 +52,3 @@ def dynamic(base: type[T], **keywords: Unpack[Keywords]) -> Callable[..., T]:
 
 
 vars(dynamic)["__signature__"] = signature()
-
-
-def rebuilt(base: type[Any], keywords: Keywords) -> Any:
-    """Returns the class again in the process that a pickled one has come to."""
-    return dynamic(base, **keywords)

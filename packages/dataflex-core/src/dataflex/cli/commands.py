@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from dataflex.core.errors import ConfigError, listed, nearest
+from dataflex.core.hookspecs import Command
 from dataflex.core.secret_values import masked
+
+__all__ = ["BUILT_IN", "LLAMAFACTORY", "Command", "all_commands", "command"]
 
 BUILT_IN: Mapping[str, str] = {
     "train": "dataflex.cli.train",
@@ -22,29 +24,6 @@ BUILT_IN: Mapping[str, str] = {
 
 LLAMAFACTORY = ("api", "chat", "env", "eval", "export", "webchat", "webui")
 """Commands of ``llamafactory-cli`` that dataflex has no part in: what a dynamic run leaves is an ordinary model."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command.
-
-    Attributes:
-        summary: One line for ``dataflex-cli help``.
-        usage: The command line, as in ``dataflex-cli train FILE [key=value ...]``.
-        run: Gets the arguments after the command's name, returns the exit code: 0, 1 for a run that failed, 2 for
-            something that could not be started. It may call ``sys.exit`` in place of returning.
-        details: What ``--help`` shows below the summary.
-    """
-
-    summary: str
-    usage: str
-    run: Callable[[Sequence[str]], int]
-    details: str = ""
-
-    def help(self) -> str:
-        """Returns what ``--help`` shows."""
-        parts = [f"usage: {self.usage}", f"{self.summary[:1].upper()}{self.summary[1:]}.", self.details]
-        return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def command(name: str, argv: Sequence[str] = ()) -> Command:

@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     torchrun.follow_launcher()
     load_plugin_files(spec.arguments.plugins)
     find(spec.component.kind, spec.component.name)
-    from dataflex.integrations.llamafactory import score
+    from dataflex.integrations.llamafactory.entry import score
 
     try:
         with stopping.allowed():

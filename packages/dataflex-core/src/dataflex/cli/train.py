@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     if spec.component is not None:
         # A broken or foreign component is refused before any data is read.
         find(spec.component.kind, spec.component.name)
-    from dataflex.integrations.llamafactory import run as train
+    from dataflex.integrations.llamafactory.entry import run as train
 
     try:
         with stopping.allowed(), saying_where(spec.llamafactory.get("output_dir")):

@@ -12,18 +12,41 @@ needs nothing more. A hook may take fewer arguments than listed here. What a hoo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from dataflex.cli.commands import Command
     from dataflex.core.context import UpdateContext
 
 PROJECT = "dataflex"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        summary: One line for ``dataflex-cli help``.
+        usage: The command line, as in ``dataflex-cli train FILE [key=value ...]``.
+        run: Gets the arguments after the command's name, returns the exit code: 0, 1 for a run that failed, 2 for
+            something that could not be started. It may call ``sys.exit`` in place of returning.
+        details: What ``--help`` shows below the summary.
+    """
+
+    summary: str
+    usage: str
+    run: Callable[[Sequence[str]], int]
+    details: str = ""
+
+    def help(self) -> str:
+        """Returns what ``--help`` shows."""
+        parts = [f"usage: {self.usage}", f"{self.summary[:1].upper()}{self.summary[1:]}.", self.details]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
 
 @hookspec

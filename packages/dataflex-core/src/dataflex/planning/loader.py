@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from dataflex.core.schedule import Schedule, Segment
 from numpy.typing import NDArray
+
+from dataflex.core.schedule import Schedule, Segment
 
 
 class PlannedLoader:

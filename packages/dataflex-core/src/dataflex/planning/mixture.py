@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from dataflex.core.component import seeded
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.permutation import Order, ReadingOrder, RowOrder
-from numpy.typing import ArrayLike, NDArray
 
 
 def largest_remainder(shares_K: NDArray[np.float64], total: int, owed_K: NDArray[np.float64]) -> NDArray[np.int64]:

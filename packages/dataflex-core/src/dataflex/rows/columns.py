@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
+
 from dataflex.rows.arrow import (
     any_after_first,
     column_type,
@@ -24,8 +27,6 @@ from dataflex.rows.arrow import (
 from dataflex.rows.views import MixedSources, PlannedRows, fetch
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.utils.progress import tracked
-from numpy.typing import NDArray
-from torch.utils.data import ConcatDataset, Subset
 
 _CHUNK = 1024  # rows read at a time
 Rows = NDArray[np.int64] | range

@@ -18,10 +18,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from dataflex.core.permutation import RowOrder
 from dataflex.rows.views import fetch
 from dataflex.utils.progress import Progress
-from numpy.typing import NDArray
 
 SAMPLE = 4096
 """Rows that are read of a dataset that has more."""

@@ -12,11 +12,12 @@ import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
+
 from dataflex.rows.arrow import column_type, is_list, is_stored
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.utils.progress import Progress
-from numpy.typing import NDArray
-from torch.utils.data import ConcatDataset, Subset
 
 _FEW = 1 / 16  # share of the rows up to which their lengths are looked up one by one
 

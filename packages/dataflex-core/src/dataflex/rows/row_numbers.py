@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dataflex.rows.views import fetch
 from torch.utils.data import Dataset
+
+from dataflex.rows.views import fetch
 
 ROW_NUMBERS = "dataflex_row_numbers"
 """The key of a batch under which its (B,) row numbers stand until the trainer takes them out."""

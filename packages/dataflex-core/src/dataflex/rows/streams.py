@@ -20,12 +20,13 @@ from typing import Any
 
 import datasets
 import numpy as np
+from torch.utils.data import Dataset
+
 from dataflex.core.component import seeded
 from dataflex.core.errors import ConfigError
 from dataflex.rows.views import Row
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
-from torch.utils.data import Dataset
 
 ENDLESS = 1 << 40
 """What a stream gives as its length: more rows than anybody reads, and still exact beside thousands of others."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from dataflex.core.named_sources import NamedSources
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+
+from dataflex.core.named_sources import NamedSources
 
 Row = Mapping[str, Any]
 

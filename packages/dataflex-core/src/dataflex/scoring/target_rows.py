@@ -9,7 +9,7 @@ A set is apart where a row has another number of labels than tokens, or labels n
 its tokens. Rows that are apart are put together: prompt and answer, labels on the answer. That is the whole form of a
 row of one turn. Of several turns, the whole form has labels on every answer and this one on the last, so a run through
 LLaMA-Factory does not come here: its rows are tokenised once more, as without the key (see
-:mod:`dataflex.integrations.target_rows`).
+:mod:`dataflex.integrations.llamafactory.target_rows`).
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dataflex import hookimpl
-from dataflex.cli.commands import Command
 from dataflex.config.check import check
 from dataflex.config.load import parse_override, read_config
 from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
+from dataflex.core.hookspecs import Command
 from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_llamafactory

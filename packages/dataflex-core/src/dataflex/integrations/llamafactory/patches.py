@@ -1,8 +1,8 @@
-"""The one place that touches LLaMA-Factory.
+"""What of LLaMA-Factory is replaced while a dynamic run lasts.
 
-LLaMA-Factory builds its trainers, loads its data and plots its losses through names in its workflow modules. While a
-dynamic run lasts, these names (listed in :func:`_replacements`) stand for ours; leaving the context puts them back. Its
-training loop, arguments and callbacks are used as they are.
+LLaMA-Factory builds its trainers, loads its data and plots its losses through names in its workflow modules. These
+names (listed in :func:`_replacements`) stand for ours; leaving the context puts them back. Its training loop, arguments
+and callbacks are used as they are.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -21,66 +20,26 @@ import llamafactory.model.loader as loader
 import llamafactory.train.pt.workflow as pt
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
-import torch
 from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
-from dataflex.integrations import ray_worker, reading
-from dataflex.integrations.predicting import predicting
-from dataflex.integrations.reading import named
-from dataflex.integrations.sources import Loading, knows_sources, load_held_out, load_sources
-from dataflex.integrations.started import Started
-from dataflex.integrations.streams import in_one_piece, keys_for_llamafactory
-from dataflex.integrations.target_rows import aims_at_generated_rows, require_tokenised_as_trained, rows_as_trained
+from dataflex.integrations.llamafactory import reading
+from dataflex.integrations.llamafactory.data import reading_dataset
+from dataflex.integrations.llamafactory.predicting import predicting
+from dataflex.integrations.llamafactory.started import Started
 from dataflex.run.newest import newest_of_run
 from dataflex.run.output_dir import (
     require_checkpoint_of_run,
     require_free_output_dir,
-    require_rows_of_checkpoint,
     resolve_resume,
 )
-from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
-from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
-from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
+from dataflex.train.trainer.score_trainer import ScoreTrainer
 from dataflex.train.trainer.upstream.relied_on import require_llamafactory
-from dataflex.utils.progress import Progress, without_bars
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"
-
-
-def run(spec: RunSpec) -> None:
-    """Trains through LLaMA-Factory's own entry. Of a ``static`` run, nothing is changed but the words of its errors."""
-    if spec.arguments.train_type == "static":
-        words = [(tuner, "get_train_args", _in_words(tuner.get_train_args)), *reading.replacements()]
-        with _standing_in(words):
-            tuner.run_exp(dict(spec.llamafactory))
-        return
-    with installed(spec):
-        tuner.run_exp(keys_for_llamafactory(spec))
-
-
-def score(spec: RunSpec, weights: ScoringWeights) -> Path | None:
-    """Scores the train dataset through LLaMA-Factory's own entry, up to where the first batch would be trained on.
-
-    Args:
-        spec: The run.
-        weights: What scores it. LLaMA-Factory is told, and looks for no checkpoint itself.
-
-    Returns:
-        The file of scores; None on a rank that writes none.
-    """
-    chosen = {"resume_from_checkpoint": weights.checkpoint, "overwrite_output_dir": weights.checkpoint is None}
-    try:
-        with installed(spec, ScoreTrainer):
-            tuner.run_exp(keys_for_llamafactory(spec) | chosen)
-    except ScoresWrittenError as done:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        return done.path
-    raise AssertionError("scoring leaves the training loop")
 
 
 @contextmanager
@@ -96,12 +55,12 @@ def installed(spec: RunSpec, mixin: type[DynamicTrainer] | None = None) -> Itera
         ConfigError: It trained with another trainer than ours.
     """
     require_llamafactory()
-    with _standing_in(_replacements(spec, mixin or BY_TRAIN_TYPE[spec.arguments.train_type])):
+    with standing_in(_replacements(spec, mixin or BY_TRAIN_TYPE[spec.arguments.train_type])):
         yield
 
 
 @contextmanager
-def _standing_in(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+def standing_in(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
     """Puts each stand-in into its module; undone on leaving."""
     with ExitStack() as stack:
         for module, name, stand_in in replacements:
@@ -118,8 +77,8 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
         (Trainer, "train", started.only_ours(Trainer.train)),
         (tuner, "_training_function", started.missed_after(tuner._training_function)),
         (sft, "calculate_tps", started.tokens_per_second(sft.calculate_tps)),
-        (sft, "get_dataset", _get_dataset(spec, sft.get_dataset)),
-        (pt, "get_dataset", _get_dataset(spec, pt.get_dataset)),
+        (sft, "get_dataset", reading_dataset(spec, sft.get_dataset)),
+        (pt, "get_dataset", reading_dataset(spec, pt.get_dataset)),
         (sft, "plot_loss", _plot_loss(sft.plot_loss)),
         (pt, "plot_loss", _plot_loss(pt.plot_loss)),
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args, writes_run)),
@@ -127,7 +86,6 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
         (parser, "get_last_checkpoint", newest_of_run),
         (loader, "apply_liger_kernel", _apply_liger_kernel(spec, loader.apply_liger_kernel)),
         *reading.replacements(),
-        *ray_worker.replacements(spec),
     ]
 
 
@@ -138,7 +96,7 @@ def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) ->
     return functools.partial(ours, dataflex=spec, overwrite_output_dir=True)  # the folder has been looked at
 
 
-def _in_words(original: Callable[..., Any]) -> Callable[..., Any]:
+def in_words(original: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the parser of LLaMA-Factory's arguments with its refusals as errors of ours."""
 
     @functools.wraps(original)
@@ -159,7 +117,7 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: boo
 
     @functools.wraps(original)
     def get_train_args(args: Any = None) -> Any:
-        parsed = _in_words(original)(args)
+        parsed = in_words(original)(args)
         resolve_resume(parsed[2])
         if writes_run:
             require_free_output_dir(spec, parsed[2])
@@ -167,52 +125,6 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: boo
         return parsed
 
     return get_train_args
-
-
-def _get_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Loads the data as LLaMA-Factory does, per source for a mixture, and refuses what cannot be planned.
-
-    What a component aims at is loaded a second time where ``predict_with_generate`` gives it another form.
-
-    The workflows call it before they load the model.
-    """
-
-    @functools.wraps(original)
-    def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
-        args = in_one_piece(training_args) if data_args.streaming else training_args
-        generated = aims_at_generated_rows(spec, training_args)
-        if generated:
-            require_tokenised_as_trained(spec, data_args)
-        mixes = spec.arguments.train_type == "dynamic_mix"
-        if mixes:
-            require_observable(spec)
-        by_source = knows_sources(spec, data_args)
-        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-
-        def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
-            return functools.partial(original, template, model_args, training_args=args, **kwargs)
-
-        def loaded(args: Any, data_args: Any) -> dict[str, Any]:
-            if by_source and data_args.dataset is not None:
-                return load_sources(data_args, Loading(loading(args), model_args, args, kwargs["stage"], seed))
-            return dict(loading(args)(data_args=data_args))
-
-        what = Progress("reading and tokenising the data", bar=None)
-        with named(data_args), without_bars(bool(training_args.disable_tqdm)), what:
-            module = loaded(args, data_args)
-            if mixes and spec.arguments.mixer_eval_dataset:
-                module["mixer_eval_dataset"] = load_held_out(
-                    data_args, spec.arguments.mixer_eval_dataset, loading(args)
-                )
-            if generated:
-                module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
-        dataset: Any = module.get("train_dataset")
-        require_map_style(dataset, spec.arguments.train_type)
-        require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
-        run_schedule(spec, training_args, dataset)
-        return module
-
-    return get_dataset
 
 
 def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import llamafactory.train.tuner as tuner
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.plugins import load_plugin_files
+from dataflex.integrations.llamafactory.patches import installed
 from dataflex.utils.logging import log_to_stderr
 
 KEY = "dataflex"
@@ -37,8 +38,6 @@ class DynamicWorker(_Actor):
 
 def train_on_worker(config: dict[str, Any]) -> None:
     """Trains as LLaMA-Factory does, with dynamic training in this process. Runs in a process of Ray's."""
-    from dataflex.integrations.llamafactory import installed  # here, because that module imports this one
-
     config = dict(config)
     spec: RunSpec = config.pop(KEY)
     log_to_stderr()

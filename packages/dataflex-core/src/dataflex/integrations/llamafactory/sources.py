@@ -21,8 +21,8 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, blaming, refuse
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
-from dataflex.integrations.reading import no_rows
-from dataflex.integrations.streams import load_stream
+from dataflex.integrations.llamafactory.reading import no_rows
+from dataflex.integrations.llamafactory.streams import load_stream
 from dataflex.rows.held_out import evenly, held_out_rows, in_words
 from dataflex.rows.views import MixedSources
 from dataflex.train.weighter.base_weighter import Weighter

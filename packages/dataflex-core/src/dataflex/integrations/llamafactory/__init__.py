@@ -1,0 +1,1 @@
+"""The adapter to LLaMA-Factory: the only place that knows it."""

@@ -1,0 +1,66 @@
+"""The data of a dynamic run, loaded as LLaMA-Factory does and looked at before the model is loaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dataflex.config.spec import RunSpec
+from dataflex.integrations.llamafactory.reading import named
+from dataflex.integrations.llamafactory.sources import Loading, knows_sources, load_held_out, load_sources
+from dataflex.integrations.llamafactory.streams import in_one_piece
+from dataflex.integrations.llamafactory.target_rows import (
+    aims_at_generated_rows,
+    require_tokenised_as_trained,
+    rows_as_trained,
+)
+from dataflex.run.output_dir import require_rows_of_checkpoint
+from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
+from dataflex.utils.progress import Progress, without_bars
+
+
+def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Loads the data as LLaMA-Factory does, per source for a mixture, and refuses what cannot be planned.
+
+    What a component aims at is loaded a second time where ``predict_with_generate`` gives it another form.
+
+    The workflows call it before they load the model.
+    """
+
+    @functools.wraps(original)
+    def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
+        args = in_one_piece(training_args) if data_args.streaming else training_args
+        generated = aims_at_generated_rows(spec, training_args)
+        if generated:
+            require_tokenised_as_trained(spec, data_args)
+        mixes = spec.arguments.train_type == "dynamic_mix"
+        if mixes:
+            require_observable(spec)
+        by_source = knows_sources(spec, data_args)
+        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+
+        def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
+            return functools.partial(original, template, model_args, training_args=args, **kwargs)
+
+        def loaded(args: Any, data_args: Any) -> dict[str, Any]:
+            if by_source and data_args.dataset is not None:
+                return load_sources(data_args, Loading(loading(args), model_args, args, kwargs["stage"], seed))
+            return dict(loading(args)(data_args=data_args))
+
+        what = Progress("reading and tokenising the data", bar=None)
+        with named(data_args), without_bars(bool(training_args.disable_tqdm)), what:
+            module = loaded(args, data_args)
+            if mixes and spec.arguments.mixer_eval_dataset:
+                module["mixer_eval_dataset"] = load_held_out(
+                    data_args, spec.arguments.mixer_eval_dataset, loading(args)
+                )
+            if generated:
+                module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
+        dataset: Any = module.get("train_dataset")
+        require_map_style(dataset, spec.arguments.train_type)
+        require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
+        run_schedule(spec, training_args, dataset)
+        return module
+
+    return get_dataset
