@@ -20,7 +20,7 @@ from dataflex.core.catalog import ComponentInfo, components
 from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import BY_SECTION, KINDS
 from dataflex.launch.packages import BROKEN, TESTED
-from dataflex.run import files as run_files
+from dataflex.core import files as run_files
 from dataflex.workspace.configs import RUNS
 
 ROOT = Path(__file__).parents[2]
