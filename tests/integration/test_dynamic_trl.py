@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
+import dynamic_script
 import numpy as np
 import peft
 import pytest
@@ -422,15 +422,13 @@ def losses_logged(folder):
 
 @pytest.mark.slow
 def test_two_ranks_make_the_decisions_and_the_losses_of_one(tmp_path):
-    script = Path(__file__).with_name("dynamic_script.py")
-    for ranks in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *launcher, str(script), str(tmp_path / str(ranks)), str(ranks)]
-        done = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
     one, two = tmp_path / "1", tmp_path / "2"
+    dynamic_script.run(one, 1)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, dynamic_script.__file__, str(two), "2"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     first, second = ([line["proportions"] for line in read_trace(folder / "mix")] for folder in (one, two))
     assert len(first) == 2
     for shares, others in zip(first, second, strict=True):
