@@ -20,7 +20,7 @@ TUTORIAL = "docs/tutorial-plugin"
 CODE = ["packages", "tests", "docs", "noxfile.py"]
 OPTIMIZERS = ["badam", "galore-torch", "apollo-torch", "adam-mini", "liger-kernel"]
 STACK = ["torch", "transformers", "accelerate", "peft", "datasets", "trl"]
-API = ["tests/unit", "tests/integration"]  # what is left out looks at wheels and kills runs by the dozen
+API = ["tests/integration", "tests/unit"]  # what is left out looks at wheels and kills runs by the dozen
 # The tests need neither an accelerator nor a network, and two threads of a tiny model only wait for each other.
 CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]  # a process of tests takes 1.5 GB

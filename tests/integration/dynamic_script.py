@@ -1,4 +1,4 @@
-"""A training script as a user writes it, over TRL: started by torchrun on two ranks, or alone.
+"""A training script as a user writes it, over TRL: started by torchrun on two ranks, or called on one.
 
     python -m torch.distributed.run --nproc_per_node 2 dynamic_script.py FOLDER RANKS
 
@@ -20,7 +20,6 @@ from dataflex import dynamic
 from dataflex.launch.torchrun import settle
 from sft_rows import made, rows
 
-warnings.filterwarnings("ignore")
 STEPS = {"warmup_step": 1, "update_step": 1, "update_times": 2}
 KINDS = {
     "select": ({"selector": "loss"} | STEPS, rows("text", 24), {"max_steps": -1}),
@@ -48,12 +47,16 @@ def train(folder, kind, ranks, resume=None):
     file.write_text(json.dumps(digest(trainer.model)))
 
 
-if __name__ == "__main__":
-    folder, ranks = sys.argv[1:]
+def run(folder: Path, ranks: int) -> None:
+    """Trains with each kind of component, and again from the middle of each run."""
     for kind in KINDS:
-        train(f"{folder}/{kind}", kind, int(ranks))
-        train(f"{folder}/{kind} resumed", kind, int(ranks), f"{folder}/{kind}/checkpoint-2")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # a rank that ends while another is at work takes its connections away
-        torch.distributed.destroy_process_group()
+        train(f"{folder}/{kind}", kind, ranks)
+        train(f"{folder}/{kind} resumed", kind, ranks, f"{folder}/{kind}/checkpoint-2")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    run(Path(sys.argv[1]), int(sys.argv[2]))
+    torch.distributed.barrier()  # a rank that ends while another is at work takes its connections away
+    torch.distributed.destroy_process_group()
     settle()

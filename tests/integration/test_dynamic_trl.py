@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
+import dynamic_script
 import numpy as np
 import peft
 import pytest
@@ -423,15 +423,16 @@ def losses_logged(folder):
 @pytest.fixture(scope="module")
 def by_ranks(tmp_path_factory):
     """The folders of a training script on one rank and on two."""
-    folder, script = tmp_path_factory.mktemp("script"), Path(__file__).with_name("dynamic_script.py")
-    for ranks in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *launcher, str(script), str(folder / str(ranks)), str(ranks)]
-        done = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "1", folder / "2"
+    folder = tmp_path_factory.mktemp("script")
+    one, two = folder / "1", folder / "2"
+    dynamic_script.run(one, 1)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, dynamic_script.__file__, str(two), "2"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return one, two
 
 
 @pytest.mark.slow
