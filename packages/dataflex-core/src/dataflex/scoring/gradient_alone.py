@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from dataflex.scoring.gradient_uses import requiring
 from dataflex.scoring.label_logits import label_positions
 from dataflex.scoring.label_losses import LabelOutputs, Outputs
 from dataflex.scoring.loss_scale import lowered
+from dataflex.scoring.row_choices import Choices
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_pass import RowBatch
 
@@ -67,10 +69,23 @@ class BatchLosses:
         self.counts_B = torch.bincount(self.row_M, minlength=len(labels_BT))
         self.rows = RowMap(labels_BT.shape, self.positions_M)
         self.scales_B: torch.Tensor | None = None
+        self._choices: Choices | None = None
+        self._chosen: Context = nullcontext
+
+    def note_choices(self, allowed: float) -> None:
+        """From now on, rows alone choose what they do in the batch, up to rounding.
+
+        Args:
+            allowed: How far numbers may be apart for rounding alone, as a share.
+        """
+        self._choices = Choices(self.rows, False, allowed)
+        with self._choices.noted():
+            self.outputs()
 
     def outputs(self) -> LabelOutputs:
         """Runs the model up to its outputs at label positions."""
-        return self._outputs(self._batch.inputs, self.positions_M, self._targets_M, self._labels_BT.shape)
+        with self._chosen():
+            return self._outputs(self._batch.inputs, self.positions_M, self._targets_M, self._labels_BT.shape)
 
     def backward(self, found: LabelOutputs) -> None:
         """Runs the backward pass of the sum of the scaled losses."""
@@ -93,6 +108,8 @@ class BatchLosses:
         inputs = {name: cut(value) for name, value in self._batch.inputs.items()}
         found = BatchLosses(RowBatch(inputs, self._labels_BT[row : row + 1]), self._outputs, self._total)
         found.scales_B = None if self.scales_B is None else self.scales_B[row : row + 1]
+        if self._choices is not None:
+            found._chosen = partial(self._choices.again, row)
         return found
 
     def gradients(self, parameters: list[nn.Parameter]) -> tuple[torch.Tensor, Gradients]:
@@ -202,10 +219,14 @@ class RowsAlone:
         sources = Counter(route for unit in reached for route in unit.routes)
         sources.update(self._whole)
         apart = [torch.zeros((), device=sink.squares_B.device)]
+        with self._autocast():
+            allowed = allowed_rounding(self._model)
+            if self._whole and expected is not None:
+                losses.note_choices(allowed)
         for row, count in enumerate(losses.counts_B.tolist()):
             sums: dict[Route, torch.Tensor | None] = {}
             left = Counter(sources)
-            for routes, gradients in self._of_row(row, losses, expected, reached, count, apart):
+            for routes, gradients in self._of_row(row, losses, expected, reached, count, apart, allowed):
                 for route, gradient in zip(routes, gradients, strict=True):
                     if gradient is not None:
                         before = sums.get(route)
@@ -213,7 +234,7 @@ class RowsAlone:
                     left[route] -= 1
                     if not left[route]:
                         self._hand_on(route, row, sums.pop(route, None), sink, arrivals.get(route, []))
-        self._require_same(reached, apart)
+        self._require_same(reached, apart, allowed)
         return set(sources)
 
     def _of_row(
@@ -224,11 +245,12 @@ class RowsAlone:
         reached: list[Unit],
         count: int,
         apart: list[torch.Tensor],
+        allowed: float,
     ) -> Any:
         for unit in reached:
             none: Gradients = [None] * len(unit.routes)
             try:
-                yield unit.routes, unit.gradients(row, self._autocast) if count else none
+                yield unit.routes, unit.gradients(row, self._autocast, allowed) if count else none
             except NotByRowError as error:
                 raise ReplacedError(unit.name, unit.changed, str(error)) from error
         if self._whole:
@@ -254,9 +276,7 @@ class RowsAlone:
                 found_1D = found_1D + arrival(rows)
             sink.add(route, rows, found_1D)
 
-    def _require_same(self, reached: list[Unit], apart: list[torch.Tensor]) -> None:
-        with self._autocast():
-            allowed = allowed_rounding(self._model)
+    def _require_same(self, reached: list[Unit], apart: list[torch.Tensor], allowed: float) -> None:
         names, found = [WHOLE], [torch.stack([value.to(apart[0].device) for value in apart]).max()]
         for unit in reached:
             value = unit.apart()

@@ -193,9 +193,11 @@ class PerSampleGradients:
         found: dict[Route, None] = {}
         self._alone.running = True
         try:
+            with self.autocast():
+                allowed = allowed_rounding(self._model)
+                losses.note_choices(allowed)
             for row in losses.counts_B.nonzero().flatten().tolist():
                 with self.autocast():
-                    allowed = allowed_rounding(self._model)
                     expected = losses.alone(row).norms(self.routes, self.factors)
                 for route in sink.apart(row, expected, allowed):
                     found[route] = None
