@@ -27,6 +27,7 @@ def mixing_layer(model: nn.Module, losses: BatchLosses) -> str | None:
     """
     allowed = allowed_rounding(model)
     row = int(losses.counts_B.argmax())
+    losses.note_choices(allowed)
     alone: list[tuple[str, list[torch.Tensor]]] = []
     with _events(model, lambda name, values: alone.append((name, _tensors(values)))):
         losses.alone(row).outputs()
