@@ -109,7 +109,7 @@ def _row(name: str, found: dict[str, Any], reasons: dict[str, int]) -> list[str]
 
 def _general(reason: str) -> str:
     """Returns the reason without the numbers of the rows that it was seen on."""
-    return re.sub(r": (on row \d|row \d|embeddings of two rows) .*?(?= -&gt;| ->)", "", reason)
+    return re.sub(r": (on row \d|row \d|embeddings of two rows|of the first rows) .*?(?=, so | -&gt;| ->)", "", reason)
 
 
 def _escaped(text: str) -> str:
