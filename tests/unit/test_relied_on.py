@@ -5,23 +5,26 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
-from dataflex.core.errors import IncompatiblePackagesError
+from dataflex.core.errors import ConfigError, IncompatiblePackagesError
 from dataflex.core.installed import version_of
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import DynamicTrainer, MixTrainer, SelectTrainer, WeightTrainer
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.planned import PlannedTrainer
-from dataflex.train.trainer.upstream import relied_on
+from dataflex.train.trainer.upstream import fused_head, relied_on
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-TABLE = relied_on.TRAINING | relied_on.TRL | relied_on.LLAMAFACTORY
+TABLE = relied_on.TRAINING | relied_on.TRL | relied_on.DEEPSPEED | relied_on.LLAMAFACTORY
 IN_TABLE = {name for names in TABLE.values() for name in names} | {name for way in relied_on.RAY for name in way}
+IN_TABLE |= {name for _, names in relied_on.SINCE.values() for name in names}
+OF_DEEPSPEED = {"_lazy_init_hp_params_optimizer_state"}  # of an object that only a run under it has; may be missing
 MIXINS = (DynamicTrainer, PlannedTrainer, NumberedTrainer, SelectTrainer, MixTrainer, WeightTrainer)
 
 
@@ -58,6 +61,55 @@ def test_every_private_name_of_another_package_in_our_source_is_in_the_table():
     found = {(path.name, name) for path, name in used()}
     assert {"_remove_unused_columns", "_dataloaders", "OptimizedModule"} <= {name for _, name in found}
     assert {pair for pair in found if pair[1] not in IN_TABLE} == set()
+
+
+def test_every_private_name_that_is_looked_up_by_a_string_is_in_the_table():
+    found = {
+        node.args[place].value
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for place in range(len(node.args))
+        if isinstance(node.args[place], ast.Constant)
+        and isinstance(node.args[place].value, str)
+        and node.args[place].value.isidentifier()
+        and private(node.args[place].value)
+    }
+    assert {"_loss_shifts_labels", "_hf_deepspeed_config_weak_ref"} <= found
+    assert found - IN_TABLE - OURS - OF_DEEPSPEED == set()
+
+
+@pytest.mark.parametrize("package", ["transformers", "trl"])
+def test_the_installed_release_has_what_is_relied_on_from_its_release_on(package):
+    assert relied_on.missing(relied_on.later(package)) == []
+
+
+def test_a_trl_that_renames_its_fused_output_is_named_with_its_version(monkeypatch):
+    trl_utils = pytest.importorskip("trl.trainer.utils")
+    monkeypatch.delattr(trl_utils, "FusedCausalLMOutput", raising=False)
+    monkeypatch.setattr(relied_on, "version_of", {"trl": "1.17.0"}.get)
+    relied_on.require_fused_head.cache_clear()
+    try:
+        with pytest.raises(IncompatiblePackagesError) as refused:
+            fused_head.fused_output()
+    finally:
+        relied_on.require_fused_head.cache_clear()
+    said = str(refused.value)
+    assert "relies on trl.trainer.utils.FusedCausalLMOutput, " in said
+    assert "seen in trl 1.15.0 to 1.16.0 (now 1.17.0) -> install a version between these" in said
+
+
+def test_a_trl_before_the_fused_output_needs_none_but_its_chunked_loss_cannot_be_weighed(monkeypatch):
+    trl_utils = pytest.importorskip("trl.trainer.utils")
+    monkeypatch.delattr(trl_utils, "FusedCausalLMOutput", raising=False)
+    monkeypatch.setattr(relied_on, "version_of", {"trl": "1.14.2"}.get)
+    relied_on.require_fused_head.cache_clear()
+    try:
+        assert fused_head.fused_output() is None
+        with pytest.raises(ConfigError, match=r"loss_type: is chunked_nll, .* -> set loss_type='nll'"):
+            fused_head.require_weighable(SimpleNamespace(loss_type="chunked_nll"), "a weighter")
+    finally:
+        relied_on.require_fused_head.cache_clear()
 
 
 @pytest.mark.parametrize("mixin", MIXINS, ids=lambda mixin: mixin.__name__)
