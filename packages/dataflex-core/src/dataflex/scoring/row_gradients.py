@@ -113,14 +113,15 @@ class PerSampleGradients:
             self._plan.learn(find_uses(self._model, parameters, run), self._model, self.routes)
             self._planned = False
         with self.autocast():
-            scales_B = row_scales(self._model, losses.counts_B, total)
+            again = not self._plan.rules_only  # the ranks of a sharded engine go back together
+            scales_B = row_scales(self._model, losses.counts_B, total, again=again)
         while True:
             losses.scales_B = scales_B
             sink.scales_B = None if scales_B is None else scales_B.to(sink.squares_B.device)
             while not self._all_formed(losses, sink):
                 sink.clear()
                 self._planned = False
-            scales_B = lowered(scales_B, sink.squares_B)
+            scales_B = lowered(scales_B, sink.squares_B) if again else None
             if scales_B is None:
                 return losses.counts_B
             sink.clear()
