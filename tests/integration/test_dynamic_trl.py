@@ -447,7 +447,7 @@ def test_two_ranks_make_the_decisions_and_the_losses_of_one(by_ranks, kind):
     assert len(first) == 2
     for line, other in zip(first, second, strict=True):
         if kind == "mix":
-            assert line["proportions"] == pytest.approx(other["proportions"], abs=1e-5)
+            assert line["proportions"] == pytest.approx(other["proportions"], abs=5e-5)  # exp of float32 losses
         else:
             assert line["decision_hash"] == other["decision_hash"]
 
