@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
+import dynamic_script
 import numpy as np
 import peft
 import pytest
