@@ -48,6 +48,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "accelerate.Accelerator": ("_dataloaders",),
     "torch.nn.Module": ("_compiled_call_impl",),
     "torch._dynamo": ("OptimizedModule",),
+    "torch.utils._python_dispatch": ("TorchDispatchMode",),
     "torch.utils._pytree": ("TreeSpec", "tree_flatten", "tree_unflatten"),
     "torch.distributed.fsdp.FullyShardedDataParallel": ("_handle",),
     "torch.distributed.fsdp._flat_param.FlatParameter": ("_param_infos", "_shapes"),
