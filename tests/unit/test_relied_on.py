@@ -85,32 +85,33 @@ def test_the_installed_release_has_what_is_relied_on_from_its_release_on(package
     assert relied_on.missing(relied_on.later(package)) == []
 
 
-def test_a_trl_that_renames_its_fused_output_is_named_with_its_version(monkeypatch):
-    trl_utils = pytest.importorskip("trl.trainer.utils")
-    monkeypatch.delattr(trl_utils, "FusedCausalLMOutput", raising=False)
-    monkeypatch.setattr(relied_on, "version_of", {"trl": "1.17.0"}.get)
-    relied_on.require_fused_head.cache_clear()
-    try:
-        with pytest.raises(IncompatiblePackagesError) as refused:
-            fused_head.fused_output()
-    finally:
+@pytest.fixture
+def without_fused_output(monkeypatch):
+    """Takes the class out of TRL and has it be of a release."""
+    monkeypatch.delattr(pytest.importorskip("trl.trainer.utils"), "FusedCausalLMOutput", raising=False)
+
+    def of_release(version: str) -> None:
+        monkeypatch.setattr(relied_on, "version_of", {"trl": version}.get)
         relied_on.require_fused_head.cache_clear()
+
+    yield of_release
+    relied_on.require_fused_head.cache_clear()
+
+
+def test_a_trl_that_renames_its_fused_output_is_named_with_its_version(without_fused_output):
+    without_fused_output("1.17.0")
+    with pytest.raises(IncompatiblePackagesError) as refused:
+        fused_head.fused_output()
     said = str(refused.value)
     assert "relies on trl.trainer.utils.FusedCausalLMOutput, " in said
     assert "seen in trl 1.15.0 to 1.16.0 (now 1.17.0) -> install a version between these" in said
 
 
-def test_a_trl_before_the_fused_output_needs_none_but_its_chunked_loss_cannot_be_weighed(monkeypatch):
-    trl_utils = pytest.importorskip("trl.trainer.utils")
-    monkeypatch.delattr(trl_utils, "FusedCausalLMOutput", raising=False)
-    monkeypatch.setattr(relied_on, "version_of", {"trl": "1.14.2"}.get)
-    relied_on.require_fused_head.cache_clear()
-    try:
-        assert fused_head.fused_output() is None
-        with pytest.raises(ConfigError, match=r"loss_type: is chunked_nll, .* -> set loss_type='nll'"):
-            fused_head.require_weighable(SimpleNamespace(loss_type="chunked_nll"), "a weighter")
-    finally:
-        relied_on.require_fused_head.cache_clear()
+def test_a_trl_before_the_fused_output_needs_none_but_its_chunked_loss_cannot_be_weighed(without_fused_output):
+    without_fused_output("1.14.2")
+    assert fused_head.fused_output() is None
+    with pytest.raises(ConfigError, match=r"loss_type: is chunked_nll, .* -> set loss_type='nll'"):
+        fused_head.require_weighable(SimpleNamespace(loss_type="chunked_nll"), "a weighter")
 
 
 @pytest.mark.parametrize("mixin", MIXINS, ids=lambda mixin: mixin.__name__)
