@@ -20,7 +20,7 @@ TUTORIAL = "docs/tutorial-plugin"
 CODE = ["packages", "tests", "docs", "noxfile.py"]
 OPTIMIZERS = ["badam", "galore-torch", "apollo-torch", "adam-mini", "liger-kernel"]
 STACK = ["torch", "transformers", "accelerate", "peft", "datasets", "trl"]
-API = ["tests/unit", "tests/integration"]  # what is left out looks at wheels and kills runs by the dozen
+API = ["tests/integration", "tests/unit"]  # what is left out looks at wheels and kills runs by the dozen
 # The tests need neither an accelerator nor a network, and two threads of a tiny model only wait for each other.
 CLEAN = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]  # a process of tests takes 1.5 GB
@@ -145,7 +145,7 @@ def _sweep(session: nox.Session) -> None:
     file = folder / f"{session.name}.json"
     part = ["--keep", *session.posargs] if session.posargs else []  # of the classes: the others stay as they were
     session.run("python", "-m", "tests.models.sweep", "--json", str(file), *part, env=CLEAN)
-    files = sorted(map(str, folder.glob("*.json")))
+    files = sorted(map(str, folder.glob("*.json")), key=lambda name: "latest" in name)  # the pinned versions first
     session.run("python", "-m", "tests.models.table", "--out", "docs/models.md", *files)
 
 

@@ -42,7 +42,8 @@ VOCABULARY = 4096
 def machine(device: str) -> str:
     """Returns the machine and the versions, without names that identify it."""
     what = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    threads = "" if device == "cuda" else f", {count} thread" + "s" * (count > 1)
     return f"{what}{threads}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from dataflex.scoring import per_sample_losses
+from scipy.stats import spearmanr
 from transformers import DataCollatorForSeq2Seq
 
 from benchmarks.common import (
@@ -105,6 +106,13 @@ def main() -> None:
     print(f"{len(rows)} rows, {tokens} tokens, {labels} of them labels; {model.num_parameters() / 1e6:.1f}M parameters")
     print("ratio: rows/s against the faster bare forward\n")
     print(table(took, len(rows), min((median(took[name]) for name in runs if "bare" in name), key=lambda t: t.wall)))
+    if options.model and options.dtype != "float32":
+        whole, _ = real_model(options.model, torch.float32, options.device)
+        own, full = score(), per_sample_losses(whole, rows, collator=collate, progress=False)
+        print(
+            f"\nagainst the losses in float32: Spearman {spearmanr(own, full).statistic:.4f}, largest difference "
+            f"{np.max(np.abs(own - full)):.3f}, their standard deviation {np.std(full):.2f}"
+        )
     if options.size:
         return
     largest = np.max(np.abs(score()[::8] - np.array(one_by_one(model, rows[::8], collate, options.device))))

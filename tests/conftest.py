@@ -10,6 +10,9 @@ import re
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The tests start a hundred processes. Where bytecode is not kept, each of them compiles again what it imports (torch,
+# transformers and more), which is more than half of the time that it takes to start.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 if os.environ.get("DATAFLEX_TEST_GPU", "0") in ("", "0"):
@@ -27,6 +30,7 @@ import pytest
 from dataflex.core import registry
 from hypothesis import settings
 
+sys.dont_write_bytecode = False  # this process keeps its own too
 ACCELERATOR_ASKED = os.environ.get("DATAFLEX_TEST_GPU", "0") not in ("", "0")
 
 FAST = frozenset(
@@ -62,12 +66,15 @@ def _fast_alone(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuses a name in FAST that no module has; hears signals that a shell has taken from the tests."""
+    """Refuses a name in FAST that no module has; hears signals that a shell has taken from the tests; the order."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: the tests' own children too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(needs_llamafactory)
+    # pytest-xdist would hand out the modules with the most tests first, and the longest have few: at the end one worker
+    # would train for minutes while the others have nothing left. They are handed out as collected: `testpaths`.
+    config.option.loadscopereorder = False
     missing = sorted(name for name in FAST if not Path(__file__).with_name("unit").joinpath(f"test_{name}.py").exists())
     if missing:
         raise pytest.UsageError(f"FAST in {__file__} names modules that are not there: {', '.join(missing)}")

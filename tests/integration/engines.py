@@ -48,6 +48,7 @@ class Engine:
 def fsdp(version: int, layer: str = "LlamaDecoderLayer") -> dict[str, Any]:
     """Returns the training arguments of FSDP."""
     config = {"version": version, "transformer_layer_cls_to_wrap": layer, "sync_module_states": False}
+    config["state_dict_type"] = "SHARDED_STATE_DICT"  # as below; transformers 5.24 reads it here alone
     return {"fsdp": "full_shard auto_wrap", "fsdp_config": config}
 
 
@@ -58,7 +59,8 @@ def zero(stage: int) -> dict[str, Any]:
     return {"use_cpu": False, "deepspeed": config | {"zero_optimization": {"stage": stage}}}
 
 
-SHARDED = {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}  # torch 2.11 crashes in FSDP 1's full one on a CPU
+# On a CPU FSDP 1 cannot save a full state: torch 2.11 crashes, 2.15 saves the second moment as the first one too.
+SHARDED = {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
 CPU = {"DS_ACCELERATOR": "cpu"}
 ENGINES = {
     "DDP": Engine("DistributedDataParallel"),

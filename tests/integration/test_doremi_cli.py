@@ -13,6 +13,7 @@ from dataflex.core.errors import ConfigError
 from dataflex_mixers.doremi.command import run
 from dataflex_mixers.doremi.handover import FILE
 
+pytestmark = pytest.mark.llamafactory
 TIMES = {"logging_steps": 1, "save_steps": 100, "disable_tqdm": True, "plot_loss": False, "do_eval": False}
 
 

@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
+import dynamic_script
 import numpy as np
 import peft
 import pytest
@@ -416,23 +416,48 @@ def test_a_curriculum_is_trained_on_in_its_order(tmp_path, changes):
 
 
 def losses_logged(folder):
-    state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+    state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory):
+    """The folders of a training script on one rank and on two."""
+    folder = tmp_path_factory.mktemp("script")
+    one, two = folder / "1", folder / "2"
+    dynamic_script.run(one, 1)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, dynamic_script.__file__, str(two), "2"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return one, two
+
+
 @pytest.mark.slow
-def test_two_ranks_make_the_decisions_and_the_losses_of_one(tmp_path):
-    script = Path(__file__).with_name("dynamic_script.py")
-    for ranks in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *launcher, str(script), str(tmp_path / str(ranks)), str(ranks)]
-        done = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, two = tmp_path / "1", tmp_path / "2"
-    first, second = ([line["proportions"] for line in read_trace(folder / "mix")] for folder in (one, two))
+@pytest.mark.parametrize("kind", ["select", "mix", "weigh"])
+def test_two_ranks_make_the_decisions_and_the_losses_of_one(by_ranks, kind):
+    one, two = (folder / kind for folder in by_ranks)
+    assert len(losses_logged(one)) == 3
+    assert losses_logged(one) == pytest.approx(losses_logged(two), rel=2e-3)
+    if kind == "weigh":
+        return
+    first, second = (read_trace(folder) for folder in (one, two))
     assert len(first) == 2
-    for shares, others in zip(first, second, strict=True):
-        assert shares == pytest.approx(others, abs=1e-5)
-    assert losses_logged(one / "weigh") == pytest.approx(losses_logged(two / "weigh"), rel=2e-3)
+    for line, other in zip(first, second, strict=True):
+        if kind == "mix":
+            assert line["proportions"] == pytest.approx(other["proportions"], abs=5e-5)  # exp of float32 losses
+        else:
+            assert line["decision_hash"] == other["decision_hash"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["select", "mix", "weigh"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_that_were_stopped_end_with_the_weights_of_those_that_were_not(by_ranks, kind, ranks):
+    folder = by_ranks[ranks - 1]
+    whole, later = (sorted((folder / name).glob("weights-*.json")) for name in (kind, f"{kind} resumed"))
+    assert len(whole) == len(later) == ranks
+    assert {file.read_text() for file in later} == {whole[0].read_text()}
+    assert not (folder / f"{kind} resumed" / "checkpoint-2").exists(), "it began with the third step"

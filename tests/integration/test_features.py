@@ -172,7 +172,7 @@ def layerwise(seen: Watched, plain: Watched) -> None:
 
 def packed(seen: Watched, plain: Watched) -> None:
     rows = seen.trainer.train_dataset
-    assert len(rows) < 60
+    assert len(rows) < len(plain.trainer.train_dataset)
     assert all(len(rows[i]["input_ids"]) == 64 for i in range(len(rows)))
     if seen.weighed:
         batch = seen.trainer.args.per_device_train_batch_size

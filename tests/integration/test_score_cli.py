@@ -84,6 +84,7 @@ def test_scores_before_training_are_those_of_the_model_as_it_is_of_fewer_rows_th
     assert sorted(path.name for path in (tmp_path / "fresh").iterdir()) == ["dataflex_scores.parquet"]
 
 
+@pytest.mark.llamafactory
 def test_a_trained_model_without_a_checkpoint_is_not_taken_for_the_untrained_one(score, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "adapter_model.safetensors").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -33,8 +34,8 @@ class Many:
         return np.resize(self.lengths, self.count)
 
 
-def peak():  # of this program; getrusage gives that of the process it was started from, where that was larger
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+def peak():  # of what is allocated; how much of it lies in memory is also a matter of what else the machine does
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmPeak")) / 1024
 
 
 model = tiny_model(vocab_size=64, hidden=16, layers=1)
@@ -56,12 +57,17 @@ print(peak() - before)
 '''
 
 
+# Once a block of up to 32 MB has been freed, glibc keeps the next ones of that size for later, and what a pass takes is
+# then a matter of where they lie: the same pass was seen to take 36, 44 and 54 MB. Given back at once, it takes 11.
+GIVEN_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
 @pytest.mark.slow
 def test_peak_memory_is_flat_from_three_thousand_rows_to_a_hundred_thousand():
-    found = []
-    while len(found) < 3 and min(found, default=40) >= 40:  # the allocator only ever adds to what the pass needs
-        done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False, timeout=500)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(float(done.stdout))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        env=os.environ | GIVEN_BACK, capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
     # Row numbers, lengths and results take some 50 bytes a row; features of all rows would take 1.2 GB.
-    assert min(found) < 40, "MB more"
+    assert float(done.stdout) < 40, "MB more"

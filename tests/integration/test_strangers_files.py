@@ -101,6 +101,7 @@ def test_two_runs_in_one_cache_dir_leave_each_others_parts(tmp_path, monkeypatch
     assert len(list((tmp_path / "cache" / FOLDER).iterdir())) == 2
 
 
+@pytest.mark.llamafactory
 @pytest.mark.parametrize("name", ["1_reference.yaml", "2_proxy.yaml", "3_final.yaml", "proxy_components.yaml"])
 def test_doremi_writes_over_no_file_that_it_did_not_write(workspace, tmp_path, name, monkeypatch):
     monkeypatch.chdir(workspace)

@@ -29,6 +29,8 @@ def tiny(tried: Tried) -> nn.Module:
         Exception: Whatever transformers raises.
     """
     config = tiny_config(tried.config_class, OVERRIDES.get(tried.model_type, {}))
+    for part in (config, config.get_text_config(decoder=True)):
+        part.use_cache = False  # as models are trained; before 5.6 another one in Gemma 3n (transformers 45312)
     with torch.device("meta"):
         size = sum(p.numel() for p in tried.model_class(config).parameters())
     if size > MOST_PARAMETERS:

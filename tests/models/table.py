@@ -30,8 +30,8 @@ INTRO = """# Models
 
 `nox -s models` tries every causal language model class of the installed transformers, and every class of vision and
 text on rows of text alone; `nox -s models-latest` does so with the newest versions. Each class is built tiny from its
-own configuration, one layer of each kind that it has, with random weights, in float32 on the CPU, and tried on four rows
-of 5 to 17 tokens in one padded batch. This page is written by it.
+own configuration, one layer of each kind that it has, with random weights, in float32 on the CPU, without a cache as in
+training, and tried on four rows of 5 to 17 tokens in one padded batch. This page is written by it.
 
 | column | what is compared |
 | --- | --- |
@@ -109,7 +109,7 @@ def _row(name: str, found: dict[str, Any], reasons: dict[str, int]) -> list[str]
 
 def _general(reason: str) -> str:
     """Returns the reason without the numbers of the rows that it was seen on."""
-    return re.sub(r": (on row \d|row \d|embeddings of two rows) .*?(?= -&gt;| ->)", "", reason)
+    return re.sub(r": (on row \d|row \d|embeddings of two rows|of the first rows) .*?(?=, so | -&gt;| ->)", "", reason)
 
 
 def _escaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What each rank of the balancer's test does. It imports little: a rank is a process of its own."""
+"""What each rank of the balancer's test does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tensors(rank: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, scale
 
 
-def rank(number: int, ranks: int, port: int, folder: str) -> None:
+def rank(number: int, port: int, ranks: int, folder: str) -> None:
     """Balances two losses and leaves ``NUMBER.json``: the gradient of each call, the metrics, the returned numbers."""
     torch.set_num_threads(1)
     where = {"init_method": f"tcp://127.0.0.1:{port}", "rank": number, "world_size": ranks}

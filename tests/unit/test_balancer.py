@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, tiny_batch, tiny_model
 from dataflex_weighters.balancer import Balancer, RunningMeans
 from dataflex_weighters.source_balancer import BalancerWeighter, balanced
+from rank_group import start
 from weighted_run import weighted
 
 
@@ -82,10 +82,7 @@ def test_the_parameters_get_the_balanced_gradient_and_not_that_of_the_sum():
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(rank, args=(2, port, str(folder)), nprocs=2, start_method="spawn")
+    start(rank, 2, 2, str(folder))
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(2)]
 
 

@@ -162,6 +162,7 @@ def test_the_table_marks_what_is_required():
     assert table([changed], 80) == "selector  x  p 1\n    Does.\n    b (required), a=None\n"
 
 
+@pytest.mark.llamafactory  # tests/unit/test_without_llamafactory.py has what it says without
 def test_validate_says_what_the_run_would_be(workspace):
     done = cli("validate", "my run.json", "warmup_step=0", cwd=workspace)
     assert (done.returncode, done.stderr) == (0, "")
@@ -176,14 +177,15 @@ def test_validate_says_what_the_run_would_be(workspace):
 
 
 def test_validate_lists_every_problem_on_stderr_and_ends_with_2(workspace):
-    done = cli("validate", "my run.json", "update_step=0", "learning_rat=1", cwd=workspace)
+    done = cli("validate", "my run.json", "update_step=0", "warmup_stp=1", cwd=workspace)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: 2 problems in the configuration:\n")
-    assert "did you mean 'learning_rate'?" in done.stderr
+    assert "did you mean 'warmup_step'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.llamafactory
 def test_train_refuses_the_same_configuration_with_the_same_words(workspace):
     change = ["my run.json", "update_step=0"]
     assert cli("train", *change, cwd=workspace).stderr == cli("validate", *change, cwd=workspace).stderr

@@ -141,7 +141,8 @@ def test_a_weight_that_is_not_finite_stops_the_run_before_the_step_wherever_in_i
 
 
 def test_a_step_of_a_weighing_mixer_reads_once_at_its_beginning_and_once_at_its_end(monkeypatch):
-    monkeypatch.setattr("dataflex.train.trainer.domain_objective.replace_loss", lambda *args: None)
+    replaced = SimpleNamespace(takes_count=True)
+    monkeypatch.setattr("dataflex.train.trainer.domain_objective.ReplacedLoss", lambda *args: replaced)
     losses = DomainLosses(3, lambda inputs, losses_BT: losses_BT)
     accelerator = SimpleNamespace(num_processes=1)
     arguments = SimpleNamespace(average_tokens_across_devices=True, gradient_accumulation_steps=3)

@@ -126,7 +126,8 @@ class FixedWeights(Mixer):
 
 
 def test_the_counts_of_a_step_come_from_the_device_at_once(monkeypatch):
-    monkeypatch.setattr("dataflex.train.trainer.domain_objective.replace_loss", lambda *args: None)
+    replaced = SimpleNamespace(takes_count=True)
+    monkeypatch.setattr("dataflex.train.trainer.domain_objective.ReplacedLoss", lambda *args: replaced)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
     losses = SimpleNamespace(handed_out=[np.array([0, 1]), np.array([2, 0])])
     objective = DomainObjective(trainer, losses, lambda: np.array([1.0, 2.0, 4.0]), dft=False)

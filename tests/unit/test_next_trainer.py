@@ -19,6 +19,7 @@ from dataflex.core.source import module
 from dataflex.launch import next_trainer
 from packaging.version import Version
 
+pytestmark = pytest.mark.llamafactory  # whose next trainer it is
 STATIC = """\
 train_type: static
 model: some/model  # a key of the next trainer's

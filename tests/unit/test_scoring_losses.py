@@ -479,10 +479,10 @@ def test_zero_1_and_2_leave_the_weights_whole_for_scoring_and_for_selectors_alik
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "privateuseone"])
 def test_every_kind_of_accelerator_gets_the_budget_of_its_own_memory(monkeypatch, kind):
     """NPUs are one of torch's "privateuseone" devices."""
+    model = tiny_model()  # on the device of the tests, which is asked for as well
     module = SimpleNamespace(get_device_properties=lambda device: SimpleNamespace(total_memory=8 * 2**30))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 8 * 2**30)
-    model = tiny_model()
     model.config.vocab_size = 152_000
     weight = SimpleNamespace(device=torch.device(kind), ndim=2)
     monkeypatch.setattr(model, "parameters", lambda: iter([weight]))

@@ -248,6 +248,7 @@ def test_an_override_that_cannot_be_read_is_named_without_its_value(override, tm
     assert SENTINEL not in said
 
 
+@pytest.mark.llamafactory  # all keys of its own that hold a secret
 def test_validate_prints_no_secret(tmp_path, capsys):
     params = {"reward": "endpoint", "endpoint": "https://h/v1", "endpoint_model": "m", "instruction": SENTINEL_URL}
     wrong = {"endpoint": f"https://u:{SENTINEL}@h/v1?key={SENTINEL}", "api_key_env": SENTINEL}

@@ -69,6 +69,11 @@ def test_names_that_share_a_part_are_not_hinted(found, allowed):
 
 def test_another_programs_word_is_hinted_where_the_value_means_the_same():
     assert nearest("generation_temperature", {"temperature", "top_p"}) == "did you mean 'temperature'?"
+    assert nearest("lr", {"learning_rate", "top_p"}) == "did you mean 'learning_rate'?"
+
+
+@pytest.mark.llamafactory
+def test_another_programs_word_is_one_of_llamafactorys_keys():
     assert nearest("generation_temperature", KEYS) == "did you mean 'temperature'?"
     assert nearest("lr", KEYS) == "did you mean 'learning_rate'?"
     assert set(RENAMED.values()) <= PARAMETERS | set(KEYS)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +16,7 @@ from dataflex_weighters.custom import CustomWeighter
 from dataflex_weighters.loss import STRATEGIES, LossWeighter, normalised_losses, rows_with_labels, sample_weights
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_group import start
 
 LOSSES = [0.5, 4.0, 1.25, 2.0, 3.5]
 COMPARING = [s for s in STRATEGIES if s != "uniform"]
@@ -208,20 +207,7 @@ def _rank(rank: int, port: int, shards: list[list[float]], folder: str) -> None:
 
 
 def _run_ranks(shards: list[list[float]], folder: str) -> list[list[dict[str, list[float]]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=_rank, args=(r, port, shards, folder)) for r in range(len(shards))]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(timeout=400)
-    hanging = [rank for rank in ranks if rank.is_alive()]
-    for rank in hanging:
-        rank.kill()
-    assert not hanging, "a rank hangs: the collectives do not match"
-    assert [rank.exitcode for rank in ranks] == [0] * len(ranks)
+    start(_rank, len(shards), shards, folder)
     results = []
     for r in range(len(shards)):
         with open(f"{folder}/{r}.json") as file:

@@ -288,6 +288,12 @@ def test_jvp_finds_out_a_kernel_that_drops_the_derivative(model, rows):
         derivatives(model, rows, "jvp", directions=4)
 
 
+def test_jvp_is_not_taken_on_trust_where_the_gradient_it_is_compared_with_is_not_finite(model, rows):
+    next(model.parameters()).register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(ComponentError, match=r"the gradient of row \d+ is NaN or infinite, .* -> set method: "):
+        derivatives(model, rows, "jvp")
+
+
 # --- scores
 
 

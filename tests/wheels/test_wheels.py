@@ -273,18 +273,40 @@ def workspace(environment, tmp_path_factory) -> Path:
     return folder / "try"
 
 
+ONE_AFTER_THE_OTHER = """
+import json, sys
+from dataflex.cli.main import run
+codes = []
+for arguments in json.loads(sys.argv[1]):
+    codes.append(run(arguments))
+    print("the end of a run", file=sys.stderr, flush=True)
+sys.exit(max(codes))
+"""
+
+
+@pytest.fixture(scope="session")
+def trainings(environment, workspace, tmp_path_factory) -> dict[str, tuple[Path, str]]:
+    """Component -> the folder of its run, and what the run said. One process: it takes eight seconds to start."""
+    folder, commands = tmp_path_factory.mktemp("trainings"), []
+    for run, component in TRAININGS:
+        schedule = ["train_step=6"] if run.startswith("weight") else ["update_step=2", "update_times=2"]
+        commands.append([
+            "train", str(workspace / f"{run}.yaml"), component, *schedule, f"output_dir={folder / component}",
+            "plot_loss=false", "do_eval=false", "warmup_step=2",
+        ])  # fmt: skip
+    done = environment(*PACKAGES).python("-c", ONE_AFTER_THE_OTHER, json.dumps(commands), cwd=workspace)
+    assert done.returncode == 0, done.stderr
+    *said, _ = done.stderr.split("the end of a run\n")
+    return {component: (folder / component, text) for (_, component), text in zip(TRAININGS, said, strict=True)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "component"), TRAININGS, ids=lambda value: value.partition("=")[2] or value)
-def test_each_component_of_the_tutorial_trains_from_the_wheels(environment, workspace, tmp_path, run, component):
-    schedule = ["train_step=6"] if run.startswith("weight") else ["update_step=2", "update_times=2"]
-    result = environment(*PACKAGES).cli(
-        "train", str(workspace / f"{run}.yaml"), component, *schedule, f"output_dir={tmp_path}", "plot_loss=false",
-        "do_eval=false", "warmup_step=2", cwd=workspace,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    history = json.loads((tmp_path / "trainer_state.json").read_text(encoding="utf-8"))
+def test_each_component_of_the_tutorial_trains_from_the_wheels(trainings, run, component):
+    folder, said = trainings[component]
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     assert history["global_step"] == 6
     if not run.startswith("weight"):
-        trace = [json.loads(line) for line in (tmp_path / "dataflex_trace.jsonl").read_text().splitlines()]
+        trace = [json.loads(line) for line in (folder / "dataflex_trace.jsonl").read_text().splitlines()]
         assert [line["step"] for line in trace] == [2, 4]
-        assert "tutorial:" in result.stderr  # the hook
+        assert "tutorial:" in said  # the hook

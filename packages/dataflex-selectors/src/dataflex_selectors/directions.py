@@ -64,7 +64,6 @@ def is_narrow(model: torch.nn.Module, accelerator: Accelerator | None) -> bool:
 
 
 @contextmanager
-@torch.no_grad()
 def moved(drawn: Directions, direction: int, distance: float) -> Iterator[None]:
     """Adds ``distance`` times a direction to the trainable weights for the block.
 
@@ -73,10 +72,13 @@ def moved(drawn: Directions, direction: int, distance: float) -> Iterator[None]:
     """
     saved = [parameter.detach().clone() for parameter in drawn.parameters.values()]
     try:
-        for parameter, before, xi in zip(drawn.parameters.values(), saved, drawn.vector(direction), strict=True):
-            wide = torch.promote_types(before.dtype, torch.float32)
-            parameter.copy_(torch.add(before.to(wide), xi, alpha=distance))
+        # Twice, and not around the whole: torch hands an exception of the block on in a way that Python 3.12 warns of.
+        with torch.no_grad():
+            for parameter, before, xi in zip(drawn.parameters.values(), saved, drawn.vector(direction), strict=True):
+                wide = torch.promote_types(before.dtype, torch.float32)
+                parameter.copy_(torch.add(before.to(wide), xi, alpha=distance))
         yield
     finally:
-        for parameter, before in zip(drawn.parameters.values(), saved, strict=True):
-            parameter.copy_(before)
+        with torch.no_grad():
+            for parameter, before in zip(drawn.parameters.values(), saved, strict=True):
+                parameter.copy_(before)

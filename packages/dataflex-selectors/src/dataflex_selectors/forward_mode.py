@@ -29,6 +29,7 @@ from dataflex.scoring import (
     token_losses,
 )
 from dataflex.scoring.autocast import autocast
+from dataflex.scoring.loss_scale import TOKEN_SCALE, computes_in_fp16
 from numpy.typing import NDArray
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -147,18 +148,29 @@ def _compare(
     one = replace(rows, indices=rows.rows()[[place]], progress=False)
     with _losses_of(model, one) as losses:
 
-        def score(batch: RowBatch) -> torch.Tensor:
+        def product(batch: RowBatch, scale: float) -> torch.Tensor:
             with torch.enable_grad():
-                loss = losses(batch).sum()
+                loss = losses(batch).sum() * scale
                 trained = list(drawn.parameters.values())
                 # A layer that the row does not reach has no gradient; where it reaches none, autograd refuses.
                 grads = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else []
             given = {name: grad for name, grad in zip(drawn.parameters, grads, strict=False) if grad is not None}
-            pairs = [(grad.float(), tangents[name].float()) for name, grad in given.items()]
+            pairs = [(grad.float() / scale, tangents[name].float()) for name, grad in given.items()]
             inner = sum(float((g * xi).sum()) for g, xi in pairs)
             return torch.tensor([[inner, sum(float(g.square().sum()) for g, _ in pairs) ** 0.5]])
 
+        def score(batch: RowBatch) -> torch.Tensor:
+            with autocast(rows.accelerator):
+                small = computes_in_fp16(model)  # what is small would vanish on the way back
+            found = product(batch, TOKEN_SCALE if small else 1.0)
+            return found if found.isfinite().all() or not small else product(batch, 1.0)
+
         inner, norm = one.values(model, score)[0]
+    if not np.isfinite([inner, norm]).all():
+        raise ComponentError(
+            f"the gradient of row {rows.rows()[place]} is NaN or infinite, so derivatives cannot be checked -> "
+            "set method: finite_difference, or train in bf16 instead of fp16"
+        )
     tolerance = _TOLERANCE_16_BITS if is_narrow(model, rows.accelerator) else _TOLERANCE_32_BITS
     if abs(found[place] - inner) > tolerance * norm + 1e-6:
         raise ComponentError(

@@ -24,6 +24,9 @@ _TYPES = {
 OPEN = "open"
 """A type that cannot be told: anything may stand there."""
 
+_WORDS = {"fsdp": "FSDPOption"}
+"""Key -> the Enum of its words; transformers 5.24 takes them as ever and declares a text."""
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -55,6 +58,8 @@ def declared_value(key: str) -> Declared | None:
         return None
     home, statement = found
     declared = _with_metadata(home, statement, _of(home, statement.annotation))
+    if key in _WORDS and "list" not in declared.types and (choices := _enum(home, _WORDS[key])):
+        declared |= Declared(frozenset({"list"}), choices)
     split = key in _split(home)
     return Declared(declared.types, declared.choices, declared.words, split)
 

@@ -16,6 +16,11 @@ def autocast(accelerator: Accelerator | None) -> AbstractContextManager[None]:
     return nullcontext() if accelerator is None else accelerator.autocast()
 
 
+def in_float32(tensor: torch.Tensor) -> AbstractContextManager[None]:
+    """Returns the context in which products of float32 tensors are made in float32, whatever runs around it."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def allowed_rounding(model: torch.nn.Module) -> float:
     """Returns how far numbers may lie apart, as a share, that were computed for another number of rows.
 

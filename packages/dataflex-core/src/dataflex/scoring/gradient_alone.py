@@ -6,15 +6,16 @@ Letters: B rows of the batch, T tokens, M label positions, V vocabulary, D numbe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from dataflex.scoring.autocast import allowed_rounding
+from dataflex.scoring.autocast import allowed_rounding, in_float32
 from dataflex.scoring.factors import Factors
 from dataflex.scoring.gradient_plan import WHOLE, Replayed
 from dataflex.scoring.gradient_replay import Gradients, NotByRowError, Unit, distance
@@ -23,6 +24,8 @@ from dataflex.scoring.gradient_sinks import Sink
 from dataflex.scoring.gradient_uses import requiring
 from dataflex.scoring.label_logits import label_positions
 from dataflex.scoring.label_losses import LabelOutputs, Outputs
+from dataflex.scoring.loss_scale import lowered
+from dataflex.scoring.row_choices import Choices
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_pass import RowBatch
 
@@ -55,6 +58,7 @@ class BatchLosses:
     Attributes:
         counts_B: (B,) label tokens of each row.
         rows: Which row each activation belongs to.
+        scales_B: (B,) what each row's loss is multiplied with on the way back; None for nothing.
     """
 
     def __init__(self, batch: RowBatch, outputs: Outputs, total: bool) -> None:
@@ -64,19 +68,35 @@ class BatchLosses:
         self.row_M = self.positions_M // labels_BT.shape[1]
         self.counts_B = torch.bincount(self.row_M, minlength=len(labels_BT))
         self.rows = RowMap(labels_BT.shape, self.positions_M)
+        self.scales_B: torch.Tensor | None = None
+        self._choices: Choices | None = None
+        self._chosen: Context = nullcontext
+
+    def note_choices(self, allowed: float) -> None:
+        """From now on, rows alone choose what they do in the batch, up to rounding.
+
+        Args:
+            allowed: How far numbers may be apart for rounding alone, as a share.
+        """
+        self._choices = Choices(self.rows, False, allowed)
+        with self._choices.noted():
+            self.outputs()
 
     def outputs(self) -> LabelOutputs:
         """Runs the model up to its outputs at label positions."""
-        return self._outputs(self._batch.inputs, self.positions_M, self._targets_M, self._labels_BT.shape)
+        with self._chosen():
+            return self._outputs(self._batch.inputs, self.positions_M, self._targets_M, self._labels_BT.shape)
 
     def backward(self, found: LabelOutputs) -> None:
-        """Runs the backward pass of the sum of the losses."""
+        """Runs the backward pass of the sum of the scaled losses."""
         if found.values.requires_grad and len(self.positions_M):
             torch.autograd.backward(found.values, found.slopes(self._weights()))
 
     def _weights(self) -> torch.Tensor:
         weights_M = torch.ones(len(self.positions_M))
-        return weights_M if self._total else weights_M / self.counts_B[self.row_M]
+        if not self._total:
+            weights_M = weights_M / self.counts_B[self.row_M]
+        return weights_M if self.scales_B is None else weights_M * self.scales_B[self.row_M]
 
     def alone(self, row: int) -> BatchLosses:
         """Returns the losses of one row, with the padding that it has in the batch."""
@@ -86,10 +106,14 @@ class BatchLosses:
             return self.rows.of_row(value, self.rows.layout(value, False), row) if tensor else value
 
         inputs = {name: cut(value) for name, value in self._batch.inputs.items()}
-        return BatchLosses(RowBatch(inputs, self._labels_BT[row : row + 1]), self._outputs, self._total)
+        found = BatchLosses(RowBatch(inputs, self._labels_BT[row : row + 1]), self._outputs, self._total)
+        found.scales_B = None if self.scales_B is None else self.scales_B[row : row + 1]
+        if self._choices is not None:
+            found._chosen = partial(self._choices.again, row)
+        return found
 
     def gradients(self, parameters: list[nn.Parameter]) -> tuple[torch.Tensor, Gradients]:
-        """Returns the outputs, and autograd's gradients of the sum of the losses: of one row, its own."""
+        """Returns the outputs, and autograd's gradients of the sum of the scaled losses: of one row, its own."""
         with torch.enable_grad(), requiring(parameters):
             outputs = self.outputs()
             found: Gradients = [None] * len(parameters)
@@ -98,6 +122,30 @@ class BatchLosses:
                 found = list(torch.autograd.grad(outputs.values, parameters, slopes, allow_unused=True))
         torch.clear_autocast_cache()  # it has weights that require a gradient
         return outputs.values.detach(), found
+
+    def norms(self, routes: Sequence[Route], factors: Mapping[int, Factors]) -> dict[Route, float]:
+        """Returns the norms of the gradients of one row's loss, projected where there are factors."""
+        while True:
+            _, gradients = self.gradients([route.parameter for route in routes])
+            norms = torch.zeros(len(routes))
+            for place, (route, gradient) in enumerate(zip(routes, gradients, strict=True)):
+                if gradient is not None:
+                    norms[place] = _vector(route, gradient, factors).norm()
+            scales = lowered(self.scales_B, norms.sum().unsqueeze(0))
+            if scales is None:
+                break
+            self.scales_B = scales
+        if self.scales_B is not None:
+            norms /= self.scales_B
+        return dict(zip(routes, norms.tolist(), strict=True))
+
+
+def _vector(route: Route, gradient: torch.Tensor, factors: Mapping[int, Factors]) -> torch.Tensor:
+    """Returns a gradient in float32, (D,), projected where it has factors."""
+    with in_float32(gradient):
+        if route.index in factors:
+            return factors[route.index].project(gradient.detach())
+        return gradient.detach().float().flatten()
 
 
 class RowsAlone:
@@ -171,10 +219,14 @@ class RowsAlone:
         sources = Counter(route for unit in reached for route in unit.routes)
         sources.update(self._whole)
         apart = [torch.zeros((), device=sink.squares_B.device)]
+        with self._autocast():
+            allowed = allowed_rounding(self._model)
+            if self._whole and expected is not None:
+                losses.note_choices(allowed)
         for row, count in enumerate(losses.counts_B.tolist()):
             sums: dict[Route, torch.Tensor | None] = {}
             left = Counter(sources)
-            for routes, gradients in self._of_row(row, losses, expected, reached, count, apart):
+            for routes, gradients in self._of_row(row, losses, expected, reached, count, apart, allowed):
                 for route, gradient in zip(routes, gradients, strict=True):
                     if gradient is not None:
                         before = sums.get(route)
@@ -182,7 +234,7 @@ class RowsAlone:
                     left[route] -= 1
                     if not left[route]:
                         self._hand_on(route, row, sums.pop(route, None), sink, arrivals.get(route, []))
-        self._require_same(reached, apart)
+        self._require_same(reached, apart, allowed)
         return set(sources)
 
     def _of_row(
@@ -193,11 +245,12 @@ class RowsAlone:
         reached: list[Unit],
         count: int,
         apart: list[torch.Tensor],
+        allowed: float,
     ) -> Any:
         for unit in reached:
             none: Gradients = [None] * len(unit.routes)
             try:
-                yield unit.routes, unit.gradients(row, self._autocast) if count else none
+                yield unit.routes, unit.gradients(row, self._autocast, allowed) if count else none
             except NotByRowError as error:
                 raise ReplacedError(unit.name, unit.changed, str(error)) from error
         if self._whole:
@@ -212,21 +265,18 @@ class RowsAlone:
     def _hand_on(
         self, route: Route, row: int, gradient: torch.Tensor | None, sink: Sink, arrivals: list[Arrival]
     ) -> None:
-        if gradient is None:
-            found_D = sink.squares_B.new_zeros(route.size)
-        elif route.index in self._factors:
-            found_D = self._factors[route.index].project(gradient.detach())
-        else:
-            found_D = gradient.detach().float().flatten()
         rows = slice(row, row + 1)
-        found_1D = found_D.unsqueeze(0)
-        for arrival in arrivals:
-            found_1D = found_1D + arrival(rows)
-        sink.add(route, rows, found_1D)
+        with in_float32(sink.squares_B):
+            if gradient is None:
+                found_D = sink.squares_B.new_zeros(route.size)
+            else:
+                found_D = _vector(route, gradient, self._factors)
+            found_1D = found_D.unsqueeze(0)
+            for arrival in arrivals:
+                found_1D = found_1D + arrival(rows)
+            sink.add(route, rows, found_1D)
 
-    def _require_same(self, reached: list[Unit], apart: list[torch.Tensor]) -> None:
-        with self._autocast():
-            allowed = allowed_rounding(self._model)
+    def _require_same(self, reached: list[Unit], apart: list[torch.Tensor], allowed: float) -> None:
         names, found = [WHOLE], [torch.stack([value.to(apart[0].device) for value in apart]).max()]
         for unit in reached:
             value = unit.apart()

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from dataflex.scoring.budget import is_out_of_memory
 from dataflex.scoring.gradient_routes import Route
 from dataflex.scoring.gradient_uses import FAILURES, requiring
+from dataflex.scoring.row_choices import Choices
 from dataflex.scoring.row_map import Layout, RowMap
 
 Gradients = list[torch.Tensor | None]
@@ -39,13 +40,15 @@ class NotByRowError(Exception):
 class _Call:
     """One call of a module: its inputs as leaves of a tree, its outputs, and the gradients of these by place.
 
-    ``kept`` are the tensors among them with their versions of then, which an operation in place raises.
+    ``choices`` are what it chose for the batch, once they were asked for. ``kept`` are the tensors among inputs and
+    outputs with their versions of then, which an operation in place raises.
     """
 
     leaves: list[Any]
     layouts: list[Layout]
     spec: TreeSpec
     kept: list[tuple[torch.Tensor, int]]
+    choices: Choices | None = None
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     grads: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -67,7 +70,7 @@ class Unit:
     def __init__(self, name: str, module: nn.Module, routes: Sequence[Route], picked: bool, copied: bool) -> None:
         self.name, self.module, self.routes = name, module, list(routes)
         self.changed = False
-        self._picked, self._copied = picked, copied
+        self._picked, self._copied, self._chooses = picked, copied, True
         self._rows: RowMap
         self._open: list[_Call] = []
         self._calls: list[_Call] = []
@@ -104,12 +107,13 @@ class Unit:
         """Returns whether any gradient came to one of its outputs."""
         return any(call.grads for call in self._calls)
 
-    def gradients(self, row: int, context: Callable[[], AbstractContextManager[None]]) -> Gradients:
+    def gradients(self, row: int, context: Callable[[], AbstractContextManager[None]], allowed: float) -> Gradients:
         """Returns the gradients of one row.
 
         Args:
             row: Its place in the batch.
             context: Mixed precision.
+            allowed: How far numbers may be apart for rounding alone, as a share.
 
         Raises:
             NotByRowError: The module cannot be called for one row alone, or gives it something else.
@@ -119,7 +123,7 @@ class Unit:
         with torch.enable_grad(), requiring(parameters), context():
             for call in self._calls:
                 if call.grads:
-                    outputs, grads = self._again(call, row)
+                    outputs, grads = self._again(call, row, allowed)
                     if outputs:
                         each = torch.autograd.grad(outputs, parameters, grads, allow_unused=True)
                         found = [_sum(total, grad) for total, grad in zip(found, each, strict=True)]
@@ -162,7 +166,7 @@ class Unit:
         self._calls.append(call)
         return tree_unflatten(values, spec)
 
-    def _again(self, call: _Call, row: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _again(self, call: _Call, row: int, allowed: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Calls the module for one row and returns its outputs and their gradients."""
         rows = self._rows
         if any(tensor._version != version for tensor, version in call.kept):
@@ -172,13 +176,15 @@ class Unit:
             rows.of_row(v, layout, row) if isinstance(v, torch.Tensor) else v
             for v, layout in zip(call.leaves, call.layouts, strict=True)
         ]
-        if self._copied:  # the module itself may be what changes them
-            leaves = [
-                v.clone() if isinstance(v, torch.Tensor) and not isinstance(v, nn.Parameter) else v for v in leaves
-            ]
-        args, kwargs = tree_unflatten(leaves, call.spec)
         try:
-            values, _ = tree_flatten(self.module.forward(*args, **kwargs))
+            if call.choices is None:
+                call.choices = Choices(rows, self._picked, allowed)
+                if self._chooses and rows.rows > 1:
+                    with call.choices.noted():
+                        self._run(call, call.leaves)
+                    self._chooses = bool(call.choices)
+            with call.choices.again(row):
+                values, _ = tree_flatten(self._run(call, leaves))
         except FAILURES as error:
             if is_out_of_memory(error):
                 raise
@@ -196,6 +202,12 @@ class Unit:
                 outputs.append(values[place])
                 grads.append(rows.of_row(grad, layout, row))
         return outputs, grads
+
+    def _run(self, call: _Call, leaves: list[Any]) -> Any:
+        if self._copied:  # the module itself may be what changes them
+            leaves = [v.clone() if _is_activation(v) else v for v in leaves]
+        args, kwargs = tree_unflatten(leaves, call.spec)
+        return self.module.forward(*args, **kwargs)
 
 
 def _keeping(grads: dict[int, torch.Tensor], place: int) -> Callable[[torch.Tensor], None]:

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dataflex.core.errors import ComponentError
 from dataflex.scoring.gradient_rules import Checked, Rule, rule_of
+from dataflex.scoring.sharded import reshard
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def gradient_routes(model: torch.nn.Module) -> list[Route]:
     Raises:
         ComponentError: Nothing is trainable.
     """
+    reshard(model)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     uses: dict[int, list[Use]] = {key: [] for key in names}
     for module in model.modules():

@@ -9,7 +9,6 @@ Letters: B rows, S slots (tokens) of a row, I inputs, O outputs of a layer, D nu
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +170,8 @@ def _called_with(module: nn.Module, key: str, value: torch.Tensor, call: Call) -
 
     The hooks of the module are passed by: those of sharded engines look for their own kind of parameter.
     """
-    twin = copy.copy(module)
+    twin = object.__new__(type(module))  # a layer that FSDP 2 wraps by itself cannot be copied: its class makes another
+    vars(twin).update(vars(module))
     twin._parameters = {name: p for name, p in module._parameters.items() if name != key}
     vars(twin)[key] = value
     found: torch.Tensor = type(module).forward(twin, *call.args, **call.kwargs)

@@ -26,18 +26,22 @@ class Sink:
 
     Attributes:
         squares_B: Squared norm of each row's whole vector so far.
+        scales_B: What each row's loss was multiplied with; None for nothing.
     """
 
     def __init__(self, rows: int, device: torch.device, direction: Direction | None = None) -> None:
         self._direction = direction
         self.squares_B = torch.zeros(rows, device=device)
+        self.scales_B: torch.Tensor | None = None
 
     def clear(self) -> None:
         """Forgets what was taken: the batch begins anew."""
         self.squares_B.zero_()
 
     def add(self, route: Route, rows: slice, grads_BD: torch.Tensor) -> None:
-        """Takes the gradients of one parameter for some rows."""
+        """Takes the gradients of one parameter for some rows, of their losses as they were multiplied."""
+        if self.scales_B is not None:
+            grads_BD = grads_BD / self.scales_B[rows].unsqueeze(1)
         if self._direction is not None:
             grads_BD = self._direction(route, grads_BD)
         self.squares_B[rows] += torch.linalg.vecdot(grads_BD, grads_BD)

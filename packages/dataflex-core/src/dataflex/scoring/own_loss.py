@@ -39,7 +39,7 @@ def require_own_loss(
     Raises:
         ComponentError: With the numbers of the first such row.
     """
-    name, close = model_name(model), _close(model)
+    name, close = model_name(model), closeness(model)
     for place, (batched, alone, own) in enumerate(zip(batched_N, alone_N, own_N, strict=True)):
         if own is not None and not np.isclose(alone, own, rtol=close, atol=close):
             raise ComponentError(
@@ -66,7 +66,7 @@ def require_rows_alone(model: torch.nn.Module, batched_NH: NDArray[np.float32], 
     Raises:
         ComponentError: They do.
     """
-    close = _close(model)
+    close = closeness(model)
     if not np.allclose(batched_NH, alone_NH, rtol=0, atol=close):
         apart = float(np.abs(batched_NH - alone_NH).max())
         raise ComponentError(
@@ -81,7 +81,8 @@ def model_name(model: torch.nn.Module) -> str:
     return next(map(type, [*pretrained_models(model), model])).__name__
 
 
-def _close(model: torch.nn.Module) -> float:
+def closeness(model: torch.nn.Module) -> float:
+    """Returns how far two computations of a loss may be apart in the model's precision, as a part of it."""
     halves = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     return HALF if halves or torch.is_autocast_enabled(next(model.parameters()).device.type) else FLOAT32
 
@@ -103,7 +104,7 @@ def own_losses(model: torch.nn.Module, dataset: Any, collator: Collator, rows: S
     found: list[float | None] = []
     with undisturbed(model), torch.no_grad():
         for row in rows:
-            output = model(**_inputs(model, dataset, collator, row), use_cache=False, return_dict=True)
+            output = model(**own_inputs(model, collator, [dataset[int(row)]]), use_cache=False, return_dict=True)
             known = isinstance(output, Mapping) and output.get("aux_loss") is None
             loss = output.get("loss") if known else None
             found.append(None if loss is None else float(loss))
@@ -119,7 +120,7 @@ def without_gradients(model: torch.nn.Module, dataset: Any, collator: Collator, 
         collator: Makes a batch of tensors from a list of rows.
         row: Number of the row.
     """
-    inputs = _inputs(model, dataset, collator, row)
+    inputs = own_inputs(model, collator, [dataset[int(row)]])
     parameters = list(model.parameters())
     flags = [p.requires_grad for p in parameters]
     try:
@@ -138,8 +139,8 @@ def without_gradients(model: torch.nn.Module, dataset: Any, collator: Collator, 
     return None
 
 
-def _inputs(model: torch.nn.Module, dataset: Any, collator: Collator, row: int) -> dict[str, Any]:
-    """Returns a batch of one row, with its labels, where the model is."""
+def own_inputs(model: torch.nn.Module, collator: Collator, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns a batch of rows, with their labels, where the model is."""
     device = next(model.parameters()).device
-    batch = collator([dict(dataset[int(row)])])  # collators change the rows they are given
+    batch = collator([dict(row) for row in rows])  # collators change the rows they are given
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -23,7 +23,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.autocast import allowed_rounding, autocast
+from dataflex.scoring.autocast import allowed_rounding, autocast, in_float32
 from dataflex.scoring.factors import Factors, factored
 from dataflex.scoring.gradient_alone import Arrival, BatchLosses, ReplacedError, RowsAlone
 from dataflex.scoring.gradient_inputs import by_row, holds_output, picked_layers
@@ -33,6 +33,7 @@ from dataflex.scoring.gradient_rules import Call
 from dataflex.scoring.gradient_sinks import Norms, Sink
 from dataflex.scoring.gradient_uses import find_uses
 from dataflex.scoring.label_losses import Outputs, outputs_at_labels
+from dataflex.scoring.loss_scale import lowered, row_scales
 from dataflex.scoring.models import pretrained_models
 from dataflex.scoring.row_map import RowMap
 from dataflex.scoring.row_mixing import mixing_layer
@@ -111,10 +112,19 @@ class PerSampleGradients:
             self._hooks.close()
             self._plan.learn(find_uses(self._model, parameters, run), self._model, self.routes)
             self._planned = False
-        while not self._all_formed(losses, sink):
+        with self.autocast():
+            again = not self._plan.rules_only  # the ranks of a sharded engine go back together
+            scales_B = row_scales(self._model, losses.counts_B, total, again=again)
+        while True:
+            losses.scales_B = scales_B
+            sink.scales_B = None if scales_B is None else scales_B.to(sink.squares_B.device)
+            while not self._all_formed(losses, sink):
+                sink.clear()
+                self._planned = False
+            scales_B = lowered(scales_B, sink.squares_B) if again else None
+            if scales_B is None:
+                return losses.counts_B
             sink.clear()
-            self._planned = False
-        return losses.counts_B
 
     def autocast(self) -> AbstractContextManager[None]:
         """Returns the context of the run's mixed precision."""
@@ -180,15 +190,17 @@ class PerSampleGradients:
         if self._plan.rules_only:
             return []
         losses = BatchLosses(batch, self._outputs, False)
+        losses.scales_B = None if sink.scales_B is None else sink.scales_B.cpu()
         found: dict[Route, None] = {}
         self._alone.running = True
         try:
+            with self.autocast():
+                allowed = allowed_rounding(self._model)
+                losses.note_choices(allowed)
             for row in losses.counts_B.nonzero().flatten().tolist():
                 with self.autocast():
-                    allowed = allowed_rounding(self._model)
-                    _, grads = losses.alone(row).gradients([route.parameter for route in self.routes])
-                norms = [self._norm(route, grad) for route, grad in zip(self.routes, grads, strict=True)]
-                for route in sink.apart(row, dict(zip(self.routes, norms, strict=True)), allowed):
+                    expected = losses.alone(row).norms(self.routes, self.factors)
+                for route in sink.apart(row, expected, allowed):
                     found[route] = None
         finally:
             self._alone.running = False
@@ -196,12 +208,6 @@ class PerSampleGradients:
             self._plan.distrust(route.parameter for route in found)
             self._planned = False
         return [route.name for route in found]
-
-    def _norm(self, route: Route, grad: torch.Tensor | None) -> float:
-        if grad is None:
-            return 0.0
-        factors = self.factors.get(route.index)
-        return float((grad if factors is None else factors.project(grad)).float().norm())
 
     def _rest_formed(self) -> bool:
         for name, climbs in self._misfits.items():
@@ -312,10 +318,11 @@ class PerSampleGradients:
         step = max(1, MOST_NUMBERS // route.size)
         for start in range(0, self._map.rows, step):
             rows = slice(start, min(start + step, self._map.rows))
-            grads_BD = arrivals[0](rows)
-            for arrival in arrivals[1:]:
-                grads_BD += arrival(rows)
-            self._sink.add(route, rows, grads_BD)
+            with in_float32(self._sink.squares_B):
+                grads_BD = arrivals[0](rows)
+                for arrival in arrivals[1:]:
+                    grads_BD += arrival(rows)
+                self._sink.add(route, rows, grads_BD)
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten
 
 from dataflex.scoring.autocast import allowed_rounding
 from dataflex.scoring.gradient_alone import BatchLosses
@@ -27,7 +26,8 @@ def mixing_layer(model: nn.Module, losses: BatchLosses) -> str | None:
     """
     allowed = allowed_rounding(model)
     row = int(losses.counts_B.argmax())
-    alone: list[tuple[str, list[torch.Tensor]]] = []
+    losses.note_choices(allowed)
+    alone: list[tuple[str, dict[str, torch.Tensor]]] = []
     with _events(model, lambda name, values: alone.append((name, _tensors(values)))):
         losses.alone(row).outputs()
     found: list[str] = []
@@ -36,11 +36,14 @@ def mixing_layer(model: nn.Module, losses: BatchLosses) -> str | None:
     def compare(name: str, values: Any) -> None:
         if found:
             return
-        expected_name, expected = next(remaining, ("", []))
+        expected_name, expected = next(remaining, ("", {}))
         if expected_name != name:  # another way through the model: the layer around it chose it
             found.append(name.rpartition(".")[0])
             return
-        for value, other in zip(_tensors(values), expected, strict=False):
+        for place, value in _tensors(values).items():
+            other = expected.get(place)
+            if other is None:  # a mask, say, which a row without padding does not need
+                continue
             own = losses.rows.of_row(value, losses.rows.layout(value, False), row)
             if own.shape == other.shape and not float(distance(own, other)) <= allowed:
                 found.append(name)
@@ -78,6 +81,12 @@ def _events(model: nn.Module, see: See) -> Any:
             handle.remove()
 
 
-def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
-    leaves, _ = tree_flatten(values)
-    return [v.clone() for v in leaves if isinstance(v, torch.Tensor) and v.is_floating_point()]
+def _tensors(values: Any, place: str = "") -> dict[str, torch.Tensor]:
+    """Returns copies of the numbers among the values, by where they stand."""
+    if isinstance(values, torch.Tensor):
+        return {place: values.clone()} if values.is_floating_point() else {}
+    if isinstance(values, Mapping):
+        parts = list(values.items())
+    else:
+        parts = list(enumerate(values)) if isinstance(values, (tuple, list)) else []
+    return {key: value for name, part in parts for key, value in _tensors(part, f"{place}.{name}").items()}

@@ -32,6 +32,8 @@ _CHOICES = {
 }
 _LEAST = {"warmup_step": 0, "update_step": 0, "update_times": -1, "train_step": 0}
 _TEXTS = ("component_name", "components_cfg_file")
+KIND_KEYS = frozenset(name for kind in KINDS for name in (kind.name, kind.section))
+"""What people write as a key of a run where they mean the component."""
 
 
 def unknown_keys(theirs: Mapping[str, Any]) -> list[Problem]:
@@ -59,15 +61,24 @@ def unknown_keys(theirs: Mapping[str, Any]) -> list[Problem]:
 
 
 def _misspelt(theirs: Mapping[str, Any], ours: set[str]) -> list[Problem]:
-    """Returns a problem for each key that is no key of transformers, and one of dataflex's but for a letter or two."""
-    hints = {key: nearest(key, ours) for key in theirs if key not in readable_keys()}
-    return [Problem(key, "there is no such key", hint) for key, hint in hints.items() if hint]
+    """Returns a problem for each key that transformers does not have and that is meant for dataflex.
+
+    It names a kind of component, or is one of dataflex's but for a letter or two.
+    """
+    problems = []
+    for key in theirs:
+        if key in readable_keys():
+            continue
+        if key in KIND_KEYS and (meant := of_component(key, theirs[key])) is not None:
+            problems.append(meant)
+        elif hint := nearest(key, ours):
+            problems.append(Problem(key, "there is no such key", hint))
+    return problems
 
 
 def of_component(key: str, value: Any) -> Problem | None:
     """Returns a problem where an unknown key is meant for the component: ``selector.tau=1``, or ``focus: low``."""
-    kinds = {name for kind in KINDS for name in (kind.name, kind.section)}
-    if key in kinds:
+    if key in KIND_KEYS:
         first = next(iter(value), "NAME") if isinstance(value, Mapping) else "NAME"
         return Problem(key, "there is no such key; the run has one component", f"write component.{first}=...")
     takers = [info for info in components() if key in {*info.parameters, *info.required}]

@@ -26,7 +26,7 @@ from dataflex.scoring.gather import sum_over_ranks
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.train.trainer.domain_losses import DomainLosses, require_rows
 from dataflex.train.trainer.loop_scale import counts_first, loop_of, undone
-from dataflex.train.trainer.loss_function import replace_loss
+from dataflex.train.trainer.loss_function import ReplacedLoss
 from dataflex.train.weighter.objective import losses_of_tokens, predicted
 from dataflex.train.weighter.token_losses import CROSS_ENTROPY, TokenLoss
 
@@ -57,7 +57,7 @@ class DomainObjective:
         self._micro_batches = 0
         self._counted = False
         self.used = False
-        replace_loss(trainer, self._loss, dft)
+        self.replaced = ReplacedLoss(trainer, self._loss, dft)
 
     def begin_step(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Takes the weights of a step, whose batches have been handed out. Collective.
@@ -119,10 +119,10 @@ class DomainObjective:
         domains_B = self._losses.domains
         if domains_B is None:
             return None
-        first = self._counted and token_loss.counts_first and counts_first(self._trainer)
+        by_step = self._counted and token_loss.counts_first and self.replaced.takes_count
+        first = by_step and counts_first(self._trainer)
         scale = undone(loop_of(self._trainer, self._counted, self._micro_batches))
-        as_loop = self._counted and token_loss.counts_first  # the loop divides by the labels of the step, as here
-        if self._alike and as_loop and scale == 1:
+        if self._alike and by_step and scale == 1:  # the loss is divided by the labels of the step, as here
             return None
         v_B = torch.from_numpy(self._now_K[domains_B].astype(np.float32)).to(logits.device, non_blocking=True)
         require_rows(logits, labels, len(v_B))

@@ -19,6 +19,7 @@ from dataflex.core.kinds import Kind
 from dataflex.rows.row_numbers import documents as documents_of
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
+from dataflex.scoring.trial import trial_rows
 from dataflex.train.weighter.samples import ROWS, samples_of
 
 
@@ -79,6 +80,14 @@ def first_rows(dataset: Any) -> list[Any]:
     if isinstance(dataset, MixedSources) and isinstance(dataset.sources[0], Stream):
         return dataset.sources[0].first(2)
     return [dataset[0], dataset[len(dataset) - 1]]
+
+
+def rows_to_learn(dataset: Any) -> list[Any]:
+    """Returns the first two rows of a train dataset that have labels; of streams, those of the first two that have."""
+    if isinstance(dataset, MixedSources) and isinstance(dataset.sources[0], Stream):
+        rows = dataset.sources[0].first(2)
+        return [rows[number] for number in trial_rows(rows)]
+    return [dataset[int(number)] for number in trial_rows(dataset)]
 
 
 def require_rows_apart(

@@ -22,7 +22,7 @@ from dataflex.scoring.models import pretrained_models, require_causal
 from dataflex.train.trainer.domain_losses import DomainLosses, rows_of_rank
 from dataflex.train.trainer.domain_objective import DomainObjective
 from dataflex.train.trainer.engine import require_one_model
-from dataflex.train.trainer.given import first_rows, require_rows_apart, require_spec
+from dataflex.train.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
 from dataflex.train.trainer.mixture_sources import (
     are_streams,
     first_mixture,
@@ -86,6 +86,8 @@ class MixTrainer(PlannedTrainer):
             self._dataflex_domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
             self._dataflex_objective = self._dataflex_weighted_objective(self._dataflex_domain_losses)
             self.add_callback(_AfterEachStep(self))
+            if self._dataflex_objective is not None:
+                self._dataflex_early.of_model = self._dataflex_require_weighable
         self._dataflex_early.made(most_rows=0)
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
@@ -228,6 +230,14 @@ class MixTrainer(PlannedTrainer):
                 "or a compute_loss_func replaces -> leave it out"
             )
         return DomainObjective(self, losses, self.component.loss_weights, dft)
+
+    def _dataflex_require_weighable(self) -> None:
+        """Has the model compute the loss of two rows: one whose loss cannot be replaced cannot be weighed."""
+        assert self._dataflex_objective is not None
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        rows, who = rows_to_learn(self.train_dataset), f"the {self.component_in_words()}"
+        self._dataflex_objective.replaced.require(collate, rows, who)
+        self._dataflex_objective.used = False  # by training, that is
 
     def _dataflex_examples(self) -> Sized:
         if self._dataflex_places is None:

@@ -1,9 +1,10 @@
 """Training with a weight on each sample's loss (``train_type: dynamic_weight``).
 
-The model's own loss function is replaced by one that weighs tokens, and so are the label smoother and the DFT loss
-where the run has one of them; everything around it (auxiliary losses, accumulation, the average over ranks) stays what
-``transformers`` does. Per-token losses come from the log-softmax that the plain loss computes anyway, so a weighter
-costs no second pass over the logits; or, for a large vocabulary, from the output layer without any logits.
+The model's own loss function is replaced by one that weighs tokens, and so are the loss of a class that asks none, the
+label smoother and the DFT loss where the run has one of them; everything around it (auxiliary losses, accumulation, the
+average over ranks) stays what ``transformers`` does. Per-token losses come from the log-softmax that the plain loss
+computes anyway, so a weighter costs no second pass over the logits; or, for a large vocabulary, from the output layer
+without any logits.
 """
 
 from __future__ import annotations
@@ -20,13 +21,11 @@ from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiti
 from dataflex.core.kinds import WEIGHTER
 from dataflex.scoring.label_logits import label_positions
 from dataflex.scoring.models import pretrained_models, require_causal
-from dataflex.scoring.own_loss import own_losses
-from dataflex.scoring.trial import trial_rows
 from dataflex.train.trainer.engine import require_one_model
-from dataflex.train.trainer.given import first_rows, require_rows_apart, require_spec
+from dataflex.train.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
 from dataflex.train.trainer.logits_route import output_losses
 from dataflex.train.trainer.loop_scale import counts_first, loop_of, undone
-from dataflex.train.trainer.loss_function import replace_loss
+from dataflex.train.trainer.loss_function import ReplacedLoss
 from dataflex.train.trainer.numbered import NumberedTrainer
 from dataflex.train.trainer.step_checks import StepChecks
 from dataflex.train.trainer.step_losses import StepLosses, step_losses
@@ -97,7 +96,8 @@ class WeightTrainer(NumberedTrainer):
         )
         require_weighable(self.args, "a weighter")
         self._dataflex_head = fused_head(self.model, self.bases())
-        replace_loss(self, self._dataflex_own_loss, dft=self.spec.llamafactory.get("use_dft_loss") is True)
+        dft = self.spec.llamafactory.get("use_dft_loss") is True
+        self._dataflex_loss = ReplacedLoss(self, self._dataflex_own_loss, dft, lambda: self._dataflex_without_logits)
         self._dataflex_early.of_model = self._dataflex_require_weighable
         self._dataflex_early.made(most_rows=0)
 
@@ -139,16 +139,12 @@ class WeightTrainer(NumberedTrainer):
         self._dataflex_require_seen(self._dataflex_weighed)
 
     def _dataflex_require_weighable(self) -> None:
-        """Has the model compute the loss of a row: one that does not ask its ``loss_function`` cannot be weighed."""
+        """Has the model compute the loss of two rows: one whose loss cannot be replaced cannot be weighed."""
         assert isinstance(self.model, torch.nn.Module)
         require_causal(pretrained_models(self.model))
-        if self.label_smoother is not None or self.compute_loss_func is not None:
-            return  # asked by the trainer
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        self._dataflex_asked = False
-        rows = trial_rows(self.train_dataset)[:1].tolist()
-        own_losses(self.model, self.train_dataset, collate, rows)
-        self._dataflex_require_seen(self._dataflex_asked or not rows)
+        rows, who = rows_to_learn(self.train_dataset), f"the {self.component_in_words()}"
+        self._dataflex_loss.require(collate, rows, who, chunked=self._dataflex_outputs is not None)
 
     def _dataflex_require_seen(self, seen: bool) -> None:
         if not seen:
@@ -326,8 +322,10 @@ class WeightTrainer(NumberedTrainer):
             if self._dataflex_without_logits:  # in the warm-up as well: not when it is over
                 raise self._dataflex_touched()
             return None
-        tokens = predicted(labels).sum().clamp(min=1) if self._dataflex_tokens is None else self._dataflex_tokens
-        return torch.as_tensor(logits.sum() / tokens)
+        by_step = self._dataflex_tokens is not None and self._dataflex_loss.takes_count
+        return torch.as_tensor(
+            logits.sum() / (self._dataflex_tokens if by_step else predicted(labels).sum().clamp(min=1))
+        )
 
     def _dataflex_weighted(self, logits: Any, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor:
         self._dataflex_weighed = True
@@ -347,7 +345,8 @@ class WeightTrainer(NumberedTrainer):
         counted_by_loop = self._dataflex_tokens is not None
         scale = undone(loop_of(self, counted_by_loop, len(self._dataflex_batches)))
         by_tokens = self.arguments.weight_objective == "token"
-        return Objective(self._dataflex_counts, counted_by_loop and counts_first(self), by_tokens, scale)
+        by_step = counted_by_loop and self._dataflex_loss.takes_count  # what the plain loss is divided by
+        return Objective(self._dataflex_counts, by_step and counts_first(self), by_tokens, scale)
 
     def _dataflex_watch(self, weights_S: torch.Tensor, factors_S: torch.Tensor, labelled_S: torch.Tensor) -> None:
         self._dataflex_log.add(weights_S, labelled_S)

@@ -1,6 +1,6 @@
 """TRL's fused output layer: token losses in place of logits, and a loss that the model does not compute.
 
-From some 1.x release on, TRL's SFTTrainer patches the forward of its model (``add_fused_lm_head``). A training forward
+From 1.15 on, TRL's SFTTrainer patches the forward of its model (``add_fused_lm_head``). A training forward
 then returns log-probabilities of the labels and no logits, the trainer makes its loss of these, and
 ``model.loss_function`` is never asked. So whoever says how much a token counts is asked here, when the patched forward
 returns: the log-probabilities are replaced by one number that makes the trainer's own sum the wanted loss. What TRL
@@ -12,6 +12,7 @@ Can go when TRL computes its loss by ``model.loss_function`` again, or has a hoo
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from dataflex.core.errors import ConfigError
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.scoring.models import without_adapter
+from dataflex.train.trainer.upstream.relied_on import require_fused_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,9 +102,10 @@ def require_weighable(args: Any, who: str) -> None:
     Raises:
         ConfigError: With the way out.
     """
-    if vars(args).get("loss_type") == "dft":
+    found = vars(args).get("loss_type")
+    if found == "dft" or (found == "chunked_nll" and fused_output() is None):  # the default of TRL before 1.15
         raise ConfigError(
-            f"loss_type: is dft, a loss that TRL computes itself, so {who} cannot weigh it -> set loss_type='nll'"
+            f"loss_type: is {found}, a loss that TRL computes itself, so {who} cannot weigh it -> set loss_type='nll'"
         )
 
 
@@ -120,10 +123,11 @@ def fused_head(model: Any, bases: Sequence[type]) -> FusedHead | None:
 
 
 def fused_output() -> type | None:
-    """Returns the class of what a patched forward returns; None of a TRL that patches none."""
-    try:
-        from trl.trainer.utils import FusedCausalLMOutput  # type: ignore[import-not-found,attr-defined,unused-ignore]
-    except ImportError:  # a release whose models return logits
-        return None
-    found: type = FusedCausalLMOutput
+    """Returns the class of what a patched forward returns; None of a TRL that patches none.
+
+    Raises:
+        IncompatiblePackagesError: This TRL is to have the class and has it no more.
+    """
+    require_fused_head()
+    found: type | None = vars(importlib.import_module("trl.trainer.utils")).get("FusedCausalLMOutput")
     return found

@@ -13,6 +13,8 @@ import inspect
 import re
 from collections.abc import Iterable
 
+from packaging.version import Version
+
 from dataflex.core.errors import IncompatiblePackagesError
 from dataflex.core.installed import version_of
 
@@ -46,6 +48,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "accelerate.Accelerator": ("_dataloaders",),
     "torch.nn.Module": ("_compiled_call_impl",),
     "torch._dynamo": ("OptimizedModule",),
+    "torch.utils._python_dispatch": ("TorchDispatchMode",),
     "torch.utils._pytree": ("TreeSpec", "tree_flatten", "tree_unflatten"),
     "torch.distributed.fsdp.FullyShardedDataParallel": ("_handle",),
     "torch.distributed.fsdp._flat_param.FlatParameter": ("_param_infos", "_shapes"),
@@ -55,6 +58,17 @@ TRAINING: dict[str, tuple[str, ...]] = {
 
 TRL: dict[str, tuple[str, ...]] = {"trl.SFTTrainer": ("_prepare_dataset",)}
 """The same for TRL, where it trains. A release without the name refuses the mixture itself, for what it is."""
+
+SINCE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "trl.trainer.utils": ("1.15.0", ("FusedCausalLMOutput",)),
+    "trl.trainer.utils.FusedCausalLMOutput": ("1.15.0", ("log_probs",)),
+    "transformers.Trainer": ("5.12.0", ("_loss_shifts_labels",)),
+}
+"""Owner -> a release, and names that are relied on from there on; an older release does without. A name that is looked
+for in none would make a weighter weigh nothing."""
+
+DEEPSPEED: dict[str, tuple[str, ...]] = {"transformers.integrations.deepspeed": ("_hf_deepspeed_config_weak_ref",)}
+"""Module -> names of it that are replaced while a model is loaded beside the one that is trained."""
 
 LLAMAFACTORY: dict[str, tuple[str, ...]] = {
     "llamafactory.train.sft.workflow": ("CustomSeq2SeqTrainer", "get_dataset", "plot_loss", "calculate_tps"),
@@ -80,12 +94,32 @@ RAY = ({"Worker", "_ray_training_function"}, {"get_ray_trainer"})
 
 @functools.cache
 def require_training() -> None:
-    """Looks for the names of :data:`TRAINING`.
+    """Looks for the names of :data:`TRAINING` and :data:`DEEPSPEED`, and those of later releases of transformers.
 
     Raises:
         IncompatiblePackagesError: A name is gone.
     """
-    _require(missing(TRAINING))
+    _require(missing(TRAINING) + missing(DEEPSPEED) + missing(later("transformers")))
+
+
+@functools.cache
+def require_fused_head() -> None:
+    """Looks for the names of :data:`SINCE` in TRL. Imports TRL.
+
+    Raises:
+        IncompatiblePackagesError: A name is gone.
+    """
+    _require(missing(later("trl")))
+
+
+def later(package: str) -> dict[str, tuple[str, ...]]:
+    """Returns owner -> names of the part of :data:`SINCE` that the installed release of a package is to have."""
+    found = version_of(package)
+    return {
+        owner: names
+        for owner, (since, names) in SINCE.items()
+        if owner.partition(".")[0] == package and found is not None and Version(found) >= Version(since)
+    }
 
 
 @functools.cache
@@ -142,7 +176,13 @@ def _require(gone: Iterable[str]) -> None:
     if not names:
         return
     packages = sorted({name.partition(".")[0] for name in names})
-    seen = ", ".join(f"{package} {' to '.join(SEEN[package])} (now {version_of(package)})" for package in packages)
+    lowest = {package: SEEN[package][0] for package in packages}
+    for owner, (since, later_names) in SINCE.items():
+        if any(f"{owner}.{name}" in names for name in later_names):
+            lowest[owner.partition(".")[0]] = since
+    seen = ", ".join(
+        f"{package} {lowest[package]} to {SEEN[package][1]} (now {version_of(package)})" for package in packages
+    )
     raise IncompatiblePackagesError(
         f"dataflex relies on {', '.join(names)}, which the installed packages do not have; seen in {seen} -> install a "
         "version between these, or a newer dataflex-core"
