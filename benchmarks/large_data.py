@@ -35,8 +35,8 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, Kind
 from dataflex.core.registry import find, names
 from dataflex.planning.mixture import MixtureManager
-from dataflex.scoring.fingerprint import dataset_digest
 from dataflex.rows.lengths import row_lengths
+from dataflex.scoring.fingerprint import dataset_digest
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 
 from benchmarks.common import at_least, machine, quieten

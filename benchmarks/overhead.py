@@ -26,8 +26,8 @@ import numpy as np
 import torch
 import transformers
 from dataflex.cli.main import run
-from dataflex.planning.mixture import MixtureManager
 from dataflex.core.permutation import RowOrder
+from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex.workspace import create
 from tqdm import tqdm

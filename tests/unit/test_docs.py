@@ -15,12 +15,12 @@ from dataflex.cli.commands import BUILT_IN
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.components_file import packaged_components
 from dataflex.config.load import split
+from dataflex.core import files as run_files
 from dataflex.core import hookspecs, registry
 from dataflex.core.catalog import ComponentInfo, components
 from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import BY_SECTION, KINDS
 from dataflex.launch.packages import BROKEN, TESTED
-from dataflex.core import files as run_files
 from dataflex.workspace.configs import RUNS
 
 ROOT = Path(__file__).parents[2]
