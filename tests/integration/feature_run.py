@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dataflex.train.trainer import WeightTrainer
-from dataflex.train.trainer.dynamic import DynamicTrainer
+from dataflex.trainer.dynamic import DynamicTrainer
 
 
 @dataclass

@@ -22,8 +22,8 @@ from dataflex.run.record import read_trace
 from dataflex.testing import tiny_model
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
-from dataflex.train.trainer.loop_scale import counts_first
-from dataflex.train.trainer.upstream import fused_head
+from dataflex.objective.loop_scale import counts_first
+from dataflex.objective import fused_head
 from dataflex.train.weighter.base_weighter import Weighter
 from sft_rows import ROWS, asked, chat_tokenizer, config, made, rows
 

@@ -24,7 +24,7 @@ from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.run.record import read_trace
-from dataflex.train.trainer.engine import require_engine
+from dataflex.trainer.engine import require_engine
 from engines import ENGINES, Engine, fsdp
 from rank_run import Job
 from ranks import HUNG, answers, selections, skip_without, torchrun

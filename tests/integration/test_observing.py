@@ -17,7 +17,8 @@ from dataflex.run.record import read_trace
 from dataflex.run.state import load_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
-from dataflex.train.trainer import MixTrainer, steps, trainer_class
+from dataflex.planning import run_schedule as steps
+from dataflex.train.trainer import MixTrainer, trainer_class
 from transformers import Trainer
 
 LENGTHS = range(6, 17)

@@ -23,7 +23,7 @@ from dataflex.run.record import read_trace
 from dataflex.run.state import load_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
-from dataflex.train.trainer.saving import CheckpointWriter
+from dataflex.trainer.saving import CheckpointWriter
 from transformers import Trainer, TrainerCallback
 
 TYPES = {

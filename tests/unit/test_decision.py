@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dataflex.core.decision import checked_proportions, checked_rows, checked_scores, decision_hash
+from dataflex.planning.answers import checked_proportions, checked_rows, checked_scores, decision_hash
 from dataflex.core.errors import ComponentError
 
 ASKED = {"count": 3, "size": 10, "replacement": False, "who": "selector 'x' at update 2 (step 7)"}

@@ -17,11 +17,11 @@ from dataflex.rows.views import MixedSources
 from dataflex.scoring import hidden_state_embeddings, label_positions, per_sample_losses
 from dataflex.scoring.store import ScoreStore
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
-from dataflex.train.trainer.domain_losses import DomainLosses
-from dataflex.train.trainer.domain_objective import DomainObjective
+from dataflex.objective.measured import DomainLosses
+from dataflex.objective.source_weights import DomainObjective
 from dataflex.train.trainer.weight_trainer import WeightTrainer
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.train.weighter.token_losses import CROSS_ENTROPY
+from dataflex.objective.token_losses import CROSS_ENTROPY
 from every_component import installed
 from pretend_device import DEVICE, OnDevice, host_reads, on_device, pretended
 from weighted_run import weighted
@@ -40,11 +40,11 @@ PARAMS = {  # the ways of a weighter that compute something else
 }
 CASES = [(name, params) for name in installed(WEIGHTER) for params in PARAMS.get(name, [{}])]
 ONCE_A_STEP = {
-    "dataflex/train/trainer/step_checks.py": 1,  # before the optimizer steps
+    "dataflex/objective/step_checks.py": 1,  # before the optimizer steps
     "dataflex_weighters/source_balancer.py": 1,  # the norms of the step
-    "dataflex/train/trainer/step_losses.py": 1,  # scope: step, for a forward pass of its own
+    "dataflex/objective/step_losses.py": 1,  # scope: step, for a forward pass of its own
     "dataflex/train/trainer/weight_trainer.py": 1,  # chunked: how many labels each micro-batch has
-    "dataflex/train/weighter/samples.py": 1,  # packed rows: how many documents
+    "dataflex/objective/samples.py": 1,  # packed rows: how many documents
 }
 
 
@@ -142,7 +142,7 @@ def test_a_weight_that_is_not_finite_stops_the_run_before_the_step_wherever_in_i
 
 def test_a_step_of_a_weighing_mixer_reads_once_at_its_beginning_and_once_at_its_end(monkeypatch):
     replaced = SimpleNamespace(takes_count=True)
-    monkeypatch.setattr("dataflex.train.trainer.domain_objective.ReplacedLoss", lambda *args: replaced)
+    monkeypatch.setattr("dataflex.objective.source_weights.ReplacedLoss", lambda *args: replaced)
     losses = DomainLosses(3, lambda inputs, losses_BT: losses_BT)
     accelerator = SimpleNamespace(num_processes=1)
     arguments = SimpleNamespace(average_tokens_across_devices=True, gradient_accumulation_steps=3)

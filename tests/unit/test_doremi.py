@@ -21,7 +21,7 @@ from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.trainer import MixTrainer, trainer_class
-from dataflex.train.trainer.domain_objective import DomainObjective
+from dataflex.objective.source_weights import DomainObjective
 from dataflex_mixers.doremi.handover import FILE, read_weights
 from dataflex_mixers.doremi.mixer import DoremiMixer
 from dataflex_mixers.doremi.weights import ascended, entropy
@@ -127,7 +127,7 @@ class FixedWeights(Mixer):
 
 def test_the_counts_of_a_step_come_from_the_device_at_once(monkeypatch):
     replaced = SimpleNamespace(takes_count=True)
-    monkeypatch.setattr("dataflex.train.trainer.domain_objective.ReplacedLoss", lambda *args: replaced)
+    monkeypatch.setattr("dataflex.objective.source_weights.ReplacedLoss", lambda *args: replaced)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
     losses = SimpleNamespace(handed_out=[np.array([0, 1]), np.array([2, 0])])
     objective = DomainObjective(trainer, losses, lambda: np.array([1.0, 2.0, 4.0]), dft=False)

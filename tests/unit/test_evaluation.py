@@ -11,7 +11,7 @@ from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
-from dataflex.train.trainer.evaluation import over_rows
+from dataflex.trainer.evaluation import over_rows
 from transformers import EarlyStoppingCallback, Trainer
 
 COMPONENTS = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.train.weighter.objective import Objective, StepCounts, counted, weighted_loss
+from dataflex.objective.formula import Objective, StepCounts, counted, weighted_loss
 
 V = 11
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.context import UpdateContext
-from dataflex.core.decision import checked_scores
+from dataflex.planning.answers import checked_scores
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import official

@@ -14,8 +14,8 @@ from dataflex.scoring.label_logits import IGNORED
 from dataflex.testing import TokenRows, tiny_model, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.train.weighter.objective import Objective, StepCounts, counted, weighted_loss
-from dataflex.train.weighter.samples import ROWS, one_by_one, samples_of
+from dataflex.objective.formula import Objective, StepCounts, counted, weighted_loss
+from dataflex.objective.samples import ROWS, one_by_one, samples_of
 from torch.utils.data import Dataset
 from transformers import Trainer
 

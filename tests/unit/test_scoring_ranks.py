@@ -11,7 +11,7 @@ from dataflex.core.errors import ComponentError
 from dataflex.scoring import RowPass, agreed_budget, gather_by_row, per_sample_losses
 from dataflex.scoring.gather import sum_over_ranks
 from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex.train.weighter.gather import gather_samples
+from dataflex.objective.gather_samples import gather_samples
 from rank_group import on_ranks, one_thread
 
 BUDGET = 90

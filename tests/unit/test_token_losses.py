@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.train.weighter.objective import Objective, StepCounts, weighted_loss
-from dataflex.train.weighter.token_losses import DynamicFineTuning, LabelSmoothing
+from dataflex.objective.formula import Objective, StepCounts, weighted_loss
+from dataflex.objective.token_losses import DynamicFineTuning, LabelSmoothing
 from transformers.trainer_pt_utils import LabelSmoother
 
 V, EPSILON = 11, 0.2

@@ -8,7 +8,7 @@ import torch
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.scoring import label_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
-from dataflex.train.trainer import logits_route
+from dataflex.objective import logits_route
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 from weighted_run import weighted

@@ -1,7 +1,7 @@
 """dataflex: training data that changes while a model trains, over any Trainer of transformers and on LLaMA-Factory.
 
 Importing this package loads neither torch nor transformers nor llamafactory; the parts that need them are imported by
-their full path (``dataflex.train.trainer``, ``dataflex.scoring``, ...), or when they are first called:
+their full path (``dataflex.trainer``, ``dataflex.scoring``, ...), or when they are first called:
 
     from dataflex import dynamic
 

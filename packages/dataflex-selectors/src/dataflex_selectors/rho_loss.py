@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead
-from dataflex.core.decision import decision_hash
+from dataflex.planning.answers import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, at_least_or_null, count_or_null, model_or_null, require, text
 from dataflex.core.permutation import RowOrder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead
-from dataflex.core.decision import decision_hash
+from dataflex.planning.answers import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import one_of, positive, require
 from dataflex.core.registry import register_selector

@@ -29,7 +29,7 @@ from dataflex.core.registry import register_weighter
 from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.train.weighter.hidden import Caught, caught_hidden_states
+from dataflex.objective.hidden import Caught, caught_hidden_states
 from numpy.typing import NDArray
 
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one

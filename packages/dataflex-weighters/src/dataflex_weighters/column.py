@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-from dataflex.core.decision import decision_hash
+from dataflex.planning.answers import decision_hash
 from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require, text
 from dataflex.core.registry import register_weighter

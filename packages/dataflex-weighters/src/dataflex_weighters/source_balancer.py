@@ -29,7 +29,7 @@ from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.train.weighter.hidden import Caught, caught_hidden_states
+from dataflex.objective.hidden import Caught, caught_hidden_states
 
 from dataflex_weighters.balancer import RunningMeans
 from dataflex_weighters.sources import known_sources, names_of, source_weights

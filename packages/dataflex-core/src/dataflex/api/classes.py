@@ -9,7 +9,7 @@ from typing import Any
 from dataflex.api.fitting import require_fitting
 from dataflex.api.keywords import Keywords
 from dataflex.api.run import CheckedRun, checked_run
-from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer
+from dataflex.trainer import BY_TRAIN_TYPE, DynamicTrainer
 
 
 class DynamicType(type):

@@ -32,9 +32,9 @@ class Kind:
         return kind_of_section, (self.section,)
 
 
-SELECTOR = Kind("selector", "selectors", "dynamic_select", "dataflex.train.selector.base_selector:Selector")
-MIXER = Kind("mixer", "mixers", "dynamic_mix", "dataflex.train.mixer.base_mixer:Mixer")
-WEIGHTER = Kind("weighter", "weighters", "dynamic_weight", "dataflex.train.weighter.base_weighter:Weighter")
+SELECTOR = Kind("selector", "selectors", "dynamic_select", "dataflex.interfaces.selector:Selector")
+MIXER = Kind("mixer", "mixers", "dynamic_mix", "dataflex.interfaces.mixer:Mixer")
+WEIGHTER = Kind("weighter", "weighters", "dynamic_weight", "dataflex.interfaces.weighter:Weighter")
 
 KINDS = (SELECTOR, MIXER, WEIGHTER)
 BY_TRAIN_TYPE = {kind.train_type: kind for kind in KINDS}

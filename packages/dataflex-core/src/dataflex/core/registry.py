@@ -37,17 +37,17 @@ _files: dict[str, str] = {}  # the file of each; inspect finds none once the mod
 
 
 def register_selector(name: str) -> Callable[[C], C]:
-    """Class decorator that makes a :class:`~dataflex.train.selector.base_selector.Selector` known as ``name``."""
+    """Class decorator that makes a :class:`~dataflex.interfaces.selector.Selector` known as ``name``."""
     return register(SELECTOR, name)
 
 
 def register_mixer(name: str) -> Callable[[C], C]:
-    """Class decorator that makes a :class:`~dataflex.train.mixer.base_mixer.Mixer` known as ``name``."""
+    """Class decorator that makes a :class:`~dataflex.interfaces.mixer.Mixer` known as ``name``."""
     return register(MIXER, name)
 
 
 def register_weighter(name: str) -> Callable[[C], C]:
-    """Class decorator that makes a :class:`~dataflex.train.weighter.base_weighter.Weighter` known as ``name``."""
+    """Class decorator that makes a :class:`~dataflex.interfaces.weighter.Weighter` known as ``name``."""
     return register(WEIGHTER, name)
 
 

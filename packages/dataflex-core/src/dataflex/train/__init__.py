@@ -1,1 +1,1 @@
-"""The trainers, and the interfaces of the three kinds of component."""
+"""The documented import paths of the trainers and of the base classes of components; re-exports only."""

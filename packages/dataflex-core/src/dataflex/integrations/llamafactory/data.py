@@ -16,7 +16,7 @@ from dataflex.integrations.llamafactory.target_rows import (
     rows_as_trained,
 )
 from dataflex.run.output_dir import require_rows_of_checkpoint
-from dataflex.train.trainer.steps import require_map_style, require_observable, run_schedule
+from dataflex.planning.run_schedule import require_map_style, require_observable, run_schedule
 from dataflex.utils.progress import Progress, without_bars
 
 

@@ -14,8 +14,8 @@ from dataflex.integrations.llamafactory import ray, reading
 from dataflex.integrations.llamafactory.patches import in_words, installed, standing_in
 from dataflex.integrations.llamafactory.streams import keys_for_llamafactory
 from dataflex.run.scoring_weights import ScoringWeights
-from dataflex.train.trainer import DynamicTrainer
-from dataflex.train.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
+from dataflex.trainer import DynamicTrainer
+from dataflex.trainer.score import ScoresWrittenError, ScoreTrainer
 
 
 def run(spec: RunSpec) -> None:

@@ -34,9 +34,9 @@ from dataflex.run.output_dir import (
     require_free_output_dir,
     resolve_resume,
 )
-from dataflex.train.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
-from dataflex.train.trainer.score_trainer import ScoreTrainer
-from dataflex.train.trainer.upstream.relied_on import require_llamafactory
+from dataflex.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
+from dataflex.trainer.score import ScoreTrainer
+from dataflex.trainer.upstream.relied_on import require_llamafactory
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"

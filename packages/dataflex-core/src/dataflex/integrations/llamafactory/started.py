@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataflex.core.errors import ConfigError
-from dataflex.train.trainer import DynamicTrainer
+from dataflex.trainer import DynamicTrainer
 
 
 class Started:

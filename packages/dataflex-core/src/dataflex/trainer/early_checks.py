@@ -13,11 +13,11 @@ from dataflex.core.component import Component
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import blaming
 from dataflex.scoring.session import undisturbed
-from dataflex.train.trainer.engine import computes_before_training
+from dataflex.trainer.engine import computes_before_training
 from dataflex.utils.progress import Progress, without_bars
 
 if TYPE_CHECKING:
-    from dataflex.train.trainer.dynamic import DynamicTrainer
+    from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class EarlyChecks:

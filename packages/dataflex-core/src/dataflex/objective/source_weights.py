@@ -24,11 +24,11 @@ from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.scoring.gather import sum_over_ranks
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.train.trainer.domain_losses import DomainLosses, require_rows
-from dataflex.train.trainer.loop_scale import counts_first, loop_of, undone
-from dataflex.train.trainer.loss_function import ReplacedLoss
-from dataflex.train.weighter.objective import losses_of_tokens, predicted
-from dataflex.train.weighter.token_losses import CROSS_ENTROPY, TokenLoss
+from dataflex.objective.measured import DomainLosses, require_rows
+from dataflex.objective.loop_scale import counts_first, loop_of, undone
+from dataflex.objective.loss_function import ReplacedLoss
+from dataflex.objective.formula import losses_of_tokens, predicted
+from dataflex.objective.token_losses import CROSS_ENTROPY, TokenLoss
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -9,14 +9,14 @@ m_i, token losses c_it and loss l_i = mean_t c_it. A weighter returns a scalar s
 which is the mean of the weighted sample losses, however the samples are split. Or, where a run asks for the mean over
 tokens, a_i = w_i: long samples then count more, as they do in the plain loss. Where every a_i is exactly 1 (w = 1, and
 samples of equal length or a mean over tokens) the loss and its gradient are the plain ones, bit for bit. A sample is a
-row, or a document of a packed row (:mod:`dataflex.train.weighter.samples`).
+row, or a document of a packed row (:mod:`dataflex.objective.samples`).
 
 N and R are those of the whole step. A micro-batch gives its terms of the sum; what the training loop does to them
-afterwards is undone (:mod:`dataflex.train.trainer.loop_scale`).
+afterwards is undone (:mod:`dataflex.objective.loop_scale`).
 
 m_i counts labels as the plain loss counts them for its own mean: where the loop counts the labels of the step, the
 first token of a row is included although it is never predicted; l_i, which the weighter sees, is the mean over
-predicted tokens. c_it is cross entropy, or the run's other :mod:`token loss <dataflex.train.weighter.token_losses>`.
+predicted tokens. c_it is cross entropy, or the run's other :mod:`token loss <dataflex.objective.token_losses>`.
 
 Letters: B rows of the micro-batch, T tokens, V vocabulary, S samples.
 """
@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 
 from dataflex.scoring.label_logits import IGNORED
-from dataflex.train.weighter.samples import ROWS, Samples
-from dataflex.train.weighter.token_losses import CROSS_ENTROPY, CrossEntropy, TokenLoss
+from dataflex.objective.samples import ROWS, Samples
+from dataflex.objective.token_losses import CROSS_ENTROPY, CrossEntropy, TokenLoss
 
 Weigh = Callable[[torch.Tensor], torch.Tensor]
 """The weighter: (S,) losses -> a scalar that depends on them."""

@@ -15,7 +15,7 @@ from dataflex.run.state import save_state
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from dataflex.train.trainer.dynamic import DynamicTrainer
+    from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class CheckpointWriter:

@@ -15,7 +15,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError
 from dataflex.rows.row_numbers import ROW_NUMBERS, NumberedRows, NumberingCollator
 from dataflex.rows.views import MixedSources
-from dataflex.train.trainer.dynamic import DynamicTrainer
+from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class NumberedTrainer(DynamicTrainer):

@@ -20,7 +20,7 @@ from dataflex.rows.row_numbers import documents as documents_of
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 from dataflex.scoring.trial import trial_rows
-from dataflex.train.weighter.samples import ROWS, samples_of
+from dataflex.objective.samples import ROWS, samples_of
 
 
 def by_name(bases: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dataflex.scoring.label_logits import IGNORED, label_positions
 from dataflex.scoring.label_losses import losses_at_labels
 from dataflex.scoring.row_pass import without_replicas
 from dataflex.scoring.session import undisturbed
-from dataflex.train.weighter.samples import Samples
+from dataflex.objective.samples import Samples
 
 
 @dataclass(frozen=True)

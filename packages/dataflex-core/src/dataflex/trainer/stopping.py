@@ -13,7 +13,7 @@ from dataflex.core import stopping
 from dataflex.core.errors import StoppedError
 
 if TYPE_CHECKING:
-    from dataflex.train.trainer.dynamic import DynamicTrainer
+    from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class StepStop:

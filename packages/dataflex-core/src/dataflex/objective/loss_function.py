@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from dataflex.core.errors import ConfigError
 from dataflex.scoring.models import without_adapter
 from dataflex.scoring.row_pass import Collator
-from dataflex.train.trainer.loss_trial import LossTrial
-from dataflex.train.weighter.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
+from dataflex.objective.loss_trial import LossTrial
+from dataflex.objective.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from dataflex.train.trainer.dynamic import DynamicTrainer
+    from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class ScheduleCallback(TrainerCallback):

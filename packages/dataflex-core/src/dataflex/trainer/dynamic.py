@@ -40,22 +40,22 @@ from dataflex.run.identity import (
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.state import require_savable
 from dataflex.scoring.target_rows import whole_sets
-from dataflex.train.trainer.callback import ScheduleCallback
-from dataflex.train.trainer.early_checks import EarlyChecks
-from dataflex.train.trainer.engine import require_engine, require_loader
-from dataflex.train.trainer.evaluation import evaluate_all
-from dataflex.train.trainer.given import by_name, first_rows, require_rows_apart, require_spec
-from dataflex.train.trainer.passes import PassKeeper
-from dataflex.train.trainer.prepared import SourcesApart
-from dataflex.train.trainer.renamed_weights import holds_renamed_weights, load_renamed_weights
-from dataflex.train.trainer.run_folder import RunFolder
-from dataflex.train.trainer.saving import CheckpointWriter, without_secret_fields
-from dataflex.train.trainer.sharded_optimizer import fill_sharded_optimizer
-from dataflex.train.trainer.steps import global_batch_size
-from dataflex.train.trainer.stopping import StepStop
-from dataflex.train.trainer.token_count import TokenCount
-from dataflex.train.trainer.upstream.relied_on import require_training
-from dataflex.train.trainer.workers import outliving_sigterm
+from dataflex.trainer.callbacks import ScheduleCallback
+from dataflex.trainer.early_checks import EarlyChecks
+from dataflex.trainer.engine import require_engine, require_loader
+from dataflex.trainer.evaluation import evaluate_all
+from dataflex.trainer.given import by_name, first_rows, require_rows_apart, require_spec
+from dataflex.trainer.upstream.passes import PassKeeper
+from dataflex.trainer.prepared import SourcesApart
+from dataflex.trainer.upstream.renamed_weights import holds_renamed_weights, load_renamed_weights
+from dataflex.trainer.run_folder import RunFolder
+from dataflex.trainer.saving import CheckpointWriter, without_secret_fields
+from dataflex.trainer.upstream.sharded_optimizer import fill_sharded_optimizer
+from dataflex.planning.run_schedule import global_batch_size
+from dataflex.trainer.stopping import StepStop
+from dataflex.trainer.token_count import TokenCount
+from dataflex.trainer.upstream.relied_on import require_training
+from dataflex.trainer.workers import outliving_sigterm
 from dataflex.utils.progress import without_bars
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class DynamicTrainer(Base):
     ) -> dict[str, float]:
         """Evaluates as the trainer underneath does; several datasets have their mean over rows too.
 
-        See :mod:`dataflex.train.trainer.evaluation` for the weighting. On every rank.
+        See :mod:`dataflex.trainer.evaluation` for the weighting. On every rank.
         """
         evaluate = functools.partial(super().evaluate, eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset

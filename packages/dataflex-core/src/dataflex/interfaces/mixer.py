@@ -1,0 +1,140 @@
+"""The interface of a mixer: in which proportions does the next stretch of training draw from the source datasets?
+
+    @register_mixer("mostly_first")
+    class MostlyFirst(Mixer):
+        def mix(self, model, step_id, **kwargs):
+            shares = np.full(len(self.mixture_manager.names), 0.1)
+            shares[0] = 1.0
+            return shares / shares.sum()
+
+It runs with ``train_type: dynamic_mix``, ``component_name: mostly_first``. Every rank calls ``mix`` with the same
+arguments and must return the same numbers. A mixer that learns from how training goes overrides ``observe`` as well.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dataflex.core.component import Component
+from dataflex.utils.logging import logger
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from dataflex.planning.mixture import MixtureManager
+
+__all__ = ["Mixer", "logger"]
+
+
+class Mixer(Component, ABC):
+    """Sets the proportions of the source datasets.
+
+    Args:
+        mixture_manager: The sources: their ``names``, ``sizes`` (rows) and current ``proportions``.
+
+    Attributes:
+        needs_sizes: Whether it looks at the sizes of the sources, which streams do not have.
+    """
+
+    needs_sizes: ClassVar[bool] = False
+
+    contract: ClassVar[str] = "it needs mix(model, step_id, **kwargs) -> one share per source"
+
+    def __init__(self, mixture_manager: MixtureManager) -> None:
+        self.mixture_manager = mixture_manager
+
+    @classmethod
+    def accepts(cls, component: type) -> bool:
+        """Returns whether ``component`` is a mixer."""
+        return issubclass(component, Mixer)
+
+    @classmethod
+    def may_observe(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether :meth:`observe` would be called with these parameters: where it is overridden.
+
+        Asked before the model is loaded, to refuse what could not be observed.
+        """
+        return cls.observe is not Mixer.observe
+
+    @property
+    def observes(self) -> bool:
+        """Whether :meth:`observe` is to be called: where it is overridden. Asked once, before training."""
+        return self.may_observe({})
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Looks at the model once, on every rank, before there is an optimizer.
+
+        Optional: the place to refuse a model that the mixer cannot work with, or to keep weights from being trained.
+
+        Args:
+            model: The model to be trained, with its adapters, not yet wrapped by an engine.
+        """
+
+    @abstractmethod
+    def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> np.ndarray:
+        """Returns the proportions of the next stretch.
+
+        Called on every rank with the model in eval mode, between two optimizer steps.
+
+        Args:
+            model: The model being trained.
+            step_id: Global optimizer steps done.
+            **kwargs: ``context``, an :class:`~dataflex.core.context.UpdateContext`; more may come in later versions.
+
+        Returns:
+            (K,) non-negative shares that sum to 1, in the order of ``mixture_manager.names`` and in the unit that
+            ``mixture_unit`` gives: rows or tokens.
+        """
+
+    def observe(self, step: int, losses_K: np.ndarray, tokens_K: np.ndarray) -> None:
+        """Is told what the optimizer step that has just been done cost, source by source.
+
+        Optional. Called after each optimizer step, warm-up included, on every rank with the same numbers: sums over
+        the step's micro-batches and over all ranks. They come from the forward of training itself. It must not draw
+        from global random generators; what it keeps belongs into :meth:`state_dict`.
+
+        Args:
+            step: Global optimizer steps done, this one included.
+            losses_K: (K,) float64, mean token loss of each source under the weights before the step; NaN for a source
+                that had no token in it.
+            tokens_K: (K,) int64, how many tokens with a label that is predicted each source had.
+        """
+
+    def token_values(self, inputs: Mapping[str, Any], losses_BT: torch.Tensor) -> torch.Tensor:
+        """Returns what :meth:`observe` gets the means of: (B, T), the token losses themselves unless overridden.
+
+        Called on each rank for its own micro-batches, without gradients.
+
+        Args:
+            inputs: The micro-batch: ``input_ids`` (B, T), ``labels`` (B, T), ...
+            losses_BT: (B, T) float32; the loss at t is that of predicting token t + 1, and 0 where that has no label.
+        """
+        return losses_BT
+
+    @property
+    def weighs(self) -> bool:
+        """Whether :meth:`loss_weights` is overridden. A mixer that weighs must observe as well."""
+        return type(self).loss_weights is not Mixer.loss_weights
+
+    def loss_weights(self) -> np.ndarray:
+        """Returns how much a token of each source counts in the training loss: (K,), finite, 0 or more.
+
+        Optional. Called before each optimizer step on every rank, which must all return the same. The loss of the step
+        is the mean of its token losses with these weights, over all micro-batches and ranks, so only their ratios
+        matter.
+        """
+        raise NotImplementedError
+
+    def finish(self, step: int) -> None:
+        """Is told that training has ended, on every rank, before the model is saved. Optional; for mixers that observe.
+
+        Args:
+            step: Global optimizer steps done.
+        """
+
+    def details(self) -> Mapping[str, Any]:
+        """Returns more keys for the trace line of the update that :meth:`mix` has just decided; plain values."""
+        return {}
