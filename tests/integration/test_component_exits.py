@@ -26,8 +26,8 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_a
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
-from dataflex.trainer.score import ScoreTrainer
 from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.trainer.score import ScoreTrainer
 from transformers import Trainer
 
 

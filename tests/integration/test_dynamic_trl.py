@@ -18,12 +18,12 @@ import trl
 from dataflex import dynamic
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
+from dataflex.objective import fused_head
+from dataflex.objective.loop_scale import counts_first
 from dataflex.run.record import read_trace
 from dataflex.testing import tiny_model
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
-from dataflex.objective.loop_scale import counts_first
-from dataflex.objective import fused_head
 from dataflex.train.weighter.base_weighter import Weighter
 from sft_rows import ROWS, asked, chat_tokenizer, config, made, rows
 

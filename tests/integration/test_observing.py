@@ -13,11 +13,11 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import MIXER
 from dataflex.core.registry import register_mixer
+from dataflex.planning import run_schedule as steps
 from dataflex.run.record import read_trace
 from dataflex.run.state import load_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
-from dataflex.planning import run_schedule as steps
 from dataflex.train.trainer import MixTrainer, trainer_class
 from transformers import Trainer
 

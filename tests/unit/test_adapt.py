@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import ConfigError
-from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
 from dataflex.objective.hidden import caught_hidden_states, require_hidden_states
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
 from dataflex_weighters import adapt
 from dataflex_weighters.adapt import AdaptWeighter, adapt_weights
 from weighted_run import weighted

@@ -13,15 +13,15 @@ import torch
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
+from dataflex.objective.measured import DomainLosses
+from dataflex.objective.source_weights import DomainObjective
+from dataflex.objective.token_losses import CROSS_ENTROPY
 from dataflex.rows.views import MixedSources
 from dataflex.scoring import hidden_state_embeddings, label_positions, per_sample_losses
 from dataflex.scoring.store import ScoreStore
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
-from dataflex.objective.measured import DomainLosses
-from dataflex.objective.source_weights import DomainObjective
 from dataflex.train.trainer.weight_trainer import WeightTrainer
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.objective.token_losses import CROSS_ENTROPY
 from every_component import installed
 from pretend_device import DEVICE, OnDevice, host_reads, on_device, pretended
 from weighted_run import weighted

@@ -15,13 +15,13 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import MIXER
 from dataflex.core.registry import register_mixer
+from dataflex.objective.source_weights import DomainObjective
 from dataflex.planning.mixture import MixtureManager
 from dataflex.run.record import read_trace
 from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.trainer import MixTrainer, trainer_class
-from dataflex.objective.source_weights import DomainObjective
 from dataflex_mixers.doremi.handover import FILE, read_weights
 from dataflex_mixers.doremi.mixer import DoremiMixer
 from dataflex_mixers.doremi.weights import ascended, entropy

@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.scoring.label_logits import IGNORED
 from dataflex.objective.formula import Objective, StepCounts, counted, weighted_loss
+from dataflex.scoring.label_logits import IGNORED
 
 V = 11
 

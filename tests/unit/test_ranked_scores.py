@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.context import UpdateContext
-from dataflex.planning.answers import checked_scores
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import official
+from dataflex.planning.answers import checked_scores
 from dataflex.planning.mixture import MixtureManager
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 from dataflex_mixers.curve import parse_curve

@@ -11,11 +11,12 @@ import pytest
 import transformers
 from dataflex.core.errors import ConfigError, IncompatiblePackagesError
 from dataflex.core.installed import version_of
+from dataflex.objective import fused_head
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import DynamicTrainer, MixTrainer, SelectTrainer, WeightTrainer
 from dataflex.trainer.numbered import NumberedTrainer
 from dataflex.trainer.planned import PlannedTrainer
-from dataflex.trainer.upstream import fused_head, relied_on
+from dataflex.trainer.upstream import relied_on
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
+from dataflex.objective.formula import Objective, StepCounts, counted, weighted_loss
+from dataflex.objective.samples import ROWS, one_by_one, samples_of
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.testing import TokenRows, tiny_model, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.objective.formula import Objective, StepCounts, counted, weighted_loss
-from dataflex.objective.samples import ROWS, one_by_one, samples_of
 from torch.utils.data import Dataset
 from transformers import Trainer
 

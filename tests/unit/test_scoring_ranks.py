@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import ComponentError
+from dataflex.objective.gather_samples import gather_samples
 from dataflex.scoring import RowPass, agreed_budget, gather_by_row, per_sample_losses
 from dataflex.scoring.gather import sum_over_ranks
 from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex.objective.gather_samples import gather_samples
 from rank_group import on_ranks, one_thread
 
 BUDGET = 90

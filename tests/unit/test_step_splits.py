@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.objective.loop_scale import Loop, loop_of, scale, undone
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from packaging.version import Version
 from rank_group import on_ranks
 from split_step import LOSSES, ROWS, mixed_step, weighted_step

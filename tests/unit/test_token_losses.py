@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.scoring.label_logits import IGNORED
 from dataflex.objective.formula import Objective, StepCounts, weighted_loss
 from dataflex.objective.token_losses import DynamicFineTuning, LabelSmoothing
+from dataflex.scoring.label_logits import IGNORED
 from transformers.trainer_pt_utils import LabelSmoother
 
 V, EPSILON = 11, 0.2

@@ -26,10 +26,10 @@ import torch
 from dataflex.core.agreement import from_rank_0
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
 from dataflex.core.registry import register_weighter
+from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.objective.hidden import Caught, caught_hidden_states
 from numpy.typing import NDArray
 
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one

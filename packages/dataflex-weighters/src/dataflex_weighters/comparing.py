@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.label_logits import IGNORED
 from dataflex.objective.gather_samples import gather_samples
+from dataflex.scoring.label_logits import IGNORED
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer

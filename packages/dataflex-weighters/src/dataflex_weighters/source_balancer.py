@@ -27,9 +27,9 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
+from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.objective.hidden import Caught, caught_hidden_states
 
 from dataflex_weighters.balancer import RunningMeans
 from dataflex_weighters.sources import known_sources, names_of, source_weights

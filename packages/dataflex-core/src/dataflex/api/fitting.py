@@ -11,9 +11,9 @@ from dataflex.config.checks.component import no_held_out, no_target
 from dataflex.config.component_parameters import range_problems
 from dataflex.core.errors import InvalidConfigError, Problem
 from dataflex.core.kinds import WEIGHTER
-from dataflex.trainer.engine import require_loader
-from dataflex.planning.run_schedule import require_steps
 from dataflex.objective.fused_head import require_weighable
+from dataflex.planning.run_schedule import require_steps
+from dataflex.trainer.engine import require_loader
 from dataflex.utils.logging import logger
 
 _GIVE_TARGET = "give eval_dataset, or target_dataset where they are other rows than those to evaluate on"

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import FLOAT32_MOST
-from dataflex.scoring.gather import sum_over_ranks
-from dataflex.scoring.label_logits import IGNORED
-from dataflex.objective.measured import DomainLosses, require_rows
+from dataflex.objective.formula import losses_of_tokens, predicted
 from dataflex.objective.loop_scale import counts_first, loop_of, undone
 from dataflex.objective.loss_function import ReplacedLoss
-from dataflex.objective.formula import losses_of_tokens, predicted
+from dataflex.objective.measured import DomainLosses, require_rows
 from dataflex.objective.token_losses import CROSS_ENTROPY, TokenLoss
+from dataflex.scoring.gather import sum_over_ranks
+from dataflex.scoring.label_logits import IGNORED
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.planning.answers import decision_hash
 from dataflex.core.errors import CheckpointError, Problem, rows_named
+from dataflex.planning.answers import decision_hash
 from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, ROW, RowFile
 from dataflex.utils.logging import logger

@@ -26,6 +26,7 @@ from dataflex.core.injected import SEED, TARGETS
 from dataflex.core.kinds import Kind
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule
+from dataflex.planning.run_schedule import global_batch_size
 from dataflex.run.checkpoints import (
     PREFIX,
     require_writable,
@@ -45,16 +46,15 @@ from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import evaluate_all
 from dataflex.trainer.given import by_name, first_rows, require_rows_apart, require_spec
-from dataflex.trainer.upstream.passes import PassKeeper
 from dataflex.trainer.prepared import SourcesApart
-from dataflex.trainer.upstream.renamed_weights import holds_renamed_weights, load_renamed_weights
 from dataflex.trainer.run_folder import RunFolder
 from dataflex.trainer.saving import CheckpointWriter, without_secret_fields
-from dataflex.trainer.upstream.sharded_optimizer import fill_sharded_optimizer
-from dataflex.planning.run_schedule import global_batch_size
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
+from dataflex.trainer.upstream.passes import PassKeeper
 from dataflex.trainer.upstream.relied_on import require_training
+from dataflex.trainer.upstream.renamed_weights import holds_renamed_weights, load_renamed_weights
+from dataflex.trainer.upstream.sharded_optimizer import fill_sharded_optimizer
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.utils.progress import without_bars
 

@@ -16,11 +16,11 @@ from dataflex.config.checks.keys import parse_arguments
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, DataflexError, Problem, refuse
 from dataflex.core.kinds import Kind
+from dataflex.objective.samples import ROWS, samples_of
 from dataflex.rows.row_numbers import documents as documents_of
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 from dataflex.scoring.trial import trial_rows
-from dataflex.objective.samples import ROWS, samples_of
 
 
 def by_name(bases: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,17 +12,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.context import UpdateContext
-from dataflex.planning.answers import checked_proportions
 from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.kinds import MIXER
 from dataflex.core.schedule import Segment
-from dataflex.rows.stream_places import StreamPlaces
-from dataflex.rows.views import MixedSources
-from dataflex.scoring.models import pretrained_models, require_causal
+from dataflex.objective.fused_head import fused_head, require_weighable
 from dataflex.objective.measured import DomainLosses, rows_of_rank
 from dataflex.objective.source_weights import DomainObjective
-from dataflex.trainer.engine import require_one_model
-from dataflex.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
+from dataflex.planning.answers import checked_proportions
+from dataflex.planning.run_schedule import require_observable
 from dataflex.planning.sources import (
     are_streams,
     first_mixture,
@@ -31,9 +28,12 @@ from dataflex.planning.sources import (
     require_streamable,
     shares_in_words,
 )
+from dataflex.rows.stream_places import StreamPlaces
+from dataflex.rows.views import MixedSources
+from dataflex.scoring.models import pretrained_models, require_causal
+from dataflex.trainer.engine import require_one_model
+from dataflex.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
 from dataflex.trainer.planned import Plan, PlannedTrainer
-from dataflex.planning.run_schedule import require_observable
-from dataflex.objective.fused_head import fused_head, require_weighable
 
 
 class MixTrainer(PlannedTrainer):

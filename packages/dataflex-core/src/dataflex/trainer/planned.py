@@ -19,18 +19,18 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.agreement import require_agreement
 from dataflex.core.component import Component, seeded
 from dataflex.core.context import UpdateContext
-from dataflex.planning.answers import decision_hash
 from dataflex.core.errors import CheckpointError, StoppedError, blaming
 from dataflex.core.plugins import call_hook
 from dataflex.core.schedule import Segment
+from dataflex.planning.answers import decision_hash
 from dataflex.planning.loader import PlannedLoader
+from dataflex.planning.run_schedule import global_batch_size, require_map_style, run_schedule
 from dataflex.rows.views import PlannedRows
 from dataflex.run.length import require_continues
 from dataflex.run.record import summary
 from dataflex.scoring.session import undisturbed
 from dataflex.trainer.dynamic import DynamicTrainer
 from dataflex.trainer.given import require_spec
-from dataflex.planning.run_schedule import global_batch_size, require_map_style, run_schedule
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress

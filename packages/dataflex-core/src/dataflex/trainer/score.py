@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.agreement import require_agreement
-from dataflex.planning.answers import checked_scores, decision_hash
 from dataflex.core.errors import blaming
 from dataflex.core.files import SCORES
 from dataflex.core.schedule import Segment
+from dataflex.planning.answers import checked_scores, decision_hash
 from dataflex.run.scores import write_scores
 from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.scoring.session import undisturbed

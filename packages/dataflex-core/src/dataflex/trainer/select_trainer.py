@@ -6,10 +6,10 @@ from typing import Any
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.context import UpdateContext
-from dataflex.planning.answers import checked_rows, checked_scores
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.schedule import Segment
 from dataflex.interfaces.selector import Selection
+from dataflex.planning.answers import checked_rows, checked_scores
 from dataflex.trainer.planned import Plan, PlannedTrainer
 
 

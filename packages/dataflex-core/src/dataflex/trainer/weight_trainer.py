@@ -19,21 +19,7 @@ from accelerate import DistributedType
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
 from dataflex.core.kinds import WEIGHTER
-from dataflex.scoring.label_logits import label_positions
-from dataflex.scoring.models import pretrained_models, require_causal
-from dataflex.trainer.engine import require_one_model
-from dataflex.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
-from dataflex.objective.logits_route import output_losses
-from dataflex.objective.loop_scale import counts_first, loop_of, undone
-from dataflex.objective.loss_function import ReplacedLoss
-from dataflex.trainer.numbered import NumberedTrainer
-from dataflex.objective.step_checks import StepChecks
-from dataflex.objective.step_losses import StepLosses, step_losses
-from dataflex.planning.run_schedule import require_map_style, run_schedule
-from dataflex.objective.fused_head import fused_head, require_weighable
-from dataflex.objective.weight_log import WeightLog
 from dataflex.interfaces.weighter import Weighter, WeightsSamples
-from dataflex.objective.hidden import require_hidden_states
 from dataflex.objective.formula import (
     Objective,
     StepCounts,
@@ -42,8 +28,22 @@ from dataflex.objective.formula import (
     weighted_loss,
     weighted_loss_of_tokens,
 )
+from dataflex.objective.fused_head import fused_head, require_weighable
+from dataflex.objective.hidden import require_hidden_states
+from dataflex.objective.logits_route import output_losses
+from dataflex.objective.loop_scale import counts_first, loop_of, undone
+from dataflex.objective.loss_function import ReplacedLoss
 from dataflex.objective.samples import ROWS, Samples, one_by_one, samples_of_step
+from dataflex.objective.step_checks import StepChecks
+from dataflex.objective.step_losses import StepLosses, step_losses
 from dataflex.objective.token_losses import CROSS_ENTROPY, CrossEntropy, DynamicFineTuning, TokenLoss
+from dataflex.objective.weight_log import WeightLog
+from dataflex.planning.run_schedule import require_map_style, run_schedule
+from dataflex.scoring.label_logits import label_positions
+from dataflex.scoring.models import pretrained_models, require_causal
+from dataflex.trainer.engine import require_one_model
+from dataflex.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
+from dataflex.trainer.numbered import NumberedTrainer
 
 
 class WeightTrainer(NumberedTrainer):

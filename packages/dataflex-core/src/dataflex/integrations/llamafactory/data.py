@@ -15,8 +15,8 @@ from dataflex.integrations.llamafactory.target_rows import (
     require_tokenised_as_trained,
     rows_as_trained,
 )
-from dataflex.run.output_dir import require_rows_of_checkpoint
 from dataflex.planning.run_schedule import require_map_style, require_observable, run_schedule
+from dataflex.run.output_dir import require_rows_of_checkpoint
 from dataflex.utils.progress import Progress, without_bars
 
 

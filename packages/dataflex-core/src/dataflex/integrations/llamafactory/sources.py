@@ -23,9 +23,9 @@ from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
 from dataflex.integrations.llamafactory.reading import no_rows
 from dataflex.integrations.llamafactory.streams import load_stream
+from dataflex.interfaces.weighter import Weighter
 from dataflex.rows.held_out import evenly, held_out_rows, in_words
 from dataflex.rows.views import MixedSources
-from dataflex.interfaces.weighter import Weighter
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
 
