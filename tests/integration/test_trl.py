@@ -19,7 +19,7 @@ from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.run.record import read_trace
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.train.trainer import BY_TRAIN_TYPE, MixTrainer, SelectTrainer, WeightTrainer, trainer_class
-from dataflex.trainer.upstream.relied_on import TRAINING
+from dataflex.upstream.relied_on import TRAINING
 from trl.trainer import sft_trainer
 
 WORDS = ["red", "green", "blue", "seven", "eight", "nine"]

@@ -127,7 +127,7 @@ def test_one_name_may_be_used_by_each_kind(installed):
 @pytest.mark.parametrize("value", ["fake_good:Stranger", "fake_good:number"])
 def test_a_class_without_the_contract_is_refused_with_the_contract(installed, value):
     installed(("p", "odd", value))
-    with pytest.raises(WrongBaseClassError, match=r"is not a Selector: it needs select\(.*base_selector\.Selector"):
+    with pytest.raises(WrongBaseClassError, match=r"is not a Selector: it needs select\(.*selector\.Selector"):
         registry.find(SELECTOR, "odd")
 
 

@@ -16,7 +16,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_a
 from dataflex.train.trainer import DynamicTrainer, MixTrainer, SelectTrainer, WeightTrainer
 from dataflex.trainer.numbered import NumberedTrainer
 from dataflex.trainer.planned import PlannedTrainer
-from dataflex.trainer.upstream import relied_on
+from dataflex.upstream import relied_on
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]

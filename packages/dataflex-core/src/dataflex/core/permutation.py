@@ -24,7 +24,7 @@ _Step = Callable[[NDArray[np.uint64], NDArray[np.uint64]], NDArray[np.uint64]]
 ROUNDS = 6  # 4 already pass as a pseudo-random permutation (Luby and Rackoff 1988); 6 also for a dozen rows
 
 
-class Order(ABC):
+class Permutation(ABC):
     """Which row of a source comes when."""
 
     @abstractmethod
@@ -32,7 +32,7 @@ class Order(ABC):
         """Returns the rows at positions ``start`` to ``start + count``: (count,) int64."""
 
 
-class RowOrder(Order):
+class RowOrder(Permutation):
     """All rows in a random order, then all rows in another, without end.
 
     Args:
@@ -93,7 +93,7 @@ class RowOrder(Order):
         return (left << half) | right
 
 
-class ReadingOrder(Order):
+class ReadingOrder(Permutation):
     """The rows of a source without an end, in the order of reading."""
 
     def take(self, start: int, count: int) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from dataflex.core.errors import ConfigError
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.scoring.models import without_adapter
-from dataflex.trainer.upstream.relied_on import require_fused_head
+from dataflex.upstream.relied_on import require_fused_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -103,3 +103,36 @@ def checked_proportions(answer: Any, *, names: Sequence[str], who: str) -> NDArr
 def decision_hash(decision: NDArray[Any]) -> str:
     """Returns 16 hexadecimal digits that two decisions share only if they are equal, number for number, in order."""
     return hashlib.blake2b(np.ascontiguousarray(decision).tobytes(), digest_size=8).hexdigest()
+
+
+def checked_weights(weights: Any, *, count: int, declared: bool, who: str) -> NDArray[np.float64] | None:
+    """Returns the weights of a selector's rows as (count,) float64, or None where it gave none.
+
+    Args:
+        weights: What came with the rows.
+        count: How many there must be.
+        declared: Whether the class says that it weighs.
+        who: The component, the update and the step, for the message.
+
+    Raises:
+        ComponentError: Another number of them, negative or not finite, or a class that did not say so.
+    """
+    if weights is None:
+        return None
+    if not declared:
+        raise ComponentError(
+            f"{who} returned weights, but its class does not say that it weighs rows, so the loss is not prepared for "
+            "them -> set `weighs = True` in the class"
+        )
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (count,):
+        raise ComponentError(
+            f"{who} returned weights of shape {values.shape}; expected one for each of its {count} rows"
+        )
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(bad):
+        raise ComponentError(
+            f"{who} returned {len(bad)} weights that are negative or not finite, the first is {values[bad[0]]} at "
+            f"{bad[0]}; expected finite ones of 0 or more"
+        )
+    return values

@@ -18,6 +18,7 @@ another came once; shuffling the places of the sources in it, after which a pass
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dataflex.core.component import seeded
 from dataflex.core.errors import CheckpointError, ConfigError
-from dataflex.core.permutation import Order, ReadingOrder, RowOrder
+from dataflex.core.permutation import Permutation, ReadingOrder, RowOrder
 
 
 def largest_remainder(shares_K: NDArray[np.float64], total: int, owed_K: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -44,6 +45,19 @@ def largest_remainder(shares_K: NDArray[np.float64], total: int, owed_K: NDArray
     rank_K = np.where(shares_K > 0, exact_K - counts_K + owed_K, -np.inf)
     counts_K[np.argsort(-rank_K, kind="stable")[: total - int(counts_K.sum())]] += 1
     return counts_K
+
+
+@dataclass(frozen=True)
+class Division:
+    """A segment, divided among the sources.
+
+    Attributes:
+        counts: (K,) rows of each source.
+        order: (S,) where each row of the segment stands in the rows of the sources, one source after the other.
+    """
+
+    counts: NDArray[np.int64]
+    order: NDArray[np.int64]
 
 
 class MixtureManager:
@@ -86,7 +100,7 @@ class MixtureManager:
         self._cursors = np.zeros(len(self.names), dtype=np.int64)
         self._owed = np.zeros(len(self.names), dtype=np.float64)
         self._planned = 0
-        self._orders: list[Order] = [
+        self._orders: list[Permutation] = [
             ReadingOrder() if streams else RowOrder(int(size), seed, "domain", name)
             for size, name in zip(self.sizes, self.names, strict=True)
         ]
@@ -104,6 +118,19 @@ class MixtureManager:
         if not np.isfinite(shares_K).all() or (shares_K < 0).any() or not shares_K.any():
             raise ValueError(f"shares must be finite, non-negative and not all zero; got {shares_K.tolist()}")
         self.proportions: NDArray[np.float64] = _scaled(shares_K)
+
+    @property
+    def places(self) -> list[tuple[str, int, int]]:
+        """Name, first row in the train dataset and number of rows of each source."""
+        return list(zip(self.names, self._offsets.tolist(), self.sizes.tolist(), strict=True))
+
+    def by_name(self) -> dict[str, float]:
+        """Returns the shares by the names of the sources."""
+        return dict(zip(self.names, self.proportions.tolist(), strict=True))
+
+    def in_words(self) -> str:
+        """Returns ``a 0.500, b 0.500``."""
+        return shares_in_words(self.names, self.proportions)
 
     @property
     def amounts(self) -> NDArray[np.float64]:
@@ -131,18 +158,31 @@ class MixtureManager:
 
     def plan(self, num_rows: int) -> NDArray[np.int64]:
         """Returns the next ``num_rows`` rows of the train dataset in the order of training, and moves the positions."""
+        starts_K = self._cursors.copy()
+        divided = self.divide(num_rows)
+        parts = [
+            self._offsets[k] + self._orders[k].take(int(starts_K[k]), count)
+            for k, count in enumerate(divided.counts.tolist())
+        ]
+        rows: NDArray[np.int64] = np.concatenate(parts)[divided.order]
+        return rows
+
+    def divide(self, num_rows: int) -> Division:
+        """Returns how the next ``num_rows`` rows are divided among the sources, and moves the positions.
+
+        Whoever asks draws the rows of each source; :meth:`plan` draws them without replacement.
+        """
         shares_K = self.row_shares
         counts_K = largest_remainder(shares_K, num_rows, self._owed)
         rng = np.random.Generator(np.random.Philox(key=seeded(self.seed, "mixture", self._planned)))
-        parts, places = [], []
-        for k, count in enumerate(counts_K.tolist()):
-            parts.append(self._offsets[k] + self._orders[k].take(int(self._cursors[k]), count))
-            places.append(places_of_rows(count, num_rows, shares_K[k], self._owed[k], rng))
-        rows: NDArray[np.int64] = np.concatenate(parts)[np.argsort(np.concatenate(places), kind="stable")]
+        places = [
+            places_of_rows(count, num_rows, shares_K[k], self._owed[k], rng)
+            for k, count in enumerate(counts_K.tolist())
+        ]
         self._owed += shares_K * num_rows - counts_K
         self._cursors += counts_K
         self._planned += 1
-        return rows
+        return Division(counts_K, np.argsort(np.concatenate(places), kind="stable"))
 
     def seen(self) -> dict[str, dict[str, float]]:
         """Returns how often each source was drawn from so far, for the trace: rows, and passes over what has a size."""
@@ -177,6 +217,11 @@ class MixtureManager:
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._owed = np.array(state["owed"], dtype=np.float64)
         self._planned = int(state["planned"])
+
+
+def shares_in_words(names: Sequence[str], shares_K: NDArray[np.float64]) -> str:
+    """Returns ``a 0.500, b 0.500``."""
+    return ", ".join(f"{name} {share:.3f}" for name, share in zip(names, shares_K, strict=True))
 
 
 def places_of_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from dataflex.config.checks.streams import many_readers, no_sizes, no_sizes_for
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, refuse
 from dataflex.core.registry import find
-from dataflex.planning.mixture import MixtureManager, initial_proportions
+from dataflex.planning.mixture import MixtureManager, initial_proportions, shares_in_words
 from dataflex.rows.lengths import row_lengths
 from dataflex.rows.streams import Stream, told_rows
 from dataflex.rows.views import MixedSources
@@ -84,11 +84,6 @@ def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[...,
     shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)
     logger.info("the mixture begins with %s: %s", _origin(keys), shares_in_words(mixed.names, shares))
     return functools.partial(MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths, streams=streams)
-
-
-def shares_in_words(names: Sequence[str], shares_K: NDArray[np.float64]) -> str:
-    """Returns ``a 0.500, b 0.500``."""
-    return ", ".join(f"{name} {share:.3f}" for name, share in zip(names, shares_K, strict=True))
 
 
 def _origin(keys: DataflexArguments) -> str:

@@ -51,11 +51,11 @@ from dataflex.trainer.run_folder import RunFolder
 from dataflex.trainer.saving import CheckpointWriter, without_secret_fields
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
-from dataflex.trainer.upstream.passes import PassKeeper
-from dataflex.trainer.upstream.relied_on import require_training
-from dataflex.trainer.upstream.renamed_weights import holds_renamed_weights, load_renamed_weights
-from dataflex.trainer.upstream.sharded_optimizer import fill_sharded_optimizer
 from dataflex.trainer.workers import outliving_sigterm
+from dataflex.upstream.passes import PassKeeper
+from dataflex.upstream.relied_on import require_training
+from dataflex.upstream.renamed_weights import holds_renamed_weights, load_renamed_weights
+from dataflex.upstream.sharded_optimizer import fill_sharded_optimizer
 from dataflex.utils.progress import without_bars
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 
 PREPARE = "_prepare_dataset"
-"""The method of TRL's trainers that turns texts into tokens; see :mod:`dataflex.trainer.upstream.relied_on`."""
+"""The method of TRL's trainers that turns texts into tokens; see :mod:`dataflex.upstream.relied_on`."""
 
 
 class SourcesApart:

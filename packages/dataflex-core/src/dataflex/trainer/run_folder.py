@@ -17,7 +17,7 @@ from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside, set_later_aside
 from dataflex.run.results import Results
 from dataflex.run.state import load_state, require_step
-from dataflex.trainer.upstream.cpu_ranks import allow_numbered_cpus
+from dataflex.upstream.cpu_ranks import allow_numbered_cpus
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:

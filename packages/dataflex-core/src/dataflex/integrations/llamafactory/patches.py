@@ -36,7 +36,7 @@ from dataflex.run.output_dir import (
 )
 from dataflex.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
 from dataflex.trainer.score import ScoreTrainer
-from dataflex.trainer.upstream.relied_on import require_llamafactory
+from dataflex.upstream.relied_on import require_llamafactory
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"

@@ -1,0 +1,190 @@
+"""The segments of a planned run: which one is trained on, what it trains on, and what is recorded of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflex.core.agreement import require_agreement
+from dataflex.core.errors import CheckpointError, StoppedError
+from dataflex.core.plugins import call_hook
+from dataflex.core.schedule import Segment
+from dataflex.planning.answers import decision_hash
+from dataflex.planning.decisions import Plan
+from dataflex.planning.planner import Planner
+from dataflex.planning.run_schedule import global_batch_size
+from dataflex.planning.selecting import Chosen
+from dataflex.planning.stages import Stages
+from dataflex.run.length import require_continues
+from dataflex.run.record import summary
+from dataflex.scoring.session import undisturbed
+from dataflex.trainer.host import Host
+from dataflex.utils.logging import logger
+
+_NONE = Chosen(np.empty(0, dtype=np.int64))
+
+
+class Segments:
+    """Plans a segment when its first batch is asked for, and keeps it until the next one.
+
+    Args:
+        trainer: The trainer, with its schedule.
+        stages: The components that decide.
+
+    Attributes:
+        batch_size: Rows of an optimizer step over all ranks.
+        now: The segment that is trained on; None before the first.
+        chosen: Its rows.
+    """
+
+    def __init__(self, trainer: Host, stages: Stages) -> None:
+        self._trainer, self._stages = trainer, stages
+        stages.updates = trainer.schedule.updates > 0
+        self.batch_size = global_batch_size(trainer.args)
+        self.now: Segment | None = None
+        self.chosen = _NONE
+        self._state_checked = False
+        self._more_updates = 0  # those that a continued run has beyond its schedule
+
+    def forget(self) -> None:
+        """Forgets the rows of an earlier training by the same trainer."""
+        self.now, self._more_updates = None, 0
+
+    def at(self, step: int) -> Segment:
+        """Returns the segment that holds the step after ``step`` steps are done.
+
+        It is the schedule's, but for a run that was ended inside of a segment and is continued: what was planned stays,
+        and what the longer schedule adds to that segment is a segment of its own. Decisions that stand are kept for
+        it; else the components are asked once more, and the updates after it are counted from there.
+        """
+        held, planned = self.now, self._trainer.schedule.segment_at(step)
+        if held is not None and held.start <= step < held.stop:
+            return held
+        update, more = planned.update, self._more_updates
+        if planned.start < step and held is not None and held.stop == step:
+            planned, more = replace(planned, start=step), more + 1
+            update = None if self._stages.stand else update
+        return replace(planned, update=None if update is None else update + more)
+
+    def rows(self, segment: Segment) -> NDArray[np.int64]:
+        """Returns the rows of a segment, planned unless it is the one that was resumed in. Called on every rank.
+
+        Raises:
+            CheckpointError: The checkpoint lies inside of it, and does not hold its rows.
+            ComponentError: A component gave a bad answer, or ranks disagree.
+        """
+        if segment == self.now:  # resumed in the middle of it
+            return self.chosen.rows
+        trainer, schedule = self._trainer, self._trainer.schedule
+        if trainer.state.global_step != segment.start:
+            raise CheckpointError(
+                f"the checkpoint at step {trainer.state.global_step} lies inside of the segment from {segment.start} "
+                f"to {segment.stop} but does not hold its rows -> resume from an earlier checkpoint"
+            )
+        more = self._more_updates
+        if segment.update is not None:
+            more = segment.update - (schedule.segment_at(segment.start).update or 0)
+        context = trainer.update_context(segment.update or 0, schedule.updates + more, schedule.total)
+
+        def before(verb: str, name: str) -> None:
+            call_hook("dataflex_before_update", kind=verb, component=name, context=context)
+
+        started, model = time.perf_counter(), trainer.model
+        count = segment.steps * self.batch_size
+        done = (segment.start - schedule.segment_at(segment.start).start) * self.batch_size
+        try:
+            with undisturbed(model):
+                plan = Planner(self._stages, segment, context, model, before).plan(count, done)
+        except StoppedError:
+            raise trainer.stopped_while_deciding() from None
+        self._agree(segment, plan)
+        if segment.update is not None and not self._state_checked:  # what it keeps may be there from now on
+            trainer.early.state()
+            self._state_checked = True
+        self.now, self.chosen, self._more_updates = segment, plan.chosen, more
+        trainer.record.segment(segment.start, plan.chosen.rows, plan.chosen.scores, plan.chosen.weights)
+        for line, news in self._lines(segment, plan, count, time.perf_counter() - started):
+            self._report(line, news)
+            names = {"kind": line["kind"], "component": line["component"]}
+            call_hook("dataflex_after_update", **names, context=context, decision=line)
+        return plan.chosen.rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the schedule, and the rows of the segment that is being trained on."""
+        segment = self.now
+        return {
+            "schedule": asdict(self._trainer.schedule),
+            "segment": None if segment is None else [segment.start, segment.stop, segment.update],
+            "segment_rows": self.chosen.rows,
+            "segment_weights": self.chosen.weights,
+            "more_updates": self._more_updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.now = None if state["segment"] is None else Segment(*state["segment"])
+        self.chosen = Chosen(state["segment_rows"], None, state["segment_weights"])
+        self._more_updates = state["more_updates"]
+
+    def require_continues(self, state: Mapping[str, Any]) -> None:
+        """Refuses a checkpoint of another schedule than this one, or than a shorter one of the same kind."""
+        require_continues(state["schedule"], self._trainer.schedule, state["step"], "the checkpoint")
+
+    def _agree(self, segment: Segment, plan: Plan) -> None:
+        """Refuses decisions that differ between ranks. Collective."""
+        when = "warm-up" if segment.update is None else f"update {segment.update}"
+        where = f"at {when} (step {segment.start})"
+        for decision in plan.decisions:
+            if decision.decided is not None:
+                who = f"{_KINDS[decision.verb]} '{decision.name}' {where}"
+                require_agreement(decision_hash(decision.decided), self._trainer.accelerator, who)
+        last = plan.decisions[-1] if plan.decisions else None
+        who = f"the plan {where}" if last is None else f"{_KINDS[last.verb]} '{last.name}' {where}"
+        require_agreement(decision_hash(plan.chosen.rows), self._trainer.accelerator, who)
+
+    def _lines(self, segment: Segment, plan: Plan, count: int, seconds: float) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yields a line of the trace for each decision, and what the log says of it."""
+        alone = len(self._trainer.spec.axes) == 1
+        for decision in plan.decisions:
+            decided = plan.chosen.rows if decision.decided is None or alone else decision.decided
+            line = {
+                "step": segment.start,
+                "kind": decision.verb,
+                "component": decision.name,
+                "update": segment.update,
+                "num_samples": decision.rows,
+                "distinct": len(np.unique(decided if decision.verb != "mix" else plan.chosen.rows)),
+                "seconds": round(seconds if alone else decision.seconds, 4),
+                "decision_hash": decision_hash(decided),
+                **decision.details,
+            }
+            if decision.left_out:
+                line["left_out"] = decision.left_out
+            if decision.scores is not None:
+                line["scores"] = summary(decision.scores)
+            yield line, decision.news
+
+    def _report(self, line: dict[str, Any], news: str) -> None:
+        """Tells the trace, the metrics and the reader about a decision."""
+        self._trainer.record.update(line)
+        alone = len(self._trainer.spec.axes) == 1
+        group = "dataflex" if alone else f"dataflex/{line['kind']}"
+        metrics = {"dataflex/update": line["update"], f"{group}/seconds": line["seconds"]}
+        metrics |= {f"{group}/score_{key}": value for key, value in line.get("scores", {}).items()}
+        metrics |= {f"dataflex/proportion/{name}": share for name, share in line.get("proportions", {}).items()}
+        self._trainer.log(metrics)
+        left = self._trainer.schedule.updates + self._more_updates - 1 - line["update"]
+        logger.info(
+            "update %d at step %d, %s: %s '%s' %s in %.1f s",
+            line["update"], line["step"], f"{left} more to come" if left else "the last one", line["kind"],
+            line["component"], news, line["seconds"],
+        )  # fmt: skip
+
+
+_KINDS = {"filter": "filter", "select": "selector", "mix": "mixer", "order": "order"}
+"""What a component is called that does so."""
