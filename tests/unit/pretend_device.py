@@ -77,7 +77,7 @@ def _run(func: Any, args: Any, kwargs: Any, reads: list[str]) -> Any:
         reads.append(f"{READS.get(packet, 'waits for how many there are')}: {func}\n{_where()}")
     to_host = packet is aten._to_copy and wanted == "cpu"
     leaves = there and (to_host or packet in (aten._local_scalar_dense, aten.equal))
-    if leaves and to_host:
+    if leaves and to_host and not kwargs.get("non_blocking"):  # such a copy queues behind what the device has to do
         reads.append(f"is copied to the host\n{_where()}")
     if packet is aten.copy_ and not isinstance(args[0], OnDevice):
         reads.append(f"is copied to the host\n{_where()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,8 @@ class Component:
             checkpoints, and in the trace or the log where it is not 0.
         reads_batches: Whether it puts batches of the data collator through the model and tells their rows apart. A
             collator that flattens rows into one, or makes pairs, is then refused before training.
+        takes_seen: Whether it asks ``context.scores`` for losses that training has seen. They are kept, in memory and
+            in checkpoints (8 bytes per row), where a component of the run says so.
     """
 
     draws: ClassVar[bool] = True
@@ -44,6 +47,7 @@ class Component:
     cache_owner: str = ""
     left_out: int = 0
     reads_batches: bool = False
+    takes_seen: bool = False
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:
         """Tells the component its name, its seed and the run's folder. Called once by the trainer, after construction.
@@ -55,6 +59,17 @@ class Component:
         """
         self.name, self.seed = name, seed
         self.cache_owner = os.path.join(os.path.abspath(output_dir), name) if output_dir else ""
+
+    @classmethod
+    def needs_columns(cls, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns the columns of the raw data that it asks ``context.scores`` for, as ``column:NAME``. Optional.
+
+        LLaMA-Factory drops columns when it tokenises; these are kept aside, for the rows that are left.
+
+        Args:
+            params: The constructor parameters that the user gave.
+        """
+        return ()
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses what an update would have to refuse, as far as it is known before the first step.

@@ -3,10 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+SEEN_ONLY = 2**63 - 1
+"""The ``max_age`` of who takes the losses that training has seen, however old, and wants no pass of the model."""
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a pass of the model is made, where one is needed for the scores that a component asks for.
+
+    Attributes:
+        token_budget: Tokens that are scored at once; None for a default that suits the device.
+        who: What a progress bar or a log line begins with.
+        cache_dir: Where an interrupted pass is kept, so that it goes on from there; blank for nowhere.
+        owner: Whose passes these are in a shared ``cache_dir``: the ``cache_owner`` of the component.
+    """
+
+    token_budget: int | None = None
+    who: str = "scores"
+    cache_dir: str = ""
+    owner: str = ""
+
+
+class RowScores(Protocol):
+    """Scores of rows that several components want at one update, each computed once.
+
+    The run has one, :class:`~dataflex.scoring.named_scores.NamedScores`. A selector is given one whose rows are those
+    of its dataset. Every method is collective: each rank calls it with the same arguments and gets the same.
+    """
+
+    def of(
+        self,
+        name: str,
+        rows_S: NDArray[np.int64] | None = None,
+        *,
+        max_age: int = 0,
+        how: PassOptions | None = None,
+    ) -> NDArray[np.float64]:
+        """Returns the scores of rows: (S,) float64, NaN for a row without one. See docs/scores.md for the names.
+
+        Args:
+            name: ``loss``, ``length``, ``seen``, ``seen:STEPS``, ``column:NAME`` or ``file:PATH``.
+            rows_S: (S,) row numbers of the component's dataset; None for all of its rows.
+            max_age: Of ``loss``: a loss that training saw at most so many optimizer steps ago is taken as it is, and
+                the others are computed; 0 computes all, :data:`SEEN_ONLY` computes none.
+            how: How a pass is made, where one is needed.
+        """
+
+    def ages(self, rows_S: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Returns how many optimizer steps ago training saw the loss of each row: (S,), at least 1; -1 for never."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +86,7 @@ class UpdateContext:
         total_steps: Global optimizer steps of the whole run.
         learning_rate: The rate that the last step used.
         optimizer: The training optimizer, for its moments. A component must not change it.
+        scores: Scores of rows that the run's components share; None where the run has none to share.
     """
 
     update: int
@@ -43,3 +95,4 @@ class UpdateContext:
     total_steps: int
     learning_rate: float
     optimizer: torch.optim.Optimizer | None
+    scores: RowScores | None = None

@@ -1,0 +1,271 @@
+"""The scores of rows that several components want at one update, each computed once.
+
+A filter by loss, an order by loss and the selector ``loss`` ask for the loss of rows at the same update: the model goes
+over the rows once. What was computed is kept for the update, row by row, so who asks for other rows pays for those that
+are missing only. Scores that never change (a length, a column, a file) are made once per run.
+
+    loss           mean token loss under the present model                 one pass over the rows that are missing
+    seen           the loss that training saw last, however old            no pass
+    seen:STEPS     that, where it is at most so many steps old             a pass over the other rows
+    length         tokens of the row
+    column:NAME    a column of the train dataset, or of the raw data
+    file:PATH      a number per row, from a file
+
+Memory: 5 bytes per row and update for losses, 8 for each of the others. Letters: N rows of the train dataset, S rows
+that are asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataflex.core.agreement import on_every_rank, require_agreement
+from dataflex.core.context import SEEN_ONLY, PassOptions
+from dataflex.core.errors import CheckpointError, ComponentError, blaming, listed, nearest
+from dataflex.core.score_names import LOSS, SEEN, ScoreName
+from dataflex.run.row_file import values_digest
+from dataflex.scoring.losses import per_sample_losses
+from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.score_sources import FixedScores, fixed_sources, loss_store
+from dataflex.scoring.seen_losses import SeenLosses
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["SEEN_ONLY", "NamedScores", "PassOptions"]
+
+
+@dataclass
+class _Update:
+    """An update, and what was computed at it."""
+
+    model: torch.nn.Module | None = None
+    step: int = 0
+    done: NDArray[np.bool_] | None = None  # (N,)
+    losses: NDArray[np.float32] | None = None  # (N,)
+
+
+@dataclass
+class _Fixed:
+    """Scores that never change: those made so far, and the digests of a checkpoint's."""
+
+    values: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    expected: dict[str, str] = field(default_factory=dict)
+
+
+class NamedScores:
+    """Scores by name, for all components of a run. Collective: every rank calls it alike and gets the same.
+
+    Args:
+        dataset: The train dataset, tokenised, with a length.
+        collator: Makes a batch of tensors from a list of rows, as scoring calls it.
+        accelerator: The run's accelerator; None means a single process.
+        seen: The losses that training saw; None where the run keeps none.
+        sources: Kind -> what makes scores that never change; None for those of the table above without kept columns
+            (:func:`~dataflex.scoring.score_sources.fixed_sources`).
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collator: Collator,
+        accelerator: Accelerator | None = None,
+        *,
+        seen: SeenLosses | None = None,
+        sources: dict[str, FixedScores] | None = None,
+    ) -> None:
+        self._dataset, self._collator, self._accelerator = dataset, collator, accelerator
+        self._seen = seen
+        self._sources = dict(fixed_sources(dataset) if sources is None else sources)
+        self._update, self._fixed = _Update(), _Fixed()
+        self._rows: NDArray[np.int64] | None = None  # the rows of the dataset that are rows here
+
+    def provide(self, kind: str, source: FixedScores) -> None:
+        """Adds scores that never change under a name of one's own, ``KIND`` or ``KIND:ARGUMENT``.
+
+        Args:
+            kind: What stands in front of the colon.
+            source: ``source(argument)`` returns the score of every row: (N,) float64, NaN for none.
+        """
+        self._sources[kind] = source
+
+    def begin_update(self, model: torch.nn.Module, step: int) -> None:
+        """Forgets what was computed at the update before. Called at each update, before any component is asked.
+
+        Args:
+            model: The model that scores, as a selector gets it.
+            step: Optimizer steps done.
+        """
+        self._update.model, self._update.step = model, step
+        self._update.done = self._update.losses = None
+
+    def within(self, rows_S: NDArray[np.int64]) -> NamedScores:
+        """Returns these scores for a component that is made on some rows: its row ``i`` is ``rows_S[i]`` here."""
+        part = copy.copy(self)  # what is computed is shared
+        part._rows = self._numbers(np.asarray(rows_S, dtype=np.int64))
+        return part
+
+    def of(
+        self,
+        name: str,
+        rows_S: NDArray[np.int64] | None = None,
+        *,
+        max_age: int = 0,
+        how: PassOptions | None = None,
+    ) -> NDArray[np.float64]:
+        """Returns the scores of rows: (S,) float64, NaN where there is none.
+
+        A row that was never seen has NaN with ``SEEN_ONLY``; :meth:`ages` tells it from a row without labels.
+
+        Args:
+            name: See above.
+            rows_S: (S,) row numbers; None for all rows.
+            max_age: Of ``loss``: losses that training saw at most so many optimizer steps ago are taken as they are,
+                the others are computed; 0 computes all, :data:`SEEN_ONLY` none.
+            how: How a pass is made, where one is needed.
+
+        Raises:
+            ConfigError: A column or file cannot be read or is of other rows.
+            CheckpointError: It holds other numbers than when the checkpoint was written.
+            ComponentError: There is no such name; a loss is not finite; seen losses are wanted and none are kept.
+        """
+        asked = ScoreName.of(name)
+        rows_S = self._numbers(rows_S)
+        if asked.kind == SEEN:
+            age = SEEN_ONLY if not asked.argument else _steps(name, asked.argument)
+            return self._losses(rows_S, age, how or PassOptions())
+        if name == LOSS:
+            return self._losses(rows_S, max_age, how or PassOptions())
+        values_N = self._fixed_scores(name, asked)
+        return values_N if rows_S is None else values_N[rows_S]
+
+    def ages(self, rows_S: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Returns how many optimizer steps ago training saw the loss of each row: (S,), at least 1; -1 for never.
+
+        Raises:
+            ComponentError: The run keeps no seen losses.
+        """
+        rows_S = self._numbers(rows_S)
+        steps = self._kept().steps if rows_S is None else self._kept().steps[rows_S]
+        return np.where(steps < 0, -1, self._update.step - steps.astype(np.int64))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns digests of the columns and files that were read: a resumed run must read the same."""
+        made = {name: values_digest(values_N) for name, values_N in self._fixed.values.items()}
+        return {"fixed": self._fixed.expected | made}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned. What was read already is compared at once.
+
+        Raises:
+            CheckpointError: It holds other numbers.
+        """
+        self._fixed.expected = dict(state["fixed"])
+        for name, values_N in self._fixed.values.items():
+            self._require_same(name, values_N)
+
+    def _numbers(self, rows_S: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+        """Returns the rows of the whole train dataset that are meant; None for all of it."""
+        if self._rows is None or rows_S is None:
+            return self._rows if rows_S is None else np.asarray(rows_S, dtype=np.int64)
+        return self._rows[rows_S]
+
+    def _losses(self, rows_S: NDArray[np.int64] | None, max_age: int, how: PassOptions) -> NDArray[np.float64]:
+        update, size = self._update, len(self._dataset)
+        if update.done is None or update.losses is None:
+            update.done = np.zeros(size, dtype=np.bool_)
+            update.losses = np.full(size, np.nan, dtype=np.float32)
+        done_N, losses_N = update.done, update.losses
+        wanted_N = ~done_N if rows_S is None else _marked(rows_S, size) & ~done_N
+        if max_age:
+            wanted_N &= self._older_than(max_age)
+        missing = np.flatnonzero(wanted_N)
+        if len(missing):
+            losses_N[missing] = self._computed(None if len(missing) == size else missing, how)
+            done_N[missing] = True
+        if not max_age:
+            return losses_N.astype(np.float64) if rows_S is None else losses_N[rows_S].astype(np.float64)
+        seen_N = self._kept().losses
+        if rows_S is None:
+            return np.where(done_N, losses_N, seen_N).astype(np.float64)
+        return np.where(done_N[rows_S], losses_N[rows_S], seen_N[rows_S]).astype(np.float64)
+
+    def _older_than(self, max_age: int) -> NDArray[np.bool_]:
+        if max_age >= SEEN_ONLY:
+            self._kept()
+            return np.zeros(len(self._dataset), dtype=np.bool_)
+        ages_N = np.where(self._kept().steps < 0, SEEN_ONLY, self._update.step - self._kept().steps.astype(np.int64))
+        return np.asarray(ages_N > max_age)
+
+    def _kept(self) -> SeenLosses:
+        if self._seen is None:
+            raise ComponentError(
+                "the run keeps no losses that training has seen, because no component says that it takes them -> set "
+                "takes_seen = True in the class that asks for them, or use scores: fresh"
+            )
+        return self._seen
+
+    def _computed(self, missing: NDArray[np.int64] | None, how: PassOptions) -> NDArray[np.float32]:
+        model, step = self._update.model, self._update.step
+        assert model is not None, "begin_update comes first"
+        return per_sample_losses(
+            model,
+            self._dataset,
+            collator=self._collator,
+            accelerator=self._accelerator,
+            indices=missing,
+            token_budget=how.token_budget,
+            desc=f"{how.who}: losses at step {step}",
+            store=loss_store(model, self._dataset, self._accelerator, missing, step, how),
+        )
+
+    def _fixed_scores(self, name: str, asked: ScoreName) -> NDArray[np.float64]:
+        """Returns scores of all rows that never change: (N,), not to be written to."""
+        if name not in self._fixed.values:
+            if asked.kind not in self._sources:
+                allowed = [LOSS, SEEN, *self._sources]
+                way_out = nearest(asked.kind, allowed) or "use one of these"
+                raise ComponentError(f"there are no scores {name!r}, only {listed(allowed)} -> {way_out}")
+            made: list[NDArray[np.float64]] = []
+
+            def make() -> None:
+                with blaming(f"scores '{name}'"):
+                    values_N = np.asarray(self._sources[asked.kind](asked.argument), dtype=np.float64)
+                    if values_N.shape != (len(self._dataset),):
+                        what = f"{values_N.shape} numbers for {len(self._dataset)} rows"
+                        raise ComponentError(f"it gave {what} -> give one for each row of the train dataset")
+                    self._require_same(name, values_N)
+                made.append(values_N)
+
+            on_every_rank(self._accelerator, make)
+            if self._accelerator is not None:
+                require_agreement(values_digest(made[0]), self._accelerator, f"scores '{name}'")
+            made[0].setflags(write=False)
+            self._fixed.values[name] = made[0]
+        return self._fixed.values[name]
+
+    def _require_same(self, name: str, values_N: NDArray[np.float64]) -> None:
+        expected = self._fixed.expected.get(name)
+        if expected is not None and expected != values_digest(values_N):
+            raise CheckpointError(
+                f"the scores '{name}' are other numbers than when the checkpoint was written -> put back the data or "
+                "the file that they come from, or begin a run of its own in another output_dir"
+            )
+
+
+def _marked(rows_S: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    marked_N = np.zeros(size, dtype=np.bool_)
+    marked_N[rows_S] = True
+    return marked_N
+
+
+def _steps(name: str, argument: str) -> int:
+    if not (argument.isdecimal() and int(argument) > 0):
+        raise ComponentError(f"there are no scores {name!r} -> write seen:STEPS with a whole number of at least 1")
+    return int(argument)
