@@ -77,7 +77,7 @@ class RunAhead:
 
 @dataclass(frozen=True)
 class UpdateContext:
-    """The state of the run at an update. Passed to ``select`` and ``mix`` as the keyword ``context``.
+    """The state of the run at an update. Passed to ``select``, ``mix`` and ``arrange`` as the keyword ``context``.
 
     Attributes:
         update: Number of this update, from 0.
@@ -86,6 +86,7 @@ class UpdateContext:
         total_steps: Global optimizer steps of the whole run.
         learning_rate: The rate that the last step used.
         optimizer: The training optimizer, for its moments. A component must not change it.
+        device_batch: Rows that a rank puts through the model at once in training; they are padded to one length.
         scores: Scores of rows that the run's components share; None where the run has none to share.
     """
 
@@ -95,4 +96,5 @@ class UpdateContext:
     total_steps: int
     learning_rate: float
     optimizer: torch.optim.Optimizer | None
+    device_batch: int = 1
     scores: RowScores | None = None

@@ -1,1 +1,1 @@
-"""What a component of each kind is: the base classes that third parties inherit from."""
+"""What a component is: the base class of each kind, with what dataflex calls and what it expects back."""

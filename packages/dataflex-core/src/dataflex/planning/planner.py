@@ -214,7 +214,7 @@ class Planner:
             return np.zeros(len(rows))
         assert self._context.scores is not None, "the trainer gives them"
         assert part.by is not None
-        return self._context.scores.by(part.by, rows)
+        return self._context.scores.of(part.by, rows)
 
     def _takes_part(self, part: Part) -> bool:
         update = self._segment.update

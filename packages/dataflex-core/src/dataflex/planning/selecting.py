@@ -169,7 +169,7 @@ class PlacedSelector:
     def _asked(self, model: Any, count: int, context: UpdateContext, who: str) -> Chosen:
         selector = self.component
         if context.scores is not None and self._shifted:
-            context = replace(context, scores=context.scores.within(self._global(np.arange(self.size))))
+            context = replace(context, scores=context.scores.within(self._global(np.arange(self.size, dtype=np.int64))))
         answer = selector.select(model=model, step_id=context.step, num_samples=count, context=context)
         found = answer if isinstance(answer, Selection) else Selection(answer)
         local = checked_rows(found.indices, count=count, size=self.size, replacement=selector.replacement, who=who)
