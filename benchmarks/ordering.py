@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
-from dataflex.core.decision import checked_permutation
 from dataflex.core.kinds import ORDER
 from dataflex.core.registry import find, names
 from dataflex.interfaces.order import Order
+from dataflex.planning.answers import checked_permutation
 
 from benchmarks.common import at_least, chosen, machine, quieten
 

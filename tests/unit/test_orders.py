@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
-from dataflex.core.decision import checked_permutation
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import ORDER
 from dataflex.core.registry import find, provided, register_order
 from dataflex.interfaces.order import Order
+from dataflex.planning.answers import checked_permutation
 from dataflex_selectors.orders.segment import share_of
 from dataflex_selectors.orders.stair import around_borders
 from golden_numbers import golden_cases
