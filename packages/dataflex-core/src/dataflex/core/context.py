@@ -56,6 +56,9 @@ class RowScores(Protocol):
             how: How a pass is made, where one is needed.
         """
 
+    def within(self, rows_S: NDArray[np.int64]) -> RowScores:
+        """Returns these scores for a component that is made on some rows: its row ``i`` is ``rows_S[i]`` here."""
+
     def ages(self, rows_S: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Returns how many optimizer steps ago training saw the loss of each row: (S,), at least 1; -1 for never."""
 

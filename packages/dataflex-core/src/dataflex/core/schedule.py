@@ -185,3 +185,15 @@ class Steps:
         cycle = self.formula if self.repeats else total
         epoch = cycle if self.repeats else steps_per_pass
         return Schedule(total, self.warmup_step, self.update_step, updates, cycle, epoch)
+
+
+def takes_part(update: int, step: int, every: int, start: int) -> bool:
+    """Returns whether a component takes part in an update.
+
+    Args:
+        update: Number of the update, from 0.
+        step: Global steps done.
+        every: It takes part in each update whose number is a multiple of this.
+        start: The first global step at which it takes part.
+    """
+    return step >= start and update % every == 0

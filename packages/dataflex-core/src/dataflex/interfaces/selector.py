@@ -45,10 +45,13 @@ class Selection:
         indices: (S,) row numbers, in the order of training.
         scores: (S,) score of each of these rows, or None. They are saved beside the indices and summarised in the
         trace.
+        weights: (S,) how much each of these rows counts in the training loss, finite and 0 or more; None where all
+            count alike. For methods that prune rows and rescale the others; the class says ``weighs = True``.
     """
 
     indices: Sequence[int] | np.ndarray
     scores: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 class Selector(Component, ABC):
@@ -63,9 +66,11 @@ class Selector(Component, ABC):
     Attributes:
         replacement: Whether a row may be returned twice. A class that has a constructor parameter of this name sets it
             from there; where it is False, asking for more rows than exist is refused before the model is loaded.
+        weighs: Whether a :class:`Selection` of it may carry weights.
     """
 
     replacement: bool = False
+    weighs: ClassVar[bool] = False
     contract: ClassVar[str] = "it needs select(model, step_id, num_samples, **kwargs) -> row numbers"
 
     def __init__(

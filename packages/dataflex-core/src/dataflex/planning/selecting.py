@@ -1,7 +1,7 @@
 """A selector where it stands in a run: on all rows, on those of a pool, or on the rows of one source.
 
-It knows nothing of its place: it is made on a dataset of just these rows, and made anew when they change, so whatever it
-remembers by row number belongs to the rows that it has.
+It knows nothing of its place: it is made on a dataset of just these rows, and made anew when they change, so whatever
+it remembers by row number belongs to the rows that it has.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class PlacedSelector:
 
         Args:
             count: How many.
-            done: Rows of the same stretch that were trained on before, for a run that was ended inside of it; None where
-                they are to be counted here, as a mixture divides the stretch.
+            done: Rows of the same stretch that were trained on before, for a run that was ended inside of it; None
+                where they are to be counted here, as a mixture divides the stretch.
             who: The selector and the step.
         """
         if not self.size or not count:

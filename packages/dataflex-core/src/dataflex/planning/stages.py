@@ -63,7 +63,7 @@ class Stages:
         self.order: Any = None if spec.order is None else make(spec.order, None, None)
         self.passes: list[Passes] = []
         self.arranged: list[ArrangedPasses] = []
-        if spec.order is not None and spec.order.over == "run":
+        if spec.order is not None and self.order is not None and spec.order.over == "run":
             changes = spec.order_changes
             self.arranged = [ArrangedPasses(self.order, first, rows, changes=changes) for _, first, rows in sources]
         elif self.filters or self.selectors or mixture is None:
@@ -86,6 +86,37 @@ class Stages:
                 yield spec.selector, placed.component
         if spec.order is not None:
             yield spec.order, self.order
+
+    def asked(self, update_rows: int) -> Iterator[tuple[Part, Any, int]]:
+        """Yields each component with its part of the run, and the most rows that it is asked for at once.
+
+        Args:
+            update_rows: The most rows that an update trains on.
+        """
+        sizes = [(placed.component, placed.size) for placed in self.selectors]
+        for part, component in self.components():
+            rows = 0
+            if part.keep is not None:
+                rows = max(1, round(part.keep * len(self)))
+            elif part is self.spec.selector:
+                size = next(size for each, size in sizes if each is component)
+                rows = min(update_rows, size) if self.mixture is not None else update_rows
+            yield part, component, rows
+
+    def __len__(self) -> int:
+        """Rows of the train dataset."""
+        return sum(size for _, _, size in self.places)
+
+    def replace(self, component: Any) -> None:
+        """Puts another component in the place of the only one."""
+        if self.selectors:
+            self.selectors[0].component = component
+        elif self.filters:
+            self.filters[0].component = component
+        elif self.mixer is not None:
+            self.mixer = component
+        else:
+            self.order = component
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the stages remember, the components' own states among it."""

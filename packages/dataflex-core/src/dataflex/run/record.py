@@ -68,11 +68,18 @@ class RunRecord:
             with open(self.folder / TRACE, "a", encoding="utf-8") as file:
                 file.write(scrubbed(json.dumps(line)) + "\n")
 
-    def segment(self, step: int, indices: NDArray[np.int64], scores: NDArray[np.float64] | None) -> None:
-        """Writes the rows of the segment that begins after ``step`` steps, and their scores where there are any."""
+    def segment(
+        self,
+        step: int,
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float64] | None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Writes the rows of the segment that begins after ``step`` steps, and what scores and weights they have."""
         if not self._writes:
             return
-        arrays = {"indices": indices} if scores is None else {"indices": indices, "scores": scores}
+        given = {"indices": indices, "scores": scores, "weights": weights}
+        arrays: dict[str, Any] = {name: array for name, array in given.items() if array is not None}
         with replacing(self.folder / SELECTIONS / f"step_{step:08d}.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-if TYPE_CHECKING:
-    from dataflex.trainer.dynamic import DynamicTrainer
+from dataflex.trainer.host import Host
 
 
 class ScheduleCallback(TrainerCallback):
@@ -21,7 +20,7 @@ class ScheduleCallback(TrainerCallback):
         trainer: The trainer it belongs to.
     """
 
-    def __init__(self, trainer: DynamicTrainer) -> None:
+    def __init__(self, trainer: Host) -> None:
         self._trainer = trainer
 
     def on_train_begin(

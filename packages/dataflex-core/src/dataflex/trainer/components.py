@@ -57,19 +57,37 @@ class Components:
         if self._trainer.spec.weighter is not None:
             yield self._trainer.spec.weighter, self.weighter
 
+    def asked(self, update_rows: int) -> Iterator[tuple[Part, Any, int]]:
+        """Yields each component as the iterator does, and the most rows that it is asked for at once.
+
+        Args:
+            update_rows: The most rows that an update trains on.
+        """
+        if self.stages is not None:
+            yield from self.stages.asked(update_rows)
+        if self._trainer.spec.weighter is not None:
+            yield self._trainer.spec.weighter, self.weighter, 0
+
+    def replace(self, component: Any) -> None:
+        """Puts another component in the place of the only one."""
+        if self.stages is None:
+            self.weighter = component
+        else:
+            self.stages.replace(component)
+
     def require_rows_apart(self) -> None:
         """Tries the collator where a component looks at single rows of a batch."""
         rows = first_rows(self._trainer.train_dataset)
         for part, component in self:
             if isinstance(component, Component) and component.reads_batches:
-                require_rows_apart(self._trainer.scoring_collator, rows, f"the {in_words(part)}")
+                require_rows_apart(self._trainer.scoring_collator, rows, f"the {part.component.in_words}")
 
     def state(self) -> dict[str, Any]:
         """Returns what the components remember, after a look at whether a checkpoint can hold it and give it back."""
         for part, component in self:
             if isinstance(component, Component):
-                with blaming(in_words(part)):
-                    require_savable(component.state_dict(), in_words(part))
+                with blaming(part.component.in_words):
+                    require_savable(component.state_dict(), part.component.in_words)
         stages, weighter = self.stages, self.weighter
         state: dict[str, Any] = {"stages": None if stages is None else stages.state_dict(), "weighter": None}
         if isinstance(weighter, Component):
@@ -79,7 +97,7 @@ class Components:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state` returned."""
         parts = [part for part, _ in self]
-        with blaming(in_words(parts[0])) if len(parts) == 1 else nullcontext():
+        with blaming(parts[0].component.in_words) if len(parts) == 1 else nullcontext():
             if self.stages is not None:
                 self.stages.load_state_dict(state["stages"])
             if state["weighter"] is not None:
@@ -123,7 +141,7 @@ class Components:
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
             name = wanted.preset if source is None else f"{wanted.preset} in {trainer.train_dataset.names[source]}"
-            with blaming(in_words(part)):
+            with blaming(part.component.in_words):
                 component.bind(name, wanted.params.get(SEED, trainer.seed), trainer.output_dir)
         return component
 
@@ -135,8 +153,3 @@ class Components:
             assert isinstance(dataset, MixedSources)
             first, dataset = int(dataset.offsets[source]), dataset.sources[source]
         return dataset if rows is None else PlannedRows(dataset, rows - first)
-
-
-def in_words(part: Part) -> str:
-    """Returns kind and name of a component, for messages."""
-    return f"{part.component.kind.name} '{part.component.preset}'"

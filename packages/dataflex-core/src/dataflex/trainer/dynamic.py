@@ -18,14 +18,12 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.core import stopping
 from dataflex.core.component import Component
-from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
-from dataflex.core.errors import blaming
-from dataflex.core.files import CACHE
-from dataflex.core.injected import SEED, TARGETS
+from dataflex.core.errors import StoppedError
 from dataflex.core.kinds import Kind
-from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule
+from dataflex.core.score_names import SEEN, ScoreName
+from dataflex.planning.mixture import MixtureManager
 from dataflex.planning.run_schedule import global_batch_size
 from dataflex.run.checkpoints import (
     PREFIX,
@@ -39,13 +37,15 @@ from dataflex.run.identity import (
     identity_of_run,
 )
 from dataflex.run.lock import locked_on_rank_0
-from dataflex.run.state import require_savable
-from dataflex.scoring.target_rows import whole_sets
+from dataflex.run.record import RunRecord
+from dataflex.scoring.named_scores import NamedScores
+from dataflex.scoring.seen_losses import SeenLosses
 from dataflex.trainer.callbacks import ScheduleCallback
+from dataflex.trainer.components import Components
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import evaluate_all
-from dataflex.trainer.given import by_name, first_rows, require_rows_apart, require_spec
+from dataflex.trainer.given import by_name, require_spec
 from dataflex.trainer.prepared import SourcesApart
 from dataflex.trainer.run_folder import RunFolder
 from dataflex.trainer.saving import CheckpointWriter, without_secret_fields
@@ -87,6 +87,8 @@ class DynamicTrainer(Base):
 
     kind: Kind
     schedule: Schedule
+    _dataflex_held_out: Any = None
+    _dataflex_streams = False
 
     def __init__(
         self,
@@ -98,7 +100,6 @@ class DynamicTrainer(Base):
     ) -> None:
         kwargs = self.named(args, kwargs)
         require_spec(dataflex, self.kind)
-        self._dataflex_target_dataset = target_dataset
         given = kwargs.get("args")
         if given is not None and given.should_save:
             require_writable(given.output_dir)
@@ -114,9 +115,12 @@ class DynamicTrainer(Base):
         self._dataflex_stop = StepStop(self)
         overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
         self._dataflex_folder = RunFolder(self, overwrites)
-        self._dataflex_early = EarlyChecks(self)
+        self.early = EarlyChecks(self)
         self._dataflex_rows_evaluated: dict[str, int] = {}  # prefix of a metric -> rows
-        self.component: Any = self._dataflex_constructed()
+        self.seen_losses: SeenLosses | None = None
+        self.mixture_manager: Any = self._dataflex_mixture()
+        self.components = Components(self, self.mixture_manager, target_dataset, self._dataflex_held_out)
+        self._dataflex_scores = self._dataflex_shared_scores()
         self._dataflex_require_rows_apart()
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
@@ -200,7 +204,7 @@ class DynamicTrainer(Base):
             CheckpointError: The checkpoint is of a longer run.
         """
         self.keep_batch_size()
-        self._dataflex_early.begin()
+        self.early.begin()
         self._dataflex_folder.begin()
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
@@ -262,7 +266,7 @@ class DynamicTrainer(Base):
         """Returns what a checkpoint must share with the run that resumes it; plain values. Reads some of the rows."""
         return {
             **identity_of_run(self.spec, self.seed),
-            **identity_of_evaluation(self.spec, self._dataflex_injectable()),
+            **identity_of_evaluation(self.spec, self.components.injectable()),
             "arguments": identity_of_arguments(self.args.to_dict()),  # type: ignore[no-untyped-call]
             "data": identity_of_rows(TRAIN_DATASET, self.train_dataset),
             "global_batch_size": global_batch_size(self.args),
@@ -273,6 +277,11 @@ class DynamicTrainer(Base):
         """What :meth:`identity` returned the first time."""
         return self.identity()
 
+    def gather_state(self) -> None:
+        """Brings together what ranks know each for itself, before a checkpoint. Collective."""
+        if self.seen_losses is not None:
+            self.seen_losses.gather(self.accelerator)
+
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
         return {
@@ -280,28 +289,19 @@ class DynamicTrainer(Base):
             "step": self.state.global_step,
             "total_steps": self.state.max_steps,
             "identity": self.own_identity,
-            "component": self.component_state(),
-            "left_out": self.component.left_out if isinstance(self.component, Component) else 0,
+            "components": self.components.state(),
+            "scores": None if self._dataflex_scores is None else self._dataflex_scores.state_dict(),
+            "seen_losses": None if self.seen_losses is None else self.seen_losses.state_dict(),
             "save_only_model": self.args.save_only_model,
         }
 
-    def component_state(self) -> dict[str, Any]:
-        """Returns the component's state, after a look at whether a checkpoint can hold it and give it back."""
-        wanted = self.spec.component
-        if wanted is None or not isinstance(self.component, Component):
-            return {}
-        who = self.component_in_words()
-        with blaming(who):
-            state = self.component.state_dict()
-            require_savable(state, who)
-        return state
-
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
-        if isinstance(self.component, Component):
-            with blaming(self.component_in_words()):
-                self.component.load_state_dict(state["component"])
-            self.component.left_out = state["left_out"]
+        if self._dataflex_scores is not None:
+            self._dataflex_scores.load_state_dict(state["scores"])
+        if self.seen_losses is not None:
+            self.seen_losses.load_state_dict(state["seen_losses"])
+        self.components.restore(state["components"])
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
@@ -338,32 +338,47 @@ class DynamicTrainer(Base):
         if stops:
             self._dataflex_stop.stop()
 
-    def _dataflex_constructed(self) -> Any:
-        wanted = self.spec.component
-        if wanted is None:
+    @property
+    def component(self) -> Any:
+        """The component of a run that has one; None for a static mixture."""
+        found = [component for _, component in self.components]
+        return found[0] if len(found) == 1 else None
+
+    @component.setter
+    def component(self, component: Any) -> None:
+        self.components.replace(component)
+
+    def _dataflex_mixture(self) -> MixtureManager | None:
+        """Returns the sources of the train dataset and their shares; None where it is one."""
+        return None
+
+    def _dataflex_shared_scores(self) -> NamedScores | None:
+        """Returns the scores that components share; None where no rows are planned."""
+        if self.components.stages is None or self._dataflex_streams:
             return None
-        cls, runtime = find(wanted.kind, wanted.name), self._dataflex_injectable()
-        for key in TARGETS.intersection(constructor_parameters(cls)[0], runtime):
-            runtime[key] = whole_sets(runtime[key])
-        component = construct(cls, wanted.params, runtime)
-        if isinstance(component, Component):
-            with blaming(self.component_in_words()):
-                component.bind(wanted.preset, wanted.params.get(SEED, self.seed), self.output_dir)
-        return component
+        wanted = any(isinstance(each, Component) and each.takes_seen for _, each in self.components)
+        order = self.spec.order
+        by_seen = order is not None and order.by is not None and ScoreName.of(order.by).kind == SEEN
+        dataset: Any = self.train_dataset
+        self.seen_losses = SeenLosses(len(dataset)) if wanted or by_seen else None
+        return NamedScores(dataset, self.scoring_collator, self.accelerator, seen=self.seen_losses)
+
+    @property
+    def component_name(self) -> str:
+        """The component of a run that has one; ``static`` for a static mixture."""
+        return "static" if self.spec.component is None else self.spec.component.name
 
     def component_in_words(self) -> str:
-        """Returns kind and name of the component, for messages."""
+        """Returns kind and name of the component of a run that has one, for messages."""
         wanted = self.spec.component
-        return "the component" if wanted is None else f"{wanted.kind.name} '{wanted.preset}'"
+        return "the component" if wanted is None else wanted.in_words
 
     def _dataflex_require_rows_apart(self) -> None:
-        """Tries the collator where the component looks at single rows of a batch."""
-        if isinstance(self.component, Component) and self.component.reads_batches:
-            rows = first_rows(self.train_dataset)
-            require_rows_apart(self._dataflex_scoring_collator, rows, f"the {self.component_in_words()}")
+        """Tries the collator where a component looks at single rows of a batch."""
+        self.components.require_rows_apart()
 
     @cached_property
-    def _dataflex_scoring_collator(self) -> Any:
+    def scoring_collator(self) -> Any:
         """The data collator as training calls it: without columns that the model does not take, where rows have any."""
         dataset: Any = self.train_dataset
         columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else []
@@ -379,23 +394,17 @@ class DynamicTrainer(Base):
             lambda part: super(DynamicTrainer, self)._prepare_dataset(part, *args, **kwargs),  # type: ignore[misc]
         )
 
-    def _dataflex_injectable(self) -> dict[str, Any]:
-        """Runtime objects that a component may ask for by parameter name."""
-        preset = self.spec.component.preset if self.spec.component is not None else ""
-        return {
-            "dataset": self.train_dataset,
-            "eval_dataset": self.eval_dataset
-            if self._dataflex_target_dataset is None
-            else self._dataflex_target_dataset,
-            "accelerator": self.accelerator,
-            "data_collator": self._dataflex_scoring_collator,
-            "output_dir": self.output_dir,
-            "cache_dir": os.path.join(self.output_dir, CACHE, preset),
-            "tokenizer": self.processing_class,
-            "seed": self.seed,
-        }
+    @property
+    def record(self) -> RunRecord:
+        """Trace and selections of the run."""
+        return self._dataflex_folder.record
 
-    def _dataflex_context(self, update: int, updates: int, total: int) -> UpdateContext:
+    def stopped_while_deciding(self) -> StoppedError:
+        """Returns what ends a run that was stopped between two steps, while a component decided."""
+        return self._dataflex_stop.while_deciding()
+
+    def update_context(self, update: int, updates: int, total: int) -> UpdateContext:
+        """Returns the state of the run at an update, with the scores that its components share. Collective."""
         rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
         return UpdateContext(
             update,

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-import torch
-
+from dataflex.config.spec import Part
 from dataflex.core.agreement import from_rank_0, on_every_rank
 from dataflex.core.component import Component
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import blaming
 from dataflex.scoring.session import undisturbed
 from dataflex.trainer.engine import computes_before_training
+from dataflex.trainer.host import Host
 from dataflex.utils.progress import Progress, without_bars
-
-if TYPE_CHECKING:
-    from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class EarlyChecks:
@@ -33,10 +29,10 @@ class EarlyChecks:
         of_model: What the trainer itself asks of the model, before its component does.
     """
 
-    def __init__(self, trainer: DynamicTrainer) -> None:
+    def __init__(self, trainer: Host) -> None:
         self._trainer = trainer
         self.of_model: Callable[[], None] = lambda: None
-        self._ahead: RunAhead | None = None  # None before the trainer has its schedule
+        self._most_rows = 0  # that an update asks for
 
     def made(self, most_rows: int) -> None:
         """Asks when the trainer is made.
@@ -48,8 +44,8 @@ class EarlyChecks:
             DataflexError: On every rank.
         """
         trainer = self._trainer
-        self._ahead = RunAhead(trainer.schedule.updates, trainer.schedule.total, most_rows)
-        if isinstance(trainer.component, Component):
+        self._most_rows = most_rows
+        if self._components():
             self.state()
             if computes_before_training(trainer.accelerator.distributed_type):
                 on_every_rank(trainer.accelerator, self._run)
@@ -61,7 +57,7 @@ class EarlyChecks:
             DataflexError: On every rank.
         """
         trainer = self._trainer
-        if isinstance(trainer.component, Component):
+        if self._components():
             if not computes_before_training(trainer.accelerator.distributed_type):
                 on_every_rank(trainer.accelerator, self._run)
             on_every_rank(trainer.accelerator, self._optimizer)
@@ -69,27 +65,31 @@ class EarlyChecks:
     def state(self) -> None:
         """Refuses a component whose state a checkpoint could not hold, where there are to be some."""
         if self._trainer.args.save_strategy != "no":
-            from_rank_0(self._trainer.accelerator, lambda: bool(self._trainer.component_state()))
+            from_rank_0(self._trainer.accelerator, lambda: bool(self._trainer.components.state()))
+
+    def _components(self) -> list[tuple[Part, Component, int]]:
+        """Returns each component of ours with its part of the run, and the most rows that it is asked for at once."""
+        found = self._trainer.components.asked(self._most_rows)
+        return [(part, each, rows) for part, each, rows in found if isinstance(each, Component)]
 
     def _run(self) -> None:
         trainer = self._trainer
-        assert isinstance(trainer.model, torch.nn.Module)
-        assert self._ahead is not None
         with undisturbed(trainer.model):
             self.of_model()
-        with undisturbed(trainer.model), self._followed("a first try on two rows"):
-            trainer.component.check_run(trainer.model, self._ahead)
+        for part, component, rows in self._components():
+            ahead = RunAhead(trainer.schedule.updates, trainer.schedule.total, rows)
+            with undisturbed(trainer.model), self._followed(part, "a first try on two rows"):
+                component.check_run(trainer.model, ahead)
 
     def _optimizer(self) -> None:
         trainer = self._trainer
-        assert isinstance(trainer.model, torch.nn.Module)
-        with undisturbed(trainer.model), self._followed("a look at the optimizer"):
-            trainer.component.check_optimizer(trainer.model, trainer.optimizer)
+        for part, component, _ in self._components():
+            with undisturbed(trainer.model), self._followed(part, "a look at the optimizer"):
+                component.check_optimizer(trainer.model, trainer.optimizer)
 
     @contextmanager
-    def _followed(self, what: str) -> Iterator[None]:
+    def _followed(self, part: Part, what: str) -> Iterator[None]:
         """Names the component in errors, and in signs of life where it takes long."""
-        trainer, who = self._trainer, self._trainer.component_in_words()
-        name = who if trainer.spec.component is None else trainer.spec.component.name
-        with blaming(who), without_bars(bool(trainer.args.disable_tqdm)), Progress(f"{name}: {what}", bar=None):
+        bars = without_bars(bool(self._trainer.args.disable_tqdm))
+        with blaming(part.component.in_words), bars, Progress(f"{part.component.name}: {what}", bar=None):
             yield

@@ -60,11 +60,16 @@ class Host(Protocol):
     def stopped_while_deciding(self) -> Exception:
         """Returns what ends a run that was stopped between two steps."""
 
+    def gather_state(self) -> None:
+        """Brings together what ranks know each for itself, before a checkpoint. Collective."""
+
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
 
     def restore(self, state: Any) -> None:
         """Restores what :meth:`dynamic_state` returned."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None: ...
 
     def is_world_process_zero(self) -> bool:
         """Whether this process writes."""

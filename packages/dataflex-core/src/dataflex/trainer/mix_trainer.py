@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.kinds import MIXER
-from dataflex.core.schedule import Segment
 from dataflex.objective.fused_head import fused_head, require_weighable
 from dataflex.objective.measured import DomainLosses, rows_of_rank
 from dataflex.objective.source_weights import DomainObjective
-from dataflex.planning.answers import checked_proportions
+from dataflex.planning.mixture import MixtureManager
 from dataflex.planning.run_schedule import require_observable
 from dataflex.planning.sources import (
     are_streams,
@@ -26,14 +24,13 @@ from dataflex.planning.sources import (
     mixed_sources,
     require_mixture,
     require_streamable,
-    shares_in_words,
 )
 from dataflex.rows.stream_places import StreamPlaces
 from dataflex.rows.views import MixedSources
 from dataflex.scoring.models import pretrained_models, require_causal
 from dataflex.trainer.engine import require_one_model
 from dataflex.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
-from dataflex.trainer.planned import Plan, PlannedTrainer
+from dataflex.trainer.planned import PlannedTrainer
 
 
 class MixTrainer(PlannedTrainer):
@@ -54,8 +51,6 @@ class MixTrainer(PlannedTrainer):
     """
 
     kind = MIXER
-    verb = "mix"
-    stands = True
 
     def __init__(
         self, *args: Any, dataflex: RunSpec, mixer_eval_dataset: Mapping[str, Any] | None = None, **kwargs: Any
@@ -73,6 +68,7 @@ class MixTrainer(PlannedTrainer):
             if given is not None and given.max_steps <= 0:  # TRL's trainer is shown a stream, and must be told
                 given.max_steps = dataflex.steps().total or given.max_steps
         kwargs["train_dataset"] = mixed
+        self._dataflex_streams = are_streams(mixed)
         super().__init__(dataflex=dataflex, **kwargs)
         if self.component is not None:
             assert isinstance(self.model, torch.nn.Module)
@@ -82,26 +78,13 @@ class MixTrainer(PlannedTrainer):
         self._dataflex_objective: DomainObjective | None = None
         self._dataflex_head = fused_head(self.model, self.bases()) if self._dataflex_observes else None
         if self._dataflex_observes:
-            require_one_model(self.args, f"the mixer '{self._dataflex_component_name()}'")
+            require_one_model(self.args, f"the mixer '{self.component_name}'")
             self._dataflex_domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
             self._dataflex_objective = self._dataflex_weighted_objective(self._dataflex_domain_losses)
             self.add_callback(_AfterEachStep(self))
             if self._dataflex_objective is not None:
-                self._dataflex_early.of_model = self._dataflex_require_weighable
-        self._dataflex_early.made(most_rows=0)
-
-    def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
-        """Asks the mixer at an update, and plans rows in the proportions that hold then."""
-        manager = self.mixture_manager
-        details: dict[str, Any] = {}
-        if segment.update is not None and self.component is not None:
-            answer = self.component.mix(model=self.model, step_id=context.step, context=context)
-            manager.set_proportions(checked_proportions(answer, names=manager.names, who=who))
-            details |= self.component.details()
-        shares = {name: float(p) for name, p in zip(manager.names, manager.proportions, strict=True)}
-        news = f"set {shares_in_words(manager.names, manager.proportions)}"
-        rows = manager.plan(count)
-        return Plan(rows, details={"proportions": shares, **manager.seen(), **details}, news=news)
+                self.early.of_model = self._dataflex_require_weighable
+        self.early.made(most_rows=0)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trains on a micro-batch as the trainer underneath does; where the mixer observes, its losses are noted."""
@@ -117,7 +100,7 @@ class MixTrainer(PlannedTrainer):
         """Also takes the mixer's loss weights for the step whose batches these are."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self._dataflex_objective is not None and batches:
-            with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
+            with blaming(f"mixer '{self.component_name}' at step {self.state.global_step}"):
                 self._dataflex_objective.begin_step(batches)
         return batches, num_items
 
@@ -137,11 +120,11 @@ class MixTrainer(PlannedTrainer):
         ):  # at the first batch, before anything is learnt
             raise ConfigError(
                 f"{type(self.model).__name__} computes its loss without model.loss_function, so the mixer "
-                f"'{self._dataflex_component_name()}' cannot weigh it -> use a model class of transformers, without a "
+                f"'{self.component_name}' cannot weigh it -> use a model class of transformers, without a "
                 "fused loss"
             )
         outputs = answer[1] if isinstance(answer, tuple) else None
-        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
+        with blaming(f"mixer '{self.component_name}' at step {self.state.global_step}"):
             watch.add(outputs.get("logits") if isinstance(outputs, Mapping) else None, given)
         return answer if return_outputs else answer[0]
 
@@ -159,7 +142,7 @@ class MixTrainer(PlannedTrainer):
         assert head is not None
 
         def own(losses_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor | None:
-            with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
+            with blaming(f"mixer '{self.component_name}' at step {self.state.global_step}"):
                 watch.add_losses(losses_BT, given)
             part = None if objective is None else objective.of_tokens(losses_BT, labels_BT)
             return None if part is None else part * head.divisor(labels_BT, num_items_in_batch)
@@ -171,7 +154,7 @@ class MixTrainer(PlannedTrainer):
         if not head.asked:
             raise ConfigError(
                 f"{type(self).__name__} computes its loss without the fused output layer of TRL, so the mixer "
-                f"'{self._dataflex_component_name()}' cannot follow the loss of each source -> leave compute_loss to "
+                f"'{self.component_name}' cannot follow the loss of each source -> leave compute_loss to "
                 "SFTTrainer, or use a mixer that does not look at losses"
             )
         return answer
@@ -180,23 +163,22 @@ class MixTrainer(PlannedTrainer):
         """Tells the mixer what the optimizer step cost. On every rank."""
         assert self._dataflex_domain_losses is not None
         losses_K, tokens_K = self._dataflex_domain_losses.total(self.accelerator)
-        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
+        with blaming(f"mixer '{self.component_name}' at step {self.state.global_step}"):
             self.component.observe(self.state.global_step, losses_K, tokens_K)
 
     def training_done(self) -> None:
         """Tells the mixer that the run is over. On every rank."""
-        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
+        with blaming(f"mixer '{self.component_name}' at step {self.state.global_step}"):
             self.component.finish(self.state.global_step)
 
     def dynamic_state(self) -> dict[str, Any]:
         """Adds the proportions and each source's position."""
         places = {} if self._dataflex_places is None else {"places": self._dataflex_places.state_dict()}
-        return super().dynamic_state() | {"mixture": self.mixture_manager.state_dict()} | places
+        return super().dynamic_state() | places
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the mixture too."""
         super().restore(state)
-        self.mixture_manager.load_state_dict(state["mixture"])
         if self._dataflex_places is not None:
             self._dataflex_places.load_state_dict(state["places"])
 
@@ -222,11 +204,11 @@ class MixTrainer(PlannedTrainer):
             weighs = self.component.weighs
         if not weighs:
             return None
-        require_weighable(self.args, f"the mixer '{self._dataflex_component_name()}'")
+        require_weighable(self.args, f"the mixer '{self.component_name}'")
         dft = self.spec.llamafactory.get("use_dft_loss") is True
         if self.compute_loss_func is not None and not dft:
             raise ConfigError(
-                f"the mixer '{self._dataflex_component_name()}' weighs the loss of each source, which use_eaft_loss "
+                f"the mixer '{self.component_name}' weighs the loss of each source, which use_eaft_loss "
                 "or a compute_loss_func replaces -> leave it out"
             )
         return DomainObjective(self, losses, self.component.loss_weights, dft)
@@ -242,13 +224,12 @@ class MixTrainer(PlannedTrainer):
     def _dataflex_examples(self) -> Sized:
         if self._dataflex_places is None:
             return super()._dataflex_examples()
-        return range(self.schedule.total * self._dataflex_global_batch_size)
+        return range(self.schedule.total * self.segments.batch_size)
 
-    def _dataflex_constructed(self) -> Any:
+    def _dataflex_mixture(self) -> MixtureManager:
         mixed = mixed_sources(self.train_dataset)
-        self.mixture_manager = first_mixture(mixed, self.arguments)(seed=self.seed)
         self._dataflex_places = StreamPlaces(mixed) if are_streams(mixed) else None
-        return super()._dataflex_constructed()
+        return first_mixture(mixed, self.arguments)(seed=self.seed)
 
     def _dataflex_require_rows_apart(self) -> None:
         super()._dataflex_require_rows_apart()
@@ -259,12 +240,6 @@ class MixTrainer(PlannedTrainer):
             require_causal(pretrained_models(self.model))
             collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
             require_rows_apart(collate, first_rows(self.train_dataset), f"the {self.component_in_words()}")
-
-    def _dataflex_injectable(self) -> dict[str, Any]:
-        runtime, held_out = super()._dataflex_injectable(), self._dataflex_held_out
-        if held_out is None and isinstance(runtime["eval_dataset"], Mapping):
-            held_out = runtime["eval_dataset"]
-        return runtime | {"mixture_manager": self.mixture_manager, "mixer_eval_dataset": held_out}
 
 
 class _AfterEachStep(TrainerCallback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
 
 from dataflex.config.resolved import RecordedRun, note_results, recorded_run, write_config
 from dataflex.core.agreement import from_rank_0
@@ -17,11 +16,9 @@ from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside, set_later_aside
 from dataflex.run.results import Results
 from dataflex.run.state import load_state, require_step
+from dataflex.trainer.host import Host
 from dataflex.upstream.cpu_ranks import allow_numbered_cpus
 from dataflex.utils.logging import logger
-
-if TYPE_CHECKING:
-    from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class RunFolder:
@@ -37,7 +34,7 @@ class RunFolder:
         results: The files that it saves in the end.
     """
 
-    def __init__(self, trainer: DynamicTrainer, overwrites: bool) -> None:
+    def __init__(self, trainer: Host, overwrites: bool) -> None:
         self._trainer = trainer
         self._overwrites = overwrites
         self.id: str | None = None
@@ -150,5 +147,5 @@ class RunFolder:
         self.record.begin(step)
         write_config(trainer.spec, folder, run)
         if trainer.args.save_strategy != "no":  # a checkpoint's parts: now, not when hours of training wait to be saved
-            trainer.component_state()
+            trainer.components.state()
             _ = trainer.own_identity

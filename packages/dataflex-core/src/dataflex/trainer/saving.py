@@ -11,11 +11,10 @@ from dataflex.core.plugins import call_hook
 from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import begin_writing, mark_complete, naming_write_errors, rotate
 from dataflex.run.state import save_state
+from dataflex.trainer.host import Host
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-    from dataflex.trainer.dynamic import DynamicTrainer
 
 
 class CheckpointWriter:
@@ -25,7 +24,7 @@ class CheckpointWriter:
         trainer: The trainer that writes.
     """
 
-    def __init__(self, trainer: DynamicTrainer) -> None:
+    def __init__(self, trainer: Host) -> None:
         self._trainer = trainer
         self._written: tuple[str, int] | None = None  # a checkpoint whose callbacks are still running, and its step
         self.newest: str | None = None  # the last one that is whole, and its step
@@ -40,6 +39,7 @@ class CheckpointWriter:
         """
         trainer, args = self._trainer, self._trainer.args
         limit = args.save_total_limit
+        trainer.gather_state()
         with naming_write_errors(folder, trainer.run_id):
             if args.should_save:
                 begin_writing(folder)

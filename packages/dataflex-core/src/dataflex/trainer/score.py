@@ -66,10 +66,10 @@ class ScoreTrainer(SelectTrainer):
     def _dataflex_score(self) -> None:
         step = self.state.global_step
         segment = self.schedule.segment_at(min(step, self.schedule.total - 1))
-        context = self._dataflex_context(segment.update or 0, self.schedule.updates, self.schedule.total)
-        who = f"selector '{self._dataflex_component_name()}' scoring at step {step}"
+        context = self.update_context(segment.update or 0, self.schedule.updates, self.schedule.total)
+        who = f"selector '{self.component_name}' scoring at step {step}"
         assert isinstance(self.model, torch.nn.Module)
-        name = self._dataflex_component_name()
+        name = self.component_name
         with undisturbed(self.model), blaming(who), Progress(f"{name}: scoring at step {step}", bar=None):
             found = np.asarray(self.component.scores(model=self.model, step_id=step, context=context))
         rows = len(self.train_dataset)  # type: ignore[arg-type]  # the trainer refuses streams
@@ -80,7 +80,7 @@ class ScoreTrainer(SelectTrainer):
         if self.is_world_process_zero():
             path = Path(self.output_dir) / SCORES
             weights = ScoringWeights.of(self.spec, self._dataflex_checkpoint).about()
-            own = {"component": self._dataflex_component_name(), "step": step, "weights": weights}
+            own = {"component": self.component_name, "step": step, "weights": weights}
             about = self.identity() | own
             write_scores(path, scores_N, self.train_dataset, self.processing_class, about)
         raise ScoresWrittenError(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed
@@ -11,9 +11,7 @@ from torch import distributed
 from dataflex.config.checks.draft import named_checkpoint
 from dataflex.core import stopping
 from dataflex.core.errors import StoppedError
-
-if TYPE_CHECKING:
-    from dataflex.trainer.dynamic import DynamicTrainer
+from dataflex.trainer.host import Host
 
 
 class StepStop:
@@ -23,7 +21,7 @@ class StepStop:
         trainer: The trainer.
     """
 
-    def __init__(self, trainer: DynamicTrainer) -> None:
+    def __init__(self, trainer: Host) -> None:
         self._trainer = trainer
 
     def agreed(self) -> bool:
@@ -80,7 +78,8 @@ class StepStop:
             trainer._save_checkpoint(trainer.model, None)
             trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
             trainer.saving.settle()
-        return trainer.saving.newest
+        newest: str | None = trainer.saving.newest
+        return newest
 
     def _way_on(self) -> str:
         keys = self._trainer.spec.llamafactory

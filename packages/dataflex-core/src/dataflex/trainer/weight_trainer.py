@@ -98,8 +98,8 @@ class WeightTrainer(NumberedTrainer):
         self._dataflex_head = fused_head(self.model, self.bases())
         dft = self.spec.llamafactory.get("use_dft_loss") is True
         self._dataflex_loss = ReplacedLoss(self, self._dataflex_own_loss, dft, lambda: self._dataflex_without_logits)
-        self._dataflex_early.of_model = self._dataflex_require_weighable
-        self._dataflex_early.made(most_rows=0)
+        self.early.of_model = self._dataflex_require_weighable
+        self.early.made(most_rows=0)
 
     def identity(self) -> dict[str, Any]:
         """Adds the steps without weights."""
