@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from dataflex.core.kinds import BY_TRAIN_TYPE, KINDS, MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.core.schedule import Steps
 
-TRAIN_TYPES = ("static", "dynamic_select", "dynamic_mix", "dynamic_weight")
+COMPOSED = "dynamic"
+"""The ``train_type`` of a run of several axes, each under a key of its own."""
+TRAIN_TYPES = ("static", *(kind.train_type for kind in KINDS), COMPOSED)
 SAMPLE_RULES = ("mixture", "stratified", "uniform")
 MIXTURE_UNITS = ("rows", "tokens")
 WEIGHT_OBJECTIVES = ("sample", "token")
@@ -25,11 +28,19 @@ def _key(default: Any, doc: str) -> Any:
 class DataflexArguments:
     """dataflex's own keys. Steps are global optimizer steps."""
 
-    train_type: str = _key("static", "static | dynamic_select | dynamic_mix | dynamic_weight")
+    train_type: str = _key("static", " | ".join(TRAIN_TYPES))
     component_name: str | None = _key(None, "the preset of components.yaml, or the component, to use")
     component: Mapping[str, Any] | None = _key(
         None, "parameters of the component, over those of its preset; component.NAME=VALUE on the command line"
     )
+    selector: Mapping[str, Any] | tuple[Mapping[str, Any], ...] | None = _key(
+        None, "dynamic only: which rows; a preset or component name, a mapping, or a list of these, filters first"
+    )
+    mixer: Mapping[str, Any] | None = _key(None, "dynamic only: shares of the sources; a name or a mapping")
+    order: Mapping[str, Any] | None = _key(
+        None, "dynamic only: in which order; a name or a mapping. With dynamic_reorder its by and over alone"
+    )
+    weighter: Mapping[str, Any] | None = _key(None, "dynamic only: weights of samples; a name or a mapping")
     components_cfg_file: str | None = _key(None, "a YAML whose entries override the packages' defaults")
     warmup_step: int = _key(0, "steps before the first update")
     update_step: int = _key(0, "steps between two updates")
@@ -60,13 +71,51 @@ class DataflexArguments:
         rule = self.mixture_sample_rule
         return rule == "stratified" or (rule == "mixture" and self.init_mixture_proportions is None)
 
-    def steps(self, epochs: float | None, otherwise: float = EPOCHS) -> Steps:
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The axes that the run has, as its keys say; that of a short form, though ``static_mix`` leaves it empty."""
+        if self.train_type != COMPOSED:
+            kind = BY_TRAIN_TYPE.get(self.train_type)
+            return () if kind is None else (kind,)
+        return tuple(kind for kind in KINDS if getattr(self, kind.name))
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether dataflex has a hand in the run."""
+        return self.train_type != "static"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the train dataset is several sources in shares."""
+        return MIXER in self.kinds
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a weighter is asked for."""
+        return WEIGHTER in self.kinds
+
+    @property
+    def plans(self) -> bool:
+        """Whether rows are planned: with a selector, a mixture or an order. Else the loader is that of a static run."""
+        return not {SELECTOR, MIXER, ORDER}.isdisjoint(self.kinds)
+
+    @property
+    def selectors(self) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+        """The mappings under ``selector``, each with its place: ``selector``, or ``selector[0]`` of a list."""
+        if isinstance(self.selector, Mapping):
+            return (("selector", self.selector),)
+        return tuple((f"selector[{number}]", given) for number, given in enumerate(self.selector or ()))
+
+    def steps(self, epochs: float | None, otherwise: float = EPOCHS, decides: bool | None = None) -> Steps:
         """Returns what these keys say about the number of steps and updates.
 
         Args:
             epochs: ``num_train_epochs`` where the user wrote it, else None.
             otherwise: The epochs in force where the user wrote none.
+            decides: Whether an update changes anything, where that is known; else every selector, mixer and order is
+                taken to decide.
         """
+        planned = self.plans and not (self.static_mix and self.kinds == (MIXER,))
         return Steps(
             warmup_step=self.warmup_step,
             update_step=self.update_step,
@@ -74,13 +123,13 @@ class DataflexArguments:
             train_step=self.train_step,
             epochs=otherwise if epochs is None else epochs,
             repeat=self.train_type == "dynamic_select" and epochs is not None,
-            decides=self.train_type != "dynamic_weight" and not self.static_mix,
+            decides=planned if decides is None else decides,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the keys that differ from their defaults, as YAML-ready values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {key: _plain(value) for key, value in values.items()}
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -91,3 +140,7 @@ class DataflexArguments:
     def docs(cls) -> Mapping[str, str]:
         """Returns key -> one-line description."""
         return {f.name: f.metadata["doc"] for f in fields(cls)}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dataflex.config.arguments import EPOCHS, DataflexArguments
-from dataflex.core.kinds import Kind
+from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.core.schedule import Steps
+
+CHANGING = frozenset({"loss", "selector"})
+"""Scores of an order (``by``) that are other ones at each update; lengths, columns and files stay."""
 
 
 @dataclass(frozen=True)
@@ -16,16 +19,43 @@ class ComponentSpec:
     """A component as it was asked for.
 
     Attributes:
-        kind: Selector, mixer or weighter.
+        kind: Selector, mixer, order or weighter.
         preset: The entry of ``components.yaml`` (the ``component_name`` of the run).
         name: The component behind it.
         params: Constructor parameters: the package's defaults overridden by the user's file.
+        by: Of an order, where its scores come from, see :class:`Part`.
+        over: Of an order, what it arranges, see :class:`Part`.
     """
 
     kind: Kind
     preset: str
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    by: str | None = None
+    over: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component's place in a run.
+
+    Attributes:
+        component: The component.
+        every: It takes part in each update whose number is a multiple of this.
+        start: ``from``: the first global step at which it takes part.
+        keep: Of a selector, the share of the pool that it keeps, in (0, 1]; it makes the selector a filter.
+        by: Of an order, where its scores come from: ``loss``, ``length``, ``selector``, ``column:NAME`` or
+            ``file:PATH`` with an absolute path. None where it looks at none.
+        over: Of an order, what it arranges: ``run`` (all rows that are left of the pass) or ``stretch`` (the rows that
+            were chosen).
+    """
+
+    component: ComponentSpec
+    every: int = 1
+    start: int = 0
+    keep: float | None = None
+    by: str | None = None
+    over: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,10 +64,12 @@ class RunSpec:
 
     Attributes:
         arguments: dataflex's own keys.
-        component: The component, or None for ``static`` and for ``static_mix``.
+        component: The component of a short form (``dynamic_select`` and its like); None for ``static``, for
+            ``static_mix`` and for ``dynamic``.
         llamafactory: Every other key, exactly as the user wrote it.
         epochs: ``num_train_epochs`` where the user wrote it, else None.
         trains: Whether rows are trained on. Scoring asks for no rows, so that there may be fewer than a run asks for.
+        parts: The components of ``train_type: dynamic``, selectors in the order of the file; none otherwise.
     """
 
     arguments: DataflexArguments
@@ -45,6 +77,52 @@ class RunSpec:
     llamafactory: Mapping[str, Any] = field(default_factory=dict)
     epochs: float | None = None
     trains: bool = True
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def axes(self) -> tuple[Part, ...]:
+        """Every component of the run in its place, however it was written; none where nothing is dynamic."""
+        return self.parts or short_form(self.component, self.arguments)
+
+    @property
+    def filters(self) -> tuple[Part, ...]:
+        """The selectors that keep a share of the pool, in their order."""
+        return tuple(part for part in self._of(SELECTOR) if part.keep is not None)
+
+    @property
+    def selector(self) -> Part | None:
+        """The selector that chooses the rows."""
+        return next((part for part in self._of(SELECTOR) if part.keep is None), None)
+
+    @property
+    def mixer(self) -> Part | None:
+        """The mixer; None for a mixture whose shares stay (:attr:`mixes`)."""
+        return next(iter(self._of(MIXER)), None)
+
+    @property
+    def order(self) -> Part | None:
+        """The order."""
+        return next(iter(self._of(ORDER)), None)
+
+    @property
+    def weighter(self) -> Part | None:
+        """The weighter."""
+        return next(iter(self._of(WEIGHTER)), None)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the train dataset is several sources in shares: with a mixer, or with ``static_mix``."""
+        return self.arguments.mixes
+
+    @property
+    def weighs(self) -> bool:
+        """Whether there is a weighter."""
+        return self.arguments.weighs
+
+    @property
+    def plans(self) -> bool:
+        """Whether rows are planned; with a weighter alone the loader of a static run is kept."""
+        return self.arguments.plans
 
     def steps(self, max_steps: int = 0, epochs: float = EPOCHS) -> Steps:
         """Returns what is said about the number of steps and updates.
@@ -54,4 +132,27 @@ class RunSpec:
             epochs: ``num_train_epochs`` of the training arguments, in force where the user wrote none.
         """
         keys = replace(self.arguments, train_step=self.arguments.train_step or max(max_steps, 0))
-        return keys.steps(self.epochs, epochs)
+        known = bool(self.axes) and not keys.static_mix
+        return keys.steps(self.epochs, epochs, decides(self.axes) if known else None)
+
+    def _of(self, kind: Kind) -> tuple[Part, ...]:
+        return tuple(part for part in self.axes if part.component.kind is kind)
+
+
+def short_form(component: ComponentSpec | None, arguments: DataflexArguments) -> tuple[Part, ...]:
+    """Returns the one axis of a run that is written with ``component_name``; a weighter's begins after the warm-up."""
+    if component is None:
+        return ()
+    start = arguments.warmup_step if component.kind is WEIGHTER else 0
+    return (Part(component, start=start, by=component.by, over=component.over),)
+
+
+def decides(axes: Iterable[Part]) -> bool:
+    """Returns whether an update of these axes can change anything.
+
+    Weights follow every batch, and an order by scores that never change is planned once.
+    """
+    return any(
+        part.component.kind in (SELECTOR, MIXER) or (part.component.kind is ORDER and part.by in CHANGING)
+        for part in axes
+    )

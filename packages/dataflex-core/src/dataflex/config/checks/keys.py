@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.arguments import (
+    COMPOSED,
     MIXTURE_UNITS,
     SAMPLE_RULES,
     TRAIN_TYPES,
@@ -17,10 +18,11 @@ from dataflex.config.arguments import (
 from dataflex.config.checks.draft import find_path, names_in
 from dataflex.config.checks.ranges import MOST_STEPS
 from dataflex.config.known_keys import argument_sources, enabled, llamafactory_keys, readable_keys
+from dataflex.config.parts import AXES, BY, OVER, keys_of, parse_axis
 from dataflex.config.text import is_decimal, shortened, unprintable
 from dataflex.core.catalog import components
 from dataflex.core.errors import Problem, nearest
-from dataflex.core.kinds import KINDS
+from dataflex.core.kinds import KINDS, ORDER
 from dataflex.core.parameter_checks import is_number
 
 _CHOICES = {
@@ -79,8 +81,9 @@ def _misspelt(theirs: Mapping[str, Any], ours: set[str]) -> list[Problem]:
 def of_component(key: str, value: Any) -> Problem | None:
     """Returns a problem where an unknown key is meant for the component: ``selector.tau=1``, or ``focus: low``."""
     if key in KIND_KEYS:
-        first = next(iter(value), "NAME") if isinstance(value, Mapping) else "NAME"
-        return Problem(key, "there is no such key; the run has one component", f"write component.{first}=...")
+        singular = next(kind.name for kind in KINDS if key in (kind.name, kind.section))
+        what = f"there is no such key; presets of {singular}s stand in a components_cfg_file"
+        return Problem(key, what, f"write {singular}: NAME with train_type: {COMPOSED}, or component_name: NAME")
     takers = [info for info in components() if key in {*info.parameters, *info.required}]
     if not takers:
         return None
@@ -95,12 +98,37 @@ def parse_arguments(ours: Mapping[str, Any], folder: Path) -> tuple[DataflexArgu
     for key, value in ours.items():
         if value is None:
             continue
+        if key in AXES:
+            values[key], found = _axis(key, value, ours.get("train_type", "static"), folder)
+            problems += found
+            continue
         parsed = _parse(key, value, folder)
         if isinstance(parsed, Problem):
             problems.append(parsed)
         else:
             values[key] = parsed
     return DataflexArguments(**values), problems
+
+
+def _axis(key: str, value: Any, train_type: Any, folder: Path) -> tuple[Any, list[Problem]]:
+    """Returns the parts of an axis, and what is wrong; with a short form there are none, but ``by`` and ``over``."""
+    if train_type == COMPOSED or train_type not in TRAIN_TYPES:
+        return parse_axis(key, value, folder)
+    kind = AXES[key]
+    if kind is ORDER and train_type == kind.train_type and isinstance(value, Mapping):
+        others = [str(name) for name in value if name not in (BY, OVER)]
+        part, problems = parse_axis(key, {name: value[name] for name in value if name in (BY, OVER)}, folder)
+        what = f"with train_type: {train_type} the order is component_name, and here stand {BY} and {OVER} alone"
+        way_out = f"set train_type: {COMPOSED} and remove component_name, or write component_name and component"
+        return part, [*problems, *(Problem(f"{key}.{name}", what, way_out) for name in others)]
+    first = next(iter(value), "") if isinstance(value, Mapping) else ""
+    if kind.train_type == train_type and first and first not in keys_of(kind):
+        way_out = f"write component.{first}=..."
+    elif kind.train_type == train_type:
+        way_out = f"write component_name: NAME, or set train_type: {COMPOSED}"
+    else:
+        way_out = f"set train_type: {COMPOSED}, with a key for each axis, or remove it"
+    return None, [Problem(key, f"is a key of train_type: {COMPOSED}, and train_type is {train_type}", way_out)]
 
 
 def _parse(key: str, value: Any, folder: Path) -> Any:
