@@ -264,8 +264,14 @@ def test_parameters_on_the_command_line_win_over_the_preset_and_are_shown_and_re
         ("component=low", "component: found 'low', allowed: a mapping from parameters to values"),
         ("component.dataset=a", "component.dataset: 'dataset' is given to the selector 'loss' by dataflex"),
         ("component.seed=1.5", "component.seed: found 1.5, allowed: a whole number"),
-        ("selector.temperature=1", "selector: there is no such key; the run has one component -> write component.temp"),
-        ("weighters.x.y=1", "weighters: there is no such key; the run has one component -> write component.x=..."),
+        (
+            "selector.temperature=1",
+            "selector: is a key of train_type: dynamic, and train_type is dynamic_select -> write component.temp",
+        ),
+        (
+            "weighters.x.y=1",
+            "weighters: there is no such key; presets of weighters stand in a components_cfg_file -> ",
+        ),
         *(
             pytest.param(*case, marks=pytest.mark.llamafactory)  # else they could be keys of its own
             for case in (

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import transformers
 from dataflex import dynamic
-from dataflex.api.keywords import DATASETS, OWN, Keywords, allowed
+from dataflex.api.keywords import AXES, DATASETS, OWN, Keywords, allowed
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.check import check
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError
-from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.interfaces.order import Order
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
@@ -32,7 +32,6 @@ from transformers import Trainer
 
 STEPS = {"warmup_step": 1, "update_step": 1, "update_times": 2}
 NAMES = {SELECTOR: "random", MIXER: "random", ORDER: "shuffle", WEIGHTER: "loss"}
-TRAINED = [kind for kind in KINDS if kind.train_type in BY_TRAIN_TYPE]  # those that a trainer of their own runs
 
 
 class Every(Selector):
@@ -111,13 +110,15 @@ def test_every_key_is_a_keyword_for_type_checkers_and_for_help():
     assert dataflex.dynamic is dynamic
 
 
-@pytest.mark.parametrize("key", sorted(set(DataflexArguments.names()) - DATASETS - {"train_type", "component_name"}))
+@pytest.mark.parametrize(
+    "key", sorted(set(DataflexArguments.names()) - DATASETS - {"train_type", "component_name", *AXES})
+)
 def test_every_key_reaches_the_run_or_is_refused_in_the_words_of_validate(key):
     refused = refusal(Trainer, selector="random", **STEPS | {key: object()})
     assert f"  - {key}: found <object" in refused or "params" in refused or "component" in refused
 
 
-@pytest.mark.parametrize("kind", TRAINED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", NAMES, ids=lambda kind: kind.name)
 def test_a_run_of_each_kind_trains_and_is_the_run_of_its_keys(tmp_path, kind):
     by_axis = dynamic(Trainer, **{kind.name: NAMES[kind]}, **steps(kind))
     by_keys = dynamic(Trainer, train_type=kind.train_type, component_name=NAMES[kind], **steps(kind))
@@ -134,7 +135,7 @@ def test_a_static_mixture_needs_no_mixer(tmp_path):
     assert trained(cls, tmp_path).mixture_manager.proportions.tolist() == [0.25, 0.75]
 
 
-@pytest.mark.parametrize("kind", TRAINED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", NAMES, ids=lambda kind: kind.name)
 def test_a_class_is_taken_as_it_is_and_twice(tmp_path, kind):
     cls = OWN_CLASSES[kind]
     made = [dynamic(Trainer, **{kind.name: cls}, **steps(kind)) for _ in range(2)]
@@ -311,7 +312,7 @@ def test_keys_without_effect_are_said_as_validate_says_them(caplog):
     assert "mixture_unit: no effect with train_type: dynamic_select" in caplog.text
 
 
-@pytest.mark.parametrize("kind", TRAINED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", NAMES, ids=lambda kind: kind.name)
 def test_the_class_shows_the_call_and_is_pickled(kind):
     cls = dynamic(Trainer, **{kind.name: OWN_CLASSES[kind]}, **steps(kind))
     again = pickle.loads(pickle.dumps(cls))

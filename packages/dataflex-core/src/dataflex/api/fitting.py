@@ -9,8 +9,8 @@ from typing import Any
 from dataflex.api.run import CheckedRun
 from dataflex.config.checks.component import no_held_out, no_target
 from dataflex.config.component_parameters import range_problems
+from dataflex.config.components import SHORT_FORM
 from dataflex.core.errors import InvalidConfigError, Problem
-from dataflex.core.kinds import WEIGHTER
 from dataflex.objective.fused_head import require_weighable
 from dataflex.planning.run_schedule import require_steps
 from dataflex.trainer.engine import require_loader
@@ -33,29 +33,35 @@ def require_fitting(run: CheckedRun, given: Mapping[str, Any]) -> None:
     """
     target = given.get("target_dataset") if given.get("eval_dataset") is None else given["eval_dataset"]
     held_out = given.get("mixer_eval_dataset") is not None or isinstance(given.get("eval_dataset"), Mapping)
-    problems = [*no_target(run.info, target is not None, _GIVE_TARGET)]
-    problems += no_held_out(run.info, held_out, _GIVE_HELD_OUT)
+    infos = [known.info for known in run.known if known.info is not None]
+    problems = [*no_target(infos, target is not None, _GIVE_TARGET)]
+    problems += no_held_out(infos, held_out, _GIVE_HELD_OUT)
     problems += _sources(run, given.get("train_dataset"))
     if problems:
         raise InvalidConfigError(problems)
-    args, weighs = given.get("args"), run.spec.arguments.train_type == WEIGHTER.train_type
+    args, weighs = given.get("args"), run.spec.weighs
     if weighs and given.get("compute_loss_func") is not None:
         what = "computes the loss of a batch itself, so its samples cannot be weighed"
         raise InvalidConfigError([Problem("compute_loss_func", what, "leave it out, or take a selector or a mixer")])
     if args is not None:
         if weighs:
             require_weighable(args, "a weighter")
-        require_loader(args, run.spec.arguments.train_type)
+        require_loader(args, run.spec.arguments.train_type, run.spec.plans)
         require_steps(run.spec, args)
         _tell_of_epochs(run, args)
 
 
 def _sources(run: CheckedRun, dataset: Any) -> list[Problem]:
-    """Returns what the component's constructor will say of parameters for the sources."""
-    if run.info is None or run.spec.component is None or not isinstance(dataset, Mapping):
+    """Returns what the components' constructors will say of parameters for the sources."""
+    if not isinstance(dataset, Mapping):
         return []
-    places = {name: (f"params.{name}", value) for name, value in run.spec.component.params.items()}
-    return range_problems(run.info, places, list(dataset))
+    problems = []
+    for known in run.known:
+        if known.info is not None:
+            place = "params" if known.where == SHORT_FORM.name else f"{known.where}.params"
+            places = {name: (f"{place}.{name}", value) for name, value in known.part.component.params.items()}
+            problems += range_problems(known.info, places, list(dataset))
+    return problems
 
 
 def _tell_of_epochs(run: CheckedRun, args: Any) -> None:

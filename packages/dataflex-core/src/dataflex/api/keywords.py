@@ -23,7 +23,7 @@ OWN = (*AXES, PARAMS)
 class Keywords(TypedDict, total=False):
     """What a call may give, for type checkers; each value is looked at when it is called."""
 
-    selector: Chosen
+    selector: Chosen | Sequence[Chosen]
     mixer: Chosen
     order: Chosen
     weighter: Chosen
@@ -47,16 +47,17 @@ class Keywords(TypedDict, total=False):
 
 DATASETS = frozenset({"mixer_eval_dataset"})
 """Keys that name datasets in a YAML: in Python they are arguments of the trainer."""
+_ELSEWHERE = DATASETS.union(AXES)
 
 
 def allowed() -> tuple[str, ...]:
     """Returns every keyword, the axes first."""
-    return (*OWN, *(name for name in DataflexArguments.names() if name not in DATASETS))
+    return (*OWN, *(name for name in DataflexArguments.names() if name not in _ELSEWHERE))
 
 
 def signature() -> Signature:
     """Returns the signature that ``help`` shows, with the default of each keyword."""
     base = Parameter("base", Parameter.POSITIONAL_OR_KEYWORD, annotation="type[T]")
     own = [Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in OWN]
-    keys = [key for key in fields(DataflexArguments) if key.name not in DATASETS]
+    keys = [key for key in fields(DataflexArguments) if key.name not in _ELSEWHERE]
     return Signature([base, *own, *(Parameter(key.name, Parameter.KEYWORD_ONLY, default=key.default) for key in keys)])

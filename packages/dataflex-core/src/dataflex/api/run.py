@@ -11,14 +11,15 @@ from typing import Any
 from dataflex.api.chosen import choice
 from dataflex.api.keywords import AXES, PARAMS, Keywords, allowed
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.component import resolved_component
-from dataflex.config.checks.draft import Draft
+from dataflex.config.check import run_spec
+from dataflex.config.checks.combination import combination_problems
+from dataflex.config.checks.component import resolved_components
+from dataflex.config.checks.draft import Draft, KnownPart
 from dataflex.config.checks.keys import of_component, parse_arguments
 from dataflex.config.checks.notes import notes
 from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems
 from dataflex.config.known_keys import training_keys
 from dataflex.config.spec import RunSpec
-from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import InvalidConfigError, Problem, nearest
 from dataflex.core.kinds import KINDS
 from dataflex.utils.logging import logger
@@ -32,12 +33,12 @@ class CheckedRun:
 
     Attributes:
         spec: The run.
-        info: What is known of its component; None for a static mixture.
+        known: Its components, with what is known of them; none for a static mixture.
         keywords: The call's, with paths made absolute: they make the same run in another process.
     """
 
     spec: RunSpec
-    info: ComponentInfo | None
+    known: tuple[KnownPart, ...]
     keywords: Keywords
 
 
@@ -65,11 +66,11 @@ def checked_run(base: type[Any], keywords: Mapping[str, Any]) -> CheckedRun:
     draft = Draft(arguments, {}, frozenset(said.ours), frozenset(problem.where for problem in problems))
     problems = [*said.problems, *problems]
     wrong = {problem.where for problem in problems}
-    info = spec = None
     if "train_type" in said.ours and "train_type" not in wrong:
         problems += schedule_problems(draft) if wrong.isdisjoint(STEP_KEYS) else []
         if not said.axis or said.axis not in {where.partition(".")[0] for where in wrong}:
-            found, spec, info = resolved_component(draft)
+            found, draft = resolved_components(draft)
+            found += combination_problems(draft)
             problems += [_in_keywords(problem, said.axis, given) for problem in found]
     if problems:
         raise InvalidConfigError(problems)
@@ -77,13 +78,13 @@ def checked_run(base: type[Any], keywords: Mapping[str, Any]) -> CheckedRun:
         logger.warning(note)
     paths = {key: vars(arguments)[key] for key in ("components_cfg_file", "plugins") if key in said.ours}
     kept: Any = given | {key: list(value) if isinstance(value, tuple) else value for key, value in paths.items()}
-    return CheckedRun(RunSpec(arguments, spec), info, kept)
+    return CheckedRun(run_spec(draft), draft.known, kept)
 
 
 def _keys(base: type[Any], given: Mapping[str, Any]) -> _Said:
     """Returns the keys of dataflex that the keywords stand for."""
     names = DataflexArguments.names()
-    said = _Said({key: _plain(value) for key, value in given.items() if key in names})
+    said = _Said({key: _plain(value) for key, value in given.items() if key in names and key not in AXES})
     said.problems += [_unknown(base, key, given[key]) for key in given if key not in allowed()]
     axes = [axis for axis in AXES if axis in given]
     if len(axes) > 1:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.arguments import DataflexArguments
+from dataflex.config.arguments import COMPOSED, DataflexArguments
+from dataflex.config.checks.combination import combination_problems
 from dataflex.config.checks.component import component_problems
 from dataflex.config.checks.data import data_problems
 from dataflex.config.checks.draft import Draft
@@ -61,19 +62,28 @@ def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> Ru
     problems += [*unknown_keys(theirs), *values, *more]
     wrong_keys = {problem.where for problem in problems}
     if "train_type" not in wrong_keys:  # else nobody knows what the rest is meant for
+        found, draft = component_problems(draft)
         problems += schedule_problems(draft) if wrong_keys.isdisjoint(STEP_KEYS) else []
-        found, component, info = component_problems(draft)
-        found += [*engine_problems(draft), *stream_problems(draft, info), *causal_problems(draft.theirs, info)]
+        found += [*combination_problems(draft), *engine_problems(draft), *stream_problems(draft)]
+        found += causal_problems(draft.theirs, draft.infos)
         problems += [p for p in found if p.where not in _told(bad)]
         found, rows = data_problems(draft) if bad.isdisjoint(_DATA_KEYS) else ([], {})
         problems += found
-        if component is not None and trains and not problems:
-            problems += row_problems(draft, rows, component, info)
+        if trains and not problems:
+            problems += row_problems(draft, rows)
     if problems:
         raise InvalidConfigError(problems)
     for note in notes(draft, config):
         logger.warning(note)
-    return RunSpec(draft.arguments, component, draft.theirs, draft.epochs, trains)
+    return run_spec(draft, trains)
+
+
+def run_spec(draft: Draft, trains: bool = True) -> RunSpec:
+    """Returns the run of a draft without problems: its component under a short form, else its parts."""
+    composed = draft.arguments.train_type == COMPOSED
+    component = None if composed or not draft.axes else draft.axes[0].component
+    parts = draft.axes if composed else ()
+    return RunSpec(draft.arguments, component, draft.theirs, draft.epochs, trains, parts)
 
 
 def _handed_on(arguments: DataflexArguments, theirs: Mapping[str, Any], problems: list[Problem]) -> RunSpec:

@@ -36,28 +36,31 @@ def name_problems(info: ComponentInfo, given: Given) -> list[Problem]:
     return problems
 
 
-def range_problems(info: ComponentInfo, given: Given, sources: Sequence[str] | None) -> list[Problem]:
+def range_problems(
+    info: ComponentInfo, given: Given, sources: Sequence[str] | None, place: str = "component"
+) -> list[Problem]:
     """Returns what the component's constructor will say of the values, as far as its text tells.
 
     Args:
         info: The component.
         given: The parameters.
         sources: The names of the run's sources; None where they are not known.
+        place: Where the run gives parameters.
     """
     params = {name: value for name, (_, value) in given.items()}
     of_sources = sources if info.kind in (MIXER, WEIGHTER) else None
     return [
-        Problem(_where(info, problem.where, given), problem.what, problem.way_out)
+        Problem(_where(info, problem.where, given, place), problem.what, problem.way_out)
         for problem in stated_problems(info.constructors, params, of_sources)
     ]
 
 
-def _where(info: ComponentInfo, key: str, given: Given) -> str:
+def _where(info: ComponentInfo, key: str, given: Given, run: str) -> str:
     """Returns the place of a problem: that of the parameter which its key begins with, else the component's."""
     word = _FIRST_WORD.match(key)
     if word is not None and word[0] in given:
         place = given[word[0]][0]
         return place + key[len(word[0]) :]
     if key in {*info.parameters, *info.required}:
-        return f"component.{key}"
+        return f"{run}.{key}"
     return " of ".join(filter(None, [key, f"the {info.kind.name} '{info.name}'"]))

@@ -8,7 +8,7 @@ preset is the component itself at its defaults. What the run gives under ``compo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,22 @@ from dataflex.core.kinds import Kind
 from dataflex.core.secret_values import remember, revealed
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a component stands in the file of a run, for messages.
+
+    Attributes:
+        name: The key that names it.
+        params: The key of its parameters.
+    """
+
+    name: str = "component_name"
+    params: str = "component"
+
+
+SHORT_FORM = Place()
+
+
 def resolve(
     kind: Kind,
     component_name: str,
@@ -38,6 +54,7 @@ def resolve(
     from_files: Iterable[ComponentInfo] = (),
     overrides: Mapping[str, Any] | None = None,
     sources: Sequence[str] | None = None,
+    place: Place = SHORT_FORM,
 ) -> ComponentSpec:
     """Returns the component that ``component_name`` means, with its parameters, importing no component.
 
@@ -46,31 +63,35 @@ def resolve(
         component_name: A preset, or a component; ``package:name`` where several packages provide the name.
         components_cfg_file: The user's presets.
         from_files: Components of plugin files that are not imported.
-        overrides: Parameters that win over those of the preset: ``component:`` of the run.
+        overrides: Parameters that win over those of the preset: ``component:`` or ``params:`` of the run.
         sources: The names of the run's sources, where they are known.
+        place: Where the run says so.
 
     Raises:
         ConfigError: The name is unknown or ambiguous, a components file is wrong, or parameters are unknown, missing or
             out of their range.
     """
     user = user_components(components_cfg_file, kind)
-    entry = _entry(kind, component_name, user)
+    entry = _entry(kind, component_name, user, place)
     local = {info.name: info for info in from_files if info.kind == kind}
     registry.refuse_conflicts(kind, entry.name, [i.package for i in local.values() if i.name == entry.name])
     info = lookup(kind, entry.name) or local.get(entry.name)
     if info is None:
         raise UnknownComponentError(_unknown(kind, component_name, entry, components_cfg_file, local))
     given = {name: (f"{entry.where}.params.{name}", value) for name, value in entry.params.items()}
-    given |= {name: (f"component.{name}", unescaped(value)) for name, value in (overrides or {}).items()}
-    problems = [*variable_problems(overrides, "component"), *name_problems(info, given), *_missing(info, entry, given)]
+    given |= {name: (f"{place.params}.{name}", unescaped(value)) for name, value in (overrides or {}).items()}
+    problems = [*variable_problems(overrides, place.params), *name_problems(info, given)]
+    problems += _missing(info, entry, given, place)
     params = {name: value for name, (_, value) in given.items()}
     found, missing = revealed(params)
     if not missing:
         remember(found)
-        problems += range_problems(info, {name: (where, found[name]) for name, (where, _) in given.items()}, sources)
+        looked = {name: (where, found[name]) for name, (where, _) in given.items()}
+        problems += range_problems(info, looked, sources, place.params)
     if problems:
         raise InvalidConfigError(problems)
-    return ComponentSpec(kind, component_name, entry.name, with_secrets(params, f"{entry.where}.params."))
+    params = with_secrets(params, f"{entry.where}.params.")
+    return ComponentSpec(kind, component_name, entry.name, params, entry.by, entry.over)
 
 
 def presets(kind: Kind, components_cfg_file: str | Path | None = None) -> list[str]:
@@ -78,22 +99,24 @@ def presets(kind: Kind, components_cfg_file: str | Path | None = None) -> list[s
     return sorted({*packaged_components(kind), *user_components(components_cfg_file, kind)})
 
 
-def _entry(kind: Kind, key: str, user: Mapping[str, Entry]) -> Entry:
+def _entry(kind: Kind, key: str, user: Mapping[str, Entry], place: Place) -> Entry:
     package, bare = registry.split_name(key)
     packaged = [entry for entry in packaged_components(kind).get(bare, ()) if not package or _of(entry, package)]
     mine = user.get(key)
     if mine is not None:
         package, bare = registry.split_name(mine.name)
         same = [entry for entry in packaged if entry.name == bare and (not package or _of(entry, package))]
-        return Entry(mine.name, {**(same[0].params if same else {}), **mine.params}, mine.where)
+        under = same[0] if same else Entry(mine.name)
+        by, over = mine.by or under.by, mine.over or under.over
+        return Entry(mine.name, {**under.params, **mine.params}, mine.where, by=by, over=over)
     if len(packaged) > 1:
-        choose = " or ".join(f"component_name: {entry.package}:{bare}" for entry in packaged)
+        choose = " or ".join(f"{place.name}: {entry.package}:{bare}" for entry in packaged)
         raise ComponentConflictError(
-            f"component_name: the {kind.name} preset '{key}' is shipped by {listed(e.where for e in packaged)} "
+            f"{place.name}: the {kind.name} preset '{key}' is shipped by {listed(e.where for e in packaged)} "
             f"-> write {choose}, or define '{key}' in a components_cfg_file of your own"
         )
     if not packaged:
-        return Entry(key, {}, f"component_name: {key}")
+        return Entry(key, {}, f"{place.name}: {key}")
     entry = packaged[0]
     qualified = f"{entry.package}:{entry.name}"
     return replace(entry, name=qualified) if package and registry.providers(kind, qualified) else entry
@@ -123,12 +146,12 @@ def _unknown(kind: Kind, key: str, entry: Entry, file: str | Path | None, local:
     return f"{intro} -> {nearest(entry.name, {*allowed, *wanted}) or otherwise}"
 
 
-def _missing(info: ComponentInfo, entry: Entry, given: Mapping[str, Any]) -> list[Problem]:
+def _missing(info: ComponentInfo, entry: Entry, given: Mapping[str, Any], place: Place) -> list[Problem]:
     return [
         Problem(
             f"{entry.where}.params",
             f"the {info.kind.name} '{info.name}' needs the parameter '{name}'",
-            f"write component: {{{name}: ...}}, or give it under {info.kind.section}: in a components_cfg_file",
+            f"write {place.params}: {{{name}: ...}}, or give it under {info.kind.section}: in a components_cfg_file",
         )
         for name in info.required
         if name not in given

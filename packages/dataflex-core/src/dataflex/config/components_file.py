@@ -1,12 +1,14 @@
 """Files of presets: ``components.yaml``, the ones that strategy packages ship and the one a user writes.
 
-Such a file has up to three sections, ``selectors``, ``mixers`` and ``weighters``. An entry's key is the preset, which
-``component_name`` names:
+Such a file has up to four sections, ``selectors``, ``mixers``, ``orders`` and ``weighters``. An entry's key is the
+preset, which ``component_name`` names:
 
     selectors:
       loss_hard:
         name: loss  # the component; the preset's own name where absent
         params: {focus: high}
+
+An order's entry may say ``by`` and ``over`` as well.
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.load import read_mapping
+from dataflex.config.parts import BY, OVER, read_by, read_over
 from dataflex.config.resolved import END
 from dataflex.config.variables import unescaped, variable_problems
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.files import COMPONENTS
-from dataflex.core.kinds import BY_SECTION, Kind
+from dataflex.core.kinds import BY_SECTION, ORDER, Kind
 from dataflex.core.secret_values import masked
 from dataflex.core.source import SourceNotFoundError, package_folders
 
 FILE_NAME = "components.yaml"
 ENTRY_KEYS = ("name", "params")
+_OF_ORDERS = {BY: read_by, OVER: read_over}
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,16 @@ class Entry:
         params: Constructor parameters.
         where: ``file: section.key``, for messages.
         package: The distribution that ships it; blank for a user's own.
+        by: Of an order, where its scores come from.
+        over: Of an order, what it arranges.
     """
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
     package: str = ""
+    by: str | None = None
+    over: str | None = None
 
 
 def read_components(path: Path) -> dict[str, dict[str, Entry]]:
@@ -62,7 +70,7 @@ def read_components(path: Path) -> dict[str, dict[str, Entry]]:
         )
     problems: list[Problem] = []
     sections = {
-        section: {str(key): _entry(f"{path}: {section}.{key}", str(key), item, problems) for key, item in body.items()}
+        section: {str(key): _entry(path, section, str(key), item, problems) for key, item in body.items()}
         for section, body in _sections(path, content, problems).items()
     }
     if problems:
@@ -109,16 +117,19 @@ def _sections(path: Path, content: Mapping[Any, Any], problems: list[Problem]) -
     return sections
 
 
-def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
+def _entry(path: Path, section: str, key: str, value: Any, problems: list[Problem]) -> Entry:
+    where = f"{path}: {section}.{key}"
+    own = _OF_ORDERS if BY_SECTION[section] is ORDER else {}
+    allowed = (*ENTRY_KEYS, *own)
     if value is None:
         value = {}
     if not isinstance(value, dict):
         what = f"found {masked(value, key)!r} where a mapping is expected"
         problems.append(Problem(where, what, "write name: and params: below it"))
         return Entry(key, {}, where)
-    for unknown in [k for k in value if k not in ENTRY_KEYS]:
-        hint = nearest(str(unknown), ENTRY_KEYS) or f"constructor parameters stand below params: ({where}.params)"
-        problems.append(Problem(f"{where}.{unknown}", f"no such key; allowed: {listed(ENTRY_KEYS)}", hint))
+    for unknown in [k for k in value if k not in allowed]:
+        hint = nearest(str(unknown), allowed) or f"constructor parameters stand below params: ({where}.params)"
+        problems.append(Problem(f"{where}.{unknown}", f"no such key; allowed: {listed(allowed)}", hint))
     name, params = value.get("name", key), value.get("params")
     if not isinstance(name, str) or not name:
         what = f"found {name!r}, allowed: the name of a component"
@@ -130,7 +141,10 @@ def _entry(where: str, key: str, value: Any, problems: list[Problem]) -> Entry:
         problems.append(Problem(f"{where}.params", what, "write one 'parameter: value' per line below it"))
         params = None
     problems += variable_problems(params, f"{where}.params")
-    return Entry(str(name), {str(k): unescaped(v) for k, v in (params or {}).items()}, where)
+    said = {k: read(f"{where}.{k}", value[k], path.parent) for k, read in own.items() if value.get(k) is not None}
+    problems += [found for found in said.values() if isinstance(found, Problem)]
+    texts = {k: found for k, found in said.items() if isinstance(found, str)}
+    return Entry(str(name), {str(k): unescaped(v) for k, v in (params or {}).items()}, where, **texts)
 
 
 def user_components(path: str | Path | None, kind: Kind) -> Mapping[str, Entry]:

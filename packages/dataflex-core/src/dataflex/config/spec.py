@@ -11,9 +11,6 @@ from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.core.schedule import Steps
 from dataflex.core.score_names import ScoreName
 
-CHANGING = frozenset({"loss", "selector"})
-"""Scores of an order (``by``) that are other ones at each update; lengths, columns and files stay."""
-
 
 @dataclass(frozen=True)
 class ComponentSpec:
@@ -144,7 +141,7 @@ class RunSpec:
         """
         keys = replace(self.arguments, train_step=self.arguments.train_step or max(max_steps, 0))
         known = bool(self.axes) and not keys.static_mix
-        return keys.steps(self.epochs, epochs, decides(self.axes) if known else None)
+        return keys.steps(self.epochs, epochs, decides(self.axes, keys.update_step) if known else None)
 
     def _of(self, kind: Kind) -> tuple[Part, ...]:
         return tuple(part for part in self.axes if part.component.kind is kind)
@@ -163,12 +160,16 @@ def changes(order: Part) -> bool:
     return order.by is not None and ScoreName.of(order.by).changes
 
 
-def decides(axes: Iterable[Part]) -> bool:
+def decides(axes: Iterable[Part], update_step: int) -> bool:
     """Returns whether an update of these axes can change anything.
 
-    Weights follow every batch, and an order by scores that never change is planned once.
+    Weights follow every batch, and a pass that is arranged by scores which never change is arranged once.
+
+    Args:
+        axes: The parts of the run.
+        update_step: Steps between updates; where the user gave some, an order takes part in them.
     """
-    return any(
-        part.component.kind in (SELECTOR, MIXER) or (part.component.kind is ORDER and part.by in CHANGING)
-        for part in axes
-    )
+    kinds = {part.component.kind: part for part in axes}
+    order = kinds.get(ORDER)
+    arranges = order is not None and (changes(order) or order.over == "stretch" or update_step > 0)
+    return SELECTOR in kinds or MIXER in kinds or arranges

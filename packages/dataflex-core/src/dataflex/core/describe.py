@@ -108,7 +108,8 @@ def describe_class(cls: type) -> Description:
     description.takes_seed = takes_seed(cls, parameters)
     if description.takes_seed and description.accepts is not None:
         description.accepts |= {SEED}
-    description.constants = {k: v for c in reversed(cls.__mro__) for k, v in vars(c).items() if isinstance(v, bool)}
+    said = [pair for base in reversed(cls.__mro__) for pair in vars(base).items()]
+    description.constants = {k: v for k, v in said if isinstance(v, bool | str) and not k.startswith("__")}
     description.constructors = _constructors_of(cls)
     return description
 

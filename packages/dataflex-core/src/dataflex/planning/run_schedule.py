@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.rows import Asked, too_few_rows
 from dataflex.config.checks.schedule import step_problems, total_key, two_totals
 from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_streams
@@ -106,22 +107,28 @@ def require_observable(spec: RunSpec) -> None:
         )
 
 
-def require_map_style(dataset: Any, train_type: str) -> None:
+def require_map_style(dataset: Any, train_type: str, keys: DataflexArguments | None = None) -> None:
     """Refuses what cannot be planned by row number: no dataset, an empty one, a stream.
+
+    Args:
+        dataset: The train dataset.
+        train_type: That of the run.
+        keys: dataflex's keys, which say what axes a composed run has; a short form needs none.
 
     Raises:
         ConfigError: With the reason and the way out.
     """
+    keys = DataflexArguments(train_type) if keys is None else keys
     if dataset is None:
         raise ConfigError(f"train_type: {train_type} needs a train dataset -> give train_dataset (dataset in a YAML)")
-    if isinstance(dataset, Mapping) and train_type == "dynamic_select":
+    if isinstance(dataset, Mapping) and keys.plans and not keys.mixes:
         names = ", ".join(map(str, dataset)) or "none"
         raise ConfigError(
             f"train_dataset: found a mapping of datasets ({names}), but train_type: {train_type} trains on one -> give "
             "one of them, or all as one with datasets.concatenate_datasets"
         )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not isinstance(dataset, Sized):
-        refuse(no_streams(train_type))
+        refuse(no_streams(keys))
     if len(dataset) == 0:
         raise ConfigError("the train dataset is empty -> check the files behind dataset, and max_samples")
 

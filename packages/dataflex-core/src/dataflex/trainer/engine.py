@@ -35,14 +35,19 @@ def require_engine(args: TrainingArguments, found: DistributedType) -> None:
         )
 
 
-def require_loader(args: TrainingArguments, train_type: str) -> None:
+def require_loader(args: TrainingArguments, train_type: str, plans: bool = True) -> None:
     """Refuses arguments of the train dataloader that a dynamic run cannot follow, in the words of ``validate``.
+
+    Args:
+        args: The arguments.
+        train_type: That of the run.
+        plans: Whether a run of several axes plans its rows.
 
     Raises:
         ConfigError: There are such.
     """
     given = {key: value for key, value in vars(args).items() if key in KEYS}
-    refuse(loader_problems(train_type, flat(given, vars(vars(args)[CONFIG]))))
+    refuse(loader_problems(train_type, flat(given, vars(vars(args)[CONFIG])), plans))
 
 
 def computes_before_training(found: DistributedType) -> bool:

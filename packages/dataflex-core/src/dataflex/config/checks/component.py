@@ -6,60 +6,156 @@ be is known in no other way, and the run would end there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from dataflex.config.checks.draft import Draft, names_in
-from dataflex.config.components import resolve
+from dataflex.config.arguments import COMPOSED
+from dataflex.config.checks.draft import Draft, KnownPart, names_in
+from dataflex.config.components import SHORT_FORM, Place, resolve
 from dataflex.config.components_file import read_components
-from dataflex.config.spec import ComponentSpec
+from dataflex.config.parts import AXES, BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
+from dataflex.config.spec import ComponentSpec, Part
 from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, lookup
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, UnknownComponentError, listed
+from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.core.plugin_files import plugin_file, scan_plugin_file
 from dataflex.core.plugins import load_plugin_files
 
-
-def component_problems(draft: Draft) -> tuple[list[Problem], ComponentSpec | None, ComponentInfo | None]:
-    """Returns what is wrong, and the component with what is known about it where nothing is."""
-    problems, spec, info = resolved_component(draft)
-    return [*problems, *_without_target(draft, info)], spec, info
+NEEDS_SCORES = "needs_scores"
+"""The constant of an order's class that says whether it looks at scores."""
 
 
-def resolved_component(draft: Draft) -> tuple[list[Problem], ComponentSpec | None, ComponentInfo | None]:
+def component_problems(draft: Draft) -> tuple[list[Problem], Draft]:
+    """Returns what is wrong with the components, and the draft with those that could be found."""
+    problems, draft = resolved_components(draft)
+    return [*problems, *_without_target(draft)], draft
+
+
+def resolved_components(draft: Draft) -> tuple[list[Problem], Draft]:
     """Does what :func:`component_problems` does, without a look at the evaluation sets of the run."""
     problems, from_files = _plugins(draft.arguments.plugins)
-    if draft.kind is None or draft.static_mix:
-        return [*problems, *_misplaced(draft)], None, None
+    broken = bool(problems)
     problems += _misplaced(draft)
-    name = draft.arguments.component_name
-    if name is None:
-        if "component_name" not in draft.written:
-            known = {*registry.names(draft.kind), *(i.name for i in from_files if i.kind == draft.kind)}
-            what = f"is missing; train_type: {draft.arguments.train_type} needs a {draft.kind.name}"
-            problems.append(Problem("component_name", what, f"name one of: {listed(known)}"))
-        return [*problems, *_components_file(draft)], None, None
+    asked, more = (_parts if draft.arguments.train_type == COMPOSED else _short_form)(draft, from_files)
+    problems += more
+    known: list[KnownPart] = []
+    for part in asked:
+        found = _found(draft, part, from_files, broken)
+        if isinstance(found, KnownPart):
+            known.append(found)
+        else:
+            problems += found
+    if not asked and draft.arguments.kinds and not draft.static_mix:
+        problems += _components_file(draft)
+    placed = [_with_scores(draft, one) for one in known]
+    return problems, replace(draft, known=tuple(placed), complete=len(placed) == len(asked))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A component that the run asks for.
+
+    Attributes:
+        where: Its place in the file.
+        kind: The kind that it must be.
+        name: The preset or component.
+        params: Parameters over those of the preset.
+        given: The mapping that it is asked for by, or, with ``component_name``, that of its ``by`` and ``over``.
+        place: The keys of its name and its parameters, for messages.
+        start: The first global step at which it takes part.
+    """
+
+    where: str
+    kind: Kind
+    name: str
+    params: Mapping[str, Any] | None
+    given: Mapping[str, Any]
+    place: Place
+    start: int = 0
+
+
+def _short_form(draft: Draft, from_files: list[ComponentInfo]) -> tuple[list[_Asked], list[Problem]]:
+    a = draft.arguments
+    if not a.kinds or draft.static_mix:
+        return [], []
+    (kind,) = a.kinds
+    if a.component_name is not None:
+        given = (a.order or {}) if kind is ORDER else {}
+        start = a.warmup_step if kind is WEIGHTER else 0
+        return [_Asked("component_name", kind, a.component_name, a.component, given, SHORT_FORM, start)], []
+    if "component_name" in draft.written:
+        return [], []
+    known = {*registry.names(kind), *(i.name for i in from_files if i.kind == kind)}
+    what = f"is missing; train_type: {a.train_type} needs {_a(kind)}"
+    return [], [Problem("component_name", what, f"name one of: {listed(known)}")]
+
+
+def _parts(draft: Draft, from_files: list[ComponentInfo]) -> tuple[list[_Asked], list[Problem]]:
+    a = draft.arguments
+    mappings = [(where, SELECTOR, given) for where, given in a.selectors]
+    mappings += [(k.name, k, getattr(a, k.name)) for k in KINDS if k is not SELECTOR and getattr(a, k.name) is not None]
+    asked, problems = [], []
+    for where, kind, given in mappings:
+        if COMPONENT in given:
+            start = given.get(FROM, a.warmup_step if kind is WEIGHTER else 0)
+            place = Place(where, f"{where}.{PARAMS}")
+            asked.append(_Asked(where, kind, given[COMPONENT], given.get(PARAMS), given, place, start))
+        elif not any(wrong == where or wrong.startswith(f"{where}.{COMPONENT}") for wrong in draft.wrong):
+            known = {*registry.names(kind), *(i.name for i in from_files if i.kind == kind)}
+            problems.append(Problem(f"{where}.{COMPONENT}", "is missing", f"name one of: {listed(known)}"))
+    if not mappings and not any(wrong.partition(".")[0].partition("[")[0] in AXES for wrong in draft.wrong):
+        what = f"train_type: {COMPOSED} has no axis: none of {', '.join(AXES)} is given"
+        problems.append(Problem("train_type", what, "give one or more of them, or set train_type: static"))
+    return asked, problems
+
+
+def _found(draft: Draft, asked: _Asked, from_files: list[ComponentInfo], broken: bool) -> KnownPart | Sequence[Problem]:
+    """Returns a component that is asked for, or what is wrong."""
+    kind, a = asked.kind, draft.arguments
+    sources = None if draft.theirs.get("tokenized_path") else draft.dataset_names or None
     try:
-        spec = _resolved(draft, name, from_files)
-        _import(spec, known_broken=bool(problems))
+        spec = resolve(kind, asked.name, a.components_cfg_file, from_files, asked.params, sources, asked.place)
+        _import(spec, known_broken=broken)
     except InvalidConfigError as error:
-        return [*problems, *error.problems], None, None
+        return error.problems
     except UnknownComponentError as error:
-        broken = bool(problems) and draft.arguments.plugins  # it may well stand in the file that cannot be read
-        return problems if broken else [*problems, Problem("component_name", str(error))], None, None
+        # it may well stand in the file that cannot be read
+        return [] if broken and a.plugins else [Problem(asked.where, str(error))]
     except ConfigError as error:
-        return [*problems, Problem("component_name", str(error))], None, None
-    local = {info.name: info for info in from_files if info.kind == draft.kind}
-    info = lookup(draft.kind, spec.name) or local.get(spec.name)
-    return problems, spec, info
+        return [Problem(asked.where, str(error))]
+    local = {info.name: info for info in from_files if info.kind == kind}
+    info = lookup(kind, spec.name) or local.get(spec.name)
+    every, keep = asked.given.get(EVERY, 1), asked.given.get(KEEP)
+    return KnownPart(asked.where, Part(spec, every, asked.start, keep), info)
 
 
-def _without_target(draft: Draft, info: ComponentInfo | None) -> list[Problem]:
-    """Checks that there is an evaluation set for a component that aims at one."""
+def _with_scores(draft: Draft, known: KnownPart) -> KnownPart:
+    """Returns an order with where its scores come from and what it arranges; other components as they are.
+
+    Both are what the run says, else what the preset says, else what the class says; else the scores are those of the
+    selector that chooses the rows, or losses, and what is arranged is what it chose, or the whole run.
+    """
+    if known.kind is not ORDER:
+        return known
+    chooses = any(KEEP not in given for _, given in draft.arguments.selectors)
+    spec, said = known.part.component, draft.arguments.order or {}
+    by = said.get(BY) or spec.by or known.declares(BY) or ("selector" if chooses else "loss")
+    over = said.get(OVER) or spec.over or known.declares(OVER) or ("stretch" if chooses else "run")
+    by = by if known.declares(NEEDS_SCORES, True) else None
+    return replace(known, part=replace(known.part, component=replace(spec, by=by, over=over), by=by, over=over))
+
+
+def _without_target(draft: Draft) -> list[Problem]:
+    """Checks that there is an evaluation set for each component that aims at one."""
     evaluated, split = names_in(draft.theirs.get("eval_dataset")), draft.number("val_size", 0)
+    target = bool(evaluated or split or draft.theirs.get("tokenized_path"))
+    held_out = bool(draft.arguments.mixer_eval_dataset or (split and not evaluated))
     return [
-        *no_target(info, bool(evaluated or split or draft.theirs.get("tokenized_path")), _NAME_TARGET),
-        *no_held_out(info, bool(draft.arguments.mixer_eval_dataset or (split and not evaluated)), _NAME_HELD_OUT),
+        *no_target(draft.infos, target, _NAME_TARGET),
+        *no_held_out(draft.infos, held_out, _NAME_HELD_OUT),
     ]
 
 
@@ -67,32 +163,32 @@ _NAME_TARGET = "name one, or set val_size to hold rows out of the train dataset"
 _NAME_HELD_OUT = "name one dataset per dataset, or set val_size, without eval_dataset, to hold rows out of each"
 
 
-def no_target(info: ComponentInfo | None, there: bool, way_out: str) -> list[Problem]:
-    """Returns the problem of a component that aims at evaluation rows where there are none.
+def no_target(infos: Iterable[ComponentInfo], there: bool, way_out: str) -> list[Problem]:
+    """Returns a problem for each component that aims at evaluation rows where there are none.
 
     Args:
-        info: The component.
+        infos: The components.
         there: Whether there are some.
         way_out: How to give them.
     """
-    if there or info is None or "mixer_eval_dataset" in info.needs or "eval_dataset" not in info.needs:
-        return []
-    return [Problem("eval_dataset", f"is missing; the {info.kind.name} '{info.name}' aims at one", way_out)]
+    return [
+        Problem("eval_dataset", f"is missing; the {info.kind.name} '{info.name}' aims at one", way_out)
+        for info in infos
+        if not there and "mixer_eval_dataset" not in info.needs and "eval_dataset" in info.needs
+    ]
 
 
-def no_held_out(info: ComponentInfo | None, there: bool, way_out: str) -> list[Problem]:
+def no_held_out(infos: Iterable[ComponentInfo], there: bool, way_out: str) -> list[Problem]:
     """As :func:`no_target`, for a mixer that looks at held-out rows of each source."""
-    if there or info is None or "mixer_eval_dataset" not in info.needs:
-        return []
-    what = f"is missing; the mixer '{info.name}' looks at held-out rows of each source"
-    return [Problem("mixer_eval_dataset", what, way_out)]
-
-
-def _resolved(draft: Draft, name: str, from_files: list[ComponentInfo]) -> ComponentSpec:
-    assert draft.kind is not None
-    a = draft.arguments
-    sources = None if draft.theirs.get("tokenized_path") else draft.dataset_names or None
-    return resolve(draft.kind, name, a.components_cfg_file, from_files, a.component, sources)
+    return [
+        Problem(
+            "mixer_eval_dataset",
+            f"is missing; the mixer '{info.name}' looks at held-out rows of each source",
+            way_out,
+        )
+        for info in infos
+        if not there and "mixer_eval_dataset" in info.needs
+    ]
 
 
 def _import(spec: ComponentSpec, known_broken: bool) -> None:
@@ -145,7 +241,20 @@ def _components_file(draft: Draft) -> list[Problem]:
 
 
 def _misplaced(draft: Draft) -> list[Problem]:
-    if not draft.arguments.static_mix or draft.static_mix:
-        return []
-    what = f"is true, but train_type is {draft.arguments.train_type}"
-    return [Problem("static_mix", what, "set train_type: dynamic_mix, or remove static_mix")]
+    a, problems = draft.arguments, []
+    if a.static_mix and not draft.static_mix:
+        way_out = f"set train_type: {MIXER.train_type}, or remove static_mix"
+        if a.train_type == COMPOSED:
+            way_out = f"remove it; with train_type: {COMPOSED} a mixer gives the shares, also those that stay"
+        problems.append(Problem("static_mix", f"is true, but train_type is {a.train_type}", way_out))
+    if a.train_type == COMPOSED:
+        what = f"is of the short forms of one axis; train_type: {COMPOSED} has a key for each"
+        for key, way in (("component_name", "NAME"), ("component", "{component: NAME, params: {...}}")):
+            if getattr(a, key) is not None:
+                axes = " | ".join(AXES)
+                problems.append(Problem(key, what, f"remove it, and write {axes}: {way}"))
+    return problems
+
+
+def _a(kind: Kind) -> str:
+    return f"{'an' if kind is ORDER else 'a'} {kind.name}"

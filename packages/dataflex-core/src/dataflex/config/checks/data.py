@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, PAIR_STAGES, Entry, entry, require_stage
 from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.checks.files import LARGEST, Table, data_files, read_table
@@ -25,14 +26,14 @@ MOST = 4 * LARGEST
 
 def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     """Returns what is wrong with the datasets, and dataset -> rows (None where that cannot be told quickly)."""
-    if draft.kind is None and not draft.on("do_train"):
+    if not draft.dynamic and not draft.on("do_train"):
         return [], {}
     names = draft.dataset_names
     if not names:
         return [Problem("dataset", "no dataset is named", "name one of those in dataset_info.json")], {}
     problems = [*_sources(draft, names), *_proportions(draft, names), *_held_out(draft, names)]
     kept = draft.theirs.get("tokenized_path")
-    by_source = {"dynamic_mix": True, "dynamic_weight": None}.get(draft.arguments.train_type, False)
+    by_source = True if draft.arguments.mixes else None if draft.arguments.weighs else False
     problems += tokenized_problems(kept, by_source)
     if is_kept(kept) and not by_source:
         return problems, {}  # LLaMA-Factory looks at no dataset file then
@@ -43,10 +44,10 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     rows: dict[str, int | None] = {}
     if info is None:
         return problems, rows
-    if draft.arguments.train_type == "dynamic_mix" and draft.on("streaming") and _endless(draft, names, info):
+    if draft.arguments.mixes and draft.on("streaming") and _endless(draft, names, info):
         problems += no_epoch(draft.theirs)
     looked = _Looked(draft, info)
-    alone = draft.arguments.train_type == "dynamic_mix" or len(names) == 1  # else the other datasets have the rows
+    alone = draft.arguments.mixes or len(names) == 1  # else the other datasets have the rows
     trained = [n for n in dict.fromkeys(names) if not (is_kept(kept) and is_kept(source_folder(str(kept), n)))]
     for key, name in [*(("dataset", n) for n in trained), *evaluated]:
         try:
@@ -70,19 +71,21 @@ def _endless(draft: Draft, names: list[str], info: Mapping[str, Any]) -> bool:
 
 
 def _sources(draft: Draft, names: list[str]) -> list[Problem]:
-    if draft.arguments.train_type != "dynamic_mix":
+    if not draft.arguments.mixes:
         return []
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         return [Problem("dataset", f"{listed(repeated)} is named more than once", "name each source of a mixture once")]
     if len(names) == 1:
-        what = f"dynamic_mix needs two sources or more, found one: {names[0]}"
-        return [Problem("dataset", what, "name more datasets, as in dataset: a,b, or use another train_type")]
+        composed = draft.arguments.train_type == COMPOSED
+        who, other = ("a mixer", "leave mixer out") if composed else ("dynamic_mix", "use another train_type")
+        what = f"{who} needs two sources or more, found one: {names[0]}"
+        return [Problem("dataset", what, f"name more datasets, as in dataset: a,b, or {other}")]
     return []
 
 
 def _proportions(draft: Draft, names: list[str]) -> list[Problem]:
-    if draft.arguments.train_type != "dynamic_mix":
+    if not draft.arguments.mixes:
         return []
     keys = {"mixture_sample_rule", "init_mixture_proportions"}
     named = keys & draft.written == {"mixture_sample_rule"} and not keys & draft.wrong
@@ -103,7 +106,7 @@ def proportion_problems(given: Sequence[float] | None, names: Sequence[str]) -> 
 
 def _held_out(draft: Draft, names: list[str]) -> list[Problem]:
     given = draft.arguments.mixer_eval_dataset
-    if draft.arguments.train_type != "dynamic_mix" or given is None or len(given) == len(names):
+    if not draft.arguments.mixes or given is None or len(given) == len(names):
         return []
     what = f"found {len(given)} datasets for {len(names)} sources ({', '.join(names)})"
     return [Problem("mixer_eval_dataset", what, "give one dataset per source, in their order")]
@@ -153,7 +156,7 @@ class _Looked:
             hint = nearest(name, self._info) or f"add it to {INFO}"
             raise ConfigError(f"'{name}' is not defined in {INFO}; defined: {listed(self._info)} -> {hint}")
         found = entry(name, self._info[name], plugins=bool(self._draft.arguments.plugins))
-        if self._draft.kind is None or self._draft.stage not in PAIR_STAGES:  # else the stage is refused itself
+        if not self._draft.dynamic or self._draft.stage not in PAIR_STAGES:  # else the stage is refused itself
             require_stage(found, self._draft.stage)
         if found.file_name is None:
             return None

@@ -9,8 +9,39 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.core.kinds import BY_TRAIN_TYPE, Kind
+from dataflex.config.spec import Part, decides
+from dataflex.core.catalog import ComponentInfo
+from dataflex.core.kinds import Kind
 from dataflex.core.schedule import Steps
+
+
+@dataclass(frozen=True)
+class KnownPart:
+    """A component of a run, and what is known of it before it is imported.
+
+    Attributes:
+        where: Its place in the file: ``component_name``, or ``selector[0]``.
+        part: The component in its place.
+        info: What its text tells; None where nothing is known.
+    """
+
+    where: str
+    part: Part
+    info: ComponentInfo | None
+
+    @property
+    def kind(self) -> Kind:
+        """Its kind."""
+        return self.part.component.kind
+
+    @property
+    def named(self) -> str:
+        """It, in words."""
+        return f"the {self.kind.name} '{self.part.component.preset}'"
+
+    def declares(self, name: str, default: Any = None) -> Any:
+        """Returns what its class says in a constant of that name; the default where it is not known to say it."""
+        return default if self.info is None else self.info.constants.get(name, default)
 
 
 @dataclass(frozen=True)
@@ -22,17 +53,31 @@ class Draft:
         theirs: LLaMA-Factory's keys as the user wrote them.
         written: The keys of dataflex that the user gave a value.
         wrong: The keys of dataflex that have a problem already.
+        known: The components, as far as they could be found.
+        complete: Whether all were found.
     """
 
     arguments: DataflexArguments
     theirs: Mapping[str, Any]
     written: frozenset[str] = frozenset()
     wrong: frozenset[str] = frozenset()
+    known: tuple[KnownPart, ...] = ()
+    complete: bool = False
 
     @property
-    def kind(self) -> Kind | None:
-        """The kind of component that the ``train_type`` runs; None for ``static``."""
-        return BY_TRAIN_TYPE.get(self.arguments.train_type)
+    def dynamic(self) -> bool:
+        """Whether dataflex has a hand in the run."""
+        return self.arguments.dynamic
+
+    @property
+    def axes(self) -> tuple[Part, ...]:
+        """The components in their places."""
+        return tuple(known.part for known in self.known)
+
+    @property
+    def infos(self) -> tuple[ComponentInfo, ...]:
+        """What is known of the components."""
+        return tuple(known.info for known in self.known if known.info is not None)
 
     @property
     def static_mix(self) -> bool:
@@ -47,7 +92,10 @@ class Draft:
     @property
     def steps(self) -> Steps:
         """What the keys say about the number of steps and updates."""
-        return self.arguments.steps(self.epochs)
+        known = self.complete and bool(self.known)
+        return self.arguments.steps(
+            self.epochs, decides=decides(self.axes, self.arguments.update_step) if known else None
+        )
 
     @property
     def global_batch_size(self) -> int:

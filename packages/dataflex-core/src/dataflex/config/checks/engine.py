@@ -22,11 +22,11 @@ _BY_ENVIRONMENT = frozenset({"use_mca", "use_v1"})  # switched on by a variable 
 # A weighter needs the loss of each sample. These keys make it one number before anyone can weigh it, or replace it.
 _REFUSED_BY_WEIGHTERS = {
     "use_asft_loss": (
-        "the ASFT loss replaces the loss that dynamic_weight weighs, and is one number for the batch",
+        "the ASFT loss replaces the loss that {train_type} weighs, and is one number for the batch",
         "set use_asft_loss: false",
     ),
     "use_eaft_loss": (
-        "the EAFT loss replaces the loss that dynamic_weight weighs, and is one number for the batch",
+        "the EAFT loss replaces the loss that {train_type} weighs, and is one number for the batch",
         "set use_eaft_loss: false",
     ),
 }
@@ -35,7 +35,7 @@ _REFUSED_BY_WEIGHTERS = {
 def engine_problems(draft: Draft) -> list[Problem]:
     """Returns what cannot be run, model and folders included."""
     problems = [*model_problems(draft.theirs), *late_problems(draft)]
-    if draft.kind is None:
+    if not draft.dynamic:
         return problems
     return [*problems, *_output(draft), *_stage(draft), *_loop(draft), *_data_engine(draft), *_loss(draft)]
 
@@ -66,23 +66,25 @@ def _loop(draft: Draft) -> list[Problem]:
             where = wanted_by_environment or key
             what = f"hands the training to {whose}, which train_type: {train_type} cannot reach"
             problems.append(Problem(where, what, "switch it off, or use train_type: static"))
-    return [*problems, *loader_problems(train_type, keys_of(draft))]
+    return [*problems, *loader_problems(train_type, keys_of(draft), draft.arguments.plans)]
 
 
 def _data_engine(draft: Draft) -> list[Problem]:
     train_type, problems = draft.arguments.train_type, []
     strategy = draft.theirs.get("mix_strategy") or "concat"
-    if train_type == "dynamic_mix" and strategy != "concat":
-        what = f"found {strategy!r}, but with train_type: dynamic_mix the mixer alone decides how the sources are mixed"
+    if draft.arguments.mixes and strategy != "concat":
+        what = (
+            f"found {strategy!r}, but with train_type: {train_type} the mixer alone decides how the sources are mixed"
+        )
         problems.append(Problem("mix_strategy", what, "remove it; initial shares are init_mixture_proportions"))
     return problems
 
 
 def _loss(draft: Draft) -> list[Problem]:
-    if draft.arguments.train_type != "dynamic_weight":
+    if not draft.arguments.weighs:
         return []
     return [
-        Problem(key, f"is {draft.theirs[key]!r}: {reason}", way_out)
+        Problem(key, f"is {draft.theirs[key]!r}: {reason.format(train_type=draft.arguments.train_type)}", way_out)
         for key, (reason, way_out) in _REFUSED_BY_WEIGHTERS.items()
         if draft.on(key) or draft.number(key, 0) > 0
     ]

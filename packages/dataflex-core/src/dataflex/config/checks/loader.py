@@ -11,14 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.draft import Draft
 from dataflex.config.load import read_text
 from dataflex.config.text import parse_json
 from dataflex.core.errors import ConfigError, Problem
+from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
 
 CONFIG = "accelerator_config"
-PLANNED = frozenset({"dynamic_select", "dynamic_mix"})
-DYNAMIC = PLANNED | {"dynamic_weight"}
+PLANNED = frozenset(kind.train_type for kind in KINDS if kind is not WEIGHTER)
+DYNAMIC = PLANNED | {WEIGHTER.train_type}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class LoaderKey:
 
     Attributes:
         default: What it is where nobody sets it.
-        refused: The train types that refuse another value.
+        refused: The train types that refuse another value. A composed run is one of :data:`PLANNED` where it plans
+            rows, else it only weighs.
         idle: The train types with which another value has no effect on the rows that are trained on.
         why: The reason, where it is refused.
         way_out: What to do about it.
@@ -128,25 +131,35 @@ def flat(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
     return {**given, **nested, f"{CONFIG}.gradient_accumulation_kwargs.num_steps": steps}
 
 
-def loader_problems(train_type: str, given: Mapping[str, Any]) -> list[Problem]:
+def loader_problems(train_type: str, given: Mapping[str, Any], plans: bool = True) -> list[Problem]:
     """Returns a problem for each key that is refused.
 
     Args:
         train_type: A dynamic one.
         given: Keys of :data:`KEYS` with their values; other keys are not looked at.
+        plans: Whether a run of several axes plans its rows.
     """
+    like = _like(train_type, plans)
     return [
         Problem(name, key.why.format(train_type=train_type), key.way_out)
         for name, key in KEYS.items()
-        if train_type in key.refused and _set(name, given.get(name), key)
+        if like in key.refused and _set(name, given.get(name), key)
     ]
 
 
-def idle_keys(train_type: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the keys that are set and have no effect on the rows that are trained on."""
+def idle_keys(train_type: str, given: Mapping[str, Any], plans: bool = True) -> Iterator[str]:
+    """Yields the keys that are set and have no effect on the rows that are trained on; as :func:`loader_problems`."""
+    like = _like(train_type, plans)
     for name, key in KEYS.items():
-        if train_type in key.idle and _set(name, given.get(name), key):
+        if like in key.idle and _set(name, given.get(name), key):
             yield name
+
+
+def _like(train_type: str, plans: bool) -> str:
+    """Returns the short form whose loader a run has."""
+    if train_type != COMPOSED:
+        return train_type
+    return SELECTOR.train_type if plans else WEIGHTER.train_type
 
 
 def _set(name: str, value: Any, key: LoaderKey) -> bool:

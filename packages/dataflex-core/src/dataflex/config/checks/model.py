@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,18 @@ def model_problems(theirs: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def causal_problems(theirs: Mapping[str, Any], info: ComponentInfo | None) -> list[Problem]:
-    """Returns what is wrong with a model that is an encoder-decoder, for a component that needs rows of a causal one.
+def causal_problems(theirs: Mapping[str, Any], infos: Iterable[ComponentInfo]) -> list[Problem]:
+    """Returns what is wrong with a model that is an encoder-decoder, for components that need rows of a causal one.
 
     A name on a hub is not looked up; the trainer refuses what is loaded by it.
 
     Args:
         theirs: LLaMA-Factory's keys.
-        info: What is known about the component; None for none.
+        infos: What is known about the components.
     """
     value = theirs.get("model_name_or_path")
-    if info is None or not (info.kind is WEIGHTER or info.constants.get("reads_batches")) or not isinstance(value, str):
+    needing = [info for info in infos if info.kind is WEIGHTER or info.constants.get("reads_batches")]
+    if not needing or not isinstance(value, str):
         return []
     try:
         config = json.loads(Path(value, _MODEL).read_text(encoding="utf-8"))
@@ -60,9 +61,10 @@ def causal_problems(theirs: Mapping[str, Any], info: ComponentInfo | None) -> li
         return []  # said of the folder, or a name on a hub
     if not isinstance(config, dict) or config.get("is_encoder_decoder") is not True:
         return []
+    who = " and ".join(f"the {info.kind.name} '{info.name}'" for info in needing)
     what = (
-        f"{value} holds an encoder-decoder ({config.get('model_type', 'of no type')}); the {info.kind.name} "
-        f"'{info.name}' needs the loss of each row of a causal (decoder-only) model"
+        f"{value} holds an encoder-decoder ({config.get('model_type', 'of no type')}); {who} "
+        f"need{'s' if len(needing) == 1 else ''} the loss of each row of a causal (decoder-only) model"
     )
     return [Problem("model_name_or_path", what, "give a causal model, or take a component that does not look at it")]
 

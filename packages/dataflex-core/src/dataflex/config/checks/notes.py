@@ -7,7 +7,7 @@ from typing import Any
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.draft import Draft
-from dataflex.config.checks.loader import PLANNED, idle_keys, keys_of
+from dataflex.config.checks.loader import idle_keys, keys_of
 from dataflex.config.resolved import VERSIONS, installed_versions
 
 _MIXING = frozenset(
@@ -26,29 +26,29 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
     if idle:
         mode = f"train_type: {a.train_type}" + (" with static_mix: true" if draft.static_mix else "")
         yield f"{', '.join(idle)}: no effect with {mode}"
-    shares = a.init_mixture_proportions is not None and a.train_type == "dynamic_mix"
+    shares = a.init_mixture_proportions is not None and a.mixes
     if shares and a.mixture_sample_rule != "mixture":
         yield (
             f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the "
             "initial proportions itself -> use mixture_sample_rule: mixture"
         )
     steps = draft.steps
-    if draft.kind is not None and steps.repeats and steps.epochs != 1:
+    if draft.dynamic and steps.repeats and steps.epochs != 1:
         yield (
             f"num_train_epochs: {steps.epochs:g} runs the whole schedule of {steps.formula} steps, warm-up included, "
             f"{steps.epochs:g} times: {steps.total} steps -> leave num_train_epochs out to run it once"
         )
     planned = steps.formula
-    if draft.kind is not None and steps.decides and a.update_times > 0 and 0 < a.train_step < planned:
+    if draft.dynamic and steps.decides and a.update_times > 0 and 0 < a.train_step < planned:
         yield f"train_step: {a.train_step} ends the run before its {a.update_times} updates, which take {planned} steps"
-    if a.train_type in PLANNED:
+    if a.plans:
         yield from _planned(draft)
     yield from _other_versions(config.get(VERSIONS))
 
 
 def _planned(draft: Draft) -> Iterator[str]:
     train_type = draft.arguments.train_type
-    idle = list(idle_keys(train_type, keys_of(draft)))
+    idle = list(idle_keys(train_type, keys_of(draft), draft.arguments.plans))
     order = [key for key in ("disable_shuffling",) if draft.on(key)] + [key for key in idle if key in _ORDER]
     if order:
         yield f"{', '.join(order)}: no effect with train_type: {train_type}, which plans the order of the rows"
@@ -62,10 +62,10 @@ def _planned(draft: Draft) -> Iterator[str]:
 
 def _without_effect(draft: Draft) -> frozenset[str]:
     a = draft.arguments
-    if draft.kind is None:
+    if not draft.dynamic:
         return frozenset(DataflexArguments.names()) - {"train_type"}
-    idle = frozenset() if a.train_type == "dynamic_mix" else _MIXING
-    idle |= frozenset() if a.train_type == "dynamic_weight" else _WEIGHING
+    idle = frozenset() if a.mixes else _MIXING
+    idle |= frozenset() if a.weighs else _WEIGHING
     if draft.static_mix:
         idle |= _COMPONENT
     if not draft.steps.decides and (a.train_step or a.update_times < 0):  # else they say how long the run is

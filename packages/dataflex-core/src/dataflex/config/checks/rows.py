@@ -12,30 +12,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dataflex.config.checks.draft import Draft
+from dataflex.config.checks.draft import Draft, KnownPart
 from dataflex.config.checks.schedule import step_problems, total_key
-from dataflex.config.spec import ComponentSpec
-from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem
+from dataflex.core.kinds import SELECTOR
 from dataflex.core.schedule import Segment, Steps
 
 
-def row_problems(
-    draft: Draft, rows: Mapping[str, int | None], spec: ComponentSpec, info: ComponentInfo | None
-) -> list[Problem]:
+def row_problems(draft: Draft, rows: Mapping[str, int | None]) -> list[Problem]:
     """Returns a problem where the longest stretch between two updates needs more rows than there are.
 
     Args:
         draft: The configuration.
         rows: Dataset -> rows, or None where unknown.
-        spec: The selector and its parameters.
-        info: What is known about it.
     """
     packed = draft.on("packing") or draft.on("neat_packing")
-    if draft.arguments.train_type != "dynamic_select" or draft.stage != "sft" or packed:
+    chooser = next((known for known in draft.known if known.kind is SELECTOR and known.part.keep is None), None)
+    if chooser is None or draft.stage != "sft" or packed:
         return []
     total = _train_rows(draft, rows)
-    if not total or _repeats(spec, info) is not False:
+    if not total or repeats(chooser) is not False:
         return []
     batch = draft.global_batch_size
     if batch < 1:
@@ -137,11 +133,12 @@ def _train_rows(draft: Draft, rows: Mapping[str, int | None]) -> int | None:
     return total - (math.ceil(total * held_out) if held_out < 1 else int(held_out))
 
 
-def _repeats(spec: ComponentSpec, info: ComponentInfo | None) -> bool | None:
-    """Whether the selector may return a row twice; None where nobody knows before it is imported."""
-    if "replacement" in spec.params:
-        return bool(spec.params["replacement"])
-    declared = info.constants.get("replacement") if info is not None else None
+def repeats(selector: KnownPart) -> bool | None:
+    """Returns whether a selector may return a row twice; None where nobody knows before it is imported."""
+    params, info = selector.part.component.params, selector.info
+    if "replacement" in params:
+        return bool(params["replacement"])
+    declared = selector.declares("replacement")
     default = info.parameters.get("replacement") if info is not None else None
     known = default if isinstance(default, bool) else declared
     return known if isinstance(known, bool) else None

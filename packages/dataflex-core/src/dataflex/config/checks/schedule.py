@@ -19,7 +19,7 @@ STEP_KEYS = frozenset({"warmup_step", "update_step", "update_times", "train_step
 def with_max_steps(draft: Draft) -> tuple[Draft, list[Problem]]:
     """Returns the draft with LLaMA-Factory's ``max_steps`` taken as ``train_step``, and a problem where both differ."""
     max_steps = draft.count("max_steps", -1)
-    if draft.kind is None or max_steps <= 0:
+    if not draft.dynamic or max_steps <= 0:
         return draft, []
     problems = two_totals(draft.arguments.train_step, max_steps)
     if problems:
@@ -36,7 +36,7 @@ def two_totals(train_step: int, max_steps: int) -> list[Problem]:
 
 def schedule_problems(draft: Draft) -> list[Problem]:
     """Returns what is wrong with the numbers of steps taken together."""
-    return [] if draft.kind is None else step_problems(draft.steps, total_key(draft.written, draft.theirs))
+    return step_problems(draft.steps, total_key(draft.written, draft.theirs)) if draft.dynamic else []
 
 
 def total_key(written: Collection[str], theirs: Mapping[str, Any]) -> str:

@@ -8,46 +8,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataflex.config.arguments import DataflexArguments
+from dataflex.config.arguments import COMPOSED, DataflexArguments
 from dataflex.config.checks.draft import Draft
-from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem
+from dataflex.core.kinds import ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.core.schedule import Steps
 
 EPOCH_KEYS = ("eval_strategy", "save_strategy", "logging_strategy")
 """What may be asked for once an epoch."""
 
+_BY_NUMBER = "{who} asks for rows by number, and a stream has neither numbers nor an end"
 _REFUSED = {
-    "dynamic_select": "train_type: dynamic_select asks for rows by number, and a stream has neither numbers nor an end",
-    "dynamic_weight": (
-        "a checkpoint of train_type: dynamic_weight knows its dataset by the number of rows, which a stream does not "
-        "have"
-    ),
+    SELECTOR: _BY_NUMBER,
+    ORDER: _BY_NUMBER,
+    WEIGHTER: "a checkpoint of {who} knows its dataset by the number of rows, which a stream does not have",
 }
 
 
-def stream_problems(draft: Draft, mixer: ComponentInfo | None) -> list[Problem]:
-    """Returns what is wrong where the data are to be streamed.
-
-    Args:
-        draft: The configuration.
-        mixer: What is known about the component.
-    """
-    if draft.kind is None or not draft.on("streaming"):
+def stream_problems(draft: Draft) -> list[Problem]:
+    """Returns what is wrong where the data are to be streamed."""
+    if not draft.dynamic or not draft.on("streaming"):
         return []
-    refused = no_streams(draft.arguments.train_type)
+    refused = no_streams(draft.arguments)
     if refused:
         return refused
     problems = [*no_sizes(draft.arguments), *many_readers(draft.count("dataloader_num_workers", 0))]
-    if mixer is not None and mixer.constants.get("needs_sizes"):
-        problems += no_sizes_for(mixer.name)
+    for info in draft.infos:
+        problems += no_sizes_for(info.name) if info.constants.get("needs_sizes") else []
     return [*problems, *no_end(draft.steps)]
 
 
-def no_streams(train_type: str) -> list[Problem]:
-    """Returns a problem for a train type that cannot train on a stream."""
-    refused = _REFUSED.get(train_type)
-    return [Problem("streaming", refused, "set streaming: false")] if refused else []
+def no_streams(keys: DataflexArguments) -> list[Problem]:
+    """Returns a problem for each axis of a run that cannot train on a stream."""
+    return [
+        Problem("streaming", _REFUSED[kind].format(who=_who(keys, kind)), "set streaming: false")
+        for kind in keys.kinds
+        if kind in _REFUSED
+    ]
+
+
+def _who(keys: DataflexArguments, kind: Kind) -> str:
+    return f"a run with {kind.name}:" if keys.train_type == COMPOSED else f"train_type: {keys.train_type}"
 
 
 def no_sizes(keys: DataflexArguments) -> list[Problem]:

@@ -58,7 +58,7 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
             if generated:
                 module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
         dataset: Any = module.get("train_dataset")
-        require_map_style(dataset, spec.arguments.train_type)
+        require_map_style(dataset, spec.arguments.train_type, spec.arguments)
         require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
         run_schedule(spec, training_args, dataset)
         return module
