@@ -317,7 +317,7 @@ def test_the_trial_leaves_no_trace(name, tmp_path):
     trainer = made(SELECTOR, name, tmp_path, model=model, params=needed(name, tmp_path))
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     trainer._dataflex_require_rows_apart()  # once more: the trainer underneath seeds while it is made
-    trainer._dataflex_early.made(trainer._dataflex_rows_of_an_update())
+    trainer.early.made(trainer._dataflex_rows_of_an_update())
     assert torch.equal(torch.get_rng_state(), states[0])
     np.testing.assert_equal(np.random.get_state(), states[1])
     assert random.getstate() == states[2]

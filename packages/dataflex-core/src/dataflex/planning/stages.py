@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.config.spec import Part, RunSpec
+from dataflex.core.kinds import SELECTOR
 from dataflex.planning.mixture import MixtureManager
 from dataflex.planning.ordering import ArrangedPasses
 from dataflex.planning.passes import Passes
@@ -98,7 +99,7 @@ class Stages:
             rows = 0
             if part.keep is not None:
                 rows = max(1, round(part.keep * len(self)))
-            elif part is self.spec.selector:
+            elif part.component.kind is SELECTOR:
                 size = next(size for each, size in sizes if each is component)
                 rows = min(update_rows, size) if self.mixture is not None else update_rows
             yield part, component, rows
