@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.context import UpdateContext
-from dataflex.core.errors import ConfigError, blaming
+from dataflex.core.errors import blaming
 from dataflex.core.kinds import MIXER
 from dataflex.core.schedule import Segment
-from dataflex.objective.fused_head import fused_head, require_weighable
-from dataflex.objective.measured import DomainLosses, rows_of_rank
-from dataflex.objective.source_weights import DomainObjective
+from dataflex.objective.parts import MixerPart, Parts
 from dataflex.planning.answers import checked_proportions
 from dataflex.planning.run_schedule import require_observable
 from dataflex.planning.sources import (
@@ -29,10 +26,8 @@ from dataflex.planning.sources import (
     shares_in_words,
 )
 from dataflex.rows.stream_places import StreamPlaces
-from dataflex.rows.views import MixedSources
 from dataflex.scoring.models import pretrained_models, require_causal
-from dataflex.trainer.engine import require_one_model
-from dataflex.trainer.given import first_rows, require_rows_apart, require_spec, rows_to_learn
+from dataflex.trainer.given import first_rows, require_rows_apart, require_spec
 from dataflex.trainer.planned import Plan, PlannedTrainer
 
 
@@ -78,16 +73,7 @@ class MixTrainer(PlannedTrainer):
             assert isinstance(self.model, torch.nn.Module)
             with blaming(self.component_in_words()):
                 self.component.prepare(self.model)
-        self._dataflex_domain_losses: DomainLosses | None = None
-        self._dataflex_objective: DomainObjective | None = None
-        self._dataflex_head = fused_head(self.model, self.bases()) if self._dataflex_observes else None
-        if self._dataflex_observes:
-            require_one_model(self.args, f"the mixer '{self._dataflex_component_name()}'")
-            self._dataflex_domain_losses = DomainLosses(len(self.mixture_manager.names), self.component.token_values)
-            self._dataflex_objective = self._dataflex_weighted_objective(self._dataflex_domain_losses)
-            self.add_callback(_AfterEachStep(self))
-            if self._dataflex_objective is not None:
-                self._dataflex_early.of_model = self._dataflex_require_weighable
+        self.weigh(self._dataflex_parts())
         self._dataflex_early.made(most_rows=0)
 
     def decide(self, segment: Segment, count: int, context: UpdateContext, who: str) -> Plan:
@@ -103,91 +89,6 @@ class MixTrainer(PlannedTrainer):
         rows = manager.plan(count)
         return Plan(rows, details={"proportions": shares, **manager.seen(), **details}, news=news)
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trains on a micro-batch as the trainer underneath does; where the mixer observes, its losses are noted."""
-        if self._dataflex_domain_losses is None:
-            return super().training_step(model, inputs, *args, **kwargs)
-        self._dataflex_domain_losses.begin()
-        try:
-            return super().training_step(model, inputs, *args, **kwargs)
-        finally:
-            self._dataflex_domain_losses.end()
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Also takes the mixer's loss weights for the step whose batches these are."""
-        batches, num_items = super().get_batch_samples(*args, **kwargs)
-        if self._dataflex_objective is not None and batches:
-            with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
-                self._dataflex_objective.begin_step(batches)
-        return batches, num_items
-
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
-        """Computes the loss as the trainer underneath does, and has a look at the logits it came from."""
-        watch = self._dataflex_domain_losses
-        if watch is None or watch.domains is None:
-            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
-        if self._dataflex_objective is not None:
-            self._dataflex_objective.begin(counted=kwargs.get("num_items_in_batch") is not None)
-        if self._dataflex_head is not None:
-            return self._dataflex_loss_of_head(model, inputs, return_outputs, *args, **kwargs)
-        given = dict(inputs)  # the trainer underneath takes the labels out where it needs them itself
-        answer = super().compute_loss(model, inputs, True, *args, **kwargs)
-        if (
-            self._dataflex_objective is not None and not self._dataflex_objective.used
-        ):  # at the first batch, before anything is learnt
-            raise ConfigError(
-                f"{type(self.model).__name__} computes its loss without model.loss_function, so the mixer "
-                f"'{self._dataflex_component_name()}' cannot weigh it -> use a model class of transformers, without a "
-                "fused loss"
-            )
-        outputs = answer[1] if isinstance(answer, tuple) else None
-        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
-            watch.add(outputs.get("logits") if isinstance(outputs, Mapping) else None, given)
-        return answer if return_outputs else answer[0]
-
-    def _dataflex_loss_of_head(
-        self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any = None, **kwargs: Any
-    ) -> Any:
-        """Computes the loss as TRL does, and has a look at the token losses that it comes from."""
-        watch, objective, head, given = (
-            self._dataflex_domain_losses,
-            self._dataflex_objective,
-            self._dataflex_head,
-            dict(inputs),
-        )
-        assert watch is not None
-        assert head is not None
-
-        def own(losses_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor | None:
-            with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
-                watch.add_losses(losses_BT, given)
-            part = None if objective is None else objective.of_tokens(losses_BT, labels_BT)
-            return None if part is None else part * head.divisor(labels_BT, num_items_in_batch)
-
-        with head.asking(own):
-            answer = super().compute_loss(
-                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-        if not head.asked:
-            raise ConfigError(
-                f"{type(self).__name__} computes its loss without the fused output layer of TRL, so the mixer "
-                f"'{self._dataflex_component_name()}' cannot follow the loss of each source -> leave compute_loss to "
-                "SFTTrainer, or use a mixer that does not look at losses"
-            )
-        return answer
-
-    def step_done(self) -> None:
-        """Tells the mixer what the optimizer step cost. On every rank."""
-        assert self._dataflex_domain_losses is not None
-        losses_K, tokens_K = self._dataflex_domain_losses.total(self.accelerator)
-        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
-            self.component.observe(self.state.global_step, losses_K, tokens_K)
-
-    def training_done(self) -> None:
-        """Tells the mixer that the run is over. On every rank."""
-        with blaming(f"mixer '{self._dataflex_component_name()}' at step {self.state.global_step}"):
-            self.component.finish(self.state.global_step)
-
     def dynamic_state(self) -> dict[str, Any]:
         """Adds the proportions and each source's position."""
         places = {} if self._dataflex_places is None else {"places": self._dataflex_places.state_dict()}
@@ -200,44 +101,24 @@ class MixTrainer(PlannedTrainer):
         if self._dataflex_places is not None:
             self._dataflex_places.load_state_dict(state["places"])
 
-    def _dataflex_batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
+    def _dataflex_batches(
+        self, dataset: Any, collate: Any, rows: NDArray[np.int64], weights: NDArray[np.float32] | None = None
+    ) -> Iterator[Any]:
         if self._dataflex_places is None:
-            batches = super()._dataflex_batches(dataset, collate, rows)
-        else:
-            self._dataflex_places.enter()
-            batches = self._dataflex_places.follow(
-                super()._dataflex_batches(dataset, self._dataflex_places.placing(collate), rows)
-            )
-        if self._dataflex_domain_losses is None:
-            yield from batches
-            return
-        mixed: MixedSources = self.train_dataset  # type: ignore[assignment]  # as the constructor made it
-        mine = rows_of_rank(rows, self._train_batch_size, self.args.process_index, self.args.world_size)
-        for batch, rows_B in zip(batches, mine, strict=True):
-            self._dataflex_domain_losses.expect(mixed.domains(rows_B))
-            yield batch
+            return super()._dataflex_batches(dataset, collate, rows, weights)
+        self._dataflex_places.enter()
+        collate = self._dataflex_places.placing(collate)
+        return self._dataflex_places.follow(super()._dataflex_batches(dataset, collate, rows, weights))
 
-    def _dataflex_weighted_objective(self, losses: DomainLosses) -> DomainObjective | None:
+    def _dataflex_parts(self) -> Parts:
+        """Returns the parts of the objective: the mixer, where it looks at losses."""
+        wanted = self.spec.component
+        if not self._dataflex_observes or wanted is None:
+            return Parts()
         with blaming(self.component_in_words()):
             weighs = self.component.weighs
-        if not weighs:
-            return None
-        require_weighable(self.args, f"the mixer '{self._dataflex_component_name()}'")
-        dft = self.spec.llamafactory.get("use_dft_loss") is True
-        if self.compute_loss_func is not None and not dft:
-            raise ConfigError(
-                f"the mixer '{self._dataflex_component_name()}' weighs the loss of each source, which use_eaft_loss "
-                "or a compute_loss_func replaces -> leave it out"
-            )
-        return DomainObjective(self, losses, self.component.loss_weights, dft)
-
-    def _dataflex_require_weighable(self) -> None:
-        """Has the model compute the loss of two rows: one whose loss cannot be replaced cannot be weighed."""
-        assert self._dataflex_objective is not None
-        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        rows, who = rows_to_learn(self.train_dataset), f"the {self.component_in_words()}"
-        self._dataflex_objective.replaced.require(collate, rows, who)
-        self._dataflex_objective.used = False  # by training, that is
+        sources = len(self.mixture_manager.names)
+        return Parts(mixer=MixerPart(self.component, wanted.name, wanted.preset, sources, weighs))
 
     def _dataflex_examples(self) -> Sized:
         if self._dataflex_places is None:
@@ -265,20 +146,3 @@ class MixTrainer(PlannedTrainer):
         if held_out is None and isinstance(runtime["eval_dataset"], Mapping):
             held_out = runtime["eval_dataset"]
         return runtime | {"mixture_manager": self.mixture_manager, "mixer_eval_dataset": held_out}
-
-
-class _AfterEachStep(TrainerCallback):
-    """Calls :meth:`MixTrainer.step_done` after each optimizer step, in time for the checkpoint of that step."""
-
-    def __init__(self, trainer: MixTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tells the mixer what the step cost."""
-        self._trainer.step_done()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Tells the mixer that this was the last one."""
-        self._trainer.training_done()

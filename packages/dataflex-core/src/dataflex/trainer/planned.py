@@ -25,11 +25,12 @@ from dataflex.core.schedule import Segment
 from dataflex.planning.answers import decision_hash
 from dataflex.planning.loader import PlannedLoader
 from dataflex.planning.run_schedule import global_batch_size, require_map_style, run_schedule
+from dataflex.rows.row_numbers import NumberedRows, NumberingCollator
 from dataflex.rows.views import PlannedRows
 from dataflex.run.length import require_continues
 from dataflex.run.record import summary
 from dataflex.scoring.session import undisturbed
-from dataflex.trainer.dynamic import DynamicTrainer
+from dataflex.trainer.forwards import ObjectiveTrainer
 from dataflex.trainer.given import require_spec
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.utils.logging import logger
@@ -53,7 +54,7 @@ class Plan:
     news: str = ""
 
 
-class PlannedTrainer(DynamicTrainer):
+class PlannedTrainer(ObjectiveTrainer):
     """Trains on rows that are planned segment by segment. See :mod:`dataflex.planning.loader` for why this works."""
 
     verb: str = "plan"
@@ -213,11 +214,22 @@ class PlannedTrainer(DynamicTrainer):
         dataset: Sized = self.train_dataset  # type: ignore[assignment]  # the constructor refuses others
         return dataset
 
-    def _dataflex_batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
-        """Yields this rank's batches of the rows that are left of a segment, on the device."""
+    def _dataflex_batches(
+        self, dataset: Any, collate: Any, rows: NDArray[np.int64], weights: NDArray[np.float32] | None = None
+    ) -> Iterator[Any]:
+        """Yields this rank's batches of the rows that are left of a segment, on the device.
+
+        Args:
+            dataset: The train dataset, without unused columns.
+            collate: Makes a batch of its rows.
+            rows: (S,) the rows.
+            weights: (S,) their weights in the loss, or None.
+        """
         generator = torch.Generator()
         generator.manual_seed(seeded(self.seed, "loader", self.state.global_step))
-        planned = PlannedRows(dataset, rows)
+        planned: Any = PlannedRows(dataset, rows)
+        if self.objective is not None:
+            planned, collate = NumberedRows(planned, rows, weights), NumberingCollator(collate)
         loader = DataLoader(
             planned,
             batch_size=self._train_batch_size,
