@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dataflex.train.trainer import WeightTrainer
+from dataflex.objective.weighing import Weighing
 from dataflex.trainer.dynamic import DynamicTrainer
 
 
@@ -59,7 +59,7 @@ class Watched:
 def watch(monkeypatch: pytest.MonkeyPatch, out: Path) -> Watched:
     """Returns a watch that fills when a dynamic run takes place."""
     seen = Watched(out)
-    begin, weigh = DynamicTrainer.begin_record, WeightTrainer._dataflex_weigh
+    begin, weigh = DynamicTrainer.begin_record, Weighing.weigh
 
     def begin_record(trainer: Any) -> None:
         begin(trainer)
@@ -71,10 +71,10 @@ def watch(monkeypatch: pytest.MonkeyPatch, out: Path) -> Watched:
         if module.training:
             seen.dtypes.add(output.dtype)
 
-    def weigh_(trainer: Any, losses_B: torch.Tensor) -> torch.Tensor:
+    def weigh_(weighing: Weighing, losses_B: torch.Tensor) -> torch.Tensor:
         seen.weighed.append(losses_B.detach().clone())
-        return weigh(trainer, losses_B)
+        return weigh(weighing, losses_B)
 
     monkeypatch.setattr(DynamicTrainer, "begin_record", begin_record)
-    monkeypatch.setattr(WeightTrainer, "_dataflex_weigh", weigh_)
+    monkeypatch.setattr(Weighing, "weigh", weigh_)
     return seen

@@ -168,9 +168,9 @@ def weighted_step(
     factors = np.zeros(ROWS)
 
     class Watching(trainer_class(WeightTrainer, Noting)):  # type: ignore[misc]
-        def plain_training_step(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().plain_training_step(*args, **kwargs)
-            np.add.at(factors, self.batch_rows.cpu().numpy(), self.sample_factors.cpu().double().numpy())
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss, step = super().training_step(*args, **kwargs), self.objective.context
+            np.add.at(factors, step.batch_rows.cpu().numpy(), step.sample_factors.cpu().double().numpy())
             return loss
 
     trainer = Watching(

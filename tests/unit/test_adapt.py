@@ -36,7 +36,7 @@ def watched(trainer):
     def get_weighted_loss(losses, **kwargs):
         result = plain(losses, **kwargs)
         (gradient,) = torch.autograd.grad(result, losses, retain_graph=True)
-        seen.append((trainer.state.global_step, trainer.batch_rows.tolist(), (gradient * len(losses)).tolist()))
+        seen.append((trainer.state.global_step, trainer.batch_rows.rows.tolist(), (gradient * len(losses)).tolist()))
         return result
 
     trainer.component.get_weighted_loss = get_weighted_loss

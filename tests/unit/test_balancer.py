@@ -202,7 +202,7 @@ def test_the_norms_are_those_of_each_rows_own_loss_however_the_step_is_split(tmp
     rows, plain = [], done.component.get_weighted_loss
 
     def get_weighted_loss(losses, **kwargs):
-        rows.extend(done.batch_rows.tolist())
+        rows.extend(done.batch_rows.rows.tolist())
         return plain(losses, **kwargs)
 
     done.component.get_weighted_loss = get_weighted_loss

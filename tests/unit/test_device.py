@@ -13,14 +13,17 @@ import torch
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
-from dataflex.objective.measured import DomainLosses
-from dataflex.objective.source_weights import DomainObjective
+from dataflex.objective.objective import Objective
+from dataflex.objective.parts import Keys, MixerPart, Parts
+from dataflex.objective.present_step import PresentStep
+from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.token_losses import CROSS_ENTROPY
+from dataflex.rows.batch_rows import BatchRows
+from dataflex.rows.row_numbers import ROW_NUMBERS
 from dataflex.rows.views import MixedSources
 from dataflex.scoring import hidden_state_embeddings, label_positions, per_sample_losses
 from dataflex.scoring.store import ScoreStore
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
-from dataflex.train.trainer.weight_trainer import WeightTrainer
 from dataflex.train.weighter.base_weighter import Weighter
 from every_component import installed
 from pretend_device import DEVICE, OnDevice, host_reads, on_device, pretended
@@ -43,7 +46,7 @@ ONCE_A_STEP = {
     "dataflex/objective/step_checks.py": 1,  # before the optimizer steps
     "dataflex_weighters/source_balancer.py": 1,  # the norms of the step
     "dataflex/objective/step_losses.py": 1,  # scope: step, for a forward pass of its own
-    "dataflex/train/trainer/weight_trainer.py": 1,  # chunked: how many labels each micro-batch has
+    "dataflex/objective/present_step.py": 1,  # chunked: how many labels each micro-batch has
     "dataflex/objective/samples.py": 1,  # packed rows: how many documents
 }
 
@@ -98,7 +101,7 @@ def test_the_logits_left_out_cost_one_read_a_step(tmp_path):
     trainer = weighted(tmp_path, "focal", {}, TokenRows(16), keys={"weight_logits": "chunked"}, **sizes)
     per_micro_batch, per_step = watched(trainer)
     assert [len(reads) for reads in per_micro_batch] == [0, 1]
-    assert len(per_step[0]) == len(in_file(per_step[0], "weight_trainer.py")) == 1
+    assert len(per_step[0]) == len(in_file(per_step[0], "present_step.py")) == 1
 
 
 def test_documents_of_packed_rows_cost_one_read_a_step(tmp_path):
@@ -111,7 +114,7 @@ def test_documents_of_packed_rows_cost_one_read_a_step(tmp_path):
     trainer = weighted(tmp_path, "focal", {}, TokenRows(16, lengths=16), **sizes)
     trainer.data_collator = packed
     per_micro_batch, per_step = watched(trainer)
-    assert len(trainer.samples._rows_S) == 8
+    assert len(trainer.objective.context.samples._rows_S) == 8
     assert [len(reads) for reads in per_micro_batch] == [0, 1]
     assert len([line for line in per_step[0] if ".cpu()" in line]) == 1  # what follows it is on the CPU
 
@@ -141,33 +144,49 @@ def test_a_weight_that_is_not_finite_stops_the_run_before_the_step_wherever_in_i
 
 
 def test_a_step_of_a_weighing_mixer_reads_once_at_its_beginning_and_once_at_its_end(monkeypatch):
-    replaced = SimpleNamespace(takes_count=True)
-    monkeypatch.setattr("dataflex.objective.source_weights.ReplacedLoss", lambda *args: replaced)
-    losses = DomainLosses(3, lambda inputs, losses_BT: losses_BT)
-    accelerator = SimpleNamespace(num_processes=1)
-    arguments = SimpleNamespace(average_tokens_across_devices=True, gradient_accumulation_steps=3)
-    trainer = SimpleNamespace(
-        accelerator=accelerator, args=arguments, compute_loss_func=None, model_accepts_loss_kwargs=True
+    monkeypatch.setattr("dataflex.objective.objective.ReplacedLoss", lambda *args: SimpleNamespace(takes_count=True))
+    observed = []
+    mixer = SimpleNamespace(
+        loss_weights=lambda: np.array([1.0, 2.0, 4.0]),
+        token_values=lambda inputs, losses_BT: losses_BT,
+        observe=lambda *given: observed.append(given),
     )
-    objective = DomainObjective(trainer, losses, lambda: np.array([1.0, 2.0, 4.0]), dft=False)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=1, device=torch.device("cpu"), distributed_type=None),
+        args=SimpleNamespace(average_tokens_across_devices=True, gradient_accumulation_steps=3),
+        compute_loss_func=None,
+        model_accepts_loss_kwargs=True,
+        model=torch.nn.Linear(1, 1),
+        state=SimpleNamespace(global_step=0),
+    )
+    rows = BatchRows(lambda: MixedSources({name: range(2) for name in "abc"}))
+    objective = Objective(trainer, Parts(mixer=MixerPart(mixer, "m", "m", 3, weighs=True)), Keys(), rows)
     batches = [pad_collate([TokenRows(2, seed=seed)[i] for i in range(2)]) for seed in range(3)]
-    for domains in ([0, 1], [2, 0], [1, 1]):
-        losses.expect(np.array(domains))
+    for batch, numbers in zip(batches, ([0, 2], [5, 1], [3, 3]), strict=True):
+        batch[ROW_NUMBERS] = torch.tensor(numbers)
+    rows.take(batches)
     with host_reads() as begun:
         objective.begin_step(batches)
     assert len([line for line in begun if ".cpu()" in line]) == 1
+
+    def train(model, inputs):
+        logits = torch.randn(*inputs["labels"].shape, 128, requires_grad=True)
+
+        def compute(model, inputs, return_outputs, num_items_in_batch):
+            return objective._loss.of_logits(logits, inputs["labels"], CROSS_ENTROPY), {"logits": logits}
+
+        loss = objective.compute_loss(compute, model, inputs, num_items_in_batch=1)
+        loss.backward()
+        return loss
+
     for batch in batches:
-        losses.begin()
-        objective.begin(counted=True)
-        logits = torch.randn(*batch["labels"].shape, 128, requires_grad=True)
         with host_reads() as reads:
-            objective._loss(logits, batch["labels"], CROSS_ENTROPY).backward()
-            losses.add(logits, batch)
+            objective.training_step(train, trainer.model, batch)
         assert reads == []
-        losses.end()
     with host_reads() as ended:
-        means_K, tokens_K = losses.total(accelerator)
+        objective.step_done()
     assert len([line for line in ended if ".cpu()" in line]) == 1
+    ((_, means_K, tokens_K),) = observed
     assert tokens_K.sum() == sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     assert np.isfinite(means_K).all()
 
@@ -243,19 +262,17 @@ def test_weights_are_computed_where_the_losses_are(tmp_path, name, params):
     numbers, losses = torch.tensor([0, 16, 17]), torch.tensor([1.0, 3.0, 0.0])
 
     def weighed(where):
-        context = SimpleNamespace(
+        trainer = SimpleNamespace(
             accelerator=SimpleNamespace(num_processes=1),
-            micro_batches=1,
-            batch_rows=numbers.to(where),
-            source_names=("a", "b"),
-            train_dataset=MixedSources(rows),
             arguments=SimpleNamespace(warmup_step=0),
             state=SimpleNamespace(global_step=0, max_steps=2),
-            _dataflex_tables={},
-            _dataflex_ends=None,
         )
-        for method in ("of_batch", "of_sources", "sources_of", "_dataflex_on_device"):
-            setattr(context, method, getattr(WeightTrainer, method).__get__(context))
+        known = BatchRows(lambda: MixedSources(rows))
+        known.take([{ROW_NUMBERS: numbers.to(where)}])
+        known.next()
+        step = PresentStep()
+        step.begin([batch], documents=False)
+        context = TrainerStep(trainer, step, known, plain=None, weighed_by=None)
         inputs = {key: value.to(where) for key, value in batch.items()}
         return weighter.get_weighted_loss(losses.to(where), ctx=context, model=None, inputs=inputs)
 

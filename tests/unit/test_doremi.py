@@ -15,7 +15,9 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import MIXER
 from dataflex.core.registry import register_mixer
-from dataflex.objective.source_weights import DomainObjective
+from dataflex.objective.label_counts import StepCounts
+from dataflex.objective.samples import ROWS
+from dataflex.objective.source_weights import SourceWeights
 from dataflex.planning.mixture import MixtureManager
 from dataflex.run.record import read_trace
 from dataflex.run.state import load_state, save_state
@@ -126,18 +128,16 @@ class FixedWeights(Mixer):
 
 
 def test_the_counts_of_a_step_come_from_the_device_at_once(monkeypatch):
-    replaced = SimpleNamespace(takes_count=True)
-    monkeypatch.setattr("dataflex.objective.source_weights.ReplacedLoss", lambda *args: replaced)
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
-    losses = SimpleNamespace(handed_out=[np.array([0, 1]), np.array([2, 0])])
-    objective = DomainObjective(trainer, losses, lambda: np.array([1.0, 2.0, 4.0]), dft=False)
+    weights = SourceWeights(lambda: np.array([1.0, 2.0, 4.0]))
     labels = torch.tensor([[5, 5, -100], [-100, 5, 5]])
+    sources = [torch.tensor([0, 1]), torch.tensor([2, 0])]
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     moved, cpu = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor) or cpu(tensor))
-    objective.begin_step([{"labels": labels}, {"labels": labels}])
+    weights.begin_step([{"labels": labels}, {"labels": labels}], [ROWS, ROWS], sources, accelerator)
     assert len(moved) == 1
-    # labels of sources 0, 1, 2: 2 + 2, 2, 2; those that are predicted: 1 + 2, 2, 1
-    assert objective._totals == (4 + 2 * 2 + 4 * 2, 3 + 2 * 2 + 4 * 1)
+    # labels of sources 0, 1, 2: 2 + 2, 2, 2; those that are predicted: 1 + 2, 2, 1; samples: 2, 1, 1
+    assert weights.counts == StepCounts(2 + 2 * 1 + 4 * 1, 4 + 2 * 2 + 4 * 2, 3 + 2 * 2 + 4 * 1)
 
 
 class Gradients(TrainerCallback):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.objective.formula import Objective, StepCounts, counted, weighted_loss
+from dataflex.objective.formula import StepPart, weighted_loss
+from dataflex.objective.label_counts import StepCounts, counted
 from dataflex.scoring.label_logits import IGNORED
 
 V = 11
@@ -20,7 +21,7 @@ def batch(lengths, T=8, seed=0):
 
 def step(tokens, samples, **more):
     """A step of so many labels, none of them a first token's."""
-    return Objective(StepCounts(samples, tokens, tokens), **more)
+    return StepPart(StepCounts(samples, tokens, tokens), **more)
 
 
 def plain(logits, labels, tokens):
@@ -103,7 +104,7 @@ def test_the_first_token_counts_where_the_plain_loss_counts_it():
     assert counted(labels).tolist() == [2, 15, 14]
     counts = StepCounts(2, 15, 14)
     for first, tokens in ((True, 15), (False, 14)):
-        given = Objective(counts, counts_first=first, by_tokens=True)
+        given = StepPart(counts, counts_first=first, by_tokens=True)
         ours = weighted_loss(logits, labels, given, lambda losses: losses.mean())
         assert ours.item() == pytest.approx(plain(logits, labels, tokens).item(), rel=1e-6)
 

@@ -14,8 +14,8 @@ from dataflex.core.installed import version_of
 from dataflex.objective import fused_head
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import DynamicTrainer, MixTrainer, SelectTrainer, WeightTrainer
-from dataflex.trainer.numbered import NumberedTrainer
 from dataflex.trainer.planned import PlannedTrainer
+from dataflex.trainer.static_loader import NumberedTrainer
 from dataflex.upstream import relied_on
 from packaging.version import Version
 

@@ -10,7 +10,8 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
-from dataflex.objective.formula import Objective, StepCounts, counted, weighted_loss
+from dataflex.objective.formula import StepPart, weighted_loss
+from dataflex.objective.label_counts import StepCounts, counted
 from dataflex.objective.samples import ROWS, one_by_one, samples_of
 from dataflex.scoring.label_logits import IGNORED
 from dataflex.testing import TokenRows, tiny_model, tiny_training_args
@@ -98,7 +99,7 @@ def test_the_packed_objective_is_that_of_the_documents_in_rows_of_their_own():
     def weigh(losses):
         return (weights * losses).mean()
 
-    whole = Objective(StepCounts(5, 17, 17))
+    whole = StepPart(StepCounts(5, 17, 17))
     together = weighted_loss(logits, labels, whole, weigh, samples=samples)
     apart = weighted_loss(samples.apart(logits), alone["labels"], whole, weigh)
     assert torch.isclose(together, apart, rtol=1e-6)
@@ -166,7 +167,7 @@ def test_every_weighter_weighs_documents(tmp_path, name, params):
     trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert any(not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))
-    assert trainer.sample_factors.shape == (4,)
+    assert trainer.objective.context.sample_factors.shape == (4,)
     if name == "seeing_documents":
         losses, ids, rows, samples = SeeingDocuments.seen[0]
         assert (losses, ids) == ((4,), (4, 6))

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from dataflex.objective.formula import Objective, StepCounts, weighted_loss
+from dataflex.objective.formula import StepPart, weighted_loss
+from dataflex.objective.label_counts import StepCounts
 from dataflex.objective.token_losses import DynamicFineTuning, LabelSmoothing
 from dataflex.scoring.label_logits import IGNORED
 from transformers.trainer_pt_utils import LabelSmoother
@@ -53,7 +54,7 @@ def test_samples_are_weighed_by_their_mean_token_loss_however_they_are_split(nam
 
     for cut in cuts:
         part = slice(start, start + cut)
-        objective = Objective(StepCounts(3, 13, 13))  # of the four rows, three have labels
+        objective = StepPart(StepCounts(3, 13, 13))  # of the four rows, three have labels
         parts.append(weighted_loss(logits[part], labels[part], objective, lambda x, p=part: weigh(x, p), LOSSES[name]))
         start += cut
     expected = sample_losses(name, logits, labels)
@@ -70,7 +71,7 @@ def test_uniform_weights_are_the_label_smoother_of_transformers(T):
     """With T = 5 the first token of each row has a label too, which the smoother does not count."""
     logits, labels = batch([5, 5, 5], T=T)
     step = StepCounts(3, 15, 15 if T > 5 else 12)
-    ours = weighted_loss(logits, labels, Objective(step), lambda losses: losses.mean(), LOSSES["smoothing"])
+    ours = weighted_loss(logits, labels, StepPart(step), lambda losses: losses.mean(), LOSSES["smoothing"])
     theirs = LabelSmoother(epsilon=EPSILON)({"logits": logits}, labels, shift_labels=True)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     got, want = torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0]
@@ -82,7 +83,7 @@ def test_uniform_weights_are_the_label_smoother_of_transformers(T):
 def test_uniform_weights_are_the_dft_loss_of_llamafactory_bit_for_bit(tokens, count):
     logits, labels = batch([5, 5, 5])
     step = StepCounts(tokens // 5, torch.tensor(tokens), torch.tensor(tokens))
-    ours = weighted_loss(logits, labels, Objective(step), lambda losses: losses.mean(), DynamicFineTuning(count))
+    ours = weighted_loss(logits, labels, StepPart(step), lambda losses: losses.mean(), DynamicFineTuning(count))
     targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
     each = F.cross_entropy(logits.view(-1, V), targets, ignore_index=IGNORED, reduction="none")[targets != IGNORED]
     theirs = (each * torch.exp(-each).detach()).sum() / torch.tensor(tokens)
@@ -93,6 +94,6 @@ def test_uniform_weights_are_the_dft_loss_of_llamafactory_bit_for_bit(tokens, co
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_micro_batch_without_labels_is_zero_and_not_nan(name):
     logits, labels = batch([0, 0])
-    ours = weighted_loss(logits, labels, Objective(StepCounts(2, 4, 4)), lambda losses: losses.mean(), LOSSES[name])
+    ours = weighted_loss(logits, labels, StepPart(StepCounts(2, 4, 4)), lambda losses: losses.mean(), LOSSES[name])
     assert ours.item() == 0
     assert (torch.autograd.grad(ours, logits)[0] == 0).all()

@@ -29,14 +29,13 @@ from dataflex.core.registry import register_weighter
 from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
-from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 from numpy.typing import NDArray
 
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
     from dataflex.scoring.row_pass import Collator
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 EPSILON = 1e-6  # the least temperature
 
@@ -100,7 +99,7 @@ class AdaptWeighter(Weighter):
 
     def training_step(
         self,
-        ctx: WeightTrainer,
+        ctx: StepContext,
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | None = None,
@@ -117,7 +116,7 @@ class AdaptWeighter(Weighter):
             return super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
 
     def get_weighted_loss(
-        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         assert self._caught is not None, "the hidden states come with training_step"
@@ -141,7 +140,7 @@ class AdaptWeighter(Weighter):
         """Restores what :meth:`state_dict` returned."""
         self._target_H, self._refreshed = state["target"], int(state["refreshed"])
 
-    def _embedded(self, ctx: WeightTrainer, step: int) -> NDArray[np.float32]:
+    def _embedded(self, ctx: StepContext, step: int) -> NDArray[np.float32]:
         """Returns u: (H,) the mean embedding of the target, the same on every rank."""
         sizes = [len(rows) for rows in self.targets]
         chosen = np.arange(sum(sizes))
@@ -154,7 +153,7 @@ class AdaptWeighter(Weighter):
             if not len(indices):
                 continue
             phi = hidden_state_embeddings(
-                ctx.model,  # type: ignore[arg-type]  # a module, once a trainer trains
+                ctx.model,
                 rows,
                 collator=self.data_collator,
                 accelerator=ctx.accelerator,

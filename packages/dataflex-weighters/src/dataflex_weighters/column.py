@@ -20,12 +20,11 @@ from dataflex.rows.columns import number_column
 from dataflex.rows.views import fetch
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
-from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 
 @register_weighter("column")
@@ -76,7 +75,7 @@ class ColumnWeighter(Weighter):
         self.weights_N, self._file = _narrowed(weights_N, normalise), file
 
     def get_weighted_loss(
-        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Any = None
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Any = None
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         return (ctx.of_batch(self.weights_N).to(losses.device) * losses).mean()

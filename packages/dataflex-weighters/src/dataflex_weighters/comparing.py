@@ -11,7 +11,7 @@ from dataflex.objective.gather_samples import gather_samples
 from dataflex.scoring.label_logits import IGNORED
 
 if TYPE_CHECKING:
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
+    from dataflex.train.weighter.base_weighter import StepContext
 
 SCOPES = ("batch", "step")
 
@@ -48,14 +48,14 @@ def rows_with_labels(inputs: Mapping[str, torch.Tensor], rows: int, device: torc
 
 
 def compared(
-    losses_B: torch.Tensor, labelled_B: torch.Tensor, ctx: WeightTrainer, scope: str, with_sources: bool = False
+    losses_B: torch.Tensor, labelled_B: torch.Tensor, ctx: StepContext, scope: str, with_sources: bool = False
 ) -> Compared:
     """Returns the samples that this rank's B are compared with. Every rank calls it for each micro-batch.
 
     Args:
         losses_B: (B,) losses of the micro-batch.
         labelled_B: (B,) whether each has a label.
-        ctx: The trainer.
+        ctx: The step, and what it holds.
         scope: ``batch``: the micro-batch of every rank. ``step``: all micro-batches of the step of every rank, whose
             losses cost a forward pass more; where a step has one micro-batch, it is that one and costs nothing.
         with_sources: Whether sources are needed.

@@ -9,13 +9,12 @@ import numpy as np
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import FLOAT32_MOST, between, flag, require
 from dataflex.core.registry import register_weighter
-from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
 from dataflex_weighters.sources import known_sources, names_of, source_weights
 
 if TYPE_CHECKING:
     import torch
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 
 @register_weighter("dataset")
@@ -64,7 +63,7 @@ class DatasetWeighter(Weighter):
         return True
 
     def get_weighted_loss(
-        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Any = None
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Any = None
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         return (ctx.of_sources(self.by_source).to(losses.device) * losses).mean()

@@ -12,17 +12,14 @@ of natural length never comes near p = 1, so the weights of a model that is not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from dataflex.core.parameter_checks import at_least, flag, require
 from dataflex.core.registry import register_weighter
-from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
-
-if TYPE_CHECKING:
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 
 def focal_weights(losses_G: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -55,7 +52,7 @@ class FocalWeighter(Weighter):
         self.gamma, self.normalise = float(gamma), normalise
 
     def get_weighted_loss(
-        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         if not self.normalise:

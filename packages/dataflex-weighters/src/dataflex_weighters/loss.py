@@ -19,18 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from dataflex.core.parameter_checks import one_of, positive, positive_or_null, require
 from dataflex.core.registry import register_weighter
-from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
 from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
 from dataflex_weighters.sources import known_sources
-
-if TYPE_CHECKING:
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 LEVELS = ("sample", "source")
 
@@ -198,7 +195,7 @@ class LossWeighter(Weighter):
         return params.get("level") == "source"
 
     def get_weighted_loss(
-        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples; the weights are constants, compared over all ranks.
 
@@ -206,7 +203,7 @@ class LossWeighter(Weighter):
 
         Args:
             losses: (B,) mean token loss of each sample.
-            ctx: The trainer, for its accelerator.
+            ctx: The step, for its accelerator.
             model: Not used.
             inputs: The micro-batch, for its labels.
         """
@@ -221,7 +218,7 @@ class LossWeighter(Weighter):
             weights_G = source_level_weights(found.losses, found.sources, *formula, sources=len(ctx.source_names))
         return (weights_G[found.own] * losses).mean()
 
-    def _temperature(self, ctx: WeightTrainer) -> float:
+    def _temperature(self, ctx: StepContext) -> float:
         if self.temperature_start is None:
             return self.temperature
         first, last = ctx.arguments.warmup_step, ctx.state.max_steps - 1

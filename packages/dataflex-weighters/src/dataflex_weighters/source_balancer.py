@@ -20,7 +20,7 @@ Letters: B rows of the micro-batch, K sources.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from dataflex.core.context import RunAhead
@@ -29,13 +29,10 @@ from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
 from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring.models import output_embeddings, pretrained_models
-from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
 from dataflex_weighters.balancer import RunningMeans
 from dataflex_weighters.sources import known_sources, names_of, source_weights
-
-if TYPE_CHECKING:
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 
 def balanced(
@@ -118,7 +115,7 @@ class BalancerWeighter(Weighter):
 
     def training_step(
         self,
-        ctx: WeightTrainer,
+        ctx: StepContext,
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | None = None,
@@ -135,7 +132,7 @@ class BalancerWeighter(Weighter):
         return loss
 
     def get_weighted_loss(
-        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         assert self._caught is not None, "the hidden states come with training_step"
@@ -160,9 +157,7 @@ class BalancerWeighter(Weighter):
         self._rows.load_state_dict(state["rows"])
 
     @torch.no_grad()
-    def _look(
-        self, gradient: torch.Tensor, sources_B: torch.Tensor, weights_B: torch.Tensor, ctx: WeightTrainer
-    ) -> None:
+    def _look(self, gradient: torch.Tensor, sources_B: torch.Tensor, weights_B: torch.Tensor, ctx: StepContext) -> None:
         """Adds the micro-batch's norms. A row of weight 0 has no gradient that could be looked at."""
         scale = ctx.loss_scale
         factors_B = ctx.sample_factors.to(gradient.device).float()
@@ -177,7 +172,7 @@ class BalancerWeighter(Weighter):
             self._seen_K4 = norms_B.new_zeros(len(self.shares), 4)
         self._seen_K4.index_add_(0, sources_B, found_B4)
 
-    def _average(self, ctx: WeightTrainer) -> None:
+    def _average(self, ctx: StepContext) -> None:
         """Takes the step's norms over all ranks into the running means."""
         own = self._seen_K4 if self._seen_K4 is not None else torch.zeros(len(self.shares), 4)
         self._seen_K4 = None

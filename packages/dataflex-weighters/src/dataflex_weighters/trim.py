@@ -14,17 +14,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from dataflex.core.parameter_checks import between, flag, one_of, require
 from dataflex.core.registry import register_weighter
-from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
 from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
-
-if TYPE_CHECKING:
-    from dataflex.train.trainer.weight_trainer import WeightTrainer
 
 
 def trimmed(losses_G: torch.Tensor, share: float, counted_G: torch.Tensor | None = None) -> torch.Tensor:
@@ -80,7 +77,7 @@ class TrimWeighter(Weighter):
         self.share, self.scope, self.normalise = float(share), scope, normalise
 
     def get_weighted_loss(
-        self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
         labelled = rows_with_labels(inputs, losses.numel(), losses.device)

@@ -21,12 +21,130 @@ from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
+    import numpy as np
     import torch
+    from accelerate import Accelerator
+    from transformers import TrainerState
 
-    from dataflex.trainer.weight_trainer import WeightTrainer
+__all__ = ["StepContext", "Weighter", "WeightsSamples", "logger"]
 
-__all__ = ["Weighter", "WeightsSamples", "logger"]
+
+class StepContext(Protocol):
+    """What a weighter is given as ``ctx``: the step that is being made, and the micro-batch of it that is trained on.
+
+    Any other name is looked up on the trainer. Letters: S samples of the micro-batch (rows, or documents of packed
+    rows), L tokens of the longest, B rows, T tokens, N rows of the train dataset, K sources.
+
+    Attributes:
+        accelerator: The run's accelerator, for the rank and for reductions.
+        state: The trainer's state: ``global_step`` steps done, ``max_steps`` to do.
+        model: The model being trained, not wrapped by DDP.
+        arguments: Dataflex's keys, such as ``warmup_step``.
+        samples: What the samples are, see :mod:`dataflex.objective.samples`.
+        batch_rows: (S,) int64 the row of each sample in the train dataset, on the device.
+        source_names: (K) the sources; empty where the train dataset does not say where each begins.
+        micro_batches: Micro-batches of the step.
+        is_last_micro_batch: Whether the optimizer step follows the present one.
+        most_samples: The most samples of a micro-batch of the step, over its micro-batches and all ranks. On several
+            ranks it is read from the device when it is first asked for in a step.
+        sample_factors: (S,) factors of the losses of the samples in the loss of the step, once that is computed: for
+            gradient hooks, which run later.
+        loss_scale: What a gradient of the step's loss is multiplied by while it goes back through the model: the ranks,
+            over which gradients are averaged afterwards, and the scale of fp16.
+    """
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """See the attributes of the class."""
+
+    @property
+    def state(self) -> TrainerState:
+        """See the attributes of the class."""
+
+    @property
+    def model(self) -> Any:
+        """See the attributes of the class."""
+
+    @property
+    def arguments(self) -> Any:
+        """See the attributes of the class."""
+
+    @property
+    def samples(self) -> Any:
+        """See the attributes of the class."""
+
+    @property
+    def batch_rows(self) -> torch.Tensor:
+        """See the attributes of the class.
+
+        Raises:
+            ComponentError: The batch holds no row numbers.
+        """
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """See the attributes of the class."""
+
+    @property
+    def micro_batches(self) -> int:
+        """See the attributes of the class."""
+
+    @property
+    def is_last_micro_batch(self) -> bool:
+        """See the attributes of the class."""
+
+    @property
+    def most_samples(self) -> int:
+        """See the attributes of the class."""
+
+    @property
+    def sample_factors(self) -> torch.Tensor:
+        """See the attributes of the class."""
+
+    @property
+    def loss_scale(self) -> float:
+        """See the attributes of the class."""
+
+    def of_batch(self, table_N: np.ndarray) -> torch.Tensor:
+        """Returns the entries of a table for the rows of the samples: (S,), on the device.
+
+        The table is sent to the device once and must not change.
+
+        Args:
+            table_N: (N,) numbers, one for each row of the train dataset.
+        """
+
+    def of_sources(self, table_K: np.ndarray) -> torch.Tensor:
+        """As :meth:`of_batch`, for a table with one number for each source of :attr:`source_names`."""
+
+    def sources_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the number of each row's source in :attr:`source_names`: same shape, int64.
+
+        Args:
+            rows: Row numbers.
+        """
+
+    def by_sample(self, values_BT: torch.Tensor) -> torch.Tensor:
+        """Returns values of the micro-batch's tokens sample by sample, as the weighter's ``inputs`` are: (S, L, ...).
+
+        Args:
+            values_BT: (B, T, ...) such as hidden states or their gradients.
+        """
+
+    def step_losses(self) -> tuple[Any, slice]:
+        """Returns the losses of this rank's samples of the whole step, and where the present micro-batch's stand.
+
+        They are a :class:`~dataflex.objective.step_losses.StepLosses`, computed when the first micro-batch of a step
+        asks, by a forward pass more over the step; every rank must ask then.
+        """
+
+    def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward as the trainer underneath does them; returns the detached loss."""
+
+    def weighted_by(self, weighter: WeightsSamples) -> AbstractContextManager[None]:
+        """Inside of it, :meth:`plain_training_step` weighs each sample's loss with ``weighter``."""
 
 
 @runtime_checkable
@@ -80,7 +198,7 @@ class Weighter(Component, ABC):
         self,
         losses: torch.Tensor,
         *,
-        ctx: WeightTrainer,
+        ctx: StepContext,
         model: torch.nn.Module,
         inputs: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
@@ -91,7 +209,7 @@ class Weighter(Component, ABC):
         Args:
             losses: (S,) fp32, mean token loss of each sample; requires grad. A sample without labels has loss 0 and
                 weight 0 whatever is returned.
-            ctx: The trainer.
+            ctx: The step, and what it holds.
             model: The model being trained, in train mode.
             inputs: The micro-batch, a sample in each row. Where rows are packed, a sample is a document, and what has
                 no value per token is left out.
@@ -102,7 +220,7 @@ class Weighter(Component, ABC):
 
     def training_step(
         self,
-        ctx: WeightTrainer,
+        ctx: StepContext,
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | None = None,
@@ -111,7 +229,7 @@ class Weighter(Component, ABC):
         """Runs forward and backward for one micro-batch and returns the detached loss.
 
         Args:
-            ctx: The trainer.
+            ctx: The step, and what it holds.
             model: The model, wrapped as the engine wants it.
             inputs: The micro-batch.
             num_items_in_batch: Label tokens of the whole step, as ``transformers.Trainer`` counts them.

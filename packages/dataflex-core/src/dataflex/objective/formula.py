@@ -1,22 +1,27 @@
-"""The objective of a weighted run.
+"""The loss of an optimizer step, for any combination of what weighs it.
 
-A step has R samples with a label to predict, over all its micro-batches and ranks; sample i has m_i labels, N = sum
-m_i, token losses c_it and loss l_i = mean_t c_it. A weighter returns a scalar s(l) for each micro-batch; w_i =
-(ds/dl_i) / (d mean/dl_i), so that the plain mean weighs every sample 1. The step minimises
+A step has samples i (rows, or documents of packed rows: :mod:`dataflex.objective.samples`), over all its micro-batches
+and ranks; sample i has m_i labels and token losses c_it. It minimises
 
-    L = 1/R sum_i w_i / m_i sum_t c_it  =  1/N sum_i a_i sum_t c_it,   a_i = w_i N / (m_i R)
+    L = sum_i b_i v_i u_i w_i sum_t c_it  /  sum_i b_i v_i m_i
 
-which is the mean of the weighted sample losses, however the samples are split. Or, where a run asks for the mean over
-tokens, a_i = w_i: long samples then count more, as they do in the plain loss. Where every a_i is exactly 1 (w = 1, and
-samples of equal length or a mean over tokens) the loss and its gradient are the plain ones, bit for bit. A sample is a
-row, or a document of a packed row (:mod:`dataflex.objective.samples`).
+* v_i, the weight of the row's source: of a mixer that weighs. It stands below as well, so only ratios matter, and
+  doubling it doubles the share of the source in the gradient.
+* u_i, the weight of the row: of a selector that gives its rows weights.
+* w_i, the weight of the sample: of a weighter. It returns a scalar s(l) of the mean token losses l_i of a micro-batch;
+  w_i = (ds/dl_i) / (d mean/dl_i), so that the plain mean weighs every sample 1.
+* b_i = 1 / m_i with a weighter, which makes L a mean over samples; 1 without one, during its warm-up and with
+  ``weight_objective: token``, which makes it a mean over tokens. Long samples then count more, as in the plain loss.
 
-N and R are those of the whole step. A micro-batch gives its terms of the sum; what the training loop does to them
-afterwards is undone (:mod:`dataflex.objective.loop_scale`).
+What a run does not have is 1. u and w stand above alone: weights of 0.5 throughout halve the gradient. Where all
+factors of the step are exactly 1 (and samples are of equal length or the mean is over tokens) loss and gradient are the
+plain ones, bit for bit.
 
-m_i counts labels as the plain loss counts them for its own mean: where the loop counts the labels of the step, the
-first token of a row is included although it is never predicted; l_i, which the weighter sees, is the mean over
-predicted tokens. c_it is cross entropy, or the run's other :mod:`token loss <dataflex.objective.token_losses>`.
+The sums are those of the whole step. A micro-batch gives its terms; what the training loop does to them afterwards is
+undone (:mod:`dataflex.objective.loop_scale`). m_i counts labels as the plain loss counts them for its own mean: where
+the loop counts the labels of the step, the first token of a row is included although it is never predicted; l_i, which
+the weighter sees, is the mean over predicted tokens. c_it is cross entropy, or the run's other :mod:`token loss
+<dataflex.objective.token_losses>`.
 
 Letters: B rows of the micro-batch, T tokens, V vocabulary, S samples.
 """
@@ -25,11 +30,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from dataflex.objective.label_counts import StepCounts, predicted, targets
 from dataflex.objective.samples import ROWS, Samples
 from dataflex.objective.token_losses import CROSS_ENTROPY, CrossEntropy, TokenLoss
 from dataflex.scoring.label_logits import IGNORED
@@ -41,83 +46,66 @@ Total = Callable[[], torch.Tensor]
 """The sum of a micro-batch's token losses, added up as the plain loss adds it up."""
 
 Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Told the (S,) weights, the (S,) factors that the samples' losses l_i have in the loss of the step, and which (S,)
+"""Told the (S,) weights w, the (S,) factors that the samples' losses l_i have in the loss of the step, and which (S,)
 samples have a label to predict."""
 
-
-class StepCounts(NamedTuple):
-    """Counts of a step, over all its micro-batches and ranks; integers, or scalar tensors on the device.
-
-    Attributes:
-        samples: R, samples with a label to predict.
-        labels: Labels, the first token's of a row among them.
-        predicted: Labels that are predicted.
-    """
-
-    samples: torch.Tensor | int
-    labels: torch.Tensor | int
-    predicted: torch.Tensor | int
+Note = Callable[[torch.Tensor], None]
+"""Told the (B, T) cross entropies of the tokens, without gradient, at the position before each label."""
 
 
 @dataclass(frozen=True)
-class Objective:
+class StepPart:
     """What the micro-batch is part of.
 
     Attributes:
-        step: The counts of the step.
+        step: The counts of the step; weighed by v where sources have weights.
         counts_first: Whether the plain loss is divided by the labels with the first token's among them.
         by_tokens: Whether the step's loss is a mean over tokens and not over samples.
         scale: What the micro-batch's part is multiplied by, so that what the loop does to it is undone.
+        sources: (S,) v of each sample; None where all are alike.
+        rows: (S,) u of each sample; None where there are none.
     """
 
     step: StepCounts
     counts_first: bool = True
     by_tokens: bool = False
     scale: float = 1.0
-
-
-def counted(labels_BT: torch.Tensor, samples: Samples = ROWS) -> torch.Tensor:
-    """Returns what a batch adds to :class:`StepCounts`: (3,) int64."""
-    predicted_BT = predicted(labels_BT)
-    samples_S = samples.loss_sums(predicted_BT) > 0
-    return torch.stack([samples_S.sum(), (labels_BT != IGNORED).sum(), predicted_BT.sum()])
-
-
-def predicted(labels_BT: torch.Tensor) -> torch.Tensor:
-    """Returns (B, T) bool: which positions predict a label; the first token of a row is never predicted."""
-    return _targets(labels_BT) != IGNORED
+    sources: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
 
 
 def weighted_loss(
     logits_BTV: torch.Tensor,
     labels_BT: torch.Tensor,
-    objective: Objective,
+    part: StepPart,
     weigh: Weigh,
     token_loss: TokenLoss = CROSS_ENTROPY,
     watch: Watch | None = None,
     samples: Samples = ROWS,
+    note: Note | None = None,
 ) -> torch.Tensor:
     """Returns this micro-batch's part of the step's loss, a scalar.
 
     Args:
         logits_BTV: Raw logits of any float type.
         labels_BT: Labels before the shift; -100 is ignored.
-        objective: The step.
+        part: The step.
         weigh: The weighter.
         token_loss: What a token costs.
         watch: Told the weights.
         samples: What the samples are.
+        note: Told the cross entropies.
     """
     labels_BT = labels_BT.to(logits_BTV.device)
-    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss)
+    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss, note)
     batch = _MicroBatch(c_BT, labels_BT, samples, token_loss.counts_first)
-    return _joined(batch, objective, weigh, total, watch)
+    return _joined(batch, part, weigh, total, watch)
 
 
 def weighted_loss_of_tokens(
     c_BT: torch.Tensor,
     labels_BT: torch.Tensor,
-    objective: Objective,
+    part: StepPart,
     weigh: Weigh,
     token_loss: CrossEntropy = CROSS_ENTROPY,
     watch: Watch | None = None,
@@ -129,7 +117,7 @@ def weighted_loss_of_tokens(
     Args:
         c_BT: (B, T) fp32 cross entropies, at the position before each label; 0 where there is none.
         labels_BT: Labels before the shift; -100 is ignored.
-        objective: The step.
+        part: The step.
         weigh: The weighter.
         token_loss: What a token costs.
         watch: Told the weights.
@@ -138,11 +126,22 @@ def weighted_loss_of_tokens(
     """
     c_BT = token_loss.from_cross_entropy(c_BT)
     batch = _MicroBatch(c_BT, labels_BT.to(c_BT.device), samples, token_loss.counts_first)
-    return _joined(batch, objective, weigh, plain_total or c_BT.sum, watch)
+    return _joined(batch, part, weigh, plain_total or c_BT.sum, watch)
+
+
+def scaled_loss(c_BT: torch.Tensor, factors_BT: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+    """Returns this micro-batch's part of the step's loss where no weighter takes part: a scalar.
+
+    Args:
+        c_BT: (B, T) token losses.
+        factors_BT: (B, T) or (B, 1) v u of each token.
+        scale: What their sum is multiplied by: what undoes the loop, over the sum of v m over the step.
+    """
+    return (c_BT * factors_BT).sum() * scale
 
 
 def losses_of_tokens(
-    logits_BTV: torch.Tensor, labels_BT: torch.Tensor, token_loss: TokenLoss
+    logits_BTV: torch.Tensor, labels_BT: torch.Tensor, token_loss: TokenLoss, note: Note | None = None
 ) -> tuple[torch.Tensor, Total]:
     """Returns (B, T) losses, at the position before each label and 0 where there is none, and what adds them up.
 
@@ -150,13 +149,21 @@ def losses_of_tokens(
         logits_BTV: Raw logits of any float type.
         labels_BT: Labels before the shift, on the same device.
         token_loss: What a token costs.
+        note: Told the cross entropies, which cost no second look at the vocabulary here.
     """
     B, T, V = logits_BTV.shape
-    targets_M = _targets(labels_BT).view(-1)
+    targets_M = targets(labels_BT).view(-1)
     # The two halves of cross_entropy, apart, so that the token losses cost no second pass over the vocabulary.
     logp = F.log_softmax(logits_BTV.float().view(B * T, V), dim=-1)
     c_M = token_loss.each(logp, targets_M)
+    if note is not None:
+        with torch.no_grad():
+            note(c_M.detach().view(B, T) if token_loss is CROSS_ENTROPY else _cross_entropies(logp, targets_M, (B, T)))
     return c_M.view(B, T), lambda: token_loss.total(logp, targets_M, c_M)
+
+
+def _cross_entropies(logp_MV: torch.Tensor, targets_M: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    return F.nll_loss(logp_MV, targets_M, ignore_index=IGNORED, reduction="none").view(shape)
 
 
 @dataclass(frozen=True)
@@ -175,29 +182,40 @@ class _MicroBatch:
         return self.samples.label_sums(self.labels != IGNORED)
 
 
-def _joined(
-    batch: _MicroBatch, objective: Objective, weigh: Weigh, plain_total: Total, watch: Watch | None
-) -> torch.Tensor:
-    """Returns 1/N sum_i a_i sum_t c_it, where every a_i is 1 by the plain loss's own sum."""
+def _joined(batch: _MicroBatch, part: StepPart, weigh: Weigh, plain_total: Total, watch: Watch | None) -> torch.Tensor:
+    """Returns 1/N sum_i a_i sum_t c_it, a_i = b v u w N / sum b v m; where all are 1, by the plain loss's own sum."""
     n_S = batch.predicted()
     w_S, scalar = _weights(batch.samples.loss_sums(batch.losses.detach()), n_S, weigh)
-    first = objective.counts_first and batch.counts_first
-    m_S, N = (batch.labelled(), objective.step.labels) if first else (n_S, objective.step.predicted)
-    N = torch.as_tensor(N, device=n_S.device).clamp(min=1)
-    R = torch.as_tensor(objective.step.samples, device=n_S.device).clamp(min=1)
-    if objective.by_tokens:
-        a_S = torch.where(n_S > 0, w_S, 1.0)
-        part = m_S.sum() / N
+    first = part.counts_first and batch.counts_first
+    m_S, N = (batch.labelled(), part.step.labels) if first else (n_S, part.step.predicted)
+    N, R = _at_least(N, n_S), _at_least(part.step.samples, n_S)
+    x_S = w_S
+    for more_S in (part.sources, part.rows):
+        x_S = x_S if more_S is None else x_S * more_S
+    if part.by_tokens:
+        a_S = torch.where(n_S > 0, x_S, 1.0)
+        share = _by_source(m_S, part).sum() / N
     else:  # a quotient of integers is exactly 1 where they are equal
-        a_S = torch.where(m_S > 0, w_S * (N / (m_S.clamp(min=1) * R)), 1.0).to(batch.losses.dtype)
-        part = (n_S > 0).sum() / R
+        a_S = torch.where(m_S > 0, x_S * (N / (m_S.clamp(min=1) * R)), 1.0).to(batch.losses.dtype)
+        share = _by_source(n_S > 0, part).sum() / R
     if watch is not None:
         watch(w_S, a_S * n_S / N, n_S > 0)
     total = (batch.samples.at_losses(a_S) * batch.losses).sum()
     loss = _of_value(total, plain_total, (a_S == 1).all()) / N
     # A term of the weighter's own that reaches the parameters other than through the losses counts as well, by the
-    # micro-batch's part of the step; its value is not added, so that the logged loss stays the weighted loss.
-    return (loss + part * (scalar - scalar.detach())) * objective.scale
+    # micro-batch's share of the step; its value is not added, so that the logged loss stays the weighted loss.
+    return (loss + share * (scalar - scalar.detach())) * part.scale
+
+
+def _at_least(count: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    """Returns a count of the step as a tensor; of a step without any, 1: nothing is divided by 0."""
+    found = torch.as_tensor(count, device=like.device)
+    return torch.where(found > 0, found, 1)
+
+
+def _by_source(counts_S: torch.Tensor, part: StepPart) -> torch.Tensor:
+    """Returns counts of samples, each weighed by v."""
+    return counts_S if part.sources is None else counts_S * part.sources
 
 
 def _of_value(total: torch.Tensor, plain_total: Total, uniform: torch.Tensor) -> torch.Tensor:
@@ -211,11 +229,6 @@ def _of_value(total: torch.Tensor, plain_total: Total, uniform: torch.Tensor) ->
         difference = torch.where(uniform, plain_total() - total, 0.0)
         difference = torch.where(difference.isfinite(), difference, 0.0)  # of totals that are not
     return total + difference
-
-
-def _targets(labels_BT: torch.Tensor) -> torch.Tensor:
-    """Returns what is predicted at each position: (B, T) the label of the next one."""
-    return F.pad(labels_BT, (0, 1), value=IGNORED)[:, 1:].contiguous()
 
 
 def _weights(sums_S: torch.Tensor, n_S: torch.Tensor, weigh: Weigh) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,17 +36,19 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
         ConfigError: The numbers of steps contradict each other; a selector without replacement would be asked for more
             rows than there are; or streams are to be passed over, or something is to happen once an epoch of theirs.
     """
-    keys, batch = spec.arguments, global_batch_size(args)
+    batch = global_batch_size(args)
     steps, named = require_steps(spec, args)
     rows = rows_in_pass(dataset)
     if rows is None:
         refuse([*no_end(steps), *no_epoch({key: getattr(args, key) for key in EPOCH_KEYS})])
         schedule = steps.plan(steps.total_over(0))  # the run is the one epoch that is known
     else:
-        schedule = steps.plan(_steps_per_pass(rows, args, keys.train_type))
-    if keys.train_type == "dynamic_mix":  # its warm-up may be planned in pieces; a selector is asked for it once
+        schedule = steps.plan(_steps_per_pass(rows, args, spec.plans))
+    pieces = spec.plans and spec.selector is None and (spec.order is None or spec.order.over == "run")
+    if pieces:  # what begins with no update may be planned in pieces; a selector is asked for its warm-up once
         schedule = replace(schedule, longest=max(1, PIECE // batch))
-    if rows is not None and keys.train_type == "dynamic_select" and spec.trains and not _repeats(spec):
+    alone = spec.selector is not None and not spec.filters and not spec.mixes  # else rows come again where they must
+    if rows is not None and alone and spec.trains and not _repeats(spec):
         refuse(too_few_rows(Asked(steps, batch, rows, rows, named)))
     return schedule
 
@@ -65,10 +67,10 @@ def require_steps(spec: RunSpec, args: TrainingArguments) -> tuple[Steps, str]:
     return steps, named
 
 
-def _steps_per_pass(rows: int, args: TrainingArguments, train_type: str) -> int:
-    """Returns the steps in which every row is seen once; a weighted run counts the batches of the loop's own loader."""
+def _steps_per_pass(rows: int, args: TrainingArguments, plans: bool) -> int:
+    """Returns the steps in which every row is seen once; without a plan the loop's own loader counts the batches."""
     batch = int(args.train_batch_size * args.world_size)
-    dropped = args.dataloader_drop_last and train_type == "dynamic_weight"
+    dropped = args.dataloader_drop_last and not plans
     batches = rows // batch if dropped else -(-rows // batch)
     return max(1, -(-batches // args.gradient_accumulation_steps))
 
@@ -92,17 +94,18 @@ def require_observable(spec: RunSpec) -> None:
     Raises:
         ConfigError: With the way out.
     """
-    if spec.component is None:
+    if spec.mixer is None:
         return
-    mixer = find(spec.component.kind, spec.component.name)
-    with blaming(f"mixer '{spec.component.preset}'"):
-        observes = mixer.may_observe(spec.component.params)  # type: ignore[attr-defined]  # a Mixer
+    wanted = spec.mixer.component
+    mixer = find(wanted.kind, wanted.name)
+    with blaming(f"mixer '{wanted.preset}'"):
+        observes = mixer.may_observe(wanted.params)  # type: ignore[attr-defined]  # a Mixer
     if not observes:
         return
     on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
     if on:
         raise ConfigError(
-            f"{on[0]}: the mixer '{spec.component.name}' follows the loss of each source, and this computes the loss "
+            f"{on[0]}: the mixer '{wanted.name}' follows the loss of each source, and this computes the loss "
             f"of a batch without its logits -> set {on[0]}: false, or use a mixer that does not look at losses"
         )
 
@@ -135,7 +138,8 @@ def require_map_style(dataset: Any, train_type: str, keys: DataflexArguments | N
 
 def _repeats(spec: RunSpec) -> bool:
     """Whether rows may repeat: the parameter ``replacement`` where the user gave it, else what the class declares."""
-    if spec.component is None:
+    if spec.selector is None:
         return False
-    declared = find(spec.component.kind, spec.component.name).replacement  # type: ignore[attr-defined]  # a Selector
-    return bool(spec.component.params.get("replacement", declared))
+    wanted = spec.selector.component
+    declared = find(wanted.kind, wanted.name).replacement  # type: ignore[attr-defined]  # a Selector
+    return bool(wanted.params.get("replacement", declared))

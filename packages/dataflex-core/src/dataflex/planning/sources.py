@@ -57,7 +57,7 @@ def require_streamable(spec: RunSpec, workers: int) -> None:
     Raises:
         ConfigError: In the words of ``validate``.
     """
-    mixer = spec.component
+    mixer = None if spec.mixer is None else spec.mixer.component
     sizes = mixer is not None and find(mixer.kind, mixer.name).needs_sizes  # type: ignore[attr-defined]  # a Mixer
     refuse([*(no_sizes_for(mixer.name) if mixer is not None and sizes else []), *many_readers(workers)])
 
@@ -70,6 +70,15 @@ def require_mixture(mixed: MixedSources, keys: DataflexArguments) -> None:
     """
     refuse(no_sizes(keys) if are_streams(mixed) else [])
     refuse(proportion_problems(keys.init_mixture_proportions, mixed.names))
+
+
+def mixture_of(spec: RunSpec, dataset: Any, seed: int) -> MixtureManager | None:
+    """Returns the sources of a train dataset and the shares that a run starts with; None where it mixes nothing.
+
+    Raises:
+        ConfigError: As :func:`mixed_sources` and :func:`first_mixture`.
+    """
+    return first_mixture(mixed_sources(dataset), spec.arguments)(seed=seed) if spec.mixes else None
 
 
 def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[..., MixtureManager]:

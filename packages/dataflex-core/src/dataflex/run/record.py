@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,25 @@ class RunRecord:
                 unreadable[0],
                 aside,
             )
+        self._write([line for line in lines if line["step"] < step])
+
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         with replacing(self.folder / TRACE) as temporary:
-            kept = [line for line in lines if line["step"] < step]
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def take_back(self, kind: str, step: int | None) -> None:
+        """Takes lines of a kind out of the trace from a step on: they are written again. None: there are no such.
+
+        Args:
+            kind: Their ``kind``.
+            step: The first step of those that go.
+        """
+        if not self._writes or step is None:
+            return
+        lines, _ = _lines(self.folder / TRACE)
+        kept = [line for line in lines if line.get("kind") != kind or line["step"] < step]
+        if len(kept) < len(lines):
+            self._write(kept)
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Appends one line to the trace."""

@@ -6,7 +6,8 @@
     Trainer = trainer_class(SelectTrainer, transformers.Trainer)
     trainer = Trainer(model=model, args=args, train_dataset=rows, dataflex=spec)
 
-None of them has a training loop; they override ``get_train_dataloader`` (select, mix) or ``compute_loss`` (weight).
+They are one: :class:`DynamicTrainer`, and names of it for runs with one axis. None has a training loop; it overrides
+``get_train_dataloader`` where rows are planned and ``compute_loss`` where the loss is weighed or looked at.
 """
 
 from __future__ import annotations
@@ -14,16 +15,24 @@ from __future__ import annotations
 from typing import Any
 
 from dataflex.trainer.dynamic import DynamicTrainer
-from dataflex.trainer.mix_trainer import MixTrainer
-from dataflex.trainer.select_trainer import SelectTrainer
-from dataflex.trainer.weight_trainer import WeightTrainer
+from dataflex.trainer.names import MixTrainer, ReorderTrainer, SelectTrainer, WeightTrainer
 
-__all__ = ["BY_TRAIN_TYPE", "DynamicTrainer", "MixTrainer", "SelectTrainer", "WeightTrainer", "trainer_class"]
+__all__ = [
+    "BY_TRAIN_TYPE",
+    "DynamicTrainer",
+    "MixTrainer",
+    "ReorderTrainer",
+    "SelectTrainer",
+    "WeightTrainer",
+    "trainer_class",
+]
 
 BY_TRAIN_TYPE: dict[str, type[DynamicTrainer]] = {
     "dynamic_select": SelectTrainer,
     "dynamic_mix": MixTrainer,
+    "dynamic_reorder": ReorderTrainer,
     "dynamic_weight": WeightTrainer,
+    "dynamic": DynamicTrainer,
 }
 
 

@@ -51,3 +51,25 @@ class ScheduleCallback(TrainerCallback):
         """Keeps the epoch after the loop's own end of epoch."""
         epoch = self._trainer.epoch_at(state.global_step)
         state.epoch = state.epoch if epoch is None else epoch
+
+
+class ObjectiveCallback(TrainerCallback):
+    """Tells the objective of each optimizer step, in time for the checkpoint of that step, and of the end.
+
+    Args:
+        trainer: The trainer that holds it.
+    """
+
+    def __init__(self, trainer: Host) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A step is done."""
+        if self._trainer.objective is not None:
+            self._trainer.objective.step_done()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The last step is done."""
+        self._trainer.training_done()

@@ -16,13 +16,15 @@ from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.errors import blaming
 from dataflex.core.files import CACHE
 from dataflex.core.injected import SEED, TARGETS
+from dataflex.core.kinds import MIXER, WEIGHTER
 from dataflex.core.registry import find
 from dataflex.planning.mixture import MixtureManager
 from dataflex.planning.stages import Stages
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.run.state import require_savable
+from dataflex.scoring.models import pretrained_models, require_causal
 from dataflex.scoring.target_rows import whole_sets
-from dataflex.trainer.given import first_rows, require_rows_apart
+from dataflex.trainer.given import first_rows, require_rows_apart, rows_to_learn
 from dataflex.trainer.host import Host
 
 
@@ -39,6 +41,7 @@ class Components:
     Attributes:
         stages: Those that decide which rows are trained on; None where the loader of a static run is kept.
         weighter: The weighter; None where there is none.
+        observing_mixer: The mixer, where it looks at losses; known once :meth:`require_fitting` is back.
     """
 
     def __init__(self, trainer: Host, mixture: MixtureManager | None, target_dataset: Any, held_out: Any) -> None:
@@ -48,6 +51,7 @@ class Components:
         self.stages = (
             Stages(spec, len(trainer.train_dataset), mixture, self._made, trainer.seed) if spec.plans else None
         )
+        self.observing_mixer: Any = None
         self.weighter: Any = None if spec.weighter is None else self._made(spec.weighter, None, None)
 
     def __iter__(self) -> Iterator[tuple[Part, Any]]:
@@ -75,14 +79,48 @@ class Components:
         else:
             self.stages.replace(component)
 
-    def require_rows_apart(self) -> None:
-        """Tries the collator where a component looks at single rows of a batch."""
-        rows = first_rows(self._trainer.train_dataset)
-        for part, component in self:
-            if isinstance(component, Component) and component.reads_batches:
-                require_rows_apart(self._trainer.scoring_collator, rows, f"the {part.component.in_words}")
+    @property
+    def only(self) -> Any:
+        """The component of a run that has one; None where there are none or several."""
+        found = [component for _, component in self]
+        return found[0] if len(found) == 1 else None
 
-    def state(self) -> dict[str, Any]:
+    @property
+    def selector_weighs(self) -> bool:
+        """Whether the selector that chooses may give its rows weights."""
+        return self.stages is not None and any(type(placed.component).weighs for placed in self.stages.selectors)
+
+    def require_fitting(self) -> None:
+        """Tries what the components need of model and collator: mixers look at the model, others at single rows.
+
+        Raises:
+            ConfigError: With the way out.
+        """
+        trainer = self._trainer
+        rows = first_rows(trainer.train_dataset)
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
+        for part, component in self:
+            who = f"the {part.component.in_words}"
+            if isinstance(component, Component) and component.reads_batches:
+                require_rows_apart(trainer.scoring_collator, rows, who)
+            if part.component.kind is WEIGHTER:
+                require_rows_apart(collate, rows, who, documents=True)
+            if part.component.kind is MIXER:
+                with blaming(part.component.in_words):
+                    self.observing_mixer = component if component.observes else None
+                if self.observing_mixer is not None:
+                    require_causal(pretrained_models(trainer.model))
+                    require_rows_apart(collate, rows, who)
+                with blaming(part.component.in_words):
+                    component.prepare(trainer.model)
+
+    def trial(self) -> tuple[Any, list[Any]]:
+        """Returns the collator of training, and some rows with labels."""
+        trainer = self._trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
+        return collate, rows_to_learn(trainer.train_dataset)
+
+    def state_dict(self) -> dict[str, Any]:
         """Returns what the components remember, after a look at whether a checkpoint can hold it and give it back."""
         for part, component in self:
             if isinstance(component, Component):
@@ -94,8 +132,8 @@ class Components:
             state["weighter"] = [weighter.state_dict(), weighter.left_out]
         return state
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
         parts = [part for part, _ in self]
         with blaming(parts[0].component.in_words) if len(parts) == 1 else nullcontext():
             if self.stages is not None:

@@ -1,14 +1,17 @@
-"""What the three trainers share: the component, its place in checkpoints, and the record of the run."""
+"""The one trainer: a planner (which rows, in which order) and an objective (how much each token counts).
+
+It is a mixin over any ``transformers.Trainer`` and holds parts; its overrides forward to them. A part that a run does
+not have costs nothing and changes nothing, bit for bit.
+"""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import torch
@@ -17,38 +20,32 @@ from transformers.trainer_utils import RemoveColumnsCollator
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.core import stopping
-from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import StoppedError
 from dataflex.core.kinds import Kind
 from dataflex.core.schedule import Schedule
-from dataflex.core.score_names import SEEN, ScoreName
-from dataflex.planning.mixture import MixtureManager
-from dataflex.planning.run_schedule import global_batch_size
-from dataflex.run.checkpoints import (
-    PREFIX,
-    require_writable,
-)
-from dataflex.run.identity import (
-    TRAIN_DATASET,
-    identity_of_arguments,
-    identity_of_evaluation,
-    identity_of_rows,
-    identity_of_run,
-)
+from dataflex.objective.objective import Objective
+from dataflex.planning.run_schedule import run_schedule
+from dataflex.planning.sources import mixture_of
+from dataflex.rows.batch_rows import BatchRows
+from dataflex.run.checkpoints import PREFIX, require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
-from dataflex.scoring.named_scores import NamedScores
-from dataflex.scoring.seen_losses import SeenLosses
-from dataflex.trainer.callbacks import ScheduleCallback
+from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
 from dataflex.trainer.components import Components
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
-from dataflex.trainer.evaluation import evaluate_all
-from dataflex.trainer.given import by_name, require_spec
+from dataflex.trainer.evaluation import Evaluation
+from dataflex.trainer.given import by_name, given_rows, require_spec
+from dataflex.trainer.objective_parts import objective_of
+from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
 from dataflex.trainer.run_folder import RunFolder
+from dataflex.trainer.run_state import RunState
 from dataflex.trainer.saving import CheckpointWriter, without_secret_fields
+from dataflex.trainer.segments import Segments
+from dataflex.trainer.shared_scores import SharedScores
+from dataflex.trainer.static_batches import StaticBatches
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
 from dataflex.trainer.workers import outliving_sigterm
@@ -67,63 +64,82 @@ else:
 
 
 class DynamicTrainer(Base):
-    """Base of the three mixins. Every public method of ``transformers.Trainer`` keeps its meaning.
+    """Trains on data that changes while the model learns.
+
+    Every public method of ``transformers.Trainer`` keeps its meaning.
 
     Args:
         *args: For the trainer underneath.
         dataflex: The run, as :func:`dataflex.config.check.check` returns it or as built by hand.
-        target_dataset: Evaluation rows for the component, where they are other ones than those for evaluation.
+        target_dataset: Evaluation rows for components, where they are other ones than those for evaluation.
+        mixer_eval_dataset: Source -> held-out rows, for mixers that ask for them. Where it is None, they get the
+            evaluation dataset if that is such a mapping.
         overwrite_output_dir: Whether a run that ``output_dir`` holds may be replaced by one that starts anew.
         **kwargs: For the trainer underneath.
 
     Attributes:
-        kind: What its components are.
+        kind: What the one component of a run must be; None where a run may have several.
         spec: The run.
+        schedule: When it updates.
+        components: Its selectors, mixer, order and weighter.
+        mixture_manager: The sources and their shares; None where rows are of one.
+        segments: Which rows it trains on at the moment; None where the loader of a static run is kept.
+        objective: What weighs the loss or looks at losses; None where nothing does: batches then hold no row numbers.
+        batch_rows: The rows of the present micro-batch, where there is an objective.
         saving: Writes checkpoints, and knows the last one.
         tokens: The tokens that were trained on, where they are counted.
-        component: The selector, mixer or weighter; None for a static mixture.
-        schedule: When it updates; set by each kind of trainer.
     """
 
-    kind: Kind
-    schedule: Schedule
-    _dataflex_held_out: Any = None
-    _dataflex_streams = False
+    kind: ClassVar[Kind | None] = None
 
     def __init__(
         self,
         *args: Any,
         dataflex: RunSpec,
         target_dataset: Any = None,
+        mixer_eval_dataset: Mapping[str, Any] | None = None,
         overwrite_output_dir: bool = False,
         **kwargs: Any,
     ) -> None:
         kwargs = self.named(args, kwargs)
         require_spec(dataflex, self.kind)
+        self.spec = dataflex
+        rows = given_rows(dataflex, kwargs.get("train_dataset"), kwargs.get("args"))
         given = kwargs.get("args")
         if given is not None and given.should_save:
             require_writable(given.output_dir)
         require_training()
-        self._dataflex_sources = SourcesApart(kwargs.get("train_dataset"), self.bases())
+        self._dataflex_sources = SourcesApart(rows, self.bases())
+        self._dataflex_static: StaticBatches | None = None  # before the trainer underneath asks for a collator
         super().__init__(**kwargs | {"train_dataset": self._dataflex_sources.shown})
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
-        self.spec = dataflex
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
-        require_loader(self.args, self.arguments.train_type)
+        require_loader(self.args, self.arguments.train_type, dataflex.plans)
         self.saving = CheckpointWriter(self)
         self._dataflex_stop = StepStop(self)
         overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
         self._dataflex_folder = RunFolder(self, overwrites)
+        self._dataflex_evaluation = Evaluation(self)
         self.early = EarlyChecks(self)
-        self._dataflex_rows_evaluated: dict[str, int] = {}  # prefix of a metric -> rows
-        self.seen_losses: SeenLosses | None = None
-        self.mixture_manager: Any = self._dataflex_mixture()
-        self.components = Components(self, self.mixture_manager, target_dataset, self._dataflex_held_out)
-        self._dataflex_scores = self._dataflex_shared_scores()
-        self._dataflex_require_rows_apart()
+        self.mixture_manager: Any = mixture_of(dataflex, self.train_dataset, self.seed)
+        self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
+        self.shared_scores = SharedScores(self)
+        self.components.require_fitting()
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
+        self._dataflex_schedule()
+        self.segments = None if self.components.stages is None else Segments(self, self.components.stages)
+        self._dataflex_planned = None if self.segments is None else PlannedBatches(self, self.segments)
+        self.batch_rows = BatchRows(lambda: self.train_dataset)
+        self.objective: Objective | None = objective_of(self)
+        if self.objective is not None:
+            self.add_callback(ObjectiveCallback(self))
+            self.early.of_model = self._dataflex_require_weighable
+        if self.segments is None:
+            self._dataflex_static = StaticBatches(self)
+        self._dataflex_state = RunState(self)
+        self.early.made(self._dataflex_rows_of_an_update())
 
     @classmethod
     def bases(cls) -> Sequence[type]:
@@ -140,6 +156,15 @@ class DynamicTrainer(Base):
         return self.spec.arguments
 
     @property
+    def component(self) -> Any:
+        """The component of a run that has one; None for a static mixture, and where there are several."""
+        return self.components.only
+
+    @component.setter
+    def component(self, component: Any) -> None:
+        self.components.replace(component)
+
+    @property
     def seed(self) -> int:
         """What every random decision about data depends on: ``data_seed``, or ``seed`` where that is absent."""
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
@@ -154,6 +179,11 @@ class DynamicTrainer(Base):
         """The run that a checkpoint is written by: made when it begins, kept when it is resumed, known in training."""
         assert self._dataflex_folder.id is not None, "a checkpoint is written while training"
         return self._dataflex_folder.id
+
+    @property
+    def record(self) -> RunRecord:
+        """Trace and selections of the run."""
+        return self._dataflex_folder.record
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains. Where a checkpoint is given, dataflex's own state is restored from it before the loop starts.
@@ -178,9 +208,27 @@ class DynamicTrainer(Base):
         """Trains with the batch size that was asked for. transformers 4.51 takes that of the checkpoint it resumes."""
         self._train_batch_size = self.args.train_batch_size
 
+    def begin_record(self) -> None:
+        """Writes the resolved configuration and opens the trace. Called when training begins, on every rank.
+
+        Raises:
+            ConfigError: The run is finished.
+            CheckpointError: The checkpoint is of a longer run.
+        """
+        if self._dataflex_folder.begins_anew:
+            self._dataflex_state.forget()
+        self.keep_batch_size()
+        self.early.begin()
+        self._dataflex_folder.begin()
+        if self.objective is not None:
+            self.record.take_back(self.objective.WEIGHT, self.objective.log.first)
+
     def get_train_dataloader(self) -> Any:
-        """Returns the loader of the trainer underneath; its workers leave SIGTERM to this process."""
-        return outliving_sigterm(super().get_train_dataloader())
+        """Returns the one loader of a planned run, or that of the trainer underneath; workers leave SIGTERM to us."""
+        if self._dataflex_planned is not None:
+            return self._dataflex_planned.loader()
+        assert self._dataflex_static is not None
+        return outliving_sigterm(self._dataflex_static.loader(super().get_train_dataloader))
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """See :meth:`get_train_dataloader`."""
@@ -191,21 +239,47 @@ class DynamicTrainer(Base):
         return outliving_sigterm(super().get_test_dataloader(*args, **kwargs))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Also takes the count of tokens out of the batches of the step."""
+        """Also takes the count of tokens and the rows out of the batches of the step, and counts its samples."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self.tokens.take(batches)
+        if self.objective is not None:
+            self.batch_rows.take(batches)
+            self.objective.begin_step(batches)
+            if self.trained_rows is not None and batches:
+                self.trained_rows.add(self.batch_rows.of_step, self.state.global_step)
         return batches, num_items
 
-    def begin_record(self) -> None:
-        """Writes the resolved configuration and opens the trace. Called when training begins, on every rank.
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trains on a micro-batch as the trainer underneath does, by the objective."""
+        train = super().training_step
+        if self.objective is None:
+            return train(model, inputs, *args, **kwargs)
+        return self.objective.training_step(train, model, inputs, *args, **kwargs)
 
-        Raises:
-            ConfigError: The run is finished.
-            CheckpointError: The checkpoint is of a longer run.
-        """
-        self.keep_batch_size()
-        self.early.begin()
-        self._dataflex_folder.begin()
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss as the trainer underneath does, by the objective."""
+        compute = super().compute_loss
+        if self.objective is None:
+            return compute(model, inputs, *args, **kwargs)
+        return self.objective.compute_loss(compute, model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds what the weights were to the line of the training loss."""
+        super().log(logs if self.objective is None else self.objective.logged(logs), *args, **kwargs)
+
+    def record_weights(self) -> None:
+        """Writes what the weights were since the last line into the record. Collective."""
+        line = {} if self.objective is None else self.objective.weights_line()
+        if line:
+            self.record.update(line)
+
+    def training_done(self) -> None:
+        """Tells the objective that the run is over, and writes down what was collected last. Collective."""
+        if self.objective is not None:
+            self.objective.training_done()
+            self.record_weights()
+        if self.trained_rows is not None:
+            self.trained_rows.finish()
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the model as the trainer underneath does."""
@@ -231,19 +305,9 @@ class DynamicTrainer(Base):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
-        """Evaluates as the trainer underneath does; several datasets have their mean over rows too.
-
-        See :mod:`dataflex.trainer.evaluation` for the weighting. On every rank.
-        """
-        evaluate = functools.partial(super().evaluate, eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
-        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(datasets, Mapping):
-            return evaluate()
-
-        def rows() -> dict[str, int]:
-            return {name: self._dataflex_rows_evaluated[f"{metric_key_prefix}_{name}"] for name in datasets}
-
-        return evaluate_all(self, evaluate, rows, metric_key_prefix)
+        """Evaluates as the trainer underneath does; several datasets have their mean over rows too. On every rank."""
+        evaluate = partial(super().evaluate, eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        return self._dataflex_evaluation.of(evaluate, eval_dataset, metric_key_prefix)
 
     def evaluation_loop(
         self,
@@ -255,22 +319,26 @@ class DynamicTrainer(Base):
     ) -> Any:
         """Evaluates as the trainer underneath does, and notes how many rows these were."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        self._dataflex_rows_evaluated[metric_key_prefix] = output.num_samples or 0
+        self._dataflex_evaluation.rows[metric_key_prefix] = output.num_samples or 0
         return output
+
+    @property
+    def stream_places(self) -> Any:
+        """Where the sources are read, which are streams; None where they are not."""
+        return None if self._dataflex_planned is None else self._dataflex_planned.places
+
+    @property
+    def trained_rows(self) -> Any:
+        """The rows that a run without a plan has trained on; None where rows are planned."""
+        return None if self._dataflex_static is None else self._dataflex_static.trained
 
     def epoch_at(self, step: int) -> float | None:
         """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""
-        return None
+        return None if self.segments is None else self.schedule.epoch_at(step)
 
     def identity(self) -> dict[str, Any]:
         """Returns what a checkpoint must share with the run that resumes it; plain values. Reads some of the rows."""
-        return {
-            **identity_of_run(self.spec, self.seed),
-            **identity_of_evaluation(self.spec, self.components.injectable()),
-            "arguments": identity_of_arguments(self.args.to_dict()),  # type: ignore[no-untyped-call]
-            "data": identity_of_rows(TRAIN_DATASET, self.train_dataset),
-            "global_batch_size": global_batch_size(self.args),
-        }
+        return self._dataflex_state.identity()
 
     @cached_property
     def own_identity(self) -> dict[str, Any]:
@@ -279,29 +347,41 @@ class DynamicTrainer(Base):
 
     def gather_state(self) -> None:
         """Brings together what ranks know each for itself, before a checkpoint. Collective."""
-        if self.seen_losses is not None:
-            self.seen_losses.gather(self.accelerator)
+        self._dataflex_state.gather()
 
     def dynamic_state(self) -> dict[str, Any]:
         """Returns the state that goes into a checkpoint."""
-        return {
-            "run": self.run_id,
-            "step": self.state.global_step,
-            "total_steps": self.state.max_steps,
-            "identity": self.own_identity,
-            "components": self.components.state(),
-            "scores": None if self._dataflex_scores is None else self._dataflex_scores.state_dict(),
-            "seen_losses": None if self.seen_losses is None else self.seen_losses.state_dict(),
-            "save_only_model": self.args.save_only_model,
-        }
+        return self._dataflex_state.state_dict()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`dynamic_state` returned."""
-        if self._dataflex_scores is not None:
-            self._dataflex_scores.load_state_dict(state["scores"])
-        if self.seen_losses is not None:
-            self.seen_losses.load_state_dict(state["seen_losses"])
-        self.components.restore(state["components"])
+        self._dataflex_state.load_state_dict(state)
+
+    def component_in_words(self) -> str:
+        """Returns kind and name of the component of a run that has one, for messages."""
+        return self.spec.axes[0].component.in_words if len(self.spec.axes) == 1 else "the components"
+
+    def stopped_while_deciding(self) -> StoppedError:
+        """Returns what ends a run that was stopped between two steps, while a component decided."""
+        return self._dataflex_stop.while_deciding()
+
+    def update_context(self, update: int, updates: int, total: int) -> UpdateContext:
+        """Returns the state of the run at an update, with the scores that its components share. Collective."""
+        rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
+        return UpdateContext(
+            update, updates, self.state.global_step, total, float(rate), self.optimizer,
+            device_batch=self._train_batch_size, scores=self.shared_scores.at_update(),
+        )  # fmt: skip
+
+    @cached_property
+    def scoring_collator(self) -> Any:
+        """The data collator as training calls it: without columns that the model does not take, where rows have any."""
+        dataset: Any = self.train_dataset
+        columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else []
+        visible = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        if isinstance(visible, RemoveColumnsCollator) and not set(columns) <= set(visible.signature_columns):
+            return visible
+        return self.data_collator
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
@@ -331,61 +411,14 @@ class DynamicTrainer(Base):
         if stops:
             self._dataflex_stop.hurry()
         takes_long = self.control.should_evaluate or self.control.should_save
+        if self.control.should_log:  # here, as every rank comes along
+            self.record_weights()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.saving.settle()
         if takes_long and not stops:  # the wish may have come meanwhile: not a whole step later
             stops = self._dataflex_stop.agreed()
         if stops:
             self._dataflex_stop.stop()
-
-    @property
-    def component(self) -> Any:
-        """The component of a run that has one; None for a static mixture."""
-        found = [component for _, component in self.components]
-        return found[0] if len(found) == 1 else None
-
-    @component.setter
-    def component(self, component: Any) -> None:
-        self.components.replace(component)
-
-    def _dataflex_mixture(self) -> MixtureManager | None:
-        """Returns the sources of the train dataset and their shares; None where it is one."""
-        return None
-
-    def _dataflex_shared_scores(self) -> NamedScores | None:
-        """Returns the scores that components share; None where no rows are planned."""
-        if self.components.stages is None or self._dataflex_streams:
-            return None
-        wanted = any(isinstance(each, Component) and each.takes_seen for _, each in self.components)
-        order = self.spec.order
-        by_seen = order is not None and order.by is not None and ScoreName.of(order.by).kind == SEEN
-        dataset: Any = self.train_dataset
-        self.seen_losses = SeenLosses(len(dataset)) if wanted or by_seen else None
-        return NamedScores(dataset, self.scoring_collator, self.accelerator, seen=self.seen_losses)
-
-    @property
-    def component_name(self) -> str:
-        """The component of a run that has one; ``static`` for a static mixture."""
-        return "static" if self.spec.component is None else self.spec.component.name
-
-    def component_in_words(self) -> str:
-        """Returns kind and name of the component of a run that has one, for messages."""
-        wanted = self.spec.component
-        return "the component" if wanted is None else wanted.in_words
-
-    def _dataflex_require_rows_apart(self) -> None:
-        """Tries the collator where a component looks at single rows of a batch."""
-        self.components.require_rows_apart()
-
-    @cached_property
-    def scoring_collator(self) -> Any:
-        """The data collator as training calls it: without columns that the model does not take, where rows have any."""
-        dataset: Any = self.train_dataset
-        columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else []
-        visible = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        if isinstance(visible, RemoveColumnsCollator) and not set(columns) <= set(visible.signature_columns):
-            return visible
-        return self.data_collator
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepares each source of a mixture by itself, where the trainer underneath prepares datasets."""
@@ -394,24 +427,30 @@ class DynamicTrainer(Base):
             lambda part: super(DynamicTrainer, self)._prepare_dataset(part, *args, **kwargs),  # type: ignore[misc]
         )
 
-    @property
-    def record(self) -> RunRecord:
-        """Trace and selections of the run."""
-        return self._dataflex_folder.record
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        collate = super()._get_collator_with_removed_columns(data_collator, description=description)
+        return collate if self._dataflex_static is None else self._dataflex_static.collator(collate)
 
-    def stopped_while_deciding(self) -> StoppedError:
-        """Returns what ends a run that was stopped between two steps, while a component decided."""
-        return self._dataflex_stop.while_deciding()
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if self._dataflex_static is None:
+            return super()._get_train_sampler(*args, **kwargs)
+        return self._dataflex_static.sampler(super()._get_train_sampler, args, kwargs)
 
-    def update_context(self, update: int, updates: int, total: int) -> UpdateContext:
-        """Returns the state of the run at an update, with the scores that its components share. Collective."""
-        rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
-        return UpdateContext(
-            update,
-            updates,
-            self.state.global_step,
-            total,
-            float(rate),
-            self.optimizer,
-            self.args.train_batch_size,
-        )
+    def _dataflex_schedule(self) -> None:
+        self.schedule: Schedule = run_schedule(self.spec, self.args, self.train_dataset)
+        if self.components.stages is not None:
+            self.args.ignore_data_skip = True  # the loader itself starts at the right step
+        if self.components.stages is not None or self.spec.steps(self.args.max_steps).total is not None:
+            self.args.max_steps = self.schedule.total  # else the loop counts the epochs itself
+
+    def _dataflex_plan(self, segment: Any) -> Any:
+        assert self.segments is not None
+        return self.segments.rows(segment)
+
+    def _dataflex_rows_of_an_update(self) -> int:
+        """Returns the most rows that an update trains on."""
+        return 0 if self.segments is None else self.schedule.longest_update * self.segments.batch_size
+
+    def _dataflex_require_weighable(self) -> None:
+        assert self.objective is not None
+        self.objective.require(*self.components.trial())

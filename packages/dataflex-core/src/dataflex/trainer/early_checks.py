@@ -65,7 +65,7 @@ class EarlyChecks:
     def state(self) -> None:
         """Refuses a component whose state a checkpoint could not hold, where there are to be some."""
         if self._trainer.args.save_strategy != "no":
-            from_rank_0(self._trainer.accelerator, lambda: bool(self._trainer.components.state()))
+            from_rank_0(self._trainer.accelerator, lambda: bool(self._trainer.components.state_dict()))
 
     def _components(self) -> list[tuple[Part, Component, int]]:
         """Returns each component of ours with its part of the run, and the most rows that it is asked for at once."""

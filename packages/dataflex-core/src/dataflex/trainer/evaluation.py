@@ -76,6 +76,36 @@ def evaluate_all(
     return metrics
 
 
+class Evaluation:
+    """Evaluates one dataset, or several with the numbers for all of them.
+
+    Args:
+        trainer: The trainer.
+
+    Attributes:
+        rows: Prefix of a metric -> how many rows were evaluated.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.rows: dict[str, int] = {}
+
+    def of(self, evaluate: Callable[[], dict[str, float]], given: Any, prefix: str) -> dict[str, float]:
+        """Returns the numbers of an evaluation. On every rank.
+
+        Args:
+            evaluate: Evaluates as the trainer underneath does.
+            given: What is evaluated; None for the trainer's own.
+            prefix: ``eval``.
+        """
+        found: Any = self._trainer.eval_dataset if given is None else given
+        if not isinstance(found, Mapping):
+            return evaluate()
+        return evaluate_all(
+            self._trainer, evaluate, lambda: {name: self.rows[f"{prefix}_{name}"] for name in found}, prefix
+        )
+
+
 @contextmanager
 def _without_early_stopping(trainer: Trainer) -> Iterator[None]:
     """Keeps early stopping from the numbers of single datasets: it counts evaluations, and all of them are one."""

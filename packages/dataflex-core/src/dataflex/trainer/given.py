@@ -15,8 +15,10 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.keys import parse_arguments
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, DataflexError, Problem, refuse
-from dataflex.core.kinds import Kind
+from dataflex.core.kinds import BY_TRAIN_TYPE, MIXER, Kind
 from dataflex.objective.samples import ROWS, samples_of
+from dataflex.planning.run_schedule import require_map_style, require_observable
+from dataflex.planning.sources import are_streams, mixed_sources, require_mixture, require_streamable
 from dataflex.rows.row_numbers import documents as documents_of
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
@@ -53,26 +55,78 @@ def by_name(bases: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any
     return named
 
 
-def require_spec(spec: RunSpec, kind: Kind) -> None:
+def require_spec(spec: RunSpec, kind: Kind | None) -> None:
     """Refuses a run that was built by hand and is not what ``validate`` would let through, or is another trainer's.
+
+    Args:
+        spec: The run.
+        kind: What its one component must be; None for any run.
 
     Raises:
         InvalidConfigError: Every problem, by key.
     """
     keys = spec.arguments
     _, problems = parse_arguments({f.name: getattr(keys, f.name) for f in fields(DataflexArguments)}, Path.cwd())
-    if not any(problem.where == "train_type" for problem in problems) and keys.train_type != kind.train_type:
+    wrong_type = any(problem.where == "train_type" for problem in problems)
+    if kind is None:
+        if not wrong_type and not keys.dynamic:
+            problems.append(Problem("train_type", f"is {keys.train_type}, which nothing is to be done for", "leave it"))
+    elif not wrong_type and keys.train_type != kind.train_type:
         what = f"is {keys.train_type}, but this trainer runs {kind.train_type}"
         problems.append(Problem("train_type", what, f"write train_type={kind.train_type!r}, or take the other trainer"))
-    found = spec.component
-    if found is None and kind.train_type != "dynamic_mix":
-        problems.append(Problem("component", f"is missing; this trainer needs a {kind.name}", "give a ComponentSpec"))
-    if found is not None and found.kind is not kind:
-        what = f"is the {found.kind.name} '{found.name}', but this trainer needs a {kind.name}"
-        problems.append(Problem("component", what, f"give a ComponentSpec of a {kind.name}"))
+    wanted = kind or BY_TRAIN_TYPE.get(keys.train_type)
+    problems += _unfit(spec, wanted) if wanted is not None else _unlike(spec)
     if spec.epochs is not None and not spec.epochs >= 0:
         problems.append(Problem("epochs", f"found {spec.epochs!r}, allowed: a number above 0", "None for no repeats"))
     refuse(problems)
+
+
+def _unfit(spec: RunSpec, kind: Kind) -> list[Problem]:
+    """Returns what is wrong with the one component of a run."""
+    found = spec.component
+    if found is None and kind is not MIXER:
+        return [Problem("component", f"is missing; this trainer needs a {kind.name}", "give a ComponentSpec")]
+    if found is not None and found.kind is not kind:
+        what = f"is the {found.kind.name} '{found.name}', but this trainer needs a {kind.name}"
+        return [Problem("component", what, f"give a ComponentSpec of a {kind.name}")]
+    return []
+
+
+def _unlike(spec: RunSpec) -> list[Problem]:
+    """Returns the axes that are in the keys of a run and not among its parts, or the other way round."""
+    there = {part.component.kind for part in spec.parts}
+    return [
+        Problem(kind.name, "is named in only one of arguments and parts of the RunSpec", "name it in both")
+        for kind in there ^ set(spec.arguments.kinds)
+    ]
+
+
+def given_rows(spec: RunSpec, dataset: Any, args: Any) -> Any:
+    """Returns the train dataset as the run takes it: several sources as one, a single dataset as it is.
+
+    Args:
+        spec: The run.
+        dataset: What the trainer is given.
+        args: TrainingArguments, or None.
+
+    Raises:
+        ConfigError: It cannot be planned by row number, mixed, or observed.
+    """
+    keys = spec.arguments
+    if not spec.mixes:
+        if isinstance(dataset, Mapping) and spec.weighs:
+            dataset = MixedSources(dataset)
+        require_map_style(dataset, keys.train_type, keys)
+        return dataset
+    require_observable(spec)
+    mixed = mixed_sources(dataset)
+    require_mixture(mixed, keys)
+    if are_streams(mixed):
+        require_streamable(spec, 0 if args is None else args.dataloader_num_workers)
+        if args is not None and args.max_steps <= 0:  # TRL's trainer is shown a stream, and must be told
+            args.max_steps = spec.steps().total or args.max_steps
+    require_map_style(mixed, keys.train_type, keys)
+    return mixed
 
 
 def first_rows(dataset: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from dataflex.config.spec import RunSpec
@@ -26,9 +27,43 @@ class Host(Protocol):
     spec: RunSpec
     schedule: Schedule
     components: Any
+    segments: Any
+    objective: Any
+    batch_rows: Any
+    shared_scores: Any
+    mixture_manager: Any
+    data_collator: Any
+    _train_batch_size: int
     saving: Any
     early: Any
     tokens: Any
+
+    @classmethod
+    def bases(cls) -> Sequence[type]:
+        """Returns the classes of the trainer underneath."""
+
+    @property
+    def stream_places(self) -> Any:
+        """Where the sources are read, which are streams; None where they are not."""
+
+    @property
+    def trained_rows(self) -> Any:
+        """The rows that a run without a plan has trained on; None where rows are planned."""
+
+    def keep_batch_size(self) -> None:
+        """Trains with the batch size that was asked for."""
+
+    def record_weights(self) -> None:
+        """Writes what the weights were into the record. Collective."""
+
+    def training_done(self) -> None:
+        """Ends what goes on while training does. Collective."""
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any: ...
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any: ...
+
+    def _dataflex_plan(self, segment: Any) -> Any: ...
 
     @property
     def seed(self) -> int:

@@ -1,50 +1,102 @@
-"""The batches of a planned run: a loader for what is left of a segment, made anew for each."""
+"""The batches of a planned run: one loader for the run, and inside of it one for each segment."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import datasets
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, SequentialSampler
 
 from dataflex.core.component import seeded
-from dataflex.planning.selecting import Chosen
-from dataflex.rows.views import PlannedRows
+from dataflex.planning.loader import PlannedLoader
+from dataflex.planning.sources import are_streams
+from dataflex.rows.row_numbers import NumberedRows, NumberingCollator
+from dataflex.rows.stream_places import StreamPlaces
+from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.trainer.host import Host
+from dataflex.trainer.segments import Segments
 from dataflex.trainer.workers import outliving_sigterm
 
 
-def batches_of(trainer: Host, dataset: Any, collate: Any, chosen: Chosen, batch_size: int) -> Iterator[Any]:
-    """Yields this rank's batches of some rows, on the device. Lookahead and workers end with them.
+class PlannedBatches:
+    """Makes the loader of a planned run.
 
     Args:
         trainer: The trainer.
-        dataset: The train dataset without the columns that the model does not take.
-        collate: Makes a batch.
-        chosen: The rows in the order of training.
-        batch_size: Rows of a batch of this rank.
+        segments: Which rows it trains on.
+
+    Attributes:
+        places: Where the sources are read, which are streams; None where they are not.
     """
-    args = trainer.args
-    generator = torch.Generator()
-    generator.manual_seed(seeded(trainer.seed, "loader", trainer.state.global_step))
-    planned = PlannedRows(dataset, chosen.rows)
-    loader = DataLoader(
-        planned,
-        batch_size=batch_size,
-        sampler=SequentialSampler(planned),
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        multiprocessing_context=_worker_start(args),
-        pin_memory=args.dataloader_pin_memory,
-        generator=generator,
-    )
-    prepared = outliving_sigterm(trainer.accelerator.prepare_data_loader(loader))
-    try:
-        yield from prepared
-    finally:
-        trainer.accelerator._dataloaders.remove(prepared)  # it keeps every loader it prepared; ours come by the dozen
+
+    def __init__(self, trainer: Host, segments: Segments) -> None:
+        self._trainer, self._segments = trainer, segments
+        rows = trainer.train_dataset
+        self.places = StreamPlaces(rows) if isinstance(rows, MixedSources) and are_streams(rows) else None
+
+    def loader(self) -> PlannedLoader:
+        """Returns the one loader of the run."""
+        trainer = self._trainer
+        dataset, collate = trainer.train_dataset, trainer.data_collator
+        # Which columns are unused is read off the model's forward: now, as an engine may wrap the model later.
+        if isinstance(dataset, datasets.Dataset):
+            dataset = trainer._remove_unused_columns(dataset, description="training")
+        else:
+            collate = trainer._get_collator_with_removed_columns(collate, description="training")
+        counted = range(trainer.schedule.total * self._segments.batch_size) if self.places else trainer.train_dataset
+        return PlannedLoader(
+            schedule=trainer.schedule,
+            dataset=counted,  # what the loop counts as the examples that it trains on
+            accumulation=trainer.args.gradient_accumulation_steps,
+            global_batch_size=self._segments.batch_size,
+            position=lambda: trainer.state.global_step,
+            plan=trainer._dataflex_plan,
+            batches=partial(self._batches, dataset, trainer.tokens.counting(collate)),
+            segment_at=self._segments.at,
+        )
+
+    def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
+        """Yields this rank's batches of the rows that are left of a segment, on the device."""
+        given = self._segments.chosen.weights
+        weights = None if given is None else given[len(given) - len(rows) :].astype(np.float32)
+        if self.places is None:
+            yield from self._of_rows(dataset, collate, rows, weights)
+            return
+        self.places.enter()
+        yield from self.places.follow(self._of_rows(dataset, self.places.placing(collate), rows, weights))
+
+    def _of_rows(
+        self, dataset: Any, collate: Any, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
+    ) -> Iterator[Any]:
+        trainer, args = self._trainer, self._trainer.args
+        generator = torch.Generator()
+        generator.manual_seed(seeded(trainer.seed, "loader", trainer.state.global_step))
+        planned: Any = PlannedRows(dataset, rows)
+        if trainer.objective is not None:
+            planned, collate = NumberedRows(planned, rows, weights), NumberingCollator(collate)
+        loader = DataLoader(
+            planned,
+            batch_size=trainer._train_batch_size,
+            sampler=SequentialSampler(planned),
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=_worker_start(args),
+            pin_memory=args.dataloader_pin_memory,
+            generator=generator,
+        )
+        prepared = outliving_sigterm(trainer.accelerator.prepare_data_loader(loader))
+        try:
+            yield from prepared
+        finally:
+            trainer.accelerator._dataloaders.remove(
+                prepared
+            )  # it keeps every loader it prepared; ours come by the dozen
 
 
 def _worker_start(args: Any) -> str | None:

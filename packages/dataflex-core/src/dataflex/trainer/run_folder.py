@@ -147,5 +147,5 @@ class RunFolder:
         self.record.begin(step)
         write_config(trainer.spec, folder, run)
         if trainer.args.save_strategy != "no":  # a checkpoint's parts: now, not when hours of training wait to be saved
-            trainer.components.state()
+            trainer.components.state_dict()
             _ = trainer.own_identity

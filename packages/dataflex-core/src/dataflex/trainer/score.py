@@ -21,7 +21,7 @@ from dataflex.planning.answers import checked_scores, decision_hash
 from dataflex.run.scores import write_scores
 from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.scoring.session import undisturbed
-from dataflex.trainer.select_trainer import SelectTrainer
+from dataflex.trainer.names import SelectTrainer
 from dataflex.utils.progress import Progress
 
 
@@ -67,9 +67,9 @@ class ScoreTrainer(SelectTrainer):
         step = self.state.global_step
         segment = self.schedule.segment_at(min(step, self.schedule.total - 1))
         context = self.update_context(segment.update or 0, self.schedule.updates, self.schedule.total)
-        who = f"selector '{self.component_name}' scoring at step {step}"
+        who = f"selector '{self.spec.axes[0].component.name}' scoring at step {step}"
         assert isinstance(self.model, torch.nn.Module)
-        name = self.component_name
+        name = self.spec.axes[0].component.name
         with undisturbed(self.model), blaming(who), Progress(f"{name}: scoring at step {step}", bar=None):
             found = np.asarray(self.component.scores(model=self.model, step_id=step, context=context))
         rows = len(self.train_dataset)  # type: ignore[arg-type]  # the trainer refuses streams
@@ -80,7 +80,7 @@ class ScoreTrainer(SelectTrainer):
         if self.is_world_process_zero():
             path = Path(self.output_dir) / SCORES
             weights = ScoringWeights.of(self.spec, self._dataflex_checkpoint).about()
-            own = {"component": self.component_name, "step": step, "weights": weights}
+            own = {"component": self.spec.axes[0].component.name, "step": step, "weights": weights}
             about = self.identity() | own
             write_scores(path, scores_N, self.train_dataset, self.processing_class, about)
         raise ScoresWrittenError(path)

@@ -131,9 +131,9 @@ class Segments:
         self.chosen = Chosen(state["segment_rows"], None, state["segment_weights"])
         self._more_updates = state["more_updates"]
 
-    def require_continues(self, state: Mapping[str, Any]) -> None:
+    def require_continues(self, state: Mapping[str, Any], step: int) -> None:
         """Refuses a checkpoint of another schedule than this one, or than a shorter one of the same kind."""
-        require_continues(state["schedule"], self._trainer.schedule, state["step"], "the checkpoint")
+        require_continues(state["schedule"], self._trainer.schedule, step, "the checkpoint")
 
     def _agree(self, segment: Segment, plan: Plan) -> None:
         """Refuses decisions that differ between ranks. Collective."""

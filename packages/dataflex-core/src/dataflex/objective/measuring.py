@@ -1,0 +1,75 @@
+"""Handing the losses of a micro-batch on to who looks at them: the mixer, and who keeps the losses of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dataflex.core.errors import blaming
+from dataflex.objective.measured import SourceLosses, losses_of_logits, require_rows, row_means
+from dataflex.objective.parts import Parts
+from dataflex.objective.step_context import TrainerStep
+from dataflex.rows.batch_rows import BatchRows
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Measuring:
+    """Looks at the losses of each micro-batch once it is trained on.
+
+    Args:
+        parts: Who looks.
+        rows: The rows of the micro-batches.
+        context: What their samples are, and the steps done.
+    """
+
+    def __init__(self, parts: Parts, rows: BatchRows, context: TrainerStep) -> None:
+        self._parts, self._rows, self._context = parts, rows, context
+        mixer = parts.mixer
+        self._by_source = None if mixer is None else SourceLosses(mixer.sources, mixer.mixer.token_values)
+
+    def add(self, losses_BT: torch.Tensor | None, logits_BTV: torch.Tensor | None, inputs: Mapping[str, Any]) -> None:
+        """Adds the present micro-batch.
+
+        Args:
+            losses_BT: (B, T) cross entropies at the position before each label, where they were computed.
+            logits_BTV: Else the logits that the step's loss came from.
+            inputs: The batch as the model got it, with its labels.
+
+        Raises:
+            ConfigError: There are neither, no labels per token, or not one row for each that was planned.
+            ComponentError: The mixer raised.
+        """
+        mixer, seen, rows = self._parts.mixer, self._parts.seen, self._rows.rows
+        shaped = logits_BTV if losses_BT is None else losses_BT[..., None]
+        expected = None if mixer is None else len(rows)
+        targets_BT = require_rows(shaped, inputs.get("labels"), expected, self._parts.who_measures)
+        if losses_BT is None:
+            assert logits_BTV is not None
+            losses_BT = losses_of_logits(logits_BTV, targets_BT)
+        losses_BT = losses_BT.float()
+        if mixer is not None:
+            assert self._by_source is not None
+            with blaming(mixer.at(self._context.state.global_step)):
+                self._by_source.add(losses_BT, targets_BT, self._rows.sources_of(rows), inputs)
+        if seen is not None:
+            means = row_means(losses_BT, targets_BT, rows, self._context.samples)
+            seen(rows, means, self._context.state.global_step)
+
+    def step_done(self, step: int, accelerator: Accelerator) -> None:
+        """Tells the mixer what a step cost. Collective.
+
+        Args:
+            step: Global optimizer steps done, this one included.
+            accelerator: The run's accelerator.
+        """
+        mixer = self._parts.mixer
+        if mixer is None:
+            return
+        assert self._by_source is not None
+        losses_K, tokens_K = self._by_source.total(accelerator)
+        with blaming(mixer.at(step)):
+            mixer.mixer.observe(step, losses_K, tokens_K)

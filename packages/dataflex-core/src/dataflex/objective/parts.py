@@ -1,0 +1,143 @@
+"""What a run has that weighs its loss or looks at losses, each with its name in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dataflex.interfaces.mixer import Mixer
+from dataflex.interfaces.weighter import WeightsSamples
+
+Seen = Callable[[torch.Tensor, torch.Tensor, int], None]
+"""``seen(rows_B, losses_B, step)``: told the numbers of the rows of a micro-batch (int64), their mean token losses
+before the step (float32, NaN for a row without a label to predict), both on the device, and the global optimizer steps
+done. On each rank for its own micro-batches. A row may come twice; a packed row does so with the same loss."""
+
+
+@dataclass(frozen=True)
+class WeighterPart:
+    """The weighter of a run.
+
+    Attributes:
+        weighter: It.
+        name: Its name, for messages and the record.
+        preset: The preset that it was made from.
+        start: The first global step that it weighs.
+    """
+
+    weighter: WeightsSamples
+    name: str
+    preset: str
+    start: int = 0
+
+    def at(self, step: int) -> str:
+        """Returns who it is at a step, for messages."""
+        return f"weighter '{self.name}' at step {step}"
+
+
+@dataclass(frozen=True)
+class MixerPart:
+    """The mixer of a run, which looks at losses.
+
+    Attributes:
+        mixer: It.
+        name: Its name, for messages.
+        preset: The preset that it was made from.
+        sources: K, the number of its sources.
+        weighs: Whether it weighs the loss of each source, too.
+    """
+
+    mixer: Mixer
+    name: str
+    preset: str
+    sources: int
+    weighs: bool = False
+
+    def at(self, step: int) -> str:
+        """Returns who it is at a step, for messages."""
+        return f"mixer '{self.name}' at step {step}"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of an objective; a run without any has none.
+
+    Attributes:
+        weighter: Weighs samples.
+        mixer: Looks at the losses of sources, and may weigh them.
+        rows: Who gives rows weights, in words (``selector 'prune'``); None where nobody does.
+        seen: Told the losses of the rows that were just trained on; None where nobody keeps them.
+    """
+
+    weighter: WeighterPart | None = None
+    mixer: MixerPart | None = None
+    rows: str | None = None
+    seen: Seen | None = None
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a part at all."""
+        return any(part is not None for part in (self.weighter, self.mixer, self.rows, self.seen))
+
+    @property
+    def in_words(self) -> str:
+        """The first part, for messages."""
+        if self.weighter is not None:
+            return "a weighter"
+        if self.mixer is not None:
+            return f"the mixer '{self.mixer.name}'"
+        return f"the {self.rows}" if self.rows is not None else "the run"
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss is replaced."""
+        return self.who_weighs is not None
+
+    @property
+    def who_weighs(self) -> str | None:
+        """The first of those that weigh the loss, in words; None where nobody does."""
+        if self.weighter is not None:
+            return f"weighter '{self.weighter.preset}'"
+        if self.mixer is not None and self.mixer.weighs:
+            return f"mixer '{self.mixer.preset}'"
+        return self.rows
+
+    @property
+    def unweighted(self) -> str:
+        """Who weighs without a weighter, by name, and what: for messages."""
+        if self.mixer is not None and self.mixer.weighs:
+            return f"mixer '{self.mixer.name}' weighs the loss of each source"
+        return f"{self.rows} gives rows weights"
+
+    @property
+    def measures(self) -> bool:
+        """Whether the losses of tokens are looked at."""
+        return self.mixer is not None or self.seen is not None
+
+    @property
+    def who_measures(self) -> str:
+        """What is done with them, in words."""
+        if self.mixer is not None:
+            return "the mixer follows the loss of each source"
+        return "the losses of the rows that were trained on are kept"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the configuration of a run says of its loss.
+
+    Attributes:
+        by_tokens: Whether a weighted step is a mean over tokens: ``weight_objective``.
+        logits: ``weight_logits``.
+        dft: Whether the trainer's ``compute_loss_func``, where it has one, is the DFT loss.
+        liger: Whether a fused loss was asked for.
+        bases: The classes of the trainer underneath.
+    """
+
+    by_tokens: bool = False
+    logits: str = "auto"
+    dft: bool = False
+    liger: bool = False
+    bases: Sequence[type] = ()

@@ -1,0 +1,119 @@
+"""Which rows of the train dataset the present micro-batch holds: their numbers, weights and sources, on the device.
+
+Numbers and weights travel in the batches (:mod:`dataflex.rows.row_numbers`) and are taken out of all batches of an
+optimizer step before it begins, so that neither the model nor a component meets them.
+
+Letters: B rows of the micro-batch (or S documents, where a collator flattens packed rows into one), N rows of the train
+dataset, K sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataflex.core.errors import ComponentError
+from dataflex.rows.row_numbers import ROW_NUMBERS, ROW_WEIGHTS
+from dataflex.rows.views import MixedSources
+
+
+class BatchRows:
+    """The rows of the micro-batches of one optimizer step, of this rank.
+
+    Args:
+        dataset: Returns the train dataset.
+
+    Attributes:
+        of_step: For each micro-batch of the step, (B,) int64 numbers of its rows; None where it does not hold them.
+        micro_batch: The present micro-batch of the step, from 0; -1 before the first.
+    """
+
+    def __init__(self, dataset: Callable[[], Any]) -> None:
+        self._dataset = dataset
+        self.of_step: list[torch.Tensor | None] = []
+        self._weights: list[torch.Tensor | None] = []
+        self.micro_batch = -1
+        self._ends: NDArray[np.int64] | None = None  # of the sources
+        self._tables: dict[int, tuple[NDArray[Any], torch.Tensor]] = {}
+
+    def take(self, batches: Sequence[Any]) -> None:
+        """Takes numbers and weights out of the batches of the step that begins."""
+        self.of_step = [_taken(batch, ROW_NUMBERS) for batch in batches]
+        self._weights = [_taken(batch, ROW_WEIGHTS) for batch in batches]
+        self.micro_batch = -1
+
+    def next(self) -> None:
+        """Moves on to the next micro-batch of the step; the first thing that its training step does."""
+        self.micro_batch += 1
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """(B,) int64 numbers of the rows of the present micro-batch, on the device.
+
+        Raises:
+            ComponentError: The batch holds no row numbers.
+        """
+        found = self.of_step[self.micro_batch] if self.micro_batch >= 0 else None
+        return _known(found)
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """(B,) float32 weights of these rows; None where a selector gave none."""
+        return self._weights[self.micro_batch]
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The sources of the train dataset; empty where it does not say where each begins."""
+        dataset = self._dataset()
+        return dataset.names if isinstance(dataset, MixedSources) else ()
+
+    def sources_of_step(self) -> list[torch.Tensor]:
+        """Returns the number of each row's source, micro-batch by micro-batch of the step: (B,) int64 each."""
+        return [self.sources_of(_known(rows_B)) for rows_B in self.of_step]
+
+    def sources_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the number of each row's source in :attr:`source_names`: same shape, int64.
+
+        Args:
+            rows: Row numbers.
+        """
+        if self._ends is None:
+            dataset = self._dataset()
+            assert isinstance(dataset, MixedSources), "what needs sources is refused without them"
+            self._ends = np.asarray(dataset.offsets[1:])
+        return torch.searchsorted(self._on_device(self._ends, rows.device), rows, right=True)
+
+    def entries(self, table_N: NDArray[Any], rows: torch.Tensor) -> torch.Tensor:
+        """Returns the entries of a table for some rows, on their device. The table must not change.
+
+        Args:
+            table_N: (N,) numbers, one for each row of the train dataset.
+            rows: Row numbers.
+        """
+        return self._on_device(table_N, rows.device)[rows]
+
+    def source_entries(self, table_K: NDArray[Any], rows: torch.Tensor) -> torch.Tensor:
+        """As :meth:`entries`, for a table with one number for each source."""
+        return self._on_device(table_K, rows.device)[self.sources_of(rows)]
+
+    def _on_device(self, table: NDArray[Any], device: torch.device) -> torch.Tensor:
+        """Returns a table on a device. It is sent once: a copy to a device makes the host wait for it."""
+        kept = self._tables.get(id(table))
+        if kept is None or kept[1].device != device:
+            kept = (table, torch.from_numpy(np.ascontiguousarray(table)).to(device))  # the array keeps its id taken
+            self._tables[id(table)] = kept
+        return kept[1]
+
+
+def _taken(batch: Any, key: str) -> torch.Tensor | None:
+    return batch.pop(key, None) if isinstance(batch, MutableMapping) else None
+
+
+def _known(rows_B: torch.Tensor | None) -> torch.Tensor:
+    if rows_B is None:
+        raise ComponentError("the batch holds no row numbers -> use a data collator that returns a dict")
+    return rows_B

@@ -1,0 +1,53 @@
+"""Which parts the objective of a run has."""
+
+from __future__ import annotations
+
+from dataflex.core.errors import blaming
+from dataflex.objective.objective import Objective
+from dataflex.objective.parts import Keys, MixerPart, Parts, WeighterPart
+from dataflex.trainer.engine import require_one_model
+from dataflex.trainer.host import Host
+
+
+def objective_of(trainer: Host) -> Objective | None:
+    """Returns the objective of a run; None where nothing weighs and nobody looks at losses.
+
+    Raises:
+        ConfigError: The run cannot be weighed, or its losses cannot be looked at.
+    """
+    spec, components = trainer.spec, trainer.components
+    seen = trainer.shared_scores.seen
+    parts = Parts(
+        weighter=_weighter(trainer),
+        mixer=_mixer(trainer),
+        rows=spec.selector.component.in_words if spec.selector is not None and components.selector_weighs else None,
+        seen=None if seen is None else seen.note,
+    )
+    if not parts.there:
+        return None
+    require_one_model(trainer.args, parts.in_words)
+    keys = Keys(
+        by_tokens=spec.arguments.weight_objective == "token",
+        logits=spec.arguments.weight_logits,
+        dft=spec.llamafactory.get("use_dft_loss") is True,
+        liger=spec.llamafactory.get("enable_liger_kernel") is True,
+        bases=trainer.bases(),
+    )
+    return Objective(trainer, parts, keys, trainer.batch_rows)  # type: ignore[arg-type]  # a Trainer
+
+
+def _weighter(trainer: Host) -> WeighterPart | None:
+    part = trainer.spec.weighter
+    if part is None:
+        return None
+    return WeighterPart(trainer.components.weighter, part.component.name, part.component.preset, part.start)
+
+
+def _mixer(trainer: Host) -> MixerPart | None:
+    part, mixer = trainer.spec.mixer, trainer.components.observing_mixer
+    if part is None or mixer is None:
+        return None
+    with blaming(part.component.in_words):
+        weighs = mixer.weighs
+    sources = len(trainer.mixture_manager.names)
+    return MixerPart(mixer, part.component.name, part.component.preset, sources, weighs)

@@ -1,0 +1,103 @@
+"""The rows that a run without a plan has trained on, for its record: one file per stretch of steps.
+
+The numbers are on the device, in the batches; they are read, and gathered over the ranks, once a stretch and before a
+checkpoint. A checkpoint holds the rows of the stretch that is under way, so a resumed run writes the files of the run
+that was never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+STRETCH = 500
+"""Steps of a stretch, at most."""
+MOST_ROWS = 2**17
+"""Rows of a stretch, at most, but for a single step with more: 1 MB of a checkpoint."""
+
+Write = Callable[[int, NDArray[np.int64], None], None]
+
+
+class TrainedRows:
+    """Collects the rows of the steps and writes them down.
+
+    Args:
+        write: ``write(step, rows, None)`` writes the rows of the stretch that begins after ``step`` steps.
+        accelerator: The run's accelerator.
+        global_batch_size: Rows of a step over all ranks.
+    """
+
+    def __init__(self, write: Write, accelerator: Accelerator, global_batch_size: int) -> None:
+        self._write, self._accelerator = write, accelerator
+        self._steps = max(1, min(STRETCH, MOST_ROWS // max(1, global_batch_size)))
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._start: int | None = None  # of the stretch that is under way
+        self._new: list[torch.Tensor] = []  # this rank's, micro-batch by micro-batch
+        self._all: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # read, and gathered
+
+    def add(self, rows: Sequence[torch.Tensor | None], step: int) -> None:
+        """Adds the rows of the step that begins. Collective.
+
+        Args:
+            rows: Of each micro-batch, (B,) numbers on the device; where rows are packed, a number for each document.
+            step: Global optimizer steps done.
+        """
+        if self._start is not None and step // self._steps != self._start // self._steps:
+            self.finish()
+        self._start = step if self._start is None else self._start
+        self._new.extend(found for found in rows if found is not None)
+
+    def finish(self) -> None:
+        """Writes the stretch that is under way, if any. Collective."""
+        self.settle()
+        if self._start is not None and len(self._all):
+            self._write(self._start, self._all, None)
+        self.forget()
+
+    def settle(self) -> None:
+        """Reads what is on the devices, so that :meth:`state_dict` holds it. Collective."""
+        found, self._new = gathered(self._new, self._accelerator), []
+        self._all = np.concatenate([self._all, found])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the rows of the stretch that is under way, once they are settled."""
+        return {"start": self._start, "rows": self._all}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.forget()
+        self._start, self._all = state["start"], np.array(state["rows"], dtype=np.int64)
+
+
+def gathered(batches: Sequence[torch.Tensor], accelerator: Accelerator) -> NDArray[np.int64]:
+    """Returns the rows of all ranks in the order of training: batch by batch, in each by rank. Collective.
+
+    Args:
+        batches: This rank's batches, (B,) each and as many on every rank.
+        accelerator: The run's accelerator.
+    """
+    own = torch.cat(list(batches)) if batches else torch.empty(0, dtype=torch.int64)
+    if accelerator.num_processes == 1:
+        return own.cpu().numpy()
+    sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.int64, device=accelerator.device)
+    sizes_RM = torch.as_tensor(accelerator.gather(sizes)).view(accelerator.num_processes, -1).cpu().numpy()
+    if not sizes_RM.size:
+        return own.cpu().numpy()
+    width = int(sizes_RM.sum(axis=1).max())
+    padded = torch.nn.functional.pad(own.to(accelerator.device), (0, width - len(own)))
+    rows_RW = torch.as_tensor(accelerator.gather(padded)).view(accelerator.num_processes, width).cpu().numpy()
+    ends_RM = sizes_RM.cumsum(axis=1)
+    parts = [
+        rows_RW[rank, ends_RM[rank, batch] - sizes_RM[rank, batch] : ends_RM[rank, batch]]
+        for batch in range(sizes_RM.shape[1])
+        for rank in range(len(sizes_RM))
+    ]
+    return np.asarray(np.concatenate(parts))
