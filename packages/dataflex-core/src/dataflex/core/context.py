@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,10 @@ class RowScores(Protocol):
     The run has one, :class:`~dataflex.scoring.named_scores.NamedScores`. A selector is given one whose rows are those
     of its dataset. Every method is collective: each rank calls it with the same arguments and gets the same.
     """
+
+    @property
+    def dataset(self) -> Any:
+        """What has these rows. A component that was made on another dataset cannot use their scores."""
 
     def of(
         self,

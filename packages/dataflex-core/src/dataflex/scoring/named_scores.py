@@ -29,6 +29,7 @@ from dataflex.core.agreement import on_every_rank, require_agreement
 from dataflex.core.context import SEEN_ONLY, PassOptions
 from dataflex.core.errors import CheckpointError, ComponentError, blaming, listed, nearest
 from dataflex.core.score_names import LOSS, SEEN, ScoreName
+from dataflex.rows.views import PlannedRows
 from dataflex.run.row_file import values_digest
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.row_pass import Collator
@@ -69,6 +70,9 @@ class NamedScores:
         seen: The losses that training saw; None where the run keeps none.
         sources: Kind -> what makes scores that never change; None for those of the table above without kept columns
             (:func:`~dataflex.scoring.score_sources.fixed_sources`).
+
+    Attributes:
+        dataset: What has the rows that are numbered here: the train dataset, or some of it (:meth:`within`).
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class NamedScores:
         seen: SeenLosses | None = None,
         sources: dict[str, FixedScores] | None = None,
     ) -> None:
+        self.dataset = dataset
         self._dataset, self._collator, self._accelerator = dataset, collator, accelerator
         self._seen = seen
         self._sources = dict(fixed_sources(dataset) if sources is None else sources)
@@ -105,10 +110,18 @@ class NamedScores:
         self._update.model, self._update.step = model, step
         self._update.done = self._update.losses = None
 
-    def within(self, rows_S: NDArray[np.int64]) -> NamedScores:
-        """Returns these scores for a component that is made on some rows: its row ``i`` is ``rows_S[i]`` here."""
+    def within(self, rows_S: NDArray[np.int64], dataset: Any = None) -> NamedScores:
+        """Returns these scores for a component that is made on some rows: its row ``i`` is ``rows_S[i]`` here.
+
+        Args:
+            rows_S: (S,) row numbers.
+            dataset: What has these rows, and is the component's dataset; None for a view of them, which is then at
+                :attr:`dataset` of what is returned.
+        """
         part = copy.copy(self)  # what is computed is shared
-        part._rows = self._numbers(np.asarray(rows_S, dtype=np.int64))
+        rows_S = np.asarray(rows_S, dtype=np.int64)
+        part._rows = self._numbers(rows_S)
+        part.dataset = PlannedRows(self.dataset, rows_S) if dataset is None else dataset
         return part
 
     def of(
