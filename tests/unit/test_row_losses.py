@@ -10,6 +10,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.stated_checks import stated_problems
+from dataflex.rows.views import PlannedRows
 from dataflex.run.state import load_state, save_state
 from dataflex.scoring import per_sample_losses
 from dataflex.scoring.named_scores import NamedScores
@@ -70,7 +71,8 @@ def test_filter_order_and_selector_by_loss_at_one_update_are_one_pass(rows):
     kept = np.sort(choose(keeping, N // 2, 0, model, scores).indices)
     once = sum(batches)
     part = scores.within(kept)
-    chosen = made(SELECTOR, "loss", dataset=part.dataset).select(model, 0, 8, context=context(0, part)).indices
+    placed = made(SELECTOR, "loss", dataset=PlannedRows(rows, kept))
+    chosen = placed.select(model, 0, 8, context=context(0, part)).indices
     arranged = scores.of("loss", kept[chosen])
     assert sum(batches) == once == N
     losses = per_sample_losses(model, rows, collator=pad_collate, progress=False)

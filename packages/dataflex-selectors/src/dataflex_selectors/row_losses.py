@@ -105,7 +105,7 @@ class RowLosses:
 
     def _is_shared(self, shared: RowScores | None) -> bool:
         """Whether the run's scores are those of the selector's own rows: somebody may have made it for others."""
-        return shared is not None and shared.dataset is self._selector.dataset
+        return shared is not None and shared.are_of(self._selector.dataset)
 
     def _options(self) -> PassOptions:
         cache_dir = self._selector.cache_dir if self._keeps else ""

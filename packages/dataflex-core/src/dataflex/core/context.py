@@ -38,9 +38,11 @@ class RowScores(Protocol):
     of its dataset. Every method is collective: each rank calls it with the same arguments and gets the same.
     """
 
-    @property
-    def dataset(self) -> Any:
-        """What has these rows. A component that was made on another dataset cannot use their scores."""
+    def are_of(self, dataset: Any) -> bool:
+        """Returns whether the rows here are those of a dataset, one by one.
+
+        A component that somebody made on other rows than the run gave it cannot use their scores.
+        """
 
     def of(
         self,
