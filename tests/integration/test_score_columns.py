@@ -12,15 +12,20 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from dataflex.config.arguments import DataflexArguments
 from dataflex.config.check import check
 from dataflex.config.checks.score_columns import column_problems
 from dataflex.config.load import read_config
+from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.core.kinds import SELECTOR
+from dataflex.core.registry import register_selector
 from dataflex.rows.score_columns import ScoreColumns
 from dataflex.rows.views import MixedSources
 from dataflex.scoring.named_scores import NamedScores
 from dataflex.scoring.score_sources import fixed_sources
 from dataflex.testing import pad_collate
+from dataflex.train.selector.base_selector import Selector
 
 pytestmark = pytest.mark.llamafactory
 
@@ -221,6 +226,26 @@ def test_data_that_was_tokenised_elsewhere_has_its_column_itself(load, tmp_path)
     module, _ = load("dataset=first", f"tokenized_path={tmp_path / 'elsewhere'}")
     assert "score_columns" not in module
     np.testing.assert_array_equal(ScoreColumns(module["train_dataset"]).read("level"), [2.5, np.nan])
+
+
+def test_a_component_names_the_columns_that_it_asks_for():
+    from dataflex.integrations.llamafactory.columns import wanted_columns
+
+    @register_selector("asks_for_columns")
+    class Asks(Selector):
+        @classmethod
+        def needs_columns(cls, params):
+            return ("level", *params.get("more", ()))
+
+        def select(self, model, step_id, num_samples, **kwargs):
+            raise NotImplementedError
+
+    def spec(name, params):
+        keys = DataflexArguments(train_type="dynamic_select", component_name=name)
+        return RunSpec(keys, ComponentSpec(SELECTOR, name, name, params))
+
+    assert wanted_columns(spec("asks_for_columns", {"more": ["word"]})) == ("level", "word")
+    assert wanted_columns(spec("loss", {})) == ()
 
 
 # --- refused, before a model is loaded

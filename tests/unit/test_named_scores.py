@@ -132,8 +132,7 @@ def test_lengths_are_made_once_per_run_and_cannot_be_written_to(rows):
 def seen_some(size=30):
     seen = SeenLosses(size)
     seen.note(torch.tensor([1, 2, 3]), torch.tensor([10.0, 20.0, 30.0]), 5)
-    seen.note(torch.tensor([3, 4]), torch.tensor([31.0, 40.0]), 19)
-    seen.gather()
+    seen.note(torch.tensor([3, 4]), torch.tensor([31.0, 40.0]), 19)  # gathered when the update begins
     return seen
 
 

@@ -108,7 +108,6 @@ class Training:
 
     def sees(self, rows, losses, step):
         self.seen.note(torch.tensor(list(rows)), torch.tensor(list(losses)), step)
-        self.seen.gather()
 
 
 def without_labels(rows, *numbers):

@@ -89,7 +89,9 @@ class NamedScores:
         self._fixed.sources[kind] = source
 
     def begin_update(self, model: torch.nn.Module, step: int) -> None:
-        """Forgets what was computed at the update before. Called at each update, before any component is asked.
+        """Forgets what was computed at the update before, and gathers what training has seen since.
+
+        Called at each update, before any component is asked. Collective.
 
         Args:
             model: The model that scores, as a selector gets it.
@@ -97,6 +99,8 @@ class NamedScores:
         """
         self._update.model, self._update.step = model, step
         self._update.done = self._update.losses = None
+        if self._seen is not None:
+            self._seen.gather(self._accelerator)
 
     def within(self, rows_S: NDArray[np.int64]) -> NamedScores:
         """Returns these scores for a component that is made on some rows: its row ``i`` is ``rows_S[i]`` here."""
