@@ -17,6 +17,7 @@ from dataflex.scoring.score_sources import fixed_sources
 from dataflex.scoring.seen_losses import SeenLosses
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from rank_group import on_ranks
+from torch.utils.data import Subset
 
 STEP = 20
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -91,6 +92,28 @@ def test_a_component_that_is_made_on_some_rows_asks_by_its_own_numbers(rows, los
     np.testing.assert_allclose(part.of("loss"), others, **CLOSE)
 
 
+def test_scores_know_whether_their_rows_are_those_of_a_dataset():
+    first, second = TokenRows(4), TokenRows(3)
+    mixed = MixedSources({"a": first, "b": second})
+    scores = NamedScores(mixed, pad_collate)
+    kept = np.array([4, 6])
+    views = {
+        "all": (mixed, None),
+        "the second source": (second, np.arange(4, 7)),
+        "rows of the second source": (PlannedRows(second, kept - 4), kept),
+        "rows of rows": (Subset(PlannedRows(mixed, np.array([1, 6, 4])), [2, 1]), kept),
+        "the first source": (first, np.arange(4)),
+        "all in another order": (PlannedRows(mixed, np.arange(7)[::-1]), np.arange(7)[::-1]),
+    }
+    for name, (dataset, rows) in views.items():
+        part = scores if rows is None else scores.within(rows)
+        alike = {other for other, (their, _) in views.items() if part.are_of(their)}
+        assert alike == ({name} if name[:4] != "rows" else {"rows of the second source", "rows of rows"})
+        assert part.are_of(dataset)
+        assert not part.are_of(TokenRows(7))
+    assert scores.are_of(PlannedRows(mixed, np.arange(7)))
+
+
 def test_lengths_are_made_once_per_run_and_cannot_be_written_to(rows):
     calls = []
     scores = made(rows, sources={"length": lambda _: calls.append(1) or np.arange(30.0)})
@@ -109,8 +132,7 @@ def test_lengths_are_made_once_per_run_and_cannot_be_written_to(rows):
 def seen_some(size=30):
     seen = SeenLosses(size)
     seen.note(torch.tensor([1, 2, 3]), torch.tensor([10.0, 20.0, 30.0]), 5)
-    seen.note(torch.tensor([3, 4]), torch.tensor([31.0, 40.0]), 19)
-    seen.gather()
+    seen.note(torch.tensor([3, 4]), torch.tensor([31.0, 40.0]), 19)  # gathered when the update begins
     return seen
 
 
@@ -198,6 +220,17 @@ def test_a_name_that_nobody_provides_is_refused_and_one_of_ones_own_is_given(row
         scores.of("broken")
 
 
+def test_what_cannot_be_read_is_refused_before_training(rows):
+    scores = NamedScores(rows, pad_collate)  # before any update
+    scores.prepare("loss", "length")
+    with pytest.raises(ConfigError, match="no such file"):
+        scores.prepare("file:/nowhere.npy")
+    with pytest.raises(ConfigError, match="no column 'x'"):
+        scores.prepare("column:x")
+    with pytest.raises(ComponentError, match="keeps no losses"):
+        scores.prepare("seen:5")
+
+
 def test_a_context_is_made_as_before_and_has_no_scores():
     assert UpdateContext(0, 1, 3, 9, 1e-3, None).scores is None
 
@@ -242,6 +275,13 @@ def test_kept_columns_come_first_and_removed_ones_from_the_dataset_before():
     with pytest.raises(ConfigError, match="column:z: the train dataset has no column 'z' but input_ids, x"):
         kept.read("z")
     assert made(now, sources=fixed_sources(now, kept)).of("column:x").tolist() == [3, 4]
+
+
+def test_removed_columns_of_several_sources_are_read_from_all_of_them():
+    now = MixedSources({"a": hf(y=[1, 2]), "b": hf(y=[3])})
+    columns = ScoreColumns(now, before={"a": hf(x=[5, 6]), "b": hf(x=[7])})
+    assert columns.read("x").tolist() == [5, 6, 7]
+    assert columns.read("y").tolist() == [1, 2, 3]
 
 
 def test_a_column_of_rows_that_were_joined_or_dropped_since_is_refused():

@@ -13,6 +13,10 @@ leaves nothing of the window, it is moved back in front of the first negative D,
 are equally likely; a single update has x = 0. At the first update there is nothing to compare with, and rows are drawn
 at random. Losses before the warm-up are not at hand, because a selector sees the model at updates only: with
 ``warmup_step: 0`` the reference is the model that the run began with.
+
+With ``scores: seen`` no pass is made: l_i(now) is the loss that training saw last of the row, and l_i(reference) the
+first one that an update found (``warmup``) or the one before (``previous``). A row with fewer than two of them has no
+D; it weighs as much as one inside of the window, so that it is reached. See :mod:`dataflex_selectors.row_losses`.
 """
 
 from __future__ import annotations
@@ -24,7 +28,6 @@ import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.parameter_checks import between, count_or_null, flag, one_of, require, share
 from dataflex.core.registry import register_selector
-from dataflex.scoring import per_sample_losses
 from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
@@ -32,6 +35,7 @@ from numpy.typing import NDArray
 from dataflex_selectors.drawing import draw, logarithms
 from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
 from dataflex_selectors.ranking import places_between
+from dataflex_selectors.row_losses import SCORES, RowLosses, max_age_problem
 from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
@@ -91,6 +95,8 @@ class DeltaLossSelector(Selector):
         outside_weight: Chance of a row outside of the window compared with one inside; 0 for none.
         replacement: Whether a row may come more than once in a stretch.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        scores: fresh computes the losses of all rows at each update; seen takes those that training saw last.
+        max_age: With seen: losses of more optimizer steps ago are computed, and those never seen; 0 for no pass at all.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
@@ -109,6 +115,8 @@ class DeltaLossSelector(Selector):
         outside_weight: float = 0.025,
         replacement: bool = False,
         token_budget: int | None = None,
+        scores: str = "fresh",
+        max_age: int = 0,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         require(
@@ -118,13 +126,17 @@ class DeltaLossSelector(Selector):
             between("outside_weight", outside_weight, 0, 1),
             flag("replacement", replacement),
             count_or_null("token_budget", token_budget),
+            one_of("scores", scores, SCORES),
+            max_age_problem(scores, max_age),
         )
         self.reference = reference
         self.window = float(window)
         self.outside_weight = float(outside_weight)
         self.replacement = replacement
-        self.token_budget = token_budget
+        self._losses = RowLosses(self, scores, max_age, token_budget)
+        self.takes_seen = self._losses.are_seen
         self._before: NDArray[np.float32] | None = None  # the losses to compare with
+        self._last: NDArray[np.float32] | None = None  # of seen losses, those of the last update
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
@@ -135,22 +147,43 @@ class DeltaLossSelector(Selector):
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` of them; the scores are what their losses fell by.
 
-        At the first update they are 0. See the base class.
+        At the first update they are 0; of seen losses, NaN where a row has fewer than two. See the base class.
 
         Raises:
             ComponentError: Fewer rows can be drawn than were asked for.
         """
         context: UpdateContext = kwargs["context"]
-        losses_N = self._losses(model, step_id)
+        losses_N = self._losses.now(model, step_id, context.scores)
+        deltas_N, unseen_N = self._falls_of_seen(losses_N) if self._losses.are_seen else self._falls(losses_N)
+        outside = 1.0 if unseen_N is None else self.outside_weight
+        progress = context.update / max(1, context.updates - 1)
+        weight_N = window_weights(deltas_N, self.window, outside, progress)
+        usable = len(scored_places(deltas_N))
+        if unseen_N is not None:
+            weight_N[unseen_N] = 1.0
+            usable += int(unseen_N.sum())
+        self._require_enough(num_samples, int(np.count_nonzero(weight_N)), usable)
+        rows = draw(logarithms(weight_N), num_samples, self.replacement, self.generator(context.update))
+        return Selection(rows, deltas_N[rows])
+
+    def _falls(self, losses_N: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Returns D and which rows have none yet: (N,) each. At the first update D is 0, and the latter None."""
         first_time = self._before is None
         deltas_N = (losses_N if self._before is None else self._before) - losses_N
         self._before = self._reference(losses_N)
-        outside = 1.0 if first_time else self.outside_weight
-        progress = context.update / max(1, context.updates - 1)
-        weight_N = window_weights(deltas_N, self.window, outside, progress)
-        self._require_enough(num_samples, int(np.count_nonzero(weight_N)), len(scored_places(deltas_N)))
-        rows = draw(logarithms(weight_N), num_samples, self.replacement, self.generator(context.update))
-        return Selection(rows, deltas_N[rows])
+        return deltas_N, None if first_time else np.zeros(len(losses_N), dtype=np.bool_)
+
+    def _falls_of_seen(self, losses_N: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Returns D, NaN for rows with fewer than two seen losses, and which rows of those have labels: (N,) each."""
+        before_N = losses_N if self._before is None else self._before
+        last_N = losses_N if self._last is None else self._last
+        again_N = ~np.isnan(losses_N) & (losses_N != last_N)  # seen since the last update, or for the first time
+        if self.reference == "previous":
+            before_N = np.where(again_N, last_N, before_N)
+        self._before = np.where(np.isnan(before_N), losses_N, before_N)
+        self._last = np.where(again_N, losses_N, last_N)
+        deltas_N = np.where(self._before == self._last, np.nan, self._before - self._last).astype(np.float32)
+        return deltas_N, self._losses.unseen(deltas_N)
 
     def _reference(self, losses_N: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the losses to compare with from now on: a loss that is not finite never takes the place of one."""
@@ -160,16 +193,6 @@ class DeltaLossSelector(Selector):
         first, second = (losses_N, self._before) if self.reference == "previous" else (self._before, losses_N)
         return np.where(np.isfinite(first), first, second)
 
-    def _losses(self, model: torch.nn.Module, step_id: int) -> NDArray[np.float32]:
-        return per_sample_losses(
-            model,
-            self.dataset,
-            collator=self.data_collator,
-            accelerator=self.accelerator,
-            token_budget=self.token_budget,
-            desc=f"{self.name}: losses at step {step_id}",
-        )
-
     def _require_enough(self, count: int, found: int, usable: int) -> None:
         have, way_out = HAVE_LABELS, SHOW_LABELS
         if found < usable:
@@ -178,9 +201,14 @@ class DeltaLossSelector(Selector):
         require_enough(wanted, found, len(self.dataset), have, f"{way_out}, replacement: true")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the losses to compare with, once there are any."""
-        return {"before": self._before}
+        """Returns the losses to compare with, once there are any; of seen losses, the last ones too."""
+        return {"before": self._before} | ({"last": self._last} if self._losses.are_seen else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self._before = None if state["before"] is None else np.asarray(state["before"], dtype=np.float32)
+        self._before = _losses_of(state["before"])
+        self._last = _losses_of(state.get("last"))
+
+
+def _losses_of(kept: Any) -> NDArray[np.float32] | None:
+    return None if kept is None else np.asarray(kept, dtype=np.float32)

@@ -7,6 +7,9 @@ draw.
     low <= q1 < medium <= q2 < high                                   q1, q2: quantiles of the finite losses
     p_i proportional to w_i^(1 / temperature)                         w_i = focus_weight in the focused bucket, else 1
 
+With ``scores: seen`` l_i is the loss that training saw last, and no pass is made; a row that was never seen counts as
+one of the focus, so that it is reached. See :mod:`dataflex_selectors.row_losses`.
+
 Origin: the loss selector of OpenDCAI/DataFlex. Two choices here: rows outside of the focus keep a weight of 1, so
 that the model goes on seeing all of the data, and a row without labels has no loss and is never drawn. Losses say
 nothing about why a row is hard: where labels are wrong, ``focus: high``, the default there, finds the wrong ones and
@@ -19,18 +22,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import RunAhead
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count_or_null, flag, is_number, one_of, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
 from dataflex_selectors.drawing import draw
 from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.row_losses import SCORES, RowLosses, max_age_problem
 from dataflex_selectors.scored import scored_places
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def focus_log_weights(
     """Returns the logarithm of the weight of each row: (N,), -inf without a loss.
 
     Args:
-        losses_N: (N,) mean token losses; at least one is a number.
+        losses_N: (N,) mean token losses.
         focus: The bucket that counts more: ``low``, ``medium`` or ``high``.
         focus_weight: How many times as likely a row of that bucket is as another row, at temperature 1.
         quantiles: Where the buckets end. A quantile is a row's own loss (the smallest with at least that share of
@@ -54,6 +56,8 @@ def focus_log_weights(
             leave another one empty; with an empty focus all rows are equally likely.
     """
     scored = scored_places(losses_N)
+    if not len(scored):
+        return np.full(len(losses_N), -np.inf)
     ends = np.quantile(losses_N[scored], quantiles, method="inverted_cdf")
     bucket_M = np.searchsorted(ends, losses_N[scored], side="left")  # low <= q1 < medium <= q2 < high
     log_weight_N = np.full(len(losses_N), -np.inf)
@@ -74,6 +78,8 @@ class LossSelector(Selector):
         temperature: Below 1 sharpens the focus, above 1 softens it.
         replacement: Whether a row may come more than once in a stretch.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        scores: fresh computes the losses of all rows at each update; seen takes those that training saw last.
+        max_age: With seen: losses of more optimizer steps ago are computed, and those never seen; 0 for no pass at all.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
@@ -93,6 +99,8 @@ class LossSelector(Selector):
         temperature: float = 1.0,
         replacement: bool = False,
         token_budget: int | None = None,
+        scores: str = "fresh",
+        max_age: int = 0,
     ) -> None:
         super().__init__(dataset, accelerator, data_collator, cache_dir)
         require(
@@ -103,13 +111,16 @@ class LossSelector(Selector):
             positive("temperature", temperature),
             flag("replacement", replacement),
             count_or_null("token_budget", token_budget),
+            one_of("scores", scores, SCORES),
+            max_age_problem(scores, max_age),
         )
         self.focus = focus
         self.focus_weight = float(focus_weight)
         self.quantiles = (1 / 3, 2 / 3) if quantiles is None else (float(quantiles[0]), float(quantiles[1]))
         self.temperature = float(temperature)
         self.replacement = replacement
-        self.token_budget = token_budget
+        self._losses = RowLosses(self, scores, max_age, token_budget, keeps=True)
+        self.takes_seen = self._losses.are_seen
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
@@ -118,37 +129,32 @@ class LossSelector(Selector):
         try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
-        """Scores all rows and draws ``num_samples`` of them; the scores are their losses. See the base class.
+        """Scores all rows and draws ``num_samples`` of them; the scores are their losses, NaN where never seen.
+
+        See the base class.
 
         Raises:
             ComponentError: Fewer rows have a loss than were asked for.
         """
-        losses_N = self.scores(model, step_id)
-        found = len(scored_places(losses_N))
+        context: UpdateContext = kwargs["context"]
+        if self._losses.are_seen:
+            losses_N = self._losses.now(model, step_id, context.scores)
+            unseen_N = self._losses.unseen(losses_N)
+        else:
+            losses_N = self.scores(model, step_id, context=context)
+            unseen_N = np.zeros(len(losses_N), dtype=np.bool_)
+        found = len(scored_places(losses_N)) + int(unseen_N.sum())
         wanted = 1 if self.replacement else num_samples
         require_enough(wanted, found, len(losses_N), way_out=f"{SHOW_LABELS}, replacement: true")
         log_weight_N = focus_log_weights(losses_N, self.focus, self.focus_weight, self.quantiles)
-        generator = self.generator(kwargs["context"].update)
-        rows = draw(log_weight_N, num_samples, self.replacement, generator, self.temperature)
+        log_weight_N[unseen_N] = max(0.0, np.log(self.focus_weight))
+        rows = draw(log_weight_N, num_samples, self.replacement, self.generator(context.update), self.temperature)
         return Selection(rows, losses_N[rows])
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
-        """Returns the loss of every row: (N,), NaN without a label. See the base class."""
-        return per_sample_losses(
-            model,
-            self.dataset,
-            collator=self.data_collator,
-            accelerator=self.accelerator,
-            token_budget=self.token_budget,
-            desc=f"{self.name}: losses at step {step_id}",
-            store=ScoreStore.of(
-                self.cache_dir, self.accelerator, lambda: self._fingerprint(model, step_id), self.cache_owner
-            ),
-        )
-
-    def _fingerprint(self, model: torch.nn.Module, step_id: int) -> str:
-        """Returns the key of a pass that was interrupted."""
-        return digest("losses", model_digest(model), dataset_digest(self.dataset), self.token_budget, step_id)
+        """Returns the loss of every row under the model now: (N,), NaN without a label. See the base class."""
+        context: UpdateContext | None = kwargs.get("context")
+        return self._losses.fresh(model, step_id, None if context is None else context.scores)
 
 
 def _two_shares_or_null(key: str, found: Any) -> Problem | None:

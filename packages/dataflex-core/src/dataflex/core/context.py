@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,12 @@ class RowScores(Protocol):
     The run has one, :class:`~dataflex.scoring.named_scores.NamedScores`. A selector is given one whose rows are those
     of its dataset. Every method is collective: each rank calls it with the same arguments and gets the same.
     """
+
+    def are_of(self, dataset: Any) -> bool:
+        """Returns whether the rows here are those of a dataset, one by one.
+
+        A component that somebody made on other rows than the run gave it cannot use their scores.
+        """
 
     def of(
         self,

@@ -25,9 +25,10 @@ from dataflex.rows.arrow import (
     whole,
 )
 from dataflex.rows.views import MixedSources, PlannedRows, fetch
-from dataflex.scoring.label_logits import IGNORED
 from dataflex.utils.progress import tracked
 
+IGNORED = -100
+"""The label of a token that nothing is learnt from."""
 _CHUNK = 1024  # rows read at a time
 Rows = NDArray[np.int64] | range
 

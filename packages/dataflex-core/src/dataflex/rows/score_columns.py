@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.rows.columns import column_chunks, number_column
-from dataflex.rows.views import fetch
+from dataflex.rows.views import MixedSources, fetch
 
 
 class ScoreColumns:
@@ -20,8 +20,8 @@ class ScoreColumns:
     Args:
         dataset: The train dataset as it is trained on, N rows.
         kept: Column -> (N,) numbers that were kept when its rows were made; None for none.
-        before: The train dataset that the user gave, where preparing it may have removed columns; None where it was
-            not prepared.
+        before: The train dataset that the user gave, or a mapping of several, where preparing it may have removed
+            columns; None where it was not prepared.
         joins: Whether preparing it put several rows into one.
     """
 
@@ -32,7 +32,8 @@ class ScoreColumns:
         before: Any = None,
         joins: bool = False,
     ) -> None:
-        self._dataset, self._kept, self._before, self._joins = dataset, kept or {}, before, joins
+        self._dataset, self._kept, self._joins = dataset, kept or {}, joins
+        self._before = MixedSources(before) if isinstance(before, Mapping) else before
 
     def read(self, column: str) -> NDArray[np.float64]:
         """Returns a column: (N,) float64, NaN for a row without a value. Makes no collective call.

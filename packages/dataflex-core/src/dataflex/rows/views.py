@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from dataflex.core.named_sources import NamedSources
 
@@ -95,3 +95,23 @@ class MixedSources(NamedSources, Dataset[Row]):
     def __iter__(self) -> Iterator[Row]:
         for source in self.sources:
             yield from source
+
+
+def rows_within(part: Any, whole: Any) -> NDArray[np.int64] | None:
+    """Returns which rows of a dataset another one has: (S,) row numbers of ``whole``; None where it is no part of it.
+
+    Args:
+        part: The dataset itself, a source of it, or a view (``PlannedRows``, ``Subset``) of one of these.
+        whole: A dataset with a length.
+    """
+    rows: NDArray[np.int64] | None = None
+    while isinstance(part, PlannedRows | Subset) and part is not whole:
+        own = part.rows if isinstance(part, PlannedRows) else np.asarray(part.indices, dtype=np.int64)
+        rows, part = own if rows is None else own[rows], part.dataset
+    firsts = {id(whole): 0}
+    if isinstance(whole, MixedSources):
+        firsts |= {id(source): int(first) for source, first in zip(whole.sources, whole.offsets[:-1], strict=True)}
+    first = firsts.get(id(part))
+    if first is None:
+        return None
+    return np.arange(first, first + len(part), dtype=np.int64) if rows is None else rows + first

@@ -21,9 +21,8 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from dataflex.core.errors import ComponentError
+from dataflex.rows.columns import IGNORED as IGNORED  # under this name too
 from dataflex.scoring.models import is_compiled, output_embeddings, pretrained_models, require_causal
-
-IGNORED = -100
 
 Forward = Callable[[Mapping[str, Any], torch.Tensor, torch.Size], torch.Tensor]
 """``forward(inputs, positions_M, (B, T)) -> logits_MV``."""

@@ -18,21 +18,22 @@ that are asked for.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataflex.core.agreement import on_every_rank, require_agreement
 from dataflex.core.context import SEEN_ONLY, PassOptions
-from dataflex.core.errors import CheckpointError, ComponentError, blaming, listed, nearest
+from dataflex.core.errors import ComponentError, listed, nearest
 from dataflex.core.score_names import LOSS, SEEN, ScoreName
-from dataflex.run.row_file import values_digest
+from dataflex.rows.views import rows_within
+from dataflex.scoring.fixed_scores import FixedScores
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.row_pass import Collator
-from dataflex.scoring.score_sources import FixedScores, fixed_sources, loss_store
+from dataflex.scoring.score_sources import ScoreSource, fixed_sources, loss_store
 from dataflex.scoring.seen_losses import SeenLosses
 
 if TYPE_CHECKING:
@@ -49,14 +50,6 @@ class _Update:
     step: int = 0
     done: NDArray[np.bool_] | None = None  # (N,)
     losses: NDArray[np.float32] | None = None  # (N,)
-
-
-@dataclass
-class _Fixed:
-    """Scores that never change: those made so far, and the digests of a checkpoint's."""
-
-    values: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    expected: dict[str, str] = field(default_factory=dict)
 
 
 class NamedScores:
@@ -78,25 +71,27 @@ class NamedScores:
         accelerator: Accelerator | None = None,
         *,
         seen: SeenLosses | None = None,
-        sources: dict[str, FixedScores] | None = None,
+        sources: Mapping[str, ScoreSource] | None = None,
     ) -> None:
         self._dataset, self._collator, self._accelerator = dataset, collator, accelerator
         self._seen = seen
-        self._sources = dict(fixed_sources(dataset) if sources is None else sources)
-        self._update, self._fixed = _Update(), _Fixed()
+        self._fixed = FixedScores(len(dataset), fixed_sources(dataset) if sources is None else sources, accelerator)
+        self._update = _Update()
         self._rows: NDArray[np.int64] | None = None  # the rows of the dataset that are rows here
 
-    def provide(self, kind: str, source: FixedScores) -> None:
+    def provide(self, kind: str, source: ScoreSource) -> None:
         """Adds scores that never change under a name of one's own, ``KIND`` or ``KIND:ARGUMENT``.
 
         Args:
             kind: What stands in front of the colon.
             source: ``source(argument)`` returns the score of every row: (N,) float64, NaN for none.
         """
-        self._sources[kind] = source
+        self._fixed.sources[kind] = source
 
     def begin_update(self, model: torch.nn.Module, step: int) -> None:
-        """Forgets what was computed at the update before. Called at each update, before any component is asked.
+        """Forgets what was computed at the update before, and gathers what training has seen since.
+
+        Called at each update, before any component is asked. Collective.
 
         Args:
             model: The model that scores, as a selector gets it.
@@ -104,12 +99,23 @@ class NamedScores:
         """
         self._update.model, self._update.step = model, step
         self._update.done = self._update.losses = None
+        if self._seen is not None:
+            self._seen.gather(self._accelerator)
 
     def within(self, rows_S: NDArray[np.int64]) -> NamedScores:
         """Returns these scores for a component that is made on some rows: its row ``i`` is ``rows_S[i]`` here."""
         part = copy.copy(self)  # what is computed is shared
         part._rows = self._numbers(np.asarray(rows_S, dtype=np.int64))
         return part
+
+    def are_of(self, dataset: Any) -> bool:
+        """Returns whether the rows here are those of a dataset, one by one: the train dataset, a source, a view."""
+        if self._rows is None and dataset is self._dataset:
+            return True
+        rows = rows_within(dataset, self._dataset)
+        if rows is None or len(rows) != (len(self._dataset) if self._rows is None else len(self._rows)):
+            return False
+        return bool(np.array_equal(rows, np.arange(len(rows)) if self._rows is None else self._rows))
 
     def of(
         self,
@@ -142,7 +148,7 @@ class NamedScores:
             return self._losses(rows_S, age, how or PassOptions())
         if name == LOSS:
             return self._losses(rows_S, max_age, how or PassOptions())
-        values_N = self._fixed_scores(name, asked)
+        values_N = self._of_all(name)
         return values_N if rows_S is None else values_N[rows_S]
 
     def ages(self, rows_S: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
@@ -155,10 +161,18 @@ class NamedScores:
         steps = self._kept().steps if rows_S is None else self._kept().steps[rows_S]
         return np.where(steps < 0, -1, self._update.step - steps.astype(np.int64))
 
+    def prepare(self, *names: str) -> None:
+        """Makes scores that never change, so that what cannot be read is refused before training; see :meth:`of`."""
+        for name in names:
+            asked = ScoreName.of(name)
+            if asked.kind == SEEN:
+                self._kept()
+            elif name != LOSS:
+                self._of_all(name)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns digests of the columns and files that were read: a resumed run must read the same."""
-        made = {name: values_digest(values_N) for name, values_N in self._fixed.values.items()}
-        return {"fixed": self._fixed.expected | made}
+        return {"fixed": self._fixed.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned. What was read already is compared at once.
@@ -166,9 +180,7 @@ class NamedScores:
         Raises:
             CheckpointError: It holds other numbers.
         """
-        self._fixed.expected = dict(state["fixed"])
-        for name, values_N in self._fixed.values.items():
-            self._require_same(name, values_N)
+        self._fixed.load_state_dict(state["fixed"])
 
     def _numbers(self, rows_S: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
         """Returns the rows of the whole train dataset that are meant; None for all of it."""
@@ -225,38 +237,14 @@ class NamedScores:
             store=loss_store(model, self._dataset, self._accelerator, missing, step, how),
         )
 
-    def _fixed_scores(self, name: str, asked: ScoreName) -> NDArray[np.float64]:
-        """Returns scores of all rows that never change: (N,), not to be written to."""
-        if name not in self._fixed.values:
-            if asked.kind not in self._sources:
-                allowed = [LOSS, SEEN, *self._sources]
-                way_out = nearest(asked.kind, allowed) or "use one of these"
-                raise ComponentError(f"there are no scores {name!r}, only {listed(allowed)} -> {way_out}")
-            made: list[NDArray[np.float64]] = []
-
-            def make() -> None:
-                with blaming(f"scores '{name}'"):
-                    values_N = np.asarray(self._sources[asked.kind](asked.argument), dtype=np.float64)
-                    if values_N.shape != (len(self._dataset),):
-                        what = f"{values_N.shape} numbers for {len(self._dataset)} rows"
-                        raise ComponentError(f"it gave {what} -> give one for each row of the train dataset")
-                    self._require_same(name, values_N)
-                made.append(values_N)
-
-            on_every_rank(self._accelerator, make)
-            if self._accelerator is not None:
-                require_agreement(values_digest(made[0]), self._accelerator, f"scores '{name}'")
-            made[0].setflags(write=False)
-            self._fixed.values[name] = made[0]
-        return self._fixed.values[name]
-
-    def _require_same(self, name: str, values_N: NDArray[np.float64]) -> None:
-        expected = self._fixed.expected.get(name)
-        if expected is not None and expected != values_digest(values_N):
-            raise CheckpointError(
-                f"the scores '{name}' are other numbers than when the checkpoint was written -> put back the data or "
-                "the file that they come from, or begin a run of its own in another output_dir"
-            )
+    def _of_all(self, name: str) -> NDArray[np.float64]:
+        """Returns scores that never change, of all rows: (N,), not to be written to."""
+        kind = ScoreName.of(name).kind
+        if kind not in self._fixed.sources:
+            allowed = [LOSS, SEEN, *self._fixed.sources]
+            way_out = nearest(kind, allowed) or "use one of these"
+            raise ComponentError(f"there are no scores {name!r}, only {listed(allowed)} -> {way_out}")
+        return self._fixed.of(name)
 
 
 def _marked(rows_S: NDArray[np.int64], size: int) -> NDArray[np.bool_]:

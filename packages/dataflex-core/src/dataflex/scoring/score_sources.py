@@ -23,11 +23,11 @@ from dataflex.scoring.store import ScoreStore
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FixedScores = Callable[[str], NDArray[np.float64]]
+ScoreSource = Callable[[str], NDArray[np.float64]]
 """``source(argument)`` returns the score of every row: (N,), NaN for a row without one. Makes no collective call."""
 
 
-def fixed_sources(dataset: Any, columns: ScoreColumns | None = None) -> dict[str, FixedScores]:
+def fixed_sources(dataset: Any, columns: ScoreColumns | None = None) -> dict[str, ScoreSource]:
     """Returns the sources by their kind: ``length``, ``column`` and ``file``.
 
     Args:

@@ -77,6 +77,7 @@ LLAMAFACTORY: dict[str, tuple[str, ...]] = {
     "llamafactory.hparams.parser": ("get_last_checkpoint",),
     "llamafactory.model.loader": ("apply_liger_kernel",),
     "llamafactory.data.loader": (
+        "_get_dataset_processor",
         "_get_merged_dataset",
         "_get_preprocessed_dataset",
         "_load_single_dataset",

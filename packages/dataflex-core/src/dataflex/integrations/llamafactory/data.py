@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataflex.config.spec import RunSpec
+from dataflex.integrations.llamafactory.columns import KeptColumns, wanted_columns
 from dataflex.integrations.llamafactory.reading import named
 from dataflex.integrations.llamafactory.sources import Loading, knows_sources, load_held_out, load_sources
 from dataflex.integrations.llamafactory.streams import in_one_piece
@@ -23,6 +24,8 @@ from dataflex.utils.progress import Progress, without_bars
 def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
     """Loads the data as LLaMA-Factory does, per source for a mixture, and refuses what cannot be planned.
 
+    Columns of the raw data that rows are scored by are kept as ``score_columns``.
+
     What a component aims at is loaded a second time where ``predict_with_generate`` gives it another form.
 
     The workflows call it before they load the model.
@@ -38,10 +41,11 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         if mixes:
             require_observable(spec)
         by_source = knows_sources(spec, data_args)
+        kept = KeptColumns(wanted_columns(spec))
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
         def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
-            return functools.partial(original, template, model_args, training_args=args, **kwargs)
+            return functools.partial(kept.loading(original), template, model_args, training_args=args, **kwargs)
 
         def loaded(args: Any, data_args: Any) -> dict[str, Any]:
             if by_source and data_args.dataset is not None:
@@ -50,7 +54,11 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
 
         what = Progress("reading and tokenising the data", bar=None)
         with named(data_args), without_bars(bool(training_args.disable_tqdm)), what:
-            module = loaded(args, data_args)
+            with kept.keeping(data_args):
+                module = loaded(args, data_args)
+            columns = kept.of(module.get("train_dataset"))
+            if columns:
+                module["score_columns"] = columns
             if mixes and spec.arguments.mixer_eval_dataset:
                 module["mixer_eval_dataset"] = load_held_out(
                     data_args, spec.arguments.mixer_eval_dataset, loading(args)
