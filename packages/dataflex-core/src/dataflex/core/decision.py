@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
 
+_PIECE = 1 << 20  # positions looked at once: an index of another width than NumPy's own is copied first
+
 
 def checked_rows(answer: Any, *, count: int, size: int, replacement: bool, who: str) -> NDArray[np.int64]:
     """Returns the answer of a selector as (count,) int64 row numbers.
@@ -76,6 +78,44 @@ def checked_scores(scores: Any, *, count: int, who: str, never: bool = False) ->
             f"expected {allowed}"
         )
     return values
+
+
+def checked_permutation(answer: Any, size: int, who: str) -> NDArray[np.int64]:
+    """Returns the answer of an order as (S,) int64 positions, each of 0 to S - 1 once.
+
+    Besides the answer as int64 it takes a byte a row.
+
+    Args:
+        answer: What ``arrange`` returned.
+        size: Number of rows that were to be arranged, S.
+        who: The component, the update and the step, for the message.
+
+    Raises:
+        ComponentError: Not integers, too few or too many, outside of the rows, or some of them more than once.
+    """
+    expected = f"expected each of 0 to {size - 1} once" if size else "expected nothing, as there are no rows"
+    order = np.asarray(answer)
+    if order.ndim != 1 or not (order.size == 0 or np.issubdtype(order.dtype, np.integer)):
+        raise ComponentError(
+            f"{who} returned {type(answer).__name__} of shape {order.shape} and type {order.dtype}; expected a flat "
+            f"sequence of {size} integer positions"
+        )
+    if len(order) != size:
+        raise ComponentError(f"{who} returned {len(order)} positions for {size} rows; {expected}")
+    seen = np.zeros(size, dtype=np.bool_)
+    for start in range(0, size, _PIECE):
+        piece = order[start : start + _PIECE]
+        outside = piece[(piece < 0) | (piece >= size)]
+        if outside.size:
+            raise ComponentError(f"{who} returned the position {outside[0]}; {expected}")
+        seen[piece] = True
+    missing = size - int(np.count_nonzero(seen))
+    if missing:
+        raise ComponentError(
+            f"{who} left out {missing} of {size} rows, the first is {int(np.argmin(seen))}, and repeated others; "
+            f"{expected}"
+        )
+    return order.astype(np.int64, copy=False)
 
 
 def checked_proportions(answer: Any, *, names: Sequence[str], who: str) -> NDArray[np.float64]:
