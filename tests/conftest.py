@@ -47,12 +47,14 @@ FAST = frozenset(
         "docs",
         "log_lines",
         "order",
+        "orders",
         "packages",
         "parameter_checks",
         "plugins",
         "registry",
         "root",
         "schedule",
+        "stable_sort",
         "torchrun",
     }
 )

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 import trl
 from dataflex import dynamic
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.run.record import read_trace
 from dataflex.testing import tiny_model
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
+from dataflex.train.trainer import BY_TRAIN_TYPE
 from dataflex.train.trainer.loop_scale import counts_first
 from dataflex.train.trainer.upstream import fused_head
 from dataflex.train.weighter.base_weighter import Weighter
@@ -34,6 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # peft asks for it
     pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated"),
 ]
+TRAINED = [kind for kind in KINDS if kind.train_type in BY_TRAIN_TYPE]  # those that a trainer of their own runs
 FUSED = bool(fused_head.fused_output())
 STEPS = {"warmup_step": 1, "update_step": 1, "update_times": 2}
 OPEN = {"max_steps": -1}
@@ -339,9 +341,9 @@ def labels_of(trainer, number):
     return int((trainer.data_collator([{key: row[key] for key in keys}])["labels"][0, 1:] != -100).sum())
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", TRAINED, ids=lambda kind: kind.name)
 def test_a_run_that_was_stopped_ends_as_the_one_that_was_not(tmp_path, kind):
-    name = {SELECTOR: "loss", MIXER: "odm", WEIGHTER: "loss"}[kind]
+    name = {SELECTOR: "loss", MIXER: "odm", ORDER: "shuffle", WEIGHTER: "loss"}[kind]
     train = {"a": rows("text"), "b": rows("text", 15, "owl")} if kind is MIXER else rows("text", 16)
     cls = dynamic(trl.SFTTrainer, **{kind.name: name}, **(STEPS if kind is not WEIGHTER else {"train_step": 3}))
     saving = OPEN | {"save_strategy": "steps", "save_steps": 1}

@@ -14,14 +14,14 @@ import trl
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import KINDS as EVERY_KIND
-from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
 from dataflex.run.record import read_trace
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.train.trainer import BY_TRAIN_TYPE, MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.trainer.upstream.relied_on import TRAINING
 from trl.trainer import sft_trainer
 
+EVERY_KIND = [kind for kind in KINDS if kind.train_type in BY_TRAIN_TYPE]  # those that a trainer of their own runs
 WORDS = ["red", "green", "blue", "seven", "eight", "nine"]
 
 
@@ -289,7 +289,7 @@ BAD = [
 @pytest.mark.parametrize(("keys", "message"), BAD, ids=[next(iter(keys)) for keys, _ in BAD])
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.name)
 def test_a_run_built_by_hand_is_checked_as_the_command_line_checks_it(tmp_path, kind, keys, message):
-    name = {"selector": "random", "mixer": "random", "weighter": "loss"}[kind.name]
+    name = {"selector": "random", "mixer": "random", "order": "shuffle", "weighter": "loss"}[kind.name]
     right = {"train_type": kind.train_type, "component_name": name, "warmup_step": 1, "update_step": 1}
     with pytest.raises(ConfigError) as refused:
         by_hand(kind, RunSpec(DataflexArguments(**right | keys), ComponentSpec(kind, name, name)), tmp_path)
@@ -316,7 +316,7 @@ class Passing(transformers.Trainer):
 @pytest.mark.parametrize("base", [transformers.Trainer, Passing], ids=lambda base: base.__name__)
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.name)
 def test_arguments_without_their_names_are_seen(tmp_path, kind, base):
-    name = {"selector": "random", "mixer": "random", "weighter": "loss"}[kind.name]
+    name = {"selector": "random", "mixer": "random", "order": "shuffle", "weighter": "loss"}[kind.name]
     rows = {"a": TokenRows(16), "b": TokenRows(16, seed=1)} if kind is MIXER else TokenRows(16)
     arguments = tiny_training_args(tmp_path, max_steps=-1)
     cls = trainer_class(BY_TRAIN_TYPE[kind.train_type], base)

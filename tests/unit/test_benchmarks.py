@@ -19,7 +19,7 @@ MODULES = sorted(
     if "__main__" in (ROOT / "benchmarks" / f"{module.name}.py").read_text(encoding="utf-8")
 )
 VOCABULARY = 4096  # that of the benchmarks' tokenizer
-WITHOUT_MODEL = {"large_data", "mixture"}
+WITHOUT_MODEL = {"large_data", "mixture", "ordering"}
 
 
 class _AskedError(Exception):
@@ -87,6 +87,7 @@ def test_every_benchmark_that_has_a_model_says_where_it_computes(benchmark, monk
     [
         ("gradient_features", ["--rows", "2", "--quality"], "compares the order of rows"),
         ("large_data", ["--rows", "5000"], "needed: 10 times --batch 512"),
+        ("ordering", ["--only", "saw; swa"], "found 'swa', allowed: folding; length; "),
         ("weighter_steps", ["--rows", "33"], "allowed: at most 32"),
         ("mixture_quality", ["--only", "odn"], "found 'odn', allowed: uniform; by size; "),
         ("mixture_quality", ["--data", "web"], "found 'web', allowed: NAME=FILE"),
@@ -112,6 +113,16 @@ def test_a_handful_of_rows_is_measured(benchmark, monkeypatch, capsys, name, arg
     monkeypatch.setattr(module, "small_model", lambda device: tiny_model(VOCABULARY))
     module.main()
     assert "| run | median s |" in capsys.readouterr().out
+
+
+def test_a_handful_of_rows_is_arranged_by_every_order_and_less_is_padded(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ordering", "--rows", "9", "--repeats", "2"])
+    module = benchmark("ordering")
+    monkeypatch.setattr(module, "PADDED_ROWS", 5000)
+    module.main()
+    said = capsys.readouterr().out
+    assert all(f"| {name} | " in said for name in module.WALKED)
+    assert "| 8 | 2." in said
 
 
 @pytest.mark.parametrize("asked_for", [10, 19])

@@ -15,9 +15,9 @@ from dataflex.core.catalog import ComponentInfo, lookup
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import ComponentConflictError, ConfigError, InvalidConfigError, UnknownComponentError
 from dataflex.core.injected import INJECTED
-from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER
 
-OURS = {kind: f"dataflex_{kind.section}" for kind in KINDS}
+OURS = {kind: f"dataflex_{kind.section}" for kind in KINDS} | {ORDER: "dataflex_selectors"}
 
 
 def write(path, text):
@@ -35,7 +35,7 @@ def real_parameters(point):
 def test_the_packaged_file_holds_every_component_with_exactly_its_parameters_and_defaults(kind):
     folder = Path(importlib.util.find_spec(OURS[kind]).submodule_search_locations[0])
     entries = read_components(folder / components_file.FILE_NAME)
-    assert list(entries) == [kind.section]
+    assert set(entries) == {each.section for each in KINDS if OURS[each] == OURS[kind]}
     points = {p.name: p for p in registry.provided(kind) if p.module.startswith(OURS[kind] + ".")}
     assert points
     assert {entry.name for entry in entries[kind.section].values()} == set(points)
@@ -104,7 +104,7 @@ def test_a_plain_value_that_dataflex_gives_may_be_overridden(tmp_path):
     [
         (
             "selector: {}",
-            ["selector: no such section; allowed: mixers, selectors, weighters", "did you mean 'selectors'?"],
+            ["selector: no such section; allowed: mixers, orders, selectors, weighters", "did you mean 'selectors'?"],
         ),
         ("mixers: [random]", ["mixers: found ['random'] where a mapping of entries is expected", "write 'preset:"]),
         ("mixers: {random: 3}", ["mixers.random: found 3 where a mapping is expected", "write name: and params:"]),

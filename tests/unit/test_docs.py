@@ -33,6 +33,7 @@ OFFICIAL = json.loads(files("dataflex.core").joinpath("official.json").read_text
 CORE = ROOT / "packages" / "dataflex-core" / "src" / "dataflex"
 WORDS = {"column", "custom", "dataset", "less", "loss", "near", "nice", "random", "schedule", "scores", "static"}
 WORDS |= {"adapt", "balancer", "focal", "temperature", "trim"}  # names that are words of the language too
+WORDS |= {"folding", "length", "pacing", "saw", "segment", "shuffle", "sorting", "stair"}
 NAMES = {name for table in OFFICIAL.values() for names in table.values() for name in names}
 UNMISTAKABLE = re.compile(
     rf"\b({'|'.join(sorted(NAMES - WORDS))})\b|such as (?:loss|random|less|near)\b", re.IGNORECASE

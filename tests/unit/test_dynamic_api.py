@@ -20,7 +20,8 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.check import check
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError
-from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER
+from dataflex.interfaces.order import Order
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
@@ -30,7 +31,8 @@ from dataflex_selectors.loss import LossSelector
 from transformers import Trainer
 
 STEPS = {"warmup_step": 1, "update_step": 1, "update_times": 2}
-NAMES = {SELECTOR: "random", MIXER: "random", WEIGHTER: "loss"}
+NAMES = {SELECTOR: "random", MIXER: "random", ORDER: "shuffle", WEIGHTER: "loss"}
+TRAINED = [kind for kind in KINDS if kind.train_type in BY_TRAIN_TYPE]  # those that a trainer of their own runs
 
 
 class Every(Selector):
@@ -53,6 +55,13 @@ class Even(Mixer):
         return np.full(len(self.mixture_manager.names), 1 / len(self.mixture_manager.names))
 
 
+class Reverse(Order):
+    draws = False
+
+    def arrange(self, scores, *, context):
+        return np.arange(len(scores))[::-1]
+
+
 class Uniform(Weighter):
     draws = False
 
@@ -60,7 +69,7 @@ class Uniform(Weighter):
         return losses.mean()
 
 
-OWN_CLASSES = {SELECTOR: Every, MIXER: Even, WEIGHTER: Uniform}
+OWN_CLASSES = {SELECTOR: Every, MIXER: Even, ORDER: Reverse, WEIGHTER: Uniform}
 
 
 def steps(kind):
@@ -108,7 +117,7 @@ def test_every_key_reaches_the_run_or_is_refused_in_the_words_of_validate(key):
     assert f"  - {key}: found <object" in refused or "params" in refused or "component" in refused
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", TRAINED, ids=lambda kind: kind.name)
 def test_a_run_of_each_kind_trains_and_is_the_run_of_its_keys(tmp_path, kind):
     by_axis = dynamic(Trainer, **{kind.name: NAMES[kind]}, **steps(kind))
     by_keys = dynamic(Trainer, train_type=kind.train_type, component_name=NAMES[kind], **steps(kind))
@@ -125,7 +134,7 @@ def test_a_static_mixture_needs_no_mixer(tmp_path):
     assert trained(cls, tmp_path).mixture_manager.proportions.tolist() == [0.25, 0.75]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", TRAINED, ids=lambda kind: kind.name)
 def test_a_class_is_taken_as_it_is_and_twice(tmp_path, kind):
     cls = OWN_CLASSES[kind]
     made = [dynamic(Trainer, **{kind.name: cls}, **steps(kind)) for _ in range(2)]
@@ -216,8 +225,8 @@ def test_the_words_are_those_of_validate(tmp_path, keys, keywords):
 WRONG = [
     ({"selektor": "less"}, "selektor: dynamic has no such keyword -> did you mean 'selector'?"),
     ({"selector": "less", "mixer": "odm"}, "selector and mixer: are given together; a run has one of them so far -> "),
-    ({}, "selector | mixer | weighter: nothing is dynamic"),
-    ({"train_type": "static"}, "selector | mixer | weighter: nothing is dynamic"),
+    ({}, "selector | mixer | order | weighter: nothing is dynamic"),
+    ({"train_type": "static"}, "selector | mixer | order | weighter: nothing is dynamic"),
     ({"selector": "random", "learning_rate": 1}, "learning_rate: is one of the training arguments -> give it in args"),
     ({"selector": "random", "warmup_steps": 1}, "TrainingArguments(warmup_steps=...), or: did you mean 'warmup_step'?"),
     ({"selector": "random", "eval_dataset": []}, "-> give it to the class: dynamic(Trainer, ...)(eval_dataset=...)"),
@@ -302,7 +311,7 @@ def test_keys_without_effect_are_said_as_validate_says_them(caplog):
     assert "mixture_unit: no effect with train_type: dynamic_select" in caplog.text
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", TRAINED, ids=lambda kind: kind.name)
 def test_the_class_shows_the_call_and_is_pickled(kind):
     cls = dynamic(Trainer, **{kind.name: OWN_CLASSES[kind]}, **steps(kind))
     again = pickle.loads(pickle.dumps(cls))

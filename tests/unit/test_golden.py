@@ -1,6 +1,6 @@
 """Numbers of the authors' programs that components without a test module of their own kind meet.
 
-Those of odm and dynamic_moe are compared in their own modules.
+Those of odm, dynamic_moe and the orders are compared in their own modules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataflex_weighters.loss import UTILITIES, sample_weights
 from golden_numbers import FOLDER, golden_cases
 
 SORTED = [case for case in golden_cases("ordering") if case["pattern"] == "sorting"]
-PATTERNS = {"sorting", "folding", "zigzag", "stair", "saw"}
 
 
 def test_every_file_of_numbers_is_compared_somewhere():
@@ -41,8 +40,3 @@ def test_rows_by_their_scores_are_sorted_as_published_ties_by_their_row(case):
     scores = np.array(case["scores"]) * (-1 if case["params"]["ascending"] else 1)
     found = pick(scores[:, None], len(scores), "topk", 1.0, np.random.default_rng(0))
     assert found.tolist() == case["order"]
-
-
-def test_the_patterns_of_ordering_are_those_that_an_order_has_yet_to_meet():
-    """The others come with the orders: folding, zigzag, stair and saw."""
-    assert {case["pattern"] for case in golden_cases("ordering")} == PATTERNS

@@ -53,6 +53,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "mixer-dynamic_moe": {"eta": 10.0, "smoothing": 0.05, "distance": "l2", "layers": "last", "freeze_gate": True},
     "mixer-doremi": {"eta": 1.0, "smoothing": 0.0001, "excess_smoothing": 0.0},
+    "order-sorting": {"window": 0, "ascending": True},
+    "order-folding": {"layers": 5, "window": 0, "ascending": True},
+    "order-zigzag": {"layers": 5, "window": 0, "ascending": True},
+    "order-segment": {"front": 0.1, "back": 0.1, "ends": "opposite", "ascending": True},
+    "order-stair": {"sections": 2, "ratio": 0.225, "layers": 3, "window": 0, "ascending": True},
+    "order-saw": {"sections": 3, "ratio": 0.075, "layers": 2, "window": 0, "ascending": True},
+    "order-pacing": {"competence": "sqrt", "start": 0.01},
     "weighter-loss": {"strategy": "linupper", "delta": 1.0, "temperature": 1.0},
     "weighter-focal": {"gamma": 2.0},
     "weighter-adapt": {"temperature": 1.0},
@@ -61,7 +68,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """What the authors' program, or the strategy that ours is named after, has."""
 
 WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
-WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim"}
+WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
 

@@ -16,7 +16,7 @@ from dataflex.core.errors import (
     UnknownComponentError,
     WrongBaseClassError,
 )
-from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
 from dataflex.train.selector.base_selector import Selector
 
 GOOD = """
@@ -119,9 +119,10 @@ def test_one_name_may_be_used_by_each_kind(installed):
     classes = [
         registry.register_selector("same")(type("S", (), {})),
         registry.register_mixer("same")(type("M", (), {})),
+        registry.register_order("same")(type("O", (), {})),
         registry.register_weighter("same")(type("W", (), {})),
     ]
-    assert [dict(registry.registered(kind))["same"] for kind in (SELECTOR, MIXER, WEIGHTER)] == classes
+    assert [dict(registry.registered(kind))["same"] for kind in KINDS] == classes
 
 
 @pytest.mark.parametrize("value", ["fake_good:Stranger", "fake_good:number"])

@@ -158,7 +158,7 @@ def test_every_selector_scores_as_if_they_had_never_been_apart(name, sets, rows,
 
 def test_every_weighter_and_mixer_with_a_target_is_known_here():
     found = {kind.name: asking_for(kind, "eval_dataset", "mixer_eval_dataset") for kind in KINDS}
-    assert found == {"selector": TO_TARGET, "mixer": ["dynamic_moe"], "weighter": ["adapt"]}
+    assert found == {"selector": TO_TARGET, "mixer": ["dynamic_moe"], "order": [], "weighter": ["adapt"]}
 
 
 @pytest.mark.parametrize("name", asking_for(WEIGHTER, "eval_dataset"))

@@ -25,6 +25,7 @@ class Keywords(TypedDict, total=False):
 
     selector: Chosen
     mixer: Chosen
+    order: Chosen
     weighter: Chosen
     params: Mapping[str, Any] | None
     train_type: str

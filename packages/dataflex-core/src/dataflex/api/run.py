@@ -111,7 +111,7 @@ def _without_axis(said: _Said, given: Mapping[str, Any]) -> _Said:
     train_type = said.ours.get("train_type")
     misspelt = any(nearest(key, AXES) for key in given)
     if train_type in (None, "static") and not misspelt:
-        what = "nothing is dynamic: no selector, mixer or weighter is given"
+        what = "nothing is dynamic: no selector, mixer, order or weighter is given"
         said.problems.append(Problem(" | ".join(AXES), what, "name one, as in selector='NAME', or use the trainer"))
         said.ours.pop("train_type", None)
     return _with_params(said, given, None)

@@ -18,7 +18,7 @@ from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.core.kinds import KINDS, Kind
 
 SUMMARY = "list the installed components with their parameters"
-USAGE = "dataflex-cli list [--kind selector|mixer|weighter] [--json]"
+USAGE = f"dataflex-cli list [--kind {'|'.join(kind.name for kind in KINDS)}] [--json]"
 
 
 def run(argv: Sequence[str]) -> int:

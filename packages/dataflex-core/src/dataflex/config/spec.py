@@ -16,7 +16,7 @@ class ComponentSpec:
     """A component as it was asked for.
 
     Attributes:
-        kind: Selector, mixer or weighter.
+        kind: Selector, mixer, order or weighter.
         preset: The entry of ``components.yaml`` (the ``component_name`` of the run).
         name: The component behind it.
         params: Constructor parameters: the package's defaults overridden by the user's file.

@@ -22,7 +22,7 @@ class ComponentInfo:
     """A component as ``dataflex-cli list`` shows it.
 
     Attributes:
-        kind: Selector, mixer or weighter.
+        kind: Selector, mixer, order or weighter.
         name: What ``component_name`` finds it by.
         package: The distribution, or the file that registered it.
         version: Of the distribution; empty for a file.

@@ -23,7 +23,7 @@ def seeded(*key: object) -> int:
 
 
 class Component:
-    """Base of selectors, mixers and weighters.
+    """Base of selectors, mixers, orders and weighters.
 
     Attributes:
         draws: Whether it draws from :meth:`generator` or by :attr:`seed`. A class that draws nothing says False, and a

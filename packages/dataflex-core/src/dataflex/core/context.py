@@ -26,7 +26,7 @@ class RunAhead:
 
 @dataclass(frozen=True)
 class UpdateContext:
-    """The state of the run at an update. Passed to ``select`` and ``mix`` as the keyword ``context``.
+    """The state of the run at an update. Passed to ``select``, ``mix`` and ``arrange`` as the keyword ``context``.
 
     Attributes:
         update: Number of this update, from 0.
@@ -35,6 +35,7 @@ class UpdateContext:
         total_steps: Global optimizer steps of the whole run.
         learning_rate: The rate that the last step used.
         optimizer: The training optimizer, for its moments. A component must not change it.
+        device_batch: Rows that a rank puts through the model at once in training; they are padded to one length.
     """
 
     update: int
@@ -43,3 +44,4 @@ class UpdateContext:
     total_steps: int
     learning_rate: float
     optimizer: torch.optim.Optimizer | None
+    device_batch: int = 1

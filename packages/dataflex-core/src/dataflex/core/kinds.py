@@ -1,4 +1,4 @@
-"""The three kinds of component. One row each; everything that differs between the kinds by name stands here."""
+"""The four kinds of component. One row each; everything that differs between the kinds by name stands here."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class Kind:
 
 SELECTOR = Kind("selector", "selectors", "dynamic_select", "dataflex.train.selector.base_selector:Selector")
 MIXER = Kind("mixer", "mixers", "dynamic_mix", "dataflex.train.mixer.base_mixer:Mixer")
+ORDER = Kind("order", "orders", "dynamic_reorder", "dataflex.interfaces.order:Order")
 WEIGHTER = Kind("weighter", "weighters", "dynamic_weight", "dataflex.train.weighter.base_weighter:Weighter")
 
-KINDS = (SELECTOR, MIXER, WEIGHTER)
+KINDS = (SELECTOR, MIXER, ORDER, WEIGHTER)
 BY_TRAIN_TYPE = {kind.train_type: kind for kind in KINDS}
 BY_SECTION = {kind.section: kind for kind in KINDS}
 

@@ -1,1 +1,1 @@
-"""The trainers, and the interfaces of the three kinds of component."""
+"""The trainers, and the interfaces of selectors, mixers and weighters."""

@@ -397,4 +397,12 @@ class DynamicTrainer(Base):
 
     def _dataflex_context(self, update: int, updates: int, total: int) -> UpdateContext:
         rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
-        return UpdateContext(update, updates, self.state.global_step, total, float(rate), self.optimizer)
+        return UpdateContext(
+            update,
+            updates,
+            self.state.global_step,
+            total,
+            float(rate),
+            self.optimizer,
+            self.args.train_batch_size,
+        )
