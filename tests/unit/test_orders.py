@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,6 +281,18 @@ def test_ends_of_a_segment_that_are_all_rows_as_decimals_are_not_refused():
     """0.7 + 0.2 + 0.1 is not 1 in floats."""
     assert made("segment", front=0.9, back=0.1)
     assert made("segment", front=0.71, back=0.29)
+
+
+def test_the_order_of_the_guide_to_plugins_does_what_it_says():
+    guide = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S) if "EndsFirst" in block]
+    names = {"__name__": "guide"}
+    exec(block, names)
+    scores = np.array([5.0, np.nan, 1.0, 4.0, 2.0, 3.0])
+    order = names["EndsFirst"]()
+    assert checked_permutation(order.arrange(scores, context=context()), 6, "o").tolist() == [2, 0, 4, 3, 5, 1]
+    for size in range(6):
+        checked_permutation(order.arrange(np.zeros(size), context=context()), size, "o")
 
 
 def test_an_order_of_a_third_party_needs_one_method():

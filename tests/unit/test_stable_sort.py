@@ -57,3 +57,10 @@ def test_positions_are_kept_in_32_bits_as_far_as_they_fit():
     assert stable_order(np.zeros(3)).dtype == stable_order(np.arange(3.0)).dtype == np.int32
     assert position_type(2**31) == np.int32
     assert position_type(2**31 + 1) == np.int64
+
+
+def test_scores_of_32_bits_and_either_sign_leave_room_for_a_position_among_100_million():
+    """One round of sorting is enough for them, and no more memory than a sort of integers takes."""
+    scores = np.random.default_rng(0).normal(size=9999).astype(np.float32).astype(np.float64)
+    scores[:4] = [np.inf, -np.inf, np.nan, 0.0]
+    assert 32 < stable_sort._Keys.of(scores, False).bits <= 64 - (10**8).bit_length()

@@ -1,13 +1,15 @@
 """Positions of many scores in the order of the scores, stable, in little memory.
 
 ``numpy.argsort`` of 100 million float64 scores, stable, takes 1.2 GB and several times as long as sorting as many plain
-integers does. So a score becomes an integer of the same order: the bits of an IEEE 754 number (all inverted where it
-is negative), less those of the lowest score, without the low bits that all scores have in common. Its position is
-written into the bits below: integers of 64 bits that are all different, so that any sort is a stable one. Scores with
-32 bits or fewer in them (losses, lengths) leave room for the position; others take two rounds, the low bits first, as a
-radix sort does. Rejected: sorting within buckets, which is more code and no faster.
+integers does. So a score becomes an integer of the same order: the bits of an IEEE 754 number without its sign, added
+to or taken from the middle, less those of the lowest score, without the low bits that are 0 in all of them. Its
+position is written into the bits below: integers of 64 bits that are all different, so that any sort is a stable one.
+Scores with 32 bits or fewer in them (losses, lengths) leave room for the position; others take two rounds, the low bits
+first, as a radix sort does. Rejected: sorting within buckets, which is more code and no faster.
 
-Memory above the scores: 8 bytes a row while sorting, 4 for the answer, 4 more in a second round.
+Memory above the scores: 8 bytes a row while sorting, 4 for the answer, 4 more in a second round. The speed is that of
+NumPy's vectorised sort of integers (AVX-512, or AVX2 and ARM from NumPy 2 on); without it two rounds take half as long
+again as argsort.
 """
 
 from __future__ import annotations
@@ -40,19 +42,20 @@ def stable_order(scores_N: NDArray[np.floating], descending: bool = False) -> ND
     size = len(scores_N)
     kind = position_type(size)
     keys = _Keys.of(scores_N, descending)
-    order_N: NDArray[np.signedinteger] = np.arange(size, dtype=kind)
     below = max(size - 1, 1).bit_length()  # bits of a position
     if keys.bits == 0:  # no rows, or all scores are equal
-        return order_N
+        return np.arange(size, dtype=kind)
     packed_N = np.empty(size, dtype=np.uint64)
+    order_N: NDArray[np.signedinteger] | None = None
     for shift in range(0, keys.bits, 64 - below):
         for piece in _pieces(size):
-            found = keys.at(scores_N[order_N[piece]] if shift else scores_N[piece])
+            found = keys.at(scores_N[piece] if order_N is None else scores_N[order_N[piece]])
             found >>= np.uint64(shift)
             found <<= np.uint64(below)  # what does not fit falls off: it is of the next round
             packed_N[piece] = found | np.arange(piece.start, piece.stop, dtype=np.uint64)
         packed_N.sort()
-        order_N = _positions(packed_N, np.uint64((1 << below) - 1), order_N if shift else None, kind)
+        order_N = _positions(packed_N, np.uint64((1 << below) - 1), order_N, kind)
+    assert order_N is not None  # there was a round
     return order_N
 
 
@@ -118,12 +121,11 @@ class _Keys:
 
 def _ordered_bits(scores: NDArray[np.floating]) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
     """Returns numbers that are ordered as the scores are, and where NaN stands, None where nowhere."""
-    values = np.asarray(scores, dtype=np.float64) + 0.0  # a copy, in which -0.0 is 0.0
+    values = np.ascontiguousarray(scores, dtype=np.float64)
     nan = np.isnan(values)
     bits = values.view(np.uint64)
-    negative = bits >= _SIGN
-    bits ^= np.where(negative, ~np.uint64(0), _SIGN)
-    return bits, nan if nan.any() else None
+    sizes = bits & ~_SIGN
+    return np.where(bits >= _SIGN, _SIGN - sizes, _SIGN + sizes), nan if nan.any() else None
 
 
 def _pieces(size: int) -> Iterator[slice]:
