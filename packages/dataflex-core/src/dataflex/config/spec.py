@@ -139,6 +139,18 @@ class RunSpec:
         return tuple(part for part in self.axes if part.component.kind is kind)
 
 
+def places(spec: RunSpec) -> tuple[str, ...]:
+    """Returns the key of each of ``spec.axes``: of a list of selectors ``selector[0]``; of a short form its kind."""
+    listed = isinstance(spec.arguments.selector, tuple)
+    found, selectors = [], 0
+    for part in spec.axes:
+        kind = part.component.kind
+        numbered = listed and kind is SELECTOR and bool(spec.parts)
+        found.append(f"{kind.name}[{selectors}]" if numbered else kind.name)
+        selectors += kind is SELECTOR
+    return tuple(found)
+
+
 def short_form(component: ComponentSpec | None, arguments: DataflexArguments) -> tuple[Part, ...]:
     """Returns the one axis of a run that is written with ``component_name``; a weighter's begins after the warm-up."""
     if component is None:

@@ -1,8 +1,9 @@
 """Where components come from: classes registered by a decorator, and classes that installed packages name.
 
 A package names its components in its metadata (entry-point groups ``dataflex.selectors``, ``dataflex.mixers``,
-``dataflex.weighters``); looking a name up imports just that one class, so a broken package hurts nobody who does not
-use it. A plain file named under ``plugins:`` in the YAML registers with the decorators of this module.
+``dataflex.orders``, ``dataflex.weighters``); looking a name up imports just that one class, so a broken package hurts
+nobody who does not use it. A plain file named under ``plugins:`` in the YAML registers with the decorators of this
+module.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataflex.core.errors import (
     nearest,
     not_exiting,
 )
-from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER, Kind
+from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 
 C = TypeVar("C", bound=type)
 
@@ -44,6 +45,11 @@ def register_selector(name: str) -> Callable[[C], C]:
 def register_mixer(name: str) -> Callable[[C], C]:
     """Class decorator that makes a :class:`~dataflex.interfaces.mixer.Mixer` known as ``name``."""
     return register(MIXER, name)
+
+
+def register_order(name: str) -> Callable[[C], C]:
+    """Class decorator that makes an :class:`~dataflex.interfaces.order.Order` known as ``name``."""
+    return register(ORDER, name)
 
 
 def register_weighter(name: str) -> Callable[[C], C]:

@@ -1,15 +1,30 @@
-"""The interface of an order: in which order are the rows of a stretch trained on?"""
+"""The interface of an order: in which order are the rows of the next stretch of training seen?
+
+An order is a class with one method:
+
+    import numpy as np
+    from dataflex.core.registry import register_order
+    from dataflex.interfaces.order import Order
+
+    @register_order("easy_first")
+    class EasyFirst(Order):
+        def arrange(self, scores, *, context):
+            return np.argsort(scores, kind="stable")
+
+It runs with ``train_type: dynamic_reorder``, ``component_name: easy_first``. Which rows are arranged, and where their
+scores come from, is the user's to say; an order knows rows by their place among the scores alone. Every rank calls it
+with the same scores and must return the same permutation: draw from :meth:`Order.generator`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from dataflex.core.component import Component
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from dataflex.core.context import UpdateContext
@@ -18,18 +33,19 @@ __all__ = ["Order"]
 
 
 class Order(Component, ABC):
-    """Puts rows in order by their scores.
+    """Arranges rows that have been chosen already; it adds none and leaves none out.
 
     Attributes:
-        needs_scores: Whether it looks at scores at all.
-        by: Where its scores come from where the run does not say; None for the selector's, or the loss.
-        over: What it arranges where the run does not say: ``run`` or ``stretch``; None leaves it to the run.
+        needs_scores: Whether it looks at scores. One that does not, such as a random order, is given zeros, and a
+            ``by`` for it is refused.
+        by: The scores that it always takes, whatever the user says, such as ``length``; None for the user's ``by``.
+        over: ``run`` where only arranging all rows that are left of the pass makes sense; None for the user's ``over``.
     """
 
     needs_scores: ClassVar[bool] = True
     by: ClassVar[str | None] = None
     over: ClassVar[str | None] = None
-    contract: ClassVar[str] = "it needs arrange(scores, *, context) -> permutation"
+    contract: ClassVar[str] = "it needs arrange(scores, *, context) -> a permutation of the rows"
 
     @classmethod
     def accepts(cls, component: type) -> bool:
@@ -37,14 +53,32 @@ class Order(Component, ABC):
         return issubclass(component, Order)
 
     @abstractmethod
-    def arrange(self, scores_S: NDArray[np.float64], *, context: UpdateContext) -> NDArray[np.int64]:
-        """Returns a permutation of the S rows.
+    def arrange(self, scores: NDArray[np.float64], *, context: UpdateContext) -> NDArray[np.integer]:
+        """Returns the order in which the rows are trained on: a permutation, first trained first.
+
+        Called on every rank with the same scores, between two optimizer steps. S may be 100 million, so work on whole
+        arrays; :func:`dataflex.core.stable_sort.stable_order` sorts them in little memory.
 
         Args:
-            scores_S: (S,) the score of each row, NaN where there is none.
-            context: The state of the run.
+            scores: (S,) scores of the rows that may be drawn. Infinities are numbers like others. NaN: the row has
+                none; such rows belong at the end, in the order in which they stand. It must not be changed.
+            context: The update. Random numbers come from ``self.generator(context.update)``.
+
+        Returns:
+            (S,) each of 0 to S - 1 once, as integers of any width; int32 holds them below 2**31 rows. What is anything
+            else stops the run.
         """
 
     def share(self, context: UpdateContext) -> float:
-        """Returns the share of the easiest rows that may be trained on, in (0, 1]."""
+        """Returns how many rows of the pass may be drawn in the stretch that begins now: those of the lowest scores.
+
+        Optional, for an order with ``over = "run"`` that holds rows back (a curriculum by competence). Called on every
+        rank before :meth:`arrange`, which is then given those of them that are left of the pass.
+
+        Args:
+            context: The update.
+
+        Returns:
+            A share of all rows of the pass, above 0 and at most 1. 1 holds nothing back.
+        """
         return 1.0

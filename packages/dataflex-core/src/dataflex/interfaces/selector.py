@@ -63,9 +63,12 @@ class Selector(Component, ABC):
     Attributes:
         replacement: Whether a row may be returned twice. A class that has a constructor parameter of this name sets it
             from there; where it is False, asking for more rows than exist is refused before the model is loaded.
+        gives_scores: Whether the rows that it chooses come with scores. A class that never gives any says False, and an
+            order ``by: selector`` beside it is refused.
     """
 
     replacement: bool = False
+    gives_scores: ClassVar[bool] = True
     contract: ClassVar[str] = "it needs select(model, step_id, num_samples, **kwargs) -> row numbers"
 
     def __init__(

@@ -10,11 +10,11 @@ import torch
 from transformers import TrainingArguments
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.rows import Asked, too_few_rows
-from dataflex.config.checks.schedule import step_problems, total_key, two_totals
+from dataflex.config.checks.rows import Asked, too_few_kept, too_few_rows
+from dataflex.config.checks.schedule import never_there, step_problems, total_key, two_totals
 from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_streams
-from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError, blaming, refuse
+from dataflex.config.spec import Part, RunSpec, places
+from dataflex.core.errors import ConfigError, Problem, blaming, refuse
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule, Steps
 from dataflex.rows.streams import Stream
@@ -36,19 +36,33 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
         ConfigError: The numbers of steps contradict each other; a selector without replacement would be asked for more
             rows than there are; or streams are to be passed over, or something is to happen once an epoch of theirs.
     """
-    keys, batch = spec.arguments, global_batch_size(args)
+    batch = global_batch_size(args)
     steps, named = require_steps(spec, args)
     rows = rows_in_pass(dataset)
     if rows is None:
         refuse([*no_end(steps), *no_epoch({key: getattr(args, key) for key in EPOCH_KEYS})])
         schedule = steps.plan(steps.total_over(0))  # the run is the one epoch that is known
     else:
-        schedule = steps.plan(_steps_per_pass(rows, args, keys.train_type))
-    if keys.train_type == "dynamic_mix":  # its warm-up may be planned in pieces; a selector is asked for it once
+        schedule = steps.plan(_steps_per_pass(rows, args, spec.plans))
+    if spec.mixes:  # its warm-up may be planned in pieces; a selector is asked for it once
         schedule = replace(schedule, longest=max(1, PIECE // batch))
-    if rows is not None and keys.train_type == "dynamic_select" and spec.trains and not _repeats(spec):
-        refuse(too_few_rows(Asked(steps, batch, rows, rows, named)))
+    if spec.parts:
+        refuse(never_there(places(spec), spec.axes, replace(steps, train_step=schedule.total)))
+    if rows is not None and spec.trains:
+        refuse(_too_few(spec, Asked(steps, batch, rows, rows, named)))
     return schedule
+
+
+def _too_few(spec: RunSpec, asked: Asked) -> list[Problem]:
+    """Returns a problem where the selector that chooses would be asked for more rows than there are, or are kept."""
+    if spec.selector is not None and not _repeats(spec.selector):
+        problems = too_few_rows(asked)
+        if problems:
+            return problems
+    elif spec.selector is not None or not spec.filters:
+        return []
+    kept = [(where, part.keep) for where, part in zip(places(spec), spec.axes, strict=True) if part.keep is not None]
+    return too_few_kept(asked, kept)
 
 
 def require_steps(spec: RunSpec, args: TrainingArguments) -> tuple[Steps, str]:
@@ -65,10 +79,10 @@ def require_steps(spec: RunSpec, args: TrainingArguments) -> tuple[Steps, str]:
     return steps, named
 
 
-def _steps_per_pass(rows: int, args: TrainingArguments, train_type: str) -> int:
-    """Returns the steps in which every row is seen once; a weighted run counts the batches of the loop's own loader."""
+def _steps_per_pass(rows: int, args: TrainingArguments, plans: bool) -> int:
+    """Returns the steps in which every row is seen once; a run that only weighs counts the loop's own batches."""
     batch = int(args.train_batch_size * args.world_size)
-    dropped = args.dataloader_drop_last and train_type == "dynamic_weight"
+    dropped = args.dataloader_drop_last and not plans
     batches = rows // batch if dropped else -(-rows // batch)
     return max(1, -(-batches // args.gradient_accumulation_steps))
 
@@ -92,17 +106,18 @@ def require_observable(spec: RunSpec) -> None:
     Raises:
         ConfigError: With the way out.
     """
-    if spec.component is None:
+    if spec.mixer is None:
         return
-    mixer = find(spec.component.kind, spec.component.name)
-    with blaming(f"mixer '{spec.component.preset}'"):
-        observes = mixer.may_observe(spec.component.params)  # type: ignore[attr-defined]  # a Mixer
+    component = spec.mixer.component
+    mixer = find(component.kind, component.name)
+    with blaming(f"mixer '{component.preset}'"):
+        observes = mixer.may_observe(component.params)  # type: ignore[attr-defined]  # a Mixer
     if not observes:
         return
     on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
     if on:
         raise ConfigError(
-            f"{on[0]}: the mixer '{spec.component.name}' follows the loss of each source, and this computes the loss "
+            f"{on[0]}: the mixer '{component.name}' follows the loss of each source, and this computes the loss "
             f"of a batch without its logits -> set {on[0]}: false, or use a mixer that does not look at losses"
         )
 
@@ -133,9 +148,8 @@ def require_map_style(dataset: Any, train_type: str, keys: DataflexArguments | N
         raise ConfigError("the train dataset is empty -> check the files behind dataset, and max_samples")
 
 
-def _repeats(spec: RunSpec) -> bool:
+def _repeats(selector: Part) -> bool:
     """Whether rows may repeat: the parameter ``replacement`` where the user gave it, else what the class declares."""
-    if spec.component is None:
-        return False
-    declared = find(spec.component.kind, spec.component.name).replacement  # type: ignore[attr-defined]  # a Selector
-    return bool(spec.component.params.get("replacement", declared))
+    component = selector.component
+    declared = find(component.kind, component.name).replacement  # type: ignore[attr-defined]  # a Selector
+    return bool(component.params.get("replacement", declared))

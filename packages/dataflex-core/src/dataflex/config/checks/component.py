@@ -15,7 +15,7 @@ from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.draft import Draft, KnownPart, names_in
 from dataflex.config.components import SHORT_FORM, Place, resolve
 from dataflex.config.components_file import read_components
-from dataflex.config.parts import AXES, BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
+from dataflex.config.parts import AXES, BY, COMPONENT, EVERY, FROM, KEEP, NEEDS_SCORES, OVER, PARAMS
 from dataflex.config.spec import ComponentSpec, Part
 from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, lookup
@@ -23,9 +23,6 @@ from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, Unkno
 from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.core.plugin_files import plugin_file, scan_plugin_file
 from dataflex.core.plugins import load_plugin_files
-
-NEEDS_SCORES = "needs_scores"
-"""The constant of an order's class that says whether it looks at scores."""
 
 
 def component_problems(draft: Draft) -> tuple[list[Problem], Draft]:
@@ -103,7 +100,7 @@ def _parts(draft: Draft, from_files: list[ComponentInfo]) -> tuple[list[_Asked],
             start = given.get(FROM, a.warmup_step if kind is WEIGHTER else 0)
             place = Place(where, f"{where}.{PARAMS}")
             asked.append(_Asked(where, kind, given[COMPONENT], given.get(PARAMS), given, place, start))
-        elif not any(wrong == where or wrong.startswith(f"{where}.{COMPONENT}") for wrong in draft.wrong):
+        elif draft.wrong.isdisjoint({where, f"{where}.{COMPONENT}", f"{where}.name"}):
             known = {*registry.names(kind), *(i.name for i in from_files if i.kind == kind)}
             problems.append(Problem(f"{where}.{COMPONENT}", "is missing", f"name one of: {listed(known)}"))
     if not mappings and not any(wrong.partition(".")[0].partition("[")[0] in AXES for wrong in draft.wrong):
@@ -140,7 +137,7 @@ def _with_scores(draft: Draft, known: KnownPart) -> KnownPart:
     """
     if known.kind is not ORDER:
         return known
-    chooses = any(KEEP not in given for _, given in draft.arguments.selectors)
+    chooses = any(KEEP not in given for _, given in draft.arguments.selectors)  # found or not
     spec, said = known.part.component, draft.arguments.order or {}
     by = said.get(BY) or spec.by or known.declares(BY) or ("selector" if chooses else "loss")
     over = said.get(OVER) or spec.over or known.declares(OVER) or ("stretch" if chooses else "run")
