@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataflex.cli.run_file import checked_run
 from dataflex.config.checks.draft import names_in
 from dataflex.config.known_keys import handed_on, unchecked_keys, why_unchecked
-from dataflex.config.spec import RunSpec
+from dataflex.config.spec import RunSpec, begins
 from dataflex.config.summary import in_words
 from dataflex.core.installed import has_package
+from dataflex.core.kinds import WEIGHTER
 from dataflex.core.secret_values import masked
 from dataflex.launch.packages import WITH_LLAMAFACTORY
 
@@ -80,8 +81,8 @@ def schedule_in_words(spec: RunSpec) -> str:
     if not steps.decides and not spec.weighs:
         return f"no updates, {end}"
     if not steps.decides:
-        begins = a.warmup_step if spec.weighter is None else spec.weighter.start
-        parts = [f"{begins} warm-up steps"] if begins else []
+        start = begins(WEIGHTER, a) if spec.weighter is None else spec.weighter.start
+        parts = [f"{start} warm-up steps"] if start else []
         return "; ".join([*parts, "then every step is weighted" if parts else "every step is weighted", end])
     if a.update_times == 0:
         parts.append("no updates")

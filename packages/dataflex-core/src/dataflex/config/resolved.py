@@ -11,12 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 import yaml
 
 from dataflex.config.parts import BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
-from dataflex.config.spec import Part, RunSpec
+from dataflex.config.spec import Part, RunSpec, begins
 from dataflex.config.variables import escaped
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, replacing
 from dataflex.core.installed import version_of
-from dataflex.core.kinds import SELECTOR, WEIGHTER
+from dataflex.core.kinds import SELECTOR
 from dataflex.core.secret_values import masked
 
 VERSIONS = "dataflex_versions"
@@ -71,12 +71,11 @@ def _parts(spec: RunSpec) -> dict[str, Any]:
 
 def _part(part: Part, spec: RunSpec) -> dict[str, Any]:
     component = part.component
-    begins = spec.arguments.warmup_step if component.kind is WEIGHTER else 0
     given = {
         COMPONENT: component.preset,
         PARAMS: escaped(dict(component.params)) or None,
         EVERY: part.every if part.every != 1 else None,
-        FROM: part.start if part.start != begins else None,
+        FROM: part.start if part.start != begins(component.kind, spec.arguments) else None,
         KEEP: part.keep,
         BY: part.by,
         OVER: part.over,

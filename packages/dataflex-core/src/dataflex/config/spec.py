@@ -152,11 +152,15 @@ def places(spec: RunSpec) -> tuple[str, ...]:
 
 
 def short_form(component: ComponentSpec | None, arguments: DataflexArguments) -> tuple[Part, ...]:
-    """Returns the one axis of a run that is written with ``component_name``; a weighter's begins after the warm-up."""
+    """Returns the one axis of a run that is written with ``component_name``."""
     if component is None:
         return ()
-    start = arguments.warmup_step if component.kind is WEIGHTER else 0
-    return (Part(component, start=start, by=component.by, over=component.over),)
+    return (Part(component, start=begins(component.kind, arguments), by=component.by, over=component.over),)
+
+
+def begins(kind: Kind, arguments: DataflexArguments) -> int:
+    """Returns the first step of an axis without ``from``: a weighter is not asked at updates, so it has the warm-up."""
+    return arguments.warmup_step if kind is WEIGHTER else 0
 
 
 def decides(axes: Iterable[Part]) -> bool:
