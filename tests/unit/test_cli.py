@@ -170,6 +170,7 @@ def test_validate_says_what_the_run_would_be(workspace):
         "my run.json can be run",
         "  train_type: dynamic_mix",
         "  mixer:      random: concentration=1.0",
+        "  run:        shares by random",
         "  schedule:   3 updates, each followed by 2 steps; 6 steps in all",
         "  output:     out",
         "  datasets:   a, b",

@@ -16,8 +16,10 @@ import pytest
 import transformers
 from dataflex import dynamic
 from dataflex.api.keywords import AXES, DATASETS, OWN, Keywords, allowed
+from dataflex.api.run import checked_run
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.check import check
+from dataflex.config.summary import in_words
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
@@ -225,7 +227,29 @@ def test_the_words_are_those_of_validate(tmp_path, keys, keywords):
 
 WRONG = [
     ({"selektor": "less"}, "selektor: dynamic has no such keyword -> did you mean 'selector'?"),
-    ({"selector": "less", "mixer": "odm"}, "selector and mixer: are given together; a run has one of them so far -> "),
+    ({"selector": "less", "mixer": "odm", "params": {}}, "params: does not say of which component -> write selector={"),
+    ({"selector": "less", "mixer": 3}, "mixer: found 3, allowed: a name, a class, the path of a plugin file, or a map"),
+    ({"selector": ["random", Uniform]}, "selector[1]: selector 'Uniform' ("),
+    ({"selector": ["random", "less"]}, "selector[1]: chooses the rows of each stretch, and so does selector[0]"),
+    (
+        {"selector": {"name": "loss", "keep": 3}},
+        "selector.keep: found 3, allowed: a number above 0, up to 1 -> write",
+    ),
+    ({"selector": {"name": "loss", "component": "loss"}}, "selector: found both name and component"),
+    ({"weighter": {"name": "loss", "every": 3}}, "weighter.every: no such key; allowed: component, from, name, params"),
+    (
+        {"selector": "less", "mixer": {"name": "odm", "params": {"x": 1}}},
+        "mixer.params.x: the mixer 'odm' has no",
+    ),
+    (
+        {"selector": "less", "mixer": "odm", "train_type": "dynamic_mix"},
+        "train_type: is 'dynamic_mix', and selector",
+    ),
+    (
+        {"selector": "less", "mixer": "odm", "component_name": "odm"},
+        "component_name: is of the short forms of one",
+    ),
+    ({"train_type": "dynamic"}, "train_type: train_type: dynamic has no axis"),
     ({}, "selector | mixer | order | weighter: nothing is dynamic"),
     ({"train_type": "static"}, "selector | mixer | order | weighter: nothing is dynamic"),
     ({"selector": "random", "learning_rate": 1}, "learning_rate: is one of the training arguments -> give it in args"),
@@ -238,7 +262,7 @@ WRONG = [
     ({"selector": "random", "component_name": "loss"}, "component_name: says what selector= says already"),
     ({"selector": "random", "train_type": "dynamic_mix"}, "train_type: says what selector= says already"),
     ({"selector": 3}, "selector: found 3, allowed: a name, a class, the path of a plugin file, or a mapping"),
-    ({"selector": {"nam": "loss"}}, "selector.nam: no such key; allowed: name, params -> did you mean 'name'?"),
+    ({"selector": {"nam": "loss"}}, "selector.nam: no such key; allowed: component, every, from, keep, name, params"),
     ({"selector": {"params": {}}}, "selector: found no name of a component in the mapping"),
     ({"selector": {"name": "loss", "params": 3}}, "selector.params: found 3, allowed: a mapping"),
     ({"selector": transformers.Trainer}, "is not a Selector"),
@@ -252,6 +276,40 @@ WRONG = [
 @pytest.mark.parametrize(("keywords", "message"), WRONG, ids=[message[:50] for _, message in WRONG])
 def test_what_a_call_cannot_mean_is_refused_before_there_is_a_model(keywords, message):
     assert message in refusal(Trainer, **STEPS | keywords)
+
+
+def test_several_axes_are_the_run_of_their_keys(tmp_path, monkeypatch):
+    """A list, mappings, names, a class and a plugin file; nothing trains it here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    filters = {"name": "loss", "keep": 0.5, "every": 2, "params": {"focus": "low"}}
+    keywords = {
+        "selector": [filters, {"component": "mine.py", "from": 1}],
+        "mixer": Even,
+        "weighter": {"component": "loss", "from": 2},
+        "warmup_step": 1,
+        "update_step": 1,
+        "update_times": 2,
+    }
+    run = checked_run(Trainer, keywords)
+    kept, chooser, mixer, weighter = run.spec.parts
+    assert run.spec.arguments.train_type == "dynamic"
+    assert run.spec.arguments.plugins == (str(tmp_path / "mine.py"),)
+    assert (kept.component.name, kept.keep, kept.every) == ("loss", 0.5, 2)
+    assert kept.component.params["focus"] == "low"
+    assert (chooser.component.name, chooser.start) == ("front", 1)
+    assert registry.find(MIXER, mixer.component.name) is Even
+    assert (weighter.component.name, weighter.start) == ("loss", 2)
+    assert checked_run(Trainer, run.keywords).spec == run.spec
+    assert in_words(run.spec).startswith("filter to half by loss every 2nd update; shares by Even; rows by front")
+
+
+def test_one_axis_with_a_place_of_its_own_is_composed_and_without_is_the_short_form():
+    plain, placed = (
+        checked_run(Trainer, {"selector": {"component": "loss"} | rest, **STEPS}).spec for rest in ({}, {"every": 1})
+    )
+    assert (plain.arguments.train_type, placed.arguments.train_type) == ("dynamic_select", "dynamic")
+    assert [part.component for part in plain.axes] == [part.component for part in placed.axes]
 
 
 @pytest.mark.parametrize("base", [3, dict, tiny_model, Trainer.train], ids=["number", "class", "function", "method"])

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 from dataflex.core.errors import ConfigError
-from dataflex.core.schedule import Segment, Steps
+from dataflex.core.schedule import Segment, Steps, takes_part
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,3 +118,31 @@ def test_the_warm_up_is_cut_and_updates_stay_where_they_are():
     assert [pieces.segment_at(s).stop for s in (0, 2, 4)] == [2, 4, 5]
     assert all(pieces.segment_at(s) == whole.segment_at(s) for s in range(5, 17))
     assert pieces.updates == 2
+
+
+def test_an_axis_takes_part_in_each_nth_update_from_its_step_on():
+    turns = [(update, 2 + 3 * update) for update in range(8)]
+    assert [update for update, step in turns if takes_part(update, step, 1, 0)] == list(range(8))
+    assert [update for update, step in turns if takes_part(update, step, 2, 0)] == [0, 2, 4, 6]
+    assert [update for update, step in turns if takes_part(update, step, 2, 8)] == [2, 4, 6]  # update 2 is at step 8
+    assert [update for update, step in turns if takes_part(update, step, 2, 9)] == [4, 6]
+    assert [update for update, step in turns if takes_part(update, step, 3, 24)] == []
+
+
+@given(
+    warmup=st.integers(0, 4),
+    interval=st.integers(1, 4),
+    times=st.integers(-1, 5),
+    total=st.integers(0, 30),
+    epochs=st.floats(0.1, 4),
+    repeat=st.booleans(),
+    every=st.integers(1, 7),
+    start=st.integers(0, 40),
+)
+def test_the_first_update_of_an_axis_is_the_first_that_it_takes_part_in(
+    warmup, interval, times, total, epochs, repeat, every, start
+):
+    plan = Steps(warmup, interval, times, total, epochs, repeat).plan(10)
+    turns = [each for each in segments(plan) if each.update is not None]
+    expected = next((each for each in turns if takes_part(each.update, each.start, every, start)), None)
+    assert plan.first_update(every, start) == expected

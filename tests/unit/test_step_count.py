@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from dataflex.cli.validate import schedule_in_words
 from dataflex.config.check import check
+from dataflex.config.load import read_config
+from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError, InvalidConfigError
+from dataflex.run.record import read_trace
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
 from transformers import Trainer
@@ -129,6 +132,31 @@ def test_as_many_steps_are_trained_as_validate_says(folder, kind, keys):
     trainer = trained(spec, folder, keys)
     trainer.train()
     assert trainer.state.global_step == trainer.schedule.total == steps_in_words(spec)
+
+
+SHORT = [keys for keys in GRID if keys.keys().isdisjoint({"train_step", "max_steps", "num_train_epochs"})]
+SHORT = [keys if keys["update_times"] >= 0 else keys | {"train_step": 7} for keys in SHORT]
+SHORT.append({"warmup_step": 5, "update_step": 2, "update_times": 3, "max_steps": 7})
+"""Shapes of a few steps. Of those that are as long as the rows, the test above trains one of each kind."""
+
+
+@pytest.mark.parametrize("keys", SHORT, ids=lambda keys: " ".join(f"{k}={v}" for k, v in keys.items()))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_record_has_the_steps_and_the_updates_of_the_schedule(folder, kind, keys):
+    spec = checked(folder, kind, keys)
+    if spec.steps().total is None:
+        return  # update_times: 0 without a warm-up gives no number of steps
+    trainer = trained(spec, folder, keys)
+    trainer.train()
+    trainer.save_state()
+    out = folder / "out"
+    assert recorded_run(out).finished == trainer.state.global_step == steps_in_words(spec)
+    again = check(read_config(out / "dataflex_config.yaml"), out)
+    assert again.steps() == spec.steps()
+    plan = again.steps().plan(2 * ROWS // BATCH)
+    turns = [segment for step in range(plan.total) if (segment := plan.segment_at(step)).start == step]
+    decided = {(line["update"], line["step"]) for line in read_trace(out) if "update" in line}
+    assert decided == {(each.update, each.start) for each in turns if each.update is not None}
 
 
 BAD = [

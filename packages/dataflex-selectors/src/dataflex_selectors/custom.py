@@ -8,7 +8,7 @@ name the file under ``plugins:`` in the YAML of the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from dataflex.core.parameter_checks import one_of, require
@@ -38,6 +38,8 @@ class CustomSelector(Selector):
     Raises:
         ConfigError: ``order`` is neither.
     """
+
+    gives_scores: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ hold a row twice: rows that it already has move to the end of the new pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from dataflex.core.parameter_checks import flag, require
@@ -36,6 +36,8 @@ class RandomSelector(Selector):
     Raises:
         ConfigError: ``replacement`` is not a boolean.
     """
+
+    gives_scores: ClassVar[bool] = False
 
     def __init__(
         self,

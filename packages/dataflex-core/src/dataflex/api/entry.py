@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def dynamic(base: type[T], **keywords: Unpack[Keywords]) -> Callable[..., T]:
-    """Returns ``base`` as a class that trains dynamically: with a selector, a mixer, an order or a weighter.
+    """Returns ``base`` as a class that trains dynamically: with selectors, a mixer, an order, a weighter, or several.
 
         trainer = dynamic(SFTTrainer, selector="less", warmup_step=10, update_step=50, update_times=4)(
             model, args=args, train_dataset=rows, eval_dataset=target
@@ -30,9 +30,10 @@ def dynamic(base: type[T], **keywords: Unpack[Keywords]) -> Callable[..., T]:
 
     Args:
         base: ``transformers.Trainer`` or a subclass, such as ``trl.SFTTrainer``.
-        **keywords: One of ``selector``, ``mixer``, ``order`` and ``weighter``: a name or preset as in
-            ``component_name``, a class, the path of a plugin file that registers one, or
-            ``{"name": ..., "params": {...}}``. ``params`` are parameters of the component. The others are the keys of
+        **keywords: ``selector``, ``mixer``, ``order`` and ``weighter``: a name or preset as in ``component_name``, a
+            class, the path of a plugin file that registers one, or ``{"name": ..., "params": {...}}``, which may say
+            ``every``, ``from``, ``keep``, ``by`` and ``over`` as in a YAML; ``selector`` may be a list of these.
+            ``params`` are parameters of the component, where there is one. The others are the keys of
             docs/configuration.md, with the defaults that they have there. Datasets go to the class that is returned.
 
     Returns:

@@ -34,7 +34,8 @@ def run(argv: Sequence[str]) -> int:
     overwrites = OVERWRITE in argv
     spec = checked_run([argument for argument in argv if argument != OVERWRITE], USAGE, trains=False)
     if spec.arguments.train_type != "dynamic_select" or spec.component is None:
-        raise ConfigError(f"train_type: {spec.arguments.train_type} has no selector to score with -> dynamic_select")
+        what = f"train_type: {spec.arguments.train_type}: score takes the selector of train_type: dynamic_select alone"
+        raise ConfigError(f"{what} -> write component_name: NAME and train_type: dynamic_select")
     target = Path(str(spec.llamafactory.get("output_dir"))) / SCORES
     if target.is_file() and not overwrites:
         raise ConfigError(f"{target} exists -> move it, or replace it with {OVERWRITE}")

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from dataflex.cli.run_file import checked_run
 from dataflex.config.known_keys import handed_on
+from dataflex.config.summary import in_words
 from dataflex.core import stopping
 from dataflex.core.plugins import load_plugin_files
 from dataflex.core.registry import find
 from dataflex.launch import next_trainer, torchrun
 from dataflex.launch.packages import require_llamafactory, require_working_packages
 from dataflex.run.whereabouts import saying_where
+from dataflex.utils.logging import logger
 
 SUMMARY = "train as a YAML or JSON file says, with key=value overrides"
 USAGE = "dataflex-cli train FILE [key=value ...]"
@@ -28,9 +30,10 @@ def run(argv: Sequence[str]) -> int:
     if torchrun.wanted():
         return torchrun.launch(argv, stops_itself=spec.arguments.train_type != "static")
     load_plugin_files(spec.arguments.plugins)
-    if spec.component is not None:
-        # A broken or foreign component is refused before any data is read.
-        find(spec.component.kind, spec.component.name)
+    for part in spec.axes:  # a broken or foreign component is refused before any data is read
+        find(part.component.kind, part.component.name)
+    if spec.arguments.dynamic:
+        logger.info("%s", in_words(spec))
     from dataflex.integrations.llamafactory.entry import run as train
 
     try:

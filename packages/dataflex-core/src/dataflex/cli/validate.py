@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataflex.cli.run_file import checked_run
 from dataflex.config.checks.draft import names_in
 from dataflex.config.known_keys import handed_on, unchecked_keys, why_unchecked
-from dataflex.config.spec import RunSpec
+from dataflex.config.spec import RunSpec, begins
+from dataflex.config.summary import in_words
 from dataflex.core.installed import has_package
+from dataflex.core.kinds import WEIGHTER
 from dataflex.core.secret_values import masked
 from dataflex.launch.packages import WITH_LLAMAFACTORY
 
@@ -47,13 +49,14 @@ def _verdict(spec: RunSpec) -> str:
 
 def _summary(spec: RunSpec) -> Iterator[tuple[str, str]]:
     yield "train_type", spec.arguments.train_type
-    if spec.component is not None:
-        component = spec.component
+    for part in spec.axes:
+        component = part.component
         preset = f" (preset {component.preset})" if component.preset != component.name else ""
         shown = masked(component.params)
         params = ", ".join(f"{name}={value!r}" for name, value in shown.items()) or "at its defaults"
         yield component.kind.name, f"{component.name}{preset}: {params}"
-    if spec.arguments.train_type != "static":
+    if spec.arguments.dynamic:
+        yield "run", in_words(spec)
         yield "schedule", schedule_in_words(spec)
         yield "output", str(masked(spec.llamafactory.get("output_dir"), "output_dir"))
     unchecked = unchecked_keys(spec.llamafactory, spec.arguments.train_type)
@@ -75,7 +78,11 @@ def schedule_in_words(spec: RunSpec) -> str:
     if a.static_mix:
         return f"no updates, {end}"
     parts = [f"{a.warmup_step} warm-up steps"] if a.warmup_step else []
+    if not steps.decides and not spec.weighs:
+        return f"no updates, {end}"
     if not steps.decides:
+        start = begins(WEIGHTER, a) if spec.weighter is None else spec.weighter.start
+        parts = [f"{start} warm-up steps"] if start else []
         return "; ".join([*parts, "then every step is weighted" if parts else "every step is weighted", end])
     if a.update_times == 0:
         parts.append("no updates")

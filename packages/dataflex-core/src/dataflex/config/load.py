@@ -6,21 +6,19 @@ torch is loaded.
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataflex.config.arguments import DataflexArguments
+from dataflex.config.overrides import overridden
 from dataflex.config.resolved import NOTES, VERSIONS
-from dataflex.config.text import everywhere, parse_json, parse_yaml, require_plain, shortened
+from dataflex.config.text import everywhere, parse_json, parse_yaml, require_plain
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.files import CONFIG
-from dataflex.core.secret_values import is_secret, remember, revealed
+from dataflex.core.secret_values import remember, revealed
 
-_PART = re.compile(r"[^\s.\[\]{}()'\"=,:;\0][^.\[\]{}'\"\0]*(?<!\s)")  # of a key, between dots
-_KEY_OR_ADDRESS = re.compile("[:@]")
 _SECTIONS = frozenset({"params", *DataflexArguments.names()})
 
 
@@ -45,12 +43,14 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
             "a file of your own another name"
         )
     try:
-        merged = OmegaConf.merge(OmegaConf.create(config), *map(_override, overrides))
-        plain = OmegaConf.to_container(merged)
+        plain: Any = config
+        for text in overrides:
+            plain = overridden(plain, text)
+        plain = OmegaConf.to_container(OmegaConf.create(plain))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error} -> a literal '${{' is written '\\${{'") from error
     require_plain(plain, str(path))  # overrides reach into mappings
-    return with_secrets({str(key): value for key, value in plain.items()}, "")  # type: ignore[union-attr]  # a mapping
+    return with_secrets({str(key): value for key, value in plain.items()}, "")
 
 
 def with_secrets(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -144,45 +144,6 @@ def read_text(path: str | Path) -> str:
         raise
     except ValueError:
         raise ConfigError(f"{str(path)!r}: the path holds a NUL character -> remove it") from None
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Returns key and value of ``key=value``; the key may reach into mappings, as in ``a.b=1``.
-
-    Raises:
-        ConfigError: It is none, or the value is malformed. A secret is not repeated.
-    """
-    key, equals, value = text.partition("=")
-    shown = f"{key}=..." if is_secret(key) else shortened(text)
-    if not equals or not key.strip() or key.startswith("-"):
-        raise ConfigError(
-            f"override {_quoted(shown)}: expected key=value -> write it as in learning_rate=1e-5, without dashes"
-        )
-    if not all(map(_PART.fullmatch, key.split("."))):
-        meant = ".".join(filter(None, (part.strip(" \t[]'\"") for part in key.split("."))))
-        raise ConfigError(
-            f"override {_quoted(shown)}: '{key}' is no key: blanks, quotes and brackets do not belong to it -> write "
-            f"{meant}=..."
-        )
-    if _KEY_OR_ADDRESS.search(value):  # in a fragment of a mapping nobody can tell what is a secret
-        shown = f"{key}=..."
-    try:
-        return key, parse_yaml(value, f"override {_quoted(shown)}")
-    except ConfigError as error:
-        if is_secret(key):  # the message may hold a part of the value
-            raise ConfigError(f"override {_quoted(shown)}: the value is malformed YAML -> quote it") from None
-        raise ConfigError(str(error) if " -> " in str(error) else f"{error} -> quote it") from error
-
-
-def _override(text: str) -> Any:
-    from omegaconf import OmegaConf
-
-    parse_override(text)
-    return OmegaConf.from_cli([text])
-
-
-def _quoted(text: str) -> str:
-    return f"'{text}'" if text.isprintable() else repr(text)
 
 
 def _ours(path: tuple[str, ...]) -> bool:

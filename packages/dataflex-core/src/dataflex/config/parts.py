@@ -29,6 +29,9 @@ BY_NAMES = ("loss", "length", "selector")
 BY_ALLOWED = f"{' | '.join(BY_NAMES)} | {COLUMN}NAME | {FILE}PATH"
 OVER_NAMES = ("run", "stretch")
 
+NEEDS_SCORES = "needs_scores"
+"""The constant of an order's class that says whether it looks at scores."""
+
 _COMMON = (COMPONENT, PARAMS, EVERY, FROM)
 _OWN = {SELECTOR: (KEEP,), ORDER: (BY, OVER)}
 AXES: Mapping[str, Kind] = {kind.name: kind for kind in KINDS}

@@ -10,11 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import yaml
 
-from dataflex.config.spec import RunSpec
+from dataflex.config.parts import BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
+from dataflex.config.spec import Part, RunSpec, begins
 from dataflex.config.variables import escaped
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, replacing
 from dataflex.core.installed import version_of
+from dataflex.core.kinds import SELECTOR
 from dataflex.core.secret_values import masked
 
 VERSIONS = "dataflex_versions"
@@ -50,9 +52,48 @@ def resolved(spec: RunSpec, components_file: Path) -> dict[str, Any]:
     ours = spec.arguments.to_dict() | {"train_type": spec.arguments.train_type}
     if spec.component is not None:
         ours.pop("component", None)  # among the parameters in the components file
-        ours |= {"component_name": spec.component.preset, "components_cfg_file": str(components_file)}
+        ours |= {"component_name": spec.component.preset}
+    if spec.axes:
+        ours |= {"components_cfg_file": str(components_file), **_parts(spec)}
     written: dict[str, Any] = masked(ours | dict(spec.llamafactory))
     return written | {VERSIONS: installed_versions()}
+
+
+def _parts(spec: RunSpec) -> dict[str, Any]:
+    """Returns the keys of the axes, each part with all of its parameters: two may be of one preset."""
+    parts = [_part(part, spec) for part in spec.parts]
+    found: dict[str, Any] = {part.component.kind.name: given for part, given in zip(spec.parts, parts, strict=True)}
+    selectors = [given for part, given in zip(spec.parts, parts, strict=True) if part.component.kind is SELECTOR]
+    if isinstance(spec.arguments.selector, tuple):
+        found[SELECTOR.name] = selectors
+    return found
+
+
+def _part(part: Part, spec: RunSpec) -> dict[str, Any]:
+    component = part.component
+    given = {
+        COMPONENT: component.preset,
+        PARAMS: escaped(dict(component.params)) or None,
+        EVERY: part.every if part.every != 1 else None,
+        FROM: part.start if part.start != begins(component.kind, spec.arguments) else None,
+        KEEP: part.keep,
+        BY: part.by,
+        OVER: part.over,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _components(spec: RunSpec) -> dict[str, Any]:
+    """Returns the components file of a run: presets with the names behind them, and of a short form the parameters."""
+    sections: dict[str, dict[str, Any]] = {}
+    for part in spec.axes:
+        component = part.component
+        entry: dict[str, Any] = {"name": component.name}
+        if spec.component is not None:
+            entry["params"] = escaped(masked(component.params))
+            entry |= {key: value for key, value in ((BY, component.by), (OVER, component.over)) if value is not None}
+        sections.setdefault(component.kind.section, {})[component.preset] = entry
+    return sections
 
 
 @dataclass(frozen=True)
@@ -71,12 +112,10 @@ class RecordedRun:
 
 
 def write_config(spec: RunSpec, output_dir: str, run: str) -> None:
-    """Writes ``dataflex_config.yaml`` and, where there is a component, ``dataflex_components.yaml``. On one rank."""
+    """Writes ``dataflex_config.yaml`` and, where there are components, ``dataflex_components.yaml``. On one rank."""
     folder = Path(output_dir).absolute()
-    if spec.component is not None:
-        component = spec.component
-        entry = {component.preset: {"name": component.name, "params": escaped(masked(component.params))}}
-        _write_yaml(folder / COMPONENTS, {component.kind.section: entry})
+    if spec.axes:
+        _write_yaml(folder / COMPONENTS, _components(spec))
     config = resolved(spec, folder / COMPONENTS)
     versions = config.pop(VERSIONS)  # last, as by it a file that was cut off is known
     _write_yaml(folder / CONFIG, config | {RUN: {"id": run}, VERSIONS: versions})

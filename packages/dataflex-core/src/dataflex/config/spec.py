@@ -147,12 +147,28 @@ class RunSpec:
         return tuple(part for part in self.axes if part.component.kind is kind)
 
 
+def places(spec: RunSpec) -> tuple[str, ...]:
+    """Returns the key of each of ``spec.axes``: of a list of selectors ``selector[0]``; of a short form its kind."""
+    listed = isinstance(spec.arguments.selector, tuple)
+    found, selectors = [], 0
+    for part in spec.axes:
+        kind = part.component.kind
+        numbered = listed and kind is SELECTOR and bool(spec.parts)
+        found.append(f"{kind.name}[{selectors}]" if numbered else kind.name)
+        selectors += kind is SELECTOR
+    return tuple(found)
+
+
 def short_form(component: ComponentSpec | None, arguments: DataflexArguments) -> tuple[Part, ...]:
-    """Returns the one axis of a run that is written with ``component_name``; a weighter's begins after the warm-up."""
+    """Returns the one axis of a run that is written with ``component_name``."""
     if component is None:
         return ()
-    start = arguments.warmup_step if component.kind is WEIGHTER else 0
-    return (Part(component, start=start, by=component.by, over=component.over),)
+    return (Part(component, start=begins(component.kind, arguments), by=component.by, over=component.over),)
+
+
+def begins(kind: Kind, arguments: DataflexArguments) -> int:
+    """Returns the first step of an axis without ``from``: a weighter is not asked at updates, so it has the warm-up."""
+    return arguments.warmup_step if kind is WEIGHTER else 0
 
 
 def changes(order: Part) -> bool:
@@ -160,7 +176,7 @@ def changes(order: Part) -> bool:
     return order.by is not None and ScoreName.of(order.by).changes
 
 
-def decides(axes: Iterable[Part], update_step: int) -> bool:
+def decides(axes: Iterable[Part], update_step: int = 0) -> bool:
     """Returns whether an update of these axes can change anything.
 
     Weights follow every batch, and a pass that is arranged by scores which never change is arranged once.

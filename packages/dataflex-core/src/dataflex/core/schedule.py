@@ -15,6 +15,18 @@ from dataclasses import dataclass
 from dataflex.core.errors import ConfigError
 
 
+def takes_part(update: int, step: int, every: int, start: int) -> bool:
+    """Returns whether an axis decides at an update; where it does not, what it decided before stands.
+
+    Args:
+        update: Number of the update, from 0.
+        step: Global steps done when it happens.
+        every: The axis takes part in each update whose number is a multiple of this.
+        start: The first global step at which it takes part.
+    """
+    return update % every == 0 and step >= start
+
+
 @dataclass(frozen=True)
 class Segment:
     """A stretch of training whose rows are planned at once.
@@ -90,6 +102,19 @@ class Schedule:
         if last.update is not None:
             return last.update + 1
         return (self.total - 1) // self.cycle * (self.updates_per_cycle or 0)
+
+    def first_update(self, every: int = 1, start: int = 0) -> Segment | None:
+        """Returns the segment of the first update that an axis takes part in (:func:`takes_part`); None for none."""
+        if self.updates_per_cycle == 0 or self.updates == 0:
+            return None
+        per_cycle = self.updates_per_cycle or self.updates
+        for cycle in range(min(start, self.total - 1) // self.cycle, -(-self.total // self.cycle)):
+            base = cycle * self.cycle + self.warmup
+            fewest = max(0, -(-(start - base) // self.interval))  # updates of this cycle before the step
+            number = -(-(cycle * per_cycle + fewest) // every) * every - cycle * per_cycle
+            if number < per_cycle and base + number * self.interval < min((cycle + 1) * self.cycle, self.total):
+                return self.segment_at(base + number * self.interval)
+        return None
 
     @property
     def longest_segment(self) -> Segment:
@@ -185,15 +210,3 @@ class Steps:
         cycle = self.formula if self.repeats else total
         epoch = cycle if self.repeats else steps_per_pass
         return Schedule(total, self.warmup_step, self.update_step, updates, cycle, epoch)
-
-
-def takes_part(update: int, step: int, every: int, start: int) -> bool:
-    """Returns whether a component takes part in an update.
-
-    Args:
-        update: Number of the update, from 0.
-        step: Global steps done.
-        every: It takes part in each update whose number is a multiple of this.
-        start: The first global step at which it takes part.
-    """
-    return step >= start and update % every == 0

@@ -67,10 +67,13 @@ class Selector(Component, ABC):
         replacement: Whether a row may be returned twice. A class that has a constructor parameter of this name sets it
             from there; where it is False, asking for more rows than exist is refused before the model is loaded.
         weighs: Whether a :class:`Selection` of it may carry weights.
+        gives_scores: Whether the rows that it chooses come with scores. A class that never gives any says False, and an
+            order ``by: selector`` beside it is refused.
     """
 
     replacement: bool = False
     weighs: ClassVar[bool] = False
+    gives_scores: ClassVar[bool] = True
     contract: ClassVar[str] = "it needs select(model, step_id, num_samples, **kwargs) -> row numbers"
 
     def __init__(

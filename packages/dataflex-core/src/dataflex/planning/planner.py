@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.config.checks.rows import rows_kept
 from dataflex.config.spec import Part
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, blaming
@@ -87,7 +88,7 @@ class Planner:
     @staticmethod
     def _kept(part: Part, size: int) -> int:
         assert part.keep is not None
-        return max(1, round(part.keep * size))
+        return rows_kept(size, part.keep)
 
     def _mix(self, count: int) -> None:
         part, mixture = self._stages.spec.mixer, self._stages.mixture

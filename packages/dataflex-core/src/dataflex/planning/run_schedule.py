@@ -10,11 +10,11 @@ import torch
 from transformers import TrainingArguments
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.rows import Asked, too_few_rows
-from dataflex.config.checks.schedule import step_problems, total_key, two_totals
+from dataflex.config.checks.rows import Asked, too_few_kept, too_few_rows
+from dataflex.config.checks.schedule import never_there, step_problems, total_key, two_totals
 from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_streams
-from dataflex.config.spec import RunSpec
-from dataflex.core.errors import ConfigError, blaming, refuse
+from dataflex.config.spec import Part, RunSpec, places
+from dataflex.core.errors import ConfigError, Problem, blaming, refuse
 from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule, Steps
 from dataflex.rows.streams import Stream
@@ -47,10 +47,22 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
     pieces = spec.plans and spec.selector is None and (spec.order is None or spec.order.over == "run")
     if pieces:  # what begins with no update may be planned in pieces; a selector is asked for its warm-up once
         schedule = replace(schedule, longest=max(1, PIECE // batch))
-    alone = spec.selector is not None and not spec.filters and not spec.mixes  # else rows come again where they must
-    if rows is not None and alone and spec.trains and not _repeats(spec):
-        refuse(too_few_rows(Asked(steps, batch, rows, rows, named)))
+    if spec.parts:
+        refuse(never_there(places(spec), spec.axes, replace(steps, train_step=schedule.total)))
+    if rows is not None and spec.trains:
+        refuse(_too_few(spec, Asked(steps, batch, rows, rows, named)))
     return schedule
+
+
+def _too_few(spec: RunSpec, asked: Asked) -> list[Problem]:
+    """Returns a problem where the selector that chooses would be asked for more rows than there are, or are kept."""
+    if spec.selector is None or spec.mixes or _repeats(spec.selector):  # else rows come again where they must
+        return []
+    problems = too_few_rows(asked)
+    if problems:
+        return problems
+    kept = [(where, part.keep) for where, part in zip(places(spec), spec.axes, strict=True) if part.keep is not None]
+    return too_few_kept(asked, kept)
 
 
 def require_steps(spec: RunSpec, args: TrainingArguments) -> tuple[Steps, str]:
@@ -68,7 +80,7 @@ def require_steps(spec: RunSpec, args: TrainingArguments) -> tuple[Steps, str]:
 
 
 def _steps_per_pass(rows: int, args: TrainingArguments, plans: bool) -> int:
-    """Returns the steps in which every row is seen once; without a plan the loop's own loader counts the batches."""
+    """Returns the steps in which every row is seen once; a run that only weighs counts the loop's own batches."""
     batch = int(args.train_batch_size * args.world_size)
     dropped = args.dataloader_drop_last and not plans
     batches = rows // batch if dropped else -(-rows // batch)
@@ -96,16 +108,16 @@ def require_observable(spec: RunSpec) -> None:
     """
     if spec.mixer is None:
         return
-    wanted = spec.mixer.component
-    mixer = find(wanted.kind, wanted.name)
-    with blaming(f"mixer '{wanted.preset}'"):
-        observes = mixer.may_observe(wanted.params)  # type: ignore[attr-defined]  # a Mixer
+    component = spec.mixer.component
+    mixer = find(component.kind, component.name)
+    with blaming(f"mixer '{component.preset}'"):
+        observes = mixer.may_observe(component.params)  # type: ignore[attr-defined]  # a Mixer
     if not observes:
         return
     on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
     if on:
         raise ConfigError(
-            f"{on[0]}: the mixer '{wanted.name}' follows the loss of each source, and this computes the loss "
+            f"{on[0]}: the mixer '{component.name}' follows the loss of each source, and this computes the loss "
             f"of a batch without its logits -> set {on[0]}: false, or use a mixer that does not look at losses"
         )
 
@@ -136,10 +148,8 @@ def require_map_style(dataset: Any, train_type: str, keys: DataflexArguments | N
         raise ConfigError("the train dataset is empty -> check the files behind dataset, and max_samples")
 
 
-def _repeats(spec: RunSpec) -> bool:
+def _repeats(selector: Part) -> bool:
     """Whether rows may repeat: the parameter ``replacement`` where the user gave it, else what the class declares."""
-    if spec.selector is None:
-        return False
-    wanted = spec.selector.component
-    declared = find(wanted.kind, wanted.name).replacement  # type: ignore[attr-defined]  # a Selector
-    return bool(wanted.params.get("replacement", declared))
+    component = selector.component
+    declared = find(component.kind, component.name).replacement  # type: ignore[attr-defined]  # a Selector
+    return bool(component.params.get("replacement", declared))

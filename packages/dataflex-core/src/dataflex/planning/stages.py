@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.config.checks.rows import rows_kept
 from dataflex.config.spec import Part, RunSpec
 from dataflex.core.kinds import SELECTOR
+from dataflex.interfaces.order import Order
 from dataflex.planning.mixture import MixtureManager
 from dataflex.planning.ordering import ArrangedPasses
 from dataflex.planning.passes import Passes
@@ -65,7 +67,7 @@ class Stages:
         self.passes: list[Passes] = []
         self.arranged: list[ArrangedPasses] = []
         if spec.order is not None and self.order is not None and spec.order.over == "run":
-            changes = spec.order_changes
+            changes = spec.order_changes or type(self.order).share is not Order.share
             self.arranged = [ArrangedPasses(self.order, first, rows, changes=changes) for _, first, rows in sources]
         elif self.filters or self.selectors or mixture is None:
             self.passes = [Passes(rows, seed, "domain", name) for name, _, rows in sources]
@@ -98,7 +100,7 @@ class Stages:
         for part, component in self.components():
             rows = 0
             if part.keep is not None:
-                rows = max(1, round(part.keep * len(self)))
+                rows = rows_kept(len(self), part.keep)
             elif part.component.kind is SELECTOR:
                 size = next(size for each, size in sizes if each is component)
                 rows = min(update_rows, size) if self.mixture is not None else update_rows

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from dataflex.config.checks.draft import names_in
-from dataflex.config.spec import RunSpec
+from dataflex.config.parts import BY, COMPONENT, EVERY, FILE, FROM, KEEP, OVER, PARAMS
+from dataflex.config.spec import RunSpec, places
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError
-from dataflex.core.kinds import BY_TRAIN_TYPE
+from dataflex.core.kinds import BY_TRAIN_TYPE, KINDS
 from dataflex.core.registry import find, full_name, split_name
 from dataflex.core.secret_values import without_secrets
 from dataflex.rows.digest import rows_digest
@@ -96,9 +97,10 @@ ROW_ORDER = ("dataloader_drop_last", "group_by_length", "train_sampling_strategy
 TRAIN_DATASET = "train dataset"
 """The name of the train dataset, where it is not made of sources that have names."""
 
+_AXES = frozenset(kind.name for kind in KINDS)
 _ELSEWHERE = frozenset({
     *TRAINING_ARGUMENTS, *ROW_ORDER, "train_type", "component_name", "component", "warmup_step", "update_step", "seed",
-    "data_seed",
+    "data_seed", *_AXES,
 })  # fmt: skip
 _PLACES = frozenset({"cache_dir", "output_dir"})  # parameters of a component that name its folders
 _UNSTABLE = "rows that differ each time they are read"
@@ -107,7 +109,21 @@ _UNSTABLE = "rows that differ each time they are read"
 def settings(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those keys of a configuration that a checkpoint and the run that resumes it must share; plain values."""
     compared = {key: value for key, value in keys.items() if key not in MAY_DIFFER | LENGTH and value is not None}
-    return {key: _compared(key, value) for key, value in compared.items()}
+    axes = {key: compared.pop(key) for key in _AXES & compared.keys()}
+    parts = {place: value for key, given in axes.items() for place, value in _flat(key, given)}
+    return {key: _compared(key, value) for key, value in compared.items()} | parts
+
+
+def _flat(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields what stands under an axis, each value with its path, such as ``selector[0].keep``."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(f"{place}.{key}", item)
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _flat(f"{place}[{number}]", item)
+    else:
+        yield place, _plain(value)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
@@ -153,7 +169,30 @@ def identity_of_run(spec: RunSpec, seed: int) -> dict[str, Any]:
         "params": {key: _plain(value) for key, value in params.items() if key not in _PLACES},
         "seed": seed,
         "settings": settings({k: v for k, v in written.items() if k not in _ELSEWHERE}),
+        **_parts(spec),
     }
+
+
+def _parts(spec: RunSpec) -> dict[str, Any]:
+    """Returns the parts of a composed run key by key, as they stand in its file; of a short form, those of an order.
+
+    A file of scores is known by its name: it may lie in another folder when the run is resumed.
+    """
+    found: dict[str, Any] = {}
+    for where, part in zip(places(spec), spec.axes, strict=True):
+        said = {EVERY: part.every, FROM: part.start, KEEP: part.keep} if spec.parts else {}
+        by = FILE + PurePath(part.by).name if part.by is not None and part.by.startswith(FILE) else part.by
+        found |= {f"{where}.{key}": value for key, value in (said | {BY: by, OVER: part.over}).items()}
+        if spec.parts:
+            component = part.component
+            found |= {
+                f"{where}.{COMPONENT}": full_name(component.kind, component.name),
+                f"{where}.preset": split_name(component.preset)[1],
+            }
+            params = without_secrets(component.params)
+            found |= {f"{where}.{PARAMS}.{key}": _plain(v) for key, v in params.items() if key not in _PLACES}
+    found = {key: value for key, value in found.items() if value is not None}
+    return {"parts": found} if found else {}
 
 
 def identity_of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,10 +225,10 @@ def identity_of_rows(name: str, dataset: Any) -> list[list[Any]]:
 
 
 def identity_of_evaluation(spec: RunSpec, runtime: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the evaluation rows that the component takes, where it takes any."""
-    if spec.component is None:
-        return {}
-    taken, _ = constructor_parameters(find(spec.component.kind, spec.component.name))
+    """Returns the evaluation rows that the components take, where they take any."""
+    taken: set[str] = set()
+    for part in spec.axes:
+        taken.update(constructor_parameters(find(part.component.kind, part.component.name))[0])
     return {
         key: identity_of_rows(key, runtime[key])
         for key in ("eval_dataset", "mixer_eval_dataset")
@@ -235,7 +274,7 @@ def _named_alike(known: Mapping[str, Any]) -> Mapping[str, Any]:
 def _differing(key: str, saved: Any, now: Any) -> Iterator[str]:
     if same(saved, now) or key == "schedule":  # see dataflex.run.length
         return
-    if key in ("settings", "arguments"):
+    if key in ("settings", "arguments", "parts"):
         yield from differences(saved or {}, now or {}, "in the checkpoint")
     elif isinstance(saved, list) and isinstance(now, list):
         yield from _differing_rows(saved, now)

@@ -12,7 +12,8 @@ from typing import Any
 
 from dataflex import hookimpl
 from dataflex.config.check import check
-from dataflex.config.load import parse_override, read_config
+from dataflex.config.load import read_config
+from dataflex.config.overrides import parse_override
 from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.hookspecs import Command

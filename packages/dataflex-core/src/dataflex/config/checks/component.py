@@ -6,26 +6,23 @@ be is known in no other way, and the run would end there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dataflex.config.arguments import COMPOSED
+from dataflex.config.checks.asked import Asked, asked_for
 from dataflex.config.checks.draft import Draft, KnownPart, names_in
-from dataflex.config.components import SHORT_FORM, Place, resolve
+from dataflex.config.components import resolve
 from dataflex.config.components_file import read_components
-from dataflex.config.parts import AXES, BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
+from dataflex.config.parts import AXES, BY, EVERY, KEEP, NEEDS_SCORES, OVER
 from dataflex.config.spec import ComponentSpec, Part
 from dataflex.core import registry
 from dataflex.core.catalog import ComponentInfo, lookup
-from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, UnknownComponentError, listed
-from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER, Kind
+from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, UnknownComponentError
+from dataflex.core.kinds import MIXER, ORDER
 from dataflex.core.plugin_files import plugin_file, scan_plugin_file
 from dataflex.core.plugins import load_plugin_files
-
-NEEDS_SCORES = "needs_scores"
-"""The constant of an order's class that says whether it looks at scores."""
 
 
 def component_problems(draft: Draft) -> tuple[list[Problem], Draft]:
@@ -39,7 +36,7 @@ def resolved_components(draft: Draft) -> tuple[list[Problem], Draft]:
     problems, from_files = _plugins(draft.arguments.plugins)
     broken = bool(problems)
     problems += _misplaced(draft)
-    asked, more = (_parts if draft.arguments.train_type == COMPOSED else _short_form)(draft, from_files)
+    asked, more = asked_for(draft, from_files)
     problems += more
     known: list[KnownPart] = []
     for part in asked:
@@ -54,65 +51,7 @@ def resolved_components(draft: Draft) -> tuple[list[Problem], Draft]:
     return problems, replace(draft, known=tuple(placed), complete=len(placed) == len(asked))
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A component that the run asks for.
-
-    Attributes:
-        where: Its place in the file.
-        kind: The kind that it must be.
-        name: The preset or component.
-        params: Parameters over those of the preset.
-        given: The mapping that it is asked for by, or, with ``component_name``, that of its ``by`` and ``over``.
-        place: The keys of its name and its parameters, for messages.
-        start: The first global step at which it takes part.
-    """
-
-    where: str
-    kind: Kind
-    name: str
-    params: Mapping[str, Any] | None
-    given: Mapping[str, Any]
-    place: Place
-    start: int = 0
-
-
-def _short_form(draft: Draft, from_files: list[ComponentInfo]) -> tuple[list[_Asked], list[Problem]]:
-    a = draft.arguments
-    if not a.kinds or draft.static_mix:
-        return [], []
-    (kind,) = a.kinds
-    if a.component_name is not None:
-        given = (a.order or {}) if kind is ORDER else {}
-        start = a.warmup_step if kind is WEIGHTER else 0
-        return [_Asked("component_name", kind, a.component_name, a.component, given, SHORT_FORM, start)], []
-    if "component_name" in draft.written:
-        return [], []
-    known = {*registry.names(kind), *(i.name for i in from_files if i.kind == kind)}
-    what = f"is missing; train_type: {a.train_type} needs {_a(kind)}"
-    return [], [Problem("component_name", what, f"name one of: {listed(known)}")]
-
-
-def _parts(draft: Draft, from_files: list[ComponentInfo]) -> tuple[list[_Asked], list[Problem]]:
-    a = draft.arguments
-    mappings = [(where, SELECTOR, given) for where, given in a.selectors]
-    mappings += [(k.name, k, getattr(a, k.name)) for k in KINDS if k is not SELECTOR and getattr(a, k.name) is not None]
-    asked, problems = [], []
-    for where, kind, given in mappings:
-        if COMPONENT in given:
-            start = given.get(FROM, a.warmup_step if kind is WEIGHTER else 0)
-            place = Place(where, f"{where}.{PARAMS}")
-            asked.append(_Asked(where, kind, given[COMPONENT], given.get(PARAMS), given, place, start))
-        elif not any(wrong == where or wrong.startswith(f"{where}.{COMPONENT}") for wrong in draft.wrong):
-            known = {*registry.names(kind), *(i.name for i in from_files if i.kind == kind)}
-            problems.append(Problem(f"{where}.{COMPONENT}", "is missing", f"name one of: {listed(known)}"))
-    if not mappings and not any(wrong.partition(".")[0].partition("[")[0] in AXES for wrong in draft.wrong):
-        what = f"train_type: {COMPOSED} has no axis: none of {', '.join(AXES)} is given"
-        problems.append(Problem("train_type", what, "give one or more of them, or set train_type: static"))
-    return asked, problems
-
-
-def _found(draft: Draft, asked: _Asked, from_files: list[ComponentInfo], broken: bool) -> KnownPart | Sequence[Problem]:
+def _found(draft: Draft, asked: Asked, from_files: list[ComponentInfo], broken: bool) -> KnownPart | Sequence[Problem]:
     """Returns a component that is asked for, or what is wrong."""
     kind, a = asked.kind, draft.arguments
     sources = None if draft.theirs.get("tokenized_path") else draft.dataset_names or None
@@ -140,7 +79,7 @@ def _with_scores(draft: Draft, known: KnownPart) -> KnownPart:
     """
     if known.kind is not ORDER:
         return known
-    chooses = any(KEEP not in given for _, given in draft.arguments.selectors)
+    chooses = any(KEEP not in given for _, given in draft.arguments.selectors)  # found or not
     spec, said = known.part.component, draft.arguments.order or {}
     by = said.get(BY) or spec.by or known.declares(BY) or ("selector" if chooses else "loss")
     over = said.get(OVER) or spec.over or known.declares(OVER) or ("stretch" if chooses else "run")
@@ -254,7 +193,3 @@ def _misplaced(draft: Draft) -> list[Problem]:
                 axes = " | ".join(AXES)
                 problems.append(Problem(key, what, f"remove it, and write {axes}: {way}"))
     return problems
-
-
-def _a(kind: Kind) -> str:
-    return f"{'an' if kind is ORDER else 'a'} {kind.name}"

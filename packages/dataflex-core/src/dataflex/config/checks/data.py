@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.arguments import COMPOSED
+from dataflex.config.checks.combination import column_problems
 from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, PAIR_STAGES, Entry, entry, require_stage
 from dataflex.config.checks.draft import Draft, names_in
 from dataflex.config.checks.files import LARGEST, Table, data_files, read_table
@@ -59,7 +60,7 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
             rows[name] = count
         if count == 0:
             problems.append(Problem(key, f"the dataset '{name}' is empty", "put rows into its file, or name another"))
-    return problems, rows
+    return [*problems, *column_problems(draft, {name: looked.columns.get(name) for name in trained})], rows
 
 
 def _endless(draft: Draft, names: list[str], info: Mapping[str, Any]) -> bool:
@@ -135,10 +136,15 @@ def read_info(folder: Any) -> tuple[Mapping[str, Any] | None, list[Problem]]:
 
 
 class _Looked:
-    """Looks into the datasets of a configuration, up to :data:`MOST` bytes of them."""
+    """Looks into the datasets of a configuration, up to :data:`MOST` bytes of them.
+
+    Attributes:
+        columns: Dataset -> the columns of its files, where they are known.
+    """
 
     def __init__(self, draft: Draft, info: Mapping[str, Any]) -> None:
         self._draft, self._info, self._left = draft, info, MOST
+        self.columns: dict[str, frozenset[str]] = {}
         folder = draft.theirs.get("dataset_dir", "data")
         self._folder = folder if isinstance(folder, str) else "."
 
@@ -163,6 +169,8 @@ class _Looked:
         tables = [self._table(file) for file in data_files(Path(self._folder, found.file_name), name)]
         counts = [table.count for table in tables if table.count is not None]
         total = sum(counts) if len(counts) == len(tables) else None
+        if all(table.columns is not None for table in tables):
+            self.columns[name] = frozenset().union(*(table.columns or () for table in tables))
         for table in tables:
             require_format(found, table, self._surely_read(found, total, alone=len(tables) == 1))
         if trained and total and self._draft.stage == "sft" and not any(has_answers(found, t) for t in tables):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,18 +27,17 @@ def row_problems(draft: Draft, rows: Mapping[str, int | None]) -> list[Problem]:
         rows: Dataset -> rows, or None where unknown.
     """
     packed = draft.on("packing") or draft.on("neat_packing")
-    chooser = next((known for known in draft.known if known.kind is SELECTOR and known.part.keep is None), None)
-    if chooser is None or draft.stage != "sft" or packed:
-        return []
-    total = _train_rows(draft, rows)
-    if not total or repeats(chooser) is not False:
-        return []
-    batch = draft.global_batch_size
-    if batch < 1:
+    selectors = [known for known in draft.known if known.kind is SELECTOR]
+    chooser = next((known for known in selectors if known.part.keep is None), None)
+    if chooser is None or draft.arguments.mixes or draft.stage != "sft" or packed:
+        return []  # without a selector that chooses, and inside of a mixture, rows come again where they must
+    total, batch = _train_rows(draft, rows), draft.global_batch_size
+    if not total or batch < 1 or repeats(chooser) is not False:
         return []
     spare = batch - 1 if draft.steps.by_epochs and not draft.steps.formula else 0  # the last batch of an epoch is short
-    total_steps = total_key(draft.written, draft.theirs)
-    return too_few_rows(Asked(draft.steps, batch, total + spare, total, total_steps))
+    asked = Asked(draft.steps, batch, total + spare, total, total_key(draft.written, draft.theirs))
+    kept = [(known.where, known.part.keep) for known in selectors if known.part.keep is not None]
+    return too_few_rows(asked) or too_few_kept(asked, kept)
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,41 @@ def too_few_rows(asked: Asked) -> list[Problem]:
     )
     ways = [*_ways_out(asked, longest), "use a selector with `replacement: true`"]
     return [Problem(asked.responsible, what, ", or ".join(ways))]
+
+
+def too_few_kept(asked: Asked, filters: Sequence[tuple[str, float]]) -> list[Problem]:
+    """Returns a problem where the filters leave fewer rows than an update asks for.
+
+    Args:
+        asked: The run.
+        filters: The place of each filter, and the share that it keeps.
+    """
+    kept = asked.found
+    for _, keep in filters:
+        kept = rows_kept(kept, keep)
+    longest = asked.steps.plan(-(-asked.found // asked.batch)).longest_update
+    wanted = longest * asked.batch
+    if not filters or wanted <= kept + asked.rows - asked.found:
+        return []
+    where, keep = min(filters, key=lambda each: each[1])
+    what = (
+        f"is {keep:g}: the filters keep {kept} of the dataset's {asked.found} rows, and an update asks for {wanted} "
+        f"({longest} steps of {asked.batch} rows)"
+    )
+    ways = []
+    share = math.ceil(1000 * wanted / (asked.found * math.prod(each for _, each in filters) / keep)) / 1000
+    if share <= 1:
+        ways.append(f"set keep: {share:g} or more")
+    if longest > asked.steps.update_step:
+        ways.append("set update_times: -1, so that the last stretch is as long as the others")
+    elif kept >= asked.batch:
+        ways.append(f"set update_step: {kept // asked.batch} or less")
+    return [Problem(f"{where}.keep", what, ", or ".join(ways) or "use more rows, or fewer filters")]
+
+
+def rows_kept(rows: int, keep: float) -> int:
+    """Returns how many of the rows a filter keeps: one at least."""
+    return max(1, math.floor(keep * rows + 0.5))
 
 
 def _ways_out(asked: Asked, longest: int) -> Iterator[str]:

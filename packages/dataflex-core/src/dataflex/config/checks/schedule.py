@@ -9,7 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.draft import Draft
+from dataflex.config.parts import EVERY, FROM
+from dataflex.config.spec import Part, decides
 from dataflex.core.errors import Problem
 from dataflex.core.schedule import Steps
 
@@ -36,7 +39,52 @@ def two_totals(train_step: int, max_steps: int) -> list[Problem]:
 
 def schedule_problems(draft: Draft) -> list[Problem]:
     """Returns what is wrong with the numbers of steps taken together."""
-    return step_problems(draft.steps, total_key(draft.written, draft.theirs)) if draft.dynamic else []
+    if not draft.dynamic:
+        return []
+    steps = draft.steps
+    problems = [*step_problems(steps, total_key(draft.written, draft.theirs)), *_no_updates(draft)]
+    if problems or steps.total is None:
+        return problems
+    return never_there([known.where for known in draft.known], draft.axes, steps)
+
+
+def _no_updates(draft: Draft) -> list[Problem]:
+    """Returns a problem where a composed run has no updates and axes that take part at updates alone."""
+    a = draft.arguments
+    waiting = [known.where for known in draft.known if decides([known.part])]
+    if a.train_type != COMPOSED or a.update_times != 0 or not waiting:
+        return []
+    do = "does" if len(waiting) == 1 else "do"
+    what = f"is 0, and without an update {' and '.join(waiting)} {do} nothing"
+    way_out = f"set update_times: -1 and update_step, or leave out {' and '.join(waiting)}"
+    return [Problem("update_times", what, way_out)]
+
+
+def never_there(places: Sequence[str], axes: Sequence[Part], steps: Steps, steps_per_pass: int = 1) -> list[Problem]:
+    """Returns a problem for each axis that has its turn behind the end of the run.
+
+    A weighter that begins after a warm-up which is the whole run is let be, as with ``dynamic_weight``.
+
+    Args:
+        places: The key of each axis.
+        axes: The axes.
+        steps: The run.
+        steps_per_pass: Steps in which every row would be seen once, where the run is as long as passes are.
+    """
+    schedule = steps.plan(steps_per_pass)
+    problems = []
+    for where, part in zip(places, axes, strict=True):
+        if part.start >= schedule.total and part.start != steps.warmup_step:
+            what = f"is {part.start}, and the run ends after {schedule.total} steps"
+            problems.append(Problem(f"{where}.{FROM}", what, "give an earlier step, or make the run longer"))
+        elif decides([part]) and schedule.updates and schedule.first_update(part.every, part.start) is None:
+            last = schedule.updates - 1
+            what = (
+                f"is {part.start}: with {EVERY}: {part.every}, none of the updates from there on, the last of which is "
+                f"number {last}, is a multiple of {part.every}"
+            )
+            problems.append(Problem(f"{where}.{FROM}", what, "give an earlier step, or a smaller every"))
+    return problems
 
 
 def total_key(written: Collection[str], theirs: Mapping[str, Any]) -> str:

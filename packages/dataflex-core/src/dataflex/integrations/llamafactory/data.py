@@ -37,7 +37,7 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         generated = aims_at_generated_rows(spec, training_args)
         if generated:
             require_tokenised_as_trained(spec, data_args)
-        mixes = spec.arguments.train_type == "dynamic_mix"
+        mixes = spec.mixes
         if mixes:
             require_observable(spec)
         by_source = knows_sources(spec, data_args)

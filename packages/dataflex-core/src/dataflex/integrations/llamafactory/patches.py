@@ -135,7 +135,7 @@ def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable
 
     @functools.wraps(original)
     def apply_liger_kernel(*args: Any, **kwargs: Any) -> Any:
-        if spec.arguments.train_type == "dynamic_weight":
+        if spec.weighs:
             kwargs["require_logits"] = True
         return original(*args, **kwargs)
 

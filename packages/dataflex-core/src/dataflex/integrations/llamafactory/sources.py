@@ -19,7 +19,6 @@ import llamafactory.data.loader as data_loader
 from dataflex.config.checks.tokenized import EVALUATION, is_kept, source_folder, tokenized_problems
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, blaming, refuse
-from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import find
 from dataflex.integrations.llamafactory.reading import no_rows
 from dataflex.integrations.llamafactory.streams import load_stream
@@ -59,8 +58,7 @@ def knows_sources(spec: RunSpec, data_args: Any) -> bool:
         ConfigError: It must, and LLaMA-Factory was told to mix the sources in a way that forgets them; or
             ``tokenized_path`` holds data of the other kind.
     """
-    mixes = spec.arguments.train_type == "dynamic_mix"
-    by_source = (mixes or _weighter_needs_sources(spec, data_args)) and data_args.dataset is not None
+    by_source = (spec.mixes or _weighter_needs_sources(spec, data_args)) and data_args.dataset is not None
     refuse(tokenized_problems(data_args.tokenized_path, by_source))
     return by_source
 
@@ -113,9 +111,9 @@ def _tokenising(name: str, number: int, sources: int) -> str:
 
 
 def _weighter_needs_sources(spec: RunSpec, data_args: Any) -> bool:
-    component = spec.component
-    if component is None or component.kind is not WEIGHTER:
+    if spec.weighter is None:
         return False
+    component = spec.weighter.component
     cls = find(component.kind, component.name)
     with blaming(f"weighter '{component.preset}'"):
         needed = issubclass(cls, Weighter) and cls.needs_sources(component.params)

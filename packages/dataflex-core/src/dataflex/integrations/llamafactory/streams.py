@@ -19,10 +19,10 @@ def keys_for_llamafactory(spec: RunSpec) -> dict[str, Any]:
 
     ``max_steps: null`` is left out: the arguments of transformers take it for a number.
     """
-    config, keys = dict(spec.llamafactory), spec.arguments
+    config = dict(spec.llamafactory)
     if config.get("max_steps") is None:
         config.pop("max_steps", None)
-    if keys.train_type == "dynamic_mix" and config.get("streaming") and config.get("max_steps", -1) <= 0:
+    if spec.mixes and config.get("streaming") and config.get("max_steps", -1) <= 0:
         config["max_steps"] = spec.steps().total  # a stream without it is refused
     return config
 

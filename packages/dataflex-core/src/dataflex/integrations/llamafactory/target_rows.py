@@ -24,12 +24,15 @@ Load = Callable[[Any, Any], Mapping[str, Any]]
 
 
 def aims_at_generated_rows(spec: RunSpec, training_args: Any) -> bool:
-    """Returns whether the run's component reads evaluation rows, and LLaMA-Factory makes them for generation."""
-    component = spec.component
-    if component is None or not training_args.predict_with_generate:
-        return False
-    parameters, _ = constructor_parameters(find(component.kind, component.name))
-    return not TARGETS.isdisjoint(parameters)
+    """Returns whether a component of the run reads evaluation rows, and LLaMA-Factory makes them for generation."""
+    return bool(training_args.predict_with_generate) and bool(_aiming(spec))
+
+
+def _aiming(spec: RunSpec) -> list[str]:
+    """Returns the presets of the components that read evaluation rows."""
+    components = [part.component for part in spec.axes]
+    parameters = [constructor_parameters(find(each.kind, each.name))[0] for each in components]
+    return [c.preset for c, taken in zip(components, parameters, strict=True) if not TARGETS.isdisjoint(taken)]
 
 
 def require_tokenised_as_trained(spec: RunSpec, data_args: Any) -> None:
@@ -76,9 +79,9 @@ def _changed(before: Any, after: Any) -> bool:
 
 
 def _kept_apart(spec: RunSpec, path: str) -> ConfigError:
-    assert spec.component is not None
+    who = " and ".join(f"'{preset}'" for preset in _aiming(spec))
     return ConfigError(
         f"tokenized_path: with predict_with_generate: true, {path} keeps evaluation rows with the prompt alone, and "
-        f"'{spec.component.preset}' compares with rows as they are trained on -> leave tokenized_path out, or tokenise "
+        f"{who} compares with rows as they are trained on -> leave tokenized_path out, or tokenise "
         "with predict_with_generate: false"
     )
