@@ -167,7 +167,8 @@ def test_a_step_is_told_before_its_checkpoint_is_written(tmp_path):
     done = trainer(tmp_path, "watching", save_strategy="steps", save_steps=1)
     done.train()
     for step in (1, 3, 6):
-        assert len(load_state(tmp_path / f"checkpoint-{step}")["component"]["losses"]) == step
+        state, _ = load_state(tmp_path / f"checkpoint-{step}")["components"]["stages"]["mixer"]
+        assert len(state["losses"]) == step
 
 
 def test_resuming_in_the_middle_of_a_segment_tells_the_same(tmp_path):

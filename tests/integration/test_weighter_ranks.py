@@ -78,7 +78,9 @@ def test_the_log_tells_the_weights_of_all_ranks(folders, kind):
 
 @pytest.mark.parametrize("split", ["two", "split", "resumed"])
 def test_the_balancer_averages_the_norms_of_all_ranks_whatever_the_loop_multiplies_the_loss_by(folders, split):
-    expected, found = (load_state(folders[name] / "balancer" / "checkpoint-6")["component"] for name in ("one", split))
+    expected, found = (
+        load_state(folders[name] / "balancer" / "checkpoint-6")["components"]["weighter"][0] for name in ("one", split)
+    )
     assert set(expected["norms"]["total"]) == {"a", "b"}
     for mean in ("norms", "rows"):
         for part in ("total", "fix"):

@@ -316,7 +316,7 @@ def test_the_trial_leaves_no_trace(name, tmp_path):
     flags = [p.requires_grad for p in model.parameters()]
     trainer = made(SELECTOR, name, tmp_path, model=model, params=needed(name, tmp_path))
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    trainer._dataflex_require_rows_apart()  # once more: the trainer underneath seeds while it is made
+    trainer.components.require_fitting()  # once more: the trainer underneath seeds while it is made
     trainer.early.made(trainer._dataflex_rows_of_an_update())
     assert torch.equal(torch.get_rng_state(), states[0])
     np.testing.assert_equal(np.random.get_state(), states[1])

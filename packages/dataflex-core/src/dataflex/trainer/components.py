@@ -96,23 +96,30 @@ class Components:
         Raises:
             ConfigError: With the way out.
         """
-        trainer = self._trainer
-        rows = first_rows(trainer.train_dataset)
-        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
         for part, component in self:
             who = f"the {part.component.in_words}"
             if isinstance(component, Component) and component.reads_batches:
-                require_rows_apart(trainer.scoring_collator, rows, who)
+                require_rows_apart(self._trainer.scoring_collator, first_rows(self._trainer.train_dataset), who)
             if part.component.kind is WEIGHTER:
-                require_rows_apart(collate, rows, who, documents=True)
+                self._require_rows_apart(who, documents=True)
             if part.component.kind is MIXER:
-                with blaming(part.component.in_words):
-                    self.observing_mixer = component if component.observes else None
-                if self.observing_mixer is not None:
-                    require_causal(pretrained_models(trainer.model))
-                    require_rows_apart(collate, rows, who)
-                with blaming(part.component.in_words):
-                    component.prepare(trainer.model)
+                self._require_fitting_mixer(part, component)
+
+    def _require_fitting_mixer(self, part: Part, mixer: Any) -> None:
+        model = self._trainer.model
+        with blaming(part.component.in_words):
+            self.observing_mixer = mixer if mixer.observes else None
+        if self.observing_mixer is not None:
+            require_causal(pretrained_models(model))
+            self._require_rows_apart(f"the {part.component.in_words}")
+        with blaming(part.component.in_words):
+            mixer.prepare(model)
+
+    def _require_rows_apart(self, who: str, documents: bool = False) -> None:
+        """Tries the collator of training, which sees no columns that the model does not take."""
+        trainer = self._trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
+        require_rows_apart(collate, first_rows(trainer.train_dataset), who, documents=documents)
 
     def trial(self) -> tuple[Any, list[Any]]:
         """Returns the collator of training, and some rows with labels."""
