@@ -115,6 +115,7 @@ def test_scores_know_whether_their_rows_are_those_of_a_dataset():
     }
     for name, (dataset, rows) in views.items():
         part = scores if rows is None else scores.within(rows)
+        assert len(part) == len(dataset)
         alike = {other for other, (their, _) in views.items() if part.are_of(their)}
         assert alike == ({name} if name[:4] != "rows" else {"rows of the second source", "rows of rows"})
         assert part.are_of(dataset)

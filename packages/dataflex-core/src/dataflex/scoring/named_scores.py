@@ -82,6 +82,10 @@ class NamedScores:
         self._update = _Update()
         self._rows: NDArray[np.int64] | None = None  # the rows of the dataset that are rows here
 
+    def __len__(self) -> int:
+        """Rows that have numbers here."""
+        return len(self._dataset) if self._rows is None else len(self._rows)
+
     def provide(self, kind: str, source: ScoreSource) -> None:
         """Adds scores that never change under a name of one's own, ``KIND`` or ``KIND:ARGUMENT``.
 
@@ -116,7 +120,7 @@ class NamedScores:
         if self._rows is None and dataset is self._dataset:
             return True
         rows = rows_within(dataset, self._dataset)
-        if rows is None or len(rows) != (len(self._dataset) if self._rows is None else len(self._rows)):
+        if rows is None or len(rows) != len(self):
             return False
         return bool(np.array_equal(rows, np.arange(len(rows)) if self._rows is None else self._rows))
 
