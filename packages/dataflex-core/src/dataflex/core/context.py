@@ -38,6 +38,9 @@ class RowScores(Protocol):
     of its dataset. Every method is collective: each rank calls it with the same arguments and gets the same.
     """
 
+    def __len__(self) -> int:
+        """Rows that have numbers here."""
+
     def are_of(self, dataset: Any) -> bool:
         """Returns whether the rows here are those of a dataset, one by one.
 
