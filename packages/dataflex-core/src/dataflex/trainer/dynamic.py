@@ -74,6 +74,8 @@ class DynamicTrainer(Base):
         target_dataset: Evaluation rows for components, where they are other ones than those for evaluation.
         mixer_eval_dataset: Source -> held-out rows, for mixers that ask for them. Where it is None, they get the
             evaluation dataset if that is such a mapping.
+        score_columns: Column -> (N,) numbers of the raw data, one for each row of the train dataset, for components and
+            orders that score rows by a column which the rows do not have.
         overwrite_output_dir: Whether a run that ``output_dir`` holds may be replaced by one that starts anew.
         **kwargs: For the trainer underneath.
 
@@ -98,6 +100,7 @@ class DynamicTrainer(Base):
         dataflex: RunSpec,
         target_dataset: Any = None,
         mixer_eval_dataset: Mapping[str, Any] | None = None,
+        score_columns: Mapping[str, Any] | None = None,
         overwrite_output_dir: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -124,7 +127,7 @@ class DynamicTrainer(Base):
         self.early = EarlyChecks(self)
         self.mixture_manager: Any = mixture_of(dataflex, self.train_dataset, self.seed)
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
-        self.shared_scores = SharedScores(self)
+        self.shared_scores = SharedScores(self, score_columns, rows)
         self.components.require_fitting()
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
