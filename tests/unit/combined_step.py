@@ -1,4 +1,4 @@
-"""One optimizer step that several things weigh, and the same step by plain loops in float64: for tests of the objective.
+"""One optimizer step that several things weigh, and the same by plain loops in float64: for tests of the objective.
 
 Run under a process group, each rank takes its part of the same rows.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
@@ -143,7 +142,11 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
         counted: Whether the loop counts the labels of the step.
         **given: As for :func:`combined`.
     """
-    loss, weighter, mixer = given.get("loss", "cross entropy"), given.get("weighter", "none"), given.get("mixer", "none")
+    loss, weighter, mixer = (
+        given.get("loss", "cross entropy"),
+        given.get("weighter", "none"),
+        given.get("mixer", "none"),
+    )
     numbers = np.load(folder / "dataflex_selections" / "step_00000000.npz")["indices"]
     model = copy.deepcopy(tiny_model(layers=1)).double().train()
     first = counted and loss != "smoothed" and counts_first(trainer)
@@ -154,7 +157,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
         row = trainer.train_dataset[int(number)]
         k = int(trainer.train_dataset.domains(np.array([number]))[0])
         u = float(ROW_WEIGHTS[place]) if given.get("rows") else 1.0
-        for tokens, labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
+        for labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
             sums_K[k] += sum(entropies)
             tokens_K[k] += len(entropies)
             m = len(labels) if first else len(costs)
@@ -174,7 +177,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
 
 
 def documents(model: Any, row: Any, loss: str, apart: bool) -> Any:
-    """Yields (tokens, labels, costs, cross entropies) of each document of a row, or of the row where not apart.
+    """Yields (labels, costs, cross entropies) of each document of a row, or of the row where not apart.
 
     Labels are the tokens that have one; costs and entropies those that are predicted, also by the document before.
     """
@@ -193,4 +196,4 @@ def documents(model: Any, row: Any, loss: str, apart: bool) -> Any:
                 if loss == "smoothed":
                     c = 0.7 * c - 0.3 * logp[t - 1].mean()
                 costs.append(c)
-        yield ids, [label for label in labels[start:stop] if label != -100], costs, entropies
+        yield [label for label in labels[start:stop] if label != -100], costs, entropies
