@@ -48,7 +48,7 @@ class ObjectiveTrainer(DynamicTrainer):
         )
         self.batch_rows = BatchRows(lambda: self.train_dataset)
         self.objective = Objective(self, parts, keys, self.batch_rows)
-        self.add_callback(ObjectiveCallback(self))
+        self.add_callback(ObjectiveCallback(self.objective.step_done, self.training_done))
         self._dataflex_early.of_model = self._dataflex_require_weighable
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
