@@ -228,7 +228,7 @@ class PlannedTrainer(ObjectiveTrainer):
         generator = torch.Generator()
         generator.manual_seed(seeded(self.seed, "loader", self.state.global_step))
         planned: Any = PlannedRows(dataset, rows)
-        if self.objective is not None:
+        if self.training_objective is not None:
             planned, collate = NumberedRows(planned, rows, weights), NumberingCollator(collate)
         loader = DataLoader(
             planned,
