@@ -54,7 +54,7 @@ class NumberedTrainer(ObjectiveTrainer):
         """Also notes the rows of the step."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self.batch_rows is not None and batches:
-            self._dataflex_trained.add(self.batch_rows.of_step, self.state.global_step)
+            self._dataflex_trained.add(self.batch_rows.of_step, self.state.global_step, self.batch_rows.flattened)
         return batches, num_items
 
     def begin_record(self) -> None:
