@@ -157,7 +157,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
         row = trainer.train_dataset[int(number)]
         k = int(trainer.train_dataset.domains(np.array([number]))[0])
         u = float(ROW_WEIGHTS[place]) if given.get("rows") else 1.0
-        for _, labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
+        for labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
             sums_K[k] += sum(entropies)
             tokens_K[k] += len(entropies)
             m = len(labels) if first else len(costs)
@@ -177,7 +177,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
 
 
 def documents(model: Any, row: Any, loss: str, apart: bool) -> Any:
-    """Yields (tokens, labels, costs, cross entropies) of each document of a row, or of the row where not apart.
+    """Yields (labels, costs, cross entropies) of each document of a row, or of the row where not apart.
 
     Labels are the tokens that have one; costs and entropies those that are predicted, also by the document before.
     """
@@ -196,4 +196,4 @@ def documents(model: Any, row: Any, loss: str, apart: bool) -> Any:
                 if loss == "smoothed":
                     c = 0.7 * c - 0.3 * logp[t - 1].mean()
                 costs.append(c)
-        yield ids, [label for label in labels[start:stop] if label != -100], costs, entropies
+        yield [label for label in labels[start:stop] if label != -100], costs, entropies

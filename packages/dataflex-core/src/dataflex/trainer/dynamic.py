@@ -86,7 +86,8 @@ class DynamicTrainer(Base):
         components: Its selectors, mixer, order and weighter.
         mixture_manager: The sources and their shares; None where rows are of one.
         segments: Which rows it trains on at the moment; None where the loader of a static run is kept.
-        objective: What weighs the loss or looks at losses; None where nothing does: batches then hold no row numbers.
+        training_objective: What weighs the loss or looks at losses; None where nothing does: batches then hold no row
+            numbers. (transformers has an ``objective``, of a hyperparameter search.)
         batch_rows: The rows of the present micro-batch, where there is an objective.
         saving: Writes checkpoints, and knows the last one.
         tokens: The tokens that were trained on, where they are counted.
@@ -135,9 +136,9 @@ class DynamicTrainer(Base):
         self.segments = None if self.components.stages is None else Segments(self, self.components.stages)
         self._dataflex_planned = None if self.segments is None else PlannedBatches(self, self.segments)
         self.batch_rows = BatchRows(lambda: self.train_dataset)
-        self.objective: Objective | None = objective_of(self)
-        if self.objective is not None:
-            self.add_callback(ObjectiveCallback(self))
+        self.training_objective: Objective | None = objective_of(self)
+        if self.training_objective is not None:
+            self.add_callback(ObjectiveCallback(self.training_objective.step_done, self.training_done))
             self.early.of_model = self._dataflex_require_weighable
         if self.segments is None:
             self._dataflex_static = StaticBatches(self)
@@ -223,8 +224,8 @@ class DynamicTrainer(Base):
         self.keep_batch_size()
         self.early.begin()
         self._dataflex_folder.begin()
-        if self.objective is not None:
-            self.record.take_back(self.objective.WEIGHT, self.objective.log.first)
+        if self.training_objective is not None:
+            self.record.take_back(self.training_objective.WEIGHT, self.training_objective.log.first)
 
     def get_train_dataloader(self) -> Any:
         """Returns the one loader of a planned run, or that of the trainer underneath; workers leave SIGTERM to us."""
@@ -245,41 +246,41 @@ class DynamicTrainer(Base):
         """Also takes the count of tokens and the rows out of the batches of the step, and counts its samples."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self.tokens.take(batches)
-        if self.objective is not None:
+        if self.training_objective is not None:
             self.batch_rows.take(batches)
-            self.objective.begin_step(batches)
+            self.training_objective.begin_step(batches)
             if self.trained_rows is not None and batches:
-                self.trained_rows.add(self.batch_rows.of_step, self.state.global_step)
+                self.trained_rows.add(self.batch_rows.of_step, self.state.global_step, self.batch_rows.flattened)
         return batches, num_items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trains on a micro-batch as the trainer underneath does, by the objective."""
         train = super().training_step
-        if self.objective is None:
+        if self.training_objective is None:
             return train(model, inputs, *args, **kwargs)
-        return self.objective.training_step(train, model, inputs, *args, **kwargs)
+        return self.training_objective.training_step(train, model, inputs, *args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the trainer underneath does, by the objective."""
         compute = super().compute_loss
-        if self.objective is None:
+        if self.training_objective is None:
             return compute(model, inputs, *args, **kwargs)
-        return self.objective.compute_loss(compute, model, inputs, *args, **kwargs)
+        return self.training_objective.compute_loss(compute, model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the weights were to the line of the training loss."""
-        super().log(logs if self.objective is None else self.objective.logged(logs), *args, **kwargs)
+        super().log(logs if self.training_objective is None else self.training_objective.logged(logs), *args, **kwargs)
 
     def record_weights(self) -> None:
         """Writes what the weights were since the last line into the record. Collective."""
-        line = {} if self.objective is None else self.objective.weights_line()
+        line = {} if self.training_objective is None else self.training_objective.weights_line()
         if line:
             self.record.update(line)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""
-        if self.objective is not None:
-            self.objective.training_done()
+        if self.training_objective is not None:
+            self.training_objective.training_done()
             self.record_weights()
         if self.trained_rows is not None:
             self.trained_rows.finish()
@@ -455,5 +456,5 @@ class DynamicTrainer(Base):
         return 0 if self.segments is None else self.schedule.longest_update * self.segments.batch_size
 
     def _dataflex_require_weighable(self) -> None:
-        assert self.objective is not None
-        self.objective.require(*self.components.trial())
+        assert self.training_objective is not None
+        self.training_objective.require(*self.components.trial())
