@@ -18,6 +18,7 @@ from dataflex.core.kinds import MIXER
 from dataflex.core.registry import register_mixer
 from dataflex.objective.loop_scale import counts_first
 from dataflex.objective.parts import Parts, WeighterPart
+from dataflex.planning.selecting import Chosen
 from dataflex.rows.views import MixedSources
 from dataflex.testing import tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
@@ -70,8 +71,10 @@ class Combined(MixTrainer):
         rows = None if self.row_weights is None else "selector 'rescales'"
         return Parts(part, found.mixer, rows, self.seen)
 
-    def _dataflex_batches(self, dataset: Any, collate: Any, rows: Any, weights: Any = None) -> Any:
-        return super()._dataflex_batches(dataset, collate, rows, self.row_weights)
+    def _dataflex_plan(self, segment: Any) -> Any:
+        rows = super()._dataflex_plan(segment)
+        self.segments.chosen = Chosen(rows, None, self.row_weights)
+        return rows
 
 
 def combined(

@@ -25,6 +25,7 @@ from dataflex.core.errors import StoppedError
 from dataflex.core.kinds import Kind
 from dataflex.core.schedule import Schedule
 from dataflex.objective.objective import Objective
+from dataflex.objective.parts import Parts
 from dataflex.planning.run_schedule import run_schedule
 from dataflex.planning.sources import mixture_of
 from dataflex.rows.batch_rows import BatchRows
@@ -37,7 +38,7 @@ from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import Evaluation
 from dataflex.trainer.given import by_name, given_rows, require_spec
-from dataflex.trainer.objective_parts import objective_of
+from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
 from dataflex.trainer.run_folder import RunFolder
@@ -136,7 +137,7 @@ class DynamicTrainer(Base):
         self.segments = None if self.components.stages is None else Segments(self, self.components.stages)
         self._dataflex_planned = None if self.segments is None else PlannedBatches(self, self.segments)
         self.batch_rows = BatchRows(lambda: self.train_dataset)
-        self.training_objective: Objective | None = objective_of(self)
+        self.training_objective: Objective | None = objective_of(self, self._dataflex_parts())
         if self.training_objective is not None:
             self.add_callback(ObjectiveCallback(self.training_objective.step_done, self.training_done))
             self.early.of_model = self._dataflex_require_weighable
@@ -446,6 +447,9 @@ class DynamicTrainer(Base):
             self.args.ignore_data_skip = True  # the loader itself starts at the right step
         if self.components.stages is not None or self.spec.steps(self.args.max_steps).total is not None:
             self.args.max_steps = self.schedule.total  # else the loop counts the epochs itself
+
+    def _dataflex_parts(self) -> Parts:
+        return parts_of(self)
 
     def _dataflex_plan(self, segment: Any) -> Any:
         assert self.segments is not None
