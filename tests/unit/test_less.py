@@ -9,7 +9,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.testing import TokenRows, pad_collate, tiny_batch
 from dataflex_selectors.less import LessSelector
-from dataflex_selectors.pick import pick
+from dataflex_selectors.parts.pick import pick
 from test_gradients import all_at_once, lora
 from test_influence import explicit, unit
 

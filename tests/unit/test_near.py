@@ -12,7 +12,7 @@ from dataflex.core.registry import find
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_selectors import near
 from dataflex_selectors.near import NearSelector, nearest_in_turn
-from dataflex_selectors.neighbours import nearest
+from dataflex_selectors.parts.neighbours import nearest
 from hypothesis import given
 from hypothesis import strategies as st
 

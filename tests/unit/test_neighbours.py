@@ -15,11 +15,11 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import require
 from dataflex.rows.columns import column_chunks, labelled_rows
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
-from dataflex_selectors import neighbours
-from dataflex_selectors.embed import Embedder, embedding_problems
 from dataflex_selectors.near import NearSelector
-from dataflex_selectors.neighbours import backend_problem, nearest
-from dataflex_selectors.ngrams import ngram_embeddings
+from dataflex_selectors.parts import neighbours
+from dataflex_selectors.parts.embedder import Embedder, embedding_problems
+from dataflex_selectors.parts.neighbours import backend_problem, nearest
+from dataflex_selectors.parts.ngrams import ngram_embeddings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -223,7 +223,7 @@ class Encoder:
 @pytest.fixture
 def encoders(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Encoder))
-    monkeypatch.setattr("dataflex_selectors.embed.find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr("dataflex_selectors.parts.embedder.find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(Encoder, "asked", [])
 
 
@@ -299,7 +299,7 @@ def test_a_sentence_encoder_needs_its_package_and_a_tokenizer(encoders, monkeypa
     (problem,) = problems("some/encoder")
     assert "the run has no tokenizer" in problem
     assert problems("some/encoder", tokenizer=tiny_tokenizer()) == []
-    monkeypatch.setattr("dataflex_selectors.embed.find_spec", lambda name: None)
+    monkeypatch.setattr("dataflex_selectors.parts.embedder.find_spec", lambda name: None)
     (problem,) = problems("some/encoder")
     assert 'pip install "dataflex-selectors[sentence-transformers]"' in problem
 

@@ -18,8 +18,8 @@ from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
 from dataflex.scoring import trial
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
-from dataflex_selectors.nice.selector import NiceSelector
-from dataflex_selectors.running import RunningScores
+from dataflex_selectors.nice.nice_selector import NiceSelector
+from dataflex_selectors.parts.running_scores import RunningScores
 
 QUICK = {"samples": 4, "max_new_tokens": 5, "top_k": 0, "top_p": 1.0, "decay": 0.0}
 

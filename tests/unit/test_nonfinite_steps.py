@@ -24,15 +24,15 @@ from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_mixers.ado import AdoMixer
-from dataflex_mixers.doremi.mixer import DoremiMixer
+from dataflex_mixers.doremi.doremi_mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
 from dataflex_mixers.odm import OdmMixer
 from dataflex_mixers.schedule import ScheduleMixer
 from dataflex_selectors.delta_loss import DeltaLossSelector
-from dataflex_selectors.running import RunningScores
+from dataflex_selectors.parts.running_scores import RunningScores
 from dataflex_weighters.adapt import AdaptWeighter
-from dataflex_weighters.balancer import Balancer, RunningMeans
-from dataflex_weighters.source_balancer import BalancerWeighter
+from dataflex_weighters.balancer import BalancerWeighter
+from dataflex_weighters.parts.loss_balancer import Balancer, RunningMeans
 from every_component import installed
 from weighted_run import weighted
 

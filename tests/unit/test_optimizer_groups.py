@@ -13,8 +13,8 @@ from dataflex.scoring import TargetSet, influences, learning_rates, per_sample_g
 from dataflex.scoring.optimizer_groups import parameter_groups, times_rates
 from dataflex.testing import TokenRows, pad_collate, tiny_batch
 from dataflex_selectors.cluster_less import ClusterLessSelector
-from dataflex_selectors.gradient_scores import FORMS, GradientScores
 from dataflex_selectors.less import LessSelector
+from dataflex_selectors.parts.gradient_scores import FORMS, GradientScores
 from test_gradients import all_at_once, one_by_one
 from test_gradients import lora as any_lora
 from test_influence import explicit, row_pass, unit

@@ -14,24 +14,24 @@ from dataflex.core.registry import official
 from dataflex.planning.answers import checked_scores
 from dataflex.planning.mixture import MixtureManager
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
-from dataflex_mixers.curve import parse_curve
-from dataflex_mixers.simplex import softmax
+from dataflex_mixers.parts.schedule_points import parse_curve
+from dataflex_mixers.parts.simplex import softmax
 from dataflex_mixers.temperature import tempered
-from dataflex_selectors.arms import quotas
 from dataflex_selectors.cluster_less import ClusterLessSelector
-from dataflex_selectors.clustering import Clustering
 from dataflex_selectors.delta_loss import DeltaLossSelector
-from dataflex_selectors.drawing import draw, logarithms, probabilities
-from dataflex_selectors.gradient_scores import GradientScores
 from dataflex_selectors.less import LessSelector
 from dataflex_selectors.loss import LossSelector, focus_log_weights
-from dataflex_selectors.nice.selector import NiceSelector
-from dataflex_selectors.pick import pick
+from dataflex_selectors.nice.nice_selector import NiceSelector
+from dataflex_selectors.parts.arms import quotas
+from dataflex_selectors.parts.drawing import draw, logarithms, probabilities
+from dataflex_selectors.parts.finite_scores import standardised
+from dataflex_selectors.parts.gradient_scores import GradientScores
+from dataflex_selectors.parts.pick import pick
+from dataflex_selectors.parts.row_clusters import Clustering
+from dataflex_selectors.parts.running_scores import RunningScores
+from dataflex_selectors.parts.smoothing import smoothed
 from dataflex_selectors.rho_loss import RhoLossSelector
-from dataflex_selectors.running import RunningScores
-from dataflex_selectors.scored import standardised
 from dataflex_selectors.scores import ScoresSelector
-from dataflex_selectors.smoothing import smoothed
 from dataflex_selectors.zeroth import ZerothSelector
 from dataflex_weighters.loss import annealed, sample_weights
 

@@ -18,7 +18,7 @@ from dataflex.core.registry import find
 from dataflex.run.state import load_state, save_state
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex_selectors import irreducible
+from dataflex_selectors.parts import irreducible
 from dataflex_selectors.rho_loss import RhoLossSelector, largest
 
 

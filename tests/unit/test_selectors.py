@@ -14,8 +14,8 @@ from dataflex.core.registry import find
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex_selectors.custom import CustomSelector
-from dataflex_selectors.drawing import draw, logarithms, probabilities
 from dataflex_selectors.loss import FOCUS, LossSelector, focus_log_weights
+from dataflex_selectors.parts.drawing import draw, logarithms, probabilities
 from dataflex_selectors.random import RandomSelector
 
 THIRDS = (1 / 3, 2 / 3)

@@ -11,9 +11,9 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
 from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex_selectors import transport
-from dataflex_selectors.neighbours import nearest
-from dataflex_selectors.transport import capped, densities, transported
+from dataflex_selectors.parts import transport
+from dataflex_selectors.parts.neighbours import nearest
+from dataflex_selectors.parts.transport import capped, densities, transported
 from dataflex_selectors.tsds import TsdsSelector
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -2,7 +2,7 @@
 
 Jiang, Zhou, Feng, Malladi and Kolter, "Adaptive Data Optimization: Dynamic Sample Selection with Scaling Laws" (ICLR
 2025), arXiv 2410.11820. Every ``fit_every`` steps L_k(n) = eps_k + beta_k n^(-alpha_k) is fitted to each source's
-training losses (:mod:`dataflex_mixers.power_law`); at each step t:
+training losses (:mod:`dataflex_mixers.parts.power_law`); at each step t:
 
     rho_k proportional to mu_k h_k^s max(alpha_k, 0.05) (L_k(n) - eps_k) / n      mu the prior, h what was drawn of late
     rho <- max(rho, min_share), divided by its sum
@@ -29,9 +29,9 @@ from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.power_law import fit_power_law, log_learning_speed, smoothed
-from dataflex_mixers.simplex import Shares, log_clipped, log_softmax, logarithm, softmax
-from dataflex_mixers.window import not_finite
+from dataflex_mixers.parts.loss_window import not_finite
+from dataflex_mixers.parts.power_law import fit_power_law, log_learning_speed, smoothed
+from dataflex_mixers.parts.simplex import Shares, log_clipped, log_softmax, logarithm, softmax
 
 if TYPE_CHECKING:
     import torch

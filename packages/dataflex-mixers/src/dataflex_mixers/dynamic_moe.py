@@ -27,8 +27,8 @@ from dataflex.scoring.autocast import autocast
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.gate_load import distances, experts_per_token, gates, router
-from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
+from dataflex_mixers.parts.gate_load import distances, experts_per_token, gates, router
+from dataflex_mixers.parts.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

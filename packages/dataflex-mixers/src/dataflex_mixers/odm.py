@@ -32,8 +32,8 @@ from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.simplex import Shares, raised, softmax
-from dataflex_mixers.window import LossWindow
+from dataflex_mixers.parts.loss_window import LossWindow
+from dataflex_mixers.parts.simplex import Shares, raised, softmax
 
 if TYPE_CHECKING:
     import torch

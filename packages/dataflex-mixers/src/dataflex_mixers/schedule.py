@@ -1,8 +1,8 @@
 """``schedule``: the mixture follows points over the run, from the parameters or from a file that may change meanwhile.
 
-Between two points the mixture moves linearly, along half a cosine, or jumps (:mod:`dataflex_mixers.curve`). It is
-evaluated at each update, so ``update_step`` is its resolution. Positions are optimizer steps, or tokens that the model
-was trained to predict.
+Between two points the mixture moves linearly, along half a cosine, or jumps: see
+:mod:`dataflex_mixers.parts.schedule_points`. It is evaluated at each update, so ``update_step`` is its resolution.
+Positions are optimizer steps, or tokens that the model was trained to predict.
 
 The file is read again at each update, by rank 0, which hands its text to the others: a mixture can be corrected while
 a run goes on. What was read is kept in checkpoints and each change stands in the trace. A file that has become wrong
@@ -25,8 +25,8 @@ from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer, logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.curve import INTERPOLATIONS, Curve, parse_curve
-from dataflex_mixers.simplex import Shares
+from dataflex_mixers.parts.schedule_points import INTERPOLATIONS, Curve, parse_curve
+from dataflex_mixers.parts.simplex import Shares
 
 if TYPE_CHECKING:
     import numpy as np

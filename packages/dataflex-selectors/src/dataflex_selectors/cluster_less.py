@@ -3,8 +3,8 @@
 Train dataset -> embeddings -> k-means -> representatives of each cluster -> their influence on the target as in LESS
 (see less.py) -> smoothed over all rows -> average over updates -> selection.
 
-    s_i  = sum_r k(x_i, x_r) s_r / sum_r k(x_i, x_r)        the scored rows of the two nearest clusters; smoothing.py
-    UCB_c = mean_c + beta std_c sqrt(ln t / n_c)            budget: ucb; arXiv 2506.10288; arms.py
+    s_i  = sum_r k(x_i, x_r) s_r / sum_r k(x_i, x_r)        the scored rows of the two nearest clusters; parts/smoothing
+    UCB_c = mean_c + beta std_c sqrt(ln t / n_c)            budget: ucb; arXiv 2506.10288; parts/arms
     n_c proportional to |c| exp(S_c / T)                    mode: quota; S_c is the mean of the cluster's scores
 
 Cost: gradients of ``clusters`` times ``representatives`` rows, by default those of 4 rows in 64, a sixteenth of LESS;
@@ -28,17 +28,22 @@ from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.arms import next_pulls, quotas
-from dataflex_selectors.clustering import Clustering, cluster_rows
-from dataflex_selectors.embed import Embedder
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, Score, require_optimizer
-from dataflex_selectors.pick import pick, picking_problems
-from dataflex_selectors.running import RunningScores
-from dataflex_selectors.scored import scored_places
-from dataflex_selectors.smoothing import smoothed
-from dataflex_selectors.targets import loss_targets
-from dataflex_selectors.to_target import ToTarget, aim_problems
+from dataflex_selectors.parts.arms import next_pulls, quotas
+from dataflex_selectors.parts.embedder import Embedder
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.gradient_scores import (
+    GradientScores,
+    GradientSettings,
+    Score,
+    loss_targets,
+    require_optimizer,
+)
+from dataflex_selectors.parts.pick import pick, picking_problems
+from dataflex_selectors.parts.row_clusters import Clustering, cluster_rows
+from dataflex_selectors.parts.running_scores import RunningScores
+from dataflex_selectors.parts.smoothing import smoothed
+from dataflex_selectors.parts.to_target import ToTarget, aim_problems
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -29,10 +29,10 @@ from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw, logarithms
-from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.ranking import places_between
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.drawing import draw, logarithms
+from dataflex_selectors.parts.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.ranking import places_between
 
 if TYPE_CHECKING:
     import torch

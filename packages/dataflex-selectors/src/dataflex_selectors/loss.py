@@ -29,9 +29,9 @@ from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw
-from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.drawing import draw
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.finite_scores import scored_places
 
 if TYPE_CHECKING:
     import torch

@@ -27,11 +27,11 @@ from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.embed import Embedder
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.neighbours import Search, nearest
-from dataflex_selectors.ranking import first_places
-from dataflex_selectors.to_target import ToTarget, aim_problems
+from dataflex_selectors.parts.embedder import Embedder
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.neighbours import Search, nearest
+from dataflex_selectors.parts.ranking import first_places
+from dataflex_selectors.parts.to_target import ToTarget, aim_problems
 
 if TYPE_CHECKING:
     import torch

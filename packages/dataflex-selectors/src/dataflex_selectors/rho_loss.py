@@ -32,11 +32,11 @@ from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.irreducible import NAME, from_column, from_model, source_problem, try_model
-from dataflex_selectors.ranking import first_places
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.irreducible import NAME, from_column, from_model, source_problem, try_model
+from dataflex_selectors.parts.ranking import first_places
+from dataflex_selectors.parts.whole_weights import whole_weights
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from dataflex.run.scores import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.pick import pick
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.pick import pick
 
 if TYPE_CHECKING:
     import torch

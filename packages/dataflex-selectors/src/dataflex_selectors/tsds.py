@@ -2,7 +2,7 @@
 
 Liu, Karbasi and Rekatsinas, TSDS: Data Selection for Task-Specific Model Finetuning, NeurIPS 2024, arXiv 2410.11303;
 the variant with kernel density. Target and train dataset -> embeddings -> nearest neighbours -> the optimal transport
-of :mod:`dataflex_selectors.transport` -> a probability for each row -> a draw at each update.
+of :mod:`dataflex_selectors.parts.transport` -> a probability for each row -> a draw at each update.
 
 Compared with the authors' code: a query whose nearest row is not filled up gives all of its mass to that row, where
 theirs gives it more than the query has and the probabilities no longer sum to 1. Neighbours are exact, and rows without
@@ -21,12 +21,12 @@ from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw, logarithms
-from dataflex_selectors.embed import Embedder
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.neighbours import nearest
-from dataflex_selectors.to_target import ToTarget, aim_problems
-from dataflex_selectors.transport import capped, densities, transported
+from dataflex_selectors.parts.drawing import draw, logarithms
+from dataflex_selectors.parts.embedder import Embedder
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.neighbours import nearest
+from dataflex_selectors.parts.to_target import ToTarget, aim_problems
+from dataflex_selectors.parts.transport import capped, densities, transported
 
 if TYPE_CHECKING:
     import torch

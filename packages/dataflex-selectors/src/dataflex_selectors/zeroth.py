@@ -2,7 +2,7 @@
 
 Random directions -> for each, how fast every row's loss changes along it -> rows that change as the target does.
 
-    a_p(z) = <grad l(z), xi_p>,   xi_p ~ N(0, I_d),   p = 1..P        forward passes only, see directional.py
+    a_p(z) = <grad l(z), xi_p>,   xi_p ~ N(0, I_d),   p = 1..P        forward passes only, see parts/derivatives
     b_pj   = mean over the rows z' of target set j of a_p(z')
     s_j(z) = 1/P sum_p a_p(z) b_pj                                    E s_j(z) = <grad l(z), mean grad of set j>
     score  = max_j s_j(z)
@@ -33,12 +33,12 @@ from dataflex.scoring.trial import trial_rows, try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.directional import METHODS, directional_derivatives
-from dataflex_selectors.directions import Directions
-from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.enough import require_candidates, require_labelled
-from dataflex_selectors.pick import pick
-from dataflex_selectors.pool import candidate_rows
+from dataflex_selectors.parts.candidates import candidate_rows
+from dataflex_selectors.parts.derivatives import METHODS, directional_derivatives
+from dataflex_selectors.parts.enough import require_candidates, require_labelled
+from dataflex_selectors.parts.pick import pick
+from dataflex_selectors.parts.weight_directions import Directions
+from dataflex_selectors.parts.whole_weights import whole_weights
 
 if TYPE_CHECKING:
     import torch

@@ -32,7 +32,7 @@ from dataflex.scoring.embeddings import pool
 from dataflex.train.weighter.base_weighter import Weighter
 from numpy.typing import NDArray
 
-from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
     from dataflex.scoring.row_pass import Collator

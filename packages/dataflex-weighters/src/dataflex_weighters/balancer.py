@@ -1,8 +1,8 @@
 """``balancer``: every source moves the model as much as its weight says, however large its gradients are.
 
-The losses that are balanced are those of the sources (see :mod:`dataflex_weighters.balancer`, with the formula and its
-origin). A row belongs to one source, so at the last hidden states h the gradients of the sources lie in different rows,
-and one ordinary backward pass shows all of them:
+The losses that are balanced are those of the sources; :mod:`dataflex_weighters.parts.loss_balancer` has the formula and
+its origin. A row belongs to one source. So at the last hidden states h the gradients of the sources lie in different
+rows, and one ordinary backward pass shows all of them:
 
     n_k = mean over the rows i of source k in the step of |d l_i / d h_i|,   N_k their running mean
     lambda_k = (w_k / sum_j w_j) / (epsilon + N_k),  scaled so that the mean weight of the rows is 1
@@ -31,11 +31,13 @@ from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.balancer import RunningMeans
-from dataflex_weighters.sources import known_sources, names_of, source_weights
+from dataflex_weighters.parts.loss_balancer import Balancer, RunningMeans
+from dataflex_weighters.parts.source_checks import known_sources, names_of, source_weights
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer
+
+__all__ = ["Balancer", "BalancerWeighter", "balanced"]
 
 
 def balanced(

@@ -19,7 +19,7 @@ from dataflex.core.parameter_checks import at_least, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer

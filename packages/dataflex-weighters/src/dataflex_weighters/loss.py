@@ -26,8 +26,8 @@ from dataflex.core.parameter_checks import one_of, positive, positive_or_null, r
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import Weighter
 
-from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
-from dataflex_weighters.sources import known_sources
+from dataflex_weighters.parts.compared_samples import SCOPES, compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.source_checks import known_sources
 
 if TYPE_CHECKING:
     from dataflex.train.trainer.weight_trainer import WeightTrainer

@@ -30,11 +30,11 @@ from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
+from dataflex_mixers.doremi.group_dro import ascended, entropy
 from dataflex_mixers.doremi.handover import write_weights
 from dataflex_mixers.doremi.reference import Reference, reference_problem
-from dataflex_mixers.doremi.weights import ascended, entropy
-from dataflex_mixers.simplex import Shares, softmax
-from dataflex_mixers.window import not_finite
+from dataflex_mixers.parts.loss_window import not_finite
+from dataflex_mixers.parts.simplex import Shares, softmax
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

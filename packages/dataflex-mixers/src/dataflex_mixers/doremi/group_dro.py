@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax
+from dataflex_mixers.parts.simplex import Shares, log_mixed_with_uniform, log_softmax
 
 
 def ascended(log_alpha_K: Shares, excess_K: NDArray[np.float64], eta: float, smoothing: float) -> Shares:

@@ -11,7 +11,7 @@ from dataflex.core.errors import Problem, nearest
 from dataflex.core.parameter_checks import is_number
 from numpy.typing import NDArray
 
-from dataflex_mixers.simplex import Shares
+from dataflex_mixers.parts.simplex import Shares
 
 INTERPOLATIONS = ("linear", "cosine", "step")
 KEYS = ("at", "proportions")

@@ -3,5 +3,5 @@
 One idea per module: :mod:`prompts` (what is asked), :mod:`sampling` (what the model answers), :mod:`rewards`,
 :mod:`reward_model` and :mod:`judge`, which asks through :mod:`chat` (what an answer is worth), :mod:`settings` (which
 of these it is), :mod:`policy` (from rewards to a gradient), :mod:`goal` (from an evaluation set to target sets), and
-:mod:`selector`, which puts them together.
+:mod:`nice_selector`, which puts them together.
 """

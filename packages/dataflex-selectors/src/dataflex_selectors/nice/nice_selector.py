@@ -30,15 +30,15 @@ from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.enough import require_candidates, require_labelled
-from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, require_optimizer
 from dataflex_selectors.nice.goal import PolicyGoal, Rules
 from dataflex_selectors.nice.sampling import Sampling
 from dataflex_selectors.nice.settings import RewardSettings
-from dataflex_selectors.pick import pick, picking_problems
-from dataflex_selectors.pool import candidate_rows
-from dataflex_selectors.running import RunningScores
+from dataflex_selectors.parts.candidates import candidate_rows
+from dataflex_selectors.parts.enough import require_candidates, require_labelled
+from dataflex_selectors.parts.gradient_scores import GradientScores, GradientSettings, require_optimizer
+from dataflex_selectors.parts.pick import pick, picking_problems
+from dataflex_selectors.parts.running_scores import RunningScores
+from dataflex_selectors.parts.whole_weights import whole_weights
 
 if TYPE_CHECKING:
     import torch

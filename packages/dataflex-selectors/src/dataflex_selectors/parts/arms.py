@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import relative
-from dataflex_selectors.scored import standardised
+from dataflex_selectors.parts.drawing import relative
+from dataflex_selectors.parts.finite_scores import standardised
 
 
 def next_pulls(

@@ -12,7 +12,7 @@ Two ways to it:
   Where the step is so small that losses move by no more than rounding moves them, the order of the rows is noise, and
   a warning says so: below 4 units in the last place of a loss in fp32 the correlations fell under 0.99, and in bf16
   below 2^-14 of a loss under 0.9.
-* ``jvp``: the exact derivative, see :mod:`dataflex_selectors.forward_mode`.
+* ``jvp``: the exact derivative, see :mod:`dataflex_selectors.parts.forward_mode`.
 
 Directions come one after the other, each with a pass over the rows. Rejected: all of them for one batch after the
 other, which takes P copies of the trainable weights, or moves them P times per batch.
@@ -31,8 +31,8 @@ from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.directions import Directions, is_narrow, moved
-from dataflex_selectors.forward_mode import exact_derivatives
+from dataflex_selectors.parts.forward_mode import exact_derivatives
+from dataflex_selectors.parts.weight_directions import Directions, is_narrow, moved
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex_selectors.ranking import first_places
+from dataflex_selectors.parts.ranking import first_places
 
 _ROWS = 2**22  # that get their noise at a time: 32 MB an array
 

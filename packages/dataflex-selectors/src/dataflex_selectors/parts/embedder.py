@@ -25,7 +25,7 @@ from dataflex.scoring.trial import try_embeddings
 from dataflex.utils.progress import Progress, tracked
 from numpy.typing import NDArray
 
-from dataflex_selectors.ngrams import ngram_embeddings
+from dataflex_selectors.parts.ngrams import ngram_embeddings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dataflex_selectors.directions import Directions, is_narrow
+from dataflex_selectors.parts.weight_directions import Directions, is_narrow
 
 Weights = dict[str, torch.Tensor]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -160,6 +160,11 @@ class GradientScores:
 
         selector = self._selector
         return ScoreStore.of(selector.cache_dir, selector.accelerator, fingerprint, selector.cache_owner)
+
+
+def loss_targets(sets: Mapping[str, Any]) -> list[TargetSet]:
+    """Returns the sets of :func:`~dataflex.scoring.read_target` as what gradients are compared with: row by row."""
+    return [TargetSet(name, rows) for name, rows in sets.items()]
 
 
 def require_optimizer(

@@ -12,10 +12,10 @@ from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import between, one_of, positive
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw
-from dataflex_selectors.enough import SHOW_LABELS, require_enough
-from dataflex_selectors.ranking import first_places
-from dataflex_selectors.scored import scored_places, standardised
+from dataflex_selectors.parts.drawing import draw
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough
+from dataflex_selectors.parts.finite_scores import scored_places, standardised
+from dataflex_selectors.parts.ranking import first_places
 
 MODES = ("topk", "sample", "quota")
 

@@ -12,7 +12,7 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from dataflex_selectors.clusters import k_means
+from dataflex_selectors.parts.k_means import k_means
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -16,9 +16,9 @@ from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_selectors.embed import Embedder, embedding_problems
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.neighbours import backend_problem
+from dataflex_selectors.parts.embedder import Embedder, embedding_problems
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.neighbours import backend_problem
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class ToTarget(Selector):
             sets: The target: tokenised datasets by name, whose rows are all queries.
             embedder: Made of the selector's parameters.
             refresh: Updates after which rows are embedded anew.
-            backend: See :mod:`dataflex_selectors.neighbours`.
+            backend: See :mod:`dataflex_selectors.parts.neighbours`.
 
         Raises:
             ConfigError: A set has no row to compare with.

@@ -18,7 +18,7 @@ import numpy as np
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.neighbours import Search
+from dataflex_selectors.parts.neighbours import Search
 
 _ROWS = 1024  # rows whose density is computed at a time
 

@@ -24,7 +24,7 @@ import torch
 from dataflex.core.parameter_checks import at_least, between, flag, positive, require
 from dataflex.utils.logging import logger
 
-from dataflex_weighters.sources import source_weights
+from dataflex_weighters.parts.source_checks import source_weights
 
 _LEAST = 1e-100  # a weight in an average that is as good as none, and far from the least number that a float can hold
 
