@@ -19,6 +19,7 @@ from dataflex_selectors.parts import forward_mode
 from dataflex_selectors.parts.derivatives import METHODS, default_step, directional_derivatives
 from dataflex_selectors.parts.weight_directions import Directions, moved
 from dataflex_selectors.zeroth import ZerothSelector, influence_scores
+from every_component import run_objects
 from peft import LoraConfig, get_peft_model
 
 # torch compiles its formulas of forward mode with a tool of its own that it has deprecated.
@@ -69,7 +70,7 @@ def derivatives(model, dataset, method, directions=2, seed=3, **options):
 
 
 def build(dataset, target, name="zeroth", seed=7, accelerator=None, **params):
-    selector = ZerothSelector(dataset, target, accelerator, pad_collate, "unused", **params)
+    selector = ZerothSelector(**run_objects(dataset, target, accelerator), **params)
     selector.bind(name, seed)
     return selector
 

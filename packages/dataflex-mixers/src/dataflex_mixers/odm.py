@@ -44,16 +44,16 @@ VARIANTS = ("paper", "code")
 REWARDS = ("loss", "loss_drop", "excess_over_ema")
 
 
-def exploration(step: int, domains: int) -> float:
+def exploration(step: int, sources: int) -> float:
     """Returns eps_t of Algorithm 1, line 3; 1 / K for t = 0.
 
     Args:
         step: t, global optimizer steps done, from 0.
-        domains: K >= 2.
+        sources: K >= 2.
     """
     if step == 0:
-        return 1 / domains
-    return min(1 / domains, math.sqrt(math.log(domains) / (domains * step)))
+        return 1 / sources
+    return min(1 / sources, math.sqrt(math.log(sources) / (sources * step)))
 
 
 def policy(rewards_K: Shares, step: int, variant: str) -> Shares:

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from dataflex.planning.mixture import MixtureManager
 
 
-def random_proportions(generator: np.random.Generator, domains: int, concentration: float) -> NDArray[np.float64]:
+def random_proportions(generator: np.random.Generator, sources: int, concentration: float) -> NDArray[np.float64]:
     """Returns one draw of a symmetric Dirichlet distribution: (K,) float64 shares that sum to 1.
 
     Args:
         generator: Where the randomness comes from.
-        domains: K >= 1.
-        concentration: The parameter that all K domains share, > 0.
+        sources: K >= 1.
+        concentration: The parameter that all K sources share, > 0.
     """
-    return generator.dirichlet(np.full(domains, concentration))
+    return generator.dirichlet(np.full(sources, concentration))
 
 
 @register_mixer("random")

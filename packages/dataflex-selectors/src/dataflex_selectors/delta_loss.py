@@ -17,7 +17,6 @@ at random. Losses before the warm-up are not at hand, because a selector sees th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +35,6 @@ from dataflex_selectors.parts.ranking import places_between
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 REFERENCES = ("warmup", "previous")
 _STEEPNESS = 10.0  # of the sigmoid: 0.7 % of the way at the first update, 99.3 % at the last
@@ -84,13 +82,12 @@ class DeltaLossSelector(Selector):
     """Draws rows by how much their loss has fallen: at first those that fell most, later those that fell less.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        cache_dir: Not used: losses of another model state are never reused.
         reference: What losses are compared with: warmup for those at the first update, previous for the update before.
         window: Share of the rows that the window holds.
         outside_weight: Chance of a row outside of the window compared with one inside; 0 for none.
         replacement: Whether a row may come more than once in a stretch.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        **run: What every selector is given; ``cache_dir`` is not used: losses of another model state are never reused.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
@@ -100,17 +97,15 @@ class DeltaLossSelector(Selector):
 
     def __init__(
         self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
+        *,
         reference: str = "warmup",
         window: float = 0.2,
         outside_weight: float = 0.025,
         replacement: bool = False,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         require(
             "delta_loss selector",
             one_of("reference", reference, REFERENCES),

@@ -15,7 +15,6 @@ is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`da
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,29 +23,26 @@ from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
-from dataflex.train.selector.base_selector import Selection, Selector
+from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.candidates import candidate_rows
 from dataflex_selectors.parts.enough import require_candidates, require_labelled
-from dataflex_selectors.parts.gradient_scores import GradientScores, GradientSettings, loss_targets, require_optimizer
+from dataflex_selectors.parts.gradient_scores import ComparesSteps, GradientScores, GradientSettings, loss_targets
 from dataflex_selectors.parts.pick import pick, picking_problems
 from dataflex_selectors.parts.running_scores import RunningScores
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 @register_selector("less")
-class LessSelector(Selector):
+class LessSelector(ComparesSteps):
     """Takes the rows whose training step lowers the loss on the evaluation set most.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
-        cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
             (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers, which saves memory where there are many target sets; null
@@ -58,20 +54,17 @@ class LessSelector(Selector):
         temperature: Of sample: below 1 sharpens, above 1 softens.
         candidates: Rows drawn afresh at each update to choose from; null for all.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        **run: What every selector is given; ``cache_dir`` keeps what a long scoring pass has computed, so that an
+            interrupted run goes on from there.
 
     Raises:
         ConfigError: A parameter is out of its range, or there is no evaluation set; the message holds all of it.
     """
 
-    reads_batches = True
-
     def __init__(
         self,
-        dataset: Any,
+        *,
         eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
         gradient_type: str = "adam",
         proj_dim: int | None = None,
         factor_dim: int | None = None,
@@ -80,8 +73,9 @@ class LessSelector(Selector):
         temperature: float = 1.0,
         candidates: int | None = None,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         settings = GradientSettings(gradient_type, proj_dim, token_budget, factor_dim)
         target = read_target(eval_dataset)
         require(
@@ -101,10 +95,6 @@ class LessSelector(Selector):
         require_candidates(self.candidates, run.most_rows)
         require_labelled(self.dataset, run.most_rows)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator, self.settings.factor_dim)
-
-    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
-        require_optimizer(model, optimizer, self.settings, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores the candidates and returns the ``num_samples`` that ``mode`` picks. See the base class.

@@ -15,7 +15,7 @@ does worse than random rows; so the default here is ``low``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,6 @@ from dataflex_selectors.parts.finite_scores import scored_places
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 FOCUS = ("low", "medium", "high")
 
@@ -66,14 +65,14 @@ class LossSelector(Selector):
     """Draws rows by the bucket that their loss under the present model falls into.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         focus: The bucket that counts more: low, medium or high losses.
         focus_weight: How many times as likely a row of the focus is as another, at temperature 1.
         quantiles: The two shares of rows that end the low and the medium bucket; null for thirds.
         temperature: Below 1 sharpens the focus, above 1 softens it.
         replacement: Whether a row may come more than once in a stretch.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        **run: What every selector is given; ``cache_dir`` keeps what a long scoring pass has computed, so that an
+            interrupted run goes on from there.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
@@ -83,18 +82,16 @@ class LossSelector(Selector):
 
     def __init__(
         self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
+        *,
         focus: str = "low",
         focus_weight: float = 5.0,
         quantiles: Sequence[float] | None = None,
         temperature: float = 1.0,
         replacement: bool = False,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         require(
             "loss selector",
             one_of("focus", focus, FOCUS),

@@ -15,27 +15,23 @@ to have enough different rows; with ``exclude_seen`` an update goes on where the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
 from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
-from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.embedder import Embedder
 from dataflex_selectors.parts.enough import require_enough
-from dataflex_selectors.parts.neighbours import Search, nearest
+from dataflex_selectors.parts.neighbours import Search, backend_problem, nearest
 from dataflex_selectors.parts.ranking import first_places
-from dataflex_selectors.parts.to_target import ToTarget, aim_problems
+from dataflex_selectors.parts.to_target import ToTarget
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 _CELLS = 2**22  # neighbours looked at at a time: 64 MB
 _NEVER = np.iinfo(np.int64).max  # the turn of a row that no query has found
@@ -84,17 +80,9 @@ class NearSelector(ToTarget):
     """Takes the rows that are nearest to the rows of the evaluation set, query by query in turn.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
-        cache_dir: Not used.
-        tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
-        embedding: ngrams, model, or the name or path of a sentence-transformers model.
-        dim: Buckets of the ngrams embedding.
-        pooling: How the hidden states of the model become one vector: mean, last or weighted.
-        refresh: With embedding: model, updates after which rows are embedded anew.
         exclude_seen: Whether rows of earlier updates are left out until all rows have come.
         backend: torch or faiss, for the search.
-        token_budget: Tokens that the model embeds at once; null for a default that suits the device.
+        **run: The target, how rows are embedded, and what every selector is given: see :class:`ToTarget`.
 
     Raises:
         ConfigError: A parameter is out of its range, there is no evaluation set, or a package is missing; the message
@@ -103,31 +91,20 @@ class NearSelector(ToTarget):
 
     def __init__(
         self,
-        dataset: Any,
-        eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
-        tokenizer: Any = None,
-        embedding: str = "ngrams",
-        dim: int = 1024,
-        pooling: str = "mean",
-        refresh: int = 1,
+        *,
         exclude_seen: bool = True,
         backend: str = "torch",
-        token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
-        target = read_target(eval_dataset)
-        embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
+        super().__init__(**run)
         require(
             "near selector",
-            target.problem,
-            *aim_problems(embedding, dim, pooling, token_budget, refresh, backend),
-            embedder.without_tokenizer(),
+            *self.problems,
+            backend_problem(backend),
             flag("exclude_seen", exclude_seen),
         )
-        self.aim(target.sets, embedder, refresh, backend)
+        self.aim()
+        self.backend = backend
         self.exclude_seen = exclude_seen
         self._ahead: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the next rows
         self._similar: NDArray[np.float32] = np.empty(0, dtype=np.float32)  # their cosines with the query

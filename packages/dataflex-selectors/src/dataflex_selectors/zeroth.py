@@ -18,7 +18,7 @@ all rows share one random number, so the ranking is little more than noise; here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,6 @@ from dataflex_selectors.parts.whole_weights import whole_weights
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 def influence_scores(
@@ -84,10 +83,8 @@ class ZerothSelector(Selector):
     """Takes the rows whose loss changes as the target's does along random directions in weight space.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
-        cache_dir: Not used: directions are drawn anew at each update.
         directions: Number of random directions; the error of a score falls with its square root.
         method: finite_difference moves the weights and puts them back; jvp is exact and asks more of the model.
         step: Length of a finite difference as a share of the RMS of the trainable weights; null for 1e-3, or 2e-2
@@ -95,6 +92,7 @@ class ZerothSelector(Selector):
         normalize: Whether rows compete by the cosine or by the inner product, in which long gradients count more.
         candidates: Rows drawn afresh at each update to choose from; null for all.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        **run: What every selector is given; ``cache_dir`` is not used: directions are drawn anew at each update.
 
     Raises:
         ConfigError: A parameter is out of its range, there is no evaluation set, or the engine shards weights; the
@@ -105,24 +103,22 @@ class ZerothSelector(Selector):
 
     def __init__(
         self,
-        dataset: Any,
+        *,
         eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
         directions: int = 16,
         method: str = "finite_difference",
         step: float | None = None,
         normalize: bool = True,
         candidates: int | None = None,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         target = read_target(eval_dataset)
         require(
             "zeroth selector",
             target.problem,
-            whole_weights(accelerator, "the selector moves all of them"),
+            whole_weights(self.accelerator, "the selector moves all of them"),
             count("directions", directions),
             one_of("method", method, METHODS),
             positive_or_null("step", step),

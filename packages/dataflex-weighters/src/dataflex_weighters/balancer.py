@@ -27,10 +27,9 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
-from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring.models import output_embeddings, pretrained_models
-from dataflex.train.weighter.base_weighter import Weighter
 
+from dataflex_weighters.parts.caught_states import CatchesHiddenStates
 from dataflex_weighters.parts.loss_balancer import Balancer, RunningMeans
 from dataflex_weighters.parts.source_checks import known_sources, names_of, source_weights
 
@@ -58,7 +57,7 @@ def balanced(
 
 
 @register_weighter("balancer")
-class BalancerWeighter(Weighter):
+class BalancerWeighter(CatchesHiddenStates):
     """Weighs sources so that their shares of the gradient are what is asked for, whatever their losses' scales.
 
     Args:
@@ -72,8 +71,6 @@ class BalancerWeighter(Weighter):
         ConfigError: A parameter has another value, or names a source that is not there; the message holds every
             problem.
     """
-
-    reads_hidden_states = True
 
     draws = False
 
@@ -98,7 +95,6 @@ class BalancerWeighter(Weighter):
         self._norms, self._rows = RunningMeans(float(ema_decay)), RunningMeans(float(ema_decay))
         # Of this rank in this step: sum of norms, rows, what they count, rows whose norm is not finite.
         self._seen_K4: torch.Tensor | None = None
-        self._caught: Caught | None = None
 
     @classmethod
     def needs_sources(cls, params: Mapping[str, Any]) -> bool:
@@ -118,30 +114,16 @@ class BalancerWeighter(Weighter):
         found = balanced(self.shares, self._norms.means(), self._rows.means(), self.epsilon)
         return {name: found.get(name, 1.0 if share > 0 else 0.0) for name, share in self.shares.items()}
 
-    def training_step(
-        self,
-        ctx: WeightTrainer,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        num_items_in_batch: torch.Tensor | None = None,
-        use_weighter: bool = False,
-    ) -> torch.Tensor:
-        """Looks at the gradients of the step, and averages them once it is done."""
-        if not use_weighter:
-            return super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
-        assert isinstance(ctx.model, torch.nn.Module)
-        with caught_hidden_states(ctx.model) as self._caught:
-            loss = super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
+    def after_backward(self, ctx: WeightTrainer) -> None:
+        """Averages the norms of the gradients once the step is done. See the base class."""
         if ctx.is_last_micro_batch:
             self._average(ctx)
-        return loss
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: WeightTrainer, model: Any = None, inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
-        assert self._caught is not None, "the hidden states come with training_step"
-        hidden = self._caught()
+        hidden = self.hidden_states()
         if not hidden.requires_grad:
             raise ComponentError("no gradient reaches the hidden states: train more than the output layer")
         sources_B = ctx.sources_of(ctx.batch_rows).to(losses.device)

@@ -1,10 +1,11 @@
 """What a constructor would refuse, known before the component is imported.
 
-A constructor says what it allows in calls of :func:`~dataflex.core.parameter_checks.require`. Those calls are read from
-its text, and each of their arguments that needs nothing but the user's parameters, the constants and functions of its
-file, and light modules (see :mod:`dataflex.core.text_values`) is evaluated. An argument that needs an object of the
-run, such as the dataset, is left to the constructor. Of the sources of the run the names are known: they stand for
-``dataset`` and ``mixture_manager`` where those are asked for ``names`` alone.
+A constructor says what it allows in calls of :func:`~dataflex.core.parameter_checks.require`; that of a base class, in
+an assignment from :func:`~dataflex.core.parameter_checks.stated`. Those calls are read from its text, and each of their
+arguments that needs nothing but the user's parameters, the constants and functions of its file, and light modules (see
+:mod:`dataflex.core.text_values`) is evaluated. An argument that needs an object of the run, such as the dataset, is
+left to the constructor. Of the sources of the run the names are known: they stand for ``dataset`` and
+``mixture_manager`` where those are asked for ``names`` alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataflex.core.describe import Constructor
 from dataflex.core.errors import DataflexError, InvalidConfigError, Problem
 from dataflex.core.injected import INJECTED
 from dataflex.core.named_sources import NamedSources
-from dataflex.core.parameter_checks import require
+from dataflex.core.parameter_checks import require, stated
 from dataflex.core.text_values import evaluated, text_names
 
 _OF_SOURCES = ("dataset", "mixture_manager")
@@ -101,6 +102,9 @@ def _walked(body: Sequence[ast.stmt], names: _Names) -> Iterator[Problem]:
                 if _is_name(call.func) and _value(call.func, names) is require:
                     for argument in call.args[1:]:
                         yield from _problems(argument, names)
+            case ast.Assign(value=ast.Call() as call) if _is_name(call.func) and _value(call.func, names) is stated:
+                for argument in call.args:
+                    yield from _problems(argument, names)
             case ast.If() if _requires(statement):
                 test = _value(statement.test, names)
                 if test is not _UNKNOWN:

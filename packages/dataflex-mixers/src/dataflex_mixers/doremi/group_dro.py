@@ -1,4 +1,4 @@
-"""Domain weights by Group DRO: the update of Algorithm 1 of arXiv 2305.10429."""
+"""Weights of sources by Group DRO: the update of Algorithm 1 of arXiv 2305.10429."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ class LossWindow:
     """Token means over the steps since the window was last closed.
 
     Args:
-        domains: K.
+        sources: K.
     """
 
-    def __init__(self, domains: int) -> None:
-        self._sums_K: NDArray[np.float64] = np.zeros(domains)
-        self._tokens_K: NDArray[np.int64] = np.zeros(domains, dtype=np.int64)
-        self._last_K: NDArray[np.float64] = np.full(domains, np.nan)
+    def __init__(self, sources: int) -> None:
+        self._sums_K: NDArray[np.float64] = np.zeros(sources)
+        self._tokens_K: NDArray[np.int64] = np.zeros(sources, dtype=np.int64)
+        self._last_K: NDArray[np.float64] = np.full(sources, np.nan)
 
     def add(self, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> int:
         """Adds a step: (K,) mean token losses, NaN where there were no tokens, and (K,) tokens.

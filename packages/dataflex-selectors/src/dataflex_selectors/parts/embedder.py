@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import ComponentError, Problem, nearest
-from dataflex.core.parameter_checks import count, count_or_null, one_of
+from dataflex.core.parameter_checks import count, one_of
 from dataflex.rows.columns import column_chunks
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
 from dataflex.scoring.autocast import autocast
@@ -183,14 +183,9 @@ class Embedder:
         return torch.from_numpy(encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)).float()
 
 
-def embedding_problems(embedding: Any, dim: Any, pooling: Any, token_budget: Any) -> list[Problem | None]:
-    """Returns what is wrong with the parameters of an :class:`Embedder`."""
-    return [
-        embedding_problem(embedding),
-        count("dim", dim),
-        one_of("pooling", pooling, POOLINGS),
-        count_or_null("token_budget", token_budget),
-    ]
+def embedding_problems(embedding: Any, dim: Any, pooling: Any) -> list[Problem | None]:
+    """Returns what is wrong with these parameters of an :class:`Embedder`."""
+    return [embedding_problem(embedding), count("dim", dim), one_of("pooling", pooling, POOLINGS)]
 
 
 def embedding_problem(found: Any) -> Problem | None:

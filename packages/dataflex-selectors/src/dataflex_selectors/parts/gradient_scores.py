@@ -162,6 +162,21 @@ class GradientScores:
         return ScoreStore.of(selector.cache_dir, selector.accelerator, fingerprint, selector.cache_owner)
 
 
+class ComparesSteps(Selector):
+    """Base of selectors that score rows by :class:`GradientScores`.
+
+    Attributes:
+        settings: What is compared; set by the constructor.
+    """
+
+    reads_batches = True
+    settings: GradientSettings
+
+    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
+        require_optimizer(model, optimizer, self.settings, self.accelerator)
+
+
 def loss_targets(sets: Mapping[str, Any]) -> list[TargetSet]:
     """Returns the sets of :func:`~dataflex.scoring.read_target` as what gradients are compared with: row by row."""
     return [TargetSet(name, rows) for name, rows in sets.items()]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from dataflex.core.agreement import from_rank_0
 from dataflex.core.context import RunAhead
-from dataflex.core.errors import ConfigError, Problem
-from dataflex.core.parameter_checks import count
+from dataflex.core.errors import ConfigError
+from dataflex.core.parameter_checks import count, count_or_null, stated
 from dataflex.rows.columns import labelled_rows
 from dataflex.rows.views import MixedSources, PlannedRows
+from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.embedder import Embedder, embedding_problems
 from dataflex_selectors.parts.enough import require_enough
-from dataflex_selectors.parts.neighbours import backend_problem
 
 if TYPE_CHECKING:
     import torch
@@ -27,47 +27,64 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def aim_problems(
-    embedding: Any, dim: Any, pooling: Any, token_budget: Any, refresh: Any, backend: Any = "torch"
-) -> list[Problem | None]:
-    """Returns what is wrong with the parameters that these selectors share."""
-    shared = embedding_problems(embedding, dim, pooling, token_budget)
-    return [*shared, count("refresh", refresh), backend_problem(backend)]
-
-
 class ToTarget(Selector):
     """Base of selectors that embed the train dataset and the evaluation sets. Its methods are collective.
 
+    Args:
+        eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
+        tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
+        embedding: ngrams, model, or the name or path of a sentence-transformers model.
+        dim: Buckets of the ngrams embedding.
+        pooling: How the hidden states of the model become one vector: mean, last or weighted.
+        refresh: With embedding: model, updates after which rows are embedded anew.
+        token_budget: Tokens that the model embeds at once; null for a default that suits the device.
+        **run: What every selector is given, see :class:`~dataflex.interfaces.selector.Selector`.
+
     Attributes:
+        problems: What is wrong with these parameters: the derived class gives it to
+            :func:`~dataflex.core.parameter_checks.require`, with what is wrong with its own, and then calls
+            :meth:`aim`.
         embedder: Makes the embeddings.
         refresh: Updates after which rows are embedded anew, where the embedding moves with training.
-        backend: What searches for neighbours.
-        device: Where that happens; None for the CPU.
+        device: Where neighbours are searched; None for the CPU.
         target_sets: The evaluation sets by name, without rows that say nothing.
     """
 
-    def aim(self, sets: Mapping[str, Any], embedder: Embedder, refresh: int, backend: str = "torch") -> None:
-        """Keeps the parameters that these selectors share, which :func:`aim_problems` has checked.
+    def __init__(
+        self,
+        *,
+        eval_dataset: Any,
+        tokenizer: Any = None,
+        embedding: str = "ngrams",
+        dim: int = 1024,
+        pooling: str = "mean",
+        refresh: int = 1,
+        token_budget: int | None = None,
+        **run: Any,
+    ) -> None:
+        super().__init__(**run)
+        self._asked = read_target(eval_dataset)
+        self.embedder = Embedder(embedding, dim, pooling, token_budget, self.data_collator, self.accelerator, tokenizer)
+        self.refresh = refresh
+        self.device = None if self.accelerator is None else self.accelerator.device
+        self.problems = stated(
+            self._asked.problem,
+            *embedding_problems(embedding, dim, pooling),
+            count("refresh", refresh),
+            count_or_null("token_budget", token_budget),
+            self.embedder.without_tokenizer(),
+        )
+        self._eligible: NDArray[np.int64] | None = None
 
-        Called once, by the constructor.
-
-        Args:
-            sets: The target: tokenised datasets by name, whose rows are all queries.
-            embedder: Made of the selector's parameters.
-            refresh: Updates after which rows are embedded anew.
-            backend: See :mod:`dataflex_selectors.parts.neighbours`.
+    def aim(self) -> None:
+        """Leaves out the rows of the target that say nothing. Called once, by the constructor of the derived class.
 
         Raises:
             ConfigError: A set has no row to compare with.
         """
-        self.embedder = embedder
-        self._says_something = embedder.says_something
-        self.refresh = refresh
-        self.backend = backend
-        self.device = None if self.accelerator is None else self.accelerator.device
-        self.target_sets = {name: self._readable(name, rows) for name, rows in sets.items()}
+        self._says_something = self.embedder.says_something
+        self.target_sets = {name: self._readable(name, rows) for name, rows in self._asked.sets.items()}
         self._target = MixedSources(self.target_sets)
-        self._eligible: NDArray[np.int64] | None = None
 
     @property
     def reads_batches(self) -> bool:  # type: ignore[override]  # it depends on a parameter
