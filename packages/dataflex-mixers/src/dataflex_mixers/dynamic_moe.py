@@ -1,4 +1,4 @@
-"""``dynamic_moe``: more of the sources whose tokens a mixture-of-experts model sends to other experts.
+"""``dynamic_moe``: larger shares for sources whose tokens a mixture-of-experts model sends to other experts.
 
 Zhu et al., "Dynamic Data Mixing Maximizes Instruction Tuning for Mixture-of-Experts", arXiv 2406.11256. At each update,
 on held-out rows of each source d, with l_d the share of the routed tokens that each expert of the last layer gets:
@@ -43,7 +43,7 @@ def reweighted(log_shares_K: Shares, distances_K: NDArray[np.float64], eta: floa
     """Returns ln w after an update: (K,); equation of section 3.2 of the paper.
 
     Args:
-        log_shares_K: (K,) ln w before; -inf, a share of 0, stays but for the even part.
+        log_shares_K: (K,) ln w before; -inf, a share of 0, gets the even part alone.
         distances_K: (K,) Delta.
         eta: Step size.
         smoothing: c, the part that is shared out evenly.

@@ -3,8 +3,8 @@
     alpha ~ Dirichlet(c, ..., c)
 
 With ``concentration`` c = 1 every mixture is equally likely; c > 1 draws near equal shares, c < 1 near a single source.
-The draw depends on the run's seed and on the number of the update, and on nothing else: it repeats, it resumes, and it
-does not touch the global random generators. Cost: none to speak of.
+The draw depends on the run's seed and on the number of the update alone: runs repeat and resume exactly, and the global
+random generators are not used. Cost: next to none.
 """
 
 from __future__ import annotations

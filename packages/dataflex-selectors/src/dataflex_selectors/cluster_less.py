@@ -1,4 +1,4 @@
-"""LESS at a fraction of its cost: a few rows of each cluster are scored, and the others by the scored ones near them.
+"""LESS at a fraction of its cost: scores a few rows of each cluster; the other rows get the scores of those near them.
 
 Train dataset -> embeddings -> k-means -> representatives of each cluster -> their influence on the target as in LESS
 (see less.py) -> smoothed over all rows -> average over updates -> selection.
@@ -9,8 +9,8 @@ Train dataset -> embeddings -> k-means -> representatives of each cluster -> the
 
 Cost: gradients of ``clusters`` times ``representatives`` rows, by default those of 4 rows in 64, a sixteenth of LESS;
 then arithmetic over the embeddings. Rejected: giving every row of a cluster one score, that of the mean of its
-representatives' gradients, as OpenDCAI/DataFlex does. Whole clusters tie, and where the selection ends within one, the
-order of the file decides.
+representatives' gradients, as OpenDCAI/DataFlex does. Then all rows of a cluster tie. Where the selection ends within a
+cluster, the order of the file decides.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ if TYPE_CHECKING:
     pass
 
 BUDGETS = ("even", "ucb")
-_ROUNDS = 8  # of budget: ucb; each is a pass over its rows, so that scoring one at a time does not leave a GPU idle
+_ROUNDS = 8  # of budget: ucb; each round scores many rows in one pass, so that a GPU is not idle
 
 
 @register_selector("cluster_less")
 class ClusterLessSelector(ToTarget, ComparesSteps):
-    """Takes the rows whose training step lowers the loss on the evaluation set most, judged by those like them.
+    """Takes the rows whose training step lowers the loss on the evaluation set most, estimated from similar rows.
 
     Args:
         clusters: How many clusters; null for one to 64 rows.
         representatives: Rows of each cluster that are scored, on average.
         budget: even gives each cluster as many, ucb more to those that may hold the highest scores.
-        exploration: Of ucb: how much the unknown is worth; 0 goes by the means so far.
+        exploration: Of ucb: weight of the uncertainty of a cluster's mean; 0 goes by the means alone.
         resample: Whether each update scores other representatives.
         width: Of the kernel, in cosines; smaller follows the nearest scored row more closely.
         gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
             (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers; null compares them whole.
-        decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
+        decay: Factor on the scores of earlier updates, at each update; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota gives each cluster a share by its mean score
             and draws within.
         temperature: Of sample and quota: below 1 sharpens, above 1 softens.
@@ -119,7 +119,7 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
         self._clustering: Clustering | None = None
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows, what makes no embedding, and rows without gradients of their own."""
+        """Refuses too few rows, a model without embeddings, and one without a gradient per row."""
         super().check_run(model, run)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator)
 

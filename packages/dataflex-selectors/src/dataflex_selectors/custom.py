@@ -1,4 +1,4 @@
-"""The simplest selector that is of any use: a starting point to copy.
+"""The simplest useful selector: a starting point to copy.
 
 It goes through the dataset in file order, or from the last row to the first, and continues at each update where the
 last one stopped. To make your own: copy this file, change the name in ``@register_selector``, write ``select``, and

@@ -1,4 +1,4 @@
-"""Rows by how much the model has learnt of them: first those learnt most, later those learnt less.
+"""Rows by how far their loss has fallen: first those whose loss fell most, later those whose loss fell less.
 
 Losses of all rows now and at a reference point -> their differences, largest first -> a window that slides -> a
 weighted draw.
@@ -8,10 +8,10 @@ weighted draw.
     window = [a(x) (1 - w) N, a(x) (1 - w) N + w N), cut off at the first negative D
     p_i proportional to 1 inside of the window, v outside
 
-Origin: the delta-loss selector of OpenDCAI/DataFlex. Here the reference is part of the checkpoint; where the cut-off
-leaves nothing of the window, it is moved back in front of the first negative D, and where every D is negative all rows
-are equally likely; a single update has x = 0. At the first update there is nothing to compare with, and rows are drawn
-at random. Losses before the warm-up are not at hand, because a selector sees the model at updates only: with
+Origin: the delta-loss selector of OpenDCAI/DataFlex. Here the reference is part of the checkpoint. Where the cut-off
+leaves no row in the window, the window moves back, to end before the first negative D. Where every D is negative, all
+rows are equally likely. A single update has x = 0. At the first update there is no reference yet, and rows are drawn at
+random. Losses before the warm-up are not known, because a selector sees the model at updates only: with
 ``warmup_step: 0`` the reference is the model that the run began with.
 """
 
@@ -128,7 +128,7 @@ class DeltaLossSelector(Selector):
         try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
-        """Scores all rows and draws ``num_samples`` of them; the scores are what their losses fell by.
+        """Scores all rows and draws ``num_samples`` of them; the scores are the differences D.
 
         At the first update they are 0. See the base class.
 
@@ -148,7 +148,7 @@ class DeltaLossSelector(Selector):
         return Selection(rows, deltas_N[rows])
 
     def _reference(self, losses_N: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the losses to compare with from now on: a loss that is not finite never takes the place of one."""
+        """Returns the losses to compare with from now on: a loss that is not finite never replaces a finite one."""
         self.leave_out(int(np.isinf(losses_N).sum()), "a row's loss")  # NaN is that of a row without a label, too
         if self._before is None:
             return losses_N

@@ -1,16 +1,16 @@
-"""LESS: the rows whose own training step points the way that lowers the loss on a target set.
+"""LESS: the rows whose own training step lowers the loss on a target set most.
 
 Xia et al. 2024, arXiv 2402.04333. Gradient of each target row -> their mean, per target set -> the cosine with each
-train row's Adam step -> the highest win.
+train row's Adam step -> the rows with the highest.
 
     s_tj(z) = mean over z' in set j of cos(grad l(z'), step_t(z))     section 3.1; step = Adam's from the row alone
     S_j(z)  = gamma S_j(z) + lr_t s_tj(z)                             one term per update instead of one per epoch
     score   = max_j S_j(z)                                            section 4.2
 
-Here each update is a checkpoint of the paper, under the weights and moments of that moment; ``decay`` (gamma) lets old
-terms fade, 1 keeps the paper's sum. No separate warm-up run and no stored gradients: the mean of the normalised target
-gradients is multiplied with each row's step as it passes by, exactly (``proj_dim: null``) or sketched. The step
-is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.adam`.
+Here each update is a checkpoint of the paper, with the weights and moments of that step. ``decay`` (gamma) lowers the
+weight of old terms; 1 keeps the paper's sum. There is no separate warm-up run and no gradient is stored: each row's
+step is multiplied with the mean of the normalised target gradients at once, exactly (``proj_dim: null``) or sketched.
+The step is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.adam`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LessSelector(ComparesSteps):
             compares them whole.
         factor_dim: Keep this many dimensions of each side of a large matrix's gradient, for training the whole model;
             null keeps all of them, which takes the memory of the model for each target set.
-        decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
+        decay: Factor on the scores of earlier updates, at each update; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota lets the target sets choose in turn.
         temperature: Of sample: below 1 sharpens, above 1 softens.
         candidates: Rows drawn afresh at each update to choose from; null for all.
@@ -91,7 +91,7 @@ class LessSelector(ComparesSteps):
         self._running = RunningScores(len(self.targets), float(decay))
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows or candidates, and a model whose rows have no gradients of their own."""
+        """Refuses too few rows or candidates, and a model without a gradient per row."""
         require_candidates(self.candidates, run.most_rows)
         require_labelled(self.dataset, run.most_rows)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator, self.settings.factor_dim)

@@ -1,4 +1,4 @@
-"""Rows by their loss under the present model: mostly the easy ones, or the hard ones, or those between.
+"""Rows by their loss under the present model: mostly the easy rows, the hard ones, or those between.
 
 Losses of all rows -> two quantiles -> three buckets -> the focused bucket counts ``focus_weight`` times -> a weighted
 draw.
@@ -7,10 +7,10 @@ draw.
     low <= q1 < medium <= q2 < high                                   q1, q2: quantiles of the finite losses
     p_i proportional to w_i^(1 / temperature)                         w_i = focus_weight in the focused bucket, else 1
 
-Origin: the loss selector of OpenDCAI/DataFlex. Two choices here: rows outside of the focus keep a weight of 1, so
-that the model goes on seeing all of the data, and a row without labels has no loss and is never drawn. Losses say
-nothing about why a row is hard: where labels are wrong, ``focus: high``, the default there, finds the wrong ones and
-does worse than random rows; so the default here is ``low``.
+Origin: the loss selector of OpenDCAI/DataFlex. Two choices here: rows outside of the focus keep a weight of 1, so that
+the model goes on seeing all of the data, and a row without labels has no loss and is never drawn. A loss does not say
+why a row is hard: where labels are wrong, ``focus: high``, the default there, chooses the wrong ones and is worse than
+random rows. So the default here is ``low``.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def focus_log_weights(
         focus: The bucket that counts more: ``low``, ``medium`` or ``high``.
         focus_weight: How many times as likely a row of that bucket is as another row, at temperature 1.
         quantiles: Where the buckets end. A quantile is a row's own loss (the smallest with at least that share of
-            rows at or below it), so that rounding moves no row across. Rows of equal loss share a bucket, which may
-            leave another one empty; with an empty focus all rows are equally likely.
+            rows at or below it), so that rounding moves no row into another bucket. Rows of equal loss share a bucket,
+            which may leave another one empty; with an empty focus all rows are equally likely.
     """
     scored = scored_places(losses_N)
     ends = np.quantile(losses_N[scored], quantiles, method="inverted_cdf")
@@ -144,7 +144,7 @@ class LossSelector(Selector):
         )
 
     def _fingerprint(self, model: torch.nn.Module, step_id: int) -> str:
-        """Returns the key of a pass that was interrupted."""
+        """Returns the key under which an interrupted pass is kept."""
         return digest("losses", model_digest(model), dataset_digest(self.dataset), self.token_budget, step_id)
 
 

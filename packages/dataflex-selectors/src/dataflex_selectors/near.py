@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 _CELLS = 2**22  # neighbours looked at at a time: 64 MB
-_NEVER = np.iinfo(np.int64).max  # the turn of a row that no query has found
+_NEVER = np.iinfo(np.int64).max  # the turn of a row that is no neighbour of any query
 
 
 def nearest_in_turn(
@@ -45,7 +45,7 @@ def nearest_in_turn(
     Memory is that of the rows, not of the rows times the queries.
 
     Args:
-        search: Finds the nearest of ``size`` rows; asked again for twice as many until they are enough.
+        search: Finds the nearest of ``size`` rows; called again for twice as many until there are enough.
         queries: Number of queries, M >= 1.
         size: Rows that can be found.
         count: How many to return, at most ``size``.
@@ -53,7 +53,7 @@ def nearest_in_turn(
     k = 2 * -(-count // queries)
     while True:
         turn_N, distance_N = _turns(search, queries, size, min(k, size))
-        if np.count_nonzero(turn_N < _NEVER) >= count:  # sooner or later: with k = size each query has all rows
+        if np.count_nonzero(turn_N < _NEVER) >= count:  # always reached: with k = size each query has all rows
             rows = first_places(count, turn_N)
             return rows, distance_N[rows]
         k *= 2
@@ -158,8 +158,8 @@ class NearSelector(ToTarget):
         updates = max(1, context.updates - context.update)
         if self.embedder.moves:
             return count * min(self.refresh, updates)
-        # The last rows are far from every query, and finding them takes nearly all neighbours of each: not yet, where
-        # rows are embedded again in no time.
+        # The last rows are far from every query: to find them takes nearly all neighbours of each query. Ngrams are
+        # embedded again in seconds, so these rows are ranked later.
         most = left // 2 if self.embedder.embedding == "ngrams" else left
         return min(count * updates, max(count, most))
 
@@ -175,7 +175,7 @@ class NearSelector(ToTarget):
         """Returns the first ``count`` of the rows in turn that are not among ``without``, and their cosines."""
         if not count:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        if self.embedder.moves:  # the order is a new one anyway: only those are embedded that can be taken
+        if self.embedder.moves:  # the order changes anyway: embed only rows that can be taken
             rows, without = rows[~np.isin(rows, without)], without[:0]
         pool_ND = self.embedded(model, step_id, rows)
 

@@ -1,8 +1,8 @@
 """Random rows: the baseline that every other selector must beat at equal tokens.
 
-Without replacement the rows of all stretches together are one shuffled pass over the dataset after the other, warm-up
-included, so no row comes again before every row was seen. A stretch that crosses from one pass into the next must not
-hold a row twice: rows that it already has move to the end of the new pass.
+Without replacement, all stretches together, warm-up included, read the dataset in one shuffled pass after another. So
+no row comes again before every row was seen. A stretch that crosses from one pass into the next must not hold a row
+twice: rows that it already has move to the end of the new pass.
 """
 
 from __future__ import annotations

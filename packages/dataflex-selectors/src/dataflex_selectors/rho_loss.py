@@ -4,7 +4,7 @@ Mindermann et al., Prioritized Training on Points that are Learnable, Worth Lear
 arXiv 2206.07137.
 
     rho_i = l_i(now) - il_i              reducible holdout loss (equation 3)
-    il_i  = l_i under a model that was trained on held-out rows: what is left once all is learnt
+    il_i  = l_i under a model that was trained on held-out rows: what cannot be learnt from the data
 
 Candidates are drawn, scored, and those with the largest rho trained on (algorithm 1). Rows that are learnt have a small
 l; rows that are noise, or far from what was held out, have a large il. The paper does this for every batch; here it is
@@ -130,7 +130,7 @@ class RhoLossSelector(Selector):
             order = RowOrder(len(eligible), int(generator.integers(2**63)))
             at_once = max(1, math.ceil(self.pool_factor * num_samples))
         rows, rho = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        for first in range(0, len(eligible), at_once):  # once, unless candidates turn out to have no label
+        for first in range(0, len(eligible), at_once):  # one round, unless candidates have no label
             at_once = min(at_once, len(eligible) - first)
             candidates = eligible if order is None else eligible[order.take(first, at_once)]
             reducible = self._losses(model, step_id, candidates) - irreducible_N[candidates]

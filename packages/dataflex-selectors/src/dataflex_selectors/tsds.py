@@ -4,8 +4,8 @@ Liu, Karbasi and Rekatsinas, TSDS: Data Selection for Task-Specific Model Finetu
 the variant with kernel density. Target and train dataset -> embeddings -> nearest neighbours -> the optimal transport
 of :mod:`dataflex_selectors.parts.transport` -> a probability for each row -> a draw at each update.
 
-Compared with the authors' code: a query whose nearest row is not filled up gives all of its mass to that row, where
-theirs gives it more than the query has and the probabilities no longer sum to 1. Neighbours are exact, and rows without
+Compared with the authors' code: a query whose nearest row has room gives all of its mass to that row. Theirs gives that
+row more mass than the query has, and the probabilities no longer sum to 1. Neighbours are exact, and rows without
 labels are no candidates.
 """
 
@@ -112,7 +112,7 @@ class TsdsSelector(ToTarget):
         return scores_N
 
     def _distribution(self, model: torch.nn.Module, step_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the rows with a probability above 0, in row order, and these, which sum to 1."""
+        """Returns the rows with a probability above 0, in row order, and their probabilities, which sum to 1."""
         eligible = self.eligible()
         require_enough(1, len(eligible), len(self.dataset))
         queries_MD = self.embedded_target(model, step_id)

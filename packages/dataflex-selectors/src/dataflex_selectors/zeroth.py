@@ -1,4 +1,4 @@
-"""Rows whose loss moves with the target's when the weights are shaken: influence without a backward pass.
+"""Rows whose loss changes with the target's along random directions of the weights: influence without a backward pass.
 
 Random directions -> for each, how fast every row's loss changes along it -> rows that change as the target does.
 
@@ -7,10 +7,10 @@ Random directions -> for each, how fast every row's loss changes along it -> row
     s_j(z) = 1/P sum_p a_p(z) b_pj                                    E s_j(z) = <grad l(z), mean grad of set j>
     score  = max_j s_j(z)
 
-s_j(z) estimates the inner product of gradients that LESS computes, with a standard deviation of about
-|grad l(z)| |mean grad| / sqrt(P): it is a sketch of the gradients with P columns. ``normalize: true`` divides by
-sqrt(sum_p a_p^2) and sqrt(sum_p b_pj^2), which makes it an estimate of the cosine: rows of short answers, whose
-gradients are long, do not win by that alone, and several target sets can be compared.
+s_j(z) estimates the inner product of gradients that LESS computes, with a standard deviation of about |grad l(z)| |mean
+grad| / sqrt(P): it is a sketch of the gradients with P columns. ``normalize: true`` divides by sqrt(sum_p a_p^2) and
+sqrt(sum_p b_pj^2), which makes it an estimate of the cosine. Then rows of short answers, whose gradients are long, are
+not preferred for that alone, and several target sets can be compared.
 
 Origin: the zeroth-order selector that the documentation of OpenDCAI/DataFlex describes, with one direction. With P = 1
 all rows share one random number, so the ranking is little more than noise; here P is a parameter.
@@ -86,7 +86,7 @@ class ZerothSelector(Selector):
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
         directions: Number of random directions; the error of a score falls with its square root.
-        method: finite_difference moves the weights and puts them back; jvp is exact and asks more of the model.
+        method: finite_difference moves the weights and puts them back; jvp is exact; not every model supports it.
         step: Length of a finite difference as a share of the RMS of the trainable weights; null for 1e-3, or 2e-2
             where the model computes in 16 bits.
         normalize: Whether rows compete by the cosine or by the inner product, in which long gradients count more.

@@ -1,4 +1,4 @@
-"""``adapt``: samples that are like the target, in the model's own eyes, count more.
+"""``adapt``: samples whose hidden states are like those of the target have larger weights.
 
 ADAPT (ICLR 2026), arXiv 2605.05227. With h_t the last hidden states of a sample's T tokens and V a small target set:
 

@@ -7,12 +7,11 @@ rows, and one ordinary backward pass shows all of them:
     n_k = mean over the rows i of source k in the step of |d l_i / d h_i|,   N_k their running mean
     lambda_k = (w_k / sum_j w_j) / (epsilon + N_k),  scaled so that the mean weight of the rows is 1
 
-lambda_k weighs the losses of source k in the next step. So all parameters are balanced, those of the output layer
-too, one step late. Rejected: scaling the gradient rows inside of the hook, which is exact but leaves out the output
-layer and what the hook cannot see.
+lambda_k weighs the losses of source k in the next step. So all parameters are balanced, the output layer included, one
+step late. Rejected: scaling the gradient rows inside of the hook, which is exact but does not reach the output layer.
 
-Cost: the norm of the gradient at h, a few numbers between ranks per step. Under fp16 of DeepSpeed the averages take the
-changes of its loss scale for changes of the gradients.
+Cost: the norm of the gradient at h, a few numbers between ranks per step. Under fp16 of DeepSpeed a change of its loss
+scale looks like a change of the gradients.
 
 Letters: B rows of the micro-batch, K sources.
 """

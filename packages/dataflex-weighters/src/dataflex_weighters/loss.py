@@ -1,4 +1,4 @@
-"""``loss``: weights from where a sample's loss stands between the least and the greatest of those it is compared with.
+"""``loss``: weights from a sample's place between the least and the greatest loss of those it is compared with.
 
 Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining" (ICLR 2025),
 arXiv 2502.06733. With f_i the G losses of the micro-batch, or of the step, over all ranks:
@@ -41,7 +41,7 @@ def normalised_losses(losses: torch.Tensor, delta: float, counted: torch.Tensor 
     Args:
         losses: (G,) losses.
         delta: Half the range that they are mapped to.
-        counted: (G,) which of them count; None for all. What becomes of the others has no meaning.
+        counted: (G,) which of them count; None for all. The values of the others have no meaning.
     """
     low, high = _ends(losses, counted)
     return delta * ((losses - low) - (high - losses)) / (high - low)  # h_i, both ends exact
@@ -83,7 +83,7 @@ def sample_weights(
     temperature: float = 1.0,
     counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns the weights: (G,) non-negative, with mean 1, without gradient. The host waits for no number of them.
+    """Returns the weights: (G,) non-negative, with mean 1, without gradient. The host does not wait for the device.
 
     Args:
         losses: (G,) losses to compare; where all are equal, or none is there, every weight is 1.

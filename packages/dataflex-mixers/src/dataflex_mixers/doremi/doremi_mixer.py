@@ -1,4 +1,4 @@
-"""``doremi``: step 2 of DoReMi, a small proxy whose loss is weighed by how far each source lags behind a reference.
+"""``doremi``: step 2 of DoReMi, a small model whose loss is weighed by each source's excess over a reference model.
 
 Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining" (NeurIPS 2023), arXiv 2305.10429,
 Algorithm 1. Rows are drawn by fixed shares u, normally equal ones. At each step t:
@@ -9,10 +9,10 @@ Algorithm 1. Rows are drawn by fixed shares u, normally equal ones. At each step
 
 and the average of alpha over the steps is the mixture for the large model, written to ``doremi_weights.json``. The loss
 of a step is weighed by the alpha of the step before: with accumulation, the losses of a whole step are not known when
-its first micro-batch is weighed. The authors' program moves alpha first and weighs the last micro-batch of the step by
-the new one, so where a step is one micro-batch ours is one step behind. A source that a step did not see keeps its last
-lambda; one that was never seen has the mean of the others. Cost: the reference model's forward on each batch, and its
-memory.
+its first micro-batch is weighed. The authors' program updates alpha first and weighs the last micro-batch of the step
+by the new one; so where a step is one micro-batch, ours is one step behind. A source without tokens in a step keeps its
+last lambda; one without any so far has the mean of the others. Cost: the reference model's forward on each batch, and
+its memory.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from dataflex_mixers.parts.simplex import Shares, log_mixed_with_uniform, log_so
 def ascended(log_alpha_K: Shares, excess_K: NDArray[np.float64], eta: float, smoothing: float) -> Shares:
     """Returns ln alpha after a step of exponentiated gradient ascent: (K,).
 
-    Logarithms are kept: without smoothing, a weight that falls by the same factor in each step is soon less than a
-    number can hold, and its logarithm must not be lost.
+    Logarithms are kept: without smoothing, a weight that falls by the same factor in each step underflows soon, and its
+    logarithm does not.
 
     Args:
         log_alpha_K: (K,) ln alpha before.

@@ -1,4 +1,4 @@
-"""Which experts a mixture-of-experts model sends the tokens of each source to.
+"""To which experts a mixture-of-experts model sends the tokens of each source.
 
 Letters: B rows, T tokens, E experts, L layers with experts, K sources.
 """
@@ -89,7 +89,7 @@ def router(model: torch.nn.Module, top_k: int, layers: str) -> Callable[[RowBatc
         output = model(**batch.inputs, output_router_logits=True, use_cache=False, return_dict=True)
         mask = batch.inputs.get("attention_mask")
         shape = batch.inputs["input_ids"].shape
-        if mask is None or mask.shape != shape:  # a mask of another kind; such batches have no padding to speak of
+        if mask is None or mask.shape != shape:  # a mask of another kind: such batches have next to no padding
             mask = torch.ones(shape, dtype=torch.bool, device=batch.inputs["input_ids"].device)
         logits = output.get("router_logits")
         if not logits or any(layer is None for layer in logits):

@@ -46,7 +46,7 @@ class LossWindow:
         return means_K.copy()
 
     def last(self, names: Sequence[str]) -> dict[str, float]:
-        """Returns source -> mean of the window closed last, without those that were not seen; for the trace."""
+        """Returns source -> mean of the window closed last, for the sources with tokens in it; for the trace."""
         return {name: float(x) for name, x in zip(names, self._last_K, strict=True) if np.isfinite(x)}
 
     def state_dict(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def log_learning_speed(params_K3: Array, count: float, least_alpha: float = 0.0)
     Args:
         params_K3: (K, 3) what :func:`fit_power_law` returned for each source.
         count: n.
-        least_alpha: What the factor alpha is raised to where it is less; L stays that of the law.
+        least_alpha: Least value of the factor alpha, a lower one is raised to it; L stays that of the law.
     """
     log_beta, _, alpha = params_K3.T
     log_factor = np.log(np.maximum(alpha, least_alpha))

@@ -62,7 +62,7 @@ def logarithm(shares_K: Shares) -> Shares:
 
 
 def log_softmax(logits_K: Shares) -> Shares:
-    """Returns ln softmax(logits): (K,), finite for every finite logit, also where the share itself is no number."""
+    """Returns ln softmax(logits): (K,), finite for every finite logit, also where the share itself underflows."""
     shifted_K = logits_K - logits_K.max()
     with np.errstate(under="ignore"):
         return np.asarray(shifted_K - np.log(np.exp(shifted_K).sum()))

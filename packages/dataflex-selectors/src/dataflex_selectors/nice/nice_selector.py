@@ -1,8 +1,8 @@
-"""NICE: LESS, aimed at what the model's own answers earn instead of at the loss of reference answers.
+"""NICE: LESS with the reward of the model's own answers in place of the loss of reference answers.
 
 NICE Data Selection for Instruction Tuning in LLMs with Non-differentiable Evaluation Metric (ICML 2025). Prompts of the
-evaluation set -> answers of the model under its present weights -> a reward for each -> the gradient that would earn
-more -> the rows whose training step points that way.
+evaluation set -> answers of the model under its present weights -> a reward for each -> the gradient that raises
+the reward -> the rows whose training step agrees with it.
 
     y_s ~ pi(.|x),  s = 1..S                                          answers to a prompt x
     R_s = r(x, y_s, y_ref)                                            text, reward model or judge
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @register_selector("nice")
 class NiceSelector(RewardsAnswers, ComparesSteps):
-    """Takes the rows whose training step makes the model's own answers to the evaluation set earn more.
+    """Takes the rows whose training step raises the reward of the model's own answers to the evaluation set.
 
     A row's score is that for the evaluation set it suits best.
 
@@ -49,7 +49,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
             (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers; null compares them whole.
-        decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
+        decay: Factor on the scores of earlier updates, at each update; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota lets the target sets choose in turn.
         draw_temperature: Of mode sample: below 1 sharpens, above 1 softens.
         candidates: Rows drawn afresh at each update to choose from; null for all.
@@ -101,7 +101,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
                 try_gradients(model, self.dataset, self.data_collator, self.accelerator)
                 self.goal.check_prompts(model)
 
-        on_every_rank(self.accelerator, alone)  # the reward is asked for by all together, or by none
+        on_every_rank(self.accelerator, alone)  # all ranks ask for the reward, or none
         self.goal.check_reward()
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
@@ -115,7 +115,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         generator = self.generator(context.update)
         pool = candidate_rows(len(self.dataset), self.candidates, generator)
         scores_PJ = self._averages(model, context, pool, generator)
-        live_J = np.isfinite(scores_PJ).any(axis=0)  # a set that never had a target has nothing to choose by
+        live_J = np.isfinite(scores_PJ).any(axis=0)  # a set that never had a target gives no scores
         scores_PJ = scores_PJ[:, live_J] if live_J.any() else scores_PJ
         chosen = pick(scores_PJ, num_samples, self.mode, self.draw_temperature, generator, pool)
         return Selection(pool[chosen], scores_PJ[chosen].max(axis=1))
@@ -140,7 +140,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
     def _averages(
         self, model: torch.nn.Module, context: UpdateContext, pool: NDArray[np.int64], generator: np.random.Generator
     ) -> NDArray[np.float64]:
-        """Aims anew, scores ``pool`` and returns the averages over the updates, by rate and age: (P, J)."""
+        """Draws new targets, scores ``pool`` and returns the averages over the updates, by rate and age: (P, J)."""
         targets = self.goal.targets(model, generator, f"{self.name}: step {context.step}")
         found = GradientScores(self, self.settings, list(targets.values()), context).scores(model, pool)
         return self._running.add(pool, list(targets), found, context.learning_rate)

@@ -1,4 +1,4 @@
-"""The parameters of NICE that say how answers are drawn and what they are worth."""
+"""The parameters of NICE that say how answers are drawn and rewarded."""
 
 from __future__ import annotations
 

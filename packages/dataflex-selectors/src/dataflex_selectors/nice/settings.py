@@ -1,4 +1,4 @@
-"""Which reward is used, and everything that it needs to know."""
+"""Which reward is used, and its parameters."""
 
 from __future__ import annotations
 

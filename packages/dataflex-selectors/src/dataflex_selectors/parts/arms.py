@@ -23,14 +23,14 @@ def next_pulls(
     """Returns how many more rows of each cluster to score: (C,), ``count`` in all, or as many as are left.
 
     Rows are scored many at a time, so within one call means and standard deviations stay as they are and only n_c and
-    t grow, as if each further row of a cluster had confirmed what is known of it.
+    t grow, as if each further row of a cluster had its mean score.
 
     Args:
         label_R: (R,) clusters of the rows scored so far.
-        score_R: (R,) their scores; one that is no finite number counts as a pull that told nothing.
+        score_R: (R,) their scores; one that is not finite counts as a pull without a reward.
         left_C: (C,) rows of each cluster that are not scored yet.
         count: How many to give out.
-        beta: How much the unknown is worth; 0 goes by the means alone.
+        beta: Weight of the uncertainty of a mean; 0 goes by the means alone.
     """
     clusters = len(left_C)
     pulls_C = np.bincount(label_R, minlength=clusters).astype(np.float64)
@@ -45,7 +45,7 @@ def next_pulls(
 def _moments(
     label_R: NDArray[np.int64], score_R: NDArray[np.floating], clusters: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns mean and standard deviation by cluster; those of all rows stand in where there is too little to tell."""
+    """Returns mean and standard deviation by cluster; those of all rows where a cluster has too few."""
     known = np.isfinite(score_R)
     label_R, score_R = label_R[known], score_R[known].astype(np.float64)
     counts_C = np.bincount(label_R, minlength=clusters)
@@ -63,15 +63,15 @@ def quotas(
     """Returns how many rows of each cluster to take: (C,), ``count`` in all, none more than the cluster has.
 
     n_c is proportional to sizes_c exp(z_c / temperature), z_c being the cluster's score in standard deviations over
-    clusters, so that the temperature means the same whatever the size of scores; what a small cluster cannot give is
-    shared out among the others in the same proportion.
+    clusters, so that the temperature means the same whatever the size of scores; what a small cluster lacks is
+    taken from the others in the same proportion.
 
     Args:
         sizes_C: (C,) rows of each cluster that can be taken.
         score_C: (C,) score of each cluster; not looked at where the size is 0.
         count: How many in all, at most the sum of the sizes.
-        temperature: Towards 0 the best cluster gives all it has, then the next; large, clusters give in proportion to
-            their sizes.
+        temperature: Towards 0 all rows of the best cluster are taken, then those of the next. A large one takes rows in
+            proportion to the sizes.
     """
     live_C = sizes_C > 0
     z_C = np.zeros(len(sizes_C))
@@ -82,7 +82,7 @@ def quotas(
         missing = count - float(exact_C.sum())
         if missing < 1e-9 or not open_C.any():
             break
-        # Relative to the best that is open: of those far below it, shares would all be 0 beside a cluster that is full.
+        # Relative to the best cluster with rows left: relative to a full one, the shares of the others might all be 0.
         share_C = sizes_C * relative(np.where(open_C, z_C, -np.inf), temperature)
         wanted_C = exact_C + missing * share_C / share_C.sum()
         exact_C = np.minimum(wanted_C, sizes_C)

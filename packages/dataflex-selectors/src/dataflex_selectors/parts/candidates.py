@@ -17,4 +17,4 @@ def candidate_rows(size: int, candidates: int | None, generator: np.random.Gener
     """
     if candidates is None or candidates >= size:
         return np.arange(size, dtype=np.int64)
-    return np.sort(RowOrder(size, int(generator.integers(2**63))).take(0, candidates))  # costs nothing of the others
+    return np.sort(RowOrder(size, int(generator.integers(2**63))).take(0, candidates))

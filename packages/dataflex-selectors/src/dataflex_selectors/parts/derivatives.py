@@ -2,7 +2,7 @@
 
     a_p(z) = <grad l(z), xi_p>
 
-Two ways to it:
+Two methods:
 
 * ``finite_difference``: (l(z; w + h xi) - l(z; w - h xi)) / 2h, two forward passes. Any model can do it. The weights
   are moved in place and put back bit for bit. h is a share of the RMS of the weights. Where the model computes in 16
@@ -94,7 +94,7 @@ def rounding_share(model: torch.nn.Module, accelerator: Accelerator | None) -> f
 
 
 class _Differences:
-    """``along(rows, direction)`` by finite differences, and how large they were against rounding.
+    """``along(rows, direction)`` by finite differences, and a record of how large they were, compared with rounding.
 
     Args:
         model: A causal language model with whole weights.
@@ -104,7 +104,7 @@ class _Differences:
 
     def __init__(self, model: torch.nn.Module, drawn: Directions, step: float | None) -> None:
         self._model, self._drawn, self._step = model, drawn, step
-        self._moved: list[float] = []  # by how much the losses differed, the median of each direction
+        self._moved: list[float] = []  # median difference of the losses, by direction
         self._losses: list[float] = []  # how large they were
 
     def __call__(self, rows: RowPass, direction: int) -> NDArray[np.float64]:
@@ -120,7 +120,7 @@ class _Differences:
         return np.asarray((ahead_N - behind_N) / (2 * h))  # central: the error is O(h^2)
 
     def warn_of_rounding(self, rows: RowPass) -> None:
-        """Says so where the losses moved by no more than rounding moves them."""
+        """Warns where the losses moved by no more than rounding moves them."""
         if not self._moved:
             return
         change, loss = float(np.median(self._moved)), float(np.median(self._losses))

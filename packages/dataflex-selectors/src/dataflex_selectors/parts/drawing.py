@@ -49,8 +49,8 @@ def _first(
         noise = -np.log(generator.standard_exponential(len(part)))
     live = np.flatnonzero(part > -np.inf)
     logits, noise = part[live], noise[live]
-    # The same order as l / T + g. A small T is multiplied by: l / T would overflow, and rounding would swallow g, which
-    # decides between equal l.
+    # l + T g sorts as l / T + g does. For a small T, l / T would overflow, and rounding would remove g, which decides
+    # between equal l.
     keys = logits / temperature + noise if temperature > 1 else logits + temperature * noise
     first = first_places(count, -keys, -noise)
     return start + live[first], -keys[first], -noise[first]

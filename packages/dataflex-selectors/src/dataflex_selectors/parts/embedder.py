@@ -83,7 +83,7 @@ class Embedder:
         """
         if self.embedding == "ngrams" and not (everywhere or self._is_rank_0):
             return np.empty((0, self.dim), dtype=np.float32)
-        if self.embedding == "ngrams":  # on every rank: faster than sending the vectors around
+        if self.embedding == "ngrams":  # on every rank: faster than a broadcast
             return self._ngrams(dataset, rows, desc)
         if self.moves:
             return hidden_state_embeddings(
@@ -112,7 +112,7 @@ class Embedder:
             rows: Which rows.
 
         Raises:
-            ComponentError: The model gives no hidden states, or others to a row beside other rows; a
+            ComponentError: The model gives no hidden states, or gives a row other ones in another batch; a
                 sentence-transformers model cannot be loaded.
         """
         if self.moves:
@@ -136,14 +136,14 @@ class Embedder:
             rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
             device = str(self.accelerator.device)
         encoder = self._encoder(device)
-        # Dealt out in chunks that are the same for any number of ranks, so that a text is padded in the same company.
+        # The chunks are the same for any number of ranks, so that a text is always padded to the same length.
         mine = [np.arange(s, min(s + _TEXTS, len(rows))) for s in range(0, len(rows), _TEXTS)][rank::world_size]
         vectors = []
         with Progress(desc, sum(map(len, mine))) as progress:
             for places in mine:
                 vectors.append(self._encoded(encoder, dataset, rows[places]))
                 progress.done(len(places))
-        empty = self._encoded(encoder, dataset, rows[:1])[:0]  # a rank without a chunk needs the width all the same
+        empty = self._encoded(encoder, dataset, rows[:1])[:0]  # a rank without a chunk needs the width too
         places = np.concatenate([np.empty(0, dtype=np.int64), *mine])
         found = torch.cat([empty, *vectors])
         return gather_by_row(places, found, len(rows), self.accelerator, everywhere=everywhere)
@@ -159,7 +159,7 @@ class Embedder:
             ) from error
 
     def says_something(self, dataset: Any, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns whether the embedding has something to read of each row, given that it has tokens: (n,)."""
+        """Returns whether each row, which has tokens, has content for the embedding: (n,)."""
         if self.embedding in ("ngrams", "model"):
             return np.ones(len(rows), dtype=np.bool_)
         found = (self._have_text(chunk) for chunk in column_chunks(dataset, "input_ids", rows))

@@ -1,4 +1,4 @@
-"""Refusing an update that asks for more rows than can be given; the trainer adds which selector and which update."""
+"""Refuses an update that asks for more rows than there are; the trainer adds the selector and the update."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def require_enough(wanted: int, found: int, size: int, have: str = HAVE_LABELS, 
     """Refuses to go on with fewer rows than are wanted.
 
     Args:
-        wanted: Rows that the update asks for; 1 where a row may come again and again.
+        wanted: Rows that the update asks for; 1 where a row may come more than once.
         found: Rows that can be given.
         size: Rows that were looked at.
-        have: What those that can be given have, as in "have a label".
-        way_out: What gives more of them, besides asking for fewer at once.
+        have: What these rows have, as in "have a label".
+        way_out: What the user can change to have more of them, besides asking for fewer.
 
     Raises:
         ComponentError: Fewer were found than are wanted.
@@ -36,8 +36,8 @@ def require_labelled(dataset: Any, wanted: int, way_out: str = SHOW_LABELS) -> N
 
     Args:
         dataset: The train dataset; of a large one, hardly more rows are read than are wanted.
-        wanted: The most rows that an update asks for; 1 where a row may come again and again, 0 for none.
-        way_out: What gives more of them, besides fewer rows per update.
+        wanted: The most rows that an update asks for; 1 where a row may come more than once, 0 for none.
+        way_out: What the user can change to have more of them, besides fewer rows per update.
 
     Raises:
         ComponentError: Fewer have one.

@@ -2,7 +2,7 @@
 
     NaN    the row has no score: it is never taken
     -inf   never: the row is never taken
-    +inf   no number to rank by: refused
+    +inf   refused: rows are ranked by numbers
 
 Letters: N rows, M of them with a score.
 """

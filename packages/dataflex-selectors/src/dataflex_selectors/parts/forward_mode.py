@@ -1,12 +1,12 @@
 """The exact derivative of every row's loss along a direction, by forward-mode differentiation.
 
-One pass that costs about two forwards, no step length, and weights that are not touched: they are handed to the model
-as arguments (``torch.func.functional_call``). It needs a formula in every kernel, so attention runs in torch's plain
+One pass costs about two forwards. There is no step length, and no weight is changed: weights are given to the model as
+arguments (``torch.func.functional_call``). It needs a formula in every kernel, so attention runs in torch's plain
 implementation, whose memory grows with the square of the row's length; fused kernels (FlashAttention, Liger, quantised
 matrices) have none and are refused.
 
-A kernel of somebody else's may also drop the derivative without a word. So for the first few directions the derivative
-of one row is compared with that from a backward pass: no other row is, and it costs one row.
+A kernel of another package may drop the derivative silently. So for the first few directions, the derivative of one row
+is compared with that from a backward pass. Other rows are not compared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dataflex_selectors.parts.weight_directions import Directions, is_narrow
 
 Weights = dict[str, torch.Tensor]
 
-_COMPARED = 4  # a part that is lost may hide from one direction, and hardly ever from four
+_COMPARED = 4  # one direction may not show a lost part; four nearly always do
 _TOLERANCE_32_BITS = 0.01  # of the gradient's norm: allows for matrix products in TF32
 _TOLERANCE_16_BITS = 0.2  # rounding in bf16 makes up to 0.1
 
@@ -161,7 +161,7 @@ def _compare(
 
         def score(batch: RowBatch) -> torch.Tensor:
             with autocast(rows.accelerator):
-                small = computes_in_fp16(model)  # what is small would vanish on the way back
+                small = computes_in_fp16(model)  # small numbers would become 0 in the backward
             found = product(batch, TOKEN_SCALE if small else 1.0)
             return found if found.isfinite().all() or not small else product(batch, 1.0)
 

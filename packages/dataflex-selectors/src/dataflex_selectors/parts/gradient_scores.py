@@ -1,7 +1,7 @@
-"""How far the training step of each row points the way that target rows want.
+"""How well the training step of each row agrees with the gradients of target rows.
 
-What LESS, its clustered form and NICE share. The mathematics is in :mod:`dataflex.scoring.influence`; here it meets
-the run.
+LESS, its clustered form and NICE use this. The mathematics is in :mod:`dataflex.scoring.influence`; this module applies
+it to a run.
 
 Letters: N rows, J target sets.
 """
@@ -50,7 +50,7 @@ Score = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class GradientSettings:
-    """What of the gradients is compared, as the user's parameters of these names say.
+    """How gradients are compared: the user's parameters of these names.
 
     Attributes:
         gradient_type: ``adam``: the step of the run's optimizer, which is that of SGD before its first step; ``sgd``:
@@ -79,7 +79,7 @@ class GradientScores:
     """Scores rows by the cosine of their step with the mean of each target set's normalised gradients.
 
     Args:
-        selector: Whose rows, run, seed and folder for what a long pass has computed it is.
+        selector: The selector: its rows, its seed, its collator, and its folder for the results of a long pass.
         settings: What is compared.
         targets: The target sets.
         context: The state of the run, with its optimizer.
@@ -109,7 +109,7 @@ class GradientScores:
 
     @contextmanager
     def scoring(self, model: torch.nn.Module) -> Iterator[Score]:
-        """Yields :meth:`scores` as a function of the rows, for who scores some, looks, and scores more. Collective.
+        """Yields :meth:`scores` as a function of the rows, for selectors that score rows in several rounds. Collective.
 
         The gradients of the target sets are computed once.
         """
@@ -143,12 +143,12 @@ class GradientScores:
         rates: Mapping[int, float],
         rows: NDArray[np.int64],
     ) -> ScoreStore | None:
-        """Returns where the pass over some rows keeps what it has."""
+        """Returns the store for the results of a pass over some rows."""
         settings, context = self._settings, self._context
 
         def fingerprint() -> str:
             return digest(
-                model_digest(model, [route.parameter for route in routes]),  # they are frozen at the moment
+                model_digest(model, [route.parameter for route in routes]),  # frozen inside of the block
                 optimizer_digest(context.optimizer) if settings.gradient_type == "adam" else "",
                 sorted(rates.items()),
                 dataset_digest(self._selector.dataset),
@@ -188,10 +188,10 @@ def require_optimizer(
     settings: GradientSettings,
     accelerator: Accelerator | None,
 ) -> None:
-    """Refuses an optimizer whose steps could not be told for single rows. Called before the first step. Collective.
+    """Refuses an optimizer whose step cannot be computed for a single row. Called before the first step. Collective.
 
     Raises:
-        ComponentError: Which learning rate a parameter has cannot be told, or, of the ``adam`` form, its moments.
+        ComponentError: The learning rate of a parameter is not known, or, with ``adam``, its moments are not.
     """
     routes = gradient_routes(without_replicas(model))
     adam = settings.gradient_type == "adam"
@@ -201,6 +201,6 @@ def require_optimizer(
         if adam:
             require_adam(optimizer, routes)
 
-    on_every_rank(accelerator, alone)  # moments that lie in shards are read by all together, or by none
+    on_every_rank(accelerator, alone)  # sharded moments are read by all ranks, or by none
     if adam:
         read_moments(optimizer, routes)

@@ -74,8 +74,8 @@ def from_model(
 ) -> NDArray[np.float32]:
     """Returns the losses of all rows under another model: (N,), NaN without a label. Collective.
 
-    The model is loaded whole on every rank, in the precision that it was saved in, and let go of afterwards. A pass
-    that is interrupted goes on from what ``cache_dir`` keeps.
+    The model is loaded whole on every rank, in the precision that it was saved in, and freed afterwards. An
+    interrupted pass goes on from what ``cache_dir`` keeps.
 
     Args:
         path: The model, as ``from_pretrained`` takes it. Its tokens must mean what those of the dataset mean.
@@ -104,7 +104,7 @@ def from_model(
 
 
 def try_model(path: str, dataset: Any, collator: Collator, accelerator: Accelerator | None) -> None:
-    """Loads the model, scores two rows with it and lets go of it.
+    """Loads the model, scores two rows with it and frees it.
 
     Raises:
         ComponentError: It cannot be loaded, gives rows no loss, or has fewer tokens than these rows use.
@@ -123,7 +123,7 @@ def _loaded(path: str, accelerator: Accelerator | None) -> Any:
 
 
 def _within(model: Any, collator: Collator, path: str) -> Collator:
-    """Looks for unknown tokens before a GPU does, which would stop with an error that names nothing."""
+    """Refuses unknown tokens: on a GPU they would end in an error that does not name them."""
     embeddings: Any = model.get_input_embeddings()
     vocabulary = len(embeddings.weight)
 

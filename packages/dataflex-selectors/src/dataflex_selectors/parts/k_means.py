@@ -5,10 +5,9 @@
     repeat:  each row goes to its nearest centre; each centre becomes the mean of its rows             (Lloyd)
 
 Distances are taken in blocks of rows, so memory is that of the vectors: on the device where they take no more than a
-share of it, else on the CPU, which has them anyway. Sums are in float64 on the CPU, as not every device has it. The
-generator alone decides: the same vectors and the same generator give the same clusters. A centre that loses all of its
-rows takes the row that is farthest from its own centre. One process computes; the selector hands the result to the
-other ranks.
+share of its memory, else on the CPU. Sums are in float64 on the CPU, as not every device has it. The generator alone
+decides: the same vectors and the same generator give the same clusters. A centre that loses all of its rows takes the
+row that is farthest from its own centre. One process computes; the selector hands the result to the other ranks.
 
 Letters: N rows, B of a block, D features, C clusters.
 """
@@ -22,7 +21,7 @@ from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 ITERATIONS = 20
-"""Most rounds of Lloyd's; what is left to gain after them is not worth another pass over all rows."""
+"""Most rounds of Lloyd's; later rounds change too little to be worth a pass over all rows."""
 
 _CELLS = 2**24  # distances at a time: 64 MB
 _ROWS = 2**14  # rows that are added up at a time

@@ -3,9 +3,9 @@
 For each query the pool is gone through in blocks; distances of a block come from one matrix product, and the best k so
 far are merged with those of the block. Memory is that of a block, not M x N.
 
-Ties are broken by row number, and duplicates do tie: products are taken in float64 and distances rounded to float32,
-so the last bits, which depend on where in a block a row stands, are gone. Distance and row number are packed into one
-integer for the selection, because that of floats leaves open which of two equal ones is taken.
+Ties are broken by row number, and duplicates do tie: products are taken in float64 and distances rounded to float32, so
+the last bits, which depend on where in a block a row stands, are removed. Distance and row number are packed into one
+integer for the selection, because a selection of floats does not define which of two equal ones is taken.
 
 Rejected: an inverted-file index, which is faster and returns -1 where the lists that it visits hold fewer than k rows.
 

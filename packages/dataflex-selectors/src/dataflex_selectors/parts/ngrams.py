@@ -1,4 +1,4 @@
-"""Embeddings by hashed n-grams of tokens: what rows have in common, literally. No model, no dependency.
+"""Embeddings by hashed n-grams of tokens: which tokens rows have in common. No model, no dependency.
 
 Every token and every pair of neighbouring tokens is hashed to one of D buckets and a sign; a row is the vector of its
 signed counts, damped and brought to length 1:
@@ -8,11 +8,11 @@ signed counts, damped and brought to length 1:
 
 With the sign, two n-grams that meet in a bucket cancel as often as they add, so the inner product of two rows is, on
 average over hash functions, that without collisions (Weinberger et al. 2009, arXiv 0902.2206, section 2). Its standard
-deviation is about 1 / sqrt(D): 0.03 for the default of 1024. The logarithm keeps the few tokens that are everywhere
-from deciding alone; it is taken per bucket.
+deviation is about 1 / sqrt(D): 0.03 for the default of 1024. The logarithm, taken per bucket, limits the weight of the
+few tokens that are everywhere.
 
-Not covered: meaning. Two rows that say the same in other words are strangers here. What a chat template adds to every
-row is the same in all of them and moves the rows together, not their order.
+Not covered: meaning. Two rows that say the same in other words are not similar here. What a chat template adds is the
+same in every row: it makes all rows more similar, and does not change their order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def ngram_embeddings(tokens: Sequence[NDArray[np.integer]], dim: int) -> NDArray
     ids = np.concatenate([np.empty(0, dtype=np.int64), *tokens]).astype(np.uint64)
     row = np.repeat(np.arange(len(tokens)), lengths)
     single = _hashed(ids)
-    inside = row[1:] == row[:-1]  # a pair does not reach from one row into the next
+    inside = row[1:] == row[:-1]  # both tokens of a pair belong to one row
     pair = _hashed(single[:-1] + ids[1:])[inside]
     grams = np.concatenate([single, pair])
     places = np.concatenate([row, row[1:][inside]]) * dim + (grams % np.uint64(dim)).astype(np.int64)

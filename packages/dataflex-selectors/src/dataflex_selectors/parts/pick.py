@@ -24,7 +24,7 @@ def picking_problems(decay: Any, mode: Any, temperature: Any, key: str = "temper
     """Returns what is wrong with the parameters of selectors that average scores over updates and pick by them.
 
     Args:
-        decay: What is left of an older score at an update.
+        decay: Factor on the older scores at each update.
         mode: See :func:`pick`.
         temperature: See :func:`pick`.
         key: The parameter that ``temperature`` is of.
@@ -68,7 +68,7 @@ def pick(
 
 
 def _in_turn(scores_NJ: NDArray[np.floating], usable: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Returns the rows that J sets choose in turn, each its best row that is still there and is not kept from it."""
+    """Returns the rows that J sets choose in turn, each its best row that is not taken yet and that it may take."""
     orders = []
     for scores_N in scores_NJ.T:
         allowed = usable[scores_N[usable] > -np.inf]

@@ -1,7 +1,7 @@
 """The first few of many rows by a number, without sorting all of them.
 
-Sorting 100 million numbers takes half a minute and several times their memory; an update wants a few thousand. Finding
-the number that the last of those has takes one pass. The result is, ties included, that of the sort.
+Sorting 100 million numbers takes half a minute and several times their memory; an update wants a few thousand. To find
+the number of the last of those takes one pass. The result, ties included, is that of a sort.
 
 Letters: N rows, K those that are wanted.
 """

@@ -1,4 +1,4 @@
-"""The clusters of a run's rows: made on one rank, told to the others, kept in checkpoints.
+"""The clusters of a run's rows: made on rank 0, broadcast to the others, kept in checkpoints.
 
 Letters: E rows that have a label, K nearest clusters of a row (2, or 1), D features.
 """
@@ -24,7 +24,7 @@ class Clustering:
 
     Attributes:
         nearest: (E, K) the nearest clusters of each row, its own first.
-        order: (E,) a random order of the rows, by which each cluster has its representatives.
+        order: (E,) a random order of the rows, which decides the representatives of each cluster.
         update: The update at which the clusters were made.
         vectors: (E, D) the vectors that they were made from, float16 of length 1; None after a resume, where they
             can be looked up again.
@@ -74,5 +74,5 @@ def cluster_rows(
     if accelerator is None or accelerator.process_index == 0:
         found = [k_means(vectors_ED, clusters, generator, None if accelerator is None else accelerator.device)]
     if accelerator is not None and accelerator.num_processes > 1:
-        broadcast_object_list(found)  # not trusted to come out alike: sums differ in their last bits between devices
+        broadcast_object_list(found)  # ranks might differ: sums on two devices differ in their last bits
     return Clustering(found[0], order_E, update, vectors_ED.astype(np.float16))

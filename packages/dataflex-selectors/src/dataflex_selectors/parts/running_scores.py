@@ -1,4 +1,4 @@
-"""Scores over the updates of a run: each adds a term, and fades those before it.
+"""Scores over the updates of a run: each update adds a term and lowers the weight of earlier terms.
 
 Letters: P rows scored at an update, S rows scored at some update so far, J target sets.
 """
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_TINY = float(np.finfo(np.float64).tiny)  # below it numbers lose digits, and a ratio of two its meaning
+_TINY = float(np.finfo(np.float64).tiny)  # below it numbers lose digits, and a ratio of two is wrong
 
 
 class RunningScores:
-    """Averages of scores, weighted by learning rate and age. Not every update scores every row, or for every set.
+    """Averages of scores, weighted by learning rate and age. An update may score some rows for some sets.
 
     After updates at the learning rates r_1 ... r_t, of which a row was scored at some, with scores s_u,
 
@@ -22,11 +22,11 @@ class RunningScores:
 
     The age of a term counts all updates since, whether they scored the row or not.
 
-    Memory is that of the rows that were ever scored: of 100 million rows, updates may have looked at a few thousand.
+    Only rows that were scored take memory: of 100 million rows that may be a few thousand.
 
     Args:
         sets: J.
-        decay: What an update leaves of the terms before it; 1 sums them up, 0 forgets them.
+        decay: Factor on the earlier terms at each update; 1 sums them up, 0 forgets them.
     """
 
     def __init__(self, sets: int, decay: float) -> None:
@@ -38,7 +38,7 @@ class RunningScores:
     def add(
         self, pool_P: NDArray[np.int64], sets: list[int], scores: NDArray[np.floating[Any]], rate: float
     ) -> NDArray[np.float64]:
-        """Fades the terms of all rows, adds those of an update and returns the averages: (P, J).
+        """Multiplies the terms of all rows by ``decay``, adds those of an update and returns the averages: (P, J).
 
         Args:
             pool_P: (P,) rows that were scored, no row twice.

@@ -2,8 +2,8 @@
 
     s_i = sum_r k(x_i, x_r) s_r / sum_r k(x_i, x_r),    k = exp(cos(x_i, x_r) / width)
 
-The sum goes over the scored rows of the two clusters nearest to row i, so that a row at the border of its cluster
-hears of those beyond it (Nadaraya-Watson regression). A row that was scored keeps its own score.
+The sum goes over the scored rows of the two clusters nearest to row i, so that a row at the border of its cluster is
+compared with rows on both sides of it (Nadaraya-Watson regression). A row that was scored keeps its own score.
 
 Letters: N rows, B of a block, R scored rows, J target sets, C clusters, K nearest clusters of a row (2, or 1), M scored
 rows of a cluster, D features.

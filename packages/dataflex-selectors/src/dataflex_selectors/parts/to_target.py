@@ -1,4 +1,4 @@
-"""What the selectors have in common that compare rows of the train dataset with those of a target."""
+"""The base class of selectors that compare rows of the train dataset with those of a target."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ToTarget(Selector):
         embedder: Makes the embeddings.
         refresh: Updates after which rows are embedded anew, where the embedding moves with training.
         device: Where neighbours are searched; None for the CPU.
-        target_sets: The evaluation sets by name, without rows that say nothing.
+        target_sets: The evaluation sets by name, without rows that the embedding cannot read.
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class ToTarget(Selector):
         self._eligible: NDArray[np.int64] | None = None
 
     def aim(self) -> None:
-        """Leaves out the rows of the target that say nothing. Called once, by the constructor of the derived class.
+        """Leaves out the rows of the target that the embedding cannot read.
+
+        Called once, by the constructor of the derived class.
 
         Raises:
             ConfigError: A set has no row to compare with.
@@ -92,7 +94,7 @@ class ToTarget(Selector):
         return self.embedder.moves
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows with a label, and what makes no embedding of them. See the base class."""
+        """Refuses too few rows with a label, and a model without embeddings. See the base class."""
         wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
         require_enough(max(1, wanted), len(self.eligible()), len(self.dataset))
         self.embedder.try_on(model, self.dataset, self.eligible()[:2])
@@ -104,7 +106,7 @@ class ToTarget(Selector):
     def eligible(self) -> NDArray[np.int64]:
         """Returns the rows with tokens (or text) and a label, in row order: (n,). Looked up once.
 
-        The others have no features: whatever stood for them would be equally near to every row of the target.
+        The others have no features, so no distance to a row of the target.
         """
         if self._eligible is None:
             rows = labelled_rows(self.dataset)
@@ -112,7 +114,7 @@ class ToTarget(Selector):
         return self._eligible
 
     def _readable(self, name: str, dataset: Any) -> Any:
-        """Returns the rows of a set that the embedding has something to read of."""
+        """Returns the rows of a set that the embedding can read."""
         every = np.arange(len(dataset), dtype=np.int64)
         kept = every[self._says_something(dataset, every)]
         if len(kept) == len(dataset):

@@ -7,7 +7,7 @@ The optimum of
 
     (alpha / C) * cost of the transport  +  (1 - alpha) * distance from mass that is spread out evenly
 
-grows s until the next row would cost more than its evenness is worth.
+is reached when the next row would cost more than the evenness that it adds.
 
 Letters: M queries, K neighbours of each, N rows of the pool, U rows that are a neighbour of any query.
 """
@@ -57,7 +57,7 @@ def transported(
 ) -> NDArray[np.float64]:
     """Returns the mass that each query gives to each of its neighbours: (M, K) with sum 1, each row 1/M.
 
-    The steps by which s grows are the same whichever query takes them, so instead of a queue all of them are sorted.
+    The steps of s do not depend on the query that takes them, so all of them are sorted, in place of a queue.
 
     Args:
         distances_MK: (M, K) distances of the neighbours, ascending.

@@ -1,4 +1,4 @@
-"""Random directions in the space of the trainable weights, and moving the weights along one and back.
+"""Random directions in the space of the trainable weights, and steps along one and back.
 
 A direction is drawn from its own seed, one parameter at a time, on the CPU: every rank and every device has the same
 one, and none is stored. Rejected: drawing on the GPU, whose generator differs from one kind of device to another.
@@ -68,7 +68,7 @@ def moved(drawn: Directions, direction: int, distance: float) -> Iterator[None]:
     """Adds ``distance`` times a direction to the trainable weights for the block.
 
     Afterwards, also when the block raises, every weight has the bits that it had: they come from a copy, because adding
-    and taking away again would leave rounding errors. The copy takes as much memory as the trainable weights.
+    and subtracting would leave rounding errors. The copy takes as much memory as the trainable weights.
     """
     saved = [parameter.detach().clone() for parameter in drawn.parameters.values()]
     try:

@@ -1,4 +1,4 @@
-"""Engines that some selectors cannot run under."""
+"""Refuses engines that shard the weights, for selectors that need them whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the weighters have in common that look at the last hidden states of the training forward."""
+"""The base class of weighters that need the last hidden states of the training forward."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Compared(NamedTuple):
     Attributes:
         losses: (G,) losses without gradient; any number where ``counted`` is False.
         counted: (G,) whether each is a sample with a label: the others take no part in the comparison. They keep their
-            places, as the host would have to wait for the number of those that are left.
+            places: to remove them, the host would have to wait for their number.
         sources: (G,) the number of each one's source; None where it was not asked for.
         own: Where those of this rank's micro-batch stand.
     """
@@ -57,7 +57,7 @@ def compared(
         labelled_B: (B,) whether each has a label.
         ctx: The trainer.
         scope: ``batch``: the micro-batch of every rank. ``step``: all micro-batches of the step of every rank, whose
-            losses cost a forward pass more; where a step has one micro-batch, it is that one and costs nothing.
+            losses cost a forward pass more. Where a step has one micro-batch, ``step`` is ``batch``.
         with_sources: Whether sources are needed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A balancer of several losses of one model output: weights mean shares of the gradient, not of the losses' scales.
+"""Balances several losses of one model output: a loss's weight is its share of the gradient, whatever its scale.
 
 The formula is that of the loss balancer of EnCodec (Defossez, Copet, Synnaeve and Adi, "High Fidelity Neural Audio
 Compression", arXiv 2210.13438, section 3.4). With g_k the gradient of loss k at the tensor x that all losses come from:
@@ -26,13 +26,13 @@ from dataflex.utils.logging import logger
 
 from dataflex_weighters.parts.source_checks import source_weights
 
-_LEAST = 1e-100  # a weight in an average that is as good as none, and far from the least number that a float can hold
+_LEAST = 1e-100  # a weight in an average that is next to 0, and far above the least float
 
 
 class RunningMeans:
     """Exponential moving averages of several numbers, each corrected for its beginning.
 
-    A number that is not finite is left out: an average that took one would never come back.
+    A number that is not finite is left out: with it, an average would never be finite again.
 
     Args:
         decay: beta, in [0, 1].
@@ -50,13 +50,13 @@ class RunningMeans:
     def update(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns the averages of all numbers seen so far, after these.
 
-        One that is not there, or not finite, keeps its average, which fades all the same: where others have come since,
-        its next value counts for more. A call without any finite number changes nothing.
+        One that is missing, or not finite, keeps its average, at a lower weight: after other updates, its next value
+        counts for more. A call without any finite number changes nothing.
         """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.left_out += len(values) - len(finite)
         for name in self._total if finite else ():
-            if name in finite or self.decay * self._fix[name] > _LEAST:  # or else both would end at 0, and their ratio
+            if name in finite or self.decay * self._fix[name] > _LEAST:  # or else both become 0, and their ratio NaN
                 self._total[name] *= self.decay
                 self._fix[name] *= self.decay
         for name, value in finite.items():

@@ -1,4 +1,4 @@
-"""Checks of what a weighter needs to know about the sources of the train dataset."""
+"""Checks that a weighter knows the sources of the train dataset."""
 
 from __future__ import annotations
 
