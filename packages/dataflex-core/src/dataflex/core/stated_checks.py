@@ -102,9 +102,10 @@ def _walked(body: Sequence[ast.stmt], names: _Names) -> Iterator[Problem]:
                 if _is_name(call.func) and _value(call.func, names) is require:
                     for argument in call.args[1:]:
                         yield from _problems(argument, names)
-            case ast.Assign(value=ast.Call() as call) if _is_name(call.func) and _value(call.func, names) is stated:
+            case ast.Assign(value=ast.Call() as call) | ast.AnnAssign(value=ast.Call() as call) if _states(call, names):
                 for argument in call.args:
                     yield from _problems(argument, names)
+                names = _after(statement, names)
             case ast.If() if _requires(statement):
                 test = _value(statement.test, names)
                 if test is not _UNKNOWN:
@@ -154,6 +155,11 @@ def _value(expression: ast.expr, names: _Names) -> Any:
 def _is_name(expression: ast.expr) -> bool:
     """Whether it is a name, or names with dots between them: to look one up runs nothing."""
     return isinstance(expression, ast.Name) or (isinstance(expression, ast.Attribute) and _is_name(expression.value))
+
+
+def _states(call: ast.Call, names: _Names) -> bool:
+    """Whether it is a call of ``stated``; other functions are not looked up."""
+    return _is_name(call.func) and ast.unparse(call.func).endswith("stated") and _value(call.func, names) is stated
 
 
 def _requires(statement: ast.If) -> bool:
