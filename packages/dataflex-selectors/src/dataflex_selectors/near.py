@@ -89,13 +89,7 @@ class NearSelector(ToTarget):
             holds everything that is wrong.
     """
 
-    def __init__(
-        self,
-        *,
-        exclude_seen: bool = True,
-        backend: str = "torch",
-        **run: Any,
-    ) -> None:
+    def __init__(self, *, exclude_seen: bool = True, backend: str = "torch", **run: Any) -> None:
         super().__init__(**run)
         require(
             "near selector",

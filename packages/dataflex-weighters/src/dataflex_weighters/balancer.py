@@ -67,18 +67,13 @@ class BalancerWeighter(CatchesHiddenStates):
         epsilon: What is added to each norm, at least 0.
 
     Raises:
-        ConfigError: A parameter has another value, or names a source that is not there; the message holds every
-            problem.
+        ConfigError: A parameter has another value, or a source is not known; the message holds every problem.
     """
 
     draws = False
 
     def __init__(
-        self,
-        dataset: Any,
-        weights: Mapping[str, float] | None = None,
-        ema_decay: float = 0.999,
-        epsilon: float = 1e-12,
+        self, dataset: Any, weights: Mapping[str, float] | None = None, ema_decay: float = 0.999, epsilon: float = 1e-12
     ) -> None:
         super().__init__()
         names = names_of(dataset)

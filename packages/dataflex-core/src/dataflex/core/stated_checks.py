@@ -75,7 +75,9 @@ def stated_problems(
     for constructor in constructors:
         names = _names_in(constructor, params, taken, sources)
         found += _walked(constructor.node.body, names)
-        taken |= {argument.arg for argument in _arguments(constructor.node)}
+        taken |= {argument.arg for argument in _arguments(constructor.node)} - (
+            _handed_on(constructor.node) & params.keys()
+        )
     return list(dict.fromkeys(found))
 
 
@@ -84,7 +86,8 @@ def _names_in(
 ) -> _Names:
     """Returns the names at the beginning of a constructor: its parameters, then those of its file.
 
-    A parameter that a derived class has too (``taken``) may be given anything by it.
+    A parameter that a derived class has too (``taken``) may be given anything by it, unless it hands on the
+    user's value.
     """
     arguments = [argument.arg for argument in _arguments(constructor.node)]
     known = {name: params[name] for name in arguments if name in params and name not in taken}
@@ -170,6 +173,14 @@ def _requires(statement: ast.If) -> bool:
 
 def _arguments(node: ast.FunctionDef) -> list[ast.arg]:
     return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]  # without self
+
+
+def _handed_on(node: ast.FunctionDef) -> set[str]:
+    """Returns the parameters that a constructor hands on as they are: ``super().__init__(name=name)``."""
+    calls = [s.value for s in node.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+    keywords = [k for call in calls if ast.unparse(call.func) == "super().__init__" for k in call.keywords]
+    handed = {k.arg for k in keywords if k.arg and isinstance(k.value, ast.Name) and k.value.id == k.arg}
+    return handed - {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def _defaults(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
