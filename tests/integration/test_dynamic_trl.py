@@ -23,7 +23,7 @@ from dataflex.objective.loop_scale import counts_first
 from dataflex.run.record import read_trace
 from dataflex.testing import tiny_model
 from dataflex.train.mixer.base_mixer import Mixer
-from dataflex.train.selector.base_selector import Selector
+from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.trainer import BY_TRAIN_TYPE
 from dataflex.train.weighter.base_weighter import Weighter
 from sft_rows import ROWS, asked, chat_tokenizer, config, made, rows
@@ -463,3 +463,35 @@ def test_ranks_that_were_stopped_end_with_the_weights_of_those_that_were_not(by_
     assert len(whole) == len(later) == ranks
     assert {file.read_text() for file in later} == {whole[0].read_text()}
     assert not (folder / f"{kind} resumed" / "checkpoint-2").exists(), "it began with the third step"
+
+
+class ByLevel(Selector):
+    """The rows of the highest level of the raw data."""
+
+    @classmethod
+    def needs_columns(cls, params):
+        return ("level",)
+
+    def select(self, model, step_id, num_samples, *, context, **kwargs):
+        levels = context.scores.of("column:level")
+        first = np.argsort(-levels, kind="stable")[:num_samples]
+        return Selection(first, levels[first])
+
+
+def with_levels(kind):
+    return rows(kind, 24).add_column("level", [(i * 7) % 24 for i in range(24)])
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_are_scored_by_a_column_of_the_dataset_whatever_trl_makes_of_it(tmp_path, kind):
+    done = made(dynamic(trl.SFTTrainer, selector=ByLevel, **STEPS), tmp_path, with_levels(kind), changes=OPEN)
+    done.train()
+    saved = np.load(tmp_path / "dataflex_selections" / "step_00000001.npz")
+    assert saved["scores"].tolist() == [23, 22, 21, 20]
+    assert [(row * 7) % 24 for row in saved["indices"]] == [23, 22, 21, 20]
+
+
+@pytest.mark.parametrize("packing", [BFD, WRAPPED])
+def test_a_column_of_rows_that_trl_packs_is_refused_before_training(tmp_path, packing):
+    with pytest.raises(ConfigError, match=r"column:level: rows are packed.* -> set packing: false, or give the scores"):
+        made(dynamic(trl.SFTTrainer, selector=ByLevel, **STEPS), tmp_path, with_levels("text"), changes=OPEN | packing)

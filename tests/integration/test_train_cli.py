@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +160,37 @@ def test_two_ranks_decide_as_one_does(workspace, tmp_path, train):
     one, both = read_trace(tmp_path / "one"), read_trace(tmp_path / "two ranks")
     assert [line["decision_hash"] for line in one] == [line["decision_hash"] for line in both]
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two ranks"), rel=1e-4)
+
+
+def of_docs(title):
+    """Returns the Python block of docs/plugins.md under a heading."""
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    return page.split(f"## {title}\n")[1].split("```python\n")[1].split("```")[0]
+
+
+def test_a_selector_of_the_docs_asks_for_a_column_of_the_raw_data_and_shares_losses(train, tmp_path):
+    """Rows that LLaMA-Factory drops shift no value, two datasets follow each other, one has no such column."""
+    data, plugin = tmp_path / "data", tmp_path / "by_level.py"
+    plugin.write_text(of_docs("Scores of the run"))
+    rows = [
+        {"instruction": f"say {i}", "input": "", "output": None if i % 5 == 1 else f"well {i}", "level": (i * 7) % 40}
+        for i in range(40)
+    ]
+    data.mkdir()
+    (data / "levels.json").write_text(json.dumps(rows))
+    (data / "plain.json").write_text(
+        json.dumps([{"instruction": f"say {i}", "input": "", "output": "no"} for i in range(9)])
+    )
+    (data / "dataset_info.json").write_text(
+        json.dumps({name: {"file_name": f"{name}.json"} for name in ("levels", "plain")})
+    )
+    keys = [f"dataset_dir={data}", "dataset=plain,levels", "eval_dataset=null", "val_size=0", f"plugins=['{plugin}']"]
+    assert train("select_loss", *SHORT, *keys, "component_name=hard_by_level", "warmup_step=1", "update_times=1") == 0
+    left = [row["level"] for row in rows if row["output"] is not None]
+    levels = np.array([0] * 9 + left)
+    saved = np.load(tmp_path / "run" / "dataflex_selections" / "step_00000001.npz")
+    candidates = sorted(range(len(levels)), key=lambda row: (-levels[row], row))[:32]
+    assert len(saved["indices"]) == 8
+    assert set(saved["indices"].tolist()) <= set(candidates)
+    assert np.isfinite(saved["scores"]).all()
+    assert (np.diff(saved["scores"]) <= 0).all()

@@ -168,7 +168,7 @@ class PlacedSelector:
 
     def _asked(self, model: Any, count: int, context: UpdateContext, who: str) -> Chosen:
         selector = self.component
-        if context.scores is not None and self._shifted:
+        if context.scores is not None and len(context.scores) != self.size:
             context = replace(context, scores=context.scores.within(self._global(np.arange(self.size, dtype=np.int64))))
         answer = selector.select(model=model, step_id=context.step, num_samples=count, context=context)
         found = answer if isinstance(answer, Selection) else Selection(answer)
@@ -176,10 +176,6 @@ class PlacedSelector:
         scores = checked_scores(found.scores, count=count, who=who)
         weights = checked_weights(found.weights, count=count, declared=type(selector).weighs, who=who)
         return Chosen(self._global(local), scores, weights)
-
-    @property
-    def _shifted(self) -> bool:
-        return self._rows is not None or self._first > 0
 
     def _all(self, context: UpdateContext, number: int) -> Chosen:
         """Returns every row of the place once, in an order of their own."""

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.core.component import Component
-from dataflex.core.score_names import SEEN, ScoreName
+from dataflex.core.errors import blaming
+from dataflex.core.score_names import COLUMN, SEEN, SELECTOR, ScoreName
 from dataflex.planning.sources import are_streams
 from dataflex.rows.score_columns import ScoreColumns
 from dataflex.rows.views import MixedSources
@@ -26,6 +27,9 @@ class SharedScores:
         trainer: The trainer, with its components.
         kept: Column -> (N,) numbers of the raw data, kept when its rows were made; None for none.
         before: The train dataset that the trainer was given, of which it may have removed columns.
+
+    Raises:
+        ConfigError: On every rank: a column or a file that rows are scored by cannot be read, or is not of these rows.
 
     Attributes:
         seen: The losses that training has seen; None where nobody takes them.
@@ -44,9 +48,10 @@ class SharedScores:
                 rows, trainer.scoring_collator, trainer.accelerator, seen=self.seen, sources=sources
             )
 
+            self._scores.prepare(*self._read_first())
+
     def at_update(self) -> NamedScores | None:
         """Returns the scores, of the model as it is now. Collective."""
-        self.gather()
         if self._scores is not None:
             self._scores.begin_update(self._trainer.model, self._trainer.state.global_step)
         return self._scores
@@ -75,6 +80,17 @@ class SharedScores:
             self._scores.load_state_dict(state["scores"])
         if self.seen is not None:
             self.seen.load_state_dict(state["seen_losses"])
+
+    def _read_first(self) -> list[str]:
+        """Returns the names of scores that must be there before training: what cannot be read is refused then."""
+        names: list[str] = []
+        for part, component in self._trainer.components:
+            if isinstance(component, Component):
+                with blaming(part.component.in_words):
+                    names += [f"{COLUMN}:{column}" for column in component.needs_columns(part.component.params)]
+            if part.by is not None and part.by != SELECTOR:
+                names.append(part.by)
+        return list(dict.fromkeys(names))
 
     def _takes_seen(self) -> bool:
         order = self._trainer.spec.order
