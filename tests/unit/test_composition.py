@@ -67,6 +67,15 @@ def test_the_resolved_configuration_read_again_is_the_same_run(axes, tmp_path):
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
+def test_the_example_of_the_docs_is_a_run_and_does_what_the_docs_say():
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = page.partition("## One run, every axis")[2]
+    block, said = text.split("```yaml\n")[1].split("```")[0], text.split("\n    filter")[1].partition("\n")[0]
+    example = yaml.safe_load(block) | {"dataset": "a,b", "update_step": 8}  # the datasets here are small
+    example["order"]["component"] = "wave"
+    assert in_words(checked(**example)) == f"filter{said.replace('order saw', 'order wave')}"
+
+
 def test_two_selectors_of_one_preset_keep_their_own_parameters_in_the_resolved_configuration(tmp_path):
     (tmp_path / "c.yaml").write_text("selectors: {hard: {name: loss, params: {focus: high, temperature: 2}}}")
     selectors = [{"component": "hard", "keep": 0.5}, {"component": "hard", "params": {"focus": "low"}}]
