@@ -71,7 +71,8 @@ def test_the_example_of_the_docs_is_a_run_and_does_what_the_docs_say():
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
     text = page.partition("## One run, every axis")[2]
     block, said = text.split("```yaml\n")[1].split("```")[0], text.split("\n    filter")[1].partition("\n")[0]
-    example = yaml.safe_load(block) | {"dataset": "a,b", "update_step": 8}  # the datasets here are small
+    small = {"dataset": "a,b", "warmup_step": 40, "update_step": 8, "update_times": 25}  # as the datasets here are
+    example = yaml.safe_load(block) | small
     example["order"]["component"] = "wave"
     assert in_words(checked(**example)) == f"filter{said.replace('order saw', 'order wave')}"
 
