@@ -13,7 +13,7 @@ from composed import AXES, COMBINATIONS, checked, combination, config, named, se
 from dataflex.cli import main
 from dataflex.config.check import check
 from dataflex.config.load import read_config
-from dataflex.config.resolved import resolved, write_config
+from dataflex.config.resolved import note_results, resolved, write_config, written_config
 from dataflex.config.spec import RunSpec, places
 from dataflex.config.summary import in_words
 from dataflex.core import registry
@@ -60,6 +60,9 @@ def test_the_resolved_configuration_read_again_is_the_same_run(axes, tmp_path):
     write_config(spec, str(tmp_path / "out"), "0" * 16)
     again = check(read_config(tmp_path / "out" / "dataflex_config.yaml"), tmp_path / "out")
     assert again.parts == spec.parts
+    note_results(tmp_path / "out", "0" * 16, 3, {})
+    said = written_config(tmp_path / "out")["dataflex_run"]
+    assert said == {"id": "0" * 16, "does": in_words(spec), "finished": 3, "files": {}}
     same = ("selector", "mixer", "order", "weighter", "components_cfg_file")
     assert replace(again.arguments, **dict.fromkeys(same)) == replace(spec.arguments, **dict.fromkeys(same))
     assert (again.llamafactory, again.epochs) == (spec.llamafactory, spec.epochs)
