@@ -280,8 +280,8 @@ BAD = [
     ),
     (
         {"selector": [FILTER | {"keep": 0.25}, "loss"], "update_step": 11},
-        "selector[0].keep: is 0.25: the filters keep 20 of the dataset's 80 rows, and an update asks for 22 (11 steps of 2"
-        " rows) -> set keep: 0.275 or more, or set update_step: 10 or less",
+        "selector[0].keep: is 0.25: the filters keep 20 of the dataset's 80 rows, and an update asks for 22 "
+        "(11 steps of 2 rows) -> set keep: 0.275 or more, or set update_step: 10 or less",
     ),
     (
         {"selector": [FILTER, FILTER, "loss"], "update_step": 11},
