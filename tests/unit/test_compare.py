@@ -35,6 +35,14 @@ def printed(capsys, *argv):
     return code, out.splitlines(), err
 
 
+def test_a_run_of_several_axes_is_named_by_its_components(left, capsys):
+    left("one", 4.5, config={})
+    composed = {"selector": [{"component": "loss", "keep": 0.5}, {"component": "less"}], "order": {"component": "saw"}}
+    left("two", 3.25, config={"train_type": "dynamic", "component_name": None, **composed})
+    _, lines, _ = printed(capsys, "one", "two")
+    assert "dynamic loss + less + saw" in lines[2]
+
+
 def test_each_run_stands_beside_the_first(left, capsys):
     left("random", 4.5, config={})
     left("less", 3.25, config={"component_name": "less"})

@@ -13,7 +13,7 @@ from composed import AXES, COMBINATIONS, checked, combination, config, named, se
 from dataflex.cli import main
 from dataflex.config.check import check
 from dataflex.config.load import read_config
-from dataflex.config.resolved import resolved, write_config
+from dataflex.config.resolved import note_results, resolved, write_config, written_config
 from dataflex.config.spec import RunSpec, places
 from dataflex.config.summary import in_words
 from dataflex.core import registry
@@ -60,11 +60,24 @@ def test_the_resolved_configuration_read_again_is_the_same_run(axes, tmp_path):
     write_config(spec, str(tmp_path / "out"), "0" * 16)
     again = check(read_config(tmp_path / "out" / "dataflex_config.yaml"), tmp_path / "out")
     assert again.parts == spec.parts
+    note_results(tmp_path / "out", "0" * 16, 3, {})
+    said = written_config(tmp_path / "out")["dataflex_run"]
+    assert said == {"id": "0" * 16, "does": in_words(spec), "finished": 3, "files": {}}
     same = ("selector", "mixer", "order", "weighter", "components_cfg_file")
     assert replace(again.arguments, **dict.fromkeys(same)) == replace(spec.arguments, **dict.fromkeys(same))
     assert (again.llamafactory, again.epochs) == (spec.llamafactory, spec.epochs)
     assert identity_of_run(again, 1) == identity_of_run(spec, 1)
     assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+def test_the_example_of_the_docs_is_a_run_and_does_what_the_docs_say():
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = page.partition("## One run, every axis")[2]
+    block, said = text.split("```yaml\n")[1].split("```")[0], text.split("\n    filter")[1].partition("\n")[0]
+    small = {"dataset": "a,b", "warmup_step": 40, "update_step": 8, "update_times": 25}  # as the datasets here are
+    example = yaml.safe_load(block) | small
+    example["order"]["component"] = "wave"
+    assert in_words(checked(**example)) == f"filter{said.replace('order saw', 'order wave')}"
 
 
 def test_two_selectors_of_one_preset_keep_their_own_parameters_in_the_resolved_configuration(tmp_path):
@@ -266,9 +279,9 @@ BAD = [
         "update_step: asks for 82 rows at once (41 steps of 2 rows), the dataset",
     ),
     (
-        {"selector": FILTER | {"keep": 0.25}, "update_step": 11},
-        "selector.keep: is 0.25: the filters keep 20 of the dataset's 80 rows, and an update asks for 22 (11 steps of 2"
-        " rows) -> set keep: 0.275 or more, or set update_step: 10 or less",
+        {"selector": [FILTER | {"keep": 0.25}, "loss"], "update_step": 11},
+        "selector[0].keep: is 0.25: the filters keep 20 of the dataset's 80 rows, and an update asks for 22 "
+        "(11 steps of 2 rows) -> set keep: 0.275 or more, or set update_step: 10 or less",
     ),
     (
         {"selector": [FILTER, FILTER, "loss"], "update_step": 11},

@@ -173,6 +173,17 @@ class Front(Selector):
 """
 
 
+WAVE = """
+from dataflex.core.registry import register_order
+from dataflex.interfaces.order import Order
+
+@register_order("wave")
+class Wave(Order):
+    def arrange(self, scores, *, context):
+        return scores.argsort()
+"""
+
+
 def test_a_plugin_file_is_named_in_each_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PLUGIN)
@@ -302,6 +313,19 @@ def test_several_axes_are_the_run_of_their_keys(tmp_path, monkeypatch):
     assert (weighter.component.name, weighter.start) == ("loss", 2)
     assert checked_run(Trainer, run.keywords).spec == run.spec
     assert in_words(run.spec).startswith("filter to half by loss every 2nd update; shares by Even; rows by front")
+
+
+def test_the_keys_of_a_yaml_are_the_run_of_the_keywords(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(WAVE)
+    keys = {"train_type": "dynamic_reorder", "component_name": "wave", "order": {"by": "length"}, "plugins": "mine.py"}
+    short = checked_run(Trainer, keys | STEPS).spec
+    own = checked_run(Trainer, {"order": {"name": "wave", "by": "length"}, "plugins": "mine.py"} | STEPS).spec
+    assert short == own
+    assert (short.order.by, short.order.over) == ("length", "run")
+    keys = {"train_type": "dynamic", "order": {"component": "wave", "by": "length"}, "plugins": "mine.py"}
+    whole = checked_run(Trainer, keys | STEPS).spec
+    assert whole.parts == own.axes
 
 
 def test_one_axis_with_a_place_of_its_own_is_composed_and_without_is_the_short_form():

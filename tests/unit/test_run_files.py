@@ -266,7 +266,7 @@ def test_the_written_config_can_be_read_back(tmp_path):
     write_config(spec, str(tmp_path), ID)
     config = yaml.safe_load((tmp_path / CONFIG).read_text())
     versions = config.pop(VERSIONS)
-    assert config.pop(RUN) == {"id": ID}
+    assert config.pop(RUN) == {"id": ID, "does": "rows by hard"}
     assert {"dataflex-core", "torch", "transformers"} <= versions.keys()
     assert config == {
         "train_type": "dynamic_select",

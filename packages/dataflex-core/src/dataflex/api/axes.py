@@ -12,7 +12,7 @@ from dataflex.api.keywords import AXES, PARAMS
 from dataflex.config.arguments import COMPOSED, DataflexArguments
 from dataflex.config.parts import BY, COMPONENT, OVER
 from dataflex.core.errors import Problem, nearest
-from dataflex.core.kinds import KINDS
+from dataflex.core.kinds import KINDS, ORDER
 
 
 @dataclass
@@ -35,6 +35,9 @@ def said_keys(given: Mapping[str, Any]) -> Said:
     names = DataflexArguments.names()
     said = Said({key: _plain(value) for key, value in given.items() if key in names and key not in AXES})
     axes = [axis for axis in AXES if axis in given]
+    if _only_scores(given.get(ORDER.name)) and given.get("component_name") is not None:  # as the keys of a YAML
+        said.ours[ORDER.name] = dict(given[ORDER.name])
+        axes.remove(ORDER.name)
     if axes and (len(axes) > 1 or given.get("train_type") == COMPOSED or _is_part(given[axes[0]])):
         return _composed(said, given, axes)
     if not axes:
@@ -80,6 +83,11 @@ def _with_params(said: Said, given: Mapping[str, Any], own: Mapping[str, Any] | 
             what = f"found {params!r:.80}, allowed: a mapping from parameters to values"
             said.problems.append(Problem(PARAMS, what, "write params={'NAME': VALUE}"))
     return said
+
+
+def _only_scores(order: Any) -> bool:
+    """Whether ``order`` says what stands beside the ``component_name`` of ``dynamic_reorder``."""
+    return isinstance(order, Mapping) and bool(order) and order.keys() <= {BY, OVER}
 
 
 def _is_part(value: Any) -> bool:

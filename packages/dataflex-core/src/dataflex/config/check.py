@@ -51,7 +51,7 @@ def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> Ru
         InvalidConfigError: Every problem that was found.
     """
     ours, theirs = split(config)
-    ours = read_pipeline(ours, folder)
+    ours, instead = read_pipeline(ours, folder)
     arguments, problems = parse_arguments(ours, folder)
     if handed_on(arguments.train_type):  # to a trainer with other keys, which checks them itself
         return _handed_on(arguments, theirs, problems)
@@ -74,7 +74,7 @@ def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> Ru
         if trains and not problems:
             problems += row_problems(draft, rows)
     if problems:
-        raise InvalidConfigError(problems)
+        raise InvalidConfigError([*problems, *instead])
     for note in notes(draft, config):
         logger.warning(note)
     return run_spec(draft, trains)

@@ -15,8 +15,9 @@ from typing import Any
 from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.draft import find_path
 from dataflex.config.load import read_mapping
-from dataflex.config.parts import COMPONENT, EVERY, FROM, KEEP
-from dataflex.config.reorders import lines
+from dataflex.config.parts import AXES, COMPONENT, EVERY, FROM, KEEP, PARAMS
+from dataflex.config.reorders import SECTION as REORDERS
+from dataflex.config.reorders import lines, read_reorder
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.utils.logging import logger
@@ -42,8 +43,11 @@ class _Reading:
     turn: tuple[int, int] | None = None  # of the stage before: every so many updates, from this step on
 
 
-def read_pipeline(ours: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def read_pipeline(ours: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[Problem]]:
     """Returns dataflex's keys of a run, with a pipeline as ``train_type: dynamic``; those of another run as they are.
+
+    With them comes what is to be said where these keys have problems, as presets of the file may: the lines to write
+    that need no file.
 
     Args:
         ours: The keys.
@@ -53,8 +57,8 @@ def read_pipeline(ours: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         ConfigError: The pipeline cannot be read, or has no counterpart; then with the lines to write instead.
     """
     if ours.get("train_type") != TRAIN_TYPE:
-        return dict(ours)
-    where, stages = _stages(ours, folder)
+        return dict(ours), []
+    where, stages, content = _stages(ours, folder)
     reading = _Reading(where, _steps(ours, "warmup_step"), _steps(ours, "update_step"))
     found = sorted(_enabled(stages, reading), key=lambda stage: list(_FAMILIES).index(stage[1]["family"]))
     families = [stage["family"] for _, stage in found]
@@ -68,16 +72,33 @@ def read_pipeline(ours: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         reading.problems.append(Problem(f"{where}.params.stages", "none is enabled", "enable one"))
     if reading.problems:
         first, *others = reading.problems
-        instead = f"{first.way_out}, or write instead: {lines(reading.axes)}"
+        instead = f"{first.way_out}, or write instead: {lines(_alone(reading.axes, content))}"
         raise InvalidConfigError([Problem(first.where, first.what, instead), *others])
     said = lines(reading.axes)
     logger.info("train_type: %s, component_name: %s is run as %s", TRAIN_TYPE, ours["component_name"], said)
     kept = {key: value for key, value in ours.items() if key not in ("train_type", "component_name")}
-    return kept | {"train_type": COMPOSED} | reading.axes
+    what = f"presets of the pipeline '{ours['component_name']}' have what is wrong here"
+    way_out = f"mend them, or leave components_cfg_file out and write instead: {lines(_alone(reading.axes, content))}"
+    return kept | {"train_type": COMPOSED} | reading.axes, [Problem("component_name", what, way_out)]
 
 
-def _stages(ours: Mapping[str, Any], folder: Path) -> tuple[str, Sequence[Any]]:
-    """Returns the place of the pipeline that the run names, and its stages."""
+def _alone(axes: Mapping[str, Any], content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns axes without presets of a components file: components at our defaults, orders as the file has them."""
+    found = {}
+    for key, part in axes.items():
+        section = content.get(REORDERS if key == ORDER.name else AXES[key].section)
+        entry = section.get(part[COMPONENT]) if isinstance(section, dict) else None
+        known = entry if isinstance(entry, dict) else {}
+        if key == ORDER.name and isinstance(known.get(PARAMS), dict):
+            order = read_reorder(part[COMPONENT], known[PARAMS], "").part()
+            found[key] = {**order, **part, COMPONENT: order[COMPONENT]}
+        else:
+            found[key] = part | {COMPONENT: known.get("name", part[COMPONENT])}
+    return found
+
+
+def _stages(ours: Mapping[str, Any], folder: Path) -> tuple[str, Sequence[Any], Mapping[Any, Any]]:
+    """Returns the place of the pipeline that the run names, its stages, and all that the file holds."""
     name, file = ours.get("component_name"), ours.get("components_cfg_file")
     if not isinstance(name, str) or not isinstance(file, str):
         missing = "components_cfg_file" if isinstance(name, str) else "component_name"
@@ -87,10 +108,11 @@ def _stages(ours: Mapping[str, Any], folder: Path) -> tuple[str, Sequence[Any]]:
         )
     path = find_path(file, folder)
     try:
-        known = read_mapping(path).get(SECTION)
+        content = read_mapping(path)
     except ConfigError as error:
         raise InvalidConfigError([Problem("components_cfg_file", str(error))]) from error
-    known = known if isinstance(known, dict) else {}
+    section = content.get(SECTION)
+    known = section if isinstance(section, dict) else {}
     where = f"{path}: {SECTION}.{name}"
     if name not in known:
         what = f"no pipeline named '{name}'; known: {listed(map(str, known)) or 'none'}"
@@ -103,7 +125,7 @@ def _stages(ours: Mapping[str, Any], folder: Path) -> tuple[str, Sequence[Any]]:
         what = f"found {stages!r:.80}, allowed: a list of stages"
         way_out = "write family: and component: for each"
         raise InvalidConfigError([Problem(f"{where}.params.stages", what, way_out)])
-    return where, stages
+    return where, stages, content
 
 
 def _enabled(stages: Sequence[Mapping[str, Any]], reading: _Reading) -> list[tuple[str, Mapping[str, Any]]]:

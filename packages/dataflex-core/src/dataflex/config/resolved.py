@@ -12,6 +12,7 @@ import yaml
 
 from dataflex.config.parts import BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
 from dataflex.config.spec import Part, RunSpec, begins
+from dataflex.config.summary import in_words
 from dataflex.config.variables import escaped
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, replacing
@@ -22,6 +23,7 @@ from dataflex.core.secret_values import masked
 VERSIONS = "dataflex_versions"
 RUN = "dataflex_run"
 NOTES = frozenset({VERSIONS, RUN})  # keys of the file that are no part of the configuration: read back to be compared
+DOES = "does"  # of a run: what it does, in words
 END = "..."  # of a YAML document: a file without it was cut off
 PACKAGES = (
     "dataflex-core",
@@ -118,7 +120,7 @@ def write_config(spec: RunSpec, output_dir: str, run: str) -> None:
         _write_yaml(folder / COMPONENTS, _components(spec))
     config = resolved(spec, folder / COMPONENTS)
     versions = config.pop(VERSIONS)  # last, as by it a file that was cut off is known
-    _write_yaml(folder / CONFIG, config | {RUN: {"id": run}, VERSIONS: versions})
+    _write_yaml(folder / CONFIG, config | {RUN: {"id": run, DOES: in_words(spec)}, VERSIONS: versions})
 
 
 def recorded_run(output_dir: str | Path) -> RecordedRun | None:
@@ -152,8 +154,10 @@ def note_results(output_dir: str | Path, run: str, finished: int | None, files: 
     recorded = recorded_run(output_dir)
     if recorded is not None and recorded.id == run:
         known = {name: list(stat) for name, stat in files.items()}
-        note = {"id": run, "files": known} if finished is None else {"id": run, "finished": finished, "files": known}
-        _write_yaml(Path(output_dir) / CONFIG, written_config(output_dir) | {RUN: note})
+        before = written_config(output_dir)
+        note = {"id": run, DOES: before[RUN].get(DOES), "finished": finished, "files": known}
+        said = {key: value for key, value in note.items() if value is not None}
+        _write_yaml(Path(output_dir) / CONFIG, before | {RUN: said})
 
 
 def _files(said: Any) -> dict[str, tuple[int, int]]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.parts import COMPONENT
 from dataflex.config.resolved import recorded_run, written_config
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import CONFIG
+from dataflex.core.kinds import KINDS
 
 STATE, RESULTS = "trainer_state.json", "eval_results.json"
 ALIKE = (
@@ -28,7 +30,7 @@ class Outcome:
         folder: Its ``output_dir``.
         steps: Optimizer steps done; 0 where it only evaluated.
         losses: Metric -> its last value, those of evaluations alone.
-        strategy: The train type and the component, as far as the folder tells; a static run leaves no word of it.
+        strategy: The train type and the components, as far as the folder tells; a static run leaves no word of it.
         config: The configuration; empty where the folder holds none.
     """
 
@@ -63,9 +65,16 @@ def outcome(folder: str | Path) -> Outcome:
         raise ConfigError(f"{path}: the run evaluated nothing -> give it an eval_dataset, and do_eval: true")
     steps = (state or {}).get("global_step")
     config = written_config(path) if (path / CONFIG).is_file() else {}
-    named = (config.get("train_type"), config.get("component_name"))
+    named = (config.get("train_type"), config.get("component_name") or _parts(config))
     strategy = " ".join(str(name).removeprefix("dynamic_") for name in named if name) or "static"
     return Outcome(path, steps if isinstance(steps, int) else 0, losses, strategy, config)
+
+
+def _parts(config: Mapping[str, Any]) -> str:
+    """Returns the presets of a composed run, joined; blank for another."""
+    parts = [config.get(kind.name) for kind in KINDS]
+    listed = [each for part in parts for each in (part if isinstance(part, list) else [part])]
+    return " + ".join(str(each.get(COMPONENT)) for each in listed if isinstance(each, Mapping) and COMPONENT in each)
 
 
 def _is_of_run(file: Path) -> bool:

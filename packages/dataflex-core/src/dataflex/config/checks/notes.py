@@ -69,7 +69,7 @@ def _without_effect(draft: Draft) -> frozenset[str]:
     if draft.static_mix:
         idle |= _COMPONENT
     if not draft.steps.decides and (a.train_step or a.update_times < 0):  # else they say how long the run is
-        idle |= _UPDATES if draft.static_mix else _UPDATES - {"warmup_step"}
+        idle |= _UPDATES - {"warmup_step"} if a.weighs else _UPDATES
     if a.update_times == 0:
         idle |= {"update_step"}
     return idle
