@@ -97,8 +97,7 @@ def without_model() -> Iterator[None]:
         return {0: None}
 
     replaced = {
-        "dataflex_selectors.loss": {"per_sample_losses": losses},
-        "dataflex_selectors.delta_loss": {"per_sample_losses": losses},
+        "dataflex_selectors.parts.row_losses": {"per_sample_losses": losses},
         "dataflex_selectors.rho_loss": {"per_sample_losses": losses},
         "dataflex_selectors.zeroth": {"directional_derivatives": derivatives},
         "dataflex_selectors.parts.gradient_scores.GradientScores": {"scoring": scoring},

@@ -40,7 +40,7 @@ WAYS = {  # parameters that change the way through the code
     "saw": [{}, {"sections": 1}, {"sections": 4, "ratio": 0.4, "layers": 3, "window": 4}],
     "segment": [{}, {"front": 0, "back": 0}, {"front": 0.5, "back": 0.5}, {"front": 0.3, "back": 0.4, "ends": "same"}],
     "shuffle": [{}],
-    "pacing": [{}, {"competence": "linear", "steps": 3}],
+    "pacing": [{}, {"competence": "linear", "until_step": 3}],
     "length": [{}, {"window": 1}, {"window": 10, "batch": 4}, {"window": 10**9, "batch": 9}],
 }
 ALL_WAYS = [pytest.param(name, params, id=f"{name} {params}") for name in ORDERS for params in WAYS[name]]
@@ -200,7 +200,7 @@ def test_both_ends_of_a_segment_from_one_side_are_drawn_from_both_shares():
 
 @pytest.mark.parametrize(("name", "power"), [("sqrt", 2), ("linear", 1)])
 def test_pacing_grows_from_its_start_to_all_rows_as_published(name, power):
-    order = made("pacing", competence=name, start=0.04, steps=50)
+    order = made("pacing", competence=name, start=0.04, until_step=50)
     for step in (0, 1, 7, 25, 49, 50, 99):
         published = min(1.0, (step * (1 - 0.04**power) / 50 + 0.04**power) ** (1 / power))
         assert order.share(context(step=step)) == pytest.approx(published, abs=1e-15)
@@ -264,7 +264,11 @@ REFUSED = [
     ("segment", {"ends": "both"}, "ends of the segment order: found 'both', allowed: opposite, same"),
     ("pacing", {"competence": "root"}, "competence of the pacing order: found 'root', allowed: sqrt, linear"),
     ("pacing", {"start": 0}, "start of the pacing order: found 0, allowed: a number above 0 and at most 1"),
-    ("pacing", {"steps": 0}, "steps of the pacing order: found 0, allowed: a whole number of at least 1, or null"),
+    (
+        "pacing",
+        {"until_step": 0},
+        "until_step of the pacing order: found 0, allowed: a whole number of at least 1, or null",
+    ),
     ("length", {"window": 0}, "window of the length order: found 0, allowed: a whole number of at least 1"),
     ("length", {"batch": 0}, "batch of the length order: found 0, allowed: a whole number of at least 1, or null"),
 ]

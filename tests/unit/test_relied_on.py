@@ -43,7 +43,8 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 DONE_WITHOUT = ("llamafactory", "trl")  # by core
-OURS = {name for tree in TREES.values() for name in defined(tree)}
+OURS = {name for path, tree in TREES.items() if path.name != "host.py" for name in defined(tree)}
+"""Without the protocol of a trainer, which repeats the names that its parts use."""
 
 
 def used() -> Iterator[tuple[Path, str]]:

@@ -32,7 +32,7 @@ class PacingOrder(ScoredOrder):
     Args:
         competence: How the share grows: ``sqrt`` or ``linear``.
         start: The share at step 0, c0.
-        steps: The step from which on every row may be drawn, T; None: the last of the run.
+        until_step: The step from which on every row may be drawn, T; None: the last of the run.
 
     Raises:
         ConfigError: A parameter is out of its range.
@@ -40,10 +40,10 @@ class PacingOrder(ScoredOrder):
 
     over = "run"
 
-    def __init__(self, competence: str = "sqrt", start: float = 0.01, steps: int | None = None) -> None:
+    def __init__(self, competence: str = "sqrt", start: float = 0.01, until_step: int | None = None) -> None:
         checks = one_of("competence", competence, tuple(POWERS)), share("start", start)
-        require("pacing order", *checks, count_or_null("steps", steps, "the last step of the run"))
-        self.competence, self.start, self.steps = competence, float(start), steps
+        require("pacing order", *checks, count_or_null("until_step", until_step, "the last step of the run"))
+        self.competence, self.start, self.until_step = competence, float(start), until_step
 
     def arrange(self, scores: NDArray[np.float64], *, context: UpdateContext) -> NDArray[np.integer]:
         """Returns the rows that may be drawn in a random order, those without a score last. See the base class."""
@@ -55,7 +55,7 @@ class PacingOrder(ScoredOrder):
 
     def share(self, context: UpdateContext) -> float:
         """Returns the competence at the step of the update. See the base class."""
-        steps = context.total_steps if self.steps is None else self.steps
+        steps = context.total_steps if self.until_step is None else self.until_step
         return competence(context.step, steps, self.start, POWERS[self.competence])
 
 
