@@ -47,7 +47,7 @@ ALL_WAYS = [pytest.param(name, params, id=f"{name} {params}") for name in ORDERS
 
 
 def context(update=0, step=10, total=100, batch=8):
-    return UpdateContext(update, 9, step, total, 1e-3, None, batch)
+    return UpdateContext(update, 9, step, total, 1e-3, None, device_batch=batch)
 
 
 def made(name, seed=7, **params):
