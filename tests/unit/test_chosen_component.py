@@ -13,8 +13,8 @@ import pytest
 import yaml
 from dataflex.cli.main import run
 from dataflex.config.check import check
-from dataflex.config.components import resolve
-from dataflex.config.components_file import packaged_components
+from dataflex.config.component_choice import resolve
+from dataflex.config.presets import packaged_components
 from dataflex.config.resolved import recorded_run, write_config
 from dataflex.core import registry
 from dataflex.core.errors import (

@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.components import resolve
+from dataflex.config.component_choice import resolve
 from dataflex.config.spec import RunSpec
 from dataflex.core import registry
 from dataflex.core.component import Component
-from dataflex.core.construct import construct
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, MIXER, SELECTOR
+from dataflex.discovery.construct import construct
 from dataflex.run.identity import identity_of_run
 from dataflex.testing import TokenRows, pad_collate
 from every_component import installed

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 from dataflex import hookimpl
-from dataflex.core import plugins, registry
+from dataflex.core import registry
 from dataflex.core.errors import BrokenPluginError, ComponentConflictError, ConfigError
 from dataflex.core.kinds import SELECTOR, WEIGHTER
-from dataflex.core.plugin_files import scan_plugin_file
-from dataflex.core.plugins import load_plugin_files, plugin_manager
+from dataflex.discovery import plugins
+from dataflex.discovery.plugin_files import scan_plugin_file
+from dataflex.discovery.plugins import load_plugin_files, plugin_manager
 
 SELECTOR_FILE = """
 from dataflex import hookimpl

@@ -17,7 +17,7 @@ from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find, official
 from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, METADATA, SUFFIXES, VALUES_DIGEST, read_row_file
-from dataflex.run.scores import write_scores
+from dataflex.run.score_file import write_scores
 from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate
 from dataflex_selectors.rho_loss import RhoLossSelector

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from dataflex.config.component_parameters import name_problems, range_problems
 from dataflex.core import registry
-from dataflex.core.catalog import ComponentInfo, components, lookup
-from dataflex.core.construct import construct
-from dataflex.core.describe import describe_node
 from dataflex.core.errors import BrokenPluginError, ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR
-from dataflex.core.source import find_class, parse
-from dataflex.core.stated_checks import stated_problems
-from dataflex.core.text_values import is_light
+from dataflex.discovery.catalog import ComponentInfo, components, lookup
+from dataflex.discovery.construct import construct
+from dataflex.discovery.describe import describe_node
+from dataflex.discovery.source_files import find_class, parse
+from dataflex.discovery.stated_checks import stated_problems
+from dataflex.discovery.text_values import is_light
 from dataflex.planning.mixture import MixtureManager
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
@@ -99,8 +99,8 @@ def test_the_values_of_a_component_that_can_be_made_are_not_refused(kind, name, 
 
 def test_reading_what_constructors_say_imports_no_torch():
     code = (
-        "import sys\nfrom dataflex.core.catalog import components\n"
-        "from dataflex.core.stated_checks import stated_problems\n"
+        "import sys\nfrom dataflex.discovery.catalog import components\n"
+        "from dataflex.discovery.stated_checks import stated_problems\n"
         "found = [stated_problems(i.constructors, dict.fromkeys(i.accepts, [1]), ['a']) for i in components()]\n"
         "assert any(found)\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'datasets'} & sys.modules.keys()\nassert not heavy, heavy\n"

@@ -10,7 +10,7 @@ train row's Adam step -> the highest win.
 Here each update is a checkpoint of the paper, under the weights and moments of that moment; ``decay`` (gamma) lets old
 terms fade, 1 keeps the paper's sum. No separate warm-up run and no stored gradients: the mean of the normalised target
 gradients is multiplied with each row's step as it passes by, exactly (``proj_dim: null``) or sketched. The step
-is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.adam`.
+is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.gradients.adam`.
 """
 
 from __future__ import annotations

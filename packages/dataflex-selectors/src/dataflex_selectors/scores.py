@@ -13,7 +13,7 @@ from dataflex.core.registry import register_selector
 from dataflex.planning.answers import decision_hash
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
-from dataflex.run.scores import SCORE
+from dataflex.run.score_file import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from dataflex.core.agreement import from_rank_0
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.parameter_checks import count
+from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.rows.columns import labelled_rows
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.train.selector.base_selector import Selector

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dataflex.core.agreement import from_rank_0
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
+from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.core.registry import register_weighter
 from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring import hidden_state_embeddings, read_target
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
-    from dataflex.scoring.row_pass import Collator
+    from dataflex.scoring.passes.row_pass import Collator
 
 EPSILON = 1e-6  # the least temperature
 

@@ -27,8 +27,8 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
+from dataflex.model.unwrapped import output_embeddings, pretrained_models
 from dataflex.objective.hidden import Caught, caught_hidden_states
-from dataflex.scoring.models import output_embeddings, pretrained_models
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
 from dataflex_weighters.balancer import RunningMeans

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.checks.draft import find_path
-from dataflex.config.parts import COMPONENT, PARAMS, keys_of
+from dataflex.config.axis_keys import COMPONENT, PARAMS, keys_of
+from dataflex.config.checks.parsed_config import find_path
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
 from dataflex.core.kinds import Kind
-from dataflex.core.plugin_files import plugin_file, scan_plugin_file
+from dataflex.discovery.plugin_files import plugin_file, scan_plugin_file
 
 NAME = "name"
 """Another word for ``component``, as in a components file."""

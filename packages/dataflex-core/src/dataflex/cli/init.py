@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dataflex.core.errors import ConfigError
-from dataflex.core.installed import has_package
+from dataflex.discovery.installed import has_package
 from dataflex.launch.packages import WITH_LLAMAFACTORY
 
 SUMMARY = "make a small workspace (data, model, one YAML per kind of run) with no download"

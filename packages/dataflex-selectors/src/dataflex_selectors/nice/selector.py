@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.agreement import on_every_rank
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import Problem, blaming
 from dataflex.core.parameter_checks import count_or_null, require
+from dataflex.core.ranks.agreement import on_every_rank
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
