@@ -32,7 +32,8 @@ import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, Kind
-from dataflex.core.registry import find, names
+from dataflex.core.registry import names
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct
 from dataflex.planning.mixture import MixtureManager
 from dataflex.rows.lengths import row_lengths

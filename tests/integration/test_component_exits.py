@@ -20,7 +20,7 @@ from dataflex.core import hookspecs, registry
 from dataflex.core.component import Component
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.discovery import plugins
+from dataflex.discovery import component_classes, plugins
 from dataflex.discovery.construct import construct
 from dataflex.discovery.plugins import load_plugin_files, plugin_manager
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
@@ -183,7 +183,7 @@ def test_a_package_that_exits_at_import_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     point = registry.EntryPoint("quits", "quits_at_import:Rows", SELECTOR.group)
     with pytest.raises(ComponentError, match=r"selector 'quits' of the package .* raised SystemExit: 0"):
-        registry._load(SELECTOR, point)
+        component_classes._load(SELECTOR, point)
     with pytest.raises(ComponentError, match=r"the plugin 'quits' of the package .* raised SystemExit: 0"):
         plugins._load(plugin_manager(), point)
 

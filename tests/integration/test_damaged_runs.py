@@ -13,7 +13,7 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError, DataflexError
 from dataflex.core.files import CACHE, COMPLETE, COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct
 from dataflex.run.checkpoints import newest_complete, require_complete
 from dataflex.run.record import read_trace

@@ -21,7 +21,7 @@ from dataflex.config.presets import read_components
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS
-from dataflex.workspace import create
+from dataflex.workspace.build import create
 from dataflex.workspace.configs import RUNS
 from dataflex.workspace.example_presets import _section
 from dataflex.workspace.tasks import FAMILIES, Material, make_tasks

@@ -19,7 +19,7 @@ import pytest
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.kinds import MIXER, SELECTOR
 from dataflex.core.permutation import RowOrder
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import constructor_parameters
 from dataflex.rows.columns import first_labelled_rows, labelled_rows, number_column
 from dataflex.rows.digest import rows_digest

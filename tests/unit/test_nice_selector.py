@@ -15,7 +15,7 @@ from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.ranks import agreement
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.scoring import trial
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
 from dataflex_selectors.nice.selector import NiceSelector

@@ -12,7 +12,8 @@ import pytest
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import ORDER
-from dataflex.core.registry import find, provided, register_order
+from dataflex.core.registry import provided, register_order
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct
 from dataflex.interfaces.order import Order
 from dataflex.planning.answers import checked_permutation

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from dataflex.config.component_choice import resolve
 from dataflex.core.errors import ConfigError
-from dataflex.core.registry import find
 from dataflex.discovery.catalog import components
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct, constructor_parameters
 from dataflex.discovery.injected import INJECTED, OVERRIDABLE
 

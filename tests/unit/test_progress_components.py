@@ -11,7 +11,8 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, register_selector
+from dataflex.core.registry import register_selector
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct
 from dataflex.planning.mixture import MixtureManager
 from dataflex.scoring import per_sample_losses

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, official
+from dataflex.core.registry import official
+from dataflex.discovery.component_classes import find
 from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, METADATA, SUFFIXES, VALUES_DIGEST, read_row_file
 from dataflex.run.score_file import write_scores

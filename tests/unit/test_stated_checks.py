@@ -12,6 +12,7 @@ from dataflex.config.component_parameters import name_problems, range_problems
 from dataflex.core import registry
 from dataflex.core.errors import BrokenPluginError, ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR
+from dataflex.discovery import component_classes
 from dataflex.discovery.catalog import ComponentInfo, components, lookup
 from dataflex.discovery.construct import construct
 from dataflex.discovery.describe import describe_node
@@ -71,7 +72,7 @@ def said_before(info: ComponentInfo, params) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "name"), INSTALLED, ids=lambda value: getattr(value, "name", value))
 def test_validate_refuses_exactly_the_values_that_the_constructor_refuses(kind, name, valid):
-    info, cls, given = lookup(kind, name), registry.find(kind, name), objects(kind)
+    info, cls, given = lookup(kind, name), component_classes.find(kind, name), objects(kind)
     wrong = []
     for parameter in sorted(info.accepts):
         for value in BAD:
@@ -93,7 +94,7 @@ def test_validate_refuses_exactly_the_values_that_the_constructor_refuses(kind, 
 @pytest.mark.parametrize(("kind", "name"), INSTALLED, ids=lambda value: getattr(value, "name", value))
 def test_the_values_of_a_component_that_can_be_made_are_not_refused(kind, name, valid):
     params = valid(kind, name)
-    construct(registry.find(kind, name), params, objects(kind))
+    construct(component_classes.find(kind, name), params, objects(kind))
     assert said_before(lookup(kind, name), params) == []
 
 

@@ -11,7 +11,7 @@ import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import constructor_parameters
 from dataflex.rows.columns import labelled_rows
 from dataflex.scoring import row_lengths

@@ -17,7 +17,7 @@ from dataflex.cli.run_file import checked_run
 from dataflex.core import sigterm
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import SCORES
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.plugins import load_plugin_files
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_llamafactory, require_working_packages

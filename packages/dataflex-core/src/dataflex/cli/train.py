@@ -8,7 +8,7 @@ from dataflex.cli.run_file import checked_run
 from dataflex.config.known_keys import handed_on
 from dataflex.config.summary import in_words
 from dataflex.core import sigterm
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.plugins import load_plugin_files
 from dataflex.launch import next_trainer, torchrun
 from dataflex.launch.packages import require_llamafactory, require_working_packages

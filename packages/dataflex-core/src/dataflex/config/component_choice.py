@@ -27,6 +27,7 @@ from dataflex.core.errors import (
     nearest,
 )
 from dataflex.core.kinds import Kind
+from dataflex.discovery import component_classes
 from dataflex.discovery.catalog import ComponentInfo, lookup
 from dataflex.utils.secret_values import remember, revealed
 
@@ -74,7 +75,7 @@ def resolve(
     user = user_components(components_cfg_file, kind)
     entry = _entry(kind, component_name, user, place)
     local = {info.name: info for info in from_files if info.kind == kind}
-    registry.refuse_conflicts(kind, entry.name, [i.package for i in local.values() if i.name == entry.name])
+    component_classes.refuse_conflicts(kind, entry.name, [i.package for i in local.values() if i.name == entry.name])
     info = lookup(kind, entry.name) or local.get(entry.name)
     if info is None:
         raise UnknownComponentError(_unknown(kind, component_name, entry, components_cfg_file, local))

@@ -15,8 +15,8 @@ from dataflex.config.checks.steps import never_there, step_problems, total_key, 
 from dataflex.config.checks.streaming import EPOCH_KEYS, no_end, no_epoch, no_streams
 from dataflex.config.spec import Part, RunSpec, places
 from dataflex.core.errors import ConfigError, Problem, blaming, refuse
-from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule, Steps
+from dataflex.discovery.component_classes import find
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 

@@ -23,7 +23,8 @@ from dataflex.config.checks.parsed_config import names_in
 from dataflex.config.spec import RunSpec, places
 from dataflex.core.errors import CheckpointError
 from dataflex.core.kinds import BY_TRAIN_TYPE, KINDS
-from dataflex.core.registry import find, full_name, split_name
+from dataflex.core.registry import full_name, split_name
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import constructor_parameters
 from dataflex.rows.digest import rows_digest
 from dataflex.rows.streams import Stream

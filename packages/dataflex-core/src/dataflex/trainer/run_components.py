@@ -15,7 +15,7 @@ from dataflex.core.component import Component
 from dataflex.core.errors import blaming
 from dataflex.core.files import CACHE
 from dataflex.core.kinds import MIXER, WEIGHTER
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct, constructor_parameters
 from dataflex.discovery.injected import SEED, TARGETS
 from dataflex.model.unwrapped import pretrained_models, require_causal

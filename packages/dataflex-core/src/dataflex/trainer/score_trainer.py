@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import blaming
 from dataflex.core.files import SCORES
 from dataflex.core.ranks.agreement import require_agreement
 from dataflex.core.schedule import Segment
 from dataflex.model.undisturbed import undisturbed
-from dataflex.planning.answers import checked_scores, decision_hash
+from dataflex.planning.answers import checked_scores
 from dataflex.run.score_file import write_scores
 from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.trainer.names import SelectTrainer

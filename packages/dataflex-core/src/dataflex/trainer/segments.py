@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import CheckpointError, StoppedError
 from dataflex.core.ranks.agreement import require_agreement
 from dataflex.core.schedule import Segment
 from dataflex.discovery.plugins import call_hook
 from dataflex.model.undisturbed import undisturbed
-from dataflex.planning.answers import decision_hash
 from dataflex.planning.decisions import Plan
 from dataflex.planning.planner import Planner
 from dataflex.planning.run_schedule import global_batch_size

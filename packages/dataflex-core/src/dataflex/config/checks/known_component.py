@@ -20,6 +20,7 @@ from dataflex.config.spec import ComponentSpec, Part
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, UnknownComponentError
 from dataflex.core.kinds import MIXER, ORDER
+from dataflex.discovery import component_classes
 from dataflex.discovery.catalog import ComponentInfo, lookup
 from dataflex.discovery.plugin_files import plugin_file, scan_plugin_file
 from dataflex.discovery.plugins import load_plugin_files
@@ -140,7 +141,7 @@ def _import(spec: ComponentSpec, known_broken: bool) -> None:
     owner = registry.official(spec.kind).get(registry.split_name(spec.name)[1])
     packages = {registry.package_of(point) for point in registry.providers(spec.kind, spec.name)}
     if not known_broken and packages != {owner}:
-        registry.find(spec.kind, spec.name)
+        component_classes.find(spec.kind, spec.name)
 
 
 def _plugins(files: Sequence[str]) -> tuple[list[Problem], list[ComponentInfo]]:

@@ -18,7 +18,7 @@ def require_agreement(digest: str, accelerator: Accelerator, who: str) -> None:
     """Compares a decision hash over all ranks. Collective: every rank calls it.
 
     Args:
-        digest: This rank's :func:`~dataflex.planning.answers.decision_hash`.
+        digest: This rank's :func:`~dataflex.core.decision_hash.decision_hash`.
         accelerator: The run's accelerator.
         who: The component, the update and the step, for the message.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import constructor_parameters
 from dataflex.discovery.injected import TARGETS
 from dataflex.scoring.target_rows import whole_sets

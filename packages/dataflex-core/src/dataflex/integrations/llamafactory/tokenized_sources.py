@@ -19,7 +19,7 @@ import llamafactory.data.loader as data_loader
 from dataflex.config.checks.tokenized import EVALUATION, is_kept, source_folder, tokenized_problems
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, blaming, refuse
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.integrations.llamafactory.reading import no_rows
 from dataflex.integrations.llamafactory.stream_datasets import load_stream
 from dataflex.interfaces.weighter import Weighter
