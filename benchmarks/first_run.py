@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dataflex.cli.main import run
 from dataflex.run.outcome import outcome
-from dataflex.workspace import create
+from dataflex.workspace.build import create
 from dataflex.workspace.configs import RUNS
 
 from benchmarks.common import add_device, add_threads, at_least, machine, quieten, use_cpu

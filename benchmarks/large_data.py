@@ -29,14 +29,15 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, Kind
-from dataflex.core.registry import find, names
+from dataflex.core.registry import names
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct
 from dataflex.planning.mixture import MixtureManager
 from dataflex.rows.lengths import row_lengths
-from dataflex.scoring.fingerprint import dataset_digest
+from dataflex.scoring.passes.fingerprint import dataset_digest
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 
 from benchmarks.common import at_least, machine, quieten

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dataflex.testing import tiny_tokenizer
-from dataflex.workspace.text import Piece, harvest
+from dataflex.workspace.library_text import Piece, harvest
 
 HELD_OUT = 8
 """One document of so many is held out: a module, a page of help, a character map, a record of a file."""

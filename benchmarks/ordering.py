@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import ORDER
-from dataflex.core.registry import find, names
+from dataflex.core.registry import names
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct
 from dataflex.interfaces.order import Order
 from dataflex.planning.answers import checked_permutation
 

@@ -29,7 +29,7 @@ from dataflex.cli.main import run
 from dataflex.core.permutation import RowOrder
 from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
-from dataflex.workspace import create
+from dataflex.workspace.build import create
 from tqdm import tqdm
 
 from benchmarks.common import add_device, at_least, machine, use_cpu

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from dataflex.testing import pad_collate, tiny_tokenizer, tiny_training_args
+from dataflex.workspace.library_text import harvest
 from dataflex.workspace.tasks import FAMILIES, Material, Task, make_tasks
-from dataflex.workspace.text import harvest
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer
 

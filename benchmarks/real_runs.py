@@ -18,7 +18,7 @@ import torch
 import yaml
 from dataflex import hookimpl
 from dataflex.cli.main import run as command
-from dataflex.core.plugins import plugin_manager
+from dataflex.discovery.plugins import plugin_manager
 from dataflex.run.outcome import outcome
 
 from benchmarks.real_data import HELD_OUT, SOURCES, Part

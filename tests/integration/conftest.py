@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dataflex.cli.main import run
-from dataflex.workspace import create
+from dataflex.workspace.build import create
 
 QUICK = [
     "per_device_train_batch_size=4",

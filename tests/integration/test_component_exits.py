@@ -16,18 +16,19 @@ from dataflex.cli import commands, main
 from dataflex.cli.commands import BUILT_IN, Command
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core import hookspecs, plugins, registry
+from dataflex.core import hookspecs, registry
 from dataflex.core.component import Component
-from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.plugins import load_plugin_files, plugin_manager
+from dataflex.discovery import component_classes, plugins
+from dataflex.discovery.construct import construct
+from dataflex.discovery.plugins import load_plugin_files, plugin_manager
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex.trainer.score import ScoreTrainer
+from dataflex.trainer.score_trainer import ScoreTrainer
 from transformers import Trainer
 
 
@@ -105,7 +106,7 @@ def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any, hook: str) -> N
     )
     spec = RunSpec(keys, ComponentSpec(kind, "ends", "ends"))
     if hook == LOADED:
-        from dataflex.integrations.llamafactory.sources import _weighter_needs_sources
+        from dataflex.integrations.llamafactory.tokenized_sources import _weighter_needs_sources
 
         _weighter_needs_sources(spec, SimpleNamespace(dataset=["a"], mix_strategy="concat"))
     rows: Any = TokenRows(16, lengths=8)
@@ -182,7 +183,7 @@ def test_a_package_that_exits_at_import_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     point = registry.EntryPoint("quits", "quits_at_import:Rows", SELECTOR.group)
     with pytest.raises(ComponentError, match=r"selector 'quits' of the package .* raised SystemExit: 0"):
-        registry._load(SELECTOR, point)
+        component_classes._load(SELECTOR, point)
     with pytest.raises(ComponentError, match=r"the plugin 'quits' of the package .* raised SystemExit: 0"):
         plugins._load(plugin_manager(), point)
 

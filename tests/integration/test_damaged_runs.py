@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core.construct import construct
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError, DataflexError
 from dataflex.core.files import CACHE, COMPLETE, COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct
 from dataflex.run.checkpoints import newest_complete, require_complete
 from dataflex.run.record import read_trace
-from dataflex.run.scores import write_scores
+from dataflex.run.score_file import write_scores
 from dataflex.run.state import load_state, require_step
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector

@@ -16,10 +16,10 @@ import pytest
 import torch
 from dataflex.config.check import check
 from dataflex.config.load import read_config
-from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import constructor_parameters
 from dataflex.run.record import read_trace
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))

@@ -19,7 +19,7 @@ import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import SELECTOR
-from dataflex.scoring.store import ScoreStore
+from dataflex.scoring.passes.score_store import ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import SelectTrainer, trainer_class
 from transformers import Trainer

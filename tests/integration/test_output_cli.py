@@ -13,8 +13,8 @@ import yaml
 from dataflex.cli.main import run
 from dataflex.config.known_keys import llamafactory_keys
 from dataflex.core.files import COMPLETE, COMPONENTS, CONFIG, STATE
-from dataflex.core.secret_values import is_secret
 from dataflex.run.checkpoints import all_checkpoints, step_of
+from dataflex.utils.secret_values import is_secret
 
 pytestmark = pytest.mark.llamafactory
 

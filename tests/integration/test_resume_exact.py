@@ -20,7 +20,7 @@ from dataflex.run.checkpoints import all_checkpoints, incompleteness, step_of
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
-from dataflex.upstream.passes import PassKeeper
+from dataflex.upstream.sampler_pass import PassKeeper
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState

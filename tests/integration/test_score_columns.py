@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.check import check
-from dataflex.config.checks.score_columns import column_problems
+from dataflex.config.checks.kept_columns import column_problems
 from dataflex.config.load import read_config
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
@@ -229,7 +229,7 @@ def test_data_that_was_tokenised_elsewhere_has_its_column_itself(load, tmp_path)
 
 
 def test_a_component_names_the_columns_that_it_asks_for():
-    from dataflex.integrations.llamafactory.columns import wanted_columns
+    from dataflex.integrations.llamafactory.raw_columns import wanted_columns
 
     @register_selector("asks_for_columns")
     class Asks(Selector):

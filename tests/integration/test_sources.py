@@ -91,7 +91,7 @@ def load(workspace: Path, folder: Path, tmp_path: Path) -> Iterator[Callable[...
     """``load(file, *keys, checked=True)`` returns what the workflow gives the trainer; ``static`` as LLaMA-Factory."""
     import llamafactory.train.sft.workflow as sft
     from dataflex.integrations.llamafactory.patches import installed
-    from dataflex.integrations.llamafactory.streams import keys_for_llamafactory
+    from dataflex.integrations.llamafactory.stream_datasets import keys_for_llamafactory
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 
@@ -191,7 +191,7 @@ def test_val_size_that_leaves_a_source_no_row_names_it(load):
 )
 @pytest.mark.parametrize("first_rank", [True, False])
 def test_a_source_without_rows_is_named_on_every_rank(load, keys, words, first_rank, file, monkeypatch):
-    from dataflex.config.checks import data
+    from dataflex.config.checks import datasets as data
     from llamafactory.hparams import TrainingArguments
 
     monkeypatch.setattr(data, "MOST", 0)  # else validate finds it
@@ -206,7 +206,7 @@ def test_a_source_without_rows_is_named_on_every_rank(load, keys, words, first_r
 
 @pytest.mark.parametrize("first_rank", [True, False])
 def test_a_stream_without_rows_is_named_on_every_rank(load, first_rank, monkeypatch):
-    from dataflex.config.checks import data
+    from dataflex.config.checks import datasets as data
     from llamafactory.hparams import TrainingArguments
 
     monkeypatch.setattr(data, "MOST", 0)

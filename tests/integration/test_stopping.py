@@ -16,12 +16,12 @@ import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core import registry, stopping
+from dataflex.core import registry, sigterm
 from dataflex.core.errors import StoppedError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.run.checkpoints import all_checkpoints, incompleteness, step_of
 from dataflex.scoring import per_sample_losses
-from dataflex.scoring.store import ScoreStore
+from dataflex.scoring.passes.score_store import ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
@@ -82,7 +82,7 @@ def weights(made) -> torch.Tensor:
 def stopped(made) -> str:
     """Trains as the command line does until the run stops itself; returns its last words."""
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.allowed(), pytest.raises(StoppedError) as caught:
+    with sigterm.allowed(), pytest.raises(StoppedError) as caught:
         made.train()
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
@@ -215,8 +215,8 @@ def test_a_thread_cannot_catch_signals_and_does_not_try():
     found = []
 
     def asked():
-        with stopping.allowed(), stopping.caught():
-            found.append(stopping.may_be_asked())
+        with sigterm.allowed(), sigterm.caught():
+            found.append(sigterm.may_be_asked())
 
     thread = threading.Thread(target=asked)
     thread.start()
@@ -226,10 +226,10 @@ def test_a_thread_cannot_catch_signals_and_does_not_try():
 
 def test_another_sigterm_later_on_ends_the_process_at_once():
     code = (
-        "import os, signal; from dataflex.core import stopping\n"
-        "stopping.AT_ONCE_AFTER = 0.0\n"
-        "with stopping.allowed(), stopping.caught():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); assert stopping.asked()\n"
+        "import os, signal; from dataflex.core import sigterm\n"
+        "sigterm.AT_ONCE_AFTER = 0.0\n"
+        "with sigterm.allowed(), sigterm.caught():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); assert sigterm.asked()\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('alive')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -239,10 +239,10 @@ def test_another_sigterm_later_on_ends_the_process_at_once():
 
 def test_sigterm_after_the_last_step_is_not_forgotten():
     code = (
-        "import os, signal; from dataflex.core import stopping\n"
-        "with stopping.allowed():\n"
-        "    with stopping.caught():\n"
-        "        os.kill(os.getpid(), signal.SIGTERM); assert stopping.asked()\n"
+        "import os, signal; from dataflex.core import sigterm\n"
+        "with sigterm.allowed():\n"
+        "    with sigterm.caught():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM); assert sigterm.asked()\n"
         "    print('alive')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -255,7 +255,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
-from dataflex.core import stopping
+from dataflex.core import sigterm
 from dataflex.core.errors import StoppedError
 from dataflex.launch.torchrun import settle
 from test_stopping import trainer
@@ -270,7 +270,7 @@ class Slow(TrainerCallback):
 torch.set_num_threads(1)
 made = trainer(Path(sys.argv[1], "out"), "dynamic_select", "random", Slow(), train_step=4000)
 try:
-    with stopping.allowed():
+    with sigterm.allowed():
         made.train()
 except StoppedError as error:
     sys.stderr.write(f"{error}\\n")

@@ -13,7 +13,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.files import CACHE, SELECTIONS
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.run.checkpoints import all_checkpoints, is_ours, step_of
-from dataflex.scoring.store import FOLDER, ScoreStore
+from dataflex.scoring.passes.score_store import FOLDER, ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.workspace import create

@@ -84,7 +84,7 @@ def test_what_validate_lets_pass_is_read(read, case):
 
 
 def test_a_row_of_a_large_file_is_named_when_it_is_read(read, monkeypatch):
-    from dataflex.config.checks import files
+    from dataflex.config.checks import data_files as files
 
     monkeypatch.setattr(files, "LARGEST", 10)
     wrong = {"instruction": 5, "input": "", "output": "y"}

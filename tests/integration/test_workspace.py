@@ -16,14 +16,14 @@ import pytest
 import yaml
 from dataflex.cli.main import run
 from dataflex.config.check import check
-from dataflex.config.components_file import read_components
 from dataflex.config.load import read_config
+from dataflex.config.presets import read_components
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS
-from dataflex.workspace import create
-from dataflex.workspace.components import _section
+from dataflex.workspace.build import create
 from dataflex.workspace.configs import RUNS
+from dataflex.workspace.example_presets import _section
 from dataflex.workspace.tasks import FAMILIES, Material, make_tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,8 +33,8 @@ PATH_KEYS = ("model_name_or_path", "dataset_dir", "components_cfg_file")
 WRITE_DATA = """
 import sys
 from pathlib import Path
-from dataflex.workspace.data import write_data
-from dataflex.workspace.text import harvest
+from dataflex.workspace.corpus import write_data
+from dataflex.workspace.library_text import harvest
 write_data(Path(sys.argv[1]), harvest(), 42)
 """
 
@@ -245,7 +245,7 @@ def test_a_path_that_would_be_read_as_a_pattern_is_refused(tmp_path, name):
 
 
 def test_a_python_without_sources_is_told_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("dataflex.workspace.text.MODULES", "sys no_such_module")
+    monkeypatch.setattr("dataflex.workspace.library_text.MODULES", "sys no_such_module")
     with pytest.raises(ConfigError, match=r"'code' has 0 pieces.*-> run a Python that has them"):
         create(tmp_path / "new")
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from dataflex.model.hidden_states import last_hidden_states
 from dataflex.scoring import per_sample_gradients, per_sample_losses
-from dataflex.scoring.gradient_sinks import Whole
-from dataflex.scoring.hidden_states import last_hidden_states
-from dataflex.scoring.row_pass import RowBatch
+from dataflex.scoring.gradients.sinks import Whole
+from dataflex.scoring.passes.row_pass import RowBatch
 from dataflex.scoring.trial import try_embeddings, try_gradients, try_losses
 from peft import LoraConfig, get_peft_model
 from torch import nn

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from dataflex.core.construct import construct, constructor_parameters
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import Kind
-from dataflex.core.registry import find, provided
+from dataflex.core.registry import provided
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct, constructor_parameters
 from dataflex.testing import pad_collate, tiny_tokenizer
 
 QUICK: dict[str, dict[str, Any]] = {  # what makes a component quick, or what it cannot do without

@@ -149,7 +149,7 @@ def pretended() -> Iterator[list[str]]:
     """Inside of it there is the device; yields what made the host wait for it, each with the line that did."""
     torch._C._ensureCUDADeviceGuardSet()  # nothing is done where a device would be chosen
     reads: list[str] = []
-    memory = patch("dataflex.scoring.budget.device_memory", lambda device: 2**34)
+    memory = patch("dataflex.scoring.passes.budget.device_memory", lambda device: 2**34)
     with memory, _Made(), _Dispatch(reads):
         yield reads
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 from dataflex.config.check import check
-from dataflex.config.checks.rows import Asked, too_few_rows
-from dataflex.config.checks.schedule import step_problems
-from dataflex.config.checks.streams import no_end
+from dataflex.config.checks.enough_rows import Asked, too_few_rows
+from dataflex.config.checks.steps import step_problems
+from dataflex.config.checks.streaming import no_end
 from dataflex.core.errors import InvalidConfigError
 from dataflex.core.schedule import Steps
 from hypothesis import given, settings

@@ -7,8 +7,8 @@ from threading import Barrier
 
 import pytest
 import torch
-from dataflex.core.agreement import require_agreement
 from dataflex.core.errors import ComponentError
+from dataflex.core.ranks.agreement import require_agreement
 
 DIGEST = "0123456789abcdef"
 

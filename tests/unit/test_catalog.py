@@ -7,10 +7,11 @@ from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import pytest
-from dataflex.core import catalog, registry
-from dataflex.core.describe import Expression, describe
+from dataflex.core import registry
 from dataflex.core.kinds import MIXER, SELECTOR
-from dataflex.core.source import SourceNotFoundError
+from dataflex.discovery import catalog
+from dataflex.discovery.describe import Expression, describe
+from dataflex.discovery.source_files import SourceNotFoundError
 
 PACKAGE = {
     "__init__.py": "raise RuntimeError('importing this package is a failure of the test')\n",

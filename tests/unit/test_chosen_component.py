@@ -13,8 +13,8 @@ import pytest
 import yaml
 from dataflex.cli.main import run
 from dataflex.config.check import check
-from dataflex.config.components import resolve
-from dataflex.config.components_file import packaged_components
+from dataflex.config.component_choice import resolve
+from dataflex.config.presets import packaged_components
 from dataflex.config.resolved import recorded_run, write_config
 from dataflex.core import registry
 from dataflex.core.errors import (
@@ -25,6 +25,7 @@ from dataflex.core.errors import (
     UnknownComponentError,
 )
 from dataflex.core.kinds import MIXER, SELECTOR
+from dataflex.discovery import component_classes
 from dataflex.run.identity import identity_of_run, require_same
 from dataflex.run.output_dir import require_unused
 
@@ -195,14 +196,14 @@ def test_the_conflict_says_what_to_write_and_what_it_says_works(tmp_path, two):
         assert f"component_name: {package}:mine" in found
         assert problems(tmp_path, component_name=f"{package}:mine") == []
     with pytest.raises(ComponentConflictError, match="component_name: pack-one:mine"):
-        registry.find(SELECTOR, "mine")
+        component_classes.find(SELECTOR, "mine")
 
 
 def test_each_package_s_class_is_found_though_both_register_the_name(two):
-    assert registry.find(SELECTOR, "pack-one:mine").__module__ == "pack_one"
-    assert registry.find(SELECTOR, "Pack_Two:mine").__module__ == "pack_two"  # as pip compares names
+    assert component_classes.find(SELECTOR, "pack-one:mine").__module__ == "pack_one"
+    assert component_classes.find(SELECTOR, "Pack_Two:mine").__module__ == "pack_two"  # as pip compares names
     with pytest.raises(UnknownComponentError, match="'mine' is provided by pack-one, pack-two: write pack-one:mine"):
-        registry.find(SELECTOR, "pack-three:mine")
+        component_classes.find(SELECTOR, "pack-three:mine")
 
 
 def test_the_chosen_package_s_parameters_count_in_the_run_s_yaml_and_in_a_components_file(tmp_path, two):

@@ -16,8 +16,8 @@ from dataflex.cli.commands import BUILT_IN, LLAMAFACTORY, Command
 from dataflex.cli.list import table
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
-from dataflex.core import plugins
-from dataflex.core.catalog import components
+from dataflex.discovery import plugins
+from dataflex.discovery.catalog import components
 
 CONFIG = {
     "model_name_or_path": "./model",

@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.components import resolve
+from dataflex.config.component_choice import resolve
 from dataflex.config.spec import RunSpec
-from dataflex.core import registry
 from dataflex.core.component import Component
-from dataflex.core.construct import construct
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, MIXER, SELECTOR
+from dataflex.discovery import component_classes
+from dataflex.discovery.construct import construct
 from dataflex.run.identity import identity_of_run
 from dataflex.testing import TokenRows, pad_collate
 from every_component import installed
@@ -31,20 +31,20 @@ def draws_in_its_text(cls):
 
 
 def registry_base(kind):
-    module, _, name = kind.base.partition(":")
+    module, _, name = component_classes.INTERFACES[kind].partition(":")
     return getattr(__import__(module, fromlist=[name]), name)
 
 
 @pytest.mark.parametrize(("kind", "name"), INSTALLED)
 def test_a_component_says_that_it_draws_exactly_if_it_does(kind, name):
-    cls = registry.find(kind, name)
+    cls = component_classes.find(kind, name)
     assert issubclass(cls, Component)
     assert cls.draws == draws_in_its_text(cls)
 
 
 @pytest.mark.parametrize(("kind", "name"), INSTALLED)
 def test_a_seed_is_taken_by_what_draws_and_refused_by_the_rest_from_the_file_and_from_python(kind, name, tmp_path):
-    cls, file = registry.find(kind, name), tmp_path / "c.yaml"
+    cls, file = component_classes.find(kind, name), tmp_path / "c.yaml"
     file.write_text(json.dumps({kind.section: {"mine": {"name": name, "params": {"seed": 42}}}}).replace('"', ""))
     problems = ""
     try:
@@ -65,7 +65,7 @@ def test_a_seed_is_taken_by_what_draws_and_refused_by_the_rest_from_the_file_and
 def drawn(seed, run_seed=7):
     given = {"dataset": TokenRows(64), "accelerator": None, "data_collator": pad_collate, "cache_dir": "unused"}
     params = {} if seed is None else {"seed": seed}
-    selector = construct(registry.find(SELECTOR, "loss"), params, given)
+    selector = construct(component_classes.find(SELECTOR, "loss"), params, given)
     selector.bind("loss", params.get("seed", run_seed))
     return selector.generator(0).integers(1000, size=8).tolist(), np.asarray(selector.warmup(8, False)).tolist()
 

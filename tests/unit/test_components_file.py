@@ -7,15 +7,16 @@ import inspect
 from pathlib import Path
 
 import pytest
-from dataflex.config import components, components_file
-from dataflex.config.components import resolve
-from dataflex.config.components_file import Entry, packaged_components, read_components
+from dataflex.config import component_choice as components
+from dataflex.config import presets as components_file
+from dataflex.config.component_choice import resolve
+from dataflex.config.presets import Entry, packaged_components, read_components
 from dataflex.core import registry
-from dataflex.core.catalog import ComponentInfo, lookup
-from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import ComponentConflictError, ConfigError, InvalidConfigError, UnknownComponentError
-from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER
+from dataflex.discovery.catalog import ComponentInfo, lookup
+from dataflex.discovery.construct import constructor_parameters
+from dataflex.discovery.injected import INJECTED
 
 OURS = {kind: f"dataflex_{kind.section}" for kind in KINDS} | {ORDER: "dataflex_selectors"}
 

@@ -19,8 +19,8 @@ from dataflex.config.summary import in_words
 from dataflex.core import registry
 from dataflex.core.errors import CheckpointError, ConfigError, InvalidConfigError
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
-from dataflex.core.secret_values import without_secrets
 from dataflex.run.identity import differences, identity_of_run, require_same, settings
+from dataflex.utils.secret_values import without_secrets
 
 
 @pytest.fixture(autouse=True)

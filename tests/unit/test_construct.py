@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ConfigError, InvalidConfigError
+from dataflex.discovery.construct import construct
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.weighter.base_weighter import Weighter
 

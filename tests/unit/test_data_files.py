@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from data_files import ALPACA, BAD, CHATS, OPENAI_TAGS, READ, lines, write
 from dataflex.config.check import check
-from dataflex.config.checks import data, files
+from dataflex.config.checks import data_files as files
+from dataflex.config.checks import datasets as data
 from dataflex.core.errors import InvalidConfigError
 
 SCHEDULE = {"warmup_step": 1, "update_step": 1, "update_times": 1, "component_name": "random"}

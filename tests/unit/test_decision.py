@@ -1,14 +1,9 @@
 import numpy as np
 import pytest
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ComponentError
 from dataflex.planning import answers as decision
-from dataflex.planning.answers import (
-    checked_permutation,
-    checked_proportions,
-    checked_rows,
-    checked_scores,
-    decision_hash,
-)
+from dataflex.planning.answers import checked_permutation, checked_proportions, checked_rows, checked_scores
 
 ASKED = {"count": 3, "size": 10, "replacement": False, "who": "selector 'x' at update 2 (step 7)"}
 

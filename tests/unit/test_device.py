@@ -22,7 +22,7 @@ from dataflex.rows.batch_rows import BatchRows
 from dataflex.rows.row_numbers import ROW_NUMBERS
 from dataflex.rows.views import MixedSources
 from dataflex.scoring import hidden_state_embeddings, label_positions, per_sample_losses
-from dataflex.scoring.store import ScoreStore
+from dataflex.scoring.passes.score_store import ScoreStore
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
 from dataflex.train.weighter.base_weighter import Weighter
 from every_component import installed

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from dataflex.cli.commands import BUILT_IN
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.components_file import packaged_components
 from dataflex.config.load import split
+from dataflex.config.presets import packaged_components
 from dataflex.core import files as run_files
 from dataflex.core import hookspecs, registry
-from dataflex.core.catalog import ComponentInfo, components
-from dataflex.core.injected import INJECTED
 from dataflex.core.kinds import BY_SECTION, KINDS
+from dataflex.discovery.catalog import ComponentInfo, components
+from dataflex.discovery.injected import INJECTED
 from dataflex.launch.packages import BROKEN, TESTED
 from dataflex.workspace.configs import RUNS
 

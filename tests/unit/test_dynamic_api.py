@@ -23,6 +23,7 @@ from dataflex.config.summary import in_words
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
+from dataflex.discovery import component_classes
 from dataflex.interfaces.order import Order
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
@@ -143,13 +144,13 @@ def test_a_class_is_taken_as_it_is_and_twice(tmp_path, kind):
     made = [dynamic(Trainer, **{kind.name: cls}, **steps(kind)) for _ in range(2)]
     done = trained(made[1], tmp_path)
     assert type(done.component) is cls
-    assert registry.find(kind, cls.__name__) is cls
+    assert component_classes.find(kind, cls.__name__) is cls
 
 
 def test_a_class_of_a_package_is_found_under_the_packages_name():
     run = dynamic(Trainer, selector=LossSelector, **STEPS).recipe[1]
     assert registry.split_name(run.spec.component.name)[1] == "loss"
-    assert registry.find(SELECTOR, run.spec.component.name) is LossSelector
+    assert component_classes.find(SELECTOR, run.spec.component.name) is LossSelector
 
 
 def test_a_class_whose_name_is_taken_gets_a_longer_one():
@@ -309,7 +310,7 @@ def test_several_axes_are_the_run_of_their_keys(tmp_path, monkeypatch):
     assert (kept.component.name, kept.keep, kept.every) == ("loss", 0.5, 2)
     assert kept.component.params["focus"] == "low"
     assert (chooser.component.name, chooser.start) == ("front", 1)
-    assert registry.find(MIXER, mixer.component.name) is Even
+    assert component_classes.find(MIXER, mixer.component.name) is Even
     assert (weighter.component.name, weighter.start) == ("loss", 2)
     assert checked_run(Trainer, run.keywords).spec == run.spec
     assert in_words(run.spec).startswith("filter to half by loss every 2nd update; shares by Even; rows by front")

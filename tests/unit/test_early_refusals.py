@@ -18,10 +18,11 @@ import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core import agreement
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER, Kind
-from dataflex.core.registry import find, register_selector, register_weighter
+from dataflex.core.ranks import agreement
+from dataflex.core.registry import register_selector, register_weighter
+from dataflex.discovery.component_classes import find
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import ComponentError
+from dataflex.model.hidden_states import last_hidden_states
 from dataflex.scoring import ScoreStore, hidden_state_embeddings
 from dataflex.scoring.embeddings import POOLINGS, pool, token_mask
-from dataflex.scoring.hidden_states import last_hidden_states
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
 from peft import LoraConfig, get_peft_model
 from rank_group import on_ranks, one_thread

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from dataflex.scoring import FactoredAdam, RowPass, TargetSet, influences, per_sample_gradients, target_means
-from dataflex.scoring.adam import Moments
-from dataflex.scoring.factors import Factors
-from dataflex.scoring.gradient_sinks import Whole
+from dataflex.scoring.gradients.adam import Moments
+from dataflex.scoring.gradients.factors import Factors
+from dataflex.scoring.gradients.sinks import Whole
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
 from test_gradients import all_at_once, batch_of, gpt2, tied
 

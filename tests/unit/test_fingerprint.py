@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 from dataflex.rows.views import MixedSources, PlannedRows
-from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
+from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
 from dataflex.testing import TokenRows, tiny_model
 from torch.utils.data import ConcatDataset, Subset
 

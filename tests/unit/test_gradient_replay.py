@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import per_sample_gradients
-from dataflex.scoring.gradient_sinks import Whole
+from dataflex.scoring.gradients.sinks import Whole
 from dataflex.scoring.trial import try_gradients
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model
 from peft import LoraConfig, get_peft_model

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import per_sample_gradients
-from dataflex.scoring.gradient_sinks import Whole
-from dataflex.scoring.row_pass import RowBatch
+from dataflex.scoring.gradients.sinks import Whole
+from dataflex.scoring.passes.row_pass import RowBatch
 from dataflex.testing import TokenRows, device, tiny_batch, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -159,7 +159,7 @@ def test_a_norm_that_an_engine_wraps_by_itself_needs_no_copy(rows):
 
 def test_few_rows_at_a_time_where_a_parameter_is_large(rows, monkeypatch):
     whole = all_at_once(tied(), rows)
-    monkeypatch.setattr("dataflex.scoring.row_gradients.MOST_NUMBERS", 4000)
+    monkeypatch.setattr("dataflex.scoring.gradients.per_row.MOST_NUMBERS", 4000)
     parts = all_at_once(tied(), rows)
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], **CLOSE)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import per_sample_gradients
-from dataflex.scoring.gradient_sinks import Whole
-from dataflex.scoring.influence import require_finite_gradients
+from dataflex.scoring.gradients.influence import require_finite_gradients
+from dataflex.scoring.gradients.sinks import Whole
 from dataflex.scoring.trial import try_gradients
 from dataflex.testing import TokenRows, device, pad_collate
 from test_gradient_replay import Heads, Mixture, with_layer
@@ -69,7 +69,7 @@ def test_what_is_small_does_not_vanish(make, autocast, factor, rows, monkeypatch
 def test_without_a_scale_it_does_vanish(rows, monkeypatch):
     model = with_output(lora(), 1e-4).half()
     expected = found_by_row(copy.deepcopy(model).float(), rows, False)
-    monkeypatch.setattr("dataflex.scoring.row_gradients.row_scales", lambda *_, **__: None)
+    monkeypatch.setattr("dataflex.scoring.gradients.per_row.row_scales", lambda *_, **__: None)
     with pytest.raises(AssertionError):
         require_close(found_by_row(model, rows, False), expected)
 
@@ -80,7 +80,7 @@ def test_what_overflows_comes_again_with_a_smaller_scale(make, rows, monkeypatch
     model = make().half()
     expected = found_by_row(copy.deepcopy(model).float(), rows, False)
     scales = torch.tensor([2.0**8, 2.0**22, 2.0**8, 2.0**8, 2.0**22])
-    monkeypatch.setattr("dataflex.scoring.row_gradients.row_scales", lambda *_, **__: scales.clone())
+    monkeypatch.setattr("dataflex.scoring.gradients.per_row.row_scales", lambda *_, **__: scales.clone())
     seen = []
     monkeypatch.setattr(
         Whole, "clear", lambda sink, clear=Whole.clear: (seen.append(sink.scales_B.tolist()), clear(sink))
@@ -109,13 +109,13 @@ def test_what_overflows_without_a_scale_is_refused(make, rows):
 def test_the_trial_takes_a_model_whose_gradients_are_small_or_large(make, factor, rows, monkeypatch):
     model = with_output(make(), factor).half()
     plans = []
-    monkeypatch.setattr("dataflex.scoring.gradient_plan.Plan.distrust", lambda self, found: plans.append(list(found)))
+    monkeypatch.setattr("dataflex.scoring.gradients.plan.Plan.distrust", lambda self, found: plans.append(list(found)))
     try_gradients(model, rows, pad_collate, None)
     assert not plans
 
 
 def test_where_ranks_share_the_weights_no_row_comes_again(rows, monkeypatch):
-    monkeypatch.setattr("dataflex.scoring.gradient_plan.is_compiled", lambda model: True)
+    monkeypatch.setattr("dataflex.scoring.gradients.plan.is_compiled", lambda model: True)
     model = lora().half()
     expected = found_by_row(copy.deepcopy(model).float(), rows, False)
     require_close(found_by_row(model, rows, False), expected)

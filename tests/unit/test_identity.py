@@ -14,7 +14,7 @@ from dataflex.planning.mixture import MixtureManager
 from dataflex.rows.views import MixedSources
 from dataflex.run import identity
 from dataflex.run.identity import differences, identity_of_rows, identity_of_run, require_same, settings
-from dataflex.run.length import require_continues
+from dataflex.run.run_length import require_continues
 from dataflex.testing import TokenRows
 
 RENAMED = {  # fields that only some of the supported versions have

@@ -218,7 +218,7 @@ def whole_map(size, dim, seed, index):
 @pytest.mark.parametrize("at_once", [1, 50, 2**24])
 @pytest.mark.parametrize("dim", [13, 16])
 def test_the_sketch_is_its_matrix_however_much_of_it_is_unfolded_at_once(monkeypatch, at_once, dim):
-    monkeypatch.setattr("dataflex.scoring.sketch.PART_NUMBERS", at_once)
+    monkeypatch.setattr("dataflex.scoring.gradients.sketch.PART_NUMBERS", at_once)
     vectors = torch.randn(3, 200, generator=torch.Generator().manual_seed(2))
     found = Sketch([7, 200], dim, 5, DEVICE).apply(1, vectors)
     torch.testing.assert_close(found, vectors @ whole_map(200, dim, 5, 1))

@@ -16,18 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataflex.core.construct import constructor_parameters
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.kinds import MIXER, SELECTOR
 from dataflex.core.permutation import RowOrder
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import constructor_parameters
 from dataflex.rows.columns import first_labelled_rows, labelled_rows, number_column
 from dataflex.rows.digest import rows_digest
 from dataflex.rows.lengths import row_lengths
 from dataflex.rows.views import MixedSources, PlannedRows
-from dataflex.run import scores as scores_file
+from dataflex.run import score_file as scores_file
 from dataflex.run.row_file import values_digest
-from dataflex.scoring.fingerprint import dataset_digest
+from dataflex.scoring.passes.fingerprint import dataset_digest
 from dataflex.testing import TokenRows, tiny_model, tiny_tokenizer
 from dataflex_selectors.parts.ranking import first_places, places_between
 from every_component import installed, made

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dataflex.model.linear_cross_entropy import linear_cross_entropy
+from dataflex.model.output_losses import OutputLosses, plain_output_layer
 from dataflex.scoring import RowPass, TargetSet, label_losses, per_sample_gradients, per_sample_losses, target_means
-from dataflex.scoring.gradient_sinks import Whole
-from dataflex.scoring.linear_cross_entropy import linear_cross_entropy
-from dataflex.scoring.output_losses import OutputLosses, plain_output_layer
-from dataflex.scoring.row_pass import RowBatch
+from dataflex.scoring.gradients.sinks import Whole
+from dataflex.scoring.passes.row_pass import RowBatch
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -128,7 +128,7 @@ def test_nothing_of_the_size_of_the_weight_is_made_beside_its_gradient():
 
 MEASURE = """
 import torch
-from dataflex.scoring.linear_cross_entropy import linear_cross_entropy
+from dataflex.model.linear_cross_entropy import linear_cross_entropy
 def peak():  # of this program; getrusage gives that of the process it was started from, where that was larger
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from dataflex.core import secret_values
+from dataflex.utils import secret_values
 
 PACKAGES = ("dataflex", "dataflex_selectors", "dataflex_mixers", "dataflex_weighters")
 SIZE = 60_000

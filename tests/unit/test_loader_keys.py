@@ -8,10 +8,10 @@ import re
 
 import pytest
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.draft import Draft
-from dataflex.config.checks.engine import engine_problems
-from dataflex.config.checks.loader import CONFIG, DYNAMIC, KEYS, PLANNED, idle_keys, keys_of, loader_problems
-from dataflex.config.checks.notes import notes
+from dataflex.config.checks.engine_limits import engine_problems
+from dataflex.config.checks.loader_keys import CONFIG, DYNAMIC, KEYS, PLANNED, idle_keys, keys_of, loader_problems
+from dataflex.config.checks.parsed_config import Draft
+from dataflex.config.checks.warnings import notes
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import SELECTOR

@@ -24,7 +24,7 @@ def test_an_import_without_the_marker_fails_and_is_told_the_marker():
 @installed
 def test_our_own_modules_that_import_it_are_refused_as_well():
     with pytest.raises(pytest.fail.Exception, match="marker `llamafactory`"):
-        import dataflex.integrations.llamafactory.sources  # noqa: F401  # the import is the test
+        import dataflex.integrations.llamafactory.tokenized_sources  # noqa: F401  # the import is the test
 
 
 @installed

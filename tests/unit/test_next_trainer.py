@@ -14,8 +14,8 @@ from dataflex.config.arguments import TRAIN_TYPES
 from dataflex.config.check import check
 from dataflex.config.known_keys import next_trainer_trains
 from dataflex.core.errors import InvalidConfigError
-from dataflex.core.installed import version_of
-from dataflex.core.source import module
+from dataflex.discovery.installed import version_of
+from dataflex.discovery.source_files import module
 from dataflex.launch import next_trainer
 from packaging.version import Version
 

@@ -601,7 +601,7 @@ def test_an_error_on_rank_0_is_one_on_all_ranks(monkeypatch):
 def test_a_wish_to_stop_ends_requests_and_pauses_that_would_take_minutes(reply, monkeypatch):
     with serving(reply) as server:
         asked = ChatEndpoint(server.url, "judge-1", None, timeout=60.0)
-        monkeypatch.setattr(module.stopping, "asked", lambda: bool(server.requests))
+        monkeypatch.setattr(module.sigterm, "asked", lambda: bool(server.requests))
         begun = time.monotonic()
         with pytest.raises(StoppedError, match="stopped by SIGTERM while a judge was asked"):
             Judge(asked, None)([Answer("q", "a", "a")])

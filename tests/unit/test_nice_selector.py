@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import DistributedType
-from dataflex.config.components_file import packaged_components
-from dataflex.core import agreement
+from dataflex.config.presets import packaged_components
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.core.ranks import agreement
+from dataflex.discovery.component_classes import find
 from dataflex.scoring import trial
 from dataflex.testing import TokenRows, tiny_batch, tiny_model, tiny_tokenizer
 from dataflex_selectors.nice.nice_selector import NiceSelector

@@ -18,7 +18,8 @@ from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, register_weighter
+from dataflex.core.registry import register_weighter
+from dataflex.discovery.component_classes import find
 from dataflex.planning.mixture import MixtureManager
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from dataflex.model.label_logits import IGNORED
 from dataflex.objective.formula import StepPart, weighted_loss
 from dataflex.objective.label_counts import StepCounts, counted
-from dataflex.scoring.label_logits import IGNORED
 
 V = 11
 

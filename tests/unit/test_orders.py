@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import ORDER
-from dataflex.core.registry import find, provided, register_order
+from dataflex.core.registry import provided, register_order
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct
 from dataflex.interfaces.order import Order
 from dataflex.planning.answers import checked_permutation
 from dataflex_selectors.orders.segment import share_of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from dataflex.config.components import resolve
-from dataflex.core.catalog import components
-from dataflex.core.construct import construct, constructor_parameters
+from dataflex.config.component_choice import resolve
 from dataflex.core.errors import ConfigError
-from dataflex.core.injected import INJECTED, OVERRIDABLE
-from dataflex.core.registry import find
+from dataflex.discovery.catalog import components
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct, constructor_parameters
+from dataflex.discovery.injected import INJECTED, OVERRIDABLE
 
 TAKEN = [
     pytest.param(info, name, id=f"{info.kind.name} {info.name} {name}")

@@ -98,7 +98,7 @@ def test_a_checkout_of_llamafactory_on_the_path_needs_no_metadata(tmp_path):
         "    if name == 'llamafactory': raise metadata.PackageNotFoundError(name)\n"
         "    return found(name)\n"
         "metadata.version = version\n"
-        "from dataflex.core.installed import has_package, version_of\n"
+        "from dataflex.discovery.installed import has_package, version_of\n"
         "from dataflex.launch.packages import untested_versions\n"
         "print(json.dumps([has_package('llamafactory'), version_of('llamafactory'), list(untested_versions())]))\n"
     )

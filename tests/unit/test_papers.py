@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from dataflex.core import registry
-from dataflex.core.catalog import ComponentInfo, components
+from dataflex.discovery.catalog import ComponentInfo, components
 
 PAPERS = (Path(__file__).parents[2] / "docs" / "papers.md").read_text(encoding="utf-8")
 COMPONENTS = [info for info in components() if info.name in registry.official(info.kind) and info.name != "custom"]

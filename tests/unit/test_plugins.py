@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 from dataflex import hookimpl
-from dataflex.core import plugins, registry
+from dataflex.core import registry
 from dataflex.core.errors import BrokenPluginError, ComponentConflictError, ConfigError
 from dataflex.core.kinds import SELECTOR, WEIGHTER
-from dataflex.core.plugin_files import scan_plugin_file
-from dataflex.core.plugins import load_plugin_files, plugin_manager
+from dataflex.discovery import component_classes, plugins
+from dataflex.discovery.plugin_files import scan_plugin_file
+from dataflex.discovery.plugins import load_plugin_files, plugin_manager
 
 SELECTOR_FILE = """
 from dataflex import hookimpl
@@ -124,7 +125,7 @@ def test_a_file_registers_its_components_and_hooks_once_however_often_it_is_load
     file.write_text(SELECTOR_FILE)
     load_plugin_files([str(file)])
     load_plugin_files([str(file), str(tmp_path / "." / "my selector.py")])
-    cls = registry.find(SELECTOR, "from_file")
+    cls = component_classes.find(SELECTOR, "from_file")
     assert cls.__name__ == "FromFile"
     plugin_manager().hook.dataflex_after_checkpoint(step=3, folder="x")
     assert sys.modules[cls.__module__].calls == [3]
@@ -135,7 +136,7 @@ def test_two_files_of_one_name_do_not_get_in_each_others_way(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(SELECTOR_FILE.replace("from_file", name))
     load_plugin_files([str(tmp_path / "a" / "mine.py"), str(tmp_path / "b" / "mine.py")])
-    assert registry.find(SELECTOR, "first") is not registry.find(SELECTOR, "second")
+    assert component_classes.find(SELECTOR, "first") is not component_classes.find(SELECTOR, "second")
 
 
 def test_two_files_that_register_one_name_are_a_conflict(tmp_path):

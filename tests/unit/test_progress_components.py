@@ -9,13 +9,14 @@ import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, register_selector
+from dataflex.core.registry import register_selector
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct
 from dataflex.planning.mixture import MixtureManager
 from dataflex.scoring import per_sample_losses
-from dataflex.scoring.store import ScoreStore
+from dataflex.scoring.passes.score_store import ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import SelectTrainer, trainer_class

@@ -17,6 +17,7 @@ from dataflex.core.errors import (
     WrongBaseClassError,
 )
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
+from dataflex.discovery import component_classes
 from dataflex.train.selector.base_selector import Selector
 
 GOOD = """
@@ -56,14 +57,14 @@ def test_only_the_named_class_is_imported(installed):
     installed(("p1", "good", "fake_good:Good"), ("p2", "bad", "fake_broken:Bad"))
     assert registry.names(SELECTOR) == ["bad", "good"]
     assert "fake_good" not in sys.modules
-    assert registry.find(SELECTOR, "good").__name__ == "Good"
+    assert component_classes.find(SELECTOR, "good").__name__ == "Good"
     assert "fake_broken" not in sys.modules
 
 
 def test_a_broken_plugin_is_named_with_its_package_and_cause(installed):
     installed(("sad-package", "bad", "fake_broken:Bad"))
     with pytest.raises(BrokenPluginError) as caught:
-        registry.find(SELECTOR, "bad")
+        component_classes.find(SELECTOR, "bad")
     assert "selector 'bad' of the package sad-package" in str(caught.value)
     assert "a_module_that_is_not_there" in str(caught.value)
     assert "pip install" in str(caught.value)
@@ -73,7 +74,7 @@ def test_a_broken_plugin_is_named_with_its_package_and_cause(installed):
 def test_an_unknown_name_gets_the_nearest_one(installed):
     installed(("p", "nearest_rows", "fake_good:Good"))
     with pytest.raises(UnknownComponentError, match=r"no selector named 'nearest_row'.*did you mean 'nearest_rows'"):
-        registry.find(SELECTOR, "nearest_row")
+        component_classes.find(SELECTOR, "nearest_row")
 
 
 def test_a_name_of_a_package_that_is_not_installed_gets_the_pip_line(installed):
@@ -81,7 +82,7 @@ def test_a_name_of_a_package_that_is_not_installed_gets_the_pip_line(installed):
     for kind in KINDS:
         for name, package in registry.official(kind).items():
             with pytest.raises(UnknownComponentError, match=f"pip install {package}$"):
-                registry.find(kind, name)
+                component_classes.find(kind, name)
 
 
 def test_two_packages_with_one_name_are_a_conflict_only_for_that_name(installed):
@@ -90,8 +91,8 @@ def test_two_packages_with_one_name_are_a_conflict_only_for_that_name(installed)
         ComponentConflictError,
         match="'twice' is provided by the package p1 and by the package p2 -> write component_name: p1:twice or",
     ):
-        registry.find(SELECTOR, "twice")
-    assert registry.find(SELECTOR, "once")
+        component_classes.find(SELECTOR, "twice")
+    assert component_classes.find(SELECTOR, "once")
 
 
 def test_a_file_and_a_package_with_one_name_are_a_conflict(installed):
@@ -103,7 +104,7 @@ def test_a_file_and_a_package_with_one_name_are_a_conflict(installed):
             return []
 
     with pytest.raises(ComponentConflictError, match=r"package p1 and by .*Mine in .*test_registry\.py -> rename"):
-        registry.find(SELECTOR, "mine")
+        component_classes.find(SELECTOR, "mine")
 
 
 def test_registering_a_name_twice_is_a_conflict_but_the_same_class_is_not(installed):
@@ -129,7 +130,7 @@ def test_one_name_may_be_used_by_each_kind(installed):
 def test_a_class_without_the_contract_is_refused_with_the_contract(installed, value):
     installed(("p", "odd", value))
     with pytest.raises(WrongBaseClassError, match=r"is not a Selector: it needs select\(.*selector\.Selector"):
-        registry.find(SELECTOR, "odd")
+        component_classes.find(SELECTOR, "odd")
 
 
 def test_a_weighter_need_not_inherit_anything(installed):
@@ -140,7 +141,7 @@ def test_a_weighter_need_not_inherit_anything(installed):
         def get_weighted_loss(self, losses, *, ctx, model, inputs): ...
         def training_step(self, ctx, model, inputs, num_items_in_batch=None, use_weighter=False): ...
 
-    assert registry.find(WEIGHTER, "duck") is Duck
+    assert component_classes.find(WEIGHTER, "duck") is Duck
 
 
 def test_every_error_of_the_registry_ends_the_command_with_2():

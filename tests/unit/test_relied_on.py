@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import transformers
 from dataflex.core.errors import ConfigError, IncompatiblePackagesError
-from dataflex.core.installed import version_of
+from dataflex.discovery.installed import version_of
 from dataflex.objective import fused_head
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.trainer import DynamicTrainer, MixTrainer, ReorderTrainer, SelectTrainer, WeightTrainer

@@ -14,7 +14,7 @@ from accelerate import DistributedType
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.run.state import load_state, save_state
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model

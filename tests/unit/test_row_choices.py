@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import per_sample_gradients
-from dataflex.scoring.gradient_sinks import Whole
+from dataflex.scoring.gradients.sinks import Whole
 from dataflex.scoring.trial import try_gradients
 from dataflex.testing import TokenRows, device, pad_collate
 from test_gradient_replay import EXPERTS, WIDTH, Stacked, with_layer

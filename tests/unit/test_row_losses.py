@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dataflex.core.catalog import lookup
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.stated_checks import stated_problems
+from dataflex.discovery.catalog import lookup
+from dataflex.discovery.stated_checks import stated_problems
 from dataflex.rows.views import PlannedRows
 from dataflex.run.state import load_state, save_state
 from dataflex.scoring import per_sample_losses

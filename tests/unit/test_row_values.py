@@ -15,10 +15,11 @@ import pytest
 from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
-from dataflex.core.registry import find, official
+from dataflex.core.registry import official
+from dataflex.discovery.component_classes import find
 from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, METADATA, SUFFIXES, VALUES_DIGEST, read_row_file
-from dataflex.run.scores import write_scores
+from dataflex.run.score_file import write_scores
 from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows
 from dataflex_selectors.rho_loss import RhoLossSelector

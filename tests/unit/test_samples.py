@@ -10,10 +10,10 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.registry import register_weighter
+from dataflex.model.label_logits import IGNORED
 from dataflex.objective.formula import StepPart, weighted_loss
 from dataflex.objective.label_counts import StepCounts, counted
 from dataflex.objective.samples import ROWS, one_by_one, samples_of
-from dataflex.scoring.label_logits import IGNORED
 from dataflex.testing import TokenRows, tiny_model, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter

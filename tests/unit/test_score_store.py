@@ -11,7 +11,7 @@ import pytest
 import torch
 from dataflex.core.files import is_temporary, replacing
 from dataflex.scoring import ScoreStore
-from dataflex.scoring.store import FOLDER, MARK
+from dataflex.scoring.passes.score_store import FOLDER, MARK
 
 RUN = "/runs/a/loss"
 

@@ -10,7 +10,7 @@ import pytest
 from dataflex.core.errors import ConfigError
 from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import read_row_file, values_digest
-from dataflex.run.scores import write_scores
+from dataflex.run.score_file import write_scores
 from dataflex.testing import TokenRows, tiny_tokenizer
 from dataflex_selectors.scores import ScoresSelector
 from every_component import run_objects

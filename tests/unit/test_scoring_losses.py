@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 from dataflex.core.errors import ComponentError
+from dataflex.model.unwrapped import is_sharded
 from dataflex.scoring import (
     default_token_budget,
     label_losses,
@@ -21,10 +22,9 @@ from dataflex.scoring import (
     token_losses,
     undisturbed,
 )
-from dataflex.scoring.batches import Batch
-from dataflex.scoring.budget import CPU_TOKENS, learned_limit
-from dataflex.scoring.models import is_sharded
-from dataflex.scoring.row_pass import _Memory, _within_memory
+from dataflex.scoring.passes.batch_plan import Batch
+from dataflex.scoring.passes.budget import CPU_TOKENS, learned_limit
+from dataflex.scoring.passes.row_pass import _Memory, _within_memory
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
 from dataflex_selectors.parts.whole_weights import whole_weights
 from peft import LoraConfig, get_peft_model
@@ -438,7 +438,7 @@ def test_token_losses_equal_the_log_softmax_whatever_the_chunk(monkeypatch):
     logits, targets = torch.randn(37, 11) * 4, torch.randint(11, (37,))
     expected = -logits.log_softmax(-1)[torch.arange(37), targets]
     for chunk in (1, 50, 2**20):
-        monkeypatch.setattr("dataflex.scoring.cross_entropy.CPU_CHUNK", chunk)
+        monkeypatch.setattr("dataflex.model.cross_entropy.CPU_CHUNK", chunk)
         torch.testing.assert_close(token_losses(logits, targets), expected)
     assert token_losses(logits[:0], targets[:0]).shape == (0,)
     assert token_losses(logits.bfloat16(), targets).dtype == torch.float32
@@ -494,7 +494,7 @@ def test_every_kind_of_accelerator_gets_the_budget_of_its_own_memory(monkeypatch
 def test_a_gradient_pass_has_a_smaller_budget_the_more_its_layers_keep(monkeypatch):
     small, large = tiny_model(layers=1), tiny_model(layers=8)
     assert default_token_budget(small, gradients=True) < default_token_budget(small)
-    monkeypatch.setattr("dataflex.scoring.budget.device_memory", lambda device: 2**27)
+    monkeypatch.setattr("dataflex.scoring.passes.budget.device_memory", lambda device: 2**27)
     for model in (small, large):
         weight = SimpleNamespace(device=torch.device("cuda"), ndim=2)
         monkeypatch.setattr(model, "parameters", lambda weight=weight: iter([weight]))

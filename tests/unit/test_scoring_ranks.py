@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import ComponentError
-from dataflex.objective.gather_samples import gather_samples
+from dataflex.core.ranks.by_row import sum_over_ranks
+from dataflex.core.ranks.gather_samples import gather_samples
 from dataflex.scoring import RowPass, agreed_budget, gather_by_row, per_sample_losses
-from dataflex.scoring.gather import sum_over_ranks
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from rank_group import on_ranks, one_thread
 
@@ -47,7 +47,7 @@ def in_parts(accelerator):
     own = own[: 8 if last > 1 else ROWS] if rank == 0 else own[8:] if 0 < rank < last else own[:0]
     values = torch.from_numpy(own).float()[:, None] * torch.tensor([1.0, -1.0, torch.inf])
     sizes = Sizes(accelerator)
-    with patch("dataflex.scoring.gather.PART_NUMBERS", PART):
+    with patch("dataflex.core.ranks.by_row.PART_NUMBERS", PART):
         everywhere = gather_by_row(own, values, ROWS, sizes)
         on_rank_0 = gather_by_row(own, values, ROWS, accelerator, everywhere=False)
         total = sum_over_ranks(np.full((40, 2), 0.1 + rank) ** 3, sizes)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.draft import Draft
 from dataflex.config.checks.late import late_problems
+from dataflex.config.checks.parsed_config import Draft
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.run import output_dir

@@ -15,16 +15,16 @@ from dataflex.config.known_keys import llamafactory_keys
 from dataflex.config.load import read_config
 from dataflex.config.resolved import write_config
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core import secret_values
-from dataflex.core.catalog import components
-from dataflex.core.construct import construct
 from dataflex.core.errors import BrokenPluginError, ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, STATE
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.secret_values import is_secret, masked, remember, revealed, scrubbed, taken_out, without_secrets
+from dataflex.discovery.catalog import components
+from dataflex.discovery.construct import construct
 from dataflex.run.completeness import mark_complete
 from dataflex.run.output_dir import require_free_output_dir
 from dataflex.utils import logging as dataflex_logging
+from dataflex.utils import secret_values
+from dataflex.utils.secret_values import is_secret, masked, remember, revealed, scrubbed, taken_out, without_secrets
 
 RUN = "0123456789abcdef"
 SENTINEL = "s3ntinel-Value"

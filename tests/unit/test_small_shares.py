@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import MIXER
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.planning.mixture import MixtureManager
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_mixers.ado import AdoMixer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.known_keys import llamafactory_keys
-from dataflex.core.catalog import components
 from dataflex.core.errors import nearest
 from dataflex.core.spelling import RENAMED, alike
+from dataflex.discovery.catalog import components
 
 KEYS = sorted({*DataflexArguments.names(), *(llamafactory_keys() or ())})
 TAKEN = {f"{info.kind.name} {info.name}": info.accepts for info in components() if info.version and info.accepts}

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from dataflex.config.component_parameters import name_problems, range_problems
 from dataflex.core import registry
-from dataflex.core.catalog import ComponentInfo, components, lookup
-from dataflex.core.construct import construct
-from dataflex.core.describe import describe_node
 from dataflex.core.errors import BrokenPluginError, ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR
-from dataflex.core.source import find_class, parse
-from dataflex.core.stated_checks import stated_problems
-from dataflex.core.text_values import is_light
+from dataflex.discovery import component_classes
+from dataflex.discovery.catalog import ComponentInfo, components, lookup
+from dataflex.discovery.construct import construct
+from dataflex.discovery.describe import describe_node
+from dataflex.discovery.source_files import find_class, parse
+from dataflex.discovery.stated_checks import stated_problems
+from dataflex.discovery.text_values import is_light
 from dataflex.planning.mixture import MixtureManager
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
@@ -71,7 +72,7 @@ def said_before(info: ComponentInfo, params) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "name"), INSTALLED, ids=lambda value: getattr(value, "name", value))
 def test_validate_refuses_exactly_the_values_that_the_constructor_refuses(kind, name, valid):
-    info, cls, given = lookup(kind, name), registry.find(kind, name), objects(kind)
+    info, cls, given = lookup(kind, name), component_classes.find(kind, name), objects(kind)
     wrong = []
     for parameter in sorted(info.accepts):
         for value in BAD:
@@ -93,14 +94,14 @@ def test_validate_refuses_exactly_the_values_that_the_constructor_refuses(kind, 
 @pytest.mark.parametrize(("kind", "name"), INSTALLED, ids=lambda value: getattr(value, "name", value))
 def test_the_values_of_a_component_that_can_be_made_are_not_refused(kind, name, valid):
     params = valid(kind, name)
-    construct(registry.find(kind, name), params, objects(kind))
+    construct(component_classes.find(kind, name), params, objects(kind))
     assert said_before(lookup(kind, name), params) == []
 
 
 def test_reading_what_constructors_say_imports_no_torch():
     code = (
-        "import sys\nfrom dataflex.core.catalog import components\n"
-        "from dataflex.core.stated_checks import stated_problems\n"
+        "import sys\nfrom dataflex.discovery.catalog import components\n"
+        "from dataflex.discovery.stated_checks import stated_problems\n"
         "found = [stated_problems(i.constructors, dict.fromkeys(i.accepts, [1]), ['a']) for i in components()]\n"
         "assert any(found)\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'datasets'} & sys.modules.keys()\nassert not heavy, heavy\n"

@@ -8,11 +8,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from dataflex.core.construct import constructor_parameters
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, SELECTOR, WEIGHTER
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import constructor_parameters
 from dataflex.rows.columns import labelled_rows
 from dataflex.scoring import row_lengths
 from dataflex.scoring.target_rows import JoinedRows, read_target, whole_rows, whole_sets

@@ -148,6 +148,6 @@ def test_training_arguments_use_the_cpu_only_where_the_tests_do(monkeypatch, tmp
     given = {}
     monkeypatch.setattr("transformers.TrainingArguments", lambda **arguments: given.update(arguments))
     for kind in ("cpu", "cuda"):
-        monkeypatch.setattr("dataflex.testing.arguments.device", lambda kind=kind: torch.device(kind))
+        monkeypatch.setattr("dataflex.testing.quiet_arguments.device", lambda kind=kind: torch.device(kind))
         tiny_training_args(tmp_path)
         assert given["use_cpu"] is (kind == "cpu")

@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from dataflex.model.label_logits import IGNORED
 from dataflex.objective.formula import StepPart, weighted_loss
 from dataflex.objective.label_counts import StepCounts
 from dataflex.objective.token_losses import DynamicFineTuning, LabelSmoothing
-from dataflex.scoring.label_logits import IGNORED
 from transformers.trainer_pt_utils import LabelSmoother
 
 V, EPSILON = 11, 0.2

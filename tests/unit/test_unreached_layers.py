@@ -19,7 +19,7 @@ from dataflex.scoring import (
     read_moments,
     target_means,
 )
-from dataflex.scoring.gradient_sinks import Whole
+from dataflex.scoring.gradients.sinks import Whole
 from dataflex.testing import TokenRows, device, pad_collate, tiny_batch, tiny_model
 from dataflex_selectors.parts.derivatives import METHODS
 from every_component import asking_for, installed, made, scores

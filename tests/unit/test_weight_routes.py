@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
+from dataflex.model import label_losses
 from dataflex.objective import logits_route
-from dataflex.scoring import label_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer

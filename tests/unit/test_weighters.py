@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from dataflex.core.errors import ConfigError
-from dataflex.objective.gather_samples import gather_losses
+from dataflex.core.ranks.gather_samples import gather_losses
 from dataflex_weighters.custom import CustomWeighter
 from dataflex_weighters.loss import STRATEGIES, LossWeighter, normalised_losses, rows_with_labels, sample_weights
 from hypothesis import given

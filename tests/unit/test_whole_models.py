@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 import transformers
+from dataflex.model.whole import full_shape, whole_models
 from dataflex.testing import tiny_model
-from dataflex.utils.whole_models import full_shape, whole_models
 from packaging.version import Version
 from transformers import LlamaForCausalLM
 from transformers.integrations import deepspeed

@@ -12,7 +12,7 @@ from accelerate import DistributedType
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.scoring import RowPass
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
 from dataflex_selectors.parts import forward_mode

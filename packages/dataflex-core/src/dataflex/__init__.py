@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from dataflex.api.entry import dynamic
+    from dataflex.api.dynamic_call import dynamic
 
 __all__ = ["__version__", "dynamic", "hookimpl"]
 
@@ -24,10 +24,10 @@ hookimpl = pluggy.HookimplMarker("dataflex")
 
 
 def __getattr__(name: str) -> Any:
-    """Returns :func:`dataflex.api.entry.dynamic`, which is read when somebody asks for it: most commands never do."""
+    """Returns :func:`dataflex.api.dynamic_call.dynamic`, imported when it is asked for: most commands never do."""
     if name != "dynamic":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dataflex.api.entry import dynamic
+    from dataflex.api.dynamic_call import dynamic
 
     return dynamic
 

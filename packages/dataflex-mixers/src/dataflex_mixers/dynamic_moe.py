@@ -21,9 +21,9 @@ import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import between, count, flag, one_of, positive, require
 from dataflex.core.registry import register_mixer
+from dataflex.model.autocast import autocast
 from dataflex.rows.views import MixedSources
 from dataflex.scoring import RowPass, undisturbed, without_replicas
-from dataflex.scoring.autocast import autocast
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, at_least_or_null, count_or_null, model_or_null, require, text
 from dataflex.core.permutation import RowOrder
 from dataflex.core.registry import register_selector
-from dataflex.planning.answers import decision_hash
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
 from dataflex.scoring import per_sample_losses

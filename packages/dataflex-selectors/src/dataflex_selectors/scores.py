@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import one_of, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.planning.answers import decision_hash
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
-from dataflex.run.scores import SCORE
+from dataflex.run.score_file import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 

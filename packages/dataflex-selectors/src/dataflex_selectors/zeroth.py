@@ -26,9 +26,9 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import count, count_or_null, flag, one_of, positive_or_null, require
 from dataflex.core.registry import register_selector
+from dataflex.model.autocast import autocast
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.scoring import RowPass, read_target
-from dataflex.scoring.autocast import autocast
 from dataflex.scoring.trial import trial_rows, try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray

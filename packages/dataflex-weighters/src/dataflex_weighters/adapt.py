@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dataflex.core.agreement import from_rank_0
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
+from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.core.registry import register_weighter
 from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
@@ -35,7 +35,7 @@ from dataflex_weighters.parts.caught_states import CatchesHiddenStates
 from dataflex_weighters.parts.compared_samples import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
-    from dataflex.scoring.row_pass import Collator
+    from dataflex.scoring.passes.row_pass import Collator
 
 EPSILON = 1e-6  # the least temperature
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require, text
 from dataflex.core.registry import register_weighter
-from dataflex.planning.answers import decision_hash
 from dataflex.rows.columns import number_column
 from dataflex.rows.views import fetch
 from dataflex.run.row_file import RowFile, read_rows

@@ -10,7 +10,7 @@ from typing import Any
 from dataflex.api.chosen import NAME, choice
 from dataflex.api.keywords import AXES, PARAMS
 from dataflex.config.arguments import COMPOSED, DataflexArguments
-from dataflex.config.parts import BY, COMPONENT, OVER
+from dataflex.config.axis_keys import BY, COMPONENT, OVER
 from dataflex.core.errors import Problem, nearest
 from dataflex.core.kinds import KINDS, ORDER
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.checks.draft import find_path
-from dataflex.config.parts import COMPONENT, PARAMS, keys_of
+from dataflex.config.axis_keys import COMPONENT, PARAMS, keys_of
+from dataflex.config.checks.parsed_config import find_path
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
 from dataflex.core.kinds import Kind
-from dataflex.core.plugin_files import plugin_file, scan_plugin_file
+from dataflex.discovery import component_classes
+from dataflex.discovery.plugin_files import plugin_file, scan_plugin_file
 
 NAME = "name"
 """Another word for ``component``, as in a components file."""
@@ -63,7 +64,7 @@ def choice(kind: Kind, given: Any, where: str) -> Choice:
         f"found {given!r:.80}, allowed: a name, a class, the path of a plugin file, or a mapping with name and params"
     )
     way_out = f"write {kind.name}='NAME'"
-    if registry.is_component(kind, type(given)):
+    if component_classes.is_component(kind, type(given)):
         way_out = f"give the class, {kind.name}={type(given).__name__}, and what its constructor takes in params"
     return Choice(None, problems=[Problem(where, what, way_out)])
 
@@ -103,7 +104,7 @@ def _of_mapping(kind: Kind, given: Mapping[Any, Any], where: str) -> Choice:
 
 def _of_class(kind: Kind, cls: type) -> str:
     """Returns the name under which the registry has a class, which it is given one for where it has none."""
-    registry.check_contract(kind, cls.__name__, cls)
+    component_classes.check_contract(kind, cls.__name__, cls)
     known = [name for name, other in registry.registered(kind) if other is cls]
     known += [
         f"{registry.package_of(point)}:{point.name}"

@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from dataflex.api.run import CheckedRun
-from dataflex.config.checks.component import no_held_out, no_target
+from dataflex.config.checks.known_component import no_held_out, no_target
+from dataflex.config.component_choice import SHORT_FORM
 from dataflex.config.component_parameters import range_problems
-from dataflex.config.components import SHORT_FORM
 from dataflex.core.errors import InvalidConfigError, Problem
 from dataflex.objective.fused_head import require_weighable
 from dataflex.planning.run_schedule import require_steps

@@ -1,4 +1,4 @@
-"""The keywords of :func:`dataflex.api.entry.dynamic`: an axis each, its parameters, and every key of dataflex."""
+"""The keywords of :func:`dataflex.api.dynamic_call.dynamic`: the axes, their parameters, and every key of dataflex."""
 
 from __future__ import annotations
 

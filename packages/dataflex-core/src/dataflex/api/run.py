@@ -12,11 +12,11 @@ from dataflex.api.axes import said_keys
 from dataflex.api.keywords import PARAMS, Keywords, allowed
 from dataflex.config.check import run_spec
 from dataflex.config.checks.combination import combination_problems
-from dataflex.config.checks.component import resolved_components
-from dataflex.config.checks.draft import Draft, KnownPart
 from dataflex.config.checks.keys import of_component, parse_arguments
-from dataflex.config.checks.notes import notes
-from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems
+from dataflex.config.checks.known_component import resolved_components
+from dataflex.config.checks.parsed_config import Draft, KnownPart
+from dataflex.config.checks.steps import STEP_KEYS, schedule_problems
+from dataflex.config.checks.warnings import notes
 from dataflex.config.known_keys import training_keys
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError, Problem, nearest

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.core.hookspecs import Command
-from dataflex.core.secret_values import masked
+from dataflex.utils.secret_values import masked
 
 __all__ = ["BUILT_IN", "LLAMAFACTORY", "Command", "all_commands", "command"]
 
@@ -69,7 +69,7 @@ def _built_in(name: str) -> Command:
 
 
 def _from_plugins() -> dict[str, Command]:
-    from dataflex.core.plugins import call_hook  # here: reading the plugins' metadata is not needed to train
+    from dataflex.discovery.plugins import call_hook  # here: reading the plugins' metadata is not needed to train
 
     found: dict[str, Command] = {}
     for commands in call_hook("dataflex_cli_commands"):

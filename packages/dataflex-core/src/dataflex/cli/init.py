@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dataflex.core.errors import ConfigError
-from dataflex.core.installed import has_package
+from dataflex.discovery.installed import has_package
 from dataflex.launch.packages import WITH_LLAMAFACTORY
 
 SUMMARY = "make a small workspace (data, model, one YAML per kind of run) with no download"
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=_seed, default=42)
     arguments = parser.parse_args(argv)
 
-    from dataflex.workspace import create  # here, because other commands have no use for it
+    from dataflex.workspace.build import create  # here, because other commands have no use for it
 
     made = create(arguments.directory, seed=arguments.seed, report=lambda stage: _say(f"... {stage}"))
     rows = ", ".join(f"{name} {count}" for name, count in made.datasets.items())

@@ -13,9 +13,9 @@ import textwrap
 from collections.abc import Sequence
 
 from dataflex.core import registry
-from dataflex.core.catalog import ComponentInfo, components
 from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.core.kinds import KINDS, Kind
+from dataflex.discovery.catalog import ComponentInfo, components
 
 SUMMARY = "list the installed components with their parameters"
 USAGE = f"dataflex-cli list [--kind {'|'.join(kind.name for kind in KINDS)}] [--json]"

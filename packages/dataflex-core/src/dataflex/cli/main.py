@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dataflex.cli.commands import BUILT_IN, all_commands, command
 from dataflex.core.errors import ComponentError, DataflexError, StoppedError
-from dataflex.core.secret_values import scrubbed
+from dataflex.utils.secret_values import scrubbed
 
 HELP = ("-h", "--help")
 

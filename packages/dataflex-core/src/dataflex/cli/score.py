@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataflex.cli.run_file import checked_run
-from dataflex.core import stopping
+from dataflex.core import sigterm
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import SCORES
-from dataflex.core.plugins import load_plugin_files
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.plugins import load_plugin_files
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_llamafactory, require_working_packages
 from dataflex.run.scoring_weights import scoring_weights
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     from dataflex.integrations.llamafactory.entry import score
 
     try:
-        with stopping.allowed():
+        with sigterm.allowed():
             path = score(spec, weights)
     finally:
         torchrun.settle()

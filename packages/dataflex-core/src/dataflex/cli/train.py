@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataflex.cli.run_file import checked_run
 from dataflex.config.known_keys import handed_on
 from dataflex.config.summary import in_words
-from dataflex.core import stopping
-from dataflex.core.plugins import load_plugin_files
-from dataflex.core.registry import find
+from dataflex.core import sigterm
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.plugins import load_plugin_files
 from dataflex.launch import next_trainer, torchrun
 from dataflex.launch.packages import require_llamafactory, require_working_packages
 from dataflex.run.whereabouts import saying_where
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     from dataflex.integrations.llamafactory.entry import run as train
 
     try:
-        with stopping.allowed(), saying_where(spec.llamafactory.get("output_dir")):
+        with sigterm.allowed(), saying_where(spec.llamafactory.get("output_dir")):
             train(spec)
     finally:
         torchrun.settle()

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from dataflex.cli.run_file import checked_run
-from dataflex.config.checks.draft import names_in
+from dataflex.config.checks.parsed_config import names_in
 from dataflex.config.known_keys import handed_on, unchecked_keys, why_unchecked
 from dataflex.config.spec import RunSpec, begins
 from dataflex.config.summary import in_words
-from dataflex.core.installed import has_package
 from dataflex.core.kinds import WEIGHTER
-from dataflex.core.secret_values import masked
+from dataflex.discovery.installed import has_package
 from dataflex.launch.packages import WITH_LLAMAFACTORY
+from dataflex.utils.secret_values import masked
 
 SUMMARY = "check a configuration without loading a model"
 USAGE = "dataflex-cli validate FILE [key=value ...]"

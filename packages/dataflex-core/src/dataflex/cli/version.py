@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError
-from dataflex.core.installed import has_package, version_of
 from dataflex.core.kinds import KINDS
+from dataflex.discovery.installed import has_package, version_of
 
 SUMMARY = "print the versions of dataflex and of what it runs on"
 USAGE = "dataflex-cli version"

@@ -8,23 +8,23 @@ from typing import Any
 
 from dataflex.config.arguments import COMPOSED, DataflexArguments
 from dataflex.config.checks.combination import combination_problems
-from dataflex.config.checks.component import component_problems
-from dataflex.config.checks.data import data_problems
-from dataflex.config.checks.draft import Draft
-from dataflex.config.checks.engine import engine_problems
+from dataflex.config.checks.datasets import data_problems
+from dataflex.config.checks.engine_limits import engine_problems
+from dataflex.config.checks.enough_rows import row_problems
 from dataflex.config.checks.keys import parse_arguments, unknown_keys
-from dataflex.config.checks.model import causal_problems
-from dataflex.config.checks.notes import notes
-from dataflex.config.checks.rows import row_problems
-from dataflex.config.checks.schedule import STEP_KEYS, schedule_problems, with_max_steps
-from dataflex.config.checks.streams import stream_problems
+from dataflex.config.checks.known_component import component_problems
+from dataflex.config.checks.model_folders import causal_problems
+from dataflex.config.checks.parsed_config import Draft
+from dataflex.config.checks.steps import STEP_KEYS, schedule_problems, with_max_steps
+from dataflex.config.checks.streaming import stream_problems
 from dataflex.config.checks.values import value_problems
+from dataflex.config.checks.warnings import notes
 from dataflex.config.known_keys import handed_on, next_trainer_trains
 from dataflex.config.load import split
 from dataflex.config.pipelines import read_pipeline
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError, Problem
-from dataflex.core.installed import has_package
+from dataflex.discovery.installed import has_package
 from dataflex.utils.logging import logger
 
 _DATA_KEYS = frozenset({"dataset", "eval_dataset", "dataset_dir", "tokenized_path", "streaming", "packing"})

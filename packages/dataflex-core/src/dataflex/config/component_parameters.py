@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem, listed, nearest
-from dataflex.core.injected import DRAWS_NOTHING, INJECTED, OVERRIDABLE, SEED, wrong_override
 from dataflex.core.kinds import MIXER, WEIGHTER
-from dataflex.core.stated_checks import stated_problems
+from dataflex.discovery.catalog import ComponentInfo
+from dataflex.discovery.injected import DRAWS_NOTHING, INJECTED, OVERRIDABLE, SEED, wrong_override
+from dataflex.discovery.stated_checks import stated_problems
 
 Given = Mapping[str, tuple[str, Any]]
 """Parameter -> where it stands, for messages, and its value."""

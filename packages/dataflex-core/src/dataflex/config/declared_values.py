@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from dataflex.config.known_keys import argument_sources, declarations
-from dataflex.core.source import Module, SourceNotFoundError, assigned, find_class, module
+from dataflex.discovery.source_files import Module, SourceNotFoundError, assigned, find_class, module
 
 _TYPES = {
     "int": "int", "float": "float", "bool": "bool", "str": "str", "Path": "str", "list": "list", "List": "list",

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from dataflex.core.installed import has_package
-from dataflex.core.source import Module, SourceNotFoundError, assigned, module
+from dataflex.discovery.installed import has_package
+from dataflex.discovery.source_files import Module, SourceNotFoundError, assigned, module
 
 SOURCES = (
     "llamafactory.hparams.model_args",

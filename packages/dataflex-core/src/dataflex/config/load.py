@@ -17,7 +17,7 @@ from dataflex.config.resolved import NOTES, VERSIONS
 from dataflex.config.text import everywhere, parse_json, parse_yaml, require_plain
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.files import CONFIG
-from dataflex.core.secret_values import remember, revealed
+from dataflex.utils.secret_values import remember, revealed
 
 _SECTIONS = frozenset({"params", *DataflexArguments.names()})
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dataflex.config.parts import AXES, COMPONENT
+from dataflex.config.axis_keys import AXES, COMPONENT
 from dataflex.config.text import parse_yaml, shortened
 from dataflex.core.errors import ConfigError
-from dataflex.core.secret_values import is_secret
+from dataflex.utils.secret_values import is_secret
 
 _PART = re.compile(r"[^\s.\[\]{}()'\"=,:;\0][^.\[\]{}'\"\0]*(?<!\s)")  # of a key, between dots
 _KEY_OR_ADDRESS = re.compile("[:@]")

@@ -10,15 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import yaml
 
-from dataflex.config.parts import BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
+from dataflex.config.axis_keys import BY, COMPONENT, EVERY, FROM, KEEP, OVER, PARAMS
 from dataflex.config.spec import Part, RunSpec, begins
 from dataflex.config.summary import in_words
 from dataflex.config.variables import escaped
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, replacing
-from dataflex.core.installed import version_of
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.secret_values import masked
+from dataflex.discovery.installed import version_of
+from dataflex.utils.secret_values import masked
 
 VERSIONS = "dataflex_versions"
 RUN = "dataflex_run"
@@ -49,7 +49,7 @@ def installed_versions() -> dict[str, str]:
 def resolved(spec: RunSpec, components_file: Path) -> dict[str, Any]:
     """Returns the merged configuration: dataflex's keys, LLaMA-Factory's keys as the user wrote them, the versions.
 
-    Secrets are placeholders, see :mod:`dataflex.core.secret_values`.
+    Secrets are placeholders, see :mod:`dataflex.utils.secret_values`.
     """
     ours = spec.arguments.to_dict() | {"train_type": spec.arguments.train_type}
     if spec.component is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from dataflex.config.parts import COLUMN, FILE
+from dataflex.config.axis_keys import COLUMN, FILE
 from dataflex.config.spec import Part, RunSpec
 from dataflex.core.kinds import WEIGHTER
 

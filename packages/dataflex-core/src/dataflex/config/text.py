@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dataflex.core.errors import ConfigError
-from dataflex.core.secret_values import is_secret, masked
+from dataflex.utils.secret_values import is_secret, masked
 
 DEEPEST = 64
 """Lists and mappings in each other, at most: far more than anyone writes, far less than recursion can follow."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dataflex.core.errors import Problem
-from dataflex.core.secret_values import masked
+from dataflex.utils.secret_values import masked
 
 _VARIABLE = re.compile(r"(?<!\\)\$\{")
 

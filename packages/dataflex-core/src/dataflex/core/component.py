@@ -79,7 +79,7 @@ class Component:
         weights (FSDP, DeepSpeed) it is called when training begins, on the wrapped model. The model is in eval mode and
         on its device; a trial batch or two may go through it. Random numbers that are drawn from the global generators
         are put back. Where one rank raises, all are stopped; so whatever is collective in here comes after
-        :func:`~dataflex.core.agreement.on_every_rank` over what may be refused before it.
+        :func:`~dataflex.core.ranks.agreement.on_every_rank` over what may be refused before it.
 
         Args:
             model: The model to be trained.
@@ -94,7 +94,7 @@ class Component:
 
         Called on every rank when training begins, before its first step: the optimizer has no state yet, or that of the
         checkpoint which is resumed. Where one rank raises, all are stopped; what is collective in here comes after
-        :func:`~dataflex.core.agreement.on_every_rank`, as in :meth:`check_run`.
+        :func:`~dataflex.core.ranks.agreement.on_every_rank`, as in :meth:`check_run`.
 
         Args:
             model: The model to be trained, as an update gets it.

@@ -14,13 +14,11 @@ class Kind:
         name: Singular, as users say it: ``selector``.
         section: The section of ``components.yaml`` and the suffix of the entry-point group: ``selectors``.
         train_type: The ``train_type`` that runs it.
-        base: ``module:Class`` of the interface.
     """
 
     name: str
     section: str
     train_type: str
-    base: str
 
     @property
     def group(self) -> str:
@@ -32,10 +30,10 @@ class Kind:
         return kind_of_section, (self.section,)
 
 
-SELECTOR = Kind("selector", "selectors", "dynamic_select", "dataflex.interfaces.selector:Selector")
-MIXER = Kind("mixer", "mixers", "dynamic_mix", "dataflex.interfaces.mixer:Mixer")
-ORDER = Kind("order", "orders", "dynamic_reorder", "dataflex.interfaces.order:Order")
-WEIGHTER = Kind("weighter", "weighters", "dynamic_weight", "dataflex.interfaces.weighter:Weighter")
+SELECTOR = Kind("selector", "selectors", "dynamic_select")
+MIXER = Kind("mixer", "mixers", "dynamic_mix")
+ORDER = Kind("order", "orders", "dynamic_reorder")
+WEIGHTER = Kind("weighter", "weighters", "dynamic_weight")
 
 KINDS = (SELECTOR, MIXER, ORDER, WEIGHTER)
 BY_TRAIN_TYPE = {kind.train_type: kind for kind in KINDS}

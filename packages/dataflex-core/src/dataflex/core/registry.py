@@ -1,9 +1,9 @@
 """Where components come from: classes registered by a decorator, and classes that installed packages name.
 
 A package names its components in its metadata (entry-point groups ``dataflex.selectors``, ``dataflex.mixers``,
-``dataflex.orders``, ``dataflex.weighters``); looking a name up imports just that one class, so a broken package hurts
-nobody who does not use it. A plain file named under ``plugins:`` in the YAML registers with the decorators of this
-module.
+``dataflex.orders``, ``dataflex.weighters``). A plain file named under ``plugins:`` in the YAML registers with the
+decorators of this module. Nothing is imported here: :mod:`dataflex.discovery.component_classes` turns a name into a
+class.
 """
 
 from __future__ import annotations
@@ -11,24 +11,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from dataflex.core.errors import (
-    BrokenPluginError,
-    ComponentConflictError,
-    ComponentError,
-    ConfigError,
-    UnknownComponentError,
-    WrongBaseClassError,
-    listed,
-    nearest,
-    not_exiting,
-)
+from dataflex.core.errors import ComponentConflictError, ConfigError
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 
 C = TypeVar("C", bound=type)
@@ -61,7 +50,7 @@ def register(kind: Kind, name: str) -> Callable[[C], C]:
     """Class decorator that makes a component of a kind known as ``name``."""
 
     def decorate(cls: C) -> C:
-        known, owner = _registered.get((kind.section, name)), official(kind).get(name)
+        known, owner = registered_as(kind, name), official(kind).get(name)
         foreign = owner is not None and cls.__module__.partition(".")[0] != owner.replace("-", "_")
         twice = known is not None and identity(known) != identity(cls)
         if not foreign and not twice:
@@ -74,72 +63,14 @@ def register(kind: Kind, name: str) -> Callable[[C], C]:
         rename = f"rename {'it' if foreign else 'one of them'} in its @register_{kind.name}"
         if foreign:
             raise ComponentConflictError(
-                f"{kind.name} '{name}': {_where(cls)} would take the name of a component of {owner} -> {rename}"
+                f"{kind.name} '{name}': {where(cls)} would take the name of a component of {owner} -> {rename}"
             )
         raise ComponentConflictError(
-            f"{kind.name} '{name}' is registered twice: by {' and by '.join(map(_where, filter(None, [known, cls])))} "
+            f"{kind.name} '{name}' is registered twice: by {' and by '.join(map(where, filter(None, [known, cls])))} "
             f"-> {rename}"
         )
 
     return decorate
-
-
-def find(kind: Kind, name: str) -> type:
-    """Returns the component class of that kind and name, importing only it.
-
-    Args:
-        kind: The kind.
-        name: The component; ``package:name`` chooses where several packages provide it.
-
-    Raises:
-        UnknownComponentError: Nobody provides the name; the message holds the nearest one, or what to install.
-        ComponentConflictError: More than one package or file provides it.
-        BrokenPluginError: Its package is installed but the class cannot be imported.
-        ComponentError: Its module tried to end the process when it was imported.
-        WrongBaseClassError: It does not keep the contract of its kind.
-    """
-    package, bare = split_name(name)
-    refuse_conflicts(kind, name)
-    points = providers(kind, name)
-    found = None if package else _registered.get((kind.section, bare))
-    if not points and found is None:
-        raise UnknownComponentError(_unknown(kind, name))
-    cls = found if found is not None else _load(kind, points[0])
-    check_contract(kind, name, cls)
-    return cls
-
-
-def refuse_conflicts(kind: Kind, name: str, files: Sequence[str] = ()) -> None:
-    """Refuses a name that several provide, or that is not its owner's; ``package:name`` has said which is meant.
-
-    Args:
-        kind: The kind.
-        name: The component.
-        files: Files that register it and are not imported yet.
-
-    Raises:
-        ComponentConflictError: Who provides it, and what to write.
-    """
-    package, bare = split_name(name)
-    points, found = providers(kind, name), _registered.get((kind.section, bare))
-    if package:
-        return
-    values = {point.value for point in points}
-    files = list(dict.fromkeys(files))  # one that registers it twice says so itself
-    others = [*files] if found is None or identity(found) in values else [*files, _where(found)]
-    packages = sorted({package_of(point) for point in points})
-    choose = " or ".join(f"component_name: {each}:{bare}" for each in packages)
-    if len(values) + len(others) > 1:
-        rename = [f"rename the one in {others[-1]}"] if others else []
-        say = [f"write {choose} (in a components file, name: {packages[0]}:{bare})"] if packages else []
-        who = " and by ".join([*(f"the package {each}" for each in packages), *others])
-        raise ComponentConflictError(f"{kind.name} '{name}' is provided by {who} -> {', or '.join([*rename, *say])}")
-    owner = official(kind).get(bare)
-    if points and owner is not None and split_name(f"{packages[0]}:")[0] != owner:
-        raise ComponentConflictError(
-            f"{kind.name} '{name}' is provided by the package {packages[0]}, and it is the name of a component of "
-            f"{owner} -> write {choose}, or pip install {owner}"
-        )
 
 
 def forget(module: str) -> None:
@@ -168,7 +99,7 @@ def full_name(kind: Kind, name: str) -> str:
     """
     package, bare = split_name(name)
     packages = {package_of(point) for point in providers(kind, bare)} if not package else {package}
-    found = _registered.get((kind.section, bare))
+    found = registered_as(kind, bare)
     if not package and found is not None and identity(found) not in {p.value for p in providers(kind, bare)}:
         return bare
     if len(packages) > 1:
@@ -188,6 +119,11 @@ def names(kind: Kind) -> list[str]:
     return sorted({p.name for p in provided(kind)} | {n for section, n in _registered if section == kind.section})
 
 
+def registered_as(kind: Kind, name: str) -> type | None:
+    """Returns the class that a decorator registered under that name, or None."""
+    return _registered.get((kind.section, name))
+
+
 def registered(kind: Kind) -> Iterator[tuple[str, type]]:
     """Yields ``(name, class)`` of what the decorators registered."""
     yield from ((n, cls) for (section, n), cls in sorted(_registered.items()) if section == kind.section)
@@ -203,59 +139,6 @@ def official(kind: Kind) -> dict[str, str]:
     """Returns name -> distribution of the components that this project publishes, installed or not."""
     table = json.loads(files("dataflex.core").joinpath("official.json").read_text(encoding="utf-8"))
     return {name: dist for dist, names_ in table[kind.section].items() for name in names_}
-
-
-def _load(kind: Kind, point: EntryPoint) -> type:
-    try:
-        with not_exiting(
-            f"{kind.name} '{point.name}' of the package {package_of(point)}, imported from {point.value},"
-        ):
-            loaded: type = point.load()
-    except ComponentError:
-        raise
-    except Exception as error:  # whatever a third party's module does at import is its own fault
-        raise BrokenPluginError(
-            f"{kind.name} '{point.name}' of the package {package_of(point)} cannot be loaded from {point.value}: "
-            f"{type(error).__name__}: {error} -> repair or reinstall it: pip install --force-reinstall "
-            f"{package_of(point)}"
-        ) from error
-    return loaded
-
-
-def is_component(kind: Kind, cls: type) -> bool:
-    """Returns whether a class keeps the contract of a kind. Imports its interface."""
-    return bool(_interface(kind).accepts(cls))
-
-
-def check_contract(kind: Kind, name: str, cls: Any) -> None:
-    """Refuses what is no component of a kind. Imports its interface.
-
-    Raises:
-        WrongBaseClassError: With what the contract asks for.
-    """
-    base, module = _interface(kind), kind.base.partition(":")[0]
-    if not inspect.isclass(cls) or not base.accepts(cls):
-        shown = f"{cls.__module__}.{cls.__qualname__}" if inspect.isclass(cls) else repr(cls)
-        raise WrongBaseClassError(
-            f"{kind.name} '{name}' ({shown}) is not a {base.__name__}: {base.contract} -> derive it from "
-            f"{module}.{base.__name__}"
-        )
-
-
-def _interface(kind: Kind) -> Any:
-    module, _, attribute = kind.base.partition(":")
-    return vars(import_module(module))[attribute]
-
-
-def _unknown(kind: Kind, name: str) -> str:
-    message = f"no {kind.name} named '{name}'; known: {listed(names(kind))}"
-    package, bare = split_name(name)
-    if package and (others := [package_of(point) for point in provided(kind) if point.name == bare]):
-        return f"{message} -> '{bare}' is provided by {listed(others)}: write {sorted(others)[0]}:{bare}"
-    if name in official(kind):
-        return f"{message} -> it is part of {official(kind)[name]}: pip install {official(kind)[name]}"
-    hint = nearest(name, {*names(kind), *official(kind)})
-    return f"{message} -> {hint or 'see dataflex-cli list'}"
 
 
 def package_of(point: EntryPoint) -> str:
@@ -276,5 +159,6 @@ def file_of(cls: type) -> str:
         return cls.__module__
 
 
-def _where(cls: type) -> str:
+def where(cls: type) -> str:
+    """Returns a class and the file that registered it, for messages."""
     return f"{cls.__qualname__} in {_files.get(identity(cls)) or file_of(cls)}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dataflex.core.component import Component
 from dataflex.utils.logging import logger
@@ -23,10 +23,33 @@ from dataflex.utils.logging import logger
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-    from dataflex.planning.mixture import MixtureManager
+    from numpy.typing import NDArray
 
 __all__ = ["Mixer", "logger"]
+
+
+class SourceMixture(Protocol):
+    """What a mixer sees of the sources of its run: :class:`~dataflex.planning.mixture.MixtureManager` has more."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(K) names, in the order of the user's ``dataset`` key."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(K,) rows of each source. Streams do not have them."""
+
+    @property
+    def unit(self) -> str:
+        """What proportions are shares of: ``rows`` or ``tokens``."""
+
+    @property
+    def amounts(self) -> NDArray[np.float64]:
+        """(K,) rows of each source, or its tokens where shares are shares of tokens."""
+
+    @property
+    def proportions(self) -> NDArray[np.float64]:
+        """(K,) current shares, sum 1."""
 
 
 class Mixer(Component, ABC):
@@ -43,7 +66,7 @@ class Mixer(Component, ABC):
 
     contract: ClassVar[str] = "it needs mix(model, step_id, **kwargs) -> one share per source"
 
-    def __init__(self, mixture_manager: MixtureManager) -> None:
+    def __init__(self, mixture_manager: SourceMixture) -> None:
         self.mixture_manager = mixture_manager
 
     @classmethod

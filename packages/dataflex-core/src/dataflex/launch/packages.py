@@ -8,7 +8,7 @@ from packaging.version import Version
 
 from dataflex.config.known_keys import enabled
 from dataflex.core.errors import IncompatiblePackagesError
-from dataflex.core.installed import has_package, version_of
+from dataflex.discovery.installed import has_package, version_of
 from dataflex.utils.logging import logger
 
 WITH_LLAMAFACTORY = 'pip install "dataflex-core[llamafactory]"'

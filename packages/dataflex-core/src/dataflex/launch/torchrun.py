@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import yaml
 
-from dataflex.core.secret_values import taken_out
 from dataflex.launch.supervised import Launcher, pass_on, supervised
+from dataflex.utils.secret_values import taken_out
 
 _LAUNCHER = "DATAFLEX_LAUNCHER"  # the number of the process that started this one, in its environment
 

@@ -34,10 +34,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from dataflex.model.label_logits import IGNORED
 from dataflex.objective.label_counts import StepCounts, predicted, targets
 from dataflex.objective.samples import ROWS, Samples
 from dataflex.objective.token_losses import CROSS_ENTROPY, CrossEntropy, TokenLoss
-from dataflex.scoring.label_logits import IGNORED
 
 Weigh = Callable[[torch.Tensor], torch.Tensor]
 """The weighter: (S,) losses -> a scalar that depends on them."""

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from dataflex.core.errors import ConfigError
-from dataflex.scoring.label_logits import IGNORED
-from dataflex.scoring.models import without_adapter
+from dataflex.model.label_logits import IGNORED
+from dataflex.model.unwrapped import without_adapter
 from dataflex.upstream.relied_on import require_fused_head
 
 if TYPE_CHECKING:

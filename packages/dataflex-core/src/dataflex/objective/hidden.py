@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dataflex.core.errors import ComponentError, ConfigError
-from dataflex.scoring.models import is_compiled, output_embeddings, pretrained_models
+from dataflex.model.unwrapped import is_compiled, output_embeddings, pretrained_models
 
 Caught = Callable[[], torch.Tensor]
 """``caught() -> hidden_BTH`` of the last forward, after the final norm, still part of the graph."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from dataflex.model.label_logits import IGNORED
 from dataflex.objective.samples import ROWS, Samples
-from dataflex.scoring.label_logits import IGNORED
 
 
 class StepCounts(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dataflex.core.errors import ConfigError
-from dataflex.scoring.linear_cross_entropy import LARGE_VOCABULARY
-from dataflex.scoring.output_losses import OutputLosses, plain_output_layer
+from dataflex.model.linear_cross_entropy import LARGE_VOCABULARY
+from dataflex.model.output_losses import OutputLosses, plain_output_layer
 
 
 def output_losses(

@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from dataflex.core.errors import ConfigError
+from dataflex.model.unwrapped import without_adapter
 from dataflex.objective.loss_trial import LossTrial
 from dataflex.objective.token_losses import CROSS_ENTROPY, DynamicFineTuning, LabelSmoothing, TokenLoss
-from dataflex.scoring.models import without_adapter
-from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.passes.row_pass import Collator
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -13,6 +13,7 @@ from accelerate import DistributedType
 
 from dataflex.core.errors import ConfigError
 from dataflex.interfaces.weighter import Weighter
+from dataflex.model.label_logits import label_positions
 from dataflex.objective.fused_head import FusedHead, fused_head, require_weighable
 from dataflex.objective.hidden import require_hidden_states
 from dataflex.objective.logits_route import output_losses
@@ -21,7 +22,6 @@ from dataflex.objective.micro_batch_loss import MicroBatchLoss
 from dataflex.objective.parts import Keys, Parts
 from dataflex.objective.present_step import PresentStep
 from dataflex.objective.samples import one_by_one
-from dataflex.scoring.label_logits import label_positions
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from dataflex.core.errors import ConfigError
-from dataflex.scoring.label_logits import IGNORED
+from dataflex.model.label_logits import IGNORED
+from dataflex.model.undisturbed import undisturbed
 from dataflex.scoring.own_loss import closeness, model_name, own_inputs
-from dataflex.scoring.row_pass import Collator
-from dataflex.scoring.session import undisturbed
+from dataflex.scoring.passes.row_pass import Collator
 
 MANY = 2**40
 """A count of labels that no step has."""

@@ -19,10 +19,10 @@ import torch.nn.functional as F  # the field's name for it
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ConfigError
+from dataflex.core.ranks.by_row import sum_over_ranks
+from dataflex.model.cross_entropy import token_losses
+from dataflex.model.label_logits import IGNORED
 from dataflex.objective.samples import ROWS, Samples
-from dataflex.scoring.cross_entropy import token_losses
-from dataflex.scoring.gather import sum_over_ranks
-from dataflex.scoring.label_logits import IGNORED
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dataflex.core.errors import ComponentError
+from dataflex.model.output_losses import OutputLosses
 from dataflex.objective.formula import (
     StepPart,
     Total,
@@ -28,7 +29,6 @@ from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.token_losses import CROSS_ENTROPY, CrossEntropy, DynamicFineTuning, TokenLoss
 from dataflex.objective.weighing import Weighing
 from dataflex.rows.batch_rows import BatchRows
-from dataflex.scoring.output_losses import OutputLosses
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -18,6 +18,7 @@ import torch
 
 from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
 from dataflex.interfaces.weighter import WeightsSamples
+from dataflex.model.unwrapped import pretrained_models, require_causal
 from dataflex.objective.loss_function import ReplacedLoss
 from dataflex.objective.loss_routes import LossRoutes
 from dataflex.objective.measuring import Measuring
@@ -29,8 +30,7 @@ from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.weighing import Weighing
 from dataflex.objective.weight_log import WeightLog
 from dataflex.rows.batch_rows import BatchRows
-from dataflex.scoring.models import pretrained_models, require_causal
-from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.passes.row_pass import Collator
 
 if TYPE_CHECKING:
     from transformers import Trainer

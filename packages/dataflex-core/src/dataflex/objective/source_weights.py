@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import FLOAT32_MOST
+from dataflex.core.ranks.by_row import sum_over_ranks
 from dataflex.objective.label_counts import StepCounts, counted_apart
 from dataflex.objective.samples import Samples
-from dataflex.scoring.gather import sum_over_ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

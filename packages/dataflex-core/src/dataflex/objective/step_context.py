@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.interfaces.weighter import WeightsSamples
+from dataflex.model.output_losses import OutputLosses
 from dataflex.objective.present_step import PresentStep
 from dataflex.objective.samples import ROWS, Samples
 from dataflex.objective.step_losses import StepLosses, step_losses
 from dataflex.objective.weighing import Weighing
 from dataflex.rows.batch_rows import BatchRows
-from dataflex.scoring.output_losses import OutputLosses
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
+from dataflex.model.autocast import autocast
+from dataflex.model.cross_entropy import at_positions
+from dataflex.model.label_logits import IGNORED, label_positions
+from dataflex.model.label_losses import losses_at_labels
+from dataflex.model.undisturbed import undisturbed
 from dataflex.objective.samples import Samples
-from dataflex.scoring.autocast import autocast
-from dataflex.scoring.cross_entropy import at_positions
-from dataflex.scoring.label_logits import IGNORED, label_positions
-from dataflex.scoring.label_losses import losses_at_labels
-from dataflex.scoring.row_pass import without_replicas
-from dataflex.scoring.session import undisturbed
+from dataflex.scoring.passes.row_pass import without_replicas
 
 
 @dataclass(frozen=True)

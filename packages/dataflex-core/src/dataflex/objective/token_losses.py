@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 import torch.nn.functional as F
 
-from dataflex.scoring.label_logits import IGNORED
+from dataflex.model.label_logits import IGNORED
 
 
 class TokenLoss(Protocol):

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from dataflex.scoring.gather import sum_over_ranks
+from dataflex.core.ranks.by_row import sum_over_ranks
 
 MOST = 1024
 """Micro-batches that are kept on the device before the host reads them."""

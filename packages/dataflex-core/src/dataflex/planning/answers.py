@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,11 +137,6 @@ def checked_proportions(answer: Any, *, names: Sequence[str], who: str) -> NDArr
         )
     scaled_K: NDArray[np.float64] = shares_K / shares_K.sum()
     return scaled_K
-
-
-def decision_hash(decision: NDArray[Any]) -> str:
-    """Returns 16 hexadecimal digits that two decisions share only if they are equal, number for number, in order."""
-    return hashlib.blake2b(np.ascontiguousarray(decision).tobytes(), digest_size=8).hexdigest()
 
 
 def checked_weights(weights: Any, *, count: int, declared: bool, who: str) -> NDArray[np.float64] | None:

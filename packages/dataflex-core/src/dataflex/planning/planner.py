@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.config.checks.rows import rows_kept
+from dataflex.config.checks.enough_rows import rows_kept
 from dataflex.config.spec import Part
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, blaming

@@ -10,13 +10,13 @@ import torch
 from transformers import TrainingArguments
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.rows import Asked, too_few_kept, too_few_rows
-from dataflex.config.checks.schedule import never_there, step_problems, total_key, two_totals
-from dataflex.config.checks.streams import EPOCH_KEYS, no_end, no_epoch, no_streams
+from dataflex.config.checks.enough_rows import Asked, too_few_kept, too_few_rows
+from dataflex.config.checks.steps import never_there, step_problems, total_key, two_totals
+from dataflex.config.checks.streaming import EPOCH_KEYS, no_end, no_epoch, no_streams
 from dataflex.config.spec import Part, RunSpec, places
 from dataflex.core.errors import ConfigError, Problem, blaming, refuse
-from dataflex.core.registry import find
 from dataflex.core.schedule import Schedule, Steps
+from dataflex.discovery.component_classes import find
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.data import proportion_problems
-from dataflex.config.checks.streams import many_readers, no_sizes, no_sizes_for
+from dataflex.config.checks.datasets import proportion_problems
+from dataflex.config.checks.streaming import many_readers, no_sizes, no_sizes_for
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, refuse
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.planning.mixture import MixtureManager, initial_proportions, shares_in_words
 from dataflex.rows.lengths import row_lengths
 from dataflex.rows.streams import Stream, told_rows

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.config.checks.rows import rows_kept
+from dataflex.config.checks.enough_rows import rows_kept
 from dataflex.config.spec import Part, RunSpec
 from dataflex.core.kinds import SELECTOR
 from dataflex.interfaces.order import Order

@@ -2,7 +2,7 @@
 
 It is cheap for any size: of a large dataset a fixed sample of rows is read, the same in every process and run. So it
 tells another file, split, template or cut-off length from the right one; a single changed row among millions it may
-miss. What a cache of scores depends on is read whole instead (:mod:`dataflex.scoring.fingerprint`).
+miss. What a cache of scores depends on is read whole instead (:mod:`dataflex.scoring.passes.fingerprint`).
 
 Numbers count, not what holds them. A number, a list of numbers (of lists of one length), an array and a tensor are
 taken as an array of one of four types - bool, int64, float64, complex128 - by its shape and its bytes: ``[1, 2]`` is

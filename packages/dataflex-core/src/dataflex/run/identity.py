@@ -3,7 +3,7 @@
 The same questions are asked of every train type and at every door: which rows, in which order, in which schedule, with
 which component and which objective. What is written in a YAML counts unless :data:`MAY_DIFFER` says that nothing which
 is learnt depends on it; so a key that nobody has thought of is refused by name, not passed over. The length of a run
-may grow (:mod:`dataflex.run.length`), and a step may be split over ranks and micro-batches in another way.
+may grow (:mod:`dataflex.run.run_length`), and a step may be split over ranks and micro-batches in another way.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.config.checks.draft import names_in
-from dataflex.config.parts import BY, COMPONENT, EVERY, FILE, FROM, KEEP, OVER, PARAMS
+from dataflex.config.axis_keys import BY, COMPONENT, EVERY, FILE, FROM, KEEP, OVER, PARAMS
+from dataflex.config.checks.parsed_config import names_in
 from dataflex.config.spec import RunSpec, places
-from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError
 from dataflex.core.kinds import BY_TRAIN_TYPE, KINDS
-from dataflex.core.registry import find, full_name, split_name
-from dataflex.core.secret_values import without_secrets
+from dataflex.core.registry import full_name, split_name
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import constructor_parameters
 from dataflex.rows.digest import rows_digest
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
+from dataflex.utils.secret_values import without_secrets
 
 LENGTH = frozenset({"train_step", "update_times", "num_train_epochs", "max_steps"})
 """Keys by which a run is continued: what they come to is compared as a schedule."""
@@ -272,7 +273,7 @@ def _named_alike(known: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differing(key: str, saved: Any, now: Any) -> Iterator[str]:
-    if same(saved, now) or key == "schedule":  # see dataflex.run.length
+    if same(saved, now) or key == "schedule":  # see dataflex.run.run_length
         return
     if key in ("settings", "arguments", "parts"):
         yield from differences(saved or {}, now or {}, "in the checkpoint")

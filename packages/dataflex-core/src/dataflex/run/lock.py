@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import LOCK
+from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:

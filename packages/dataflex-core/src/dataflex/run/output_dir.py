@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.checks.draft import named_checkpoint
+from dataflex.config.checks.parsed_config import named_checkpoint
 from dataflex.config.resolved import NOTES, RecordedRun, recorded_run, resolved, written_config
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import COMPONENTS, STATE
-from dataflex.core.secret_values import without_secrets
 from dataflex.run.checkpoints import all_checkpoints, require_complete, require_writable, run_of
 from dataflex.run.identity import (
     LENGTH,
@@ -22,11 +21,12 @@ from dataflex.run.identity import (
     require_same,
     settings,
 )
-from dataflex.run.length import finished_run
 from dataflex.run.lock import require_unlocked
 from dataflex.run.newest import newest_of_run, newest_to_resume
+from dataflex.run.run_length import finished_run
 from dataflex.run.state import load_state
 from dataflex.utils.logging import logger
+from dataflex.utils.secret_values import without_secrets
 
 FINISHED = "trainer_state.json"  # of a run of an earlier version: written into output_dir when training has ended
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.core.files import SELECTIONS, TRACE, move_aside, remove_unfinished, replacing
-from dataflex.core.secret_values import scrubbed
 from dataflex.utils.logging import logger
+from dataflex.utils.secret_values import scrubbed
 
 _SEGMENT = re.compile(r"step_([0-9]{8,})\.npz")
 

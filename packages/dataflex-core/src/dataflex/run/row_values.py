@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import CheckpointError, Problem, rows_named
-from dataflex.planning.answers import decision_hash
 from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, ROW, RowFile
 from dataflex.utils.logging import logger
@@ -57,7 +57,7 @@ def require_same_numbers(saved: str, values_N: NDArray[Any], file: str | None) -
     """Refuses to go on from a checkpoint with other numbers than those that the run began with.
 
     Args:
-        saved: The :func:`~dataflex.planning.answers.decision_hash` of the numbers that the checkpoint holds.
+        saved: The :func:`~dataflex.core.decision_hash.decision_hash` of the numbers that the checkpoint holds.
         values_N: (N,) the numbers that were read now.
         file: The file that they come from; None for a column of the dataset.
 

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from dataflex.config.checks.draft import named_checkpoint
+from dataflex.config.checks.parsed_config import named_checkpoint
 from dataflex.config.resolved import recorded_run
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.core.secret_values import masked
 from dataflex.run.newest import newest_of_run, newest_to_resume
+from dataflex.utils.secret_values import masked
 
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MODELS = ("adapter_model.safetensors", "adapter_model.bin", *_WHOLE)  # what training saves at its end

@@ -15,23 +15,23 @@ calls the model in its own way runs inside :func:`undisturbed` anyway, and hands
 of a batch to :class:`RowPass`.
 """
 
+from dataflex.core.ranks.by_row import gather_by_row
+from dataflex.model.cross_entropy import sample_means, token_losses
+from dataflex.model.label_logits import label_positions, logits_at_labels
+from dataflex.model.undisturbed import undisturbed
 from dataflex.rows.lengths import KnowsRowLengths, row_lengths
-from dataflex.scoring.adam import AdamDirection, read_moments
-from dataflex.scoring.batches import Batch, plan_batches, shard_batches
-from dataflex.scoring.budget import agreed_budget, default_token_budget
-from dataflex.scoring.cross_entropy import sample_means, token_losses
 from dataflex.scoring.embeddings import hidden_state_embeddings
-from dataflex.scoring.factors import FactoredAdam
-from dataflex.scoring.gather import gather_by_row
-from dataflex.scoring.influence import TargetSet, gradient_features, influences, target_means
-from dataflex.scoring.label_logits import label_positions, logits_at_labels
+from dataflex.scoring.gradients.adam import AdamDirection, read_moments
+from dataflex.scoring.gradients.factors import FactoredAdam
+from dataflex.scoring.gradients.influence import TargetSet, gradient_features, influences, target_means
+from dataflex.scoring.gradients.optimizer_groups import learning_rates, times_rates
+from dataflex.scoring.gradients.per_row import per_sample_gradients
+from dataflex.scoring.gradients.sketch import Sketch
 from dataflex.scoring.losses import per_sample_losses
-from dataflex.scoring.optimizer_groups import learning_rates, times_rates
-from dataflex.scoring.row_gradients import per_sample_gradients
-from dataflex.scoring.row_pass import RowBatch, RowPass, without_replicas
-from dataflex.scoring.session import undisturbed
-from dataflex.scoring.sketch import Sketch
-from dataflex.scoring.store import ScoreStore
+from dataflex.scoring.passes.batch_plan import Batch, plan_batches, shard_batches
+from dataflex.scoring.passes.budget import agreed_budget, default_token_budget
+from dataflex.scoring.passes.row_pass import RowBatch, RowPass, without_replicas
+from dataflex.scoring.passes.score_store import ScoreStore
 from dataflex.scoring.target_rows import Target, read_target
 
 __all__ = [

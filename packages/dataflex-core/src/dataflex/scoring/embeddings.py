@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F  # the field's name for it
 from numpy.typing import NDArray
 
-from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.autocast import autocast
-from dataflex.scoring.hidden_states import Forward, last_hidden_states
-from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
-from dataflex.scoring.session import undisturbed
-from dataflex.scoring.store import ScoreStore
+from dataflex.core.ranks.agreement import from_rank_0
+from dataflex.model.autocast import autocast
+from dataflex.model.hidden_states import Forward, last_hidden_states
+from dataflex.model.undisturbed import undisturbed
+from dataflex.scoring.passes.row_pass import Collator, RowBatch, RowPass, without_replicas
+from dataflex.scoring.passes.score_store import ScoreStore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.core.agreement import on_every_rank, require_agreement
 from dataflex.core.errors import CheckpointError, ComponentError, blaming
+from dataflex.core.ranks.agreement import on_every_rank, require_agreement
 from dataflex.core.score_names import ScoreName
 from dataflex.run.row_file import values_digest
 from dataflex.scoring.score_sources import ScoreSource

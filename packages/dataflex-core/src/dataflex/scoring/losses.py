@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.autocast import autocast
-from dataflex.scoring.cross_entropy import sample_means
-from dataflex.scoring.label_logits import label_positions
-from dataflex.scoring.label_losses import LabelLosses, losses_at_labels
-from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
-from dataflex.scoring.session import undisturbed
-from dataflex.scoring.store import ScoreStore
+from dataflex.model.autocast import autocast
+from dataflex.model.cross_entropy import sample_means
+from dataflex.model.label_logits import label_positions
+from dataflex.model.label_losses import LabelLosses, losses_at_labels
+from dataflex.model.undisturbed import undisturbed
+from dataflex.scoring.passes.row_pass import Collator, RowBatch, RowPass, without_replicas
+from dataflex.scoring.passes.score_store import ScoreStore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

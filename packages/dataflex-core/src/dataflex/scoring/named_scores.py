@@ -32,7 +32,7 @@ from dataflex.core.score_names import LOSS, SEEN, ScoreName
 from dataflex.rows.views import rows_within
 from dataflex.scoring.fixed_scores import FixedScores
 from dataflex.scoring.losses import per_sample_losses
-from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.score_sources import ScoreSource, fixed_sources, loss_store
 from dataflex.scoring.seen_losses import SeenLosses
 

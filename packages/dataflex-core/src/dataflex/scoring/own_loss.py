@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.budget import is_out_of_memory
-from dataflex.scoring.gradient_uses import FAILURES
-from dataflex.scoring.models import pretrained_models
-from dataflex.scoring.row_pass import Collator
-from dataflex.scoring.session import undisturbed
+from dataflex.model.undisturbed import undisturbed
+from dataflex.model.unwrapped import pretrained_models
+from dataflex.scoring.gradients.uses import FAILURES
+from dataflex.scoring.passes.budget import is_out_of_memory
+from dataflex.scoring.passes.row_pass import Collator
 
 FLOAT32, HALF = 1e-3, 3e-2
 """How far two computations of a loss may be apart, as a part of it, for rounding alone."""

@@ -16,9 +16,9 @@ from dataflex.rows.lengths import row_lengths
 from dataflex.rows.score_columns import ScoreColumns
 from dataflex.run.row_file import read_rows
 from dataflex.run.row_values import placed
-from dataflex.run.scores import SCORE
-from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
-from dataflex.scoring.store import ScoreStore
+from dataflex.run.score_file import SCORE
+from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
+from dataflex.scoring.passes.score_store import ScoreStore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import CheckpointError
-from dataflex.scoring.gather import PART_NUMBERS
+from dataflex.core.ranks.by_row import PART_NUMBERS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,7 +9,7 @@ A set is apart where a row has another number of labels than tokens, or labels n
 its tokens. Rows that are apart are put together: prompt and answer, labels on the answer. That is the whole form of a
 row of one turn. Of several turns, the whole form has labels on every answer and this one on the last, so a run through
 LLaMA-Factory does not come here: its rows are tokenised once more, as without the key (see
-:mod:`dataflex.integrations.llamafactory.target_rows`).
+:mod:`dataflex.integrations.llamafactory.generating_targets`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from dataflex.core.errors import ConfigError, Problem
+from dataflex.model.label_logits import IGNORED
 from dataflex.rows.columns import columns_chunks, labelled_rows
 from dataflex.rows.views import PlannedRows, Row, fetch
-from dataflex.scoring.label_logits import IGNORED
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import tracked
 

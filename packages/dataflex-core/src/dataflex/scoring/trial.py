@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError, DataflexError
+from dataflex.model.autocast import autocast
 from dataflex.rows.columns import first_labelled_rows
-from dataflex.scoring.autocast import autocast
 from dataflex.scoring.embeddings import Pooling, hidden_state_embeddings
-from dataflex.scoring.gradient_sinks import Norms
-from dataflex.scoring.gradient_uses import FAILURES
-from dataflex.scoring.influence import require_finite_gradients
+from dataflex.scoring.gradients.influence import require_finite_gradients
+from dataflex.scoring.gradients.per_row import per_sample_gradients
+from dataflex.scoring.gradients.sinks import Norms
+from dataflex.scoring.gradients.uses import FAILURES
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.own_loss import (
     model_name,
@@ -27,8 +28,7 @@ from dataflex.scoring.own_loss import (
     require_rows_alone,
     without_gradients,
 )
-from dataflex.scoring.row_gradients import per_sample_gradients
-from dataflex.scoring.row_pass import Collator, RowBatch, RowPass, without_replicas
+from dataflex.scoring.passes.row_pass import Collator, RowBatch, RowPass, without_replicas
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

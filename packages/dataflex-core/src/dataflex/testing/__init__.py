@@ -12,10 +12,10 @@ Everything is built on the spot from a seed, so a test needs no download and see
 It needs torch and transformers, but no pytest; ``import dataflex`` does not import it.
 """
 
-from dataflex.testing.arguments import tiny_training_args
 from dataflex.testing.devices import device
-from dataflex.testing.models import TINY_SPECIAL_TOKENS, tiny_model, tiny_tokenizer
-from dataflex.testing.rows import TokenRows, pad_collate, tiny_batch
+from dataflex.testing.quiet_arguments import tiny_training_args
+from dataflex.testing.tiny_models import TINY_SPECIAL_TOKENS, tiny_model, tiny_tokenizer
+from dataflex.testing.token_rows import TokenRows, pad_collate, tiny_batch
 
 __all__ = [
     "TINY_SPECIAL_TOKENS",

@@ -19,7 +19,7 @@ from transformers.trainer_utils import RemoveColumnsCollator
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
-from dataflex.core import stopping
+from dataflex.core import sigterm
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import StoppedError
 from dataflex.core.kinds import Kind
@@ -33,7 +33,6 @@ from dataflex.run.checkpoints import PREFIX, require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
 from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
-from dataflex.trainer.components import Components
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import Evaluation
@@ -41,6 +40,7 @@ from dataflex.trainer.given import by_name, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
+from dataflex.trainer.run_components import Components
 from dataflex.trainer.run_folder import RunFolder
 from dataflex.trainer.run_state import RunState
 from dataflex.trainer.saving import CheckpointWriter, without_secret_fields
@@ -50,9 +50,9 @@ from dataflex.trainer.static_batches import StaticBatches
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
 from dataflex.trainer.workers import outliving_sigterm
-from dataflex.upstream.passes import PassKeeper
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.renamed_weights import holds_renamed_weights, load_renamed_weights
+from dataflex.upstream.sampler_pass import PassKeeper
 from dataflex.upstream.sharded_optimizer import fill_sharded_optimizer
 from dataflex.utils.progress import without_bars
 
@@ -198,12 +198,12 @@ class DynamicTrainer(Base):
         Raises:
             ConfigError: Another run is writing to ``output_dir``, there is no such checkpoint, or nothing left to do.
             CheckpointError: The checkpoint belongs to another run, or is of a longer one.
-            StoppedError: SIGTERM came, and the command line runs this process; see :mod:`dataflex.core.stopping`.
+            StoppedError: SIGTERM came, and the command line runs this process; see :mod:`dataflex.core.sigterm`.
         """
         with locked_on_rank_0(self.output_dir, self.accelerator):
             resume_from_checkpoint = self._dataflex_folder.enter(resume_from_checkpoint)
             # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
-            catching = nullcontext() if vars(self.args).get("enable_jit_checkpoint") else stopping.caught()
+            catching = nullcontext() if vars(self.args).get("enable_jit_checkpoint") else sigterm.caught()
             with catching, without_bars(bool(self.args.disable_tqdm)):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
             self._dataflex_folder.trained()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dataflex.config.spec import Part
-from dataflex.core.agreement import from_rank_0, on_every_rank
 from dataflex.core.component import Component
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import blaming
-from dataflex.scoring.session import undisturbed
+from dataflex.core.ranks.agreement import from_rank_0, on_every_rank
+from dataflex.model.undisturbed import undisturbed
 from dataflex.trainer.engine import computes_before_training
 from dataflex.trainer.host import Host
 from dataflex.utils.progress import Progress, without_bars

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import DistributedType
 
-from dataflex.config.checks.loader import CONFIG, KEYS, flat, loader_problems
+from dataflex.config.checks.loader_keys import CONFIG, KEYS, flat, loader_problems
 from dataflex.core.errors import ConfigError, refuse
 
 if TYPE_CHECKING:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import secrets
 
 from dataflex.config.resolved import RecordedRun, note_results, recorded_run, write_config
-from dataflex.core.agreement import from_rank_0
 from dataflex.core.errors import ConfigError
+from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.run.checkpoints import require_complete
 from dataflex.run.identity import require_same
-from dataflex.run.length import require_no_shorter, require_unfinished
 from dataflex.run.newest import newest_to_resume
 from dataflex.run.output_dir import require_unused
 from dataflex.run.record import RunRecord
 from dataflex.run.replaced import set_aside, set_later_aside
 from dataflex.run.results import Results
+from dataflex.run.run_length import require_no_shorter, require_unfinished
 from dataflex.run.state import load_state, require_step
 from dataflex.trainer.host import Host
 from dataflex.upstream.cpu_ranks import allow_numbered_cpus

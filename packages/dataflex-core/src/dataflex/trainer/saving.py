@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dataflex.core.plugins import call_hook
-from dataflex.core.secret_values import is_secret
+from dataflex.discovery.plugins import call_hook
 from dataflex.run.checkpoints import begin_writing, mark_complete, naming_write_errors, rotate
 from dataflex.run.state import save_state
 from dataflex.trainer.host import Host
+from dataflex.utils.secret_values import is_secret
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.core.agreement import require_agreement
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import CheckpointError, StoppedError
-from dataflex.core.plugins import call_hook
+from dataflex.core.ranks.agreement import require_agreement
 from dataflex.core.schedule import Segment
-from dataflex.planning.answers import decision_hash
+from dataflex.discovery.plugins import call_hook
+from dataflex.model.undisturbed import undisturbed
 from dataflex.planning.decisions import Plan
 from dataflex.planning.planner import Planner
 from dataflex.planning.run_schedule import global_batch_size
 from dataflex.planning.selecting import Chosen
 from dataflex.planning.stages import Stages
-from dataflex.run.length import require_continues
 from dataflex.run.record import summary
-from dataflex.scoring.session import undisturbed
+from dataflex.run.run_length import require_continues
 from dataflex.trainer.host import Host
 from dataflex.utils.logging import logger
 

@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed
 
-from dataflex.config.checks.draft import named_checkpoint
-from dataflex.core import stopping
+from dataflex.config.checks.parsed_config import named_checkpoint
+from dataflex.core import sigterm
 from dataflex.core.errors import StoppedError
 from dataflex.trainer.host import Host
 
 
 class StepStop:
-    """Stops the trainer's run where the process was asked to (see :mod:`dataflex.core.stopping`).
+    """Stops the trainer's run where the process was asked to (see :mod:`dataflex.core.sigterm`).
 
     Args:
         trainer: The trainer.
@@ -29,11 +29,11 @@ class StepStop:
 
         Costs nothing on one rank, and on several one reduction of a number on the CPU: it waits for no device.
         """
-        if not stopping.may_be_asked():
+        if not sigterm.may_be_asked():
             return False
         if self._trainer.accelerator.num_processes == 1:
-            return stopping.asked()
-        wish = torch.tensor([int(stopping.asked())])
+            return sigterm.asked()
+        wish = torch.tensor([int(sigterm.asked())])
         distributed.all_reduce(wish, op=distributed.ReduceOp.MAX, group=self._cpu_group)
         return bool(wish.item())
 

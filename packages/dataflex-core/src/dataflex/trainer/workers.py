@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.data_loader import DataLoaderAdapter
 from torch.utils.data import DataLoader
 
-from dataflex.core import stopping
+from dataflex.core import sigterm
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def outliving_sigterm(loader: Any) -> Any:
             torch's is returned as it is.
     """
     reads = loader.base_dataloader if isinstance(loader, DataLoaderAdapter) else loader
-    if stopping.may_be_asked() and isinstance(reads, DataLoader) and reads.num_workers:
+    if sigterm.may_be_asked() and isinstance(reads, DataLoader) and reads.num_workers:
         found = reads.worker_init_fn
         if not isinstance(found, _Undisturbed):
             reads.worker_init_fn = _Undisturbed(found)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from packaging.version import Version
 
 from dataflex.core.errors import IncompatiblePackagesError
-from dataflex.core.installed import version_of
+from dataflex.discovery.installed import version_of
 
 SEEN = {
     "transformers": ("4.51.0", "5.24.0"),

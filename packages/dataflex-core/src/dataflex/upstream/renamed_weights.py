@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from dataflex.utils.whole_models import whole_models
+from dataflex.model.whole import whole_models
 
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from dataflex.core.secret_values import scrubbed
+from dataflex.utils.secret_values import scrubbed
 
 logger = logging.getLogger("dataflex")
 logger.addHandler(logging.NullHandler())

@@ -1,5 +1,1 @@
 """The workspace of ``dataflex-cli init``: data, a model and one YAML per kind of run, made without any download."""
-
-from dataflex.workspace.build import Workspace, create
-
-__all__ = ["Workspace", "create"]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError
-from dataflex.workspace.components import packaged_components
 from dataflex.workspace.configs import RUNS, readme, run_config
-from dataflex.workspace.data import write_data
-from dataflex.workspace.model import write_model
-from dataflex.workspace.text import DOMAINS, harvest
+from dataflex.workspace.corpus import write_data
+from dataflex.workspace.example_presets import packaged_components
+from dataflex.workspace.library_text import DOMAINS, harvest
+from dataflex.workspace.small_model import write_model
 
 SEED = 42
 

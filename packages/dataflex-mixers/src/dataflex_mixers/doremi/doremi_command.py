@@ -17,11 +17,11 @@ from dataflex.config.overrides import parse_override
 from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.hookspecs import Command
-from dataflex.core.secret_values import masked, remember, taken_out, without_secrets
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_llamafactory
 from dataflex.launch.supervised import supervised
 from dataflex.utils.logging import log_to_stderr, logger
+from dataflex.utils.secret_values import masked, remember, taken_out, without_secrets
 
 from dataflex_mixers.doremi.handover import read_weights, reference_of
 from dataflex_mixers.doremi.pipeline import STEPS, Pipeline, parse, read_yaml, write_yaml

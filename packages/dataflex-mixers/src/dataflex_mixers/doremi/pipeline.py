@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dataflex.config.checks.draft import names_in
+from dataflex.config.checks.parsed_config import names_in
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.files import replacing

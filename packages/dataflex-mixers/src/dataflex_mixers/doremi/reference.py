@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.parameter_checks import text
+from dataflex.model.autocast import autocast
+from dataflex.model.label_logits import IGNORED
+from dataflex.model.unwrapped import output_embeddings, pretrained_models
+from dataflex.model.whole import full_shape, whole_models
 from dataflex.scoring import token_losses
-from dataflex.scoring.autocast import autocast
-from dataflex.scoring.label_logits import IGNORED
-from dataflex.scoring.models import output_embeddings, pretrained_models
-from dataflex.utils.whole_models import full_shape, whole_models
 from transformers import AutoModelForCausalLM
 
 

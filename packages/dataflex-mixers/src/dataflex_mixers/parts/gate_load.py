@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from dataflex.core.errors import ConfigError
+from dataflex.model.unwrapped import pretrained_models
+from dataflex.model.whole import full_shape
 from dataflex.scoring import RowBatch
-from dataflex.scoring.models import pretrained_models
-from dataflex.utils.whole_models import full_shape
 from numpy.typing import NDArray
 
 GATES = ("gate", "router")  # what transformers calls the linear layer that chooses experts

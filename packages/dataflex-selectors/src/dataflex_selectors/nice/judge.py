@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from dataflex.core import stopping
+from dataflex.core import sigterm
 from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
@@ -143,7 +143,7 @@ def _completed(asked: Iterable[Future[float]]) -> Iterator[Future[float]]:
     left = set(asked)
     while left:
         done, left = wait(left, _LOOKS_EVERY, FIRST_COMPLETED)
-        if stopping.asked():
+        if sigterm.asked():
             raise StoppedError("stopped by SIGTERM while a judge was asked -> the same command goes on")
         yield from done
 

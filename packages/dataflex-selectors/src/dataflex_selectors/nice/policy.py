@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from dataflex.model.label_logits import IGNORED
 from dataflex.scoring import TargetSet
-from dataflex.scoring.label_logits import IGNORED
 from numpy.typing import NDArray
 
 from dataflex_selectors.nice.prompts import Prompt

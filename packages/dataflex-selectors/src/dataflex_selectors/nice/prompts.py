@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from dataflex.core.errors import ComponentError
-from dataflex.scoring.label_logits import IGNORED
+from dataflex.model.label_logits import IGNORED
 
 
 @dataclass(frozen=True)

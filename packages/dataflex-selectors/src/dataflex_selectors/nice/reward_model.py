@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.errors import ConfigError
+from dataflex.model.autocast import autocast
 from dataflex.scoring import RowBatch, RowPass
-from dataflex.scoring.autocast import autocast
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -17,9 +17,9 @@ import torch
 from dataflex.core.component import seeded
 from dataflex.core.errors import ComponentError, Problem
 from dataflex.core.parameter_checks import count, count_or_null, positive, share
+from dataflex.model.autocast import autocast
+from dataflex.model.unwrapped import pretrained_models
 from dataflex.scoring import RowBatch, RowPass, undisturbed, without_replicas
-from dataflex.scoring.autocast import autocast
-from dataflex.scoring.models import pretrained_models
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, PreTrainedModel

@@ -18,9 +18,8 @@ from dataflex.core.errors import ComponentError, Problem, nearest
 from dataflex.core.parameter_checks import count, one_of
 from dataflex.rows.columns import column_chunks
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
-from dataflex.scoring.autocast import autocast
 from dataflex.scoring.embeddings import POOLINGS
-from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_embeddings
 from dataflex.utils.progress import Progress, tracked
 from numpy.typing import NDArray

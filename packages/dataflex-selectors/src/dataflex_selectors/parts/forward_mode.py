@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from dataflex.core.errors import ComponentError
+from dataflex.model.autocast import autocast
 from dataflex.scoring import (
     RowBatch,
     RowPass,
@@ -28,8 +29,7 @@ from dataflex.scoring import (
     sample_means,
     token_losses,
 )
-from dataflex.scoring.autocast import autocast
-from dataflex.scoring.loss_scale import TOKEN_SCALE, computes_in_fp16
+from dataflex.scoring.gradients.loss_scale import TOKEN_SCALE, computes_in_fp16
 from numpy.typing import NDArray
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel

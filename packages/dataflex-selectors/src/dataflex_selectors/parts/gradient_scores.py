@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dataflex.core.agreement import on_every_rank
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count_or_null, one_of
+from dataflex.core.ranks.agreement import on_every_rank
 from dataflex.scoring import (
     FactoredAdam,
     RowPass,
@@ -33,9 +33,9 @@ from dataflex.scoring import (
     times_rates,
     without_replicas,
 )
-from dataflex.scoring.adam import require_adam
-from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
-from dataflex.scoring.gradient_routes import Route, gradient_routes
+from dataflex.scoring.gradients.adam import require_adam
+from dataflex.scoring.gradients.routes import Route, gradient_routes
+from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray

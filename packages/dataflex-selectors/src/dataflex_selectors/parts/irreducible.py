@@ -16,12 +16,12 @@ import torch
 import transformers
 from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST
+from dataflex.model.whole import whole_models
 from dataflex.rows.columns import number_column
 from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest
-from dataflex.scoring.row_pass import Collator
+from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
+from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
-from dataflex.utils.whole_models import whole_models
 from numpy.typing import NDArray
 from packaging.version import Version
 from transformers import AutoModelForCausalLM

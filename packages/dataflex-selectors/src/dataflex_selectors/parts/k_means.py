@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from dataflex.scoring.budget import device_memory
+from dataflex.scoring.passes.budget import device_memory
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 

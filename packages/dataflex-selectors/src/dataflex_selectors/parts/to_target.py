@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from dataflex.core.agreement import from_rank_0
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import count, count_or_null, stated

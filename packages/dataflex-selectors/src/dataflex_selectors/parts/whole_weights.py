@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dataflex.core.errors import Problem
-from dataflex.scoring.models import sharding_engine
+from dataflex.model.unwrapped import sharding_engine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

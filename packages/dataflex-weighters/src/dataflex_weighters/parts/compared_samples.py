@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from dataflex.core.errors import ComponentError
-from dataflex.objective.gather_samples import gather_samples
-from dataflex.scoring.label_logits import IGNORED
+from dataflex.core.ranks.gather_samples import gather_samples
+from dataflex.model.label_logits import IGNORED
 
 if TYPE_CHECKING:
     from dataflex.train.weighter.base_weighter import StepContext

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataflex.config.arguments import COMPOSED
-from dataflex.config.checks.draft import Draft
-from dataflex.config.components import SHORT_FORM, Place
-from dataflex.config.parts import AXES, COMPONENT, FROM, PARAMS
+from dataflex.config.axis_keys import AXES, COMPONENT, FROM, PARAMS
+from dataflex.config.checks.parsed_config import Draft
+from dataflex.config.component_choice import SHORT_FORM, Place
 from dataflex.config.spec import begins
 from dataflex.core import registry
-from dataflex.core.catalog import ComponentInfo
 from dataflex.core.errors import Problem, listed
 from dataflex.core.kinds import KINDS, ORDER, SELECTOR, Kind
+from dataflex.discovery.catalog import ComponentInfo
 
 
 @dataclass(frozen=True)

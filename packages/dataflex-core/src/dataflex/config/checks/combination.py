@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dataflex.config.arguments import COMPOSED
-from dataflex.config.checks.draft import Draft, KnownPart
-from dataflex.config.checks.rows import repeats
-from dataflex.config.parts import BY, COLUMN, FILE, KEEP, OVER
+from dataflex.config.axis_keys import BY, COLUMN, FILE, KEEP, OVER
+from dataflex.config.checks.enough_rows import repeats
+from dataflex.config.checks.parsed_config import Draft, KnownPart
 from dataflex.core.errors import Problem, listed, nearest
 from dataflex.core.kinds import ORDER, SELECTOR
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataflex.config.checks.files import shown
+from dataflex.config.checks.data_files import shown
 from dataflex.core.errors import ConfigError, nearest
 
 INFO = "dataset_info.json"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dataflex.config.checks.data_files import Table, shown
 from dataflex.config.checks.dataset_entry import INFO, Entry
-from dataflex.config.checks.files import Table, shown
 from dataflex.core.errors import ConfigError, listed
 
 _TYPES = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}

@@ -15,15 +15,15 @@ from dataflex.config.arguments import (
     WEIGHT_OBJECTIVES,
     DataflexArguments,
 )
-from dataflex.config.checks.draft import find_path, names_in
+from dataflex.config.axis_keys import AXES, BY, OVER, keys_of, parse_axis
+from dataflex.config.checks.parsed_config import find_path, names_in
 from dataflex.config.checks.ranges import MOST_STEPS
 from dataflex.config.known_keys import argument_sources, enabled, llamafactory_keys, readable_keys
-from dataflex.config.parts import AXES, BY, OVER, keys_of, parse_axis
 from dataflex.config.text import is_decimal, shortened, unprintable
-from dataflex.core.catalog import components
 from dataflex.core.errors import Problem, nearest
 from dataflex.core.kinds import KINDS, ORDER
 from dataflex.core.parameter_checks import is_number
+from dataflex.discovery.catalog import components
 
 _CHOICES = {
     "train_type": TRAIN_TYPES,

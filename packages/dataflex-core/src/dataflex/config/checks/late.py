@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataflex.config.checks.draft import Draft, expanded, named_checkpoint, names_in
+from dataflex.config.checks.parsed_config import Draft, expanded, named_checkpoint, names_in
 from dataflex.core.errors import Problem
 
 _BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.checks.model import ADAPTER_KEYS
+from dataflex.config.checks.model_folders import ADAPTER_KEYS
 from dataflex.config.checks.ranges import MOST, STEPS_OR_SHARES, WHOLE_FLOATS, Bounds, bounds
 from dataflex.config.declared_values import (
     OPEN,
@@ -26,7 +26,7 @@ from dataflex.config.declared_values import (
 from dataflex.config.load import read_text
 from dataflex.config.text import is_decimal, parse_json, shortened, unprintable
 from dataflex.core.errors import ConfigError, Problem, nearest
-from dataflex.core.secret_values import masked
+from dataflex.utils.secret_values import masked
 
 _ALSO: Mapping[str, str] = {
     "dataset_dir": "dict",  # the definitions themselves

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataflex.config.spec import RunSpec
-from dataflex.integrations.llamafactory.columns import KeptColumns, wanted_columns
-from dataflex.integrations.llamafactory.reading import named
-from dataflex.integrations.llamafactory.sources import Loading, knows_sources, load_held_out, load_sources
-from dataflex.integrations.llamafactory.streams import in_one_piece
-from dataflex.integrations.llamafactory.target_rows import (
+from dataflex.integrations.llamafactory.generating_targets import (
     aims_at_generated_rows,
     require_tokenised_as_trained,
     rows_as_trained,
 )
+from dataflex.integrations.llamafactory.raw_columns import KeptColumns, wanted_columns
+from dataflex.integrations.llamafactory.reading import named
+from dataflex.integrations.llamafactory.stream_datasets import in_one_piece
+from dataflex.integrations.llamafactory.tokenized_sources import Loading, knows_sources, load_held_out, load_sources
 from dataflex.planning.run_schedule import require_map_style, require_observable, run_schedule
 from dataflex.run.output_dir import require_rows_of_checkpoint
 from dataflex.utils.progress import Progress, without_bars

@@ -12,10 +12,10 @@ import torch
 from dataflex.config.spec import RunSpec
 from dataflex.integrations.llamafactory import ray, reading
 from dataflex.integrations.llamafactory.patches import in_words, installed, standing_in
-from dataflex.integrations.llamafactory.streams import keys_for_llamafactory
+from dataflex.integrations.llamafactory.stream_datasets import keys_for_llamafactory
 from dataflex.run.scoring_weights import ScoringWeights
 from dataflex.trainer import DynamicTrainer
-from dataflex.trainer.score import ScoresWrittenError, ScoreTrainer
+from dataflex.trainer.score_trainer import ScoresWrittenError, ScoreTrainer
 
 
 def run(spec: RunSpec) -> None:

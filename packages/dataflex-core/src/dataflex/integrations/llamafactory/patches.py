@@ -35,7 +35,7 @@ from dataflex.run.output_dir import (
     resolve_resume,
 )
 from dataflex.trainer import BY_TRAIN_TYPE, DynamicTrainer, trainer_class
-from dataflex.trainer.score import ScoreTrainer
+from dataflex.trainer.score_trainer import ScoreTrainer
 from dataflex.upstream.relied_on import require_llamafactory
 
 TRAINER_STATE = "trainer_state.json"

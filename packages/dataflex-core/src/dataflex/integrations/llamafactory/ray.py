@@ -13,7 +13,7 @@ from typing import Any
 import llamafactory.train.tuner as tuner
 
 from dataflex.config.spec import RunSpec
-from dataflex.core.plugins import load_plugin_files
+from dataflex.discovery.plugins import load_plugin_files
 from dataflex.integrations.llamafactory.patches import installed
 from dataflex.utils.logging import log_to_stderr
 

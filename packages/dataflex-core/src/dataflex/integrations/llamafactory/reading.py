@@ -17,9 +17,9 @@ import datasets
 import llamafactory.data.loader as data_loader
 from datasets.exceptions import DatasetGenerationError
 
-from dataflex.config.checks.data import read_info
+from dataflex.config.checks.data_files import data_files, read_table
 from dataflex.config.checks.dataset_entry import INFO, entry
-from dataflex.config.checks.files import data_files, read_table
+from dataflex.config.checks.datasets import read_info
 from dataflex.config.checks.formats import require_format
 from dataflex.core.errors import ConfigError, DataflexError
 

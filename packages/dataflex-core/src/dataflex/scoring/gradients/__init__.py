@@ -1,0 +1,1 @@
+"""Gradients of each row's loss, and what is made of them: sketches, directions, influence."""

@@ -1,0 +1,200 @@
+"""The components of a run: made with what they ask for, each known by its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflex.config.spec import Part
+from dataflex.core.component import Component
+from dataflex.core.errors import blaming
+from dataflex.core.files import CACHE
+from dataflex.core.kinds import MIXER, WEIGHTER
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct, constructor_parameters
+from dataflex.discovery.injected import SEED, TARGETS
+from dataflex.model.unwrapped import pretrained_models, require_causal
+from dataflex.planning.mixture import MixtureManager
+from dataflex.planning.stages import Stages
+from dataflex.rows.views import MixedSources, PlannedRows
+from dataflex.run.state import require_savable
+from dataflex.scoring.target_rows import whole_sets
+from dataflex.trainer.given import first_rows, require_rows_apart, rows_to_learn
+from dataflex.trainer.host import Host
+
+
+class Components:
+    """Selectors, mixer, order and weighter of a run.
+
+    Args:
+        trainer: The trainer, ready but for its schedule.
+        mixture: The sources of the train dataset and their shares; None where it is one.
+        target_dataset: Evaluation rows for components, where they are other ones than those for evaluation.
+        held_out: Source -> held-out rows, for mixers that ask for them; None: the evaluation rows, if they are such a
+            mapping.
+
+    Attributes:
+        stages: Those that decide which rows are trained on; None where the loader of a static run is kept.
+        weighter: The weighter; None where there is none.
+        observing_mixer: The mixer, where it looks at losses; known once :meth:`require_fitting` is back.
+    """
+
+    def __init__(self, trainer: Host, mixture: MixtureManager | None, target_dataset: Any, held_out: Any) -> None:
+        self._trainer, self._mixture = trainer, mixture
+        self._target_dataset, self._held_out = target_dataset, held_out
+        spec = trainer.spec
+        self.stages = (
+            Stages(spec, len(trainer.train_dataset), mixture, self._made, trainer.seed) if spec.plans else None
+        )
+        self.observing_mixer: Any = None
+        self.weighter: Any = None if spec.weighter is None else self._made(spec.weighter, None, None)
+
+    def __iter__(self) -> Iterator[tuple[Part, Any]]:
+        """Yields each component with its part of the run; a selector inside of a mixture once for each source."""
+        if self.stages is not None:
+            yield from self.stages.components()
+        if self._trainer.spec.weighter is not None:
+            yield self._trainer.spec.weighter, self.weighter
+
+    def asked(self, update_rows: int) -> Iterator[tuple[Part, Any, int]]:
+        """Yields each component as the iterator does, and the most rows that it is asked for at once.
+
+        Args:
+            update_rows: The most rows that an update trains on.
+        """
+        if self.stages is not None:
+            yield from self.stages.asked(update_rows)
+        if self._trainer.spec.weighter is not None:
+            yield self._trainer.spec.weighter, self.weighter, 0
+
+    def replace(self, component: Any) -> None:
+        """Puts another component in the place of the only one."""
+        if self.stages is None:
+            self.weighter = component
+        else:
+            self.stages.replace(component)
+
+    @property
+    def only(self) -> Any:
+        """The component of a run that has one; None where there are none or several."""
+        found = [component for _, component in self]
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def selector_weighs(self) -> bool:
+        """Whether the selector that chooses may give its rows weights."""
+        return self.stages is not None and any(type(placed.component).weighs for placed in self.stages.selectors)
+
+    def require_fitting(self) -> None:
+        """Tries what the components need of model and collator: mixers look at the model, others at single rows.
+
+        Raises:
+            ConfigError: With the way out.
+        """
+        for part, component in self:
+            who = f"the {part.component.in_words}"
+            if isinstance(component, Component) and component.reads_batches:
+                require_rows_apart(self._trainer.scoring_collator, first_rows(self._trainer.train_dataset), who)
+            if part.component.kind is WEIGHTER:
+                self._require_rows_apart(who, documents=True)
+            if part.component.kind is MIXER:
+                self._require_fitting_mixer(part, component)
+
+    def _require_fitting_mixer(self, part: Part, mixer: Any) -> None:
+        model = self._trainer.model
+        with blaming(part.component.in_words):
+            self.observing_mixer = mixer if mixer.observes else None
+        if self.observing_mixer is not None:
+            require_causal(pretrained_models(model))
+            self._require_rows_apart(f"the {part.component.in_words}")
+        with blaming(part.component.in_words):
+            mixer.prepare(model)
+
+    def _require_rows_apart(self, who: str, documents: bool = False) -> None:
+        """Tries the collator of training, which sees no columns that the model does not take."""
+        trainer = self._trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
+        require_rows_apart(collate, first_rows(trainer.train_dataset), who, documents=documents)
+
+    def trial(self) -> tuple[Any, list[Any]]:
+        """Returns the collator of training, and some rows with labels."""
+        trainer = self._trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
+        return collate, rows_to_learn(trainer.train_dataset)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the components remember, after a look at whether a checkpoint can hold it and give it back."""
+        for part, component in self:
+            if isinstance(component, Component):
+                with blaming(part.component.in_words):
+                    require_savable(component.state_dict(), part.component.in_words)
+        stages, weighter = self.stages, self.weighter
+        state: dict[str, Any] = {"stages": None if stages is None else stages.state_dict(), "weighter": None}
+        if isinstance(weighter, Component):
+            state["weighter"] = [weighter.state_dict(), weighter.left_out]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        parts = [part for part, _ in self]
+        with blaming(parts[0].component.in_words) if len(parts) == 1 else nullcontext():
+            if self.stages is not None:
+                self.stages.load_state_dict(state["stages"])
+            if state["weighter"] is not None:
+                self.weighter.load_state_dict(state["weighter"][0])
+                self.weighter.left_out = state["weighter"][1]
+
+    def injectable(
+        self, part: Part | None = None, rows: NDArray[np.int64] | None = None, source: int | None = None
+    ) -> dict[str, Any]:
+        """Returns the runtime objects that a component may ask for by parameter name.
+
+        Args:
+            part: The component's part of the run.
+            rows: The rows of the train dataset that it is made on; None for all.
+            source: The source that it is made on; None for all.
+        """
+        trainer = self._trainer
+        preset = "" if part is None else part.component.preset
+        folder = os.path.join(trainer.output_dir, CACHE, preset)
+        held_out = self._held_out
+        if held_out is None and isinstance(trainer.eval_dataset, Mapping):
+            held_out = trainer.eval_dataset
+        mixing = {} if self._mixture is None else {"mixture_manager": self._mixture, "mixer_eval_dataset": held_out}
+        return {
+            "dataset": self._rows_of(rows, source),
+            "eval_dataset": trainer.eval_dataset if self._target_dataset is None else self._target_dataset,
+            "accelerator": trainer.accelerator,
+            "data_collator": trainer.scoring_collator,
+            "output_dir": trainer.output_dir,
+            "cache_dir": folder if source is None else os.path.join(folder, f"source_{source}"),
+            "tokenizer": trainer.processing_class,
+            "seed": trainer.seed,
+            **mixing,
+        }
+
+    def _made(self, part: Part, rows: NDArray[np.int64] | None, source: int | None) -> Any:
+        wanted, trainer = part.component, self._trainer
+        cls, runtime = find(wanted.kind, wanted.name), self.injectable(part, rows, source)
+        for key in TARGETS.intersection(constructor_parameters(cls)[0], runtime):
+            runtime[key] = whole_sets(runtime[key])
+        component = construct(cls, wanted.params, runtime)
+        if isinstance(component, Component):
+            name = wanted.preset if source is None else f"{wanted.preset} in {trainer.train_dataset.names[source]}"
+            with blaming(part.component.in_words):
+                component.bind(name, wanted.params.get(SEED, trainer.seed), trainer.output_dir)
+        return component
+
+    def _rows_of(self, rows: NDArray[np.int64] | None, source: int | None) -> Any:
+        """Returns the dataset of a place, or a view of some of its rows."""
+        dataset: Any = self._trainer.train_dataset
+        first = 0
+        if source is not None:
+            assert isinstance(dataset, MixedSources)
+            first, dataset = int(dataset.offsets[source]), dataset.sources[source]
+        return dataset if rows is None else PlannedRows(dataset, rows - first)
