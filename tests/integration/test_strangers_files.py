@@ -16,7 +16,7 @@ from dataflex.run.checkpoints import all_checkpoints, is_ours, step_of
 from dataflex.scoring.passes.score_store import FOLDER, ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
-from dataflex.workspace import create
+from dataflex.workspace.build import create
 from dataflex_mixers.doremi.doremi_command import run as doremi
 from transformers import Trainer, TrainerCallback
 

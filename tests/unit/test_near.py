@@ -8,7 +8,7 @@ import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.testing import TokenRows, tiny_model
 from dataflex_selectors import near
 from dataflex_selectors.near import NearSelector, nearest_in_turn

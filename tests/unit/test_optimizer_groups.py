@@ -10,7 +10,7 @@ import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import TargetSet, influences, learning_rates, per_sample_gradients, target_means
-from dataflex.scoring.optimizer_groups import parameter_groups, times_rates
+from dataflex.scoring.gradients.optimizer_groups import parameter_groups, times_rates
 from dataflex.testing import TokenRows, tiny_batch
 from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.less import LessSelector

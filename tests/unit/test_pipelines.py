@@ -11,7 +11,7 @@ from dataflex.config.reorders import read_reorder
 from dataflex.config.summary import in_words
 from dataflex.core import registry
 from dataflex.core.errors import InvalidConfigError
-from dataflex.core.plugins import load_plugin_files
+from dataflex.discovery.plugins import load_plugin_files
 
 PEAKS = """
 

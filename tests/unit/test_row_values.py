@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import official
 from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import constructor_parameters
 from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, METADATA, SUFFIXES, VALUES_DIGEST, read_row_file
 from dataflex.run.score_file import write_scores

@@ -10,7 +10,7 @@ import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.testing import TokenRows, tiny_batch, tiny_model
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex_selectors.custom import CustomSelector

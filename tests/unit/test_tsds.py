@@ -9,7 +9,7 @@ import pytest
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
 from dataflex.testing import TokenRows, tiny_model
 from dataflex_selectors.parts import transport
 from dataflex_selectors.parts.neighbours import nearest

@@ -10,7 +10,7 @@ train row's Adam step -> the rows with the highest.
 Here each update is a checkpoint of the paper, with the weights and moments of that step. ``decay`` (gamma) lowers the
 weight of old terms; 1 keeps the paper's sum. There is no separate warm-up run and no gradient is stored: each row's
 step is multiplied with the mean of the normalised target gradients at once, exactly (``proj_dim: null``) or sketched.
-The step is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.adam`.
+The step is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.gradients.adam`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
-from dataflex.scoring.models import output_embeddings, pretrained_models
+from dataflex.model.unwrapped import output_embeddings, pretrained_models
 
 from dataflex_weighters.parts.caught_states import CatchesHiddenStates
 from dataflex_weighters.parts.loss_balancer import Balancer, RunningMeans

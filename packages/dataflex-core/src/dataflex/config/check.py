@@ -20,8 +20,8 @@ from dataflex.config.checks.streaming import stream_problems
 from dataflex.config.checks.values import value_problems
 from dataflex.config.checks.warnings import notes
 from dataflex.config.known_keys import handed_on, next_trainer_trains
+from dataflex.config.lego import read_pipeline
 from dataflex.config.load import split
-from dataflex.config.pipelines import read_pipeline
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError, Problem
 from dataflex.discovery.installed import has_package

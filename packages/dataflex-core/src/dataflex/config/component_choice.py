@@ -27,8 +27,10 @@ from dataflex.core.errors import (
     nearest,
 )
 from dataflex.core.kinds import Kind
-from dataflex.core.secret_values import remember, revealed
+from dataflex.discovery import component_classes
+from dataflex.discovery.catalog import ComponentInfo, lookup
 from dataflex.utils.logging import logger
+from dataflex.utils.secret_values import remember, revealed
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ preset, which ``component_name`` names:
         params: {focus: high}
 
 An order's entry may say ``by`` and ``over`` as well. Presets of the public implementation's ``reorders`` are read as
-orders (:mod:`dataflex.config.reorders`); its ``pipelines`` are for :mod:`dataflex.config.pipelines`.
+orders (:mod:`dataflex.config.reorders`); its ``pipelines`` are for :mod:`dataflex.config.lego`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 from dataflex.config.axis_keys import BY, OVER, read_by, read_over
 from dataflex.config.load import read_mapping
-from dataflex.config.parts import BY, OVER, read_by, read_over
 from dataflex.config.reorders import PIPELINES, lines, read_reorder
 from dataflex.config.reorders import SECTION as REORDERS
 from dataflex.config.resolved import END

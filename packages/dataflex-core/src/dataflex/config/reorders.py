@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from dataflex.config.parts import BY, COLUMN, COMPONENT, EVERY, FILE, OVER, PARAMS
-from dataflex.core.catalog import lookup
+from dataflex.config.axis_keys import BY, COLUMN, COMPONENT, EVERY, FILE, OVER, PARAMS
 from dataflex.core.errors import Problem, listed, nearest
 from dataflex.core.kinds import ORDER
+from dataflex.discovery.catalog import lookup
 
 SECTION, PIPELINES = "reorders", "pipelines"
 

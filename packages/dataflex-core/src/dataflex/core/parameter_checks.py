@@ -40,7 +40,7 @@ def stated(*problems: Problem | None) -> list[Problem | None]:
     """Returns the problems: what a base class finds, for :func:`require` in the constructor of a derived class.
 
     So one message holds what is wrong with the parameters of both. What a constructor hands to either of the two is
-    known before the component is imported, see :mod:`dataflex.core.stated_checks`.
+    known before the component is imported, see :mod:`dataflex.discovery.stated_checks`.
     """
     return list(problems)
 

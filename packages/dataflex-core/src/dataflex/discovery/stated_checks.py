@@ -3,8 +3,8 @@
 A constructor says what it allows in calls of :func:`~dataflex.core.parameter_checks.require`; that of a base class, in
 an assignment from :func:`~dataflex.core.parameter_checks.stated`. Those calls are read from its text, and each of their
 arguments that needs nothing but the user's parameters, the constants and functions of its file, and light modules (see
-:mod:`dataflex.core.text_values`) is evaluated. An argument that needs an object of the run, such as the dataset, is
-left to the constructor. Of the sources of the run the names are known: they stand for ``dataset`` and
+:mod:`dataflex.discovery.text_values`) is evaluated. An argument that needs an object of the run, such as the dataset,
+is left to the constructor. Of the sources of the run the names are known: they stand for ``dataset`` and
 ``mixture_manager`` where those are asked for ``names`` alone.
 """
 
@@ -17,7 +17,9 @@ from typing import Any
 from dataflex.core.errors import DataflexError, InvalidConfigError, Problem
 from dataflex.core.named_sources import NamedSources
 from dataflex.core.parameter_checks import require, stated
-from dataflex.core.text_values import evaluated, text_names
+from dataflex.discovery.describe import Constructor
+from dataflex.discovery.injected import INJECTED
+from dataflex.discovery.text_values import evaluated, text_names
 
 _OF_SOURCES = ("dataset", "mixture_manager")
 _UNKNOWN = object()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.parts import COMPONENT
+from dataflex.config.axis_keys import COMPONENT
 from dataflex.config.resolved import recorded_run, written_config
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import CONFIG

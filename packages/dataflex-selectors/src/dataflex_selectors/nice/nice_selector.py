@@ -19,10 +19,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.agreement import on_every_rank
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import blaming
 from dataflex.core.parameter_checks import count_or_null, require
+from dataflex.core.ranks.agreement import on_every_rank
 from dataflex.core.registry import register_selector
 from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from dataflex.core.errors import ComponentError, Problem, nearest
 from dataflex.core.parameter_checks import count, one_of
+from dataflex.model.autocast import autocast
 from dataflex.rows.columns import column_chunks
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
 from dataflex.scoring.embeddings import POOLINGS

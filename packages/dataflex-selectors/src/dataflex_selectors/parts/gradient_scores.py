@@ -1,7 +1,7 @@
 """How well the training step of each row agrees with the gradients of target rows.
 
-LESS, its clustered form and NICE use this. The mathematics is in :mod:`dataflex.scoring.influence`; this module applies
-it to a run.
+LESS, its clustered form and NICE use this. The mathematics is in :mod:`dataflex.scoring.gradients.influence`; this
+module applies it to a run.
 
 Letters: N rows, J target sets.
 """

@@ -9,6 +9,7 @@ import numpy as np
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import count, count_or_null, stated
+from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.rows.columns import labelled_rows
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.scoring import read_target

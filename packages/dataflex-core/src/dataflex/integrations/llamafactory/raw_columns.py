@@ -32,8 +32,8 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.component import Component
 from dataflex.core.errors import ConfigError, blaming, listed, nearest, refuse
 from dataflex.core.files import replacing
-from dataflex.core.registry import find
 from dataflex.core.score_names import COLUMN, ScoreName
+from dataflex.discovery.component_classes import find
 from dataflex.rows.arrow import column_type, is_number
 from dataflex.rows.columns import number_column
 from dataflex.rows.digest import rows_digest

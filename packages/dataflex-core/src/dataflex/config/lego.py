@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.arguments import COMPOSED
-from dataflex.config.checks.draft import find_path
+from dataflex.config.axis_keys import AXES, COMPONENT, EVERY, FROM, KEEP, PARAMS
+from dataflex.config.checks.parsed_config import find_path
 from dataflex.config.load import read_mapping
-from dataflex.config.parts import AXES, COMPONENT, EVERY, FROM, KEEP, PARAMS
 from dataflex.config.reorders import SECTION as REORDERS
 from dataflex.config.reorders import lines, read_reorder
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
