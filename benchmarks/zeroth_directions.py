@@ -58,7 +58,15 @@ def measure(name: str, model: Any, rows: list[Any], target: Any, seeds: int) -> 
     for directions in COUNTS:
         found = []
         for seed in range(seeds):
-            selector = ZerothSelector(rows, target, None, pad_collate, "unused", directions=directions, method="jvp")
+            selector = ZerothSelector(
+                dataset=rows,
+                eval_dataset=target,
+                accelerator=None,
+                data_collator=pad_collate,
+                cache_dir="unused",
+                directions=directions,
+                method="jvp",
+            )
             selector.bind("zeroth", seed)
             scores_N = selector.scores(model, 10, context=UpdateContext(0, 9, 10, 90, 1e-3, None))
             found.append(np.corrcoef(scores_N, exact_N)[0, 1])

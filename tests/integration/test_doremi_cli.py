@@ -10,7 +10,7 @@ import yaml
 from dataflex.cli.main import run as cli
 from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError
-from dataflex_mixers.doremi.command import run
+from dataflex_mixers.doremi.doremi_command import run
 from dataflex_mixers.doremi.handover import FILE
 
 pytestmark = pytest.mark.llamafactory

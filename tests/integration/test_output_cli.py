@@ -125,7 +125,7 @@ def test_doremi_leaves_secrets_out_of_its_files_and_hands_them_on(workspace, tmp
         seen.append((yaml.safe_load(Path(command[-1]).read_text()), os.environ.get("DATAFLEX_SECRET_HUB_TOKEN")))
         return 7
 
-    monkeypatch.setattr("dataflex_mixers.doremi.command.supervised", child)
+    monkeypatch.setattr("dataflex_mixers.doremi.doremi_command.supervised", child)
     assert run(["doremi", str(file)]) == 7
     ((config, token),) = seen
     assert config["hub_token"] == "<secret from $DATAFLEX_SECRET_HUB_TOKEN>"

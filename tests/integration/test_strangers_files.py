@@ -17,7 +17,7 @@ from dataflex.scoring.store import FOLDER, ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.workspace import create
-from dataflex_mixers.doremi.command import run as doremi
+from dataflex_mixers.doremi.doremi_command import run as doremi
 from transformers import Trainer, TrainerCallback
 
 KINDS = {

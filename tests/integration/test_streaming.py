@@ -32,7 +32,7 @@ def test_streams_are_mixed_by_proportion_and_resumed_bit_for_bit(train, tmp_path
     keys = [*STREAMED, f"dataloader_num_workers={workers}", "save_steps=3", "val_size=6"]
     assert train("mix_random", *keys) == 0
     assert train("mix_random", *keys, f"resume_from_checkpoint={tmp_path}/run/checkpoint-3", out="resumed") == 0
-    assert "did not come back" not in capsys.readouterr().err
+    assert "could not be restored" not in capsys.readouterr().err
     whole, resumed = tmp_path / "run", tmp_path / "resumed"
     assert losses(resumed)[-3:] == losses(whole)[-3:]
     weights, again = (load_file(folder / "model.safetensors") for folder in (whole, resumed))

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from dataflex_weighters.balancer import Balancer
+from dataflex_weighters.parts.loss_balancer import Balancer
 
 ITEMS = (3, 5)
 """Batch items of each rank."""

@@ -18,6 +18,21 @@ QUICK: dict[str, dict[str, Any]] = {  # what makes a component quick, or what it
 }
 
 
+NO_TARGET = object()
+
+
+def run_objects(
+    dataset: Any,
+    target: Any = NO_TARGET,
+    accelerator: Any = None,
+    collator: Any = pad_collate,
+    folder: object = "unused",
+) -> dict[str, Any]:
+    """Returns what a run gives to a selector, by name; ``eval_dataset`` where ``target`` is given, None included."""
+    objects = {"dataset": dataset, "accelerator": accelerator, "data_collator": collator, "cache_dir": str(folder)}
+    return objects if target is NO_TARGET else objects | {"eval_dataset": target}
+
+
 def installed(kind: Kind) -> list[str]:
     """Returns the names of the installed components, not those that other tests of this process registered."""
     return [point.name for point in provided(kind)]

@@ -14,7 +14,7 @@ from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex_mixers import ado
 from dataflex_mixers.ado import AdoMixer
-from dataflex_mixers.power_law import _objective, fit_power_law, learning_speed, smoothed
+from dataflex_mixers.parts.power_law import _objective, fit_power_law, learning_speed, smoothed
 
 ALONE = SimpleNamespace(is_main_process=True, num_processes=1)
 NAMES = ("web", "code", "math")

@@ -11,8 +11,8 @@ from balancer_rank import CALLS, ITEMS, rank, tensors
 from dataflex.core.errors import ConfigError
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, tiny_batch, tiny_model
-from dataflex_weighters.balancer import Balancer, RunningMeans
-from dataflex_weighters.source_balancer import BalancerWeighter, balanced
+from dataflex_weighters.balancer import BalancerWeighter, balanced
+from dataflex_weighters.parts.loss_balancer import Balancer, RunningMeans
 from rank_group import start
 from weighted_run import weighted
 

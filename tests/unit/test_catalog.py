@@ -61,6 +61,15 @@ if os.name:
             pass
 class Circle(Round): ...
 class Round(Circle): ...
+class Common:
+    chosen = 1
+    def __init__(self, a=1): ...
+class Left(Common): ...
+class Right(Common):
+    chosen = 2
+    def __init__(self, b=2, **kwargs):
+        super().__init__(**kwargs)
+class Diamond(Left, Right): ...
 ''',
     "again.py": "from catalog_fake.deep.main import Main as Again\n",
 }
@@ -95,6 +104,11 @@ def test_a_constructor_without_kwargs_ends_the_search(fake):
 def test_a_class_without_a_constructor_has_its_bases(fake):
     assert describe("catalog_fake.deep.main:Inherits").defaults == {"threshold": 0.5}
     assert describe("catalog_fake.base:Local").defaults == {"threshold": 0.5}
+
+
+def test_a_base_that_two_bases_have_stands_behind_both(fake):
+    found = describe("catalog_fake.deep.main:Diamond")
+    assert (found.defaults, found.constants["chosen"]) == ({"b": 2, "a": 1}, 2)
 
 
 def test_a_reexport_is_followed(fake):

@@ -9,6 +9,7 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.testing import TokenRows, pad_collate
 from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.less import LessSelector
+from every_component import run_objects
 from test_gradients import lora
 
 GROUPS, EACH = 8, 24
@@ -51,7 +52,7 @@ class Counting:
 
 def selector(rows, target, tmp_path, collator=pad_collate, **params) -> ClusterLessSelector:
     defaults = {"token_budget": 240, "gradient_type": "sgd", "clusters": 2 * GROUPS}
-    made = ClusterLessSelector(rows, target, None, collator, str(tmp_path), **(defaults | params))
+    made = ClusterLessSelector(**run_objects(rows, target, None, collator, tmp_path), **(defaults | params))
     made.bind("cluster_less", 7)
     return made
 
@@ -61,7 +62,7 @@ def context(update: int, rate: float = 1e-3) -> UpdateContext:
 
 
 def less_scores(model, rows, target, tmp_path) -> np.ndarray:
-    made = LessSelector(rows, target, None, pad_collate, str(tmp_path), gradient_type="sgd", token_budget=240)
+    made = LessSelector(**run_objects(rows, target, folder=tmp_path), gradient_type="sgd", token_budget=240)
     made.bind("less", 7)
     return made.scores(model, 10, context=context(0))
 

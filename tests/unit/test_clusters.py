@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dataflex_selectors import clusters
-from dataflex_selectors.arms import next_pulls, quotas
-from dataflex_selectors.clusters import k_means
-from dataflex_selectors.smoothing import smoothed
+from dataflex_selectors.parts import k_means as module
+from dataflex_selectors.parts.arms import next_pulls, quotas
+from dataflex_selectors.parts.k_means import k_means
+from dataflex_selectors.parts.smoothing import smoothed
 
 
 def draws(seed: int = 0) -> np.random.Generator:
@@ -40,7 +40,7 @@ def test_the_result_is_a_fixed_point_of_the_slow_algorithm():
 def test_blocks_of_rows_change_nothing(monkeypatch):
     vectors = np.random.default_rng(3).standard_normal((100, 8)).astype(np.float32)
     whole = k_means(vectors, 5, draws())
-    monkeypatch.setattr(clusters, "_CELLS", 35)
+    monkeypatch.setattr(module, "_CELLS", 35)
     np.testing.assert_array_equal(k_means(vectors, 5, draws()), whole)
     assert not np.array_equal(k_means(vectors, 5, draws(1)), whole)
 
@@ -50,7 +50,7 @@ def test_equal_rows_make_fewer_clusters_and_none_is_empty():
     found = k_means(vectors, 8, draws())
     assert found.shape == (30, 2)
     assert set(found[:, 0]) == {0, 1, 2, 3, 4}
-    assert len(clusters._spread_out(torch.from_numpy(vectors), 8, draws())) == 5
+    assert len(module._spread_out(torch.from_numpy(vectors), 8, draws())) == 5
     assert (found[:, 0] != found[:, 1]).all()
     assert k_means(vectors[:1], 4, draws()).tolist() == [[0]]
 
@@ -58,11 +58,11 @@ def test_equal_rows_make_fewer_clusters_and_none_is_empty():
 def test_a_centre_without_rows_takes_the_row_farthest_from_its_own():
     vectors = torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 9.0], [5.0, 0.0]])
     centres = torch.tensor([[0.0, 1.0], [5.0, 0.0], [50.0, 50.0]])
-    means = clusters._means(vectors, torch.tensor([0, 0, 0, 1]), centres)
+    means = module._means(vectors, torch.tensor([0, 0, 0, 1]), centres)
     assert means.tolist()[1:] == [[5.0, 0.0], [0.0, 9.0]]
-    numbers = clusters._without_empty(vectors, torch.tensor([[0, 2], [0, 2], [0, 1], [1, 0]]), centres[[0, 2, 1]])
+    numbers = module._without_empty(vectors, torch.tensor([[0, 2], [0, 2], [0, 1], [1, 0]]), centres[[0, 2, 1]])
     assert numbers[:, 0].tolist() == [0, 0, 0, 0]  # of the two that have rows, the first is nearest to all
-    numbers = clusters._without_empty(vectors, torch.tensor([[0, 2], [0, 2], [0, 2], [2, 0]]), centres[[0, 2, 1]])
+    numbers = module._without_empty(vectors, torch.tensor([[0, 2], [0, 2], [0, 2], [2, 0]]), centres[[0, 2, 1]])
     assert numbers.tolist() == [[0, 1], [0, 1], [0, 1], [1, 0]]
 
 

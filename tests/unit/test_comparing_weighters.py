@@ -13,9 +13,9 @@ from dataflex.core.registry import register_weighter
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows
 from dataflex.train.weighter.base_weighter import Weighter
-from dataflex_weighters.comparing import compared, rows_with_labels
 from dataflex_weighters.focal import FocalWeighter, focal_weights
 from dataflex_weighters.loss import LossWeighter, annealed, sample_weights, source_level_weights
+from dataflex_weighters.parts.compared_samples import compared, rows_with_labels
 from dataflex_weighters.trim import TrimWeighter, trimmed
 from hypothesis import given
 from hypothesis import strategies as st

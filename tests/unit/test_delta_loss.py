@@ -15,6 +15,7 @@ from dataflex.run.state import load_state, save_state
 from dataflex.scoring import per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_selectors.delta_loss import DeltaLossSelector, window, window_weights
+from every_component import run_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,7 +68,7 @@ def context(update, updates=6):
 
 
 def build(dataset, seed=7, name="delta_loss", **params):
-    selector = DeltaLossSelector(dataset, None, pad_collate, "unused", **params)
+    selector = DeltaLossSelector(**run_objects(dataset), **params)
     selector.bind(name, seed)
     return selector
 

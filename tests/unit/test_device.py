@@ -44,7 +44,7 @@ PARAMS = {  # the ways of a weighter that compute something else
 CASES = [(name, params) for name in installed(WEIGHTER) for params in PARAMS.get(name, [{}])]
 ONCE_A_STEP = {
     "dataflex/objective/step_checks.py": 1,  # before the optimizer steps
-    "dataflex_weighters/source_balancer.py": 1,  # the norms of the step
+    "dataflex_weighters/balancer.py": 1,  # the norms of the step
     "dataflex/objective/step_losses.py": 1,  # scope: step, for a forward pass of its own
     "dataflex/objective/present_step.py": 1,  # chunked: how many labels each micro-batch has
     "dataflex/objective/samples.py": 1,  # packed rows: how many documents

@@ -24,9 +24,9 @@ from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.trainer import MixTrainer, trainer_class
+from dataflex_mixers.doremi.doremi_mixer import DoremiMixer
+from dataflex_mixers.doremi.group_dro import ascended, entropy
 from dataflex_mixers.doremi.handover import FILE, read_weights
-from dataflex_mixers.doremi.mixer import DoremiMixer
-from dataflex_mixers.doremi.weights import ascended, entropy
 from transformers import Trainer, TrainerCallback
 
 NAMES = ("web", "code", "math")

@@ -18,7 +18,7 @@ from dataflex.run.record import read_trace
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer, reweighted
-from dataflex_mixers.gate_load import distances, experts_per_token, gates
+from dataflex_mixers.parts.gate_load import distances, experts_per_token, gates
 from golden_numbers import golden_cases
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dataflex_selectors.pick import pick
+from dataflex_selectors.parts.pick import pick
 from dataflex_weighters.loss import UTILITIES, sample_weights
 from golden_numbers import FOLDER, golden_cases
 

@@ -29,7 +29,7 @@ from dataflex.run import scores as scores_file
 from dataflex.run.row_file import values_digest
 from dataflex.scoring.fingerprint import dataset_digest
 from dataflex.testing import TokenRows, tiny_model, tiny_tokenizer
-from dataflex_selectors.ranking import first_places, places_between
+from dataflex_selectors.parts.ranking import first_places, places_between
 from every_component import installed, made
 from torch.utils.data import ConcatDataset, Subset
 

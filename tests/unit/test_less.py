@@ -7,15 +7,16 @@ import pytest
 import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
-from dataflex.testing import TokenRows, pad_collate, tiny_batch
+from dataflex.testing import TokenRows, tiny_batch
 from dataflex_selectors.less import LessSelector
-from dataflex_selectors.pick import pick
+from dataflex_selectors.parts.pick import pick
+from every_component import run_objects
 from test_gradients import all_at_once, lora
 from test_influence import explicit, unit
 
 
 def selector(dataset, target, tmp_path, **params) -> LessSelector:
-    made = LessSelector(dataset, target, None, pad_collate, str(tmp_path), **{"token_budget": 64} | params)
+    made = LessSelector(**run_objects(dataset, target, folder=tmp_path), **{"token_budget": 64} | params)
     made.bind("less", 7)
     return made
 

@@ -55,18 +55,18 @@ def test_random_leaves_the_global_generator_alone():
 
 
 def test_random_is_dirichlet_with_mean_and_variance_of_its_concentration():
-    c, domains = 2.0, 4
+    c, sources = 2.0, 4
     generator = np.random.default_rng(0)
-    draws = np.stack([random_proportions(generator, domains, c) for _ in range(20_000)])
-    np.testing.assert_allclose(draws.mean(axis=0), 1 / domains, atol=5e-3)
-    variance = (1 / domains) * (1 - 1 / domains) / (domains * c + 1)
+    draws = np.stack([random_proportions(generator, sources, c) for _ in range(20_000)])
+    np.testing.assert_allclose(draws.mean(axis=0), 1 / sources, atol=5e-3)
+    variance = (1 / sources) * (1 - 1 / sources) / (sources * c + 1)
     np.testing.assert_allclose(draws.var(axis=0), variance, rtol=0.05)
 
 
 @given(st.floats(1e-3, 1e6), st.integers(1, 50), st.integers(0, 2**32))
-def test_random_is_a_point_of_the_simplex_over_the_whole_allowed_range(concentration, domains, seed):
-    shares = random_proportions(np.random.default_rng(seed), domains, concentration)
-    assert shares.shape == (domains,)
+def test_random_is_a_point_of_the_simplex_over_the_whole_allowed_range(concentration, sources, seed):
+    shares = random_proportions(np.random.default_rng(seed), sources, concentration)
+    assert shares.shape == (sources,)
     assert np.isfinite(shares).all()
     assert (shares >= 0).all()
     assert shares.sum() == pytest.approx(1, abs=1e-9)

@@ -9,10 +9,11 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, tiny_model
 from dataflex_selectors import near
 from dataflex_selectors.near import NearSelector, nearest_in_turn
-from dataflex_selectors.neighbours import nearest
+from dataflex_selectors.parts.neighbours import nearest
+from every_component import run_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,7 +74,7 @@ def context(update, updates=9):
 
 
 def build(dataset, target, seed=7, **params):
-    selector = NearSelector(dataset, target, None, pad_collate, "unused", **params)
+    selector = NearSelector(**run_objects(dataset, target), **params)
     selector.bind("near", seed)
     return selector
 
@@ -213,7 +214,7 @@ def test_near_needs_a_target(target, message):
 
 
 def test_near_reports_all_bad_parameters_at_once(target):
-    with pytest.raises(ConfigError, match="4 problems") as caught:
-        build([], target, embedding="modl", refresh=0, exclude_seen="no", backend="annoy")
-    for key in ("embedding", "refresh", "exclude_seen", "backend"):
+    with pytest.raises(ConfigError, match="5 problems") as caught:
+        build([], target, embedding="modl", refresh=0, token_budget=-1, exclude_seen="no", backend="annoy")
+    for key in ("embedding", "refresh", "token_budget", "exclude_seen", "backend"):
         assert f"{key} of the near selector" in str(caught.value)

@@ -15,11 +15,12 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import require
 from dataflex.rows.columns import column_chunks, labelled_rows
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
-from dataflex_selectors import neighbours
-from dataflex_selectors.embed import Embedder, embedding_problems
 from dataflex_selectors.near import NearSelector
-from dataflex_selectors.neighbours import backend_problem, nearest
-from dataflex_selectors.ngrams import ngram_embeddings
+from dataflex_selectors.parts import neighbours
+from dataflex_selectors.parts.embedder import Embedder, embedding_problems
+from dataflex_selectors.parts.neighbours import backend_problem, nearest
+from dataflex_selectors.parts.ngrams import ngram_embeddings
+from every_component import run_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -201,7 +202,7 @@ def embedder(embedding, tokenizer=None, **params):
 
 def problems(embedding, **params):
     own = embedder(embedding, **params)
-    found = [*embedding_problems(own.embedding, own.dim, own.pooling, own.token_budget), own.without_tokenizer()]
+    found = [*embedding_problems(own.embedding, own.dim, own.pooling), own.without_tokenizer()]
     return [str(problem) for problem in found if problem is not None]
 
 
@@ -223,7 +224,7 @@ class Encoder:
 @pytest.fixture
 def encoders(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Encoder))
-    monkeypatch.setattr("dataflex_selectors.embed.find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr("dataflex_selectors.parts.embedder.find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(Encoder, "asked", [])
 
 
@@ -258,7 +259,6 @@ def test_a_sentence_encoder_reads_the_text_without_special_tokens(encoders):
         ({"embedding": None}, "embedding: found None, allowed: ngrams, model"),
         ({"embedding": "ngrams", "dim": 0}, "dim: found 0, allowed: a whole number of at least 1"),
         ({"embedding": "model", "pooling": "max"}, "pooling: found 'max', allowed: mean, last, weighted"),
-        ({"embedding": "model", "token_budget": -1}, "token_budget: found -1"),
     ],
 )
 def test_wrong_parameters_of_an_embedding_are_problems(params, message):
@@ -272,13 +272,13 @@ def test_rows_of_special_tokens_alone_have_no_text_and_are_left_out(encoders, ca
     silent = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     rows = [{"input_ids": own, "attention_mask": [1] * len(own), "labels": own} for own in (ids[0], silent, ids[1])]
     options = {"embedding": "some/encoder", "tokenizer": tokenizer}
-    selector = NearSelector(rows, rows[:2], None, pad_collate, "unused", **options)
+    selector = NearSelector(**run_objects(rows, rows[:2]), **options)
     assert selector.eligible().tolist() == [0, 2]
     assert selector.embedded_target(None, 0).shape[0] == 1
     assert np.isnan(selector.scores(None, 0)).tolist() == [False, True, False]
     assert "'eval': 1 of 2 rows have no text and are left out" in caplog.text
     with pytest.raises(ConfigError, match="no row of the evaluation set 'eval' has text besides special tokens"):
-        NearSelector(rows, rows[1:2], None, pad_collate, "unused", **options)
+        NearSelector(**run_objects(rows, rows[1:2]), **options)
 
 
 def test_a_long_row_is_decoded_whole_only_where_its_head_has_no_text(encoders, monkeypatch):
@@ -299,7 +299,7 @@ def test_a_sentence_encoder_needs_its_package_and_a_tokenizer(encoders, monkeypa
     (problem,) = problems("some/encoder")
     assert "the run has no tokenizer" in problem
     assert problems("some/encoder", tokenizer=tiny_tokenizer()) == []
-    monkeypatch.setattr("dataflex_selectors.embed.find_spec", lambda name: None)
+    monkeypatch.setattr("dataflex_selectors.parts.embedder.find_spec", lambda name: None)
     (problem,) = problems("some/encoder")
     assert 'pip install "dataflex-selectors[sentence-transformers]"' in problem
 

@@ -17,9 +17,10 @@ from dataflex.core.errors import ComponentError, ConfigError, DataflexError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
 from dataflex.scoring import trial
-from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
-from dataflex_selectors.nice.selector import NiceSelector
-from dataflex_selectors.running import RunningScores
+from dataflex.testing import TokenRows, tiny_batch, tiny_model, tiny_tokenizer
+from dataflex_selectors.nice.nice_selector import NiceSelector
+from dataflex_selectors.parts.running_scores import RunningScores
+from every_component import run_objects
 
 QUICK = {"samples": 4, "max_new_tokens": 5, "top_k": 0, "top_p": 1.0, "decay": 0.0}
 
@@ -50,7 +51,7 @@ def length_reward(answers):
 
 
 def build(rows, target, tokenizer, *, stub=length_reward, seed=7, accelerator=None, **params):
-    selector = NiceSelector(rows, target, accelerator, pad_collate, "unused", tokenizer, **(QUICK | params))
+    selector = NiceSelector(**run_objects(rows, target, accelerator), tokenizer=tokenizer, **(QUICK | params))
     selector.bind("nice", seed)
     if stub is not None:
         selector.goal.reward = stub

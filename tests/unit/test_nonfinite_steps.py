@@ -24,16 +24,16 @@ from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_mixers.ado import AdoMixer
-from dataflex_mixers.doremi.mixer import DoremiMixer
+from dataflex_mixers.doremi.doremi_mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
 from dataflex_mixers.odm import OdmMixer
 from dataflex_mixers.schedule import ScheduleMixer
 from dataflex_selectors.delta_loss import DeltaLossSelector
-from dataflex_selectors.running import RunningScores
+from dataflex_selectors.parts.running_scores import RunningScores
 from dataflex_weighters.adapt import AdaptWeighter
-from dataflex_weighters.balancer import Balancer, RunningMeans
-from dataflex_weighters.source_balancer import BalancerWeighter
-from every_component import installed
+from dataflex_weighters.balancer import BalancerWeighter
+from dataflex_weighters.parts.loss_balancer import Balancer, RunningMeans
+from every_component import installed, run_objects
 from weighted_run import weighted
 
 BEFORE, AFTER = 20, 20  # clean steps
@@ -173,7 +173,7 @@ def running(request, bad):
 
 
 def delta_loss(request, bad):
-    made = DeltaLossSelector(TokenRows(3), None, pad_collate, "unused", reference="previous", outside_weight=1.0)
+    made = DeltaLossSelector(**run_objects(TokenRows(3)), reference="previous", outside_weight=1.0)
     made.bind("delta_loss", 1)
     for update, losses_K in enumerate(steps(bad)):
         losses_K = np.maximum(losses_K, 0.0)  # a loss is never below

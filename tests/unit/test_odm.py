@@ -12,7 +12,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex_mixers.odm import OdmMixer, exploration, policy, rewarded
-from dataflex_mixers.simplex import raised
+from dataflex_mixers.parts.simplex import raised
 from golden_numbers import golden_cases
 from hypothesis import given
 from hypothesis import strategies as st

@@ -11,10 +11,11 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError
 from dataflex.scoring import TargetSet, influences, learning_rates, per_sample_gradients, target_means
 from dataflex.scoring.optimizer_groups import parameter_groups, times_rates
-from dataflex.testing import TokenRows, pad_collate, tiny_batch
+from dataflex.testing import TokenRows, tiny_batch
 from dataflex_selectors.cluster_less import ClusterLessSelector
-from dataflex_selectors.gradient_scores import FORMS, GradientScores
 from dataflex_selectors.less import LessSelector
+from dataflex_selectors.parts.gradient_scores import FORMS, GradientScores
+from every_component import run_objects
 from test_gradients import all_at_once, one_by_one
 from test_gradients import lora as any_lora
 from test_influence import explicit, row_pass, unit
@@ -74,7 +75,7 @@ def context(optimizer) -> UpdateContext:
 
 
 def less(rows, target, tmp_path, **params) -> LessSelector:
-    made = LessSelector(rows, target, None, pad_collate, str(tmp_path), **{"token_budget": 64} | params)
+    made = LessSelector(**run_objects(rows, target, folder=tmp_path), **{"token_budget": 64} | params)
     made.bind("less", 7)
     return made
 
@@ -115,7 +116,7 @@ def test_a_sketch_and_representatives_follow_the_rates_too(rows, target, tmp_pat
     sketched = less(rows, target, tmp_path, proj_dim=4096).scores(model, 3, context=context(optimizer))
     assert np.abs(sketched - whole).max() < 5 / 4096**0.5
     every = ClusterLessSelector(
-        rows, target, None, pad_collate, str(tmp_path), clusters=4, representatives=120, token_budget=64
+        **run_objects(rows, target, folder=tmp_path), clusters=4, representatives=120, token_budget=64
     )
     every.bind("cluster_less", 7)
     assert np.corrcoef(every.scores(model, 3, context=context(optimizer)), whole)[0, 1] > 0.9999

@@ -13,31 +13,31 @@ from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import official
 from dataflex.planning.answers import checked_scores
 from dataflex.planning.mixture import MixtureManager
-from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
-from dataflex_mixers.curve import parse_curve
-from dataflex_mixers.simplex import softmax
+from dataflex.testing import TokenRows, tiny_tokenizer
+from dataflex_mixers.parts.schedule_points import parse_curve
+from dataflex_mixers.parts.simplex import softmax
 from dataflex_mixers.temperature import tempered
-from dataflex_selectors.arms import quotas
 from dataflex_selectors.cluster_less import ClusterLessSelector
-from dataflex_selectors.clustering import Clustering
 from dataflex_selectors.delta_loss import DeltaLossSelector
-from dataflex_selectors.drawing import draw, logarithms, probabilities
-from dataflex_selectors.gradient_scores import GradientScores
 from dataflex_selectors.less import LessSelector
 from dataflex_selectors.loss import LossSelector, focus_log_weights
-from dataflex_selectors.nice.selector import NiceSelector
-from dataflex_selectors.pick import pick
+from dataflex_selectors.nice.nice_selector import NiceSelector
+from dataflex_selectors.parts.arms import quotas
+from dataflex_selectors.parts.drawing import draw, logarithms, probabilities
+from dataflex_selectors.parts.finite_scores import standardised
+from dataflex_selectors.parts.gradient_scores import GradientScores
+from dataflex_selectors.parts.pick import pick
+from dataflex_selectors.parts.row_clusters import Clustering
+from dataflex_selectors.parts.running_scores import RunningScores
+from dataflex_selectors.parts.smoothing import smoothed
 from dataflex_selectors.rho_loss import RhoLossSelector
-from dataflex_selectors.running import RunningScores
-from dataflex_selectors.scored import standardised
 from dataflex_selectors.scores import ScoresSelector
-from dataflex_selectors.smoothing import smoothed
 from dataflex_selectors.zeroth import ZerothSelector
 from dataflex_weighters.loss import annealed, sample_weights
+from every_component import run_objects
 
 ROWS = 30
 DATASET, TARGET = TokenRows(ROWS, vocab_size=512), TokenRows(2, vocab_size=512, seed=1)
-COMMON = (None, pad_collate, "unused")
 
 
 def _file(folder, scores):
@@ -46,23 +46,23 @@ def _file(folder, scores):
 
 
 def _scores(scores, patch, folder, **params):
-    return ScoresSelector(DATASET, *COMMON, file=_file(folder, scores), **params)
+    return ScoresSelector(**run_objects(DATASET), file=_file(folder, scores), **params)
 
 
 def _less(scores, patch, folder, **params):
     patch.setattr(RunningScores, "add", lambda self, pool, *_: scores[pool][:, None])
     patch.setattr(GradientScores, "scores", lambda self, model, rows: scores[rows][:, None])
-    return LessSelector(DATASET, TARGET, *COMMON, **params)
+    return LessSelector(**run_objects(DATASET, TARGET), **params)
 
 
 def _nice(scores, patch, folder, **params):
     patch.setattr(NiceSelector, "_averages", lambda self, model, context, pool, generator: scores[pool][:, None])
-    return NiceSelector(DATASET, TARGET, *COMMON, tiny_tokenizer(), **params)
+    return NiceSelector(**run_objects(DATASET, TARGET), tokenizer=tiny_tokenizer(), **params)
 
 
 def _cluster_less(scores, patch, folder, **params):
     patch.setattr(ClusterLessSelector, "_averages", lambda self, model, context: scores[:, None])
-    made = ClusterLessSelector(DATASET, TARGET, *COMMON, **params)
+    made = ClusterLessSelector(**run_objects(DATASET, TARGET), **params)
     clusters = np.arange(ROWS)[:, None] % 3
     made._clustering = Clustering(clusters.astype(np.int64), np.arange(ROWS), 0, None)
     return made
@@ -70,24 +70,24 @@ def _cluster_less(scores, patch, folder, **params):
 
 def _zeroth(scores, patch, folder, **params):
     patch.setattr(ZerothSelector, "_influences", lambda self, model, step, pool, generator: scores[pool])
-    return ZerothSelector(DATASET, TARGET, *COMMON, **params)
+    return ZerothSelector(**run_objects(DATASET, TARGET), **params)
 
 
 def _loss(scores, patch, folder, **params):
     patch.setattr(LossSelector, "scores", lambda self, model, step: scores)
-    return LossSelector(DATASET, *COMMON, **params)
+    return LossSelector(**run_objects(DATASET), **params)
 
 
 def _delta_loss(scores, patch, folder, **params):
     patch.setattr(DeltaLossSelector, "_losses", lambda self, model, step: np.zeros(ROWS))
-    made = DeltaLossSelector(DATASET, *COMMON, **params)
+    made = DeltaLossSelector(**run_objects(DATASET), **params)
     made._before = scores
     return made
 
 
 def _rho_loss(scores, patch, folder, **params):
     patch.setattr(RhoLossSelector, "_losses", lambda self, model, step, rows: scores[rows])
-    return RhoLossSelector(DATASET, *COMMON, file=_file(folder, np.zeros(ROWS)), **params)
+    return RhoLossSelector(**run_objects(DATASET), file=_file(folder, np.zeros(ROWS)), **params)
 
 
 RANKING = {
@@ -303,7 +303,7 @@ def test_an_update_fades_every_row_scored_or_not():
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 1.0])
 def test_averages_of_less_with_candidates_are_those_of_the_formula(decay, monkeypatch):
-    selector = LessSelector(DATASET, TARGET, *COMMON, decay=decay, candidates=7)
+    selector = LessSelector(**run_objects(DATASET, TARGET), decay=decay, candidates=7)
     selector.bind("less", 3)
     terms: list[tuple[int, float, dict[int, float]]] = []
     monkeypatch.setattr(GradientScores, "scores", lambda self, model, rows: ordinary(len(terms))[rows][:, None])

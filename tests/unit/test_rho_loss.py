@@ -18,8 +18,9 @@ from dataflex.core.registry import find
 from dataflex.run.state import load_state, save_state
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex_selectors import irreducible
+from dataflex_selectors.parts import irreducible
 from dataflex_selectors.rho_loss import RhoLossSelector, largest
+from every_component import run_objects
 
 
 def context(update):
@@ -27,7 +28,9 @@ def context(update):
 
 
 def build(dataset, seed=7, name="rho_loss", collator=pad_collate, accelerator=None, cache_dir="unused", **params):
-    selector = RhoLossSelector(dataset, accelerator, collator, str(cache_dir), **params)
+    selector = RhoLossSelector(
+        **run_objects(dataset, accelerator=accelerator, collator=collator, folder=cache_dir), **params
+    )
     selector.bind(name, seed)
     return selector
 

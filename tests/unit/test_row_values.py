@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dataflex.core.construct import constructor_parameters
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import find, official
@@ -19,23 +20,23 @@ from dataflex.rows.digest import rows_digest
 from dataflex.run.row_file import DIGEST, METADATA, SUFFIXES, VALUES_DIGEST, read_row_file
 from dataflex.run.scores import write_scores
 from dataflex.run.state import load_state, save_state
-from dataflex.testing import TokenRows, pad_collate
+from dataflex.testing import TokenRows
 from dataflex_selectors.rho_loss import RhoLossSelector
 from dataflex_selectors.scores import ScoresSelector
 from dataflex_weighters.column import ColumnWeighter
+from every_component import run_objects
 
 ROWS = 6
 DATASET = TokenRows(ROWS)
 VALUES = np.array([0.5, 1.0, 4.0, 2.0, 0.25, 3.0])
 SHUFFLED = np.array([3, 0, 5, 1, 4, 2])
 
-NONE = (None, pad_collate, "")
 READERS = {
-    "scores": ("score", lambda file, rows: ScoresSelector(rows, *NONE, file), lambda made: made._scores_N),
+    "scores": ("score", lambda file, rows: ScoresSelector(**run_objects(rows), file=file), lambda made: made._scores_N),
     "column": ("weight", lambda file, rows: ColumnWeighter(rows, file=file), lambda made: made.weights_N),
     "rho_loss": (
         "irreducible_loss",
-        lambda file, rows: RhoLossSelector(rows, *NONE, file=file),
+        lambda file, rows: RhoLossSelector(**run_objects(rows), file=file),
         lambda made: made._known(),
     ),
 }
@@ -76,8 +77,7 @@ def test_every_component_that_takes_a_file_is_here():
     taking = set()
     for kind in (SELECTOR, MIXER, WEIGHTER):
         for name in official(kind):
-            arguments = find(kind, name).__init__.__code__
-            if "file" in arguments.co_varnames[: arguments.co_argcount]:
+            if "file" in constructor_parameters(find(kind, name))[0]:
                 taking.add(name)
     assert taking == set(READERS) | set(ELSEWHERE)
 
@@ -189,7 +189,7 @@ def test_the_digest_of_the_scores_says_nothing_of_other_columns(tmp_path):
 def test_what_score_writes_holds_the_rows_that_it_is_for_in_full_precision(tmp_path):
     scores = np.array([1e300, -np.inf, np.nan, 1 + 1e-12, 1.0, -2.0])
     write_scores(tmp_path / "s.parquet", scores, DATASET, None, {"component": "less", "step": 7, "seed": 3})
-    found = ScoresSelector(DATASET, None, pad_collate, "", str(tmp_path / "s.parquet"), mode="topk")
+    found = ScoresSelector(**run_objects(DATASET), file=str(tmp_path / "s.parquet"), mode="topk")
     np.testing.assert_array_equal(found._scores_N, scores)
     found.bind("scores", 0)
     chosen = found.select(None, 0, 4, context=SimpleNamespace(update=0))

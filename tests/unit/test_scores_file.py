@@ -13,6 +13,7 @@ from dataflex.run.row_file import read_row_file, values_digest
 from dataflex.run.scores import write_scores
 from dataflex.testing import TokenRows, tiny_tokenizer
 from dataflex_selectors.scores import ScoresSelector
+from every_component import run_objects
 
 LENGTHS = [4, 5, 6, 7, 8]
 SCORES = np.array([0.5, np.nan, -1.0, 2.0, 0.25], dtype=np.float32)
@@ -27,7 +28,7 @@ def file(tmp_path):
 
 
 def selector(file, rows=5, **params) -> ScoresSelector:
-    made = ScoresSelector(TokenRows(rows, lengths=[*LENGTHS, 9][:rows]), None, None, "", str(file), **params)
+    made = ScoresSelector(**run_objects(TokenRows(rows, lengths=[*LENGTHS, 9][:rows])), file=str(file), **params)
     made.bind("scores", 3)
     return made
 

@@ -26,7 +26,7 @@ from dataflex.scoring.budget import CPU_TOKENS, learned_limit
 from dataflex.scoring.models import is_sharded
 from dataflex.scoring.row_pass import _Memory, _within_memory
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
-from dataflex_selectors.engines import whole_weights
+from dataflex_selectors.parts.whole_weights import whole_weights
 from peft import LoraConfig, get_peft_model
 from transformers import (
     BartConfig,

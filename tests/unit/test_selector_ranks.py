@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from dataflex.core.context import UpdateContext
-from dataflex.testing import TokenRows, pad_collate, tiny_model
+from dataflex.testing import TokenRows, tiny_model
 from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.rho_loss import RhoLossSelector
 from dataflex_selectors.tsds import TsdsSelector
+from every_component import run_objects
 from rank_group import on_ranks, one_thread
 
 UPDATES = 3
@@ -20,16 +21,17 @@ def choices(accelerator, folder):
     rows, target = TokenRows(60, lengths=range(6, 40)), TokenRows(3, lengths=range(6, 40), seed=1)
     options = {"token_budget": 90}
     to_target = options | {"embedding": "model"}
-    common = (accelerator, pad_collate, str(folder))
+    common = run_objects(rows, accelerator=accelerator, folder=folder)
+    aimed = common | {"eval_dataset": target}
     selectors = {
-        "near": NearSelector(rows, target, *common, **to_target),
-        "near ngrams": NearSelector(rows, target, *common),
-        "tsds": TsdsSelector(rows, target, *common, **to_target),
-        "tsds ngrams": TsdsSelector(rows, target, *common),
-        "cluster_less": ClusterLessSelector(rows, target, *common, clusters=6, budget="ucb", **to_target),
-        "cluster_less ngrams": ClusterLessSelector(rows, target, *common, clusters=6, **options),
-        "delta_loss": DeltaLossSelector(rows, *common, **options),
-        "rho_loss": RhoLossSelector(rows, *common, reference_model=str(folder / "model"), pool_factor=2, **options),
+        "near": NearSelector(**aimed, **to_target),
+        "near ngrams": NearSelector(**aimed),
+        "tsds": TsdsSelector(**aimed, **to_target),
+        "tsds ngrams": TsdsSelector(**aimed),
+        "cluster_less": ClusterLessSelector(**aimed, clusters=6, budget="ucb", **to_target),
+        "cluster_less ngrams": ClusterLessSelector(**aimed, clusters=6, **options),
+        "delta_loss": DeltaLossSelector(**common, **options),
+        "rho_loss": RhoLossSelector(**common, reference_model=str(folder / "model"), pool_factor=2, **options),
     }
     found = {}
     for name, selector in selectors.items():

@@ -11,12 +11,13 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
-from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
+from dataflex.testing import TokenRows, tiny_batch, tiny_model
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex_selectors.custom import CustomSelector
-from dataflex_selectors.drawing import draw, logarithms, probabilities
 from dataflex_selectors.loss import FOCUS, LossSelector, focus_log_weights
+from dataflex_selectors.parts.drawing import draw, logarithms, probabilities
 from dataflex_selectors.random import RandomSelector
+from every_component import run_objects
 
 THIRDS = (1 / 3, 2 / 3)
 
@@ -26,7 +27,7 @@ def context(update):
 
 
 def build(cls, dataset, seed=7, name=None, **params):
-    selector = cls(dataset, None, pad_collate, "unused", **params)
+    selector = cls(**run_objects(dataset), **params)
     selector.bind(name or cls.__name__, seed)
     return selector
 

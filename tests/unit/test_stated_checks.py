@@ -113,7 +113,7 @@ PLUGIN = """
 import heavy_thing
 from dataclasses import dataclass
 from dataflex.core.errors import ConfigError
-from dataflex.core.parameter_checks import between, count, one_of, require
+from dataflex.core.parameter_checks import between, count, one_of, require, stated
 from far_away import unknown
 
 MOST = 7
@@ -133,12 +133,21 @@ class Settings:
         return [count("width", self.width), even("width", self.width)]
 
 class Base:
-    def __init__(self, gain=0.5, **kwargs):
+    def __init__(self, gain=0.5, bias=0, rate=-1, level=-1, **kwargs):
         require("base", between("gain", gain, 0, 1))
+        self.problems = stated(count("bias", bias, least=0), unknown("bias", bias))
+        if rate != -1:
+            require("base", count("rate", rate), count("level", level))
+
+class Same(Base):
+    def __init__(self, rate=1, level=1, **kwargs):
+        super().__init__(rate=rate, **kwargs)
+        level = 2 * level
 
 class Mine(Base):
     def __init__(self, dataset, mode="fast", width=2, most=MOST, loose=None, **kwargs):
         super().__init__(**kwargs)
+        require("mine selector", *self.problems)
         settings = Settings(width)
         low, high = 1, MOST
         require(
@@ -164,6 +173,7 @@ class Mine(Base):
         ({"most": 9}, ["most: found 9, allowed: a number from 1 to 7"]),
         ({"loose": 0}, ["loose: found 0, allowed: a whole number of at least 1"]),
         ({"gain": 2}, ["gain: found 2, allowed: a number from 0 to 1"]),
+        ({"bias": -1}, ["bias: found -1, allowed: a whole number of at least 0"]),
     ],
 )
 def test_constants_functions_classes_and_bases_are_evaluated_and_the_rest_is_left_to_the_constructor(
@@ -171,6 +181,21 @@ def test_constants_functions_classes_and_bases_are_evaluated_and_the_rest_is_lef
 ):
     (tmp_path / "mine.py").write_text(PLUGIN)
     description = describe_node(*find_class(parse(tmp_path / "mine.py"), "Mine"))
+    assert [str(problem) for problem in stated_problems(description.constructors, params)] == said
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({}, []),
+        ({"rate": 0}, ["rate: found 0, allowed: a whole number of at least 1"]),
+        ({"rate": 2}, []),
+        ({"level": -3}, []),
+    ],
+)
+def test_a_parameter_that_is_handed_on_as_it_is_is_checked_by_the_base_class_and_another_is_not(tmp_path, params, said):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    description = describe_node(*find_class(parse(tmp_path / "mine.py"), "Same"))
     assert [str(problem) for problem in stated_problems(description.constructors, params)] == said
 
 

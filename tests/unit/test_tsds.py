@@ -10,11 +10,12 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
-from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex_selectors import transport
-from dataflex_selectors.neighbours import nearest
-from dataflex_selectors.transport import capped, densities, transported
+from dataflex.testing import TokenRows, tiny_model
+from dataflex_selectors.parts import transport
+from dataflex_selectors.parts.neighbours import nearest
+from dataflex_selectors.parts.transport import capped, densities, transported
 from dataflex_selectors.tsds import TsdsSelector
+from every_component import run_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,7 +132,7 @@ def context(update):
 
 
 def build(dataset, target, seed=7, name="tsds", **params):
-    selector = TsdsSelector(dataset, target, None, pad_collate, "unused", **params)
+    selector = TsdsSelector(**run_objects(dataset, target), **params)
     selector.bind(name, seed)
     return selector
 

@@ -21,7 +21,7 @@ from dataflex.scoring import (
 )
 from dataflex.scoring.gradient_sinks import Whole
 from dataflex.testing import TokenRows, device, pad_collate, tiny_batch, tiny_model
-from dataflex_selectors.directional import METHODS
+from dataflex_selectors.parts.derivatives import METHODS
 from every_component import asking_for, installed, made, scores
 from test_gradients import batch_of, lora, only
 from test_influence import explicit, row_pass, unit

@@ -15,10 +15,11 @@ from dataflex.core.kinds import SELECTOR
 from dataflex.core.registry import find
 from dataflex.scoring import RowPass
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
-from dataflex_selectors import directional, forward_mode
-from dataflex_selectors.directional import METHODS, directional_derivatives
-from dataflex_selectors.directions import Directions, moved
+from dataflex_selectors.parts import forward_mode
+from dataflex_selectors.parts.derivatives import METHODS, default_step, directional_derivatives
+from dataflex_selectors.parts.weight_directions import Directions, moved
 from dataflex_selectors.zeroth import ZerothSelector, influence_scores
+from every_component import run_objects
 from peft import LoraConfig, get_peft_model
 
 # torch compiles its formulas of forward mode with a tool of its own that it has deprecated.
@@ -69,7 +70,7 @@ def derivatives(model, dataset, method, directions=2, seed=3, **options):
 
 
 def build(dataset, target, name="zeroth", seed=7, accelerator=None, **params):
-    selector = ZerothSelector(dataset, target, accelerator, pad_collate, "unused", **params)
+    selector = ZerothSelector(**run_objects(dataset, target, accelerator), **params)
     selector.bind(name, seed)
     return selector
 
@@ -499,8 +500,8 @@ def test_engines_with_whole_weights_are_not(rows, target, accelerator):
 
 def test_the_defaults_of_the_step_are_the_documented_ones(model, rows):
     one_pass = RowPass(rows, pad_collate)
-    assert directional.default_step(model, one_pass) == 1e-3
-    assert directional.default_step(model.bfloat16(), one_pass) == 2e-2
+    assert default_step(model, one_pass) == 1e-3
+    assert default_step(model.bfloat16(), one_pass) == 2e-2
     assert forward_mode._COMPARED >= 1
 
 

@@ -2,19 +2,19 @@
 
 Jiang, Zhou, Feng, Malladi and Kolter, "Adaptive Data Optimization: Dynamic Sample Selection with Scaling Laws" (ICLR
 2025), arXiv 2410.11820. Every ``fit_every`` steps L_k(n) = eps_k + beta_k n^(-alpha_k) is fitted to each source's
-training losses (:mod:`dataflex_mixers.power_law`); at each step t:
+training losses (:mod:`dataflex_mixers.parts.power_law`); at each step t:
 
-    rho_k proportional to mu_k h_k^s max(alpha_k, 0.05) (L_k(n) - eps_k) / n      mu the prior, h what was drawn of late
+    rho_k proportional to mu_k h_k^s max(alpha_k, 0.05) (L_k(n) - eps_k) / n      mu the prior, h the recent proportions
     rho <- max(rho, min_share), divided by its sum
     pi = gamma_2 rho + (1 - gamma_2) pi_bar
     h <- gamma_1 pi + (1 - gamma_1) h
     pi_bar <- rho / (t + 1) + (1 - 1 / (t + 1)) pi_bar
 
 The floors of alpha and rho are those of the authors' program. n counts the tokens of all sources, in units of 1024:
-what is learnt from one helps the others. In a step that a source is not in, its loss is taken to be that of the last
-one it was in. pi takes effect at the next update, and h follows the proportions in force; with ``update_step: 1`` that
-is the paper. Until the first fit the prior holds, which is what the run began with. Cost: fractions of a second per
-fit, nothing to speak of per step.
+what is learnt from one source helps the others. In a step without tokens of a source, its last loss is taken again. pi
+takes effect at the next update, and h follows the proportions in force; with ``update_step: 1`` that is the paper.
+Until the first fit the prior holds: the proportions that the run began with. Cost: fractions of a second per fit, next
+to nothing per step.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.power_law import fit_power_law, log_learning_speed, smoothed
-from dataflex_mixers.simplex import Shares, log_clipped, log_softmax, logarithm, softmax
-from dataflex_mixers.window import not_finite
+from dataflex_mixers.parts.loss_window import not_finite
+from dataflex_mixers.parts.power_law import fit_power_law, log_learning_speed, smoothed
+from dataflex_mixers.parts.simplex import Shares, log_clipped, log_softmax, logarithm, softmax
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 UNIT = 1024  # tokens
 FEWEST = 8  # points, for three parameters
-LEAST_ALPHA = 0.05  # of the authors' policy: a source whose law is flat is not given up
+LEAST_ALPHA = 0.05  # of the authors' policy: a source whose law is flat keeps a share
 
 
 def preference(log_prior_K: Shares, log_history_K: Shares, log_speeds_K: NDArray[np.float64], credit: float) -> Shares:
@@ -79,7 +79,7 @@ class AdoMixer(Mixer):
         credit: s, the power of the history, from 0 to 1.
         history_rate: gamma_1, from 0 to 1.
         policy_rate: gamma_2, from 0 to 1.
-        min_share: What rho, the preference of the moment, is raised to where it is less; 0 up to, not including, 1 / K.
+        min_share: Least value of rho, the preference of a step: a lower one is raised to it. From 0 to below 1 / K.
 
     Raises:
         ConfigError: A parameter has another value; the message holds every problem.
@@ -121,8 +121,8 @@ class AdoMixer(Mixer):
         self.credit, self.history_rate, self.policy_rate = float(credit), float(history_rate), float(policy_rate)
         self.min_share = float(min_share)
         self.prior_K: Shares = mixture_manager.proportions.copy()
-        # Of what is learnt, logarithms are kept: a share that falls by the same factor in each step is soon less than a
-        # number can hold, and with the whole of the credit it would never come back.
+        # Logarithms are kept: a share that falls by the same factor in each step underflows soon, and with credit 1 it
+        # would stay 0.
         self.log_history_K, self.log_average_K, self.log_policy_K = (logarithm(self.prior_K) for _ in range(3))
         self._log_in_force_K: Shares | None = None  # ln of what mix() answered last
         self.params_K3: NDArray[np.float64] | None = None
@@ -149,7 +149,7 @@ class AdoMixer(Mixer):
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
         """Returns pi, or the prior before the first fit: (K,), the same on every rank."""
-        context: UpdateContext | None = kwargs.get("context")  # whoever asks without one needs no warning
+        context: UpdateContext | None = kwargs.get("context")  # without a context there is no run to warn about
         if context is not None and context.update == 0:
             self._look_ahead(context.total_steps)
         if step_id >= self.start_step and (self.params_K3 is None or step_id - self.fitted_at >= self.fit_every):
@@ -174,7 +174,7 @@ class AdoMixer(Mixer):
         }
 
     def _look_ahead(self, total_steps: int) -> None:
-        """Says so where the run ends before there can be a fit."""
+        """Warns where the run ends before there can be a fit."""
         first = max(self.start_step, self.skip_steps + (FEWEST - 1) * self.subsample + 1)
         if first >= total_steps:
             logger.warning(

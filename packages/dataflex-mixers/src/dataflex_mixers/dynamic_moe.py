@@ -1,4 +1,4 @@
-"""``dynamic_moe``: more of the sources whose tokens a mixture-of-experts model sends to other experts.
+"""``dynamic_moe``: larger shares for sources whose tokens a mixture-of-experts model sends to other experts.
 
 Zhu et al., "Dynamic Data Mixing Maximizes Instruction Tuning for Mixture-of-Experts", arXiv 2406.11256. At each update,
 on held-out rows of each source d, with l_d the share of the routed tokens that each expert of the last layer gets:
@@ -27,8 +27,8 @@ from dataflex.scoring.autocast import autocast
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.gate_load import distances, experts_per_token, gates, router
-from dataflex_mixers.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
+from dataflex_mixers.parts.gate_load import distances, experts_per_token, gates, router
+from dataflex_mixers.parts.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +43,7 @@ def reweighted(log_shares_K: Shares, distances_K: NDArray[np.float64], eta: floa
     """Returns ln w after an update: (K,); equation of section 3.2 of the paper.
 
     Args:
-        log_shares_K: (K,) ln w before; -inf, a share of 0, stays but for the even part.
+        log_shares_K: (K,) ln w before; -inf, a share of 0, gets the even part alone.
         distances_K: (K,) Delta.
         eta: Step size.
         smoothing: c, the part that is shared out evenly.
@@ -153,8 +153,8 @@ class DynamicMoeMixer(Mixer):
         """Returns the share of routed tokens of each expert, by source: (K, L, E). Collective."""
         rows = self._rows(update)
         counts_NLE = self._counts(model, rows, self.accelerator)
-        domains_N = self.held_out.domains(rows)
-        totals_KLE = np.stack([counts_NLE[domains_N == k].sum(axis=0) for k in range(len(self.held_out.names))])
+        sources_N = self.held_out.domains(rows)
+        totals_KLE = np.stack([counts_NLE[sources_N == k].sum(axis=0) for k in range(len(self.held_out.names))])
         return np.asarray(totals_KLE / totals_KLE.sum(axis=-1, keepdims=True))  # L1 norm 1
 
     def _counts(

@@ -9,11 +9,11 @@ Algorithm 1. With K sources, at an update after t optimizer steps of the run, wa
     R_d <- a R_d + (1 - a) L_d / pi_before(d)                                    variant paper, d seen
     R_d <- a R_d + (1 - a) exp(L_d)                                              variant code, d seen
 
-Of variant code ln R is kept, as exp(L) is more than a number can hold from a loss of 710 on.
+For variant code ln R is kept: exp(L) overflows from a loss of 710 on.
 
 L_d is the mean token loss of source d over the steps since the last update, over all micro-batches and ranks; pi_before
 is what they were drawn by; R begins at 0. ``code`` is what the authors' program does. Both variants learn from the
-steps after the warm-up alone: the first update, which ends it, throws its losses away and keeps the proportions that
+steps after the warm-up alone: the first update, which ends the warm-up, drops its losses and keeps the proportions that
 the run began with. The paper draws one source per micro-batch and updates at each step; here every source of the window
 is an arm that was pulled. The reward may also be how far the loss has fallen since the last update, or how far it lies
 above its running mean. Cost: none beyond the losses.
@@ -32,8 +32,8 @@ from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.simplex import Shares, raised, softmax
-from dataflex_mixers.window import LossWindow
+from dataflex_mixers.parts.loss_window import LossWindow
+from dataflex_mixers.parts.simplex import Shares, raised, softmax
 
 if TYPE_CHECKING:
     import torch
@@ -44,16 +44,16 @@ VARIANTS = ("paper", "code")
 REWARDS = ("loss", "loss_drop", "excess_over_ema")
 
 
-def exploration(step: int, domains: int) -> float:
+def exploration(step: int, sources: int) -> float:
     """Returns eps_t of Algorithm 1, line 3; 1 / K for t = 0.
 
     Args:
         step: t, global optimizer steps done, from 0.
-        domains: K >= 2.
+        sources: K >= 2.
     """
     if step == 0:
-        return 1 / domains
-    return min(1 / domains, math.sqrt(math.log(domains) / (domains * step)))
+        return 1 / sources
+    return min(1 / sources, math.sqrt(math.log(sources) / (sources * step)))
 
 
 def policy(rewards_K: Shares, step: int, variant: str) -> Shares:
@@ -78,7 +78,7 @@ def rewarded(rewards_K: Shares, gains_K: Shares, shares_K: Shares, smoothing: fl
 
     Args:
         rewards_K: (K,) those before: R of ``paper``, ln R of ``code``.
-        gains_K: (K,) what each source's window is worth: L_d, or what takes its place.
+        gains_K: (K,) gain of each source in the window: L_d, or the reward that replaces it.
         shares_K: (K,) the proportions that the window was drawn by.
         smoothing: a.
         variant: ``paper`` or ``code``.
@@ -152,7 +152,7 @@ class OdmMixer(Mixer):
         return raised(policy(self.rewards_K, step_id, self.variant), self.min_share)
 
     def _look_ahead(self, context: UpdateContext | None) -> None:
-        """Says so where no update follows that could change the proportions."""
+        """Warns where no later update can change the proportions."""
         if context is not None and context.updates == 1:
             logger.warning(
                 "odm mixer: the run has one update, at the end of the warm-up, and what is learnt comes after it, so "
@@ -170,7 +170,7 @@ class OdmMixer(Mixer):
         }
 
     def _gains(self, losses_K: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns (K,) what the window was worth, NaN for a source that was not seen or has nothing to compare with."""
+        """Returns (K,) gains of the window, NaN for a source that was not seen or has no earlier loss."""
         if self.reward == "loss":
             return losses_K
         before_K, seen_K = self.reference_K, np.isfinite(losses_K)

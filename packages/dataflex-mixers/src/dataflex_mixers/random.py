@@ -3,8 +3,8 @@
     alpha ~ Dirichlet(c, ..., c)
 
 With ``concentration`` c = 1 every mixture is equally likely; c > 1 draws near equal shares, c < 1 near a single source.
-The draw depends on the run's seed and on the number of the update, and on nothing else: it repeats, it resumes, and it
-does not touch the global random generators. Cost: none to speak of.
+The draw depends on the run's seed and on the number of the update alone: runs repeat and resume exactly, and the global
+random generators are not used. Cost: next to none.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from dataflex.planning.mixture import MixtureManager
 
 
-def random_proportions(generator: np.random.Generator, domains: int, concentration: float) -> NDArray[np.float64]:
+def random_proportions(generator: np.random.Generator, sources: int, concentration: float) -> NDArray[np.float64]:
     """Returns one draw of a symmetric Dirichlet distribution: (K,) float64 shares that sum to 1.
 
     Args:
         generator: Where the randomness comes from.
-        domains: K >= 1.
-        concentration: The parameter that all K domains share, > 0.
+        sources: K >= 1.
+        concentration: The parameter that all K sources share, > 0.
     """
-    return generator.dirichlet(np.full(domains, concentration))
+    return generator.dirichlet(np.full(sources, concentration))
 
 
 @register_mixer("random")

@@ -1,12 +1,12 @@
-"""``schedule``: the mixture follows points over the run, from the parameters or from a file that may change meanwhile.
+"""``schedule``: the mixture follows given points over the run; a file of them may change during the run.
 
-Between two points the mixture moves linearly, along half a cosine, or jumps (:mod:`dataflex_mixers.curve`). It is
-evaluated at each update, so ``update_step`` is its resolution. Positions are optimizer steps, or tokens that the model
-was trained to predict.
+Between two points the mixture moves linearly, along half a cosine, or jumps: see
+:mod:`dataflex_mixers.parts.schedule_points`. It is evaluated at each update, so ``update_step`` is its resolution.
+Positions are optimizer steps, or tokens that the model was trained to predict.
 
-The file is read again at each update, by rank 0, which hands its text to the others: a mixture can be corrected while
-a run goes on. What was read is kept in checkpoints and each change stands in the trace. A file that has become wrong
-or has gone does not stop the run: the last good one stays in force, and log and trace say so at each update.
+The file is read again at each update, by rank 0, which broadcasts its text: a mixture can be corrected during a run.
+The text is kept in checkpoints, and the trace holds each change. A file that is wrong or missing does not stop the run:
+the last good one stays in force, and log and trace say so at each update.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer, logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.curve import INTERPOLATIONS, Curve, parse_curve
-from dataflex_mixers.simplex import Shares
+from dataflex_mixers.parts.schedule_points import INTERPOLATIONS, Curve, parse_curve
+from dataflex_mixers.parts.simplex import Shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ FILE_KEYS = ("points", "interpolation")
 
 @register_mixer("schedule")
 class ScheduleMixer(Mixer):
-    """The mixture follows given points over the run: linear, cosine or step; from a file, it may change meanwhile.
+    """The mixture follows given points over the run: linear, cosine or step; from a file, it may change during the run.
 
     Args:
         mixture_manager: The sources.
@@ -103,7 +103,7 @@ class ScheduleMixer(Mixer):
         self.tokens += int(tokens_K.sum())
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
-        """Returns the (K,) mixture of the moment, the same on every rank."""
+        """Returns the present mixture: (K,), the same on every rank."""
         position = step_id if self.by == "steps" else self.tokens
         self._details = {"at": position}
         if self.file is not None:
@@ -111,7 +111,7 @@ class ScheduleMixer(Mixer):
         return self.curve.value(position)
 
     def details(self) -> dict[str, Any]:
-        """Returns the position, and what became of the file."""
+        """Returns the position, and the state of the file."""
         return self._details
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class ScheduleMixer(Mixer):
             self.text, self.curve = state["text"], found
 
     def _reread(self, file: Path, step: int) -> None:
-        """Takes over the file as it is now, on every rank."""
+        """Reads the file again and takes over its points, on every rank."""
         answer = [_attempt(file) if self.accelerator.is_main_process else ("", "")]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(answer)
@@ -182,7 +182,7 @@ def _parse(text: str, interpolation: str, names: Sequence[str]) -> Curve | list[
 
 
 def _attempt(file: Path) -> tuple[str, str]:
-    """Returns the text and why there is none."""
+    """Returns the text, or None and the reason."""
     try:
         return read_text(file), ""
     except ConfigError as error:

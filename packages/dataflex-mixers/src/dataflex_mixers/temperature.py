@@ -17,7 +17,7 @@ from dataflex.core.parameter_checks import positive, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
 
-from dataflex_mixers.simplex import Shares, softmax
+from dataflex_mixers.parts.simplex import Shares, softmax
 
 if TYPE_CHECKING:
     import torch

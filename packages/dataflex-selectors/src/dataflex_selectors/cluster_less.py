@@ -1,21 +1,20 @@
-"""LESS at a fraction of its cost: a few rows of each cluster are scored, and the others by the scored ones near them.
+"""LESS at a fraction of its cost: scores a few rows of each cluster; the other rows get the scores of those near them.
 
 Train dataset -> embeddings -> k-means -> representatives of each cluster -> their influence on the target as in LESS
 (see less.py) -> smoothed over all rows -> average over updates -> selection.
 
-    s_i  = sum_r k(x_i, x_r) s_r / sum_r k(x_i, x_r)        the scored rows of the two nearest clusters; smoothing.py
-    UCB_c = mean_c + beta std_c sqrt(ln t / n_c)            budget: ucb; arXiv 2506.10288; arms.py
+    s_i  = sum_r k(x_i, x_r) s_r / sum_r k(x_i, x_r)        the scored rows of the two nearest clusters; parts/smoothing
+    UCB_c = mean_c + beta std_c sqrt(ln t / n_c)            budget: ucb; arXiv 2506.10288; parts/arms
     n_c proportional to |c| exp(S_c / T)                    mode: quota; S_c is the mean of the cluster's scores
 
 Cost: gradients of ``clusters`` times ``representatives`` rows, by default those of 4 rows in 64, a sixteenth of LESS;
 then arithmetic over the embeddings. Rejected: giving every row of a cluster one score, that of the mean of its
-representatives' gradients, as OpenDCAI/DataFlex does. Whole clusters tie, and where the selection ends within one, the
-order of the file decides.
+representatives' gradients, as OpenDCAI/DataFlex does. Then all rows of a cluster tie. Where the selection ends within a
+cluster, the order of the file decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,58 +22,55 @@ import torch
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.parameter_checks import at_least, count, count_or_null, flag, one_of, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.arms import next_pulls, quotas
-from dataflex_selectors.clustering import Clustering, cluster_rows
-from dataflex_selectors.embed import Embedder
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, Score, require_optimizer
-from dataflex_selectors.pick import pick, picking_problems
-from dataflex_selectors.running import RunningScores
-from dataflex_selectors.scored import scored_places
-from dataflex_selectors.smoothing import smoothed
-from dataflex_selectors.targets import loss_targets
-from dataflex_selectors.to_target import ToTarget, aim_problems
+from dataflex_selectors.parts.arms import next_pulls, quotas
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.gradient_scores import (
+    ComparesSteps,
+    GradientScores,
+    GradientSettings,
+    Score,
+    loss_targets,
+)
+from dataflex_selectors.parts.pick import pick, picking_problems
+from dataflex_selectors.parts.row_clusters import Clustering, cluster_rows
+from dataflex_selectors.parts.running_scores import RunningScores
+from dataflex_selectors.parts.smoothing import smoothed
+from dataflex_selectors.parts.to_target import ToTarget
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 BUDGETS = ("even", "ucb")
-_ROUNDS = 8  # of budget: ucb; each is a pass over its rows, so that scoring one at a time does not leave a GPU idle
+_ROUNDS = 8  # of budget: ucb; each round scores many rows in one pass, so that a GPU is not idle
 
 
 @register_selector("cluster_less")
-class ClusterLessSelector(ToTarget):
-    """Takes the rows whose training step lowers the loss on the evaluation set most, judged by those like them.
+class ClusterLessSelector(ToTarget, ComparesSteps):
+    """Takes the rows whose training step lowers the loss on the evaluation set most, estimated from similar rows.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
-            best.
-        cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
-        tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
-        embedding: What is clustered: ngrams, model, or the name or path of a sentence-transformers model.
-        dim: Buckets of the ngrams embedding.
-        pooling: How the hidden states of the model become one vector: mean, last or weighted.
-        refresh: With embedding: model, updates after which rows are embedded and clustered anew.
         clusters: How many clusters; null for one to 64 rows.
         representatives: Rows of each cluster that are scored, on average.
         budget: even gives each cluster as many, ucb more to those that may hold the highest scores.
-        exploration: Of ucb: how much the unknown is worth; 0 goes by the means so far.
+        exploration: Of ucb: weight of the uncertainty of a cluster's mean; 0 goes by the means alone.
         resample: Whether each update scores other representatives.
         width: Of the kernel, in cosines; smaller follows the nearest scored row more closely.
         gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
             (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers; null compares them whole.
-        decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
+        decay: Factor on the scores of earlier updates, at each update; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota gives each cluster a share by its mean score
             and draws within.
         temperature: Of sample and quota: below 1 sharpens, above 1 softens.
         token_budget: Tokens that are scored or embedded at once; null for a default that suits the device.
+        **run: The target, of whose sets a row's score is that for the one it suits best; how rows are embedded, to be
+            clustered; and what every selector is given: see :class:`ToTarget`. ``cache_dir`` keeps what a long scoring
+            pass has computed, so that an interrupted run goes on from there.
 
     Raises:
         ConfigError: A parameter is out of its range, there is no evaluation set, or a package is missing; the message
@@ -85,16 +81,7 @@ class ClusterLessSelector(ToTarget):
 
     def __init__(
         self,
-        dataset: Any,
-        eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
-        tokenizer: Any = None,
-        embedding: str = "ngrams",
-        dim: int = 1024,
-        pooling: str = "mean",
-        refresh: int = 1,
+        *,
         clusters: int | None = None,
         representatives: int = 4,
         budget: str = "even",
@@ -107,16 +94,13 @@ class ClusterLessSelector(ToTarget):
         mode: str = "topk",
         temperature: float = 1.0,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(token_budget=token_budget, **run)
         settings = GradientSettings(gradient_type, proj_dim, token_budget)
-        target = read_target(eval_dataset)
-        embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
         require(
             "cluster_less selector",
-            target.problem,
-            *aim_problems(embedding, dim, pooling, token_budget, refresh),
-            embedder.without_tokenizer(),
+            *self.problems,
             count_or_null("clusters", clusters),
             count("representatives", representatives),
             one_of("budget", budget, BUDGETS),
@@ -126,7 +110,7 @@ class ClusterLessSelector(ToTarget):
             *settings.problems(),
             *picking_problems(decay, mode, temperature),
         )
-        self.aim(target.sets, embedder, refresh)
+        self.aim()
         self.targets, self.settings = loss_targets(self.target_sets), settings
         self.clusters, self.representatives = clusters, representatives
         self.budget, self.exploration, self.resample = budget, float(exploration), resample
@@ -135,13 +119,9 @@ class ClusterLessSelector(ToTarget):
         self._clustering: Clustering | None = None
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows, what makes no embedding, and rows without gradients of their own."""
+        """Refuses too few rows, a model without embeddings, and one without a gradient per row."""
         super().check_run(model, run)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator)
-
-    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
-        require_optimizer(model, optimizer, self.settings, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores representatives, smooths their scores and returns the rows that ``mode`` picks. See the base class.

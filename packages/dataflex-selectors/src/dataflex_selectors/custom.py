@@ -1,4 +1,4 @@
-"""The simplest selector that is of any use: a starting point to copy.
+"""The simplest useful selector: a starting point to copy.
 
 It goes through the dataset in file order, or from the last row to the first, and continues at each update where the
 last one stopped. To make your own: copy this file, change the name in ``@register_selector``, write ``select``, and
@@ -7,7 +7,6 @@ name the file under ``plugins:`` in the YAML of the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,22 +17,19 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 @register_selector("custom")
 class CustomSelector(Selector):
     """Takes the rows in file order.
 
-    The first four parameters are given to every selector that names them; those after them come from ``params:`` in
-    ``components.yaml``.
+    Parameters of your own come from ``params:`` in ``components.yaml``. What the run gives to every selector passes
+    through ``**run`` to the base class, which keeps it: ``self.dataset``, ``self.accelerator``, ``self.data_collator``
+    and ``self.cache_dir``.
 
     Args:
-        dataset: The train dataset, tokenised.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch of tensors from a list of rows.
-        cache_dir: A folder of the selector's own.
         order: ``forward`` starts at the first row, ``backward`` at the last.
+        **run: What every selector is given, see :class:`~dataflex.interfaces.selector.Selector`.
 
     Raises:
         ConfigError: ``order`` is neither.
@@ -41,15 +37,8 @@ class CustomSelector(Selector):
 
     gives_scores: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
-        order: str = "forward",
-    ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+    def __init__(self, *, order: str = "forward", **run: Any) -> None:
+        super().__init__(**run)
         require("custom selector", one_of("order", order, ("forward", "backward")))
         self.order = order
         self._cursor = 0  # rows given so far

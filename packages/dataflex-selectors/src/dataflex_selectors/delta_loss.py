@@ -1,4 +1,4 @@
-"""Rows by how much the model has learnt of them: first those learnt most, later those learnt less.
+"""Rows by how far their loss has fallen: first those whose loss fell most, later those whose loss fell less.
 
 Losses of all rows now and at a reference point -> their differences, largest first -> a window that slides -> a
 weighted draw.
@@ -8,20 +8,19 @@ weighted draw.
     window = [a(x) (1 - w) N, a(x) (1 - w) N + w N), cut off at the first negative D
     p_i proportional to 1 inside of the window, v outside
 
-Origin: the delta-loss selector of OpenDCAI/DataFlex. Here the reference is part of the checkpoint; where the cut-off
-leaves nothing of the window, it is moved back in front of the first negative D, and where every D is negative all rows
-are equally likely; a single update has x = 0. At the first update there is nothing to compare with, and rows are drawn
-at random. Losses before the warm-up are not at hand, because a selector sees the model at updates only: with
+Origin: the delta-loss selector of OpenDCAI/DataFlex. Here the reference is part of the checkpoint. Where the cut-off
+leaves no row in the window, the window moves back, to end before the first negative D. Where every D is negative, all
+rows are equally likely. A single update has x = 0. At the first update there is no reference yet, and rows are drawn at
+random. Losses before the warm-up are not known, because a selector sees the model at updates only: with
 ``warmup_step: 0`` the reference is the model that the run began with.
 
 With ``scores: seen`` no pass is made: l_i(now) is the loss that training saw last of the row, and l_i(reference) the
 first one that an update found (``warmup``) or the one before (``previous``). A row with fewer than two of them has no
-D; it weighs as much as one inside of the window, so that it is reached. See :mod:`dataflex_selectors.row_losses`.
+D; it weighs as much as one inside of the window, so that it is reached. See :mod:`dataflex_selectors.parts.row_losses`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,15 +31,14 @@ from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw, logarithms
-from dataflex_selectors.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.ranking import places_between
-from dataflex_selectors.row_losses import SCORES, RowLosses, max_age_problem
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.drawing import draw, logarithms
+from dataflex_selectors.parts.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.ranking import places_between
+from dataflex_selectors.parts.row_losses import SCORES, RowLosses, max_age_problem
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 REFERENCES = ("warmup", "previous")
 _STEEPNESS = 10.0  # of the sigmoid: 0.7 % of the way at the first update, 99.3 % at the last
@@ -88,8 +86,6 @@ class DeltaLossSelector(Selector):
     """Draws rows by how much their loss has fallen: at first those that fell most, later those that fell less.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        cache_dir: Not used: losses of another model state are never reused.
         reference: What losses are compared with: warmup for those at the first update, previous for the update before.
         window: Share of the rows that the window holds.
         outside_weight: Chance of a row outside of the window compared with one inside; 0 for none.
@@ -97,6 +93,7 @@ class DeltaLossSelector(Selector):
         token_budget: Tokens that are scored at once; null for a default that suits the device.
         scores: fresh computes the losses of all rows at each update; seen takes those that training saw last.
         max_age: With seen: losses of more optimizer steps ago are computed, and those never seen; 0 for no pass at all.
+        **run: What every selector is given; ``cache_dir`` is not used: losses of another model state are never reused.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
@@ -106,10 +103,7 @@ class DeltaLossSelector(Selector):
 
     def __init__(
         self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
+        *,
         reference: str = "warmup",
         window: float = 0.2,
         outside_weight: float = 0.025,
@@ -117,8 +111,9 @@ class DeltaLossSelector(Selector):
         token_budget: int | None = None,
         scores: str = "fresh",
         max_age: int = 0,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         require(
             "delta_loss selector",
             one_of("reference", reference, REFERENCES),
@@ -145,7 +140,7 @@ class DeltaLossSelector(Selector):
         try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
-        """Scores all rows and draws ``num_samples`` of them; the scores are what their losses fell by.
+        """Scores all rows and draws ``num_samples`` of them; the scores are the differences D.
 
         At the first update they are 0; of seen losses, NaN where a row has fewer than two. See the base class.
 
@@ -186,7 +181,7 @@ class DeltaLossSelector(Selector):
         return deltas_N, self._losses.unseen(deltas_N)
 
     def _reference(self, losses_N: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the losses to compare with from now on: a loss that is not finite never takes the place of one."""
+        """Returns the losses to compare with from now on: a loss that is not finite never replaces a finite one."""
         self.leave_out(int(np.isinf(losses_N).sum()), "a row's loss")  # NaN is that of a row without a label, too
         if self._before is None:
             return losses_N

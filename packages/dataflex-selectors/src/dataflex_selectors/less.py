@@ -1,21 +1,20 @@
-"""LESS: the rows whose own training step points the way that lowers the loss on a target set.
+"""LESS: the rows whose own training step lowers the loss on a target set most.
 
 Xia et al. 2024, arXiv 2402.04333. Gradient of each target row -> their mean, per target set -> the cosine with each
-train row's Adam step -> the highest win.
+train row's Adam step -> the rows with the highest.
 
     s_tj(z) = mean over z' in set j of cos(grad l(z'), step_t(z))     section 3.1; step = Adam's from the row alone
     S_j(z)  = gamma S_j(z) + lr_t s_tj(z)                             one term per update instead of one per epoch
     score   = max_j S_j(z)                                            section 4.2
 
-Here each update is a checkpoint of the paper, under the weights and moments of that moment; ``decay`` (gamma) lets old
-terms fade, 1 keeps the paper's sum. No separate warm-up run and no stored gradients: the mean of the normalised target
-gradients is multiplied with each row's step as it passes by, exactly (``proj_dim: null``) or sketched. The step
-is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.adam`.
+Here each update is a checkpoint of the paper, with the weights and moments of that step. ``decay`` (gamma) lowers the
+weight of old terms; 1 keeps the paper's sum. There is no separate warm-up run and no gradient is stored: each row's
+step is multiplied with the mean of the normalised target gradients at once, exactly (``proj_dim: null``) or sketched.
+The step is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see :mod:`dataflex.scoring.adam`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,55 +23,48 @@ from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
 from dataflex.scoring.trial import try_gradients
-from dataflex.train.selector.base_selector import Selection, Selector
+from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.enough import require_candidates, require_labelled
-from dataflex_selectors.gradient_scores import GradientScores, GradientSettings, require_optimizer
-from dataflex_selectors.pick import pick, picking_problems
-from dataflex_selectors.pool import candidate_rows
-from dataflex_selectors.running import RunningScores
-from dataflex_selectors.targets import loss_targets
+from dataflex_selectors.parts.candidates import candidate_rows
+from dataflex_selectors.parts.enough import require_candidates, require_labelled
+from dataflex_selectors.parts.gradient_scores import ComparesSteps, GradientScores, GradientSettings, loss_targets
+from dataflex_selectors.parts.pick import pick, picking_problems
+from dataflex_selectors.parts.running_scores import RunningScores
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 @register_selector("less")
-class LessSelector(Selector):
+class LessSelector(ComparesSteps):
     """Takes the rows whose training step lowers the loss on the evaluation set most.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
-        cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         gradient_type: adam compares the step that the optimizer would take, with its epsilon where torch has it
             (Adam, AdamW, NAdam, RAdam); sgd the gradient itself.
         proj_dim: Sketch gradients to this many numbers, which saves memory where there are many target sets; null
             compares them whole.
         factor_dim: Keep this many dimensions of each side of a large matrix's gradient, for training the whole model;
             null keeps all of them, which takes the memory of the model for each target set.
-        decay: What an update leaves of the scores of those before; 1 sums them up, 0 forgets them.
+        decay: Factor on the scores of earlier updates, at each update; 1 sums them up, 0 forgets them.
         mode: topk takes the highest scores, sample draws by them, quota lets the target sets choose in turn.
         temperature: Of sample: below 1 sharpens, above 1 softens.
         candidates: Rows drawn afresh at each update to choose from; null for all.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        **run: What every selector is given; ``cache_dir`` keeps what a long scoring pass has computed, so that an
+            interrupted run goes on from there.
 
     Raises:
         ConfigError: A parameter is out of its range, or there is no evaluation set; the message holds all of it.
     """
 
-    reads_batches = True
-
     def __init__(
         self,
-        dataset: Any,
+        *,
         eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
         gradient_type: str = "adam",
         proj_dim: int | None = None,
         factor_dim: int | None = None,
@@ -81,8 +73,9 @@ class LessSelector(Selector):
         temperature: float = 1.0,
         candidates: int | None = None,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         settings = GradientSettings(gradient_type, proj_dim, token_budget, factor_dim)
         target = read_target(eval_dataset)
         require(
@@ -98,14 +91,10 @@ class LessSelector(Selector):
         self._running = RunningScores(len(self.targets), float(decay))
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows or candidates, and a model whose rows have no gradients of their own."""
+        """Refuses too few rows or candidates, and a model without a gradient per row."""
         require_candidates(self.candidates, run.most_rows)
         require_labelled(self.dataset, run.most_rows)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator, self.settings.factor_dim)
-
-    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
-        require_optimizer(model, optimizer, self.settings, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores the candidates and returns the ``num_samples`` that ``mode`` picks. See the base class.

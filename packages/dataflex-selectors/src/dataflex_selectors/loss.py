@@ -1,4 +1,4 @@
-"""Rows by their loss under the present model: mostly the easy ones, or the hard ones, or those between.
+"""Rows by their loss under the present model: mostly the easy rows, the hard ones, or those between.
 
 Losses of all rows -> two quantiles -> three buckets -> the focused bucket counts ``focus_weight`` times -> a weighted
 draw.
@@ -8,17 +8,17 @@ draw.
     p_i proportional to w_i^(1 / temperature)                         w_i = focus_weight in the focused bucket, else 1
 
 With ``scores: seen`` l_i is the loss that training saw last, and no pass is made; a row that was never seen counts as
-one of the focus, so that it is reached. See :mod:`dataflex_selectors.row_losses`.
+one of the focus, so that it is reached. See :mod:`dataflex_selectors.parts.row_losses`.
 
-Origin: the loss selector of OpenDCAI/DataFlex. Two choices here: rows outside of the focus keep a weight of 1, so
-that the model goes on seeing all of the data, and a row without labels has no loss and is never drawn. Losses say
-nothing about why a row is hard: where labels are wrong, ``focus: high``, the default there, finds the wrong ones and
-does worse than random rows; so the default here is ``low``.
+Origin: the loss selector of OpenDCAI/DataFlex. Two choices here: rows outside of the focus keep a weight of 1, so that
+the model goes on seeing all of the data, and a row without labels has no loss and is never drawn. A loss does not say
+why a row is hard: where labels are wrong, ``focus: high``, the default there, chooses the wrong ones and is worse than
+random rows. So the default here is ``low``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,14 +30,13 @@ from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw
-from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.row_losses import SCORES, RowLosses, max_age_problem
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.drawing import draw
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.row_losses import SCORES, RowLosses, max_age_problem
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 FOCUS = ("low", "medium", "high")
 
@@ -52,8 +51,8 @@ def focus_log_weights(
         focus: The bucket that counts more: ``low``, ``medium`` or ``high``.
         focus_weight: How many times as likely a row of that bucket is as another row, at temperature 1.
         quantiles: Where the buckets end. A quantile is a row's own loss (the smallest with at least that share of
-            rows at or below it), so that rounding moves no row across. Rows of equal loss share a bucket, which may
-            leave another one empty; with an empty focus all rows are equally likely.
+            rows at or below it), so that rounding moves no row into another bucket. Rows of equal loss share a bucket,
+            which may leave another one empty; with an empty focus all rows are equally likely.
     """
     scored = scored_places(losses_N)
     if not len(scored):
@@ -70,8 +69,6 @@ class LossSelector(Selector):
     """Draws rows by the bucket that their loss under the present model falls into.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        cache_dir: Keeps what a long scoring pass has computed, so that an interrupted run goes on from there.
         focus: The bucket that counts more: low, medium or high losses.
         focus_weight: How many times as likely a row of the focus is as another, at temperature 1.
         quantiles: The two shares of rows that end the low and the medium bucket; null for thirds.
@@ -80,6 +77,8 @@ class LossSelector(Selector):
         token_budget: Tokens that are scored at once; null for a default that suits the device.
         scores: fresh computes the losses of all rows at each update; seen takes those that training saw last.
         max_age: With seen: losses of more optimizer steps ago are computed, and those never seen; 0 for no pass at all.
+        **run: What every selector is given; ``cache_dir`` keeps what a long scoring pass has computed, so that an
+            interrupted run goes on from there.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
@@ -89,10 +88,7 @@ class LossSelector(Selector):
 
     def __init__(
         self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
+        *,
         focus: str = "low",
         focus_weight: float = 5.0,
         quantiles: Sequence[float] | None = None,
@@ -101,8 +97,9 @@ class LossSelector(Selector):
         token_budget: int | None = None,
         scores: str = "fresh",
         max_age: int = 0,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         require(
             "loss selector",
             one_of("focus", focus, FOCUS),

@@ -15,30 +15,26 @@ to have enough different rows; with ``exclude_seen`` an update goes on where the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
 from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
-from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.embed import Embedder
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.neighbours import Search, nearest
-from dataflex_selectors.ranking import first_places
-from dataflex_selectors.to_target import ToTarget, aim_problems
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.neighbours import Search, backend_problem, nearest
+from dataflex_selectors.parts.ranking import first_places
+from dataflex_selectors.parts.to_target import ToTarget
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 _CELLS = 2**22  # neighbours looked at at a time: 64 MB
-_NEVER = np.iinfo(np.int64).max  # the turn of a row that no query has found
+_NEVER = np.iinfo(np.int64).max  # the turn of a row that is no neighbour of any query
 
 
 def nearest_in_turn(
@@ -49,7 +45,7 @@ def nearest_in_turn(
     Memory is that of the rows, not of the rows times the queries.
 
     Args:
-        search: Finds the nearest of ``size`` rows; asked again for twice as many until they are enough.
+        search: Finds the nearest of ``size`` rows; called again for twice as many until there are enough.
         queries: Number of queries, M >= 1.
         size: Rows that can be found.
         count: How many to return, at most ``size``.
@@ -57,7 +53,7 @@ def nearest_in_turn(
     k = 2 * -(-count // queries)
     while True:
         turn_N, distance_N = _turns(search, queries, size, min(k, size))
-        if np.count_nonzero(turn_N < _NEVER) >= count:  # sooner or later: with k = size each query has all rows
+        if np.count_nonzero(turn_N < _NEVER) >= count:  # always reached: with k = size each query has all rows
             rows = first_places(count, turn_N)
             return rows, distance_N[rows]
         k *= 2
@@ -84,50 +80,25 @@ class NearSelector(ToTarget):
     """Takes the rows that are nearest to the rows of the evaluation set, query by query in turn.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
-        cache_dir: Not used.
-        tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
-        embedding: ngrams, model, or the name or path of a sentence-transformers model.
-        dim: Buckets of the ngrams embedding.
-        pooling: How the hidden states of the model become one vector: mean, last or weighted.
-        refresh: With embedding: model, updates after which rows are embedded anew.
         exclude_seen: Whether rows of earlier updates are left out until all rows have come.
         backend: torch or faiss, for the search.
-        token_budget: Tokens that the model embeds at once; null for a default that suits the device.
+        **run: The target, how rows are embedded, and what every selector is given: see :class:`ToTarget`.
 
     Raises:
         ConfigError: A parameter is out of its range, there is no evaluation set, or a package is missing; the message
             holds everything that is wrong.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
-        tokenizer: Any = None,
-        embedding: str = "ngrams",
-        dim: int = 1024,
-        pooling: str = "mean",
-        refresh: int = 1,
-        exclude_seen: bool = True,
-        backend: str = "torch",
-        token_budget: int | None = None,
-    ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
-        target = read_target(eval_dataset)
-        embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
+    def __init__(self, *, exclude_seen: bool = True, backend: str = "torch", **run: Any) -> None:
+        super().__init__(**run)
         require(
             "near selector",
-            target.problem,
-            *aim_problems(embedding, dim, pooling, token_budget, refresh, backend),
-            embedder.without_tokenizer(),
+            *self.problems,
+            backend_problem(backend),
             flag("exclude_seen", exclude_seen),
         )
-        self.aim(target.sets, embedder, refresh, backend)
+        self.aim()
+        self.backend = backend
         self.exclude_seen = exclude_seen
         self._ahead: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the next rows
         self._similar: NDArray[np.float32] = np.empty(0, dtype=np.float32)  # their cosines with the query
@@ -181,8 +152,8 @@ class NearSelector(ToTarget):
         updates = max(1, context.updates - context.update)
         if self.embedder.moves:
             return count * min(self.refresh, updates)
-        # The last rows are far from every query, and finding them takes nearly all neighbours of each: not yet, where
-        # rows are embedded again in no time.
+        # The last rows are far from every query: to find them takes nearly all neighbours of each query. Ngrams are
+        # embedded again in seconds, so these rows are ranked later.
         most = left // 2 if self.embedder.embedding == "ngrams" else left
         return min(count * updates, max(count, most))
 
@@ -198,7 +169,7 @@ class NearSelector(ToTarget):
         """Returns the first ``count`` of the rows in turn that are not among ``without``, and their cosines."""
         if not count:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        if self.embedder.moves:  # the order is a new one anyway: only those are embedded that can be taken
+        if self.embedder.moves:  # the order changes anyway: embed only rows that can be taken
             rows, without = rows[~np.isin(rows, without)], without[:0]
         pool_ND = self.embedded(model, step_id, rows)
 

@@ -1,13 +1,12 @@
 """Random rows: the baseline that every other selector must beat at equal tokens.
 
-Without replacement the rows of all stretches together are one shuffled pass over the dataset after the other, warm-up
-included, so no row comes again before every row was seen. A stretch that crosses from one pass into the next must not
-hold a row twice: rows that it already has move to the end of the new pass.
+Without replacement, all stretches together, warm-up included, read the dataset in one shuffled pass after another. So
+no row comes again before every row was seen. A stretch that crosses from one pass into the next must not hold a row
+twice: rows that it already has move to the end of the new pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 @register_selector("random")
@@ -27,11 +25,8 @@ class RandomSelector(Selector):
     """Picks rows at random.
 
     Args:
-        dataset: The train dataset.
-        accelerator: The run's accelerator.
-        data_collator: Makes a batch from rows.
-        cache_dir: Not used.
         replacement: False goes through the whole dataset before a row comes again; True draws each row independently.
+        **run: What every selector is given, see :class:`~dataflex.interfaces.selector.Selector`.
 
     Raises:
         ConfigError: ``replacement`` is not a boolean.
@@ -39,15 +34,8 @@ class RandomSelector(Selector):
 
     gives_scores: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
-        replacement: bool = False,
-    ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+    def __init__(self, *, replacement: bool = False, **run: Any) -> None:
+        super().__init__(**run)
         require("random selector", flag("replacement", replacement))
         self.replacement = replacement
         self._cursor = 0  # rows given so far

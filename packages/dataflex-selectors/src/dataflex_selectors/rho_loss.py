@@ -4,7 +4,7 @@ Mindermann et al., Prioritized Training on Points that are Learnable, Worth Lear
 arXiv 2206.07137.
 
     rho_i = l_i(now) - il_i              reducible holdout loss (equation 3)
-    il_i  = l_i under a model that was trained on held-out rows: what is left once all is learnt
+    il_i  = l_i under a model that was trained on held-out rows: what cannot be learnt from the data
 
 Candidates are drawn, scored, and those with the largest rho trained on (algorithm 1). Rows that are learnt have a small
 l; rows that are noise, or far from what was held out, have a large il. The paper does this for every batch; here it is
@@ -15,7 +15,7 @@ random order: by falling rho, its batches would get easier and easier.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,15 +32,14 @@ from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.enough import SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.irreducible import NAME, from_column, from_model, source_problem, try_model
-from dataflex_selectors.ranking import first_places
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.irreducible import NAME, from_column, from_model, source_problem, try_model
+from dataflex_selectors.parts.ranking import first_places
+from dataflex_selectors.parts.whole_weights import whole_weights
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 def largest(rho_C: NDArray[np.float32], rows_C: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -55,13 +54,13 @@ class RhoLossSelector(Selector):
     Exactly one of ``column``, ``file`` and ``reference_model`` is given.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        cache_dir: Keeps what an interrupted pass of the reference model has computed.
         column: Column of the train dataset with the irreducible loss of each row.
         file: A .npy, .npz or .parquet file with the irreducible loss of each row, see :mod:`dataflex.run.row_values`.
         reference_model: Name or path of a model whose losses are the irreducible ones; it is scored once.
         pool_factor: Candidates drawn for each row that is taken; null for all rows.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        **run: What every selector is given; ``cache_dir`` keeps what an interrupted pass of the reference model has
+            computed.
 
     Raises:
         ConfigError: A parameter is out of its range, or there is not one irreducible loss for each row.
@@ -71,17 +70,15 @@ class RhoLossSelector(Selector):
 
     def __init__(
         self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
+        *,
         column: str | None = None,
         file: str | None = None,
         reference_model: str | None = None,
         pool_factor: float | None = 10.0,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         contents = None if file is None else read_rows("file", file, NAME, sole=True)
         require(
             "rho_loss selector",
@@ -92,7 +89,7 @@ class RhoLossSelector(Selector):
             model_or_null("reference_model", reference_model),
             at_least_or_null("pool_factor", pool_factor, 1, null="all rows"),
             count_or_null("token_budget", token_budget),
-            None if reference_model is None else whole_weights(accelerator, "a reference model is loaded whole"),
+            None if reference_model is None else whole_weights(self.accelerator, "a reference model is loaded whole"),
         )
         self.column = column
         self.reference_model = reference_model
@@ -101,9 +98,9 @@ class RhoLossSelector(Selector):
         self.token_budget = token_budget
         self._irreducible: NDArray[np.float32] | None = None
         if column is not None:
-            self._irreducible = from_column(dataset, column)
+            self._irreducible = from_column(self.dataset, column)
         elif file is not None and isinstance(contents, RowFile):
-            found = placed("file", file, contents, dataset)
+            found = placed("file", file, contents, self.dataset)
             require("rho_loss selector", found if isinstance(found, Problem) else None)
             assert not isinstance(found, Problem)
             self._irreducible = found.astype(np.float32)
@@ -133,7 +130,7 @@ class RhoLossSelector(Selector):
             order = RowOrder(len(eligible), int(generator.integers(2**63)))
             at_once = max(1, math.ceil(self.pool_factor * num_samples))
         rows, rho = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        for first in range(0, len(eligible), at_once):  # once, unless candidates turn out to have no label
+        for first in range(0, len(eligible), at_once):  # one round, unless candidates have no label
             at_once = min(at_once, len(eligible) - first)
             candidates = eligible if order is None else eligible[order.take(first, at_once)]
             reducible = self._losses(model, step_id, candidates) - irreducible_N[candidates]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +16,12 @@ from dataflex.run.scores import SCORE
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.pick import pick
-from dataflex_selectors.scored import scored_places
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.finite_scores import scored_places
+from dataflex_selectors.parts.pick import pick
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 _MODES = ("topk", "sample")
 
@@ -33,35 +31,25 @@ class ScoresSelector(Selector):
     """Takes rows by the scores in a file that dataflex-cli score wrote.
 
     Args:
-        dataset: The train dataset, tokenised; the one that was scored.
-        accelerator: The run's accelerator.
-        data_collator: Not used.
-        cache_dir: Not used.
         file: A .parquet, .npz or .npy file with a column or array ``score``: a number for each row of the train
             dataset, null or -inf for never. See :mod:`dataflex.run.row_values`.
         mode: topk takes the highest scores, sample draws by them.
         temperature: Of sample: below 1 sharpens, above 1 softens.
+        **run: What every selector is given; ``dataset`` is the one that was scored.
 
     Raises:
         ConfigError: The file cannot be read, is for other rows, or holds +inf; or a parameter is out of its range.
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
-        file: str = "dataflex_scores.parquet",
-        mode: str = "sample",
-        temperature: float = 1.0,
+        self, *, file: str = "dataflex_scores.parquet", mode: str = "sample", temperature: float = 1.0, **run: Any
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         contents = read_rows("file", file, SCORE)
         problem = contents if isinstance(contents, Problem) else _above("file", file, contents)
         require("scores selector", problem, one_of("mode", mode, _MODES), positive("temperature", temperature))
         assert not isinstance(contents, Problem)
-        found = placed("file", file, contents, dataset)
+        found = placed("file", file, contents, self.dataset)
         require("scores selector", found if isinstance(found, Problem) else None)
         assert not isinstance(found, Problem)
         self.mode = mode

@@ -2,35 +2,31 @@
 
 Liu, Karbasi and Rekatsinas, TSDS: Data Selection for Task-Specific Model Finetuning, NeurIPS 2024, arXiv 2410.11303;
 the variant with kernel density. Target and train dataset -> embeddings -> nearest neighbours -> the optimal transport
-of :mod:`dataflex_selectors.transport` -> a probability for each row -> a draw at each update.
+of :mod:`dataflex_selectors.parts.transport` -> a probability for each row -> a draw at each update.
 
-Compared with the authors' code: a query whose nearest row is not filled up gives all of its mass to that row, where
-theirs gives it more than the query has and the probabilities no longer sum to 1. Neighbours are exact, and rows without
+Compared with the authors' code: a query whose nearest row has room gives all of its mass to that row. Theirs gives that
+row more mass than the query has, and the probabilities no longer sum to 1. Neighbours are exact, and rows without
 labels are no candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.parameter_checks import at_least, between, count, flag, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.drawing import draw, logarithms
-from dataflex_selectors.embed import Embedder
-from dataflex_selectors.enough import require_enough
-from dataflex_selectors.neighbours import nearest
-from dataflex_selectors.to_target import ToTarget, aim_problems
-from dataflex_selectors.transport import capped, densities, transported
+from dataflex_selectors.parts.drawing import draw, logarithms
+from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.neighbours import backend_problem, nearest
+from dataflex_selectors.parts.to_target import ToTarget
+from dataflex_selectors.parts.transport import capped, densities, transported
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 @register_selector("tsds")
@@ -38,14 +34,6 @@ class TsdsSelector(ToTarget):
     """Draws rows near the evaluation set, near-duplicates sharing one chance, by optimal transport.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
-        eval_dataset: The target: a tokenised dataset, or several by name, whose rows are all queries.
-        cache_dir: Not used.
-        tokenizer: Turns tokens into text where a sentence-transformers model makes the embeddings.
-        embedding: ngrams, model, or the name or path of a sentence-transformers model.
-        dim: Buckets of the ngrams embedding.
-        pooling: How the hidden states of the model become one vector: mean, last or weighted.
-        refresh: With embedding: model, updates after which rows are embedded anew.
         neighbours: Rows that a query can give mass to; at most a tenth of the dataset is used.
         kde_neighbours: Rows that a density is summed over; at most a tenth of the dataset is used.
         sigma: Distance at which two rows are no longer near-duplicates, between 0 and 2; 0 for no such sharing.
@@ -53,7 +41,7 @@ class TsdsSelector(ToTarget):
         scale: C of the paper, by which distances are divided.
         replacement: Whether a row may come more than once in a stretch.
         backend: torch or faiss, for the search.
-        token_budget: Tokens that the model embeds at once; null for a default that suits the device.
+        **run: The target, how rows are embedded, and what every selector is given: see :class:`ToTarget`.
 
     Raises:
         ConfigError: A parameter is out of its range, there is no evaluation set, or a package is missing; the message
@@ -64,16 +52,7 @@ class TsdsSelector(ToTarget):
 
     def __init__(
         self,
-        dataset: Any,
-        eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
-        tokenizer: Any = None,
-        embedding: str = "ngrams",
-        dim: int = 1024,
-        pooling: str = "mean",
-        refresh: int = 1,
+        *,
         neighbours: int = 5000,
         kde_neighbours: int = 1000,
         sigma: float = 0.75,
@@ -81,16 +60,13 @@ class TsdsSelector(ToTarget):
         scale: float = 5.0,
         replacement: bool = True,
         backend: str = "torch",
-        token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
-        target = read_target(eval_dataset)
-        embedder = Embedder(embedding, dim, pooling, token_budget, data_collator, accelerator, tokenizer)
+        super().__init__(**run)
         require(
             "tsds selector",
-            target.problem,
-            *aim_problems(embedding, dim, pooling, token_budget, refresh, backend),
-            embedder.without_tokenizer(),
+            *self.problems,
+            backend_problem(backend),
             count("neighbours", neighbours),
             count("kde_neighbours", kde_neighbours),
             at_least("sigma", sigma, 0),
@@ -98,7 +74,8 @@ class TsdsSelector(ToTarget):
             positive("scale", scale),
             flag("replacement", replacement),
         )
-        self.aim(target.sets, embedder, refresh, backend)
+        self.aim()
+        self.backend = backend
         self.neighbours, self.kde_neighbours = neighbours, kde_neighbours
         self.sigma, self.alpha, self.scale = float(sigma), float(alpha), float(scale)
         self.replacement = replacement
@@ -135,7 +112,7 @@ class TsdsSelector(ToTarget):
         return scores_N
 
     def _distribution(self, model: torch.nn.Module, step_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the rows with a probability above 0, in row order, and these, which sum to 1."""
+        """Returns the rows with a probability above 0, in row order, and their probabilities, which sum to 1."""
         eligible = self.eligible()
         require_enough(1, len(eligible), len(self.dataset))
         queries_MD = self.embedded_target(model, step_id)

@@ -1,16 +1,16 @@
-"""Rows whose loss moves with the target's when the weights are shaken: influence without a backward pass.
+"""Rows whose loss changes with the target's along random directions of the weights: influence without a backward pass.
 
 Random directions -> for each, how fast every row's loss changes along it -> rows that change as the target does.
 
-    a_p(z) = <grad l(z), xi_p>,   xi_p ~ N(0, I_d),   p = 1..P        forward passes only, see directional.py
+    a_p(z) = <grad l(z), xi_p>,   xi_p ~ N(0, I_d),   p = 1..P        forward passes only, see parts/derivatives
     b_pj   = mean over the rows z' of target set j of a_p(z')
     s_j(z) = 1/P sum_p a_p(z) b_pj                                    E s_j(z) = <grad l(z), mean grad of set j>
     score  = max_j s_j(z)
 
-s_j(z) estimates the inner product of gradients that LESS computes, with a standard deviation of about
-|grad l(z)| |mean grad| / sqrt(P): it is a sketch of the gradients with P columns. ``normalize: true`` divides by
-sqrt(sum_p a_p^2) and sqrt(sum_p b_pj^2), which makes it an estimate of the cosine: rows of short answers, whose
-gradients are long, do not win by that alone, and several target sets can be compared.
+s_j(z) estimates the inner product of gradients that LESS computes, with a standard deviation of about |grad l(z)| |mean
+grad| / sqrt(P): it is a sketch of the gradients with P columns. ``normalize: true`` divides by sqrt(sum_p a_p^2) and
+sqrt(sum_p b_pj^2), which makes it an estimate of the cosine. Then rows of short answers, whose gradients are long, are
+not preferred for that alone, and several target sets can be compared.
 
 Origin: the zeroth-order selector that the documentation of OpenDCAI/DataFlex describes, with one direction. With P = 1
 all rows share one random number, so the ranking is little more than noise; here P is a parameter.
@@ -18,7 +18,7 @@ all rows share one random number, so the ranking is little more than noise; here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,16 +33,15 @@ from dataflex.scoring.trial import trial_rows, try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.directional import METHODS, directional_derivatives
-from dataflex_selectors.directions import Directions
-from dataflex_selectors.engines import whole_weights
-from dataflex_selectors.enough import require_candidates, require_labelled
-from dataflex_selectors.pick import pick
-from dataflex_selectors.pool import candidate_rows
+from dataflex_selectors.parts.candidates import candidate_rows
+from dataflex_selectors.parts.derivatives import METHODS, directional_derivatives
+from dataflex_selectors.parts.enough import require_candidates, require_labelled
+from dataflex_selectors.parts.pick import pick
+from dataflex_selectors.parts.weight_directions import Directions
+from dataflex_selectors.parts.whole_weights import whole_weights
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
 
 def influence_scores(
@@ -84,17 +83,16 @@ class ZerothSelector(Selector):
     """Takes the rows whose loss changes as the target's does along random directions in weight space.
 
     Args:
-        dataset, accelerator, data_collator: As every selector is given them.
         eval_dataset: The target: a tokenised dataset, or several by name. A row's score is that for the set it suits
             best.
-        cache_dir: Not used: directions are drawn anew at each update.
         directions: Number of random directions; the error of a score falls with its square root.
-        method: finite_difference moves the weights and puts them back; jvp is exact and asks more of the model.
+        method: finite_difference moves the weights and puts them back; jvp is exact; not every model supports it.
         step: Length of a finite difference as a share of the RMS of the trainable weights; null for 1e-3, or 2e-2
             where the model computes in 16 bits.
         normalize: Whether rows compete by the cosine or by the inner product, in which long gradients count more.
         candidates: Rows drawn afresh at each update to choose from; null for all.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
+        **run: What every selector is given; ``cache_dir`` is not used: directions are drawn anew at each update.
 
     Raises:
         ConfigError: A parameter is out of its range, there is no evaluation set, or the engine shards weights; the
@@ -105,24 +103,22 @@ class ZerothSelector(Selector):
 
     def __init__(
         self,
-        dataset: Any,
+        *,
         eval_dataset: Any,
-        accelerator: Accelerator,
-        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-        cache_dir: str,
         directions: int = 16,
         method: str = "finite_difference",
         step: float | None = None,
         normalize: bool = True,
         candidates: int | None = None,
         token_budget: int | None = None,
+        **run: Any,
     ) -> None:
-        super().__init__(dataset, accelerator, data_collator, cache_dir)
+        super().__init__(**run)
         target = read_target(eval_dataset)
         require(
             "zeroth selector",
             target.problem,
-            whole_weights(accelerator, "the selector moves all of them"),
+            whole_weights(self.accelerator, "the selector moves all of them"),
             count("directions", directions),
             one_of("method", method, METHODS),
             positive_or_null("step", step),

@@ -1,4 +1,4 @@
-"""``adapt``: samples that are like the target, in the model's own eyes, count more.
+"""``adapt``: samples whose hidden states are like those of the target have larger weights.
 
 ADAPT (ICLR 2026), arXiv 2605.05227. With h_t the last hidden states of a sample's T tokens and V a small target set:
 
@@ -26,16 +26,16 @@ import torch
 from dataflex.core.agreement import from_rank_0
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
 from dataflex.core.registry import register_weighter
-from dataflex.objective.hidden import Caught, caught_hidden_states
 from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
-from dataflex.train.weighter.base_weighter import StepContext, Weighter
 from numpy.typing import NDArray
 
-from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.caught_states import CatchesHiddenStates
+from dataflex_weighters.parts.compared_samples import compared, rows_with_labels, with_mean_one
 
 if TYPE_CHECKING:
     from dataflex.scoring.row_pass import Collator
+    from dataflex.train.weighter.base_weighter import StepContext
 
 EPSILON = 1e-6  # the least temperature
 
@@ -52,7 +52,7 @@ def adapt_weights(phi_BH: torch.Tensor, u_H: torch.Tensor, temperature: float) -
 
 
 @register_weighter("adapt")
-class AdaptWeighter(Weighter):
+class AdaptWeighter(CatchesHiddenStates):
     """Weights by the cosine to the evaluation set in the model's last hidden states (ADAPT, arXiv 2605.05227).
 
     Args:
@@ -68,7 +68,6 @@ class AdaptWeighter(Weighter):
     """
 
     reads_batches = True  # of the target
-    reads_hidden_states = True
 
     def __init__(
         self,
@@ -95,34 +94,20 @@ class AdaptWeighter(Weighter):
         self.anchors, self.normalise = anchors, normalise
         self._target_H: torch.Tensor | None = None
         self._refreshed = -1  # the step of the last refresh
-        self._caught: Caught | None = None
 
-    def training_step(
-        self,
-        ctx: StepContext,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        num_items_in_batch: torch.Tensor | None = None,
-        use_weighter: bool = False,
-    ) -> torch.Tensor:
-        """Embeds the target where that is due, and keeps the hidden states of the forward for the weights."""
-        if not use_weighter:
-            return super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
+    def before_forward(self, ctx: StepContext) -> None:
+        """Embeds the target where that is due. See the base class."""
         step = ctx.state.global_step
         if self._target_H is None or step >= self._refreshed + self.refresh:
             self._target_H, self._refreshed = torch.from_numpy(self._embedded(ctx, step)), step
-        assert isinstance(ctx.model, torch.nn.Module)
-        with caught_hidden_states(ctx.model) as self._caught:
-            return super().training_step(ctx, model, inputs, num_items_in_batch, use_weighter)
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
-        assert self._caught is not None, "the hidden states come with training_step"
         assert self._target_H is not None
         with torch.no_grad():
-            hidden_BTH = ctx.by_sample(self._caught())
+            hidden_BTH = ctx.by_sample(self.hidden_states())
             phi_BH = pool(hidden_BTH, _mask(inputs).to(hidden_BTH.device), "weighted")
             self._target_H = self._target_H.to(phi_BH)  # once: a copy to the device makes the host wait
             weights = adapt_weights(phi_BH, self._target_H, self.temperature).to(losses)

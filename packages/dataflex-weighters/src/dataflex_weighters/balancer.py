@@ -1,224 +1,166 @@
-"""A balancer of several losses of one model output: weights mean shares of the gradient, not of the losses' scales.
+"""``balancer``: every source moves the model as much as its weight says, however large its gradients are.
 
-The formula is that of the loss balancer of EnCodec (Defossez, Copet, Synnaeve and Adi, "High Fidelity Neural Audio
-Compression", arXiv 2210.13438, section 3.4). With g_k the gradient of loss k at the tensor x that all losses come from:
+The losses that are balanced are those of the sources; :mod:`dataflex_weighters.parts.loss_balancer` has the formula and
+its origin. A row belongs to one source. So at the last hidden states h the gradients of the sources lie in different
+rows, and one ordinary backward pass shows all of them:
 
-    n_k = mean over batch items of |g_k|, over all ranks
-    N_k = T_k / F_k,   T_k <- beta T_k + n_k,   F_k <- beta F_k + 1
-    g   = sum_k R (w_k / sum_j w_j) g_k / (epsilon + N_k)
+    n_k = mean over the rows i of source k in the step of |d l_i / d h_i|,   N_k their running mean
+    lambda_k = (w_k / sum_j w_j) / (epsilon + N_k),  scaled so that the mean weight of the rows is 1
 
-and g, in the place of the sum of the g_k, goes back from x. A loss whose gradient is a hundred times as large thus
-counts as much as another one of the same weight.
+lambda_k weighs the losses of source k in the next step. So all parameters are balanced, the output layer included, one
+step late. Rejected: scaling the gradient rows inside of the hook, which is exact but does not reach the output layer.
 
-Cost: one backward pass per loss down to x, and one from there. Parameters that lie between x and a loss get no
-gradient.
+Cost: the norm of the gradient at h, a few numbers between ranks per step. Under fp16 of DeepSpeed a change of its loss
+scale looks like a change of the gradients.
+
+Letters: B rows of the micro-batch, K sources.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from dataflex.core.parameter_checks import at_least, between, flag, positive, require
-from dataflex.utils.logging import logger
+from dataflex.core.context import RunAhead
+from dataflex.core.errors import ComponentError
+from dataflex.core.parameter_checks import at_least, between, require
+from dataflex.core.registry import register_weighter
+from dataflex.scoring.models import output_embeddings, pretrained_models
 
-from dataflex_weighters.sources import source_weights
+from dataflex_weighters.parts.caught_states import CatchesHiddenStates
+from dataflex_weighters.parts.loss_balancer import Balancer, RunningMeans
+from dataflex_weighters.parts.source_checks import known_sources, names_of, source_weights
 
-_LEAST = 1e-100  # a weight in an average that is as good as none, and far from the least number that a float can hold
+if TYPE_CHECKING:
+    from dataflex.train.weighter.base_weighter import StepContext
+
+__all__ = ["Balancer", "BalancerWeighter", "balanced"]
 
 
-class RunningMeans:
-    """Exponential moving averages of several numbers, each corrected for its beginning.
-
-    A number that is not finite is left out: an average that took one would never come back.
+def balanced(
+    shares: Mapping[str, float], norms: Mapping[str, float], rows: Mapping[str, float], epsilon: float
+) -> dict[str, float]:
+    """Returns source -> lambda, with mean 1 over the rows; sources without a norm are not in it.
 
     Args:
-        decay: beta, in [0, 1].
-
-    Attributes:
-        left_out: How many numbers were left out.
+        shares: w, source -> share of the gradient of a row.
+        norms: N, source -> mean norm of the gradient of a row; some or all sources.
+        rows: Source -> what its rows count, for the mean.
+        epsilon: What is added to each norm.
     """
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self.left_out = 0
-        self._total: dict[str, float] = {}
-        self._fix: dict[str, float] = {}
-
-    def update(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Returns the averages of all numbers seen so far, after these.
-
-        One that is not there, or not finite, keeps its average, which fades all the same: where others have come since,
-        its next value counts for more. A call without any finite number changes nothing.
-        """
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self.left_out += len(values) - len(finite)
-        for name in self._total if finite else ():
-            if name in finite or self.decay * self._fix[name] > _LEAST:  # or else both would end at 0, and their ratio
-                self._total[name] *= self.decay
-                self._fix[name] *= self.decay
-        for name, value in finite.items():
-            self._total[name] = self._total.get(name, 0.0) + value  # total <- beta total + n
-            self._fix[name] = self._fix.get(name, 0.0) + 1.0  # fix <- beta fix + 1
-        return self.means()
-
-    def means(self) -> dict[str, float]:
-        """Returns the averages: total / fix."""
-        return {name: total / self._fix[name] for name, total in self._total.items() if self._fix[name] > 0}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what continues the averages."""
-        return {"total": dict(self._total), "fix": dict(self._fix), "left_out": self.left_out}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
-        self._total, self._fix = dict(state["total"]), dict(state["fix"])
-        self.left_out = int(state.get("left_out", 0))  # an older checkpoint has none
+    raw = {name: shares[name] / (epsilon + norm) for name, norm in norms.items() if epsilon + norm > 0}
+    counted = sum(rows[name] for name in raw if shares[name] > 0)
+    mean = sum(raw[name] * rows[name] for name in raw) / counted if counted > 0 else 0.0
+    return {name: value / mean for name, value in raw.items()} if mean > 0 else {}
 
 
-class Balancer:
-    """Goes back from several losses of one tensor with gradients of balanced size.
-
-        balancer = Balancer({"main": 1.0, "auxiliary": 0.1})
-        hidden = encoder(x)
-        balancer.backward({"main": main(hidden), "auxiliary": auxiliary(hidden)}, hidden)
+@register_weighter("balancer")
+class BalancerWeighter(CatchesHiddenStates):
+    """Weighs sources so that their shares of the gradient are what is asked for, whatever their losses' scales.
 
     Args:
-        weights: Loss -> weight, at least 0: its share of the gradient, relative to the other losses of the call.
-        rescale_grads: Whether gradients are scaled; without it, they are added up with their weights.
-        total_norm: R, the size of the whole, > 0.
-        ema_decay: beta of the averages, in [0, 1]; 1 weighs all calls alike.
-        per_batch_item: Whether a gradient's norm is the mean over the items of its first dimension, or that of the
-            whole.
-        epsilon: What is added to each average, >= 0.
-        monitor: Whether :attr:`metrics` tells the sizes of the gradients.
+        dataset: The train dataset, which knows its sources.
+        weights: Source -> share of the gradient that a row has, relative to the rows of other sources; sources that
+            are not named have 1. Null: all have the same.
+        ema_decay: Of the running mean of the norms, from 0 to 1; the larger, the slower.
+        epsilon: What is added to each norm, at least 0.
 
     Raises:
-        ConfigError: A parameter has another value; the message holds every problem.
+        ConfigError: A parameter has another value, or a source is not known; the message holds every problem.
     """
 
+    draws = False
+
     def __init__(
-        self,
-        weights: Mapping[str, float],
-        rescale_grads: bool = True,
-        total_norm: float = 1.0,
-        ema_decay: float = 0.999,
-        per_batch_item: bool = True,
-        epsilon: float = 1e-12,
-        monitor: bool = False,
+        self, dataset: Any, weights: Mapping[str, float] | None = None, ema_decay: float = 0.999, epsilon: float = 1e-12
     ) -> None:
+        super().__init__()
+        names = names_of(dataset)
         require(
             "balancer weighter",
-            *source_weights("weights", weights, ()),
-            flag("rescale_grads", rescale_grads),
-            positive("total_norm", total_norm),
+            known_sources(dataset),
+            *source_weights("weights", weights, names),
             between("ema_decay", ema_decay, 0, 1),
-            flag("per_batch_item", per_batch_item),
             at_least("epsilon", epsilon, 0),
-            flag("monitor", monitor),
         )
-        self.weights = dict(weights)
-        self.rescale_grads, self.total_norm = rescale_grads, float(total_norm)
-        self.per_batch_item, self.epsilon, self.monitor = per_batch_item, float(epsilon), monitor
-        self._norms = RunningMeans(float(ema_decay))
-        self._metrics: dict[str, float] = {}
+        self.shares = {name: float((weights or {}).get(name, 1.0)) for name in names}
+        self.epsilon = float(epsilon)
+        self._norms, self._rows = RunningMeans(float(ema_decay)), RunningMeans(float(ema_decay))
+        # Of this rank in this step: sum of norms, rows, what they count, rows whose norm is not finite.
+        self._seen_K4: torch.Tensor | None = None
+
+    @classmethod
+    def needs_sources(cls, params: Mapping[str, Any]) -> bool:
+        """Always. See the base class."""
+        return True
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses a model of which the output layer alone is trained: no gradient reaches the hidden states."""
+        outputs = output_embeddings(pretrained_models(model))
+        behind = set() if outputs is None else {id(p) for p in outputs.parameters()}
+        if all(id(p) in behind for p in model.parameters() if p.requires_grad):
+            raise ComponentError("no gradient reaches the hidden states -> train more than the output layer")
 
     @property
-    def left_out(self) -> int:
-        """How many norms of gradients were not finite: they are not in the averages. The first is told in the log."""
-        return self._norms.left_out
+    def by_source(self) -> dict[str, float]:
+        """Source -> weight of its rows in the next step; 1 for a source not seen so far."""
+        found = balanced(self.shares, self._norms.means(), self._rows.means(), self.epsilon)
+        return {name: found.get(name, 1.0 if share > 0 else 0.0) for name, share in self.shares.items()}
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """With ``monitor``, ``ratio_NAME`` for each loss of the last call: its N_k over the sum of all; else empty."""
-        return dict(self._metrics)
+    def after_backward(self, ctx: StepContext) -> None:
+        """Averages the norms of the gradients once the step is done. See the base class."""
+        if ctx.is_last_micro_batch:
+            self._average(ctx)
 
-    def backward(self, losses: Mapping[str, torch.Tensor], input: torch.Tensor) -> torch.Tensor:
-        """Goes back from ``input`` with the balanced gradient, which is added to ``.grad`` as ``Tensor.backward`` does.
-
-        On several ranks every rank calls it with the same losses. A gradient that is not finite goes back as it is, and
-        is left out of the averages.
-
-        Args:
-            losses: Name -> scalar; each depends on ``input``.
-            input: The tensor that all losses come from, (B, ...).
-
-        Returns:
-            The losses with the factors of their gradients, added up; detached.
-
-        Raises:
-            ValueError: A loss has no weight, all that are given have weight 0, or one does not depend on ``input``.
-        """
-        share = self._shares(losses)
-        gradients = {name: _gradient(name, loss, input) for name, loss in losses.items()}
-        factors = dict(share)  # rescale_grads=False: the plain weighted sum
-        if self.rescale_grads or self.monitor:
-            means = dict.fromkeys(losses, 0.0) | self._updated(self._mean_norms(gradients))
-            whole = sum(means[name] for name in losses)
-            if self.monitor:
-                self._metrics = {f"ratio_{name}": means[name] / whole if whole > 0 else 0.0 for name in losses}
-        if self.rescale_grads:
-            for name, gradient in gradients.items():
-                size = self.epsilon + means[name]
-                gradients[name] = gradient / size if size > 0 else gradient
-                factors[name] = share[name] * self.total_norm
-        balanced = torch.stack([factors[name] * gradient for name, gradient in gradients.items()]).sum(dim=0)
-        torch.autograd.backward(input, balanced)
-        if self.rescale_grads:
-            factors = {name: factor / ((self.epsilon + means[name]) or 1.0) for name, factor in factors.items()}
-        return torch.stack([factors[name] * loss.detach() for name, loss in losses.items()]).sum()
+    def get_weighted_loss(
+        self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Returns the mean of w_i l_i over this rank's B samples. See the base class."""
+        hidden = self.hidden_states()
+        if not hidden.requires_grad:
+            raise ComponentError("no gradient reaches the hidden states: train more than the output layer")
+        sources_B = ctx.sources_of(ctx.batch_rows).to(losses.device)
+        weights_K = torch.tensor(list(self.by_source.values()), dtype=losses.dtype)
+        weights_B = weights_K.to(losses.device, non_blocking=True)[sources_B]
+        hidden.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: self._look(gradient, sources_B, weights_B, ctx)
+        )
+        return (weights_B * losses).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what continues the averages."""
-        return self._norms.state_dict()
+        """Returns the running means."""
+        return {"norms": self._norms.state_dict(), "rows": self._rows.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self._norms.load_state_dict(state)
+        self._norms.load_state_dict(state["norms"])
+        self._rows.load_state_dict(state["rows"])
 
-    def _updated(self, norms: Mapping[str, float]) -> dict[str, float]:
-        """Returns the averages after a call's norms; there is none of a loss whose every norm was not finite."""
-        before = self._norms.left_out
-        means = self._norms.update(norms)
-        if self._norms.left_out > before == 0:
-            wrong = ", ".join(name for name, norm in norms.items() if not math.isfinite(norm))
-            logger.warning("balancer: the gradient of %s is not finite and is left out; later ones are counted", wrong)
-        return means
+    @torch.no_grad()
+    def _look(self, gradient: torch.Tensor, sources_B: torch.Tensor, weights_B: torch.Tensor, ctx: StepContext) -> None:
+        """Adds the micro-batch's norms. A row of weight 0 has no gradient that could be looked at."""
+        scale = ctx.loss_scale
+        factors_B = ctx.sample_factors.to(gradient.device).float()
+        seen_B = factors_B > 0
+        norms_B = ctx.by_sample(gradient).float().flatten(1).norm(dim=1)
+        norms_B = norms_B / torch.where(seen_B, factors_B * scale, 1.0)  # |d l_i / d h_i|
+        counts_B = torch.where(seen_B, factors_B / torch.where(seen_B, weights_B, 1.0), 0.0)  # of wrong rows as well
+        wrong_B = seen_B & ~norms_B.isfinite()  # an overflow in fp16 is enough
+        seen_B = seen_B & ~wrong_B
+        found_B4 = torch.stack([torch.where(seen_B, norms_B, 0.0), seen_B.float(), counts_B, wrong_B.float()], dim=1)
+        if self._seen_K4 is None:
+            self._seen_K4 = norms_B.new_zeros(len(self.shares), 4)
+        self._seen_K4.index_add_(0, sources_B, found_B4)
 
-    def _shares(self, losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        unknown = [name for name in losses if name not in self.weights]
-        if unknown or not losses:
-            raise ValueError(f"no weight for the losses {unknown}; there are weights for {', '.join(self.weights)}")
-        weights = {name: float(self.weights[name]) for name in losses}
-        if not self.rescale_grads:
-            return weights
-        total = sum(weights.values())
-        if total <= 0:
-            raise ValueError(f"all losses that were given have weight 0: {', '.join(losses)}")
-        return {name: weight / total for name, weight in weights.items()}  # w_k / sum_j w_j
-
-    def _mean_norms(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Returns n_k: the mean norm per batch item, or the norm of the whole, averaged over ranks by their items."""
-        norms = [_norm(gradient, self.per_batch_item) for gradient in gradients.values()]
-        some = next(iter(gradients.values()))
-        items = float(len(some)) if some.ndim else 1.0
-        sums = torch.stack([*(norm * items for norm in norms), norms[0].new_tensor(items)])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        return dict(zip(gradients, (sums[:-1] / sums[-1]).tolist(), strict=True))
-
-
-def _norm(gradient: torch.Tensor, per_batch_item: bool) -> torch.Tensor:
-    items = gradient.float().reshape(len(gradient) if per_batch_item and gradient.ndim else 1, -1)
-    norms: torch.Tensor = torch.linalg.vector_norm(items, dim=1)
-    return norms.mean()
-
-
-def _gradient(name: str, loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-    try:
-        (gradient,) = torch.autograd.grad(loss, input, retain_graph=True)
-    except RuntimeError as error:
-        raise ValueError(f"the loss {name!r} has no gradient at the input: {error}") from error
-    return gradient
+    def _average(self, ctx: StepContext) -> None:
+        """Takes the step's norms over all ranks into the running means."""
+        own = self._seen_K4 if self._seen_K4 is not None else torch.zeros(len(self.shares), 4)
+        self._seen_K4 = None
+        if ctx.accelerator.num_processes > 1:
+            own = ctx.accelerator.gather(own.to(ctx.accelerator.device)).view(-1, len(self.shares), 4).sum(dim=0)
+        found = dict(zip(self.shares, own.tolist(), strict=True))
+        self.leave_out(int(sum(wrong for *_, wrong in found.values())), "the gradient of a row")
+        self._norms.update({name: norms / rows for name, (norms, rows, *_) in found.items() if rows > 0})
+        if any(rows > 0 for _, rows, *_ in found.values()):
+            self._rows.update({name: counts for name, (_, _, counts, _) in found.items()})

@@ -1,4 +1,4 @@
-"""``column``: a weight for each row that was written down beforehand. No paper.
+"""``column``: a weight for each row, given in a column or a file. No paper.
 
 The weight stands in a column of the tokenised dataset, or in a file with one number per row of it. LLaMA-Factory drops
 the columns of a source when it tokenises it, and the rows that it cannot use; so a column survives only in data that

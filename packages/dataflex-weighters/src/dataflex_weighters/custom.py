@@ -1,4 +1,4 @@
-"""``custom``: the starting point to copy for a weighter of your own. As it stands it changes nothing.
+"""``custom``: a starting point to copy for a weighter of your own. Unchanged, it weighs all samples 1.
 
 Copy the file, rename the class, register it under a new name and put your formula into ``get_weighted_loss``; the run's
 YAML then needs ``plugins: [your_file.py]``, ``train_type: dynamic_weight`` and ``component_name: your_name``.

@@ -11,7 +11,7 @@ from dataflex.core.parameter_checks import FLOAT32_MOST, between, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
-from dataflex_weighters.sources import known_sources, names_of, source_weights
+from dataflex_weighters.parts.source_checks import known_sources, names_of, source_weights
 
 if TYPE_CHECKING:
     import torch

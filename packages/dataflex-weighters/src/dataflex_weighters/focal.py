@@ -1,12 +1,12 @@
-"""``focal``: samples that are learnt already count less.
+"""``focal``: samples with a low loss have smaller weights.
 
 Lin, Goyal, Girshick, He and Dollar, "Focal Loss for Dense Object Detection" (ICCV 2017, arXiv 1708.02002), equation 4,
 with the model's probability of a sample, the geometric mean of its tokens' e^-l, in the place of p:
 
     w_i = (1 - e^-l_i)^gamma
 
-The weight is a constant: the paper differentiates it too, which changes the gradient but not where it vanishes. A text
-of natural length never comes near p = 1, so the weights of a model that is not overfitted lie close together.
+The weight is a constant. The paper differentiates it too, which changes the gradient but not where it is 0. A text of
+natural length never comes near p = 1, so the weights of a model that is not overfitted lie close together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataflex.core.parameter_checks import at_least, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
-from dataflex_weighters.comparing import compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import compared, rows_with_labels, with_mean_one
 
 
 def focal_weights(losses_G: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -34,7 +34,7 @@ def focal_weights(losses_G: torch.Tensor, gamma: float) -> torch.Tensor:
 
 @register_weighter("focal")
 class FocalWeighter(Weighter):
-    """Weights (1 - e^-loss)^gamma: samples that are learnt already count less.
+    """Weights (1 - e^-loss)^gamma: samples with a low loss count less.
 
     Args:
         gamma: At least 0; 0 weighs all alike, and the larger, the less easy samples count.

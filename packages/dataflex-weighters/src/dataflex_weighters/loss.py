@@ -1,4 +1,4 @@
-"""``loss``: weights from where a sample's loss stands between the least and the greatest of those it is compared with.
+"""``loss``: weights from a sample's place between the least and the greatest loss of those it is compared with.
 
 Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining" (ICLR 2025),
 arXiv 2502.06733. With f_i the G losses of the micro-batch, or of the step, over all ranks:
@@ -26,8 +26,8 @@ from dataflex.core.parameter_checks import one_of, positive, positive_or_null, r
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
-from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
-from dataflex_weighters.sources import known_sources
+from dataflex_weighters.parts.compared_samples import SCOPES, compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.source_checks import known_sources
 
 LEVELS = ("sample", "source")
 
@@ -38,7 +38,7 @@ def normalised_losses(losses: torch.Tensor, delta: float, counted: torch.Tensor 
     Args:
         losses: (G,) losses.
         delta: Half the range that they are mapped to.
-        counted: (G,) which of them count; None for all. What becomes of the others has no meaning.
+        counted: (G,) which of them count; None for all. The values of the others have no meaning.
     """
     low, high = _ends(losses, counted)
     return delta * ((losses - low) - (high - losses)) / (high - low)  # h_i, both ends exact
@@ -80,7 +80,7 @@ def sample_weights(
     temperature: float = 1.0,
     counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns the weights: (G,) non-negative, with mean 1, without gradient. The host waits for no number of them.
+    """Returns the weights: (G,) non-negative, with mean 1, without gradient. The host does not wait for the device.
 
     Args:
         losses: (G,) losses to compare; where all are equal, or none is there, every weight is 1.

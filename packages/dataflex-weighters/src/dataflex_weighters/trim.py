@@ -21,7 +21,7 @@ from dataflex.core.parameter_checks import between, flag, one_of, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
-from dataflex_weighters.comparing import SCOPES, compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import SCOPES, compared, rows_with_labels, with_mean_one
 
 
 def trimmed(losses_G: torch.Tensor, share: float, counted_G: torch.Tensor | None = None) -> torch.Tensor:

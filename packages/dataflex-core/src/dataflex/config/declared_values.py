@@ -84,21 +84,22 @@ def templates() -> tuple[str, ...]:
 @cache
 def integrations() -> tuple[str, ...]:
     """Returns what ``report_to`` may name; empty where that cannot be told."""
-    try:
-        names = _keys(module("transformers.integrations.integration_utils"), "INTEGRATION_TO_CALLBACK")
-    except SourceNotFoundError:
-        return ()
-    return (*names, "all", "none") if names else ()
+    return _and_more("transformers.integrations.integration_utils", "INTEGRATION_TO_CALLBACK", "all", "none")
 
 
 @cache
 def log_levels() -> tuple[str, ...]:
     """Returns what ``log_level`` may be; empty where that cannot be told."""
+    return _and_more("transformers.utils.logging", "log_levels", "passive")
+
+
+def _and_more(name: str, table: str, *more: str) -> tuple[str, ...]:
+    """Returns the keys of a dict in a module, then ``more``; empty where the module or the dict is not found."""
     try:
-        names = _keys(module("transformers.utils.logging"), "log_levels")
+        names = _keys(module(name), table)
     except SourceNotFoundError:
         return ()
-    return (*names, "passive") if names else ()
+    return (*names, *more) if names else ()
 
 
 def _with_metadata(home: Module, statement: ast.AnnAssign, declared: Declared) -> Declared:

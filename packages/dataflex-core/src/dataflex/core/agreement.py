@@ -1,4 +1,4 @@
-"""Ranks that know the same: checks that all made the same decision, and tells all what rank 0 found."""
+"""Checks that all ranks made the same decision, and gives all of them what rank 0 found."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Building a component: the user's parameters and the run's objects meet the constructor's parameter names.
 
-Nothing is dropped silently. A user parameter that the constructor does not have is an error; an object of the run is
-passed to the constructors that name it. ``**kwargs`` means "and what my base class takes": names are collected up the
-MRO while it is there. The ``**kwargs`` of dataflex's own base classes hold nothing; a class of somebody else's that
-keeps ``**kwargs`` to the top takes anything.
+Nothing is dropped silently. A user parameter that the constructor does not have is an error. An object of the run is
+passed to the constructors that name it. With ``**kwargs``, the base class's parameters are accepted too. The
+``**kwargs`` of dataflex's own base classes hold nothing; a class of somebody else's that keeps ``**kwargs`` to the top
+takes anything.
 """
 
 from __future__ import annotations

@@ -165,7 +165,17 @@ def _first_line(text: str | None) -> str:
 
 
 def _with_bases(home: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef | None]]:
-    """Yields the class and its bases, depth first; ``(module, None)`` for one that cannot be followed, and stops."""
+    """Yields the class and its bases as Python looks names up: a base that several have, behind all of these.
+
+    ``(module, None)`` stands for a base that cannot be followed, and ends it.
+    """
+    found = list(_depth_first(home, node))
+    last = {id(cls): place for place, (_, cls) in enumerate(found) if cls is not None}
+    yield from (item for place, item in enumerate(found) if last.get(id(item[1]), place) == place)
+
+
+def _depth_first(home: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef | None]]:
+    """Yields the class and its bases, depth first, a base as often as it is named; ``(module, None)`` as above."""
     queue: list[tuple[Module, ast.expr | ast.ClassDef]] = [(home, node)]
     seen = 0
     while queue:

@@ -1,4 +1,4 @@
-"""The constructor parameters that dataflex fills in by name, and who else may."""
+"""Constructor parameters that dataflex supplies by name, and those of them that a user may override."""
 
 from __future__ import annotations
 

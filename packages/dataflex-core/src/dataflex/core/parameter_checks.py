@@ -36,6 +36,15 @@ def require(component: str, *problems: Problem | None) -> None:
         raise InvalidConfigError(found)
 
 
+def stated(*problems: Problem | None) -> list[Problem | None]:
+    """Returns the problems: what a base class finds, for :func:`require` in the constructor of a derived class.
+
+    So one message holds what is wrong with the parameters of both. What a constructor hands to either of the two is
+    known before the component is imported, see :mod:`dataflex.core.stated_checks`.
+    """
+    return list(problems)
+
+
 def one_of(key: str, found: Any, allowed: Sequence[str]) -> Problem | None:
     """Returns a problem unless ``found`` is one of ``allowed``."""
     if isinstance(found, str) and found in allowed:

@@ -1,10 +1,11 @@
 """What a constructor would refuse, known before the component is imported.
 
-A constructor says what it allows in calls of :func:`~dataflex.core.parameter_checks.require`. Those calls are read from
-its text, and each of their arguments that needs nothing but the user's parameters, the constants and functions of its
-file, and light modules (see :mod:`dataflex.core.text_values`) is evaluated. An argument that needs an object of the
-run, such as the dataset, is left to the constructor. Of the sources of the run the names are known: they stand for
-``dataset`` and ``mixture_manager`` where those are asked for ``names`` alone.
+A constructor says what it allows in calls of :func:`~dataflex.core.parameter_checks.require`; that of a base class, in
+an assignment from :func:`~dataflex.core.parameter_checks.stated`. Those calls are read from its text, and each of their
+arguments that needs nothing but the user's parameters, the constants and functions of its file, and light modules (see
+:mod:`dataflex.core.text_values`) is evaluated. An argument that needs an object of the run, such as the dataset, is
+left to the constructor. Of the sources of the run the names are known: they stand for ``dataset`` and
+``mixture_manager`` where those are asked for ``names`` alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataflex.core.describe import Constructor
 from dataflex.core.errors import DataflexError, InvalidConfigError, Problem
 from dataflex.core.injected import INJECTED
 from dataflex.core.named_sources import NamedSources
-from dataflex.core.parameter_checks import require
+from dataflex.core.parameter_checks import require, stated
 from dataflex.core.text_values import evaluated, text_names
 
 _OF_SOURCES = ("dataset", "mixture_manager")
@@ -74,7 +75,9 @@ def stated_problems(
     for constructor in constructors:
         names = _names_in(constructor, params, taken, sources)
         found += _walked(constructor.node.body, names)
-        taken |= {argument.arg for argument in _arguments(constructor.node)}
+        taken |= {argument.arg for argument in _arguments(constructor.node)} - (
+            _handed_on(constructor.node) & params.keys()
+        )
     return list(dict.fromkeys(found))
 
 
@@ -83,7 +86,8 @@ def _names_in(
 ) -> _Names:
     """Returns the names at the beginning of a constructor: its parameters, then those of its file.
 
-    A parameter that a derived class has too (``taken``) may be given anything by it.
+    A parameter that a derived class has too (``taken``) may be given anything by it, unless it hands on the
+    user's value.
     """
     arguments = [argument.arg for argument in _arguments(constructor.node)]
     known = {name: params[name] for name in arguments if name in params and name not in taken}
@@ -101,6 +105,10 @@ def _walked(body: Sequence[ast.stmt], names: _Names) -> Iterator[Problem]:
                 if _is_name(call.func) and _value(call.func, names) is require:
                     for argument in call.args[1:]:
                         yield from _problems(argument, names)
+            case ast.Assign(value=ast.Call() as call) | ast.AnnAssign(value=ast.Call() as call) if _states(call, names):
+                for argument in call.args:
+                    yield from _problems(argument, names)
+                names = _after(statement, names)
             case ast.If() if _requires(statement):
                 test = _value(statement.test, names)
                 if test is not _UNKNOWN:
@@ -152,6 +160,11 @@ def _is_name(expression: ast.expr) -> bool:
     return isinstance(expression, ast.Name) or (isinstance(expression, ast.Attribute) and _is_name(expression.value))
 
 
+def _states(call: ast.Call, names: _Names) -> bool:
+    """Whether it is a call of ``stated``; other functions are not looked up."""
+    return _is_name(call.func) and ast.unparse(call.func).endswith("stated") and _value(call.func, names) is stated
+
+
 def _requires(statement: ast.If) -> bool:
     return any(
         isinstance(node, ast.Call) and ast.unparse(node.func).endswith("require") for node in ast.walk(statement)
@@ -160,6 +173,14 @@ def _requires(statement: ast.If) -> bool:
 
 def _arguments(node: ast.FunctionDef) -> list[ast.arg]:
     return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]  # without self
+
+
+def _handed_on(node: ast.FunctionDef) -> set[str]:
+    """Returns the parameters that a constructor hands on as they are: ``super().__init__(name=name)``."""
+    calls = [s.value for s in node.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+    keywords = [k for call in calls if ast.unparse(call.func) == "super().__init__" for k in call.keywords]
+    handed = {k.arg for k in keywords if k.arg and isinstance(k.value, ast.Name) and k.value.id == k.arg}
+    return handed - {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def _defaults(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:

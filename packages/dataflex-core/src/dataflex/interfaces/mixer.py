@@ -90,7 +90,7 @@ class Mixer(Component, ABC):
         """
 
     def observe(self, step: int, losses_K: np.ndarray, tokens_K: np.ndarray) -> None:
-        """Is told what the optimizer step that has just been done cost, source by source.
+        """Receives each source's mean loss and tokens of the last optimizer step.
 
         Optional. Called after each optimizer step, warm-up included, on every rank with the same numbers: sums over
         the step's micro-batches and over all ranks. They come from the forward of training itself. It must not draw

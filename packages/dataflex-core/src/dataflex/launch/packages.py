@@ -1,4 +1,4 @@
-"""Sets of packages: what would fail inside an import is refused, what is broken or untried is named."""
+"""Refuses package versions that fail at import; warns about broken and untested ones."""
 
 from __future__ import annotations
 

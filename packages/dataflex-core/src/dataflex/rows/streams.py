@@ -1,6 +1,6 @@
 """Sources that can only be read from their start: a stream as a dataset whose rows are numbered in reading order.
 
-Row ``n`` of a stream is the n-th that reading it, again and again, gives. A mixture plans such numbers as it plans
+Row ``n`` of a stream is the n-th row when the stream is read repeatedly. A mixture plans such numbers as it plans
 those of rows that lie still, each source's in increasing order, and reading forward to them is all that is asked of a
 stream. Which row a number means depends on the files alone; a :class:`Place` only saves reading what came before, and
 knows the row that comes next: the states of ``datasets`` are not exact for every chain of transforms (a whole table is
@@ -152,7 +152,7 @@ class Stream(Dataset[Row]):
         return found
 
     def enter(self, place: Place) -> None:
-        """Goes on reading at a place; where the dataset does not come back to it, from the start, with a warning."""
+        """Goes on reading at a place; where the dataset cannot be restored there, from the start, with a warning."""
         self._begin(place)
         self._expected = place.coming
 
@@ -197,8 +197,8 @@ class Stream(Dataset[Row]):
             self._reader = chain([row], self._reader)
             return
         logger.warning(
-            "a stream did not come back to its row %d from the state of its dataset: its rows are read again from the "
-            "first one on (skip(0) right after the dataset is loaded makes its state exact)",
+            "a stream could not be restored at row %d; reading again from row 0 (skip(0) right after the dataset is "
+            "loaded makes its state exact)",
             self._next,
         )
         self._begin(Place())

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or passed over.
+"""Marks complete checkpoints; resume skips others.
 
 A checkpoint folder is written by several ranks, file after file, and a run may be killed in between. So the last thing
 written is a list of its files (see :mod:`dataflex.run.completeness`); a folder is complete exactly when that list is

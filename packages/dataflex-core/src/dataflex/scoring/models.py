@@ -41,7 +41,7 @@ def output_embeddings(models: Sequence[PreTrainedModel]) -> torch.nn.Module | No
 
 
 def is_compiled(model: torch.nn.Module) -> bool:
-    """Whether ``torch.compile`` is in play: it would trace a hook into code that is used again without it."""
+    """Whether the model is compiled; compiled code would keep a removed hook."""
     return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in model.modules())
 
 

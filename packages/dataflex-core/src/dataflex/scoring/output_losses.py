@@ -1,7 +1,8 @@
 """The output layer made to give token losses in the place of logits, while a model runs as it always does.
 
 The layer is called by the model itself, so engines that gather its weights for that call are served, and no model's
-forward is copied. What comes out is (B, T, 1): it passes for logits until someone who knows takes it for losses.
+forward is copied. What comes out is (B, T, 1), where logits would be. Only code that checks ``gave()`` may treat it as
+losses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens at the marks of a run: its record begins with training, and epochs are those of the schedule."""
+"""Opens the record when training begins, and sets ``state.epoch`` from the schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataflex.trainer.host import Host
 
 
 class ScheduleCallback(TrainerCallback):
-    """Corrects ``state.epoch`` and fires the once-an-epoch strategies.
+    """Corrects ``state.epoch``, and requests logging, evaluation and saving where those are per epoch.
 
     A planned run is one long epoch to the training loop; the schedule knows better. The loop itself handles the end of
     the last epoch.

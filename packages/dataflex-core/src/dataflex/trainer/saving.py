@@ -1,4 +1,4 @@
-"""How a checkpoint is written: whole or passed over, and older ones deleted only when it is whole."""
+"""How a checkpoint is written: it is marked when it is complete, and only then are older ones deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``doremi_weights.json``: what the proxy hands to the final model. The command line needs it: nothing heavy here."""
+"""``doremi_weights.json``: what the proxy gives to the final model.
+
+The command line imports this module, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def read_weights(folder: Path, names: Sequence[str]) -> list[float]:
 
 
 def reference_of(folder: Path) -> str | None:
-    """Returns the run whose model the weights in a proxy's folder look back on; None where that is not known."""
+    """Returns the run of the reference model that the weights in a proxy's folder come from; None where not known."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))["reference"]
     except (OSError, ValueError, TypeError, LookupError, RecursionError):  # whoever reads the weights says so

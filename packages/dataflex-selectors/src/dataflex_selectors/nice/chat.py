@@ -1,12 +1,11 @@
-"""Asking a model behind an OpenAI-compatible HTTP endpoint, patiently and without letting the key out.
+"""Asks a model at an OpenAI-compatible HTTP endpoint, with retries, and keeps the key secret.
 
-The key is read from the environment when a request is made. It goes into one header and nowhere else: no attribute, no
-message and no log holds it, nothing that the server sends is repeated (it might echo the key), and a redirect, which
-would carry the header to another host, is not followed.
+The key is read from the environment when a request is made, and goes into one header only. No attribute, message or log
+holds it. Nothing that the server sends is repeated, as it might echo the key. A redirect is not followed, as it would
+send the header to another host.
 
-A server can be slow in more ways than one: it sends a byte at a time, or says ``100 Continue`` for ever. So a request
-has one deadline, from looking the name up to the last byte. The request runs in an event loop of its own, where it can
-be cancelled at any point.
+A server may send a byte at a time, or ``100 Continue`` for ever. So a request has one deadline, from the look-up of the
+name to the last byte. The request runs in an event loop of its own, where it can be cancelled at any point.
 """
 
 from __future__ import annotations

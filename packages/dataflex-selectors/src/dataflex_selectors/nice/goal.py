@@ -1,4 +1,4 @@
-"""What the model should do more of, as target sets: answers of its own, weighted by what they earn."""
+"""Target sets made of the model's own answers, weighted by their rewards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rules:
         keep: Most answers of a prompt that count, the best; None for all.
         reject: Whether answers worse than the reference are dropped.
         baseline: Whether the mean reward of a prompt's answers is taken off.
-        fallback: What becomes of a prompt none of whose answers count: with ``none`` it is a vector of 0 in the mean
+        fallback: What a prompt without an answer that counts becomes: with ``none`` it is a vector of 0 in the mean
             over the prompts, ``reference`` aims at its reference answer, as LESS does.
     """
 

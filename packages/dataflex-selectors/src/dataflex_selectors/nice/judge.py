@@ -1,7 +1,7 @@
-"""What an answer is worth, by a chat model that is asked for a mark.
+"""The reward of an answer: a mark from a chat model.
 
-Rank 0 asks, several questions at a time, and tells the others: every rank has the same rewards, and each question is
-paid for once. Equal questions are asked once.
+Rank 0 asks several questions at a time and broadcasts the marks, so every rank has the same rewards and each question
+is paid for once. Equal questions are asked once.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Judge:
         if self._accelerator.is_main_process:
             try:
                 told = [self._marks(answers)]
-            except (ComponentError, StoppedError) as error:  # the other ranks must not wait for marks that never come
+            except (ComponentError, StoppedError) as error:  # broadcast: the other ranks wait for marks
                 told = [type(error)(str(error))]
         broadcast_object_list(told)
         if isinstance(told[0], ComponentError | StoppedError):

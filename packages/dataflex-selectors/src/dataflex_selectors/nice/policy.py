@@ -1,4 +1,4 @@
-"""From rewards to the gradient that would earn more of them.
+"""From rewards to the gradient that raises them.
 
     g(x) = sum_s R_s grad NLL(y_s | x)        over the answers kept, NLL being the sum over all tokens of y_s
 

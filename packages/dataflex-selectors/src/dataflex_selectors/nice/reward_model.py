@@ -1,4 +1,4 @@
-"""What an answer is worth, by a reward model: a sequence classifier with one output."""
+"""The reward of an answer: the output of a reward model, a sequence classifier with one output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_LIMIT = 10**6  # tokenizers without a longest input say so with a huge numbe
 class RewardModel:
     """The output of a reward model for prompt and answer.
 
-    It is loaded when training begins, so that a wrong path is told then, and stays in the CPU's memory between
+    It is loaded when training begins, so that a wrong path is an error at once, and stays in the CPU's memory between
     updates. It has a tokenizer of its own: prompt and answer go to it as text, through its chat template where it has
     one.
 

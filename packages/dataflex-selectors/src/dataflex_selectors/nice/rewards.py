@@ -1,4 +1,4 @@
-"""What an answer is worth, by comparing its text with the reference answer's."""
+"""The reward of an answer: its text compared with the reference answer's."""
 
 from __future__ import annotations
 

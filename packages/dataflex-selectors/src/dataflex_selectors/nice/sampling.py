@@ -1,8 +1,8 @@
-"""Answers drawn from the model that is being trained, under the weights of the moment.
+"""Draws answers from the model that is being trained, with its present weights.
 
-No second model generates, so the answers come from the policy whose gradient is taken, but for ``top_k``, ``top_p`` and
-``temperature``, for which the estimate is not corrected. Batches are planned once and dealt out to the ranks, each
-draws from a seed of its own, so answers do not depend on the number of ranks.
+The answers come from the policy whose gradient is taken, apart from ``top_k``, ``top_p`` and ``temperature``, for which
+the estimate is not corrected. Batches are planned once and shared out to the ranks, and each batch has a seed of its
+own, so answers do not depend on the number of ranks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which reward is used, and everything that it needs to know."""
+"""Which reward is used, and its parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Reward = Callable[[Sequence[Answer]], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """The user's parameters of the reward; see :class:`~dataflex_selectors.nice.selector.NiceSelector`."""
+    """The user's parameters of the reward; see :class:`~dataflex_selectors.nice.nice_selector.NiceSelector`."""
 
     reward: str
     reward_model: str | None

@@ -1,0 +1,206 @@
+"""How well the training step of each row agrees with the gradients of target rows.
+
+LESS, its clustered form and NICE use this. The mathematics is in :mod:`dataflex.scoring.influence`; this module applies
+it to a run.
+
+Letters: N rows, J target sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from dataflex.core.agreement import on_every_rank
+from dataflex.core.context import UpdateContext
+from dataflex.core.errors import Problem
+from dataflex.core.parameter_checks import count_or_null, one_of
+from dataflex.scoring import (
+    FactoredAdam,
+    RowPass,
+    ScoreStore,
+    Sketch,
+    TargetSet,
+    influences,
+    learning_rates,
+    per_sample_gradients,
+    read_moments,
+    target_means,
+    times_rates,
+    without_replicas,
+)
+from dataflex.scoring.adam import require_adam
+from dataflex.scoring.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
+from dataflex.scoring.gradient_routes import Route, gradient_routes
+from dataflex.train.selector.base_selector import Selector
+from dataflex.utils.logging import logger
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FORMS = ("adam", "sgd")
+Score = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""``score(rows) -> (N, J)``"""
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """How gradients are compared: the user's parameters of these names.
+
+    Attributes:
+        gradient_type: ``adam``: the step of the run's optimizer, which is that of SGD before its first step; ``sgd``:
+            the gradient. Both times the learning rate of each parameter's group.
+        proj_dim: Dimensions of the sketch; None for exact products.
+        token_budget: Tokens at once; None for a default.
+        factor_dim: Dimensions that are kept of each side of a large matrix; None for all.
+    """
+
+    gradient_type: str
+    proj_dim: int | None
+    token_budget: int | None
+    factor_dim: int | None = None
+
+    def problems(self) -> list[Problem | None]:
+        """Returns what is wrong with them."""
+        return [
+            one_of("gradient_type", self.gradient_type, FORMS),
+            count_or_null("proj_dim", self.proj_dim, null="none"),
+            count_or_null("factor_dim", self.factor_dim, null="none"),
+            count_or_null("token_budget", self.token_budget),
+        ]
+
+
+class GradientScores:
+    """Scores rows by the cosine of their step with the mean of each target set's normalised gradients.
+
+    Args:
+        selector: The selector: its rows, its seed, its collator, and its folder for the results of a long pass.
+        settings: What is compared.
+        targets: The target sets.
+        context: The state of the run, with its optimizer.
+    """
+
+    def __init__(
+        self, selector: Selector, settings: GradientSettings, targets: Sequence[TargetSet], context: UpdateContext
+    ) -> None:
+        self._selector, self._settings, self._targets, self._context = selector, settings, list(targets), context
+        self._rows = RowPass(
+            selector.dataset,
+            selector.data_collator,
+            selector.accelerator,
+            token_budget=settings.token_budget,
+            desc=f"{selector.name}: step {context.step}",
+        )
+
+    def scores(self, model: torch.nn.Module, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the scores of some rows: (N, J) in [-1, 1], NaN for a row without a label. Collective.
+
+        Args:
+            model: The model being trained.
+            rows: (N,) rows of the train dataset to score.
+        """
+        with self.scoring(model) as score:
+            return score(rows)
+
+    @contextmanager
+    def scoring(self, model: torch.nn.Module) -> Iterator[Score]:
+        """Yields :meth:`scores` as a function of the rows, for selectors that score rows in several rounds. Collective.
+
+        The gradients of the target sets are computed once.
+        """
+        accelerator, seed, settings = self._rows.accelerator, self._selector.seed, self._settings
+        adam = settings.gradient_type == "adam"
+        model = without_replicas(model)
+        with per_sample_gradients(model, accelerator, settings.factor_dim, seed) as gradients:
+            moments = read_moments(self._context.optimizer, gradients.routes) if adam else None
+            rates = learning_rates(self._context.optimizer, gradients.routes)
+            if adam and moments is None:
+                logger.info("the optimizer has no moments yet: rows are scored by their gradients")
+            sketch = None
+            if settings.proj_dim is not None:
+                sizes = [route.size for route in gradients.routes]
+                device = next(model.parameters()).device if accelerator is None else accelerator.device
+                sketch = Sketch(sizes, settings.proj_dim, seed, device)
+            means = target_means(gradients, model, self._targets, self._rows, sketch)
+            form = None if moments is None else FactoredAdam(moments, gradients.factors)  # after the target's own
+            direction = times_rates(form, rates)
+
+            def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+                scored = replace(self._rows, indices=rows, store=self._store(model, gradients.routes, rates, rows))
+                return influences(gradients, model, means, scored, direction, sketch)
+
+            yield score
+
+    def _store(
+        self,
+        model: torch.nn.Module,
+        routes: Sequence[Route],
+        rates: Mapping[int, float],
+        rows: NDArray[np.int64],
+    ) -> ScoreStore | None:
+        """Returns the store for the results of a pass over some rows."""
+        settings, context = self._settings, self._context
+
+        def fingerprint() -> str:
+            return digest(
+                model_digest(model, [route.parameter for route in routes]),  # frozen inside of the block
+                optimizer_digest(context.optimizer) if settings.gradient_type == "adam" else "",
+                sorted(rates.items()),
+                dataset_digest(self._selector.dataset),
+                rows.tobytes().hex(),
+                *(dataset_digest(target.dataset) for target in self._targets),
+                *(str((t.weights, t.groups, t.total, t.count)) for t in self._targets),
+                settings.gradient_type, settings.proj_dim, settings.factor_dim, self._selector.seed, context.update,
+            )  # fmt: skip
+
+        selector = self._selector
+        return ScoreStore.of(selector.cache_dir, selector.accelerator, fingerprint, selector.cache_owner)
+
+
+class ComparesSteps(Selector):
+    """Base of selectors that score rows by :class:`GradientScores`.
+
+    Attributes:
+        settings: What is compared; set by the constructor.
+    """
+
+    reads_batches = True
+    settings: GradientSettings
+
+    def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
+        require_optimizer(model, optimizer, self.settings, self.accelerator)
+
+
+def loss_targets(sets: Mapping[str, Any]) -> list[TargetSet]:
+    """Returns the sets of :func:`~dataflex.scoring.read_target` as what gradients are compared with: row by row."""
+    return [TargetSet(name, rows) for name, rows in sets.items()]
+
+
+def require_optimizer(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: GradientSettings,
+    accelerator: Accelerator | None,
+) -> None:
+    """Refuses an optimizer whose step cannot be computed for a single row. Called before the first step. Collective.
+
+    Raises:
+        ComponentError: The learning rate of a parameter is not known, or, with ``adam``, its moments are not.
+    """
+    routes = gradient_routes(without_replicas(model))
+    adam = settings.gradient_type == "adam"
+
+    def alone() -> None:
+        learning_rates(optimizer, routes)
+        if adam:
+            require_adam(optimizer, routes)
+
+    on_every_rank(accelerator, alone)  # sharded moments are read by all ranks, or by none
+    if adam:
+        read_moments(optimizer, routes)
