@@ -82,7 +82,7 @@ class AdoMixer(Mixer):
         min_share: Least value of rho, the preference of a step: a lower one is raised to it. From 0 to below 1 / K.
 
     Raises:
-        ConfigError: A parameter has another value; the message holds every problem.
+        ConfigError: A parameter is out of its range; the message holds all that are.
     """
 
     draws = False

@@ -201,36 +201,29 @@ def _group_sums(
     rank, ranks = 0, 1
     if rows.accelerator is not None:
         rank, ranks = rows.accelerator.process_index, rows.accelerator.num_processes
+
+    def add(members: NDArray[np.int64]) -> int:
+        """Adds the normalised vector of the member rows; returns how many that is, 0 for a vector of 0."""
+        own = [torch.zeros_like(part) for part in sums]
+        for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
+            if not sink.squares_B.any():
+                continue
+            factors_B = _on(weights_M[members[batch.rows]], sink.squares_B)
+            _add(own, sink, factors_B)
+        norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
+        if not norm > 0:
+            return 0
+        for part, vector_D in zip(sums, own, strict=True):
+            part += vector_D / norm
+        return 1
+
     vectors = 0.0
     groups = np.unique(groups_M)[rank::ranks]
     with Progress(rows.desc, len(groups), "groups of target rows") as progress:
         for group in groups:
-            vectors += _add_group(model, np.flatnonzero(groups_M == group), rows, sums, weights_M, score)
+            vectors += add(np.flatnonzero(groups_M == group))
             progress.done()
     return sums, vectors
-
-
-def _add_group(
-    model: torch.nn.Module,
-    members: NDArray[np.int64],
-    rows: RowPass,
-    sums: list[torch.Tensor],
-    weights_M: NDArray[np.float64],
-    score: Callable[[RowBatch], Sink],
-) -> int:
-    """Adds the normalised vector of the member rows to the sums; returns how many that is, 0 for a vector of 0."""
-    own = [torch.zeros_like(part) for part in sums]
-    for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
-        if not sink.squares_B.any():
-            continue
-        factors_B = _on(weights_M[members[batch.rows]], sink.squares_B)
-        _add(own, sink, factors_B)
-    norm = float(torch.stack([(part * part).sum() for part in own]).sum().sqrt())
-    if not norm > 0:
-        return 0
-    for part, vector_D in zip(sums, own, strict=True):
-        part += vector_D / norm
-    return 1
 
 
 def _add(sums: list[torch.Tensor], sink: Sink, factors_B: torch.Tensor) -> None:
