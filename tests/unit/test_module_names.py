@@ -15,8 +15,9 @@ SHARED = {"__init__"} | COMPONENTS
 PLURALS = {"column", "segment"}  # a weighter and an order of these names, beside modules of core
 
 TO_BE_RENAMED = {
-    "arguments", "columns", "component", "components", "data", "engine", "entry", "files", "loader", "model", "models", "parts", "passes",
-    "rows", "score", "score_columns", "scores", "sources", "stopping", "streams", "target_rows", "text",
+    "arguments", "columns", "component", "components", "data", "engine", "entry", "files", "loader", "model", "models",
+    "parts", "passes", "rows", "score", "score_columns", "scores", "sources", "stopping", "streams", "target_rows",
+    "text",
 }  # fmt: skip
 """Modules of core that share a name. Remove a name here when its modules have got names of their own; add none."""
 
