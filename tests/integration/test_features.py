@@ -77,7 +77,7 @@ def test_the_feature_is_in_force_and_the_run_is_dynamic(name, train_type, run_ce
     assert len(seen.losses) == steps >= 6
     assert all(math.isfinite(loss) for loss in seen.losses)
     updates = [] if train_type == "dynamic_weight" else list(range(2, steps, 2))
-    assert [line["step"] for line in read_trace(seen.out)] == updates
+    assert [line["step"] for line in read_trace(seen.out) if "update" in line] == updates
     assert len(seen.weighed) == (steps - 2 if train_type == "dynamic_weight" else 0)
     assert all(torch.isfinite(losses).all() and len(losses.unique()) > 1 for losses in seen.weighed)
     assert seen.changed()
@@ -232,7 +232,7 @@ def plotted(seen: Watched, plain: Watched) -> None:
     assert (seen.out / "training_loss.png").exists()
     assert len(list(seen.out.glob("training_eval*_loss.png"))) > 0
     ours = {path.name for path in seen.out.glob("training_dataflex_*.png")}
-    assert ("training_dataflex_update.png" in ours) == bool(read_trace(seen.out))
+    assert ("training_dataflex_update.png" in ours) == any("update" in line for line in read_trace(seen.out))
     assert ("training_dataflex_weight_mean.png" in ours) == bool(seen.weighed)
 
 

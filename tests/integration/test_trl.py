@@ -66,7 +66,7 @@ def test_sources_are_known_to_a_weighter_over_trl(tmp_path):
     run = spec(WEIGHTER, "dataset", {"weights": {"a": 1.0, "b": 3.0}}, train_step=2, update_times=0, warmup_step=0)
     done = sft(WeightTrainer, run, tmp_path, rows_of(MIXER))
     done.train()
-    assert done.objective.context.source_names == ("a", "b")
+    assert done.training_objective.context.source_names == ("a", "b")
     assert len(done.train_dataset) == 15
 
 

@@ -18,6 +18,7 @@ from dataflex.core.kinds import MIXER
 from dataflex.core.registry import register_mixer
 from dataflex.objective.loop_scale import counts_first
 from dataflex.objective.parts import Parts, WeighterPart
+from dataflex.planning.selecting import Chosen
 from dataflex.rows.views import MixedSources
 from dataflex.testing import tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
@@ -70,8 +71,10 @@ class Combined(MixTrainer):
         rows = None if self.row_weights is None else "selector 'rescales'"
         return Parts(part, found.mixer, rows, self.seen)
 
-    def _dataflex_batches(self, dataset: Any, collate: Any, rows: Any, weights: Any = None) -> Any:
-        return super()._dataflex_batches(dataset, collate, rows, self.row_weights)
+    def _dataflex_plan(self, segment: Any) -> Any:
+        rows = super()._dataflex_plan(segment)
+        self.segments.chosen = Chosen(rows, None, self.row_weights)
+        return rows
 
 
 def combined(
@@ -157,7 +160,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
         row = trainer.train_dataset[int(number)]
         k = int(trainer.train_dataset.domains(np.array([number]))[0])
         u = float(ROW_WEIGHTS[place]) if given.get("rows") else 1.0
-        for _, labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
+        for labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
             sums_K[k] += sum(entropies)
             tokens_K[k] += len(entropies)
             m = len(labels) if first else len(costs)
@@ -177,7 +180,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
 
 
 def documents(model: Any, row: Any, loss: str, apart: bool) -> Any:
-    """Yields (tokens, labels, costs, cross entropies) of each document of a row, or of the row where not apart.
+    """Yields (labels, costs, cross entropies) of each document of a row, or of the row where not apart.
 
     Labels are the tokens that have one; costs and entropies those that are predicted, also by the document before.
     """
@@ -196,4 +199,4 @@ def documents(model: Any, row: Any, loss: str, apart: bool) -> Any:
                 if loss == "smoothed":
                     c = 0.7 * c - 0.3 * logp[t - 1].mean()
                 costs.append(c)
-        yield ids, [label for label in labels[start:stop] if label != -100], costs, entropies
+        yield [label for label in labels[start:stop] if label != -100], costs, entropies

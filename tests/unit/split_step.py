@@ -169,7 +169,7 @@ def weighted_step(
 
     class Watching(trainer_class(WeightTrainer, Noting)):  # type: ignore[misc]
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            loss, step = super().training_step(*args, **kwargs), self.objective.context
+            loss, step = super().training_step(*args, **kwargs), self.training_objective.context
             np.add.at(factors, step.batch_rows.cpu().numpy(), step.sample_factors.cpu().double().numpy())
             return loss
 

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from combined_step import MIXERS, ROWS, combined, combined_step, expected
+import torch
+from combined_step import MIXERS, ROWS, Combined, combined, combined_step, documents, expected
+from dataflex.config.arguments import DataflexArguments
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.kinds import MIXER
+from dataflex.run.record import read_trace
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
+from dataflex.train.trainer import trainer_class
+from dataflex.train.weighter.base_weighter import Weighter
 from rank_group import on_ranks
+from split_step import ByOwnLoss
+from transformers import Trainer
 
 RANKS = 2
 
@@ -27,11 +37,15 @@ def test_every_combination_is_the_formula(tmp_path, weighter, mixer, rows, micro
         require(tmp_path, micro, weighter=weighter, mixer=mixer, rows=rows)
 
 
-@pytest.mark.parametrize("loss", ["smoothed", "dft", "chunked", "chunked dft"])
-@pytest.mark.parametrize("weighter", ["none", "sample", "token"])
+WITH_LOGITS, WITHOUT = ("smoothed", "dft"), ("chunked", "chunked dft")  # which only a run with a weighter does
+
+
+@pytest.mark.parametrize(
+    ("weighter", "loss"),
+    [(weighter, loss) for weighter in ("sample", "token") for loss in (*WITH_LOGITS, *WITHOUT)]
+    + [("none", loss) for loss in WITH_LOGITS],
+)
 def test_every_loss_of_a_token_is_weighed_by_the_formula_and_observed_as_cross_entropy(tmp_path, weighter, loss):
-    if weighter == "none" and "chunked" in loss:
-        pytest.skip("only a run with a weighter leaves the logits out")
     require(tmp_path, 3, loss=loss, weighter=weighter, mixer="weighs", rows=True)
 
 
@@ -87,8 +101,68 @@ def test_losses_of_rows_are_offered_to_who_keeps_them(tmp_path, given, micro):
     numbers = np.load(tmp_path / "dataflex_selections" / "step_00000000.npz")["indices"]
     assert [int(row) for rows_B, _, _ in kept for row in rows_B] == numbers.tolist()
     assert {step for _, _, step in kept} == {0}
-    losses = np.concatenate([losses_B.numpy() for _, losses_B, _ in kept])
-    trainer = combined(tmp_path / "alike", micro)
-    labelled = [any(label != -100 for label in trainer.train_dataset[int(n)]["labels"][1:]) for n in numbers]
-    assert np.array_equal(np.isfinite(losses), labelled)
-    assert len(losses) == ROWS
+    losses, model = np.concatenate([losses_B.numpy() for _, losses_B, _ in kept]), tiny_model(layers=1).double()
+    dataset = combined(tmp_path / "alike", micro).train_dataset
+    by_hand = [np.array(entropies) for n in numbers for *_, entropies in documents(model, dataset[int(n)], "", False)]
+    assert len(by_hand) == ROWS
+    expected_N = [part.mean() if part.size else np.nan for part in by_hand]
+    np.testing.assert_allclose(losses, expected_N, rtol=1e-5)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    tiny_model(layers=1, seed=5).save_pretrained(tmp_path / "reference")
+    return str(tmp_path / "reference")
+
+
+def doremi(folder, reference, weighter, keys=None, resume=None, **args):
+    """Trains DoReMi's proxy for some steps, with a weighter beside it."""
+
+    class Both(Combined):
+        pass
+
+    Both.weighter = weighter
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
+    trainer = trainer_class(Both, Trainer)(
+        model=tiny_model(layers=1),
+        args=tiny_training_args(folder, **(sizes | {"max_steps": -1, "max_grad_norm": 0.0} | args)),
+        train_dataset={name: TokenRows(30, lengths=range(6, 17), seed=i) for i, name in enumerate("ab")},
+        data_collator=pad_collate,
+        dataflex=RunSpec(
+            DataflexArguments("dynamic_mix", component_name="doremi", update_times=0, train_step=5, **(keys or {})),
+            ComponentSpec(MIXER, "doremi", "doremi", {"reference_model": reference}),
+        ),
+        overwrite_output_dir=True,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+class Uniform(Weighter):
+    """The plain mean."""
+
+    def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
+        return losses.mean()
+
+
+def test_doremi_beside_a_uniform_weighter_is_doremi(tmp_path, reference):
+    alone = doremi(tmp_path / "alone", reference, None)
+    both = doremi(tmp_path / "both", reference, Uniform(), {"weight_objective": "token"})
+    assert max(abs(alone.component.average - 0.5)) > 1e-3, "the weights of the sources have moved"
+    np.testing.assert_allclose(both.component.average, alone.component.average, rtol=1e-5)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(both.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_doremi_and_a_weighter_resume_to_the_last_bit_and_leave_the_same_record(tmp_path, reference):
+    args = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 2}
+    whole = doremi(tmp_path / "w", reference, ByOwnLoss(), **args)
+    alone = doremi(tmp_path / "alone", reference, None)
+    assert not np.allclose(whole.component.average, alone.component.average, rtol=1e-6), "the weighter counts"
+    again = doremi(tmp_path / "a", reference, ByOwnLoss(), resume=str(tmp_path / "w" / "checkpoint-3"), **args)
+    np.testing.assert_array_equal(again.component.average, whole.component.average)
+    assert all(torch.equal(again.model.state_dict()[name], value) for name, value in whole.model.state_dict().items())
+    lines = [line for line in read_trace(tmp_path / "w") if line["kind"] == "weight"]
+    assert [line["step"] for line in lines] == [1, 3, 4]
+    assert all(set(line["sources"]) == {"a", "b"} for line in lines)
+    assert [line for line in read_trace(tmp_path / "a") if line["kind"] == "weight"] == lines[1:]

@@ -178,7 +178,7 @@ def test_sources_stand_beside_their_losses(tmp_path, scope):
     rows = {"a": TokenRows(6, lengths=8), "b": TokenRows(18, lengths=8, seed=1)}
     sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     done = run(tmp_path, {"scope": scope, "sources": True}, rows=rows, **sizes)
-    assert done.objective.context.source_names == ("a", "b")
+    assert done.training_objective.context.source_names == ("a", "b")
     for _, found, _, numbers in done.component.seen:
         assert found.sources[found.own].tolist() == [int(number >= 6) for number in numbers.tolist()]
 

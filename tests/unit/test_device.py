@@ -114,7 +114,7 @@ def test_documents_of_packed_rows_cost_one_read_a_step(tmp_path):
     trainer = weighted(tmp_path, "focal", {}, TokenRows(16, lengths=16), **sizes)
     trainer.data_collator = packed
     per_micro_batch, per_step = watched(trainer)
-    assert len(trainer.objective.context.samples._rows_S) == 8
+    assert len(trainer.training_objective.context.samples._rows_S) == 8
     assert [len(reads) for reads in per_micro_batch] == [0, 1]
     assert len([line for line in per_step[0] if ".cpu()" in line]) == 1  # what follows it is on the CPU
 

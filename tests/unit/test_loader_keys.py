@@ -67,7 +67,7 @@ def test_workers_are_started_as_the_arguments_say(tmp_path, monkeypatch):
             *args, **kwargs | {"num_workers": 0, "prefetch_factor": None, "multiprocessing_context": None}
         )
 
-    monkeypatch.setattr("dataflex.trainer.planned.DataLoader", loader)
+    monkeypatch.setattr("dataflex.trainer.planned_batches.DataLoader", loader)
     for workers, expected in ((0, None), (2, "spawn")):
         args = tiny_training_args(tmp_path / str(workers), max_steps=-1, dataloader_num_workers=workers)
         args.dataloader_multiprocessing_context = "spawn"  # a field since transformers 5.24 at the latest

@@ -78,6 +78,14 @@ def test_a_loss_is_computed_once_at_an_update_whoever_asks_for_it(rows, losses):
     assert counted.taken() == 30, "what was computed at the update before is another model's"
 
 
+def test_no_rows_have_no_scores(rows):
+    scores, none = made(rows, seen=seen_some()), np.empty(0, dtype=np.int64)
+    for name in ("loss", "seen", "seen:3", "length"):
+        found = scores.of(name, none)
+        assert (found.shape, found.dtype) == ((0,), np.float64)
+    assert scores.ages(none).shape == (0,)
+
+
 def test_a_component_that_is_made_on_some_rows_asks_by_its_own_numbers(rows, losses):
     counted = Counted()
     whole = made(rows, counted.model)
@@ -107,6 +115,7 @@ def test_scores_know_whether_their_rows_are_those_of_a_dataset():
     }
     for name, (dataset, rows) in views.items():
         part = scores if rows is None else scores.within(rows)
+        assert len(part) == len(dataset)
         alike = {other for other, (their, _) in views.items() if part.are_of(their)}
         assert alike == ({name} if name[:4] != "rows" else {"rows of the second source", "rows of rows"})
         assert part.are_of(dataset)

@@ -167,7 +167,7 @@ def test_every_weighter_weighs_documents(tmp_path, name, params):
     trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert any(not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))
-    assert trainer.objective.context.sample_factors.shape == (4,)
+    assert trainer.training_objective.context.sample_factors.shape == (4,)
     if name == "seeing_documents":
         losses, ids, rows, samples = SeeingDocuments.seen[0]
         assert (losses, ids) == ((4,), (4, 6))

@@ -99,15 +99,17 @@ def test_evaluation_has_its_logits_and_its_loss(tmp_path):
 
 
 def test_auto_leaves_the_logits_out_for_a_large_vocabulary_and_for_liger(tmp_path, monkeypatch):
-    assert build(tmp_path).objective.context.outputs is None
-    assert build(tmp_path, config={"enable_liger_kernel": True}).objective.context.outputs is not None
+    assert build(tmp_path).training_objective.context.outputs is None
+    assert build(tmp_path, config={"enable_liger_kernel": True}).training_objective.context.outputs is not None
     assert (
-        build(tmp_path, config={"enable_liger_kernel": True}, keys={"weight_logits": "full"}).objective.context.outputs
+        build(
+            tmp_path, config={"enable_liger_kernel": True}, keys={"weight_logits": "full"}
+        ).training_objective.context.outputs
         is None
     )
     monkeypatch.setattr(logits_route, "LARGE_VOCABULARY", 128)
-    assert build(tmp_path).objective.context.outputs is not None
-    assert build(tmp_path, label_smoothing_factor=0.1).objective.context.outputs is None
+    assert build(tmp_path).training_objective.context.outputs is not None
+    assert build(tmp_path, label_smoothing_factor=0.1).training_objective.context.outputs is None
 
 
 def test_chunked_is_refused_where_the_logits_are_needed(tmp_path):

@@ -21,6 +21,7 @@ from dataflex.config.checks.streams import stream_problems
 from dataflex.config.checks.values import value_problems
 from dataflex.config.known_keys import handed_on, next_trainer_trains
 from dataflex.config.load import split
+from dataflex.config.pipelines import read_pipeline
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError, Problem
 from dataflex.core.installed import has_package
@@ -50,6 +51,7 @@ def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> Ru
         InvalidConfigError: Every problem that was found.
     """
     ours, theirs = split(config)
+    ours = read_pipeline(ours, folder)
     arguments, problems = parse_arguments(ours, folder)
     if handed_on(arguments.train_type):  # to a trainer with other keys, which checks them itself
         return _handed_on(arguments, theirs, problems)

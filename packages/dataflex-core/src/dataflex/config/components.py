@@ -29,6 +29,7 @@ from dataflex.core.errors import (
 )
 from dataflex.core.kinds import Kind
 from dataflex.core.secret_values import remember, revealed
+from dataflex.utils.logging import logger
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ def resolve(
     """
     user = user_components(components_cfg_file, kind)
     entry = _entry(kind, component_name, user, place)
+    if entry.refused:
+        raise InvalidConfigError(entry.refused)
+    for note in entry.notes:
+        logger.warning(note)
     local = {info.name: info for info in from_files if info.kind == kind}
     registry.refuse_conflicts(kind, entry.name, [i.package for i in local.values() if i.name == entry.name])
     info = lookup(kind, entry.name) or local.get(entry.name)
@@ -108,7 +113,7 @@ def _entry(kind: Kind, key: str, user: Mapping[str, Entry], place: Place) -> Ent
         same = [entry for entry in packaged if entry.name == bare and (not package or _of(entry, package))]
         under = same[0] if same else Entry(mine.name)
         by, over = mine.by or under.by, mine.over or under.over
-        return Entry(mine.name, {**under.params, **mine.params}, mine.where, by=by, over=over)
+        return replace(mine, params={**under.params, **mine.params}, by=by, over=over)
     if len(packaged) > 1:
         choose = " or ".join(f"{place.name}: {entry.package}:{bare}" for entry in packaged)
         raise ComponentConflictError(

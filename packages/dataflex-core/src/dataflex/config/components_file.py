@@ -8,7 +8,8 @@ preset, which ``component_name`` names:
         name: loss  # the component; the preset's own name where absent
         params: {focus: high}
 
-An order's entry may say ``by`` and ``over`` as well.
+An order's entry may say ``by`` and ``over`` as well. Presets of the public implementation's ``reorders`` are read as
+orders (:mod:`dataflex.config.reorders`); its ``pipelines`` are for :mod:`dataflex.config.pipelines`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 from dataflex.config.load import read_mapping
 from dataflex.config.parts import BY, OVER, read_by, read_over
+from dataflex.config.reorders import PIPELINES, lines, read_reorder
+from dataflex.config.reorders import SECTION as REORDERS
 from dataflex.config.resolved import END
 from dataflex.config.variables import unescaped, variable_problems
 from dataflex.core import registry
@@ -46,6 +49,8 @@ class Entry:
         package: The distribution that ships it; blank for a user's own.
         by: Of an order, where its scores come from.
         over: Of an order, what it arranges.
+        refused: Why it cannot be used; said only where it is.
+        notes: What is to be said where it is used.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Entry:
     package: str = ""
     by: str | None = None
     over: str | None = None
+    refused: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_components(path: Path) -> dict[str, dict[str, Entry]]:
@@ -73,6 +80,8 @@ def read_components(path: Path) -> dict[str, dict[str, Entry]]:
         section: {str(key): _entry(path, section, str(key), item, problems) for key, item in body.items()}
         for section, body in _sections(path, content, problems).items()
     }
+    if isinstance(content.get(REORDERS), dict):
+        sections[ORDER.section] = _reorders(path, content[REORDERS]) | sections.get(ORDER.section, {})
     if problems:
         raise InvalidConfigError(problems)
     return sections
@@ -106,6 +115,8 @@ def _sections(path: Path, content: Mapping[Any, Any], problems: list[Problem]) -
     sections: dict[str, Mapping[Any, Any]] = {}
     for section, entries in content.items():
         where = f"{path}: {section}"
+        if section in (REORDERS, PIPELINES):
+            continue
         if section not in BY_SECTION:
             hint = nearest(str(section), BY_SECTION) or "move its entries under one of these"
             problems.append(Problem(where, f"no such section; allowed: {listed(BY_SECTION)}", hint))
@@ -115,6 +126,28 @@ def _sections(path: Path, content: Mapping[Any, Any], problems: list[Problem]) -
         else:
             sections[section] = entries or {}
     return sections
+
+
+def _reorders(path: Path, body: Mapping[Any, Any]) -> dict[str, Entry]:
+    """Returns the presets of ``reorders``. What is wrong with one is said only where it is used, as there."""
+    entries = {}
+    for key, value in body.items():
+        where = f"{path}: {REORDERS}.{key}"
+        params = value.get("params") if isinstance(value, dict) else None
+        if not isinstance(params, dict):
+            what = "found no mapping under params"
+            entries[str(key)] = Entry(str(key), {}, where, refused=(Problem(where, what, "write params: {...}"),))
+            continue
+        read = read_reorder(str(key), params, where)
+        refused = list(read.problems)
+        if read.every != 1:
+            what = f"is {read.every}, and a preset has no every"
+            refused.append(Problem(f"{where}.params.reorder_every", what, f"write {lines({ORDER.name: read.part()})}"))
+        by = read_by(f"{where}.params.score_params", read.by, path.parent) if read.by is not None else None
+        if isinstance(by, Problem):
+            refused, by = [*refused, by], None
+        entries[str(key)] = Entry(read.name, read.params, where, "", by, read.over, tuple(refused), tuple(read.notes))
+    return entries
 
 
 def _entry(path: Path, section: str, key: str, value: Any, problems: list[Problem]) -> Entry:
@@ -143,8 +176,8 @@ def _entry(path: Path, section: str, key: str, value: Any, problems: list[Proble
     problems += variable_problems(params, f"{where}.params")
     said = {k: read(f"{where}.{k}", value[k], path.parent) for k, read in own.items() if value.get(k) is not None}
     problems += [found for found in said.values() if isinstance(found, Problem)]
-    texts = {k: found for k, found in said.items() if isinstance(found, str)}
-    return Entry(str(name), {str(k): unescaped(v) for k, v in (params or {}).items()}, where, **texts)
+    by, over = (found if isinstance(found := said.get(key), str) else None for key in (BY, OVER))
+    return Entry(str(name), {str(k): unescaped(v) for k, v in (params or {}).items()}, where, by=by, over=over)
 
 
 def user_components(path: str | Path | None, kind: Kind) -> Mapping[str, Entry]:

@@ -38,6 +38,9 @@ class RowScores(Protocol):
     of its dataset. Every method is collective: each rank calls it with the same arguments and gets the same.
     """
 
+    def __len__(self) -> int:
+        """Rows that have numbers here."""
+
     def are_of(self, dataset: Any) -> bool:
         """Returns whether the rows here are those of a dataset, one by one.
 
@@ -95,8 +98,8 @@ class UpdateContext:
         total_steps: Global optimizer steps of the whole run.
         learning_rate: The rate that the last step used.
         optimizer: The training optimizer, for its moments. A component must not change it.
-        device_batch: Rows that a rank puts through the model at once in training; they are padded to one length.
         scores: Scores of rows that the run's components share; None where the run has none to share.
+        device_batch: Rows that a rank puts through the model at once in training; they are padded to one length.
     """
 
     update: int
@@ -105,5 +108,5 @@ class UpdateContext:
     total_steps: int
     learning_rate: float
     optimizer: torch.optim.Optimizer | None
-    device_batch: int = 1
     scores: RowScores | None = None
+    device_batch: int = 1

@@ -12,6 +12,8 @@ SEEN = "seen"
 LENGTH = "length"
 COLUMN = "column"
 FILE = "file"
+SELECTOR = "selector"
+"""Of an order alone: what the run's own selector gave."""
 STATIC = (LENGTH, COLUMN, FILE)
 """Those that never change while a run lasts."""
 

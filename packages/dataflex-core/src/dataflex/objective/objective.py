@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dataflex.core.errors import ConfigError, blaming, not_exiting
+from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
 from dataflex.interfaces.weighter import WeightsSamples
 from dataflex.objective.loss_function import ReplacedLoss
 from dataflex.objective.loss_routes import LossRoutes
@@ -104,12 +104,16 @@ class Objective:
 
         Args:
             batches: This rank's micro-batches of the step; their rows have been taken out.
+
+        Raises:
+            ComponentError: The weights of sources are no weights, or rows have weights that were not declared.
         """
         weighing, sources, rows = self._loss.weighing, self._loss.sources, self._rows
-        flattened = any(
-            n is not None and len(n) != len(b["input_ids"]) for n, b in zip(rows.of_step, batches, strict=True)
-        )
-        self._step.begin(batches, documents=weighing is not None or flattened)
+        if rows.weighed and self.parts.rows is None:
+            raise ComponentError(
+                "rows came with weights, but nobody was to give any -> set weighs = True in the class of the selector"
+            )
+        self._step.begin(batches, documents=weighing is not None or any(rows.flattened))
         accelerator = self._trainer.accelerator
         if weighing is not None or (self.parts.rows is not None and sources is None):
             needed = self._loss.outputs is not None or self._trainer.compute_loss_func is not None

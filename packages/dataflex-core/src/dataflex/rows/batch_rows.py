@@ -9,7 +9,7 @@ dataset, K sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,16 @@ class BatchRows:
 
     Attributes:
         of_step: For each micro-batch of the step, (B,) int64 numbers of its rows; None where it does not hold them.
+        flattened: For each, whether its rows were put one after the other into one: it has numbers of documents then.
+        weighed: Whether rows of the step have weights.
         micro_batch: The present micro-batch of the step, from 0; -1 before the first.
     """
 
     def __init__(self, dataset: Callable[[], Any]) -> None:
         self._dataset = dataset
         self.of_step: list[torch.Tensor | None] = []
+        self.flattened: list[bool] = []
+        self.weighed = False
         self._weights: list[torch.Tensor | None] = []
         self.micro_batch = -1
         self._ends: NDArray[np.int64] | None = None  # of the sources
@@ -44,6 +48,8 @@ class BatchRows:
         """Takes numbers and weights out of the batches of the step that begins."""
         self.of_step = [_taken(batch, ROW_NUMBERS) for batch in batches]
         self._weights = [_taken(batch, ROW_WEIGHTS) for batch in batches]
+        self.flattened = [_flattened(batch, rows) for batch, rows in zip(batches, self.of_step, strict=True)]
+        self.weighed = any(weights is not None for weights in self._weights)
         self.micro_batch = -1
 
     def next(self) -> None:
@@ -111,6 +117,11 @@ class BatchRows:
 
 def _taken(batch: Any, key: str) -> torch.Tensor | None:
     return batch.pop(key, None) if isinstance(batch, MutableMapping) else None
+
+
+def _flattened(batch: Any, rows: torch.Tensor | None) -> bool:
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) and rows is not None else None
+    return isinstance(tokens, torch.Tensor) and rows is not None and len(tokens) != len(rows)
 
 
 def _known(rows_B: torch.Tensor | None) -> torch.Tensor:

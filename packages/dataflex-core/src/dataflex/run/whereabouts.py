@@ -47,7 +47,7 @@ def _standing(folder: Path) -> _Standing:
 
 
 def _held(folder: Path) -> Iterator[str]:
-    """Yields the parts of the record that hold anything; a weighted run has neither updates nor planned rows."""
+    """Yields the parts of the record that hold anything."""
     yield CONFIG
     if (folder / TRACE).is_file() and (folder / TRACE).stat().st_size:
         yield TRACE

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["SEEN_ONLY", "NamedScores", "PassOptions"]
+
+T = TypeVar("T", np.bool_, np.float32)
+_FEW = 1 / 16  # share of the rows up to which row numbers are sorted
 
 
 @dataclass
@@ -79,6 +82,10 @@ class NamedScores:
         self._update = _Update()
         self._rows: NDArray[np.int64] | None = None  # the rows of the dataset that are rows here
 
+    def __len__(self) -> int:
+        """Rows that have numbers here."""
+        return len(self._dataset) if self._rows is None else len(self._rows)
+
     def provide(self, kind: str, source: ScoreSource) -> None:
         """Adds scores that never change under a name of one's own, ``KIND`` or ``KIND:ARGUMENT``.
 
@@ -113,7 +120,7 @@ class NamedScores:
         if self._rows is None and dataset is self._dataset:
             return True
         rows = rows_within(dataset, self._dataset)
-        if rows is None or len(rows) != (len(self._dataset) if self._rows is None else len(self._rows)):
+        if rows is None or len(rows) != len(self):
             return False
         return bool(np.array_equal(rows, np.arange(len(rows)) if self._rows is None else self._rows))
 
@@ -189,31 +196,54 @@ class NamedScores:
         return self._rows[rows_S]
 
     def _losses(self, rows_S: NDArray[np.int64] | None, max_age: int, how: PassOptions) -> NDArray[np.float64]:
-        update, size = self._update, len(self._dataset)
-        if update.done is None or update.losses is None:
-            update.done = np.zeros(size, dtype=np.bool_)
-            update.losses = np.full(size, np.nan, dtype=np.float32)
-        done_N, losses_N = update.done, update.losses
-        wanted_N = ~done_N if rows_S is None else _marked(rows_S, size) & ~done_N
-        if max_age:
-            wanted_N &= self._older_than(max_age)
-        missing = np.flatnonzero(wanted_N)
+        missing = self._missing(rows_S, max_age)
         if len(missing):
-            losses_N[missing] = self._computed(None if len(missing) == size else missing, how)
-            done_N[missing] = True
-        if not max_age:
-            return losses_N.astype(np.float64) if rows_S is None else losses_N[rows_S].astype(np.float64)
-        seen_N = self._kept().losses
-        if rows_S is None:
-            return np.where(done_N, losses_N, seen_N).astype(np.float64)
-        return np.where(done_N[rows_S], losses_N[rows_S], seen_N[rows_S]).astype(np.float64)
+            self._compute(missing, how)
+        done, losses = self._update.done, self._update.losses
+        if max_age:
+            seen = self._kept().losses
+            if done is None or losses is None:
+                return _picked(seen, rows_S).astype(np.float64)
+            found_S = np.where(_picked(done, rows_S), _picked(losses, rows_S), _picked(seen, rows_S))
+            return found_S.astype(np.float64)
+        return (
+            np.empty(0) if losses is None else _picked(losses, rows_S).astype(np.float64)
+        )  # None: no row is asked for
 
-    def _older_than(self, max_age: int) -> NDArray[np.bool_]:
+    def _missing(self, rows_S: NDArray[np.int64] | None, max_age: int) -> NDArray[np.int64]:
+        """Returns the rows whose loss has to be computed, ascending and each once."""
         if max_age >= SEEN_ONLY:
             self._kept()
-            return np.zeros(len(self._dataset), dtype=np.bool_)
-        ages_N = np.where(self._kept().steps < 0, SEEN_ONLY, self._update.step - self._kept().steps.astype(np.int64))
-        return np.asarray(ages_N > max_age)
+            return np.empty(0, dtype=np.int64)
+        done, size = self._update.done, len(self._dataset)
+        if rows_S is not None and len(rows_S) < size * _FEW:
+            rows = np.unique(rows_S)
+            rows = rows if done is None else rows[~done[rows]]
+        else:
+            wanted_N = np.ones(size, dtype=np.bool_) if rows_S is None else _marked(rows_S, size)
+            rows = np.flatnonzero(wanted_N if done is None else wanted_N & ~done)
+        if max_age:
+            steps = self._kept().steps[rows]
+            rows = rows[(steps < 0) | (self._update.step - steps > max_age)]
+        return rows
+
+    def _compute(self, missing: NDArray[np.int64], how: PassOptions) -> None:
+        update, size = self._update, len(self._dataset)
+        model, step, rows = update.model, update.step, None if len(missing) == size else missing
+        assert model is not None, "begin_update comes first"
+        found = per_sample_losses(
+            model,
+            self._dataset,
+            collator=self._collator,
+            accelerator=self._accelerator,
+            indices=rows,
+            token_budget=how.token_budget,
+            desc=f"{how.who}: losses at step {step}",
+            store=loss_store(model, self._dataset, self._accelerator, rows, step, how),
+        )
+        if update.done is None or update.losses is None:
+            update.done, update.losses = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.float32)
+        update.losses[missing], update.done[missing] = found, True
 
     def _kept(self) -> SeenLosses:
         if self._seen is None:
@@ -223,20 +253,6 @@ class NamedScores:
             )
         return self._seen
 
-    def _computed(self, missing: NDArray[np.int64] | None, how: PassOptions) -> NDArray[np.float32]:
-        model, step = self._update.model, self._update.step
-        assert model is not None, "begin_update comes first"
-        return per_sample_losses(
-            model,
-            self._dataset,
-            collator=self._collator,
-            accelerator=self._accelerator,
-            indices=missing,
-            token_budget=how.token_budget,
-            desc=f"{how.who}: losses at step {step}",
-            store=loss_store(model, self._dataset, self._accelerator, missing, step, how),
-        )
-
     def _of_all(self, name: str) -> NDArray[np.float64]:
         """Returns scores that never change, of all rows: (N,), not to be written to."""
         kind = ScoreName.of(name).kind
@@ -245,6 +261,10 @@ class NamedScores:
             way_out = nearest(kind, allowed) or "use one of these"
             raise ComponentError(f"there are no scores {name!r}, only {listed(allowed)} -> {way_out}")
         return self._fixed.of(name)
+
+
+def _picked(values_N: NDArray[T], rows_S: NDArray[np.int64] | None) -> NDArray[T]:
+    return values_N if rows_S is None else values_N[rows_S]
 
 
 def _marked(rows_S: NDArray[np.int64], size: int) -> NDArray[np.bool_]:

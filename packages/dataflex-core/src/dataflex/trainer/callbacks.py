@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -54,22 +55,22 @@ class ScheduleCallback(TrainerCallback):
 
 
 class ObjectiveCallback(TrainerCallback):
-    """Tells the objective of each optimizer step, in time for the checkpoint of that step, and of the end.
+    """Tells of each optimizer step, in time for the checkpoint of that step, and of the end.
 
     Args:
-        trainer: The trainer that holds it.
+        step_done: Called after each step, on every rank.
+        training_done: Called when training has ended, on every rank.
     """
 
-    def __init__(self, trainer: Host) -> None:
-        self._trainer = trainer
+    def __init__(self, step_done: Callable[[], None], training_done: Callable[[], None]) -> None:
+        self._step_done, self._training_done = step_done, training_done
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A step is done."""
-        if self._trainer.objective is not None:
-            self._trainer.objective.step_done()
+        self._step_done()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The last step is done."""
-        self._trainer.training_done()
+        self._training_done()

@@ -25,6 +25,7 @@ from dataflex.core.errors import StoppedError
 from dataflex.core.kinds import Kind
 from dataflex.core.schedule import Schedule
 from dataflex.objective.objective import Objective
+from dataflex.objective.parts import Parts
 from dataflex.planning.run_schedule import run_schedule
 from dataflex.planning.sources import mixture_of
 from dataflex.rows.batch_rows import BatchRows
@@ -37,7 +38,7 @@ from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import Evaluation
 from dataflex.trainer.given import by_name, given_rows, require_spec
-from dataflex.trainer.objective_parts import objective_of
+from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
 from dataflex.trainer.run_folder import RunFolder
@@ -74,6 +75,8 @@ class DynamicTrainer(Base):
         target_dataset: Evaluation rows for components, where they are other ones than those for evaluation.
         mixer_eval_dataset: Source -> held-out rows, for mixers that ask for them. Where it is None, they get the
             evaluation dataset if that is such a mapping.
+        score_columns: Column -> (N,) numbers of the raw data, one for each row of the train dataset, for components and
+            orders that score rows by a column which the rows do not have.
         overwrite_output_dir: Whether a run that ``output_dir`` holds may be replaced by one that starts anew.
         **kwargs: For the trainer underneath.
 
@@ -84,7 +87,8 @@ class DynamicTrainer(Base):
         components: Its selectors, mixer, order and weighter.
         mixture_manager: The sources and their shares; None where rows are of one.
         segments: Which rows it trains on at the moment; None where the loader of a static run is kept.
-        objective: What weighs the loss or looks at losses; None where nothing does: batches then hold no row numbers.
+        training_objective: What weighs the loss or looks at losses; None where nothing does: batches then hold no row
+            numbers. (transformers has an ``objective``, of a hyperparameter search.)
         batch_rows: The rows of the present micro-batch, where there is an objective.
         saving: Writes checkpoints, and knows the last one.
         tokens: The tokens that were trained on, where they are counted.
@@ -98,6 +102,7 @@ class DynamicTrainer(Base):
         dataflex: RunSpec,
         target_dataset: Any = None,
         mixer_eval_dataset: Mapping[str, Any] | None = None,
+        score_columns: Mapping[str, Any] | None = None,
         overwrite_output_dir: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -124,7 +129,7 @@ class DynamicTrainer(Base):
         self.early = EarlyChecks(self)
         self.mixture_manager: Any = mixture_of(dataflex, self.train_dataset, self.seed)
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
-        self.shared_scores = SharedScores(self)
+        self.shared_scores = SharedScores(self, score_columns, rows)
         self.components.require_fitting()
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
@@ -132,9 +137,9 @@ class DynamicTrainer(Base):
         self.segments = None if self.components.stages is None else Segments(self, self.components.stages)
         self._dataflex_planned = None if self.segments is None else PlannedBatches(self, self.segments)
         self.batch_rows = BatchRows(lambda: self.train_dataset)
-        self.objective: Objective | None = objective_of(self)
-        if self.objective is not None:
-            self.add_callback(ObjectiveCallback(self))
+        self.training_objective: Objective | None = objective_of(self, self._dataflex_parts())
+        if self.training_objective is not None:
+            self.add_callback(ObjectiveCallback(self.training_objective.step_done, self.training_done))
             self.early.of_model = self._dataflex_require_weighable
         if self.segments is None:
             self._dataflex_static = StaticBatches(self)
@@ -220,8 +225,8 @@ class DynamicTrainer(Base):
         self.keep_batch_size()
         self.early.begin()
         self._dataflex_folder.begin()
-        if self.objective is not None:
-            self.record.take_back(self.objective.WEIGHT, self.objective.log.first)
+        if self.training_objective is not None:
+            self.record.take_back(self.training_objective.WEIGHT, self.training_objective.log.first)
 
     def get_train_dataloader(self) -> Any:
         """Returns the one loader of a planned run, or that of the trainer underneath; workers leave SIGTERM to us."""
@@ -242,41 +247,41 @@ class DynamicTrainer(Base):
         """Also takes the count of tokens and the rows out of the batches of the step, and counts its samples."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self.tokens.take(batches)
-        if self.objective is not None:
+        if self.training_objective is not None:
             self.batch_rows.take(batches)
-            self.objective.begin_step(batches)
+            self.training_objective.begin_step(batches)
             if self.trained_rows is not None and batches:
-                self.trained_rows.add(self.batch_rows.of_step, self.state.global_step)
+                self.trained_rows.add(self.batch_rows.of_step, self.state.global_step, self.batch_rows.flattened)
         return batches, num_items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trains on a micro-batch as the trainer underneath does, by the objective."""
         train = super().training_step
-        if self.objective is None:
+        if self.training_objective is None:
             return train(model, inputs, *args, **kwargs)
-        return self.objective.training_step(train, model, inputs, *args, **kwargs)
+        return self.training_objective.training_step(train, model, inputs, *args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the trainer underneath does, by the objective."""
         compute = super().compute_loss
-        if self.objective is None:
+        if self.training_objective is None:
             return compute(model, inputs, *args, **kwargs)
-        return self.objective.compute_loss(compute, model, inputs, *args, **kwargs)
+        return self.training_objective.compute_loss(compute, model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the weights were to the line of the training loss."""
-        super().log(logs if self.objective is None else self.objective.logged(logs), *args, **kwargs)
+        super().log(logs if self.training_objective is None else self.training_objective.logged(logs), *args, **kwargs)
 
     def record_weights(self) -> None:
         """Writes what the weights were since the last line into the record. Collective."""
-        line = {} if self.objective is None else self.objective.weights_line()
+        line = {} if self.training_objective is None else self.training_objective.weights_line()
         if line:
             self.record.update(line)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""
-        if self.objective is not None:
-            self.objective.training_done()
+        if self.training_objective is not None:
+            self.training_objective.training_done()
             self.record_weights()
         if self.trained_rows is not None:
             self.trained_rows.finish()
@@ -443,6 +448,9 @@ class DynamicTrainer(Base):
         if self.components.stages is not None or self.spec.steps(self.args.max_steps).total is not None:
             self.args.max_steps = self.schedule.total  # else the loop counts the epochs itself
 
+    def _dataflex_parts(self) -> Parts:
+        return parts_of(self)
+
     def _dataflex_plan(self, segment: Any) -> Any:
         assert self.segments is not None
         return self.segments.rows(segment)
@@ -452,5 +460,5 @@ class DynamicTrainer(Base):
         return 0 if self.segments is None else self.schedule.longest_update * self.segments.batch_size
 
     def _dataflex_require_weighable(self) -> None:
-        assert self.objective is not None
-        self.objective.require(*self.components.trial())
+        assert self.training_objective is not None
+        self.training_objective.require(*self.components.trial())

@@ -28,7 +28,7 @@ class Host(Protocol):
     schedule: Schedule
     components: Any
     segments: Any
-    objective: Any
+    training_objective: Any
     batch_rows: Any
     shared_scores: Any
     mixture_manager: Any

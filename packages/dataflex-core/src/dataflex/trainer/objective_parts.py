@@ -9,20 +9,29 @@ from dataflex.trainer.engine import require_one_model
 from dataflex.trainer.host import Host
 
 
-def objective_of(trainer: Host) -> Objective | None:
+def parts_of(trainer: Host) -> Parts:
+    """Returns what a run has that weighs its loss or looks at losses."""
+    spec, seen = trainer.spec, trainer.shared_scores.seen
+    weighs_rows = spec.selector is not None and trainer.components.selector_weighs
+    return Parts(
+        weighter=_weighter(trainer),
+        mixer=_mixer(trainer),
+        rows=spec.selector.component.in_words if spec.selector is not None and weighs_rows else None,
+        seen=None if seen is None else seen.note,
+    )
+
+
+def objective_of(trainer: Host, parts: Parts) -> Objective | None:
     """Returns the objective of a run; None where nothing weighs and nobody looks at losses.
+
+    Args:
+        trainer: The trainer.
+        parts: What :func:`parts_of` returned.
 
     Raises:
         ConfigError: The run cannot be weighed, or its losses cannot be looked at.
     """
-    spec, components = trainer.spec, trainer.components
-    seen = trainer.shared_scores.seen
-    parts = Parts(
-        weighter=_weighter(trainer),
-        mixer=_mixer(trainer),
-        rows=spec.selector.component.in_words if spec.selector is not None and components.selector_weighs else None,
-        seen=None if seen is None else seen.note,
-    )
+    spec = trainer.spec
     if not parts.there:
         return None
     require_one_model(trainer.args, parts.in_words)

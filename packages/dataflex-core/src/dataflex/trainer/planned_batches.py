@@ -77,7 +77,7 @@ class PlannedBatches:
         generator = torch.Generator()
         generator.manual_seed(seeded(trainer.seed, "loader", trainer.state.global_step))
         planned: Any = PlannedRows(dataset, rows)
-        if trainer.objective is not None:
+        if trainer.training_objective is not None:
             planned, collate = NumberedRows(planned, rows, weights), NumberingCollator(collate)
         loader = DataLoader(
             planned,

@@ -30,7 +30,7 @@ class RunState:
             "places": trainer.stream_places,
             "components": trainer.components,
             "shared_scores": trainer.shared_scores,
-            "objective": trainer.objective,
+            "objective": trainer.training_objective,
             "trained_rows": trainer.trained_rows,
         }
         self._parts: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
@@ -53,8 +53,8 @@ class RunState:
         """Brings together what ranks know each for itself, before a checkpoint. Collective."""
         trainer = self._trainer
         trainer.shared_scores.gather()
-        if trainer.objective is not None:
-            trainer.objective.settle()
+        if trainer.training_objective is not None:
+            trainer.training_objective.settle()
         if trainer.trained_rows is not None:
             trainer.trained_rows.settle()
 

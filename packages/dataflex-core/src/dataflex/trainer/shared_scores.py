@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dataflex.core.component import Component
 from dataflex.core.score_names import SEEN, ScoreName
 from dataflex.planning.sources import are_streams
+from dataflex.rows.score_columns import ScoreColumns
 from dataflex.rows.views import MixedSources
 from dataflex.scoring.named_scores import NamedScores
+from dataflex.scoring.score_sources import fixed_sources
 from dataflex.scoring.seen_losses import SeenLosses
 from dataflex.trainer.host import Host
 
@@ -19,19 +24,25 @@ class SharedScores:
 
     Args:
         trainer: The trainer, with its components.
+        kept: Column -> (N,) numbers of the raw data, kept when its rows were made; None for none.
+        before: The train dataset that the trainer was given, of which it may have removed columns.
 
     Attributes:
         seen: The losses that training has seen; None where nobody takes them.
     """
 
-    def __init__(self, trainer: Host) -> None:
+    def __init__(self, trainer: Host, kept: Mapping[str, NDArray[np.float64]] | None, before: Any) -> None:
         self._trainer = trainer
         rows = trainer.train_dataset
         numbered = not (isinstance(rows, MixedSources) and are_streams(rows)) and trainer.components.stages is not None
         self.seen = SeenLosses(len(rows)) if numbered and self._takes_seen() else None
         self._scores: NamedScores | None = None
         if numbered:
-            self._scores = NamedScores(rows, trainer.scoring_collator, trainer.accelerator, seen=self.seen)
+            columns = ScoreColumns(rows, kept, before, joins=vars(trainer.args).get("packing") is True)
+            sources = fixed_sources(rows, columns)
+            self._scores = NamedScores(
+                rows, trainer.scoring_collator, trainer.accelerator, seen=self.seen, sources=sources
+            )
 
     def at_update(self) -> NamedScores | None:
         """Returns the scores, of the model as it is now. Collective."""

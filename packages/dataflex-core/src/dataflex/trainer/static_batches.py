@@ -38,7 +38,7 @@ class StaticBatches:
         trainer = self._trainer
         trainer.keep_batch_size()
         rows = trainer.train_dataset
-        if rows is None or trainer.objective is None:
+        if rows is None or trainer.training_objective is None:
             return make()
         # The trainer underneath removes unused columns of a datasets.Dataset only, which the numbered rows are not.
         self._visible = (

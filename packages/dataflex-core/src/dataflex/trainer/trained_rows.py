@@ -41,19 +41,25 @@ class TrainedRows:
         """Begins anew."""
         self._start: int | None = None  # of the stretch that is under way
         self._new: list[torch.Tensor] = []  # this rank's, micro-batch by micro-batch
+        self._flattened: list[bool] = []
         self._all: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # read, and gathered
 
-    def add(self, rows: Sequence[torch.Tensor | None], step: int) -> None:
+    def add(self, rows: Sequence[torch.Tensor | None], step: int, flattened: Sequence[bool] = ()) -> None:
         """Adds the rows of the step that begins. Collective.
 
         Args:
-            rows: Of each micro-batch, (B,) numbers on the device; where rows are packed, a number for each document.
+            rows: Of each micro-batch, (B,) numbers on the device.
             step: Global optimizer steps done.
+            flattened: For each, whether it has a number for each document of its rows, so that one may follow itself;
+                empty where none has.
         """
         if self._start is not None and step // self._steps != self._start // self._steps:
             self.finish()
         self._start = step if self._start is None else self._start
-        self._new.extend(found for found in rows if found is not None)
+        marks = flattened or [False] * len(rows)
+        there = [(found, mark) for found, mark in zip(rows, marks, strict=True) if found is not None]
+        self._new.extend(found for found, _ in there)
+        self._flattened.extend(mark for _, mark in there)
 
     def finish(self) -> None:
         """Writes the stretch that is under way, if any. Collective."""
@@ -64,8 +70,14 @@ class TrainedRows:
 
     def settle(self) -> None:
         """Reads what is on the devices, so that :meth:`state_dict` holds it. Collective."""
-        found, self._new = gathered(self._new, self._accelerator), []
-        self._all = np.concatenate([self._all, found])
+        if self._new:
+            parts = zip(gathered(self._new, self._accelerator), self._repeated(), strict=True)
+            self._all = np.concatenate([self._all, *(without_repeats(rows) if mark else rows for rows, mark in parts)])
+        self._new, self._flattened = [], []
+
+    def _repeated(self) -> list[bool]:
+        """Returns the mark of each batch that :func:`gathered` gives."""
+        return [mark for mark in self._flattened for _ in range(self._accelerator.num_processes)]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows of the stretch that is under way, once they are settled."""
@@ -77,27 +89,25 @@ class TrainedRows:
         self._start, self._all = state["start"], np.array(state["rows"], dtype=np.int64)
 
 
-def gathered(batches: Sequence[torch.Tensor], accelerator: Accelerator) -> NDArray[np.int64]:
-    """Returns the rows of all ranks in the order of training: batch by batch, in each by rank. Collective.
+def gathered(batches: Sequence[torch.Tensor], accelerator: Accelerator) -> list[NDArray[np.int64]]:
+    """Returns the batches of all ranks in the order of training: batch by batch, in each by rank. Collective.
 
     Args:
         batches: This rank's batches, (B,) each and as many on every rank.
         accelerator: The run's accelerator.
     """
-    own = torch.cat(list(batches)) if batches else torch.empty(0, dtype=torch.int64)
+    own, sizes_M = torch.cat(list(batches)), [len(batch) for batch in batches]
     if accelerator.num_processes == 1:
-        return own.cpu().numpy()
-    sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.int64, device=accelerator.device)
+        return np.split(own.cpu().numpy(), np.cumsum(sizes_M)[:-1])
+    sizes = torch.tensor(sizes_M, dtype=torch.int64, device=accelerator.device)
     sizes_RM = torch.as_tensor(accelerator.gather(sizes)).view(accelerator.num_processes, -1).cpu().numpy()
-    if not sizes_RM.size:
-        return own.cpu().numpy()
     width = int(sizes_RM.sum(axis=1).max())
     padded = torch.nn.functional.pad(own.to(accelerator.device), (0, width - len(own)))
     rows_RW = torch.as_tensor(accelerator.gather(padded)).view(accelerator.num_processes, width).cpu().numpy()
-    ends_RM = sizes_RM.cumsum(axis=1)
-    parts = [
-        rows_RW[rank, ends_RM[rank, batch] - sizes_RM[rank, batch] : ends_RM[rank, batch]]
-        for batch in range(sizes_RM.shape[1])
-        for rank in range(len(sizes_RM))
-    ]
-    return np.asarray(np.concatenate(parts))
+    of_rank = [np.split(rows_W, ends_M) for rows_W, ends_M in zip(rows_RW, sizes_RM.cumsum(axis=1), strict=True)]
+    return [parts[batch] for batch in range(len(batches)) for parts in of_rank]
+
+
+def without_repeats(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the rows without those that stand right behind themselves."""
+    return rows[np.concatenate([[True], rows[1:] != rows[:-1]])] if len(rows) else rows

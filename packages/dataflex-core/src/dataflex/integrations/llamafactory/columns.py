@@ -33,6 +33,7 @@ from dataflex.core.component import Component
 from dataflex.core.errors import ConfigError, blaming, listed, nearest, refuse
 from dataflex.core.files import replacing
 from dataflex.core.registry import find
+from dataflex.core.score_names import COLUMN, ScoreName
 from dataflex.rows.arrow import column_type, is_number
 from dataflex.rows.columns import number_column
 from dataflex.rows.digest import rows_digest
@@ -49,12 +50,15 @@ Columns = dict[str, NDArray[np.float64]]
 
 def wanted_columns(spec: RunSpec) -> tuple[str, ...]:
     """Returns the columns of the raw data that the run's components score rows by."""
-    wanted = spec.component
-    if wanted is None:
-        return ()
-    cls = find(wanted.kind, wanted.name)
-    with blaming(f"{wanted.kind.name} '{wanted.preset}'"):
-        return tuple(cls.needs_columns(wanted.params)) if issubclass(cls, Component) else ()
+    found: list[str] = []
+    for part in spec.axes:
+        name = None if part.by is None else ScoreName.of(part.by)
+        if name is not None and name.kind == COLUMN:
+            found.append(name.argument)
+        cls = find(part.component.kind, part.component.name)
+        with blaming(part.component.in_words):
+            found += cls.needs_columns(part.component.params) if issubclass(cls, Component) else ()
+    return tuple(dict.fromkeys(found))
 
 
 class KeptColumns:
