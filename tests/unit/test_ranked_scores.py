@@ -28,6 +28,7 @@ from dataflex_selectors.parts.finite_scores import standardised
 from dataflex_selectors.parts.gradient_scores import GradientScores
 from dataflex_selectors.parts.pick import pick
 from dataflex_selectors.parts.row_clusters import Clustering
+from dataflex_selectors.parts.row_losses import RowLosses
 from dataflex_selectors.parts.running_scores import RunningScores
 from dataflex_selectors.parts.smoothing import smoothed
 from dataflex_selectors.rho_loss import RhoLossSelector
@@ -74,12 +75,12 @@ def _zeroth(scores, patch, folder, **params):
 
 
 def _loss(scores, patch, folder, **params):
-    patch.setattr(LossSelector, "scores", lambda self, model, step: scores)
+    patch.setattr(RowLosses, "now", lambda self, model, step, shared: scores)
     return LossSelector(**run_objects(DATASET), **params)
 
 
 def _delta_loss(scores, patch, folder, **params):
-    patch.setattr(DeltaLossSelector, "_losses", lambda self, model, step: np.zeros(ROWS))
+    patch.setattr(RowLosses, "now", lambda self, model, step, shared: np.zeros(ROWS))
     made = DeltaLossSelector(**run_objects(DATASET), **params)
     made._before = scores
     return made
