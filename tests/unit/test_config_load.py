@@ -254,7 +254,8 @@ def test_no_package_reads_a_users_file_in_another_way():
         "config/text.py", "core/registry.py", "core/secret_values.py", "run/lock.py", "run/record.py", "run/state.py",
         "run/row_file.py", "run/outcome.py", "run/completeness.py", "config/resolved.py", "launch/torchrun.py",
         "workspace/components.py", "integrations/llamafactory/patches.py", "upstream/renamed_weights.py",
-        "doremi/handover.py", "config/checks/model.py", "doremi/three_runs.py", "nice/chat.py", "config/checks/files.py",
+        "doremi/handover.py", "doremi/three_runs.py", "config/checks/model.py", "config/checks/files.py",
+        "nice/chat.py",
     }  # fmt: skip
     found = set()
     for package in (dataflex, dataflex_mixers, dataflex_selectors, dataflex_weighters):
