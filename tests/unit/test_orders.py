@@ -251,9 +251,9 @@ def test_batches_of_similar_length_start_where_those_of_the_device_do(size):
 
 
 REFUSED = [
-    ("sorting", {"window": -1}, "window of the order: found -1, allowed: a whole number of at least 0"),
-    ("sorting", {"window": 2.5}, "window of the order: found 2.5"),
-    ("saw", {"ascending": "yes"}, "ascending of the order: found 'yes', allowed: true, false"),
+    ("sorting", {"window": -1}, "window of the sorting order: found -1, allowed: a whole number of at least 0"),
+    ("sorting", {"window": 2.5}, "window of the sorting order: found 2.5"),
+    ("saw", {"ascending": "yes"}, "ascending of the saw order: found 'yes', allowed: true, false"),
     ("folding", {"layers": 0}, "layers of the folding order: found 0, allowed: a whole number of at least 1"),
     ("zigzag", {"layers": True}, "layers of the zigzag order: found True"),
     ("stair", {"ratio": 0.51}, "ratio of the stair order: found 0.51, allowed: a number from 0 to 0.5"),

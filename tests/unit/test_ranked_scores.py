@@ -75,12 +75,12 @@ def _zeroth(scores, patch, folder, **params):
 
 
 def _loss(scores, patch, folder, **params):
-    patch.setattr(LossSelector, "scores", lambda self, model, step, **_: scores)
+    patch.setattr(RowLosses, "fresh", lambda self, model, step, shared: scores)
     return LossSelector(**run_objects(DATASET), **params)
 
 
 def _delta_loss(scores, patch, folder, **params):
-    patch.setattr(RowLosses, "now", lambda self, model, step, shared: np.zeros(ROWS))
+    patch.setattr(RowLosses, "fresh", lambda self, model, step, shared: np.zeros(ROWS))
     made = DeltaLossSelector(**run_objects(DATASET), **params)
     made._before = scores
     return made

@@ -134,15 +134,16 @@ class Settings:
         return [count("width", self.width), even("width", self.width)]
 
 class Base:
-    def __init__(self, gain=0.5, bias=0, rate=-1, level=-1, **kwargs):
+    def __init__(self, gain=0.5, bias=0, rate=-1, level=-1, share=0, **kwargs):
         require("base", between("gain", gain, 0, 1))
         self.problems = stated(count("bias", bias, least=0), unknown("bias", bias))
         if rate != -1:
-            require("base", count("rate", rate), count("level", level))
+            both = count("rate", rate), between("share", share, 0, 1)
+            require("base", *both, count("level", level))
 
 class Same(Base):
-    def __init__(self, rate=1, level=1, **kwargs):
-        super().__init__(rate=rate, **kwargs)
+    def __init__(self, rate=1, level=1, share=1, **kwargs):
+        super().__init__(rate=rate, share=share, **kwargs)
         level = 2 * level
 
 class Mine(Base):
@@ -192,6 +193,7 @@ def test_constants_functions_classes_and_bases_are_evaluated_and_the_rest_is_lef
         ({"rate": 0}, ["rate: found 0, allowed: a whole number of at least 1"]),
         ({"rate": 2}, []),
         ({"level": -3}, []),
+        ({"share": 2}, ["share: found 2, allowed: a number from 0 to 1"]),
     ],
 )
 def test_a_parameter_that_is_handed_on_as_it_is_is_checked_by_the_base_class_and_another_is_not(tmp_path, params, said):

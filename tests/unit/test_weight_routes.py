@@ -130,7 +130,7 @@ def test_a_model_that_changes_its_logits_unseen_stops_the_run(tmp_path):
     trainer = build(tmp_path, model=model, keys={"weight_logits": "chunked"})
     weighted = model.loss_function
     model.loss_function = lambda logits, *args, **kwargs: weighted(logits * 0.5, *args, **kwargs)
-    with pytest.raises(ComponentError, match=r"changes its logits behind the output layer.* weight_logits: full"):
+    with pytest.raises(ComponentError, match=r"modifies logits after the output layer.* weight_logits: full"):
         trainer.train()
 
 

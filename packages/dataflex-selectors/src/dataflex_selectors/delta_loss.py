@@ -24,18 +24,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import RunAhead, UpdateContext
-from dataflex.core.parameter_checks import between, count_or_null, flag, one_of, require, share
+from dataflex.core.context import UpdateContext
+from dataflex.core.parameter_checks import between, one_of, require, share
 from dataflex.core.registry import register_selector
-from dataflex.scoring.trial import try_losses
-from dataflex.train.selector.base_selector import Selection, Selector
+from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.drawing import draw, logarithms
-from dataflex_selectors.parts.enough import HAVE_LABELS, SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.enough import HAVE_LABELS, SHOW_LABELS, require_enough
 from dataflex_selectors.parts.finite_scores import scored_places
 from dataflex_selectors.parts.ranking import places_between
-from dataflex_selectors.parts.row_losses import SCORES, RowLosses, max_age_problem
+from dataflex_selectors.parts.row_losses import ByLosses
 
 if TYPE_CHECKING:
     import torch
@@ -82,24 +81,19 @@ def window_weights(
 
 
 @register_selector("delta_loss")
-class DeltaLossSelector(Selector):
+class DeltaLossSelector(ByLosses):
     """Draws rows by how much their loss has fallen: at first those that fell most, later those that fell less.
 
     Args:
         reference: What losses are compared with: warmup for those at the first update, previous for the update before.
         window: Share of the rows that the window holds.
         outside_weight: Chance of a row outside of the window compared with one inside; 0 for none.
-        replacement: Whether a row may come more than once in a stretch.
-        token_budget: Tokens that are scored at once; null for a default that suits the device.
-        scores: fresh computes the losses of all rows at each update; seen takes those that training saw last.
-        max_age: With seen: losses of more optimizer steps ago are computed, and those never seen; 0 for no pass at all.
-        **run: What every selector is given; ``cache_dir`` is not used: losses of another model state are never reused.
+        **run: Where losses come from, and what every selector is given: see :class:`ByLosses`. ``cache_dir`` is not
+            used: losses of another model state are never reused.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
     """
-
-    reads_batches = True
 
     def __init__(
         self,
@@ -107,37 +101,21 @@ class DeltaLossSelector(Selector):
         reference: str = "warmup",
         window: float = 0.2,
         outside_weight: float = 0.025,
-        replacement: bool = False,
-        token_budget: int | None = None,
-        scores: str = "fresh",
-        max_age: int = 0,
         **run: Any,
     ) -> None:
         super().__init__(**run)
         require(
             "delta_loss selector",
+            *self.problems,
             one_of("reference", reference, REFERENCES),
             share("window", window),
             between("outside_weight", outside_weight, 0, 1),
-            flag("replacement", replacement),
-            count_or_null("token_budget", token_budget),
-            one_of("scores", scores, SCORES),
-            max_age_problem(scores, max_age),
         )
         self.reference = reference
         self.window = float(window)
         self.outside_weight = float(outside_weight)
-        self.replacement = replacement
-        self._losses = RowLosses(self, scores, max_age, token_budget)
-        self.takes_seen = self._losses.are_seen
         self._before: NDArray[np.float32] | None = None  # the losses to compare with
         self._last: NDArray[np.float32] | None = None  # of seen losses, those of the last update
-
-    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
-        wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
-        require_labelled(self.dataset, wanted, f"{SHOW_LABELS}, replacement: true")
-        try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` of them; the scores are the differences D.

@@ -22,18 +22,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import RunAhead, UpdateContext
+from dataflex.core.context import UpdateContext
 from dataflex.core.errors import Problem
-from dataflex.core.parameter_checks import count_or_null, flag, is_number, one_of, positive, require
+from dataflex.core.parameter_checks import is_number, one_of, positive, require
 from dataflex.core.registry import register_selector
-from dataflex.scoring.trial import try_losses
-from dataflex.train.selector.base_selector import Selection, Selector
+from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.drawing import draw
-from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough
 from dataflex_selectors.parts.finite_scores import scored_places
-from dataflex_selectors.parts.row_losses import SCORES, RowLosses, max_age_problem
+from dataflex_selectors.parts.row_losses import ByLosses
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +64,7 @@ def focus_log_weights(
 
 
 @register_selector("loss")
-class LossSelector(Selector):
+class LossSelector(ByLosses):
     """Draws rows by the bucket that their loss under the present model falls into.
 
     Args:
@@ -73,18 +72,14 @@ class LossSelector(Selector):
         focus_weight: How many times as likely a row of the focus is as another, at temperature 1.
         quantiles: The two shares of rows that end the low and the medium bucket; null for thirds.
         temperature: Below 1 sharpens the focus, above 1 softens it.
-        replacement: Whether a row may come more than once in a stretch.
-        token_budget: Tokens that are scored at once; null for a default that suits the device.
-        scores: fresh computes the losses of all rows at each update; seen takes those that training saw last.
-        max_age: With seen: losses of more optimizer steps ago are computed, and those never seen; 0 for no pass at all.
-        **run: What every selector is given; ``cache_dir`` keeps what a long scoring pass has computed, so that an
-            interrupted run goes on from there.
+        **run: Where losses come from, and what every selector is given: see :class:`ByLosses`. ``cache_dir`` keeps what
+            a long scoring pass has computed, so that an interrupted run goes on from there.
 
     Raises:
         ConfigError: A parameter is out of its range; the message holds all that are.
     """
 
-    reads_batches = True
+    keeps_losses = True
 
     def __init__(
         self,
@@ -93,37 +88,21 @@ class LossSelector(Selector):
         focus_weight: float = 5.0,
         quantiles: Sequence[float] | None = None,
         temperature: float = 1.0,
-        replacement: bool = False,
-        token_budget: int | None = None,
-        scores: str = "fresh",
-        max_age: int = 0,
         **run: Any,
     ) -> None:
         super().__init__(**run)
         require(
             "loss selector",
+            *self.problems,
             one_of("focus", focus, FOCUS),
             positive("focus_weight", focus_weight),
             _two_shares_or_null("quantiles", quantiles),
             positive("temperature", temperature),
-            flag("replacement", replacement),
-            count_or_null("token_budget", token_budget),
-            one_of("scores", scores, SCORES),
-            max_age_problem(scores, max_age),
         )
         self.focus = focus
         self.focus_weight = float(focus_weight)
         self.quantiles = (1 / 3, 2 / 3) if quantiles is None else (float(quantiles[0]), float(quantiles[1]))
         self.temperature = float(temperature)
-        self.replacement = replacement
-        self._losses = RowLosses(self, scores, max_age, token_budget, keeps=True)
-        self.takes_seen = self._losses.are_seen
-
-    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
-        wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
-        require_labelled(self.dataset, wanted, f"{SHOW_LABELS}, replacement: true")
-        try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` of them; the scores are their losses, NaN where never seen.

@@ -28,7 +28,6 @@ from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.core.registry import register_weighter
 from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
-from dataflex.train.weighter.base_weighter import StepContext
 from numpy.typing import NDArray
 
 from dataflex_weighters.parts.caught_states import CatchesHiddenStates
@@ -36,6 +35,7 @@ from dataflex_weighters.parts.compared_samples import compared, rows_with_labels
 
 if TYPE_CHECKING:
     from dataflex.scoring.passes.row_pass import Collator
+    from dataflex.train.weighter.base_weighter import StepContext
 
 EPSILON = 1e-6  # the least temperature
 

@@ -75,9 +75,9 @@ def stated_problems(
     for constructor in constructors:
         names = _names_in(constructor, params, taken, sources)
         found += _walked(constructor.node.body, names)
-        taken |= {argument.arg for argument in _arguments(constructor.node)} - (
-            _handed_on(constructor.node) & params.keys()
-        )
+        handed = _handed_on(constructor.node)
+        params = dict(params) | {name: names[name] for name in handed - params.keys() if _is_known(name, names)}
+        taken |= {argument.arg for argument in _arguments(constructor.node)} - (handed & params.keys())
     return list(dict.fromkeys(found))
 
 
@@ -86,8 +86,7 @@ def _names_in(
 ) -> _Names:
     """Returns the names at the beginning of a constructor: its parameters, then those of its file.
 
-    A parameter that a derived class has too (``taken``) may be given anything by it, unless it hands on the
-    user's value.
+    A parameter that a derived class has too (``taken``) may be given anything by it, unless it hands the value on.
     """
     arguments = [argument.arg for argument in _arguments(constructor.node)]
     known = {name: params[name] for name in arguments if name in params and name not in taken}
@@ -173,6 +172,14 @@ def _requires(statement: ast.If) -> bool:
 
 def _arguments(node: ast.FunctionDef) -> list[ast.arg]:
     return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]  # without self
+
+
+def _is_known(name: str, names: _Names) -> bool:
+    try:
+        names[name]
+    except _NOT_KNOWN:  # as above
+        return False
+    return True
 
 
 def _handed_on(node: ast.FunctionDef) -> set[str]:

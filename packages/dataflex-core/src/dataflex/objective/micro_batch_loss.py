@@ -212,8 +212,8 @@ class MicroBatchLoss:
 
     def _touched(self) -> ComponentError:
         return ComponentError(
-            f"{type(self._trainer.model).__name__} changes its logits behind the output layer, so they cannot be left "
-            "out -> set weight_logits: full"
+            f"{type(self._trainer.model).__name__} modifies logits after the output layer, so `chunked` is impossible "
+            "-> set weight_logits: full"
         )
 
 

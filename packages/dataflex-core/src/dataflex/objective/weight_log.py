@@ -21,7 +21,7 @@ EMPTY = np.array([0.0, 0.0, 0.0, np.inf, -np.inf])  # sum of w, of w^2, samples,
 
 
 class WeightLog:
-    """Collects on the device; nothing is waited for before a line is written or a checkpoint saved.
+    """Accumulates on the device; synchronises when a line is written or a checkpoint saved.
 
     Args:
         sources: The names of the sources; empty where they are not known.

@@ -67,7 +67,7 @@ class MixedSources(NamedSources, Dataset[Row]):
         self.sizes: NDArray[np.int64] = np.array([len(source) for source in self.sources], dtype=np.int64)
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self.sizes)])
 
-    def domains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def sources_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the source number of each row: same shape, in [0, K)."""
         return np.searchsorted(self.offsets, rows, side="right") - 1
 
@@ -77,17 +77,17 @@ class MixedSources(NamedSources, Dataset[Row]):
     def __getitem__(self, row: int) -> Row:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        domain = int(np.searchsorted(self.offsets, row, side="right")) - 1
-        found: Row = self.sources[domain][int(row - self.offsets[domain])]
+        number = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        found: Row = self.sources[number][int(row - self.offsets[number])]
         return found
 
     def __getitems__(self, rows: list[int]) -> list[Row]:
         wanted = np.asarray(rows, dtype=np.int64)
-        domains = self.domains(wanted)
+        numbers = self.sources_of(wanted)
         found: list[Row] = [{}] * len(wanted)
-        for domain in np.unique(domains):
-            places = np.flatnonzero(domains == domain)
-            part = fetch(self.sources[domain], wanted[places] - self.offsets[domain])
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            part = fetch(self.sources[number], wanted[places] - self.offsets[number])
             for place, row in zip(places, part, strict=True):
                 found[place] = row
         return found

@@ -24,7 +24,7 @@ from dataflex.utils.logging import log_to_stderr, logger
 from dataflex.utils.secret_values import masked, remember, taken_out, without_secrets
 
 from dataflex_mixers.doremi.handover import read_weights, reference_of
-from dataflex_mixers.doremi.pipeline import STEPS, Pipeline, parse, read_yaml, write_yaml
+from dataflex_mixers.doremi.three_runs import STEPS, Pipeline, parse, read_yaml, write_yaml
 
 USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [--overwrite] [key=value ...]"
 OVERWRITE = "--overwrite"

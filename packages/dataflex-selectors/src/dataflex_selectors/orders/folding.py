@@ -6,7 +6,7 @@ an even sample of the rows, so that what was learnt first is met again.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from dataflex.core.parameter_checks import count, require
@@ -28,14 +28,16 @@ class FoldingOrder(Pattern):
         ConfigError: A parameter is out of its range.
     """
 
+    title: ClassVar[str] = "folding order"
+
     def __init__(self, layers: int = 5, **shared: Any) -> None:
         super().__init__(**shared)
-        require("folding order", count("layers", layers))
+        require(self.title, *self.problems, count("layers", layers))
         self.layers = layers
 
     def path(self, sorted_S: NDArray[np.signedinteger], generator: np.random.Generator) -> NDArray[np.signedinteger]:
         """Returns one sweep after the other."""
-        return folded(sorted_S, self.layers)
+        return folded(sorted_S, self.layers, self.turning)
 
 
 def folded(sorted_S: NDArray[np.signedinteger], layers: int, turning: bool = False) -> NDArray[np.signedinteger]:

@@ -10,10 +10,11 @@ Letters: S rows to arrange, W of a window.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 from dataflex.core.context import UpdateContext
-from dataflex.core.parameter_checks import count, flag, require
+from dataflex.core.parameter_checks import count, flag, stated
 from dataflex.core.stable_sort import stable_order
 from numpy.typing import NDArray
 
@@ -29,12 +30,18 @@ class Pattern(ScoredOrder, ABC):
         window: Rows of a window that are shuffled; 0 and 1 shuffle nothing.
         ascending: The lowest score first; False: the highest.
 
-    Raises:
-        ConfigError: A parameter is out of its range.
+    Attributes:
+        title: What errors call it.
+        turning: Whether every second sweep, of a pattern that has sweeps, goes backwards.
+        problems: What is wrong with these parameters: the derived class gives it to
+            :func:`~dataflex.core.parameter_checks.require`, with what is wrong with its own.
     """
 
+    title: ClassVar[str] = "order"
+    turning: ClassVar[bool] = False
+
     def __init__(self, window: int = 0, ascending: bool = True) -> None:
-        require("order", count("window", window, 0), flag("ascending", ascending))
+        self.problems = stated(count("window", window, 0), flag("ascending", ascending))
         self.window, self.ascending = window, ascending
 
     @abstractmethod

@@ -6,41 +6,22 @@ begins with a jump of the score.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-from dataflex.core.parameter_checks import between, count, require
 from dataflex.core.registry import register_order
-from numpy.typing import NDArray
 
-from dataflex_selectors.orders.folding import folded
-from dataflex_selectors.orders.pattern import Pattern
-from dataflex_selectors.orders.stair import MOST_RATIO, around_borders, sections_in_range
+from dataflex_selectors.orders.stair import StairOrder
 
 
 @register_order("saw")
-class SawOrder(Pattern):
+class SawOrder(StairOrder):
     """Rows by their score, with sweeps up and down around the borders of sections.
 
-    Args:
-        sections: Equal parts of the sorted rows; 1 is sorting.
-        ratio: Share of all rows, before a border and after it, that is swept over. From half a section on the parts
-            meet, and each begins where the one before ends.
-        layers: Sweeps around a border.
-        **shared: ``window`` and ``ascending``; see :class:`~dataflex_selectors.orders.pattern.Pattern`.
-
-    Raises:
-        ConfigError: A parameter is out of its range.
+    Its parameters are those of :class:`~dataflex_selectors.orders.stair.StairOrder`, with the authors' defaults for it.
     """
 
-    def __init__(self, sections: int = 3, ratio: float = 0.075, layers: int = 2, **shared: Any) -> None:
-        super().__init__(**shared)
-        checks = sections_in_range("sections", sections), between("ratio", ratio, 0, MOST_RATIO)
-        require("saw order", *checks, count("layers", layers))
-        self.sections, self.ratio, self.layers = sections, float(ratio), layers
+    title: ClassVar[str] = "saw order"
+    turning: ClassVar[bool] = True
 
-    def path(self, sorted_S: NDArray[np.signedinteger], generator: np.random.Generator) -> NDArray[np.signedinteger]:
-        """Returns the rows with those around each border in sweeps up and down."""
-        for part in around_borders(len(sorted_S), self.sections, self.ratio):
-            sorted_S[part] = folded(sorted_S[part], self.layers, turning=True)
-        return sorted_S
+    def __init__(self, sections: int = 3, ratio: float = 0.075, layers: int = 2, **shared: Any) -> None:
+        super().__init__(sections=sections, ratio=ratio, layers=layers, **shared)

@@ -37,7 +37,7 @@ class SegmentOrder(Pattern):
     def __init__(self, front: float = 0.1, back: float = 0.1, ends: str = "opposite", **shared: Any) -> None:
         super().__init__(**shared)
         shares = between("front", front, 0, 1), between("back", back, 0, 1), at_most_all(front, back)
-        require("segment order", *shares, one_of("ends", ends, ENDS))
+        require("segment order", *self.problems, *shares, one_of("ends", ends, ENDS))
         self.front, self.back, self.ends = float(front), float(back), ends
 
     def path(self, sorted_S: NDArray[np.signedinteger], generator: np.random.Generator) -> NDArray[np.signedinteger]:

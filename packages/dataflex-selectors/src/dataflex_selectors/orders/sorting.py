@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from dataflex.core.parameter_checks import require
 from dataflex.core.registry import register_order
 from numpy.typing import NDArray
 
@@ -14,12 +17,15 @@ class SortingOrder(Pattern):
     """Rows by their score, the lowest first.
 
     Args:
-        window: Rows of a window that are shuffled; 0 and 1 shuffle nothing.
-        ascending: The lowest score first; False: the highest.
+        **shared: ``window`` and ``ascending``; see :class:`~dataflex_selectors.orders.pattern.Pattern`.
 
     Raises:
         ConfigError: A parameter is out of its range.
     """
+
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**shared)
+        require("sorting order", *self.problems)
 
     def path(self, sorted_S: NDArray[np.signedinteger], generator: np.random.Generator) -> NDArray[np.signedinteger]:
         """Returns the rows as they are."""

@@ -8,7 +8,7 @@ sections are gone through several times, from the lower to the higher, which loo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from dataflex.core.errors import Problem
@@ -38,16 +38,18 @@ class StairOrder(Pattern):
         ConfigError: A parameter is out of its range.
     """
 
+    title: ClassVar[str] = "stair order"
+
     def __init__(self, sections: int = 2, ratio: float = 0.225, layers: int = 3, **shared: Any) -> None:
         super().__init__(**shared)
         checks = sections_in_range("sections", sections), between("ratio", ratio, 0, MOST_RATIO)
-        require("stair order", *checks, count("layers", layers))
+        require(self.title, *self.problems, *checks, count("layers", layers))
         self.sections, self.ratio, self.layers = sections, float(ratio), layers
 
     def path(self, sorted_S: NDArray[np.signedinteger], generator: np.random.Generator) -> NDArray[np.signedinteger]:
         """Returns the rows with those around each border folded."""
         for part in around_borders(len(sorted_S), self.sections, self.ratio):
-            sorted_S[part] = folded(sorted_S[part], self.layers)
+            sorted_S[part] = folded(sorted_S[part], self.layers, self.turning)
         return sorted_S
 
 

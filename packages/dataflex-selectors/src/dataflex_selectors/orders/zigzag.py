@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-from dataflex.core.parameter_checks import count, require
 from dataflex.core.registry import register_order
-from numpy.typing import NDArray
 
-from dataflex_selectors.orders.folding import folded
-from dataflex_selectors.orders.pattern import Pattern
+from dataflex_selectors.orders.folding import FoldingOrder
 
 
 @register_order("zigzag")
-class ZigzagOrder(Pattern):
+class ZigzagOrder(FoldingOrder):
     """Rows in several sweeps, from the lowest score to the highest and back in turn.
 
-    Args:
-        layers: How many sweeps; 1 is sorting.
-        **shared: ``window`` and ``ascending``; see :class:`~dataflex_selectors.orders.pattern.Pattern`.
-
-    Raises:
-        ConfigError: A parameter is out of its range.
+    Its parameters are those of :class:`~dataflex_selectors.orders.folding.FoldingOrder`.
     """
 
-    def __init__(self, layers: int = 5, **shared: Any) -> None:
-        super().__init__(**shared)
-        require("zigzag order", count("layers", layers))
-        self.layers = layers
-
-    def path(self, sorted_S: NDArray[np.signedinteger], generator: np.random.Generator) -> NDArray[np.signedinteger]:
-        """Returns one sweep after the other, every second one backwards."""
-        return folded(sorted_S, self.layers, turning=True)
+    title: ClassVar[str] = "zigzag order"
+    turning: ClassVar[bool] = True

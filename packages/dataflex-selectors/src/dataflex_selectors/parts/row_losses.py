@@ -10,17 +10,20 @@ weight of a row that they want most, until it is seen.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from dataflex.core.context import SEEN_ONLY, PassOptions, RowScores
+from dataflex.core.context import SEEN_ONLY, PassOptions, RowScores, RunAhead
 from dataflex.core.errors import ComponentError, Problem
-from dataflex.core.parameter_checks import count
+from dataflex.core.parameter_checks import count, count_or_null, flag, one_of, stated
 from dataflex.rows.columns import labelled_rows
 from dataflex.scoring import per_sample_losses
 from dataflex.scoring.score_sources import loss_store
+from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selector
 from numpy.typing import NDArray
+
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_labelled
 
 if TYPE_CHECKING:
     import torch
@@ -110,3 +113,49 @@ class RowLosses:
     def _options(self) -> PassOptions:
         cache_dir = self._selector.cache_dir if self._keeps else ""
         return PassOptions(self._token_budget, self._selector.name, cache_dir, self._selector.cache_owner)
+
+
+class ByLosses(Selector):
+    """Base of selectors that draw rows by their losses.
+
+    Args:
+        replacement: Whether a row may come more than once in a stretch.
+        token_budget: Tokens that are scored at once; null for a default that suits the device.
+        scores: fresh computes the losses of all rows at each update; seen takes those that training saw last.
+        max_age: With seen: losses of more optimizer steps ago are computed, and those never seen; 0 for no pass at all.
+        **run: What every selector is given, see :class:`~dataflex.interfaces.selector.Selector`.
+
+    Attributes:
+        keeps_losses: Whether an interrupted pass is kept in ``cache_dir``.
+        problems: What is wrong with these parameters: the derived class gives it to
+            :func:`~dataflex.core.parameter_checks.require`, with what is wrong with its own.
+    """
+
+    reads_batches = True
+    keeps_losses: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        replacement: bool = False,
+        token_budget: int | None = None,
+        scores: str = "fresh",
+        max_age: int = 0,
+        **run: Any,
+    ) -> None:
+        super().__init__(**run)
+        self.problems = stated(
+            flag("replacement", replacement),
+            count_or_null("token_budget", token_budget),
+            one_of("scores", scores, SCORES),
+            max_age_problem(scores, max_age),
+        )
+        self.replacement = replacement
+        self._losses = RowLosses(self, scores, max_age, token_budget, self.keeps_losses)
+        self.takes_seen = self._losses.are_seen
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""
+        wanted = min(run.most_rows, 1) if self.replacement else run.most_rows
+        require_labelled(self.dataset, wanted, f"{SHOW_LABELS}, replacement: true")
+        try_losses(model, self.dataset, self.data_collator, self.accelerator)

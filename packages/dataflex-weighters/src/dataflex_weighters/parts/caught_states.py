@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from dataflex.objective.hidden import Caught, caught_hidden_states
-from dataflex.train.weighter.base_weighter import Weighter
-
-if TYPE_CHECKING:
-    from dataflex.train.weighter.base_weighter import StepContext
+from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
 
 class CatchesHiddenStates(Weighter):
