@@ -211,7 +211,7 @@ def test_mixers_see_the_losses_that_a_direct_computation_gives(tmp_path, kind, n
 def means_by_source(trainer, mixed, numbers):
     sums, counts = np.zeros(2), np.zeros(2)
     for number in numbers:
-        row, source = mixed[int(number)], int(mixed.domains(np.array([number]))[0])
+        row, source = mixed[int(number)], int(mixed.sources_of(np.array([number]))[0])
         mean = losses_by_row(trainer, [row])[0]
         keys = set(trainer._signature_columns or ()) & set(row)
         count = int((trainer.data_collator([{key: row[key] for key in keys}])["labels"][0, 1:] != -100).sum())

@@ -79,7 +79,7 @@ class ByHand(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         rows = self.train_dataset
-        where = rows.domains(np.arange(len(rows)))
+        where = rows.sources_of(np.arange(len(rows)))
         self.source = {tuple(rows[i]["input_ids"]): int(where[i]) for i in range(len(rows))}
         self.sums = {}
 

@@ -155,7 +155,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
     sums_K, tokens_K = np.zeros(2), np.zeros(2, dtype=int)
     for place, number in enumerate(numbers):
         row = trainer.train_dataset[int(number)]
-        k = int(trainer.train_dataset.domains(np.array([number]))[0])
+        k = int(trainer.train_dataset.sources_of(np.array([number]))[0])
         u = float(ROW_WEIGHTS[place]) if given.get("rows") else 1.0
         for _, labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
             sums_K[k] += sum(entropies)

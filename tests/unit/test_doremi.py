@@ -190,7 +190,7 @@ def parts_by_hand(folder, weights, accumulation):
     model.load_state_dict(before)
     sums, counts = [], []
     for k in range(3):
-        mine = [mixed[int(r)] for r in rows if mixed.domains(np.array([r]))[0] == k]
+        mine = [mixed[int(r)] for r in rows if mixed.sources_of(np.array([r]))[0] == k]
         model.zero_grad()
         n = 0
         for row in mine:

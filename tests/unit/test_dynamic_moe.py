@@ -141,7 +141,7 @@ def test_the_shares_are_those_of_the_authors_program(case):
 def test_an_update_looks_at_as_many_rows_as_asked_for_drawn_anew_from_each_source():
     made = mixer(eval_rows=4)
     first, second = made._rows(0), made._rows(1)
-    assert np.bincount(made.held_out.domains(first)).tolist() == [4, 4, 4]
+    assert np.bincount(made.held_out.sources_of(first)).tolist() == [4, 4, 4]
     assert first.tolist() != second.tolist()
     assert made._rows(0).tolist() == first.tolist()
     assert len(mixer(eval_rows=100)._rows(0)) == 9 + 10 + 11

@@ -130,7 +130,9 @@ def test_sources_are_one_dataset_with_batched_access():
     assert a.calls == 1
     assert [row["v"] for row in mixed] == [0, 1, 2, 100, 101, 102, 103]
     assert mixed[3]["v"] == 100
-    assert mixed.domains(np.array([0, 2, 3, 6])).tolist() == [0, 0, 1, 1]
+    assert mixed.sources_of(np.array([0, 2, 3, 6])).tolist() == [0, 0, 1, 1]
+    with pytest.deprecated_call(match="sources_of"):
+        assert MixedSources.domains(mixed, np.array([2, 3])).tolist() == [0, 1]
     with pytest.raises(IndexError, match="row 7 of 7"):
         mixed[7]
 
@@ -153,11 +155,11 @@ def test_shares_of_tokens_are_met_within_one_per_cent_by_the_rows_of_the_segment
     means = [part.mean() for part in lengths]
     mixture = MixtureManager(mixed.names, mixed.sizes, shares, 7, mean_lengths=means)
     rows = np.concatenate([mixture.plan(500) for _ in range(20)])
-    tokens = np.bincount(mixed.domains(rows), weights=np.concatenate(lengths)[rows], minlength=3)
+    tokens = np.bincount(mixed.sources_of(rows), weights=np.concatenate(lengths)[rows], minlength=3)
     np.testing.assert_allclose(tokens / tokens.sum(), shares, rtol=0, atol=0.01)
     by_rows = MixtureManager(mixed.names, mixed.sizes, shares, 7)
     rows = np.concatenate([by_rows.plan(500) for _ in range(20)])
-    tokens = np.bincount(mixed.domains(rows), weights=np.concatenate(lengths)[rows], minlength=3)
+    tokens = np.bincount(mixed.sources_of(rows), weights=np.concatenate(lengths)[rows], minlength=3)
     assert (abs(tokens / tokens.sum() / np.array(shares) - 1) > 0.1).any(), "the unit makes a difference here"
 
 

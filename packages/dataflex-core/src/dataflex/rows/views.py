@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,9 +68,14 @@ class MixedSources(NamedSources, Dataset[Row]):
         self.sizes: NDArray[np.int64] = np.array([len(source) for source in self.sources], dtype=np.int64)
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self.sizes)])
 
-    def domains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def sources_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the source number of each row: same shape, in [0, K)."""
         return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def domains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns :meth:`sources_of`, under its name of version 0.1."""
+        warnings.warn("MixedSources.domains is now named sources_of", DeprecationWarning, stacklevel=2)
+        return self.sources_of(rows)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -77,17 +83,17 @@ class MixedSources(NamedSources, Dataset[Row]):
     def __getitem__(self, row: int) -> Row:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        domain = int(np.searchsorted(self.offsets, row, side="right")) - 1
-        found: Row = self.sources[domain][int(row - self.offsets[domain])]
+        source = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        found: Row = self.sources[source][int(row - self.offsets[source])]
         return found
 
     def __getitems__(self, rows: list[int]) -> list[Row]:
         wanted = np.asarray(rows, dtype=np.int64)
-        domains = self.domains(wanted)
+        sources = self.sources_of(wanted)
         found: list[Row] = [{}] * len(wanted)
-        for domain in np.unique(domains):
-            places = np.flatnonzero(domains == domain)
-            part = fetch(self.sources[domain], wanted[places] - self.offsets[domain])
+        for source in np.unique(sources):
+            places = np.flatnonzero(sources == source)
+            part = fetch(self.sources[source], wanted[places] - self.offsets[source])
             for place, row in zip(places, part, strict=True):
                 found[place] = row
         return found
