@@ -153,8 +153,8 @@ class DynamicMoeMixer(Mixer):
         """Returns the share of routed tokens of each expert, by source: (K, L, E). Collective."""
         rows = self._rows(update)
         counts_NLE = self._counts(model, rows, self.accelerator)
-        domains_N = self.held_out.sources_of(rows)
-        totals_KLE = np.stack([counts_NLE[domains_N == k].sum(axis=0) for k in range(len(self.held_out.names))])
+        sources_N = self.held_out.sources_of(rows)
+        totals_KLE = np.stack([counts_NLE[sources_N == k].sum(axis=0) for k in range(len(self.held_out.names))])
         return np.asarray(totals_KLE / totals_KLE.sum(axis=-1, keepdims=True))  # L1 norm 1
 
     def _counts(
