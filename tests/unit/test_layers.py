@@ -142,6 +142,20 @@ def test_every_room_has_its_place_in_the_layers():
     assert rooms == DEPTH.keys()
 
 
+def test_the_documentation_lists_the_rooms_in_their_order():
+    table = (PACKAGES.parent / "docs" / "architecture.md").read_text("utf-8").partition("\n## Rooms\n")[2]
+    lines = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert [tuple(re.findall(r"`(\w+)`", line)) for line in lines] == list(LAYERS[1:])
+
+
+def test_the_modules_that_the_documentation_names_are_there():
+    text = (PACKAGES.parent / "docs" / "architecture.md").read_text("utf-8")
+    paths = set(re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", text))
+    assert len(paths) > 10
+    missing = [path for path in sorted(paths) if not (CORE / "dataflex" / path).exists()]
+    assert not missing
+
+
 def test_imports_run_down_the_layers_and_never_sideways():
     wrong = [text for found in imports() if (text := wrong_way(found))]
     assert not wrong, "\n".join(wrong)

@@ -72,28 +72,23 @@ class MixedSources(NamedSources, Dataset[Row]):
         """Returns the source number of each row: same shape, in [0, K)."""
         return np.searchsorted(self.offsets, rows, side="right") - 1
 
-    def domains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns :meth:`sources_of`, under its name of version 0.1."""
-        warnings.warn("MixedSources.domains is now named sources_of", DeprecationWarning, stacklevel=2)
-        return self.sources_of(rows)
-
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
     def __getitem__(self, row: int) -> Row:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        source = int(np.searchsorted(self.offsets, row, side="right")) - 1
-        found: Row = self.sources[source][int(row - self.offsets[source])]
+        number = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        found: Row = self.sources[number][int(row - self.offsets[number])]
         return found
 
     def __getitems__(self, rows: list[int]) -> list[Row]:
         wanted = np.asarray(rows, dtype=np.int64)
-        sources = self.sources_of(wanted)
+        numbers = self.sources_of(wanted)
         found: list[Row] = [{}] * len(wanted)
-        for source in np.unique(sources):
-            places = np.flatnonzero(sources == source)
-            part = fetch(self.sources[source], wanted[places] - self.offsets[source])
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            part = fetch(self.sources[number], wanted[places] - self.offsets[number])
             for place, row in zip(places, part, strict=True):
                 found[place] = row
         return found
@@ -101,6 +96,11 @@ class MixedSources(NamedSources, Dataset[Row]):
     def __iter__(self) -> Iterator[Row]:
         for source in self.sources:
             yield from source
+
+    def domains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns :meth:`sources_of`, under its name of version 0.1."""
+        warnings.warn("MixedSources.domains is now named sources_of", DeprecationWarning, stacklevel=2)
+        return self.sources_of(rows)
 
 
 def rows_within(part: Any, whole: Any) -> NDArray[np.int64] | None:
