@@ -43,7 +43,7 @@ class Domains:
 
 def library_documents() -> dict[str, list[str]]:
     """Returns domain -> documents of the standard library, the same for the same interpreter."""
-    found = harvest().domains
+    found = harvest().sources
     maps = sorted(Path(encodings.__file__).parent.glob("*.py"))
     tables = (text.partition("decoding_table = ")[2] for text in (file.read_text(encoding="utf-8") for file in maps))
     return {
@@ -96,7 +96,7 @@ def domains(documents: Mapping[str, Sequence[str]], length: int, vocabulary: int
 
 
 def _by_source(pieces: Sequence[Piece]) -> list[str]:
-    sources = groupby(pieces, key=lambda piece: piece.source)
+    sources = groupby(pieces, key=lambda piece: piece.origin)
     return ["\n\n".join(piece.text for piece in found) for _, found in sources]
 
 

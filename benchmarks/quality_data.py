@@ -73,7 +73,7 @@ class World:
 def world() -> World:
     """Returns the material, a tokenizer of nearly single letters, and the base model's rows."""
     found = harvest()
-    counts = Counter(word for piece in found.domains["prose"] for word in re.findall(r"\b[a-z]{4,8}\b", piece.text))
+    counts = Counter(word for piece in found.sources["prose"] for word in re.findall(r"\b[a-z]{4,8}\b", piece.text))
     words = sorted(counts, key=lambda word: (-counts[word], word))[:400]
     material = Material(words, found.summaries)
     _, tasks = make_tasks(material, 0, BASE_ROWS, BASE_SEED)  # held-out tasks: none of them is answered wrongly

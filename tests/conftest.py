@@ -45,6 +45,7 @@ FAST = frozenset(
         "construct",
         "decision",
         "docs",
+        "layers",
         "log_lines",
         "order",
         "orders",

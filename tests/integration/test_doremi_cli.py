@@ -19,7 +19,7 @@ TIMES = {"logging_steps": 1, "save_steps": 100, "disable_tqdm": True, "plot_loss
 
 @pytest.fixture
 def file(workspace, tmp_path, monkeypatch) -> Path:
-    """A small DoReMi file over the workspace's three domains."""
+    """A small DoReMi file over the workspace's three sources."""
     monkeypatch.chdir(tmp_path)
     base = yaml.safe_load((workspace / "mix_static.yaml").read_text())
     own = ("train_type", "static_mix", "mixture_sample_rule", "init_mixture_proportions", "train_step")

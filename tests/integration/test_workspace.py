@@ -27,7 +27,7 @@ from dataflex.workspace.example_presets import _section
 from dataflex.workspace.tasks import FAMILIES, Material, make_tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-DOMAINS = ("code", "docstrings", "prose")
+SOURCES = ("code", "docstrings", "prose")
 PATH_KEYS = ("model_name_or_path", "dataset_dir", "components_cfg_file")
 
 WRITE_DATA = """
@@ -55,15 +55,15 @@ def test_every_dataset_is_declared_and_full(workspace):
     info = json.loads((workspace / "data" / "dataset_info.json").read_text())
     declared = {entry["file_name"] for entry in info.values()}
     assert declared == {*os.listdir(workspace / "data")} - {"dataset_info.json"}
-    sizes = {name: len(lines(workspace / "data" / f"{name}.jsonl")) for name in DOMAINS}
+    sizes = {name: len(lines(workspace / "data" / f"{name}.jsonl")) for name in SOURCES}
     assert sizes == {"code": 900, "docstrings": 600, "prose": 400}
-    assert all(len(row["text"]) >= 120 for name in DOMAINS for row in lines(workspace / "data" / f"{name}.jsonl"))
+    assert all(len(row["text"]) >= 120 for name in SOURCES for row in lines(workspace / "data" / f"{name}.jsonl"))
     assert len(instructions(workspace)) == 1000
 
 
-def test_domains_differ_in_entropy(workspace):
+def test_sources_differ_in_entropy(workspace):
     ratio = {}
-    for name in DOMAINS:
+    for name in SOURCES:
         text = "\n".join(row["text"] for row in lines(workspace / "data" / f"{name}.jsonl")).encode()[:100_000]
         ratio[name] = len(text) / len(lzma.compress(text))
     assert ratio["code"] > 1.03 * ratio["prose"]
@@ -71,9 +71,9 @@ def test_domains_differ_in_entropy(workspace):
 
 
 def test_held_out_text_is_not_trained_on(workspace):
-    trained = {row["text"] for name in DOMAINS for row in lines(workspace / "data" / f"{name}.jsonl")}
+    trained = {row["text"] for name in SOURCES for row in lines(workspace / "data" / f"{name}.jsonl")}
     held_out = lines(workspace / "data" / "pretrain_eval.jsonl")
-    assert Counter(row["domain"] for row in held_out) == dict.fromkeys(DOMAINS, 30)
+    assert Counter(row["source"] for row in held_out) == dict.fromkeys(SOURCES, 30)
     assert not trained & {row["text"] for row in held_out}
 
 
@@ -147,7 +147,7 @@ def test_tokenizer_and_model_fit_each_other_and_the_text(workspace):
     assert 1_000_000 <= model.num_parameters() <= 2_000_000
     assert not model.config.tie_word_embeddings
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
-    for name in DOMAINS:
+    for name in SOURCES:
         text = lines(workspace / "data" / f"{name}.jsonl")[0]["text"]
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.decode(ids) == text
@@ -204,7 +204,7 @@ def test_a_section_is_taken_with_its_comments_but_not_its_neighbours():
 
 def test_the_readme_names_every_file_and_dataset(workspace):
     text = (workspace / "README.md").read_text(encoding="utf-8")
-    datasets = (*DOMAINS, "instructions", "instructions_eval", "sorting_eval", "sorting_test")
+    datasets = (*SOURCES, "instructions", "instructions_eval", "sorting_eval", "sorting_test")
     for name in (*(f"{file}.yaml" for file in RUNS), "components.yaml", *datasets):
         assert f"`{name}`" in text, name
     assert "$" not in text

@@ -135,6 +135,11 @@ def test_sources_are_one_dataset_with_batched_access():
         mixed[7]
 
 
+def test_the_old_name_of_sources_of_still_answers():
+    with pytest.deprecated_call(match="sources_of"):
+        assert MixedSources.domains(MixedSources({"a": [{}] * 3, "b": [{}]}), np.array([2, 3])).tolist() == [0, 1]
+
+
 def test_planned_rows_keep_the_order_of_the_plan():
     planned = PlannedRows([{"v": i} for i in range(5)], np.array([4, 0, 4]))
     assert [planned[i]["v"] for i in range(3)] == [4, 0, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,11 @@ class MixedSources(NamedSources, Dataset[Row]):
     def __iter__(self) -> Iterator[Row]:
         for source in self.sources:
             yield from source
+
+    def domains(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns :meth:`sources_of`, under its name of version 0.1."""
+        warnings.warn("MixedSources.domains is now named sources_of", DeprecationWarning, stacklevel=2)
+        return self.sources_of(rows)
 
 
 def rows_within(part: Any, whole: Any) -> NDArray[np.int64] | None:

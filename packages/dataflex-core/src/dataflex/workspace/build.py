@@ -12,7 +12,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.workspace.configs import RUNS, readme, run_config
 from dataflex.workspace.corpus import write_data
 from dataflex.workspace.example_presets import packaged_components
-from dataflex.workspace.library_text import DOMAINS, harvest
+from dataflex.workspace.library_text import SOURCES, harvest
 from dataflex.workspace.small_model import write_model
 
 SEED = 42
@@ -80,7 +80,7 @@ def create(directory: str | Path, *, seed: int = SEED, report: Callable[[str], N
 
 def _training_texts(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Returns what a run trains on, so that the tokenizer knows its words."""
-    texts = [row["text"] for name in DOMAINS for row in rows[name]]
+    texts = [row["text"] for name in SOURCES for row in rows[name]]
     for row in rows["instructions"]:
         texts.append(f"Human: {row['instruction']}\n{row['input']}\nAssistant:{row['output']}\n")
     return texts

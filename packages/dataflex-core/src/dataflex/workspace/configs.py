@@ -30,7 +30,7 @@ _DATASETS = {
     "code": "source code without docstrings",
     "docstrings": "docstrings of functions and classes",
     "prose": "the language reference and module docstrings",
-    "pretrain_eval": "the three domains, held out, each row with its `domain`",
+    "pretrain_eval": "the three sources, held out, each row with its `source`",
     "instructions": "tasks in ten families (sums, sorting, spelling, opposites, questions about the library, ...)",
     "instructions_eval": "the same families, held out, every answer right",
     "sorting_eval": "more sorting tasks, every answer right: what `select_less.yaml` aims at; never trained on",

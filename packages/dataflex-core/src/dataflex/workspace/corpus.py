@@ -14,11 +14,11 @@ from dataflex.core.errors import ConfigError
 from dataflex.workspace.library_text import Harvest, Piece
 from dataflex.workspace.tasks import Material, make_target, make_tasks
 
-DOMAIN_ROWS = {"code": 900, "docstrings": 600, "prose": 400}
-"""Rows of each domain: unequal, so that proportions by size and equal shares are different mixtures."""
+SOURCE_ROWS = {"code": 900, "docstrings": 600, "prose": 400}
+"""Rows of each source: unequal, so that proportions by size and equal shares are different mixtures."""
 
 HELD_OUT_ROWS = 30
-"""Rows of each domain kept for evaluation."""
+"""Rows of each source kept for evaluation."""
 
 TASKS, HELD_OUT_TASKS = 100, 10
 """Instruction tasks of each family, to train on and kept for evaluation."""
@@ -36,12 +36,12 @@ def write_data(folder: Path, harvest: Harvest, seed: int) -> dict[str, list[dict
     Raises:
         ConfigError: This interpreter comes without the sources of its standard library.
     """
-    train, held_out = _split(harvest.domains, seed)
+    train, held_out = _split(harvest.sources, seed)
     rows: dict[str, list[dict[str, Any]]] = {
-        name: [{"text": piece.text, "source": piece.source} for piece in pieces] for name, pieces in train.items()
+        name: [{"text": piece.text, "origin": piece.origin} for piece in pieces] for name, pieces in train.items()
     }
     rows["pretrain_eval"] = [
-        {"text": piece.text, "source": piece.source, "domain": name}
+        {"text": piece.text, "origin": piece.origin, "source": name}
         for name, pieces in held_out.items()
         for piece in pieces
     ]
@@ -66,16 +66,16 @@ def write_data(folder: Path, harvest: Harvest, seed: int) -> dict[str, list[dict
     return rows
 
 
-def _split(domains: Mapping[str, list[Piece]], seed: int) -> tuple[dict[str, list[Piece]], dict[str, list[Piece]]]:
+def _split(sources: Mapping[str, list[Piece]], seed: int) -> tuple[dict[str, list[Piece]], dict[str, list[Piece]]]:
     train, held_out = {}, {}
-    for name, pieces in domains.items():
+    for name, pieces in sources.items():
         if len(pieces) < 4 * HELD_OUT_ROWS:
             raise ConfigError(
-                f"the domain '{name}' has {len(pieces)} pieces of text and needs {4 * HELD_OUT_ROWS}: a workspace is "
+                f"the source '{name}' has {len(pieces)} pieces of text and needs {4 * HELD_OUT_ROWS}: a workspace is "
                 "made from the sources of Python's standard library, which this interpreter lacks -> run a Python that "
                 "has them"
             )
-        count = min(DOMAIN_ROWS[name] + HELD_OUT_ROWS, len(pieces))
+        count = min(SOURCE_ROWS[name] + HELD_OUT_ROWS, len(pieces))
         drawn = random.Random(f"{seed}/{name}").sample(pieces, count)
         held_out[name], train[name] = drawn[:HELD_OUT_ROWS], drawn[HELD_OUT_ROWS:]
     return train, held_out

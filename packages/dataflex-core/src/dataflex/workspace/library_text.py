@@ -1,4 +1,4 @@
-"""Text that every Python machine has: the standard library, read as three domains.
+"""Text that every Python machine has: the standard library, read as three sources.
 
 ``code`` is source without its docstrings, ``docstrings`` are those of functions and classes, ``prose`` is the language
 reference that ``help()`` shows plus the paragraphs of module docstrings. Their entropy differs, which is what makes
@@ -29,7 +29,7 @@ unittest.mock urllib.parse urllib.request uuid warnings weakref xml.dom.minidom 
 SHORTEST, LONGEST = 120, 700
 """Characters of a piece: long enough to be a training row, short enough that few are cut at the tokenizer's end."""
 
-DOMAINS = ("code", "docstrings", "prose")
+SOURCES = ("code", "docstrings", "prose")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Piece:
     """A piece of text and the module or help topic it comes from."""
 
     text: str
-    source: str
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Harvest:
     """What the standard library gave.
 
     Attributes:
-        domains: Domain -> its pieces, none twice, in the order of the library.
+        sources: Source -> its pieces, none twice, in the order of the library.
         summaries: Qualified name of a function or class -> first sentence of its docstring.
     """
 
-    domains: dict[str, list[Piece]]
+    sources: dict[str, list[Piece]]
     summaries: dict[str, str]
 
 
@@ -68,8 +68,8 @@ def harvest() -> Harvest:
             summary = docstring.partition("\n\n")[0]
             if "\n" not in summary and 20 <= len(summary) <= 90 and "._" not in f".{name}":
                 summaries.setdefault(f"{module}.{name}", summary)
-    domains = zip(DOMAINS, (code, docstrings, prose), strict=True)
-    return Harvest({name: _distinct(pieces) for name, pieces in domains}, summaries)
+    sources = zip(SOURCES, (code, docstrings, prose), strict=True)
+    return Harvest({name: _distinct(pieces) for name, pieces in sources}, summaries)
 
 
 def _sources(modules: str) -> Iterator[tuple[str, str]]:
