@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dataflex.model import label_losses
 from dataflex.model.linear_cross_entropy import linear_cross_entropy
 from dataflex.model.output_losses import OutputLosses, plain_output_layer
-from dataflex.scoring import RowPass, TargetSet, label_losses, per_sample_gradients, per_sample_losses, target_means
+from dataflex.scoring import RowPass, TargetSet, per_sample_gradients, per_sample_losses, target_means
 from dataflex.scoring.gradients.sinks import Whole
 from dataflex.scoring.passes.row_pass import RowBatch
 from dataflex.testing import TokenRows, pad_collate, tiny_model

@@ -12,17 +12,7 @@ COMPONENTS = {"custom", "loss", "random", "schedule"}
 """Strategies whose module has the name that the user writes, which another strategy, or core, has as well."""
 
 SHARED = {"__init__"} | COMPONENTS
-PLURALS = {"column", "segment"}  # a weighter and an order of these names, beside modules of core
-
-TO_BE_RENAMED = {
-    "arguments", "columns", "component", "components", "data", "engine", "entry", "files", "loader", "model", "models",
-    "parts", "passes", "rows", "score", "score_columns", "scores", "sources", "stopping", "streams", "target_rows",
-    "text",
-}  # fmt: skip
-"""Modules of core that share a name. Remove a name here when its modules have got names of their own; add none."""
-
-PLURALS_TO_BE_RENAMED = {"component", "length", "model", "score", "source"}
-"""Modules of core, beside one whose name has an s more."""
+PLURALS = {"column", "dataset", "score", "segment"}  # strategies and commands of these names, beside others
 
 
 def modules() -> dict[str, list[str]]:
@@ -42,17 +32,17 @@ def said(wrong: dict[str, list[str]]) -> str:
 
 def test_no_two_modules_share_a_name():
     shared = {name: paths for name, paths in modules().items() if len(paths) > 1}
-    new = {name: paths for name, paths in shared.items() if name not in SHARED | TO_BE_RENAMED}
+    new = {name: paths for name, paths in shared.items() if name not in SHARED}
     assert not new, said(new)
-    assert not (SHARED | TO_BE_RENAMED) - shared.keys(), "these are no exceptions any more: remove them from the lists"
+    assert not SHARED - shared.keys(), "these are no exceptions any more: remove them from the lists"
 
 
 def test_no_two_modules_differ_by_a_plural():
     found = modules()
     plurals = {name: [*paths, *found[f"{name}s"]] for name, paths in sorted(found.items()) if f"{name}s" in found}
-    new = {name: paths for name, paths in plurals.items() if name not in PLURALS | PLURALS_TO_BE_RENAMED}
+    new = {name: paths for name, paths in plurals.items() if name not in PLURALS}
     assert not new, said(new)
-    gone = (PLURALS | PLURALS_TO_BE_RENAMED) - plurals.keys()
+    gone = PLURALS - plurals.keys()
     assert not gone, f"{gone} are no exceptions any more: remove them from the lists"
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from accelerate import DistributedType
 from dataflex.core.errors import ComponentError
+from dataflex.model import label_losses
 from dataflex.model.unwrapped import is_sharded
 from dataflex.scoring import (
     default_token_budget,
-    label_losses,
     label_positions,
     logits_at_labels,
     per_sample_losses,

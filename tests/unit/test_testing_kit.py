@@ -138,7 +138,7 @@ ELSEWHERE = {"TINY_SPECIAL_TOKENS", "TokenRows", "device", "pad_collate", "tiny_
 def test_everything_in_the_kit_is_made_on_the_device_of_the_tests(monkeypatch, tmp_path):
     assert {*MADE, *ELSEWHERE} == set(testing.__all__)
     assert {value.device.type for make in MADE.values() for value in make(tmp_path)} == {device().type}
-    for module in ("arguments", "models", "rows"):
+    for module in ("quiet_arguments", "tiny_models", "token_rows"):
         monkeypatch.setattr(f"dataflex.testing.{module}.device", lambda: torch.device("meta"))
     assert {value.device.type for make in MADE.values() for value in make(tmp_path)} == {"meta"}
     assert pad_collate([TokenRows(1)[0]])["input_ids"].device.type == "cpu"  # as any collator of a dataloader
