@@ -48,6 +48,16 @@ class ByContent(Selector):
         best = np.argsort(-scores, kind="stable")[:num_samples]
         return Selection(best, scores[best])
 
+@register_selector("prunes")
+class Prunes(Selector):
+    """The first rows, those with an even number at half of their weight, the others at twice of it."""
+
+    weighs, draws = True, False
+
+    def select(self, model, step_id, num_samples, **kwargs):
+        rows = np.arange(num_samples)
+        return Selection(rows, weights=np.where(rows % 2, 2.0, 0.5))
+
 def content_score(row, salt):
     return zlib.crc32(np.asarray([salt, *row["input_ids"]], dtype=np.int64).tobytes()) / 2**32
 '''
@@ -65,7 +75,10 @@ BY_CONTENT: Mapping[str, Any] = OURS | {
     "mixer": "random",
     "order": {"component": "stair", "params": {"window": 3, "ascending": False}},
 }
-FILTER_ALONE: Mapping[str, Any] = OURS | {"selector": BY_CONTENT["selector"][0], "mixer": {"component": "odm", "every": 2}}
+FILTER_ALONE: Mapping[str, Any] = OURS | {
+    "selector": BY_CONTENT["selector"][0],
+    "mixer": {"component": "odm", "every": 2},
+}
 KEYS = dict(zip(AXES, ("selector", "mixer", "order", "weighter"), strict=True))
 
 

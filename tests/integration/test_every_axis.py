@@ -1,8 +1,9 @@
-"""Every combination of selecting, mixing, ordering and weighting, on sft and pt, through LLaMA-Factory, by its record."""
+"""Every combination of selecting, mixing, ordering and weighting, on sft and pt, by the record of the run."""
 
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import axes_run
 import numpy as np
@@ -67,7 +68,9 @@ def run_axes(made, train, tmp_path, monkeypatch):
     return run_axes_
 
 
-@pytest.mark.parametrize(("stage", "names", "which"), RUNS, ids=lambda each: each if isinstance(each, str) else "+".join(each))
+@pytest.mark.parametrize(
+    ("stage", "names", "which"), RUNS, ids=lambda each: each if isinstance(each, str) else "+".join(each)
+)
 def test_the_record_is_what_the_axes_say(run_axes, stage, names, which):
     record = run_axes(stage, names, which)
     assert record.seen.trainer.state.global_step == STEPS
@@ -82,10 +85,7 @@ def lines_are_there(record, names, which):
     """One line for each update and each axis that takes part in it, in the order in which they act."""
     kinds = [kind for kind in ("filter", "mix", "select", "order") if acts(kind, names, which)]
     expected = [
-        (step, update, kind)
-        for update, step in enumerate(STARTS)
-        for kind in kinds
-        if update % every(kind, which) == 0
+        (step, update, kind) for update, step in enumerate(STARTS) for kind in kinds if update % every(kind, which) == 0
     ]
     found = [line for line in record.lines() if line["kind"] != "weight"]
     assert [(line["step"], line["update"], line["kind"]) for line in found] == expected
@@ -102,7 +102,7 @@ def lines_are_there(record, names, which):
     if names != ("weight",):
         assert list(record.segments) == [0, *STARTS]
     assert sum(len(each["indices"]) for each in record.segments.values()) == STEPS * BATCH
-    alone = len(names) == 1 and which != "ours" or names == ("mix",) or names == ("order",)
+    alone = len(record.seen.trainer.spec.axes) == 1
     groups = {"dataflex" if alone else f"dataflex/{kind}" for kind in kinds}
     logged = {key for entry in record.seen.trainer.state.log_history for key in entry}
     assert {f"{group}/seconds" for group in groups} <= logged
@@ -194,7 +194,9 @@ def orders(record, names, which, stage):
 
 def arranged(record, scores, update):
     """Returns what the run's order makes of scores: a pattern tells them by their rank alone."""
-    context = UpdateContext(step=0, update=update, updates=len(STARTS), total_steps=STEPS, learning_rate=0.0, optimizer=None)
+    context = UpdateContext(
+        step=0, update=update, updates=len(STARTS), total_steps=STEPS, learning_rate=0.0, optimizer=None
+    )
     return record.seen.trainer.components.stages.order.arrange(scores, context=context)
 
 
@@ -238,3 +240,40 @@ def weighs(record, names, which, stage):
 
 
 CHECKS = {"select": selects, "mix": mixes, "order": orders, "weight": weighs}
+
+
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial-plugin" / "src" / "dataflex_tutorial"
+GUIDE = {
+    "selector": "custom_first",
+    "mixer": "custom_random",
+    "order": {"component": "saw", "by": "length"},
+    "weighter": {"component": "custom_uniform", "from": WARMUP},
+}
+
+
+@pytest.mark.parametrize("selector", ["custom_first", "prunes"])
+def test_components_that_know_one_axis_run_together_unchanged(made, train, tmp_path, monkeypatch, selector):
+    keys = configuration(made, "sft", axes_run.AXES, GUIDE | {"selector": selector})
+    keys["plugins"] += [str(TUTORIAL / f"{kind}.py") for kind in ("selector", "mixer", "weighter", "hooks")]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(keys))
+    with monkeypatch.context() as patched:
+        record = watched(patched, tmp_path / "run")
+        assert train(str(tmp_path / "run.yaml")) == 0
+    mixes(record, axes_run.AXES, "ours", "sft")
+    lengths = row_lengths(record.rows).astype(float)
+    for update, step in enumerate(STARTS):
+        arrays = record.segments[step]
+        rows, first = arrays["indices"], record.sources[1][0]
+        counts = [int((rows < first).sum()), int((rows >= first).sum())]
+        assert sorted(rows) == [*range(counts[0]), *range(first, first + counts[1])]  # the first rows of each source
+        assert lengths[rows].tolist() == lengths[rows][arranged(record, lengths[rows], update)].tolist()
+        drawn = np.random.default_rng([record.seen.trainer.seed, step]).dirichlet(np.ones(2))
+        assert record.lines("mix")[update]["proportions"] == pytest.approx(
+            dict(zip(record.rows.names, drawn, strict=True))
+        )
+        assert ("weights" in arrays) == (selector == "prunes")
+        if selector == "prunes":
+            np.testing.assert_array_equal(np.sort(arrays["weights"]), np.sort(np.where(rows % 2, 2.0, 0.5)))
+            np.testing.assert_array_equal(arrays["weights"], np.where(rows % 2, 2.0, 0.5))
+    for line in record.lines("weight"):
+        assert (line["mean"], line["min"], line["max"], line["samples"]) == (1, 1, 1, BATCH)

@@ -150,7 +150,8 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
         given.get("weighter", "none"),
         given.get("mixer", "none"),
     )
-    numbers = np.load(folder / "dataflex_selections" / "step_00000000.npz")["indices"]
+    recorded = np.load(folder / "dataflex_selections" / "step_00000000.npz")
+    numbers, u_S = recorded["indices"], recorded.get("weights", ROW_WEIGHTS)
     model = copy.deepcopy(tiny_model(layers=1)).double().train()
     first = counted and loss != "smoothed" and counts_first(trainer)
     v_of = SOURCE_WEIGHTS if mixer == "weighs" else (1.0, 1.0)
@@ -159,7 +160,7 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
     for place, number in enumerate(numbers):
         row = trainer.train_dataset[int(number)]
         k = int(trainer.train_dataset.domains(np.array([number]))[0])
-        u = float(ROW_WEIGHTS[place]) if given.get("rows") else 1.0
+        u = float(u_S[place]) if given.get("rows") else 1.0
         for labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
             sums_K[k] += sum(entropies)
             tokens_K[k] += len(entropies)
