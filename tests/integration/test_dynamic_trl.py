@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 import trl
 from dataflex import dynamic
 from dataflex.core.errors import ConfigError
@@ -21,7 +22,7 @@ from dataflex.core.kinds import KINDS, MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.objective import fused_head
 from dataflex.objective.loop_scale import counts_first
 from dataflex.run.record import read_trace
-from dataflex.testing import tiny_model
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.trainer import BY_TRAIN_TYPE
@@ -495,3 +496,34 @@ def test_rows_are_scored_by_a_column_of_the_dataset_whatever_trl_makes_of_it(tmp
 def test_a_column_of_rows_that_trl_packs_is_refused_before_training(tmp_path, packing):
     with pytest.raises(ConfigError, match=r"column:level: rows are packed.* -> set packing: false, or give the scores"):
         made(dynamic(trl.SFTTrainer, selector=ByLevel, **STEPS), tmp_path, with_levels("text"), changes=OPEN | packing)
+
+
+EVERY_AXIS = {
+    "selector": [{"name": "loss", "keep": 0.5, "every": 2}, "loss"],
+    "mixer": "odm",
+    "order": {"name": "saw", "by": "length", "params": {"window": 2}},
+    "weighter": {"name": "loss", "from": 2},
+}
+
+
+@pytest.mark.parametrize("base", ["trl", "plain"])
+def test_all_four_axes_at_once(tmp_path, base):
+    if base == "trl":
+        sources = {"a": rows("messages", 16), "b": rows("messages", 20, "owl")}
+        done = made(dynamic(trl.SFTTrainer, **EVERY_AXIS, **STEPS), tmp_path, sources, None, OPEN)
+    else:
+        sources = {"a": TokenRows(16, lengths=range(6, 17)), "b": TokenRows(20, lengths=range(6, 17), seed=1)}
+        sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
+        args = tiny_training_args(tmp_path, **sizes, **OPEN)
+        done = dynamic(transformers.Trainer, **EVERY_AXIS, **STEPS)(
+            tiny_model(), args=args, train_dataset=sources, data_collator=pad_collate
+        )
+    done.train()
+    assert done.state.global_step == 3
+    kinds = [(line["step"], line["kind"]) for line in read_trace(tmp_path)]
+    first = [(1, kind) for kind in ("filter", "mix", "select", "order")]
+    assert kinds == [*first, *((2, kind) for kind in ("mix", "select", "order")), (2, "weight")]
+    (weighed,) = (line for line in read_trace(tmp_path) if line["kind"] == "weight")
+    assert weighed["samples"] == 4
+    assert set(weighed["sources"]) <= {"a", "b"}
+    assert len(logged(done)) == 3

@@ -150,7 +150,8 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
         given.get("weighter", "none"),
         given.get("mixer", "none"),
     )
-    numbers = np.load(folder / "dataflex_selections" / "step_00000000.npz")["indices"]
+    recorded = np.load(folder / "dataflex_selections" / "step_00000000.npz")
+    numbers, u_S = recorded["indices"], recorded.get("weights", ROW_WEIGHTS)
     model = copy.deepcopy(tiny_model(layers=1)).double().train()
     first = counted and loss != "smoothed" and counts_first(trainer)
     v_of = SOURCE_WEIGHTS if mixer == "weighs" else (1.0, 1.0)
@@ -158,8 +159,13 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
     sums_K, tokens_K = np.zeros(2), np.zeros(2, dtype=int)
     for place, number in enumerate(numbers):
         row = trainer.train_dataset[int(number)]
+<<<<<<< HEAD
         k = int(trainer.train_dataset.sources_of(np.array([number]))[0])
         u = float(ROW_WEIGHTS[place]) if given.get("rows") else 1.0
+=======
+        k = int(trainer.train_dataset.sources_of(np.array([number]))[0])
+        u = float(u_S[place]) if given.get("rows") else 1.0
+>>>>>>> work/matrix
         for labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
             sums_K[k] += sum(entropies)
             tokens_K[k] += len(entropies)

@@ -17,11 +17,11 @@ from dataflex.scoring import (
     label_positions,
     logits_at_labels,
     per_sample_losses,
-    row_pass,
     sample_means,
     token_losses,
     undisturbed,
 )
+from dataflex.scoring.passes import row_pass
 from dataflex.scoring.passes.batch_plan import Batch
 from dataflex.scoring.passes.budget import CPU_TOKENS, learned_limit
 from dataflex.scoring.passes.row_pass import _Memory, _within_memory

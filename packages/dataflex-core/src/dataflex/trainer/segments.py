@@ -151,7 +151,7 @@ class Segments:
         """Yields a line of the trace for each decision, and what the log says of it."""
         alone = len(self._trainer.spec.axes) == 1
         for decision in plan.decisions:
-            decided = plan.chosen.rows if decision.decided is None or alone else decision.decided
+            decided = plan.chosen.rows if decision.decided is None else decision.decided
             line = {
                 "step": segment.start,
                 "kind": decision.verb,
