@@ -159,13 +159,8 @@ def expected(folder: Path, trainer: Any, *, counted: bool = True, **given: Any) 
     sums_K, tokens_K = np.zeros(2), np.zeros(2, dtype=int)
     for place, number in enumerate(numbers):
         row = trainer.train_dataset[int(number)]
-<<<<<<< HEAD
-        k = int(trainer.train_dataset.sources_of(np.array([number]))[0])
-        u = float(ROW_WEIGHTS[place]) if given.get("rows") else 1.0
-=======
         k = int(trainer.train_dataset.sources_of(np.array([number]))[0])
         u = float(u_S[place]) if given.get("rows") else 1.0
->>>>>>> work/matrix
         for labels, costs, entropies in documents(model, row, loss, apart=weighter != "none"):
             sums_K[k] += sum(entropies)
             tokens_K[k] += len(entropies)
