@@ -3,16 +3,15 @@ other, so that a process group is started once for many of them.
 
     python -m torch.distributed.run --nproc_per_node 2 rank_run.py JOBS.json
 
-JOBS.json holds a list of :class:`Job` fields. Each rank leaves ``rank-R.json`` in the job's folder: the rows of each of
-its micro-batches, the losses, and a digest of the final weights.
+JOBS.json holds a list of :class:`Job` fields, each of a run of one component or of several parts. Each rank leaves
+``rank-R.json`` in the job's folder: the rows of each of its micro-batches, the losses, and a digest of the final
+weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +19,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
+import rank_components  # noqa: F401  # registers them
 import torch
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.config.spec import ComponentSpec, Part, RunSpec
 from dataflex.core.kinds import BY_TRAIN_TYPE as KINDS
-from dataflex.core.registry import register_selector, register_weighter
+from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.launch.torchrun import settle
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
-from dataflex.train.selector.base_selector import Selector
 from dataflex.train.trainer import BY_TRAIN_TYPE, trainer_class
-from dataflex.train.weighter.base_weighter import Weighter
 from engines import shard_on_cpu
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -47,8 +45,8 @@ class Job:
 
     Attributes:
         out: The folder of the run.
-        train_type: ``dynamic_select``, ``dynamic_mix`` or ``dynamic_weight``.
-        component: Its name.
+        train_type: ``dynamic_select``, ``dynamic_mix``, ``dynamic_weight``, or ``dynamic`` with parts.
+        component: Its name; blank with parts.
         params: Its parameters.
         args: Training arguments.
         resume: A checkpoint to resume from.
@@ -57,11 +55,14 @@ class Job:
         keys: dataflex's own keys, in place of 2 steps of warm-up and 2 updates of 2 steps.
         streams: Whether the sources of a mixture are streams.
         evaluates: Whether to evaluate at the end.
+        parts: The components of ``dynamic``: the fields of each :class:`~dataflex.config.spec.Part`, ``component`` by
+            its ``kind``, ``name`` and ``params``.
+        refused: Whether the run is to end with the same error on every rank, after which the next one begins.
     """
 
     out: str
     train_type: str
-    component: str
+    component: str = ""
     params: dict[str, Any] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
     resume: str | None = None
@@ -70,54 +71,34 @@ class Job:
     keys: dict[str, Any] = field(default_factory=dict)
     streams: bool = False
     evaluates: bool = False
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    refused: bool = False
+
+    def mixes(self) -> bool:
+        """Whether it trains on several sources."""
+        return self.train_type == "dynamic_mix" or any(each["kind"] == "mixer" for each in self.parts)
 
     def spec(self) -> RunSpec:
         """Returns the run."""
-        kind = KINDS[self.train_type]
         keys = {"warmup_step": 2, "update_step": 2, "update_times": 2} | self.keys
+        if self.parts:
+            named: dict[str, Any] = {}
+            for each in self.parts:
+                named[each["kind"]] = (*named.get(each["kind"], ()), {"component": each["name"]})
+            one = {kind: names if len(names) > 1 else names[0] for kind, names in named.items()}
+            arguments = DataflexArguments(train_type="dynamic", **one, **keys)
+            return RunSpec(arguments, parts=tuple(part(**each) for each in self.parts))
+        kind = KINDS[self.train_type]
         arguments = DataflexArguments(train_type=self.train_type, component_name=self.component, **keys)
         return RunSpec(arguments, ComponentSpec(kind, self.component, self.component, self.params))
 
 
-@register_selector("own_opinion")
-class OwnOpinion(Selector):
-    """The fault that a rank check is there for: a decision that depends on the rank."""
-
-    def select(self, model, step_id, num_samples, **kwargs):
-        first = self.accelerator.process_index if step_id == 4 else 0
-        return range(first, first + num_samples)
+BY_NAME: dict[str, Kind] = {kind.name: kind for kind in (SELECTOR, MIXER, ORDER, WEIGHTER)}
 
 
-@register_selector("one_rank_raises")
-class OneRankRaises(Selector):
-    def select(self, model, step_id, num_samples, **kwargs):
-        if self.accelerator.process_index == 1:
-            raise RuntimeError("only here")
-        return range(num_samples)
-
-
-@register_selector("one_rank_dies")
-class OneRankDies(Selector):
-    def select(self, model, step_id, num_samples, **kwargs):
-        if self.accelerator.process_index == 1 and step_id == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return range(num_samples)
-
-
-@register_weighter("one_rank_dies")
-class OneRankDiesWeighing(Weighter):
-    def get_weighted_loss(self, losses, *, ctx, model=None, inputs=None):
-        if ctx.accelerator.process_index == 1 and ctx.state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return losses.mean()
-
-
-@register_weighter("square")
-class Square(Weighter):
-    """Weighs a sample by its own loss alone, so that it does not matter with whom it shares a micro-batch."""
-
-    def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
-        return losses.square().mean()
+def part(kind: str, name: str, params: dict[str, Any], **place: Any) -> Part:
+    """Returns a component in its place."""
+    return Part(ComponentSpec(BY_NAME[kind], name, name, params), **place)
 
 
 class Watched(Trainer):
@@ -156,14 +137,14 @@ def rows(job: Job) -> Any:
     """Returns the rows of a job, all different and of uneven length."""
     if job.component == "dynamic_moe":  # the distances of two sources to each other are the same
         return {name: TokenRows(n, lengths=LENGTHS, seed=n) for name, n in {"a": 11, "b": 24, "c": 26}.items()}
-    if job.train_type == "dynamic_mix":
+    if job.mixes():
         two = {"a": TokenRows(11, lengths=LENGTHS, seed=1), "b": TokenRows(ROWS - 11, lengths=LENGTHS, seed=2)}
         return {name: streamed(source) for name, source in two.items()} if job.streams else two
     if job.component in ("balancer", "dataset"):  # 72 rows, as below
         return {"a": TokenRows(24, lengths=8, seed=1), "b": TokenRows(48, lengths=LENGTHS, seed=2)}
     # A weighted run goes through its rows as a static one does, and there transformers repeats rows on several ranks
     # to fill the last batch: give it whole batches.
-    return TokenRows(ROWS if job.train_type == "dynamic_select" else 72, lengths=LENGTHS)
+    return TokenRows(ROWS if job.spec().plans else 72, lengths=LENGTHS)
 
 
 def streamed(source: TokenRows) -> datasets.IterableDataset:
@@ -173,7 +154,7 @@ def streamed(source: TokenRows) -> datasets.IterableDataset:
 
 def held_out(job: Job) -> Any:
     """Returns what the gradient selectors aim at; for a mixer, rows of each source, which differ in their words."""
-    if job.train_type != "dynamic_mix":
+    if not job.mixes():
         return TokenRows(9, lengths=LENGTHS, seed=5)
     words = {"a": 40, "b": 80, "c": 128}
     return {name: TokenRows(7, vocab_size=n, lengths=LENGTHS, seed=n) for name, n in words.items()}
@@ -211,7 +192,8 @@ def run(job: Job) -> None:
     except Exception as error:  # the test reads what each rank was told
         result["error"] = f"{type(error).__name__}: {error}"
         failed = True
-        raise
+        if not job.refused:
+            raise
     else:
         result["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         result["weights"] = weights_digest(trainer)
@@ -222,7 +204,7 @@ def run(job: Job) -> None:
     finally:
         result["seen"] = trainer.seen
         (Path(job.out) / f"rank-{result['rank']}.json").write_text(json.dumps(result))
-        if failed and job.component == "own_opinion":
+        if failed and (job.refused or job.component == "own_opinion"):
             torch.distributed.barrier()  # every rank must have been stopped by the same error, or this never ends
 
 

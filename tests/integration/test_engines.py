@@ -1,6 +1,7 @@
 """Every engine that transformers trains with gives the same dynamic run; docs/engines.md has the table.
 
-Two ranks, select (loss), mix and weight, each run whole and resumed from a checkpoint inside a segment. DeepSpeed and
+Two ranks, select (loss), mix, weight, and all axes together, each run whole and resumed from a checkpoint inside a
+segment. DeepSpeed and
 Ray are tested where they are installed: `pip install --no-build-isolation deepspeed ray` with DS_BUILD_OPS=0.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import DistributedType
+from composed_jobs import FILTER, MIX, ORDER, WEIGHT, composed, placed
 from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
@@ -38,6 +40,8 @@ KINDS = {
 }
 
 GRADIENTS = {"sgd": {"gradient_type": "sgd"}, "adam": {}, "sketched": {"proj_dim": 64}}  # of the selector less
+TOGETHER = "together"
+PARTS = [FILTER, placed("selector", "rescaled"), MIX, ORDER, WEIGHT]  # a filter, a chooser that weighs its rows, ...
 RAY = "Ray Train"
 
 
@@ -50,6 +54,10 @@ def launched(folder: Path, engine: Engine, **changes: Any) -> Path:
         saved = folder / kind / f"checkpoint-{MIDDLE}"
         resumed = Job(str(folder / f"{kind} resumed"), train_type, component, params, args, str(saved), engine.shards)
         jobs += [whole, resumed]
+    args = {"per_device_train_batch_size": 6} | engine.args | changes
+    saved = folder / TOGETHER / f"checkpoint-{MIDDLE}"
+    jobs.append(composed(folder / TOGETHER, PARTS, shards=engine.shards, **args))
+    jobs.append(composed(folder / f"{TOGETHER} resumed", PARTS, saved, shards=engine.shards, **args))
     for kind, params in GRADIENTS.items():
         if kind == "sgd" or engine.moments:
             args = {"per_device_train_batch_size": 6} | engine.args | changes
@@ -74,7 +82,7 @@ def run(request, tmp_path_factory, plain) -> tuple[Engine, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, TOGETHER])
 def test_an_engine_trains_as_ddp_does(run, plain, kind):
     engine, folder = run
     found, expected = answers(folder / kind), answers(plain / kind)
@@ -85,7 +93,7 @@ def test_an_engine_trains_as_ddp_does(run, plain, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, TOGETHER])
 def test_an_engine_resumes_to_the_same_weights(run, kind):
     folder = run[1]
     whole, resumed = answers(folder / kind), answers(folder / f"{kind} resumed")
@@ -122,7 +130,7 @@ def test_an_engine_trains_on_gpus(name, tmp_path):
         pytest.skip("needs two GPUs: NCCL runs one rank on each")
     on_gpus = dataclasses.replace(engine, environ={}, shards=False)
     folder = launched(tmp_path, on_gpus, use_cpu=False)
-    for kind in KINDS:
+    for kind in [*KINDS, TOGETHER]:
         whole, resumed = answers(folder / kind), answers(folder / f"{kind} resumed")
         assert {answer["engine"] for answer in whole} == {engine.wraps}
         assert resumed[0]["losses"] == pytest.approx(whole[0]["losses"], rel=1e-4)
@@ -194,8 +202,10 @@ def test_what_rays_workers_are_sent_and_send_back_survives_the_way(workspace):
 
 def test_the_table_in_the_docs_has_a_cell_for_each_engine_and_kind_that_a_test_here_runs():
     page = (DOCS / "engines.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([^|]+) \| (\w+) \| (\w+) \| (\w+) \| `(\w+)` \|", page, flags=re.MULTILINE)
+    cells = r"(\w+) \| " * (len(KINDS) + 1)
+    rows = re.findall(rf"^\| ([^|]+) \| {cells}`(\w+)` \|", page, flags=re.MULTILINE)
     assert [row[0] for row in rows] == [*ENGINES, RAY]
     assert all(row[1:4] == ("pass",) * len(KINDS) for row in rows)
-    assert {row[4] for row in rows} <= set(globals())
+    assert [row[4] for row in rows] == ["pass"] * len(ENGINES) + ["untested"]
+    assert {row[5] for row in rows} <= set(globals())
     assert all(name in page.partition("## Without a GPU")[2] for name, engine in ENGINES.items() if engine.shards)

@@ -15,16 +15,22 @@ from typing import ClassVar
 import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
+<<<<<<< HEAD
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core import registry, sigterm
+=======
+from dataflex.config.spec import ComponentSpec, Part, RunSpec
+from dataflex.core import registry, sigterm as stopping
+>>>>>>> work/ranks
 from dataflex.core.errors import StoppedError
-from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.run.checkpoints import all_checkpoints, incompleteness, step_of
+from dataflex.run.record import read_trace
 from dataflex.scoring import per_sample_losses
 from dataflex.scoring.passes.score_store import ScoreStore
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.selector.base_selector import Selector
-from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
+from dataflex.train.trainer import DynamicTrainer, MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from transformers import Trainer, TrainerCallback
 
 KINDS = {
@@ -181,6 +187,70 @@ def test_sigterm_while_scoring_saves_the_steps_that_are_done_and_what_is_scored(
     whole.train()
     assert torch.equal(weights(resumed), weights(whole))
     assert 0 < rescored < sum(TerminatedWhileScoring.seen) == 64
+
+
+SMALL = {"token_budget": 96}
+PARTS = (
+    Part(ComponentSpec(SELECTOR, "loss", "loss", SMALL), keep=0.5, every=2),
+    Part(ComponentSpec(SELECTOR, "loss", "loss", SMALL)),
+    Part(ComponentSpec(MIXER, "odm", "odm")),
+    Part(ComponentSpec(ORDER, "saw", "saw"), by="loss", over="stretch"),
+    Part(ComponentSpec(WEIGHTER, "loss", "loss"), start=3),
+)
+
+
+class TerminatedInAPass:
+    """A collator: SIGTERM comes with the fifth batch of the pass at a step."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.trainer, self.scored = at, None, {}
+
+    def __call__(self, rows):
+        model = self.trainer and self.trainer.model
+        if model is not None and not model.training:
+            step = self.trainer.state.global_step
+            self.scored[step] = self.scored.get(step, 0) + len(rows)
+            if step == self.at and self.scored[step] > 20:
+                self.at = None
+                os.kill(os.getpid(), signal.SIGTERM)
+        return pad_collate(rows)
+
+
+def composed(folder: Path, at: int | None = None):
+    """Returns a run of every axis, with SIGTERM while it scores at a step, and the rows that it scores at each."""
+    names = {each.component.kind.name: {"component": each.component.name} for each in PARTS}
+    names["selector"] = (names["selector"],) * 2
+    keys = DataflexArguments(train_type="dynamic", warmup_step=2, update_step=2, update_times=3, **names)
+    collate = TerminatedInAPass(at)
+    made = trainer_class(DynamicTrainer, Trainer)(
+        model=tiny_model(),
+        args=tiny_training_args(folder, max_steps=-1, learning_rate=1e-2, save_strategy="steps", save_steps=100),
+        train_dataset={"a": TokenRows(30, lengths=16), "b": TokenRows(40, lengths=range(8, 17), seed=2)},
+        data_collator=collate,
+        dataflex=RunSpec(keys, parts=PARTS),
+    )
+    collate.trainer = made
+    return made, collate.scored
+
+
+def test_sigterm_while_a_filter_of_several_axes_scores_and_the_resumed_run_is_the_one_never_stopped(tmp_path):
+    whole, scored = composed(tmp_path / "whole")
+    whole.train()
+    out = tmp_path / "stopped"
+    made, before = composed(out, at=6)  # the second update that the filter takes part in
+    said = stopped(made)
+    assert f"stopped by SIGTERM while scoring at step 6 with the checkpoint {out / 'checkpoint-6'} -> the same" in said
+    assert {line["step"] for line in read_trace(out) if line["kind"] != "weight"} == {2, 4}
+    resumed, rest = composed(out)
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert 20 < before[6] < 70
+    assert rest[6] == scored[6] - before[6] == 70 - before[6], "what was scored before is not scored again"
+    without_seconds = [
+        [{key: value for key, value in line.items() if key != "seconds"} for line in read_trace(folder)]
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert without_seconds[0] == without_seconds[1]
 
 
 @pytest.mark.parametrize(("depends", "evaluated"), [(False, 0), (True, 1)])

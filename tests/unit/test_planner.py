@@ -62,6 +62,10 @@ class Values:
         return len(self.rows)
 
 
+def agreed(digest, who):
+    """A single rank agrees with itself."""
+
+
 def part(kind, name, **more) -> Part:
     return Part(ComponentSpec(kind, name, name), **more)
 
@@ -96,7 +100,7 @@ class Run:
     def plan(self):
         segment = self.schedule.segment_at(self.step)
         context = UpdateContext(segment.update or 0, 5, self.step, 30, 1e-3, None, scores=Values())
-        plan = Planner(self.stages, segment, context, None, lambda verb, name: None).plan(self.rows, 0)
+        plan = Planner(self.stages, segment, context, None, lambda verb, name: None, agreed).plan(self.rows, 0)
         self.step = segment.stop
         return plan
 
@@ -248,5 +252,6 @@ def test_hooks_hear_of_each_part_before_it_decides():
     run.plan()
     segment = run.schedule.segment_at(5)
     context = UpdateContext(0, 5, 5, 30, 1e-3, None, scores=Values())
-    Planner(run.stages, segment, context, SimpleNamespace(), lambda verb, name: heard.append((verb, name))).plan(20, 0)
+    before = lambda verb, name: heard.append((verb, name))  # noqa: E731
+    Planner(run.stages, segment, context, SimpleNamespace(), before, agreed).plan(20, 0)
     assert heard == [("filter", "keeps"), ("mix", "shares"), ("select", "lowest"), ("order", "ascending")]

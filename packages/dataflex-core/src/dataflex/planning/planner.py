@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dataflex.config.checks.enough_rows import rows_kept
 from dataflex.config.spec import Part
 from dataflex.core.context import UpdateContext
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ComponentError, blaming
 from dataflex.core.schedule import Segment, takes_part
 from dataflex.planning.answers import checked_proportions
@@ -34,6 +35,9 @@ from dataflex.utils.progress import Progress
 Before = Callable[[str, str], None]
 """Told what a component is about to do, and its name."""
 
+Agree = Callable[[str, str], None]
+"""``agree(digest, who)`` refuses what ranks have decided differently. Collective."""
+
 
 class Planner:
     """Plans one segment.
@@ -44,12 +48,17 @@ class Planner:
         context: The state of the run.
         model: The model being trained.
         before: Told of each component before it decides at an update.
+        agree: Compares a decision over the ranks, before the next component goes by it: where it asks for scores, ranks
+            that want those of other rows would wait for each other.
     """
 
-    def __init__(self, stages: Stages, segment: Segment, context: UpdateContext, model: Any, before: Before) -> None:
+    def __init__(
+        self, stages: Stages, segment: Segment, context: UpdateContext, model: Any, before: Before, agree: Agree
+    ) -> None:
         self._stages, self._segment, self._context, self._model = stages, segment, context, model
-        self._before = before
+        self._before, self._agree = before, agree
         self._decisions: list[Decision] = []
+        self._last = self._named("the plan")  # who was asked last
         self._when_filled: Callable[[], None] = lambda: None
 
     def plan(self, count: int, done: int) -> Plan:
@@ -60,13 +69,15 @@ class Planner:
             done: Rows of the same stretch of the schedule that were trained on before.
 
         Raises:
-            ComponentError: A component gave a bad answer.
+            ComponentError: A component gave a bad answer, or ranks disagree.
         """
         self._filter()
         self._mix(count)
         chosen = self._fill(count, done)
         self._when_filled()
-        return Plan(self._ordered(chosen), self._decisions)
+        plan = Plan(self._ordered(chosen), self._decisions)
+        self._agree(plan.chosen.digest, self._last)
+        return plan
 
     def _filter(self) -> None:
         pool = self._stages.pool
@@ -80,6 +91,7 @@ class Planner:
                 kept = placed.choose(self._model, self._kept(part, size), self._context, who)
                 pool.keep(number, kept.rows, who)
             rows = np.sort(kept.rows)
+            self._agree(decision_hash(rows), who)
             self._decided(
                 "filter", part, placed.component, started, len(rows), decided=rows, scores=kept.scores,
                 details={"keep": part.keep, "of": size}, news=f"kept {len(rows)} of {size} rows",
@@ -117,6 +129,7 @@ class Planner:
         if not (stages.selectors or stages.passes or stages.arranged):
             return Chosen(stages.mixture.plan(count))
         division = stages.mixture.divide(count)
+        self._agree(decision_hash(division.counts), self._last)
         return joined(self._drawn(division.counts.tolist(), None)).at(division.order)
 
     def _drawn(self, counts_K: list[int], done: int | None) -> list[Chosen]:
@@ -144,6 +157,7 @@ class Planner:
                 found.append(placed.choose(self._model, count, self._context, who, whole=whole) if count else _NOTHING)
         if chooses:
             chosen = found[0] if len(found) == 1 else joined(found)
+            self._agree(chosen.digest, who)
             size = sum(placed.size for placed in stages.selectors)
             self._decided(
                 "select", part, [placed.component for placed in stages.selectors], started, len(chosen.rows),
@@ -163,6 +177,7 @@ class Planner:
                 )
                 for k, (arranged, count) in enumerate(zip(stages.arranged, counts_K, strict=True))
             ]
+        self._agree(joined(found).digest, who)  # also where it was asked because a pass began
         if decides:
             rows = sum(counts_K)
             self._decided("order", part, stages.order, started, rows, news=f"put {rows} rows of its pass next")
@@ -221,9 +236,9 @@ class Planner:
         update = self._segment.update
         return update is not None and takes_part(update, self._segment.start, part.every, part.start)
 
-    def _who(self, what: str, part: Part) -> str:
+    def _named(self, what: str) -> str:
         when = "warm-up" if self._segment.update is None else f"update {self._segment.update}"
-        return f"{what} '{part.component.name}' at {when} (step {self._segment.start})"
+        return f"{what} at {when} (step {self._segment.start})"
 
     @contextmanager
     def _asking(self, verb: str, what: str, part: Part, decides: bool = True) -> Iterator[str]:
@@ -232,7 +247,7 @@ class Planner:
         if update is not None and decides:
             self._before(verb, name)
         when = "the warm-up" if update is None else f"update {update}"
-        who = self._who(what, part)
+        who = self._last = self._named(f"{what} '{name}'")
         with blaming(who), Progress(f"{name}: {when} at step {self._segment.start}", bar=None):
             yield who
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.core.context import UpdateContext
+from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ComponentError
 from dataflex.core.permutation import RowOrder
 from dataflex.interfaces.selector import Selection, Selector
@@ -33,6 +34,13 @@ class Chosen:
     rows: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
     weights: NDArray[np.float64] | None = None
+
+    @property
+    def digest(self) -> str:
+        """What two ranks share only if they train on the same rows in the same order, weighed alike."""
+        if self.weights is None:
+            return decision_hash(self.rows)
+        return decision_hash(np.concatenate([self.rows, self.weights.view(np.int64)]))
 
     def at(self, places: NDArray[np.int64]) -> Chosen:
         """Returns some of them, in that order."""

@@ -94,15 +94,17 @@ class Segments:
         def before(verb: str, name: str) -> None:
             call_hook("dataflex_before_update", kind=verb, component=name, context=context)
 
+        def agree(digest: str, who: str) -> None:
+            require_agreement(digest, trainer.accelerator, who)
+
         started, model = time.perf_counter(), trainer.model
         count = segment.steps * self.batch_size
         done = (segment.start - schedule.segment_at(segment.start).start) * self.batch_size
         try:
             with undisturbed(model):
-                plan = Planner(self._stages, segment, context, model, before).plan(count, done)
+                plan = Planner(self._stages, segment, context, model, before, agree).plan(count, done)
         except StoppedError:
             raise trainer.stopped_while_deciding() from None
-        self._agree(segment, plan)
         if segment.update is not None and not self._state_checked:  # what it keeps may be there from now on
             trainer.early.state()
             self._state_checked = True
@@ -134,18 +136,6 @@ class Segments:
     def require_continues(self, state: Mapping[str, Any], step: int) -> None:
         """Refuses a checkpoint of another schedule than this one, or than a shorter one of the same kind."""
         require_continues(state["schedule"], self._trainer.schedule, step, "the checkpoint")
-
-    def _agree(self, segment: Segment, plan: Plan) -> None:
-        """Refuses decisions that differ between ranks. Collective."""
-        when = "warm-up" if segment.update is None else f"update {segment.update}"
-        where = f"at {when} (step {segment.start})"
-        for decision in plan.decisions:
-            if decision.decided is not None:
-                who = f"{_KINDS[decision.verb]} '{decision.name}' {where}"
-                require_agreement(decision_hash(decision.decided), self._trainer.accelerator, who)
-        last = plan.decisions[-1] if plan.decisions else None
-        who = f"the plan {where}" if last is None else f"{_KINDS[last.verb]} '{last.name}' {where}"
-        require_agreement(decision_hash(plan.chosen.rows), self._trainer.accelerator, who)
 
     def _lines(self, segment: Segment, plan: Plan, count: int, seconds: float) -> Iterator[tuple[dict[str, Any], str]]:
         """Yields a line of the trace for each decision, and what the log says of it."""
@@ -184,7 +174,3 @@ class Segments:
             line["update"], line["step"], f"{left} more to come" if left else "the last one", line["kind"],
             line["component"], news, line["seconds"],
         )  # fmt: skip
-
-
-_KINDS = {"filter": "filter", "select": "selector", "mix": "mixer", "order": "order"}
-"""What a component is called that does so."""
