@@ -15,13 +15,8 @@ from typing import ClassVar
 import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
-<<<<<<< HEAD
-from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core import registry, sigterm
-=======
 from dataflex.config.spec import ComponentSpec, Part, RunSpec
-from dataflex.core import registry, sigterm as stopping
->>>>>>> work/ranks
+from dataflex.core import registry, sigterm
 from dataflex.core.errors import StoppedError
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.run.checkpoints import all_checkpoints, incompleteness, step_of
