@@ -14,6 +14,7 @@ from dataflex.discovery.installed import version_of
 from dataflex.objective import fused_head
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.trainer import DynamicTrainer, MixTrainer, ReorderTrainer, SelectTrainer, WeightTrainer
+from dataflex.trainer.saved_run import SavedRun
 from dataflex.upstream import relied_on
 from packaging.version import Version
 
@@ -24,7 +25,7 @@ TABLE = relied_on.TRAINING | relied_on.TRL | relied_on.DEEPSPEED | relied_on.LLA
 IN_TABLE = {name for names in TABLE.values() for name in names} | {name for way in relied_on.RAY for name in way}
 IN_TABLE |= {name for _, names in relied_on.SINCE.values() for name in names}
 OF_DEEPSPEED = {"_lazy_init_hp_params_optimizer_state"}  # of an object that only a run under it has; may be missing
-MIXINS = (DynamicTrainer, SelectTrainer, MixTrainer, ReorderTrainer, WeightTrainer)
+MIXINS = (DynamicTrainer, SavedRun, SelectTrainer, MixTrainer, ReorderTrainer, WeightTrainer)
 
 
 def private(name: str) -> bool:

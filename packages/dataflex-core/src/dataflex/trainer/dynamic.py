@@ -6,12 +6,10 @@ not have costs nothing and changes nothing, bit for bit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -29,7 +27,7 @@ from dataflex.objective.parts import Parts
 from dataflex.planning.run_schedule import run_schedule
 from dataflex.planning.sources import mixture_of
 from dataflex.rows.batch_rows import BatchRows
-from dataflex.run.checkpoints import PREFIX, require_writable
+from dataflex.run.checkpoints import require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
 from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
@@ -43,7 +41,8 @@ from dataflex.trainer.prepared import SourcesApart
 from dataflex.trainer.run_components import Components
 from dataflex.trainer.run_folder import RunFolder
 from dataflex.trainer.run_state import RunState
-from dataflex.trainer.saving import CheckpointWriter, without_secret_fields
+from dataflex.trainer.saved_run import SavedRun
+from dataflex.trainer.saving import CheckpointWriter
 from dataflex.trainer.segments import Segments
 from dataflex.trainer.shared_scores import SharedScores
 from dataflex.trainer.static_batches import StaticBatches
@@ -51,20 +50,11 @@ from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.upstream.relied_on import require_training
-from dataflex.upstream.renamed_weights import holds_renamed_weights, load_renamed_weights
 from dataflex.upstream.sampler_pass import PassKeeper
-from dataflex.upstream.sharded_optimizer import fill_sharded_optimizer
 from dataflex.utils.progress import without_bars
 
-if TYPE_CHECKING:
-    from transformers import Trainer
 
-    Base = Trainer
-else:
-    Base = object
-
-
-class DynamicTrainer(Base):
+class DynamicTrainer(SavedRun):
     """Trains on data that changes while the model learns.
 
     Every public method of ``transformers.Trainer`` keeps its meaning.
@@ -149,7 +139,7 @@ class DynamicTrainer(Base):
     @classmethod
     def bases(cls) -> Sequence[type]:
         """Returns the classes of the trainer underneath, in the order in which Python asks them."""
-        return cls.__mro__[cls.__mro__.index(DynamicTrainer) + 1 :]
+        return cls.__mro__[cls.__mro__.index(SavedRun) + 1 :]
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the trainer underneath's arguments by their names."""
@@ -173,11 +163,6 @@ class DynamicTrainer(Base):
     def seed(self) -> int:
         """What every random decision about data depends on: ``data_seed``, or ``seed`` where that is absent."""
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
-
-    @property
-    def output_dir(self) -> str:
-        """The run's folder."""
-        return str(self.args.output_dir)
 
     @property
     def run_id(self) -> str:
@@ -286,27 +271,6 @@ class DynamicTrainer(Base):
         if self.trained_rows is not None:
             self.trained_rows.finish()
 
-    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Saves the model as the trainer underneath does."""
-        is_result = output_dir is None or Path(output_dir).absolute() == Path(self.output_dir).absolute()
-        if is_result:
-            self._dataflex_folder.results.begin()
-        super().save_model(output_dir, *args, **kwargs)
-        if is_result:
-            self._dataflex_folder.saved()
-
-    def save_state(self) -> None:
-        """Saves the trainer's state as the trainer underneath does: from here on the run is finished."""
-        self._dataflex_folder.results.begin()
-        super().save_state()
-        self._dataflex_folder.end()
-
-    def save_metrics(self, *args: Any, **kwargs: Any) -> None:
-        """Saves metrics as the trainer underneath does; evaluation comes after the state is saved."""
-        self._dataflex_folder.results.begin()
-        super().save_metrics(*args, **kwargs)
-        self._dataflex_folder.saved()
-
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
@@ -341,27 +305,6 @@ class DynamicTrainer(Base):
         """Returns the epoch after ``step`` steps, or None where the loop's own count is right."""
         return None if self.segments is None else self.schedule.epoch_at(step)
 
-    def identity(self) -> dict[str, Any]:
-        """Returns what a checkpoint must share with the run that resumes it; plain values. Reads some of the rows."""
-        return self._dataflex_state.identity()
-
-    @cached_property
-    def own_identity(self) -> dict[str, Any]:
-        """What :meth:`identity` returned the first time."""
-        return self.identity()
-
-    def gather_state(self) -> None:
-        """Brings together what ranks know each for itself, before a checkpoint. Collective."""
-        self._dataflex_state.gather()
-
-    def dynamic_state(self) -> dict[str, Any]:
-        """Returns the state that goes into a checkpoint."""
-        return self._dataflex_state.state_dict()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`dynamic_state` returned."""
-        self._dataflex_state.load_state_dict(state)
-
     def component_in_words(self) -> str:
         """Returns kind and name of the component of a run that has one, for messages."""
         return self.spec.axes[0].component.in_words if len(self.spec.axes) == 1 else "the components"
@@ -387,29 +330,6 @@ class DynamicTrainer(Base):
         if isinstance(visible, RemoveColumnsCollator) and not set(columns) <= set(visible.signature_columns):
             return visible
         return self.data_collator
-
-    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
-        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX}{self.state.global_step}")
-        with self.saving.writing(folder):
-            super()._save_checkpoint(model, trial, *args, **kwargs)
-
-    def _save(self, *args: Any, **kwargs: Any) -> None:
-        with without_secret_fields(self.args):  # they are pickled beside the weights
-            super()._save(*args, **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        whole = self.model if model is None else model
-        assert isinstance(whole, torch.nn.Module)
-        if not self.is_fsdp_enabled and holds_renamed_weights(whole, resume_from_checkpoint):
-            load_renamed_weights(whole, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.is_fsdp_enabled:
-            assert isinstance(self.model, torch.nn.Module)
-            fill_sharded_optimizer(self.model, self.optimizer, checkpoint)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         stops = self._dataflex_stop.agreed()
