@@ -1,8 +1,8 @@
 """Every engine that transformers trains with gives the same dynamic run; docs/engines.md has the table.
 
 Two ranks, select (loss), mix, weight, and all axes together, each run whole and resumed from a checkpoint inside a
-segment. DeepSpeed and
-Ray are tested where they are installed: `pip install --no-build-isolation deepspeed ray` with DS_BUILD_OPS=0.
+segment. DeepSpeed and Ray are tested where they are installed: `pip install
+--no-build-isolation deepspeed ray` with DS_BUILD_OPS=0.
 """
 
 from __future__ import annotations
