@@ -1,12 +1,13 @@
 """What a combination of axes is worth where the right answers are known, against each axis alone and random rows.
 
     python -m benchmarks.composition --seeds 5
+    python -m benchmarks.composition --target copy --segment 8 --base-steps 3000
     python -m benchmarks.composition --quick
 
-Ten families of tasks in three sources, three answers of ten wrong; what is wanted is a low loss over all families, and
-a few right rows of each are the evaluation set. Every run starts from the same small model, which has begun to learn
-all families from other rows, and goes through the real trainer with shares of the sources by their sizes. Measured is the loss
-on held-out rows, at two points of the same run:
+Ten families of tasks in three sources, three answers of ten wrong. What is wanted is a low loss over all families, or,
+with ``--target``, on one family; a few right rows of them are the evaluation set. Every run starts from the same small
+model, which has begun to learn all families from other rows, and goes through the real trainer with shares of the
+sources by their sizes. Measured is the loss on held-out rows, at two points of the same run:
 
 * at equal steps: after a warm-up and some updates;
 * at equal time: when the run has taken the processor time that the combination takes for these steps, scoring included,
@@ -42,8 +43,8 @@ from benchmarks.common import add_device, add_threads, at_least, chosen, machine
 from benchmarks.quality_data import Pool, base_model, pool, world
 from benchmarks.selection_quality import spread, test_loss
 
-BATCH, RATE = 8, 1e-3
-"""Rows of a step, and the constant learning rate."""
+BATCH = 8
+"""Rows of a step."""
 
 SOURCES = {
     "numbers": ("sum", "difference", "largest", "sort"),
@@ -56,18 +57,20 @@ EVERY = "all four"
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long a run is.
+class Course:
+    """How a run goes.
 
     Attributes:
         warmup: Steps before the first update.
         segment: Steps of an update.
         updates: Updates until losses are compared at equal steps.
+        rate: The constant learning rate.
     """
 
     warmup: int = 20
     segment: int = 48
     updates: int = 3
+    rate: float = 1e-3
 
     @property
     def steps(self) -> int:
@@ -75,7 +78,7 @@ class Length:
         return self.warmup + self.segment * self.updates
 
 
-QUICK = Length(warmup=4, segment=4, updates=2)
+QUICK = Course(warmup=4, segment=4, updates=2)
 
 
 def part(kind: Any, name: str, params: Mapping[str, Any] | None = None, **place: Any) -> Part:
@@ -109,14 +112,16 @@ class Outcome:
     """What one run did.
 
     Attributes:
-        clean: Share of the rows of the updates until the comparison at equal steps whose answer is right.
+        target: Share of the rows of the updates until the comparison at equal steps that are of a wanted family.
+        clean: Share of them whose answer is right.
         distinct: Different rows among them, as a share.
         seconds: Time until then, without the measuring.
-        loss: Mean loss on held-out rows over the families, then.
+        loss: Mean loss on held-out rows over the wanted families, then.
         steps: Steps until the comparison at equal time.
         timed_loss: The mean loss then.
     """
 
+    target: float
     clean: float
     distinct: float
     seconds: float
@@ -129,14 +134,14 @@ class Measuring(TrainerCallback):
     """Measures the model after a number of steps and after a time, and ends the run when it has both.
 
     Args:
-        rows: Has the held-out rows.
+        held_out: The held-out rows of each wanted family.
         steps: The number of steps.
         limit: The time in seconds; None for that which the steps took.
         device: Where the model computes.
     """
 
-    def __init__(self, rows: Pool, steps: int, limit: float | None, device: str) -> None:
-        self._rows, self._steps, self._limit, self._device = rows, steps, limit, device
+    def __init__(self, held_out: Sequence[Any], steps: int, limit: float | None, device: str) -> None:
+        self._held_out, self._steps, self._limit, self._device = held_out, steps, limit, device
         self._began, self._measuring = 0.0, 0.0
         self.seconds = 0.0
         self.at_steps: float | None = None
@@ -168,7 +173,7 @@ class Measuring(TrainerCallback):
             self._limit = taken
         after_time = self.at_time is None and self._limit is not None and taken >= self._limit
         if after_steps or after_time:
-            loss = float(np.mean([test_loss(model, held_out) for held_out in self._rows.test.values()]))
+            loss = float(np.mean([test_loss(model, held_out) for held_out in self._held_out]))
             if after_steps:
                 self.seconds, self.at_steps = taken, loss
             if after_time:
@@ -188,11 +193,11 @@ def by_source(rows: Pool) -> tuple[dict[str, list[Any]], np.ndarray]:
 
 
 def run(
-    parts: Sequence[Part], rows: Pool, base: Path, folder: Path, seed: int, length: Length, limit: float | None,
+    parts: Sequence[Part], rows: Pool, base: Path, folder: Path, seed: int, course: Course, limit: float | None,
     device: str,
 ) -> Outcome:  # fmt: skip
     """Trains the base model with some axes and returns what came of it."""
-    parts = [replace(each, start=length.warmup) if each.component.kind is WEIGHTER else each for each in parts]
+    parts = [replace(each, start=course.warmup) if each.component.kind is WEIGHTER else each for each in parts]
     keys: dict[str, Any] = {each.component.kind.name: {"component": each.component.name} for each in (MIX, *parts)}
     selectors = tuple({"component": each.component.name} for each in parts if each.component.kind is SELECTOR)
     if selectors:
@@ -201,19 +206,20 @@ def run(
         train_type="dynamic",
         **keys,
         mixture_sample_rule="stratified",
-        warmup_step=length.warmup,
-        update_step=length.segment,
+        warmup_step=course.warmup,
+        update_step=course.segment,
         update_times=10_000,  # the callback ends the run
     )
     train_rows, places = by_source(rows)
-    measuring = Measuring(rows, length.steps, limit, device)
+    wanted = {family for family, is_wanted in zip(rows.families, rows.in_target, strict=True) if is_wanted}
+    measuring = Measuring([rows.test[family] for family in sorted(wanted)], course.steps, limit, device)
     trainer = trainer_class(DynamicTrainer, Trainer)(
         model=Qwen2ForCausalLM.from_pretrained(base),
         args=tiny_training_args(
             folder,
             max_steps=-1,
             per_device_train_batch_size=BATCH,
-            learning_rate=RATE,
+            learning_rate=course.rate,
             lr_scheduler_type="constant",
             logging_steps=1000,
             seed=seed,
@@ -229,10 +235,11 @@ def run(
     trainer.train()
     assert measuring.at_steps is not None, f"fewer steps in {folder} than were asked for"
     assert measuring.at_time is not None, f"less time in {folder} than was asked for"
-    steps = [length.warmup + number * length.segment for number in range(length.updates)]
+    steps = [course.warmup + number * course.segment for number in range(course.updates)]
     files = [folder / "dataflex_selections" / f"step_{step:08d}.npz" for step in steps]
     trained = places[np.concatenate([np.load(file)["indices"] for file in files])]
     return Outcome(
+        target=float(rows.in_target[trained].mean()),
         clean=float(rows.clean[trained].mean()),
         distinct=len(np.unique(trained)) / len(trained),
         seconds=measuring.seconds,
@@ -243,13 +250,13 @@ def run(
 
 
 def one_seed(
-    names: Sequence[str], rows: Pool, base: Path, folder: Path, seed: int, length: Length, device: str
+    names: Sequence[str], rows: Pool, base: Path, folder: Path, seed: int, course: Course, device: str
 ) -> dict[str, Outcome]:
     """Returns method -> outcome, all on the same rows; the combination goes first and sets the time."""
     found: dict[str, Outcome] = {}
     for number, name in enumerate([EVERY, *(name for name in names if name != EVERY)]):
         limit = found[EVERY].seconds if found else None
-        found[name] = run(METHODS[name], rows, base, folder / str(number), seed, length, limit, device)
+        found[name] = run(METHODS[name], rows, base, folder / str(number), seed, course, limit, device)
         print(f"seed {seed}  {name:<16} {found[name]}", file=sys.stderr, flush=True)
     return {name: found[name] for name in names}
 
@@ -263,9 +270,9 @@ def _differences(losses: Sequence[float], against: Sequence[float]) -> list[str]
 def table(outcomes: Sequence[Mapping[str, Outcome]]) -> str:
     """Returns a Markdown table with a row for each method; losses are differences to ``random`` of the same seed."""
     lines = [
-        "| method | right rows | different rows | s until then | equal steps: loss - random's | seeds it is lower in "
-        "| steps at equal time | equal time: loss - random's | seeds it is lower in |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | wanted families | right rows | different rows | s until then | equal steps: loss - random's "
+        "| seeds it is lower in | steps at equal time | equal time: loss - random's | seeds it is lower in |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     random = [seed["random"] for seed in outcomes]
     for name in outcomes[0]:
@@ -278,6 +285,7 @@ def table(outcomes: Sequence[Mapping[str, Outcome]]) -> str:
             at_time = _differences([each.timed_loss for each in found], [each.timed_loss for each in random])
         cells = [
             name,
+            spread([each.target for each in found]),
             spread([each.clean for each in found]),
             spread([each.distinct for each in found]),
             f"{np.mean([each.seconds for each in found]):.1f}",
@@ -293,17 +301,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=at_least(1), default=5)
     parser.add_argument("--first-seed", type=at_least(0), default=0)
+    parser.add_argument("--target", choices=list(FAMILIES), help="the family that is wanted; default: all alike")
     needed = f"random and {EVERY} are always among them"
     parser.add_argument("--only", help=f"methods, separated by ';' ({'; '.join(METHODS)}); {needed}")
-    parser.add_argument("--segment", type=at_least(1), default=Length.segment, help="steps of an update")
+    parser.add_argument("--segment", type=at_least(1), default=Course.segment, help="steps of an update")
+    parser.add_argument("--rate", type=float, default=Course.rate, help="learning rate")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps and a base model that knows little")
     parser.add_argument("--base-steps", type=at_least(1), default=600, help="steps that the base model is trained for")
     parser.add_argument("--base", type=Path, help="folder to keep the base model in, or to take it from")
     add_threads(parser, default=1)
     add_device(parser)
     options = parser.parse_args()
+    if not 0 < options.rate < 1:
+        parser.error(f"argument --rate: found {options.rate}, allowed: a number above 0, below 1")
     names = list(dict.fromkeys(["random", *chosen(parser, options.only, METHODS), EVERY]))
-    length = QUICK if options.quick else Length(segment=options.segment)
+    course = QUICK if options.quick else Course(segment=options.segment, rate=options.rate)
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     quieten(options.threads)
 
@@ -313,15 +325,23 @@ def main() -> None:
         if not (base / "config.json").exists():
             base_model(shared, base, 20 if options.quick else options.base_steps)
         outcomes = [
-            one_seed(names, pool(shared, None, seed), base, Path(temporary, str(seed)), seed, length, options.device)
+            one_seed(
+                names,
+                pool(shared, options.target, seed),
+                base,
+                Path(temporary, str(seed)),
+                seed,
+                course,
+                options.device,
+            )
             for seed in seeds
         ]
-    rows = pool(shared, None, seeds[0])
+    rows = pool(shared, options.target, seeds[0])
     print(f"{machine(options.device)}; {len(seeds)} seeds, mean ± standard deviation")
     print(
         f"{len(rows.rows)} rows of {len(FAMILIES)} families in {len(SOURCES)} sources, {rows.clean.mean():.0%} right; "
-        f"{length.warmup} steps, then {length.updates} updates of {length.segment * BATCH} rows each; "
-        f"{len(rows.target)} target rows\n"
+        f"{course.warmup} steps, then {course.updates} updates of {course.segment * BATCH} rows each, "
+        f"rate {course.rate:g}; {len(rows.target)} target rows\n"
     )
     print(table(outcomes))
 

@@ -58,6 +58,9 @@ class Values:
     def within(self, rows_S):
         return Values(self.rows[rows_S])
 
+    def __len__(self):
+        return len(self.rows)
+
 
 def part(kind, name, **more) -> Part:
     return Part(ComponentSpec(kind, name, name), **more)
