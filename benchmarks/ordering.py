@@ -56,7 +56,8 @@ def context(batch: int = 8) -> UpdateContext:
     return UpdateContext(3, 10, 30, 100, 1e-3, None, batch)
 
 
-def _kilobytes(key: str) -> int:
+def kilobytes(key: str) -> int:
+    """Returns a number of the process from Linux: ``VmRSS``, what it holds, ``VmHWM``, the most that it held."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1])
@@ -66,10 +67,10 @@ def _kilobytes(key: str) -> int:
 def measured(do: Callable[[], Any]) -> tuple[float, float, Any]:
     """Returns the seconds that ``do`` takes, its peak of memory in MB, and what it returns."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-    before, started = _kilobytes("VmRSS"), time.perf_counter()
+    before, started = kilobytes("VmRSS"), time.perf_counter()
     answer = do()
     seconds = time.perf_counter() - started
-    return seconds, (_kilobytes("VmHWM") - before) * 1024 / 1e6, answer
+    return seconds, (kilobytes("VmHWM") - before) * 1024 / 1e6, answer
 
 
 def timed(rows: int, repeats: int, orders: list[str], kind: str) -> list[str]:

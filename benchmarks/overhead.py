@@ -32,18 +32,25 @@ from dataflex.run.state import load_state, save_state
 from dataflex.workspace.build import create
 from tqdm import tqdm
 
-from benchmarks.common import add_device, at_least, machine, use_cpu
+from benchmarks.common import add_device, at_least, chosen, machine, use_cpu
 
 BATCH = "per_device_train_batch_size={batch}"
 COMMON = ["do_eval=false", "plot_loss=false", "save_strategy='no'", "disable_tqdm=true", "logging_steps=1000"]
-UPDATES = ["max_steps=-1", "component_name=random", "warmup_step={tenth}", "update_step={tenth}", "update_times=9"]
+SCHEDULE = ["max_steps=-1", "warmup_step={tenth}", "update_step={tenth}", "update_times=9"]
+UPDATES = ["component_name=random", *SCHEDULE]
 WEIGHTED = ["train_type=dynamic_weight", "component_name=loss"]
+NEUTRAL = [
+    "selector=random", "mixer=static", "mixture_sample_rule=stratified", "order.component=shuffle",
+    "order.over=stretch", "weighter.component=loss", "weighter.params.strategy=uniform", "weighter.from=0",
+]  # fmt: skip
+"""Four parts that change nothing but which rows are drawn."""
 RUNS = {
     "static": [],
     "select random": ["train_type=dynamic_select", *UPDATES],
     "mix random": ["train_type=dynamic_mix", "mixture_sample_rule=uniform", *UPDATES],
     "weight uniform": [*WEIGHTED, "components_cfg_file={flat}"],
     "weight loss": WEIGHTED,
+    "four neutral parts": ["train_type=dynamic", *SCHEDULE, *NEUTRAL],
 }
 """What is added to the static run. It pre-trains on rows of equal length, so that every batch is as much work."""
 
@@ -75,8 +82,8 @@ def loop_seconds(name: str, folder: Path, words: dict[str, object]) -> tuple[flo
     return seconds
 
 
-def compare(repeats: int, steps: int, batch: int, device: str) -> None:
-    """Prints a table of the runs, each beside the static one."""
+def compare(names: list[str], repeats: int, steps: int, batch: int, device: str) -> None:
+    """Prints a table of the runs, each beside the static one, which is the first of them."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -85,9 +92,9 @@ def compare(repeats: int, steps: int, batch: int, device: str) -> None:
         flat.write_text("weighters: {loss: {params: {strategy: uniform}}}")
         tenth = steps // 10
         words = {"steps": 10 * tenth, "tenth": tenth, "flat": flat, "batch": batch, "device": device}
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in RUNS}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for turn in tqdm(range(repeats + 1), desc="rounds"):
-            for name in RUNS:
+            for name in names:
                 taken = loop_seconds(name, folder, words)
                 if turn:
                     seconds[name].append(taken)
@@ -133,11 +140,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument("--steps", type=at_least(10), default=60)
     parser.add_argument("--batch", type=at_least(1), default=32)
+    parser.add_argument("--only", help=f"runs, separated by ';' ({'; '.join(RUNS)}); static is always among them")
     add_device(parser)
     options = parser.parse_args()
+    names = list(dict.fromkeys(["static", *chosen(parser, options.only, RUNS)]))
     print(machine(options.device))
-    planning()
-    compare(options.repeats, options.steps, options.batch, options.device)
+    if options.only is None:
+        planning()
+    compare(names, options.repeats, options.steps, options.batch, options.device)
 
 
 if __name__ == "__main__":

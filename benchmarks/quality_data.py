@@ -31,6 +31,9 @@ TARGET_ROWS, TEST_ROWS = 16, 50
 """Held-out rows of each family that are a target, and that the trained model is measured on; the others are known as
 clean to the reference model of rho_loss."""
 
+EVEN_TARGET_ROWS = 4
+"""Held-out rows of each family that are the target where all families are."""
+
 Row = dict[str, list[int]]
 
 
@@ -40,6 +43,7 @@ class Pool:
 
     Attributes:
         rows: N rows to select from.
+        families: The family of each.
         in_target: (N,) whether a row is of the target family.
         clean: (N,) whether its answer is the right one.
         target: A few rows of the target family, all right: what selectors aim at.
@@ -48,6 +52,7 @@ class Pool:
     """
 
     rows: list[Row]
+    families: list[str]
     in_target: NDArray[np.bool_]
     clean: NDArray[np.bool_]
     target: list[Row]
@@ -92,16 +97,18 @@ def tokenised(tasks: Iterable[Task], tokenizer: PreTrainedTokenizerFast) -> list
     return rows
 
 
-def pool(shared: World, family: str, seed: int) -> Pool:
-    """Returns the rows of a seed, with ``family`` as the target."""
+def pool(shared: World, family: str | None, seed: int) -> Pool:
+    """Returns the rows of a seed, with ``family`` as the target; None for all families alike."""
     train, held_out = make_tasks(shared.material, POOL_ROWS, HELD_OUT_ROWS, seed)
     by_family = {name: tokenised((t for t in held_out if t.family == name), shared.tokenizer) for name in FAMILIES}
+    every = [row for rows in by_family.values() for row in rows[:EVEN_TARGET_ROWS]]
     used = TARGET_ROWS + TEST_ROWS
     return Pool(
         rows=tokenised(train, shared.tokenizer),
-        in_target=np.array([task.family == family for task in train]),
+        families=[task.family for task in train],
+        in_target=np.array([family in (None, task.family) for task in train]),
         clean=np.array([not task.noisy for task in train]),
-        target=by_family[family][:TARGET_ROWS],
+        target=by_family[family][:TARGET_ROWS] if family else every,
         test={name: rows[TARGET_ROWS:used] for name, rows in by_family.items()},
         reference=[row for rows in by_family.values() for row in rows[used:]],
     )

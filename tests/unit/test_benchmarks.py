@@ -19,7 +19,7 @@ MODULES = sorted(
     if "__main__" in (ROOT / "benchmarks" / f"{module.name}.py").read_text(encoding="utf-8")
 )
 VOCABULARY = 4096  # that of the benchmarks' tokenizer
-WITHOUT_MODEL = {"large_data", "mixture", "ordering"}
+WITHOUT_MODEL = {"large_data", "large_plans", "mixture", "ordering"}
 
 
 class _AskedError(Exception):
@@ -87,11 +87,14 @@ def test_every_benchmark_that_has_a_model_says_where_it_computes(benchmark, monk
     [
         ("gradient_features", ["--rows", "2", "--quality"], "compares the order of rows"),
         ("large_data", ["--rows", "5000"], "needed: 10 times --batch 512"),
+        ("large_plans", ["--rows", "5000"], "allowed: at most a thousandth of --rows 5000"),
         ("ordering", ["--only", "saw; swa"], "found 'swa', allowed: folding; length; "),
         ("weighter_steps", ["--rows", "33"], "allowed: at most 32"),
         ("mixture_quality", ["--only", "odn"], "found 'odn', allowed: uniform; by size; "),
         ("mixture_quality", ["--data", "web"], "found 'web', allowed: NAME=FILE"),
         ("selection_quality", ["--only", "less; near"], "found 'less', allowed: random; less, adam; "),
+        ("composition", ["--only", "less; near"], "found 'near', allowed: random; filter by loss; less; "),
+        ("overhead", ["--only", "four"], "found 'four', allowed: static; select random; "),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_words(benchmark, monkeypatch, capsys, name, argv, text):
@@ -125,12 +128,20 @@ def test_a_handful_of_rows_is_arranged_by_every_order_and_less_is_padded(benchma
     assert "| 8 | 2." in said
 
 
+def test_a_few_thousand_rows_are_planned(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["large_plans", "--rows", "5000", "--batch", "5", "--repeats", "2"])
+    benchmark("large_plans").main()
+    said = capsys.readouterr().out
+    assert "| saw over the run: arranged, first update | " in said
+    assert "| rows without replacement, pool of a thousandth | " in said
+
+
 @pytest.mark.parametrize("asked_for", [10, 19])
 def test_static_and_dynamic_runs_of_the_overhead_have_the_same_steps(benchmark, monkeypatch, asked_for):
     overhead = benchmark("overhead")
     words = {}
     monkeypatch.setattr(overhead, "create", lambda folder: folder.mkdir())
     monkeypatch.setattr(overhead, "loop_seconds", lambda name, folder, given: words.update(given) or (1.0, 1.0))
-    overhead.compare(1, asked_for, 2, "cpu")
+    overhead.compare([*overhead.RUNS], 1, asked_for, 2, "cpu")
     assert words["steps"] == 10 * words["tenth"] == 10
     assert words["device"] == "cpu"

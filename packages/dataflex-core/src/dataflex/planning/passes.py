@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.permutation import RowOrder
 
-_AT_LEAST = 1024  # places to look at in one go
+_AT_LEAST, _AT_MOST = 1024, 1 << 20  # places to look at in one go
 
 
 class Passes:
@@ -39,7 +39,7 @@ class Passes:
             return rows
         parts, missing, share = [np.empty(0, dtype=np.int64)], count, float(pool_N.mean())
         while missing:
-            looked_at = max(_AT_LEAST, int(1.1 * missing / share))
+            looked_at = min(max(_AT_LEAST, int(1.1 * missing / share)), _AT_MOST)
             rows = self._order.take(self._position, looked_at)
             places = np.flatnonzero(pool_N[rows])[:missing]
             parts.append(rows[places])

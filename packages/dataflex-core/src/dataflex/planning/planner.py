@@ -27,7 +27,7 @@ from dataflex.core.errors import ComponentError, blaming
 from dataflex.core.schedule import Segment, takes_part
 from dataflex.planning.answers import checked_proportions
 from dataflex.planning.decisions import Decision, Plan
-from dataflex.planning.ordering import arranged_stretch
+from dataflex.planning.ordering import Scores, arranged_stretch
 from dataflex.planning.selecting import Chosen, joined
 from dataflex.planning.stages import Stages
 from dataflex.utils.progress import Progress
@@ -173,7 +173,9 @@ class Planner:
         with self._asking("order", "order", part, decides) as who:
             found = [
                 Chosen(
-                    arranged.take(count, self._pool_of(k, count)[1], self._context, self._scores, who, decides=active)
+                    arranged.take(
+                        count, self._pool_of(k, count)[1], self._context, self._scores_of(k), who, decides=active
+                    )
                 )
                 for k, (arranged, count) in enumerate(zip(stages.arranged, counts_K, strict=True))
             ]
@@ -208,7 +210,7 @@ class Planner:
         started, rows = time.perf_counter(), len(chosen.rows)
         with self._asking("order", "order", part) as who:
 
-            def scores(_: NDArray[np.int64]) -> NDArray[np.float64]:
+            def scores(_: NDArray[np.int64] | None) -> NDArray[np.float64]:
                 if part.by != "selector":
                     return self._scores(chosen.rows)
                 if chosen.scores is None:
@@ -222,12 +224,24 @@ class Planner:
         self._decided("order", part, order, started, rows, news=f"arranged {rows} rows")
         return chosen.at(places)
 
-    def _scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Returns the scores of rows that the order goes by; zeros for one that needs none."""
+    def _scores_of(self, k: int) -> Scores:
+        """Returns what gives the scores of rows of a source; None for all of them."""
+        _, first, size = self._stages.places[k]
+
+        def scores(rows: NDArray[np.int64] | None) -> NDArray[np.float64]:
+            if rows is None and size < len(self._stages):
+                rows = np.arange(first, first + size)
+            return self._scores(rows)
+
+        return scores
+
+    def _scores(self, rows: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        """Returns the scores of rows that the order goes by, None for all; zeros for one that needs none."""
         part = self._stages.spec.order
         assert part is not None
-        if not self._stages.order.needs_scores or not len(rows):
-            return np.zeros(len(rows))
+        count = len(self._stages) if rows is None else len(rows)
+        if not self._stages.order.needs_scores or not count:
+            return np.zeros(count)
         assert self._context.scores is not None, "the trainer gives them"
         assert part.by is not None
         return self._context.scores.of(part.by, rows)
