@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dataflex.core.construct import construct
 from dataflex.core.context import UpdateContext
 from dataflex.core.kinds import ORDER
-from dataflex.core.registry import find
+from dataflex.discovery.component_classes import find
+from dataflex.discovery.construct import construct
 from dataflex.planning.ordering import ArrangedPasses
 from dataflex.planning.passes import Passes
 from dataflex.planning.pool import Pool

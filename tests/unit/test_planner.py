@@ -62,6 +62,10 @@ class Values:
         return len(self.rows)
 
 
+def agreed(digest, who):
+    """A single rank agrees with itself."""
+
+
 def part(kind, name, **more) -> Part:
     return Part(ComponentSpec(kind, name, name), **more)
 
