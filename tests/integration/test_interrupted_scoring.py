@@ -40,10 +40,10 @@ def collate(rows):
 
 
 class Watched(trainer_class(SelectTrainer, Trainer)):
-    def decide(self, segment, *args):
+    def _dataflex_plan(self, segment):
         running["select"] = segment.update == 1
         try:
-            return super().decide(segment, *args)
+            return super()._dataflex_plan(segment)
         finally:
             running["select"] = False
 

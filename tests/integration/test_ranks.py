@@ -145,9 +145,9 @@ def test_a_run_saved_on_one_rank_goes_on_with_two(one, two, kind):
     resumed = answers(two / f"{kind} resumed")
     assert stream(resumed) == stream(answers(whole))[MIDDLE * GLOBAL :]
     assert resumed[0]["losses"] == pytest.approx(answers(whole)[0]["losses"], rel=1e-4)
-    hashes = {line["step"]: line["decision_hash"] for line in read_trace(whole)}
+    hashes = {line["step"]: line.get("decision_hash") for line in read_trace(whole)}  # lines of weights have none
     for line in read_trace(two / f"{kind} resumed"):
-        assert line["decision_hash"] == hashes[line["step"]]
+        assert line.get("decision_hash") == hashes[line["step"]]
 
 
 def test_a_run_saved_on_two_ranks_goes_on_with_one(folder, two):

@@ -118,7 +118,7 @@ def test_what_cannot_score_says_so(score, train, tmp_path, capsys):
     assert score("component_name=random", out="a") == 1
     assert "chooses rows without giving each a score" in capsys.readouterr().err
     assert score("train_type=dynamic_weight", "component_name=loss", out="b") == 2
-    assert "has no selector to score with" in capsys.readouterr().err
+    assert "score takes the selector of train_type: dynamic_select alone" in capsys.readouterr().err
     assert train("select_less", *SHORT, "eval_dataset=null", out="c") == 2
     assert "the selector 'less' aims at one" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
