@@ -133,7 +133,7 @@ def test_the_command_line_goes_on_with_a_run_of_every_axis_that_was_killed(works
     keys = axes_run.configuration(workspace, "sft", axes_run.AXES, axes) | {"save_steps": 2}
     keys |= {"plugins": [str(workspace / "fatal.py")], "max_samples": 60, "per_device_train_batch_size": 4}
     keys |= {
-        "resume_from_checkpoint": True,
+        "cutoff_len": 64,
         "plot_loss": False,
         "logging_steps": 3,
         "output_dir": str(tmp_path / "run"),
@@ -143,6 +143,7 @@ def test_the_command_line_goes_on_with_a_run_of_every_axis_that_was_killed(works
     killed = subprocess.run(command, env=os.environ | {"KILLED_AT": "7"}, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    command.append("resume_from_checkpoint=true")
     resumed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "checkpoint-6" in resumed.stderr
