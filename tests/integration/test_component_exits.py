@@ -19,15 +19,16 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core import hookspecs, registry
 from dataflex.core.component import Component
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming
-from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
+from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.discovery import component_classes, plugins
 from dataflex.discovery.construct import construct
 from dataflex.discovery.plugins import load_plugin_files, plugin_manager
+from dataflex.interfaces.order import Order
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.selector.base_selector import Selector
-from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
+from dataflex.trainer import MixTrainer, ReorderTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.trainer.score_trainer import ScoreTrainer
 from transformers import Trainer
 
@@ -60,9 +61,15 @@ class Plain(Weighter):
         return losses.mean()
 
 
+class Ascending(Order):
+    def arrange(self, scores, *, context):
+        return np.argsort(scores, kind="stable")
+
+
 KINDS = {
     SELECTOR: (Selector, Rows, SelectTrainer, "dynamic_select"),
     MIXER: (Mixer, Shares, MixTrainer, "dynamic_mix"),
+    ORDER: (Order, Ascending, ReorderTrainer, "dynamic_reorder"),
     WEIGHTER: (Weighter, Plain, WeightTrainer, "dynamic_weight"),
 }
 NOT_CALLED_BY_A_RUN = {"accepts", "generator", "leave_out"}  # what dataflex gives a component, and asks of no subclass
@@ -78,9 +85,9 @@ def hooks_of(base: type) -> list[str]:
     return sorted(set(found) - NOT_CALLED_BY_A_RUN)
 
 
-LOADED = "needs_sources"  # asked for where LLaMA-Factory loads the rows, and by nothing else
+LOADED = {"needs_sources", "needs_columns"}  # asked for where LLaMA-Factory loads the rows, and by nothing else
 WALK = [
-    pytest.param(kind, hook, marks=[pytest.mark.llamafactory] if hook == LOADED else [])
+    pytest.param(kind, hook, marks=[pytest.mark.llamafactory] if hook in LOADED else [])
     for kind, (base, *_) in KINDS.items()
     for hook in ["__init__", *hooks_of(base)]
 ]
@@ -104,8 +111,13 @@ def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any, hook: str) -> N
     keys = DataflexArguments(
         train_type=train_type, component_name="ends", warmup_step=1, update_step=1, update_times=3, train_step=4
     )
-    spec = RunSpec(keys, ComponentSpec(kind, "ends", "ends"))
-    if hook == LOADED:
+    arranges = {"by": "length", "over": "run"} if kind is ORDER else {}
+    spec = RunSpec(keys, ComponentSpec(kind, "ends", "ends", **arranges))
+    if hook == "needs_columns":
+        from dataflex.integrations.llamafactory.raw_columns import wanted_columns
+
+        wanted_columns(spec)
+    if hook == "needs_sources":
         from dataflex.integrations.llamafactory.tokenized_sources import _weighter_needs_sources
 
         _weighter_needs_sources(spec, SimpleNamespace(dataset=["a"], mix_strategy="concat"))
@@ -150,7 +162,7 @@ def test_a_component_that_exits_in_any_hook_is_named_and_the_run_has_failed(kind
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_ctrl_c_inside_of_a_component_stays_what_it_is(kind, tmp_path, monkeypatch):
-    hook = {SELECTOR: "select", MIXER: "mix", WEIGHTER: "get_weighted_loss"}[kind]
+    hook = {SELECTOR: "select", MIXER: "mix", ORDER: "arrange", WEIGHTER: "get_weighted_loss"}[kind]
     with pytest.raises(KeyboardInterrupt):
         run_all(kind, ending(KINDS[kind][1], hook, KeyboardInterrupt()), tmp_path, monkeypatch, hook)
 
