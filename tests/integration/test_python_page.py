@@ -32,8 +32,9 @@ def on_this_machine(made, **more):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
 def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    configured = on_this_machine(trl.SFTConfig, bf16=False, gradient_checkpointing=False)  # derived from the next one
     monkeypatch.setattr(transformers, "TrainingArguments", on_this_machine(transformers.TrainingArguments))
-    monkeypatch.setattr(trl, "SFTConfig", on_this_machine(trl.SFTConfig, bf16=False, gradient_checkpointing=False))
+    monkeypatch.setattr(trl, "SFTConfig", configured)
     tokenizer = chat_tokenizer()
     names = {
         "model": tiny_model(len(tokenizer)),
