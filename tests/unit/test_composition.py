@@ -167,6 +167,12 @@ def test_a_mixture_that_stays_is_said():
     assert in_words(checked(train_type="dynamic_mix", static_mix=True)) == "shares that stay as they begin"
 
 
+def test_seen_losses_in_words():
+    said = [in_words(checked(order={"component": "wave", "by": by})) for by in ("seen", "seen:3")]
+    words = ["the losses seen in training", "the losses seen in the last 3 steps"]
+    assert said == [f"order wave by {each} over the run" for each in words]
+
+
 def test_shares_and_ordinals_in_words():
     keeps = [0.25, 0.5, 0.75, 1, 0.3, 0.125]
     said = [in_words(checked(selector={"component": "loss", "keep": keep}, mixer="odm")) for keep in keeps]
@@ -204,6 +210,7 @@ BAD = [
     ({"selector": []}, "selector: found an empty list, allowed: one selector or more"),
     ({"selector": {"component": "loss", "params": [1]}}, "selector.params: found [1], allowed: a mapping"),
     ({"weighter": {"component": "loss", "every": 2}}, "weighter.every: a weighter weighs every batch"),
+    ({"order": {"component": "wave", "by": "seen:0"}}, "order.by: found 'seen:0', allowed: loss | length | selector |"),
     ({"order": {"component": "wave", "by": "lenght"}}, "order.by: found 'lenght', allowed: loss | length | selector |"),
     (
         {"order": {"component": "wave", "by": "column:"}},
@@ -390,6 +397,8 @@ GOOD = [
     {"order": {"component": "wave", "by": "column:hardness"}, "update_step": None, "update_times": 0, "train_step": 9},
     {"order": {"component": "wave", "by": "length"}, "update_step": 0, "update_times": 0, "train_step": 9},
     {"order": "wave", "mixer": "odm", "dataset": "a,b"},
+    {"order": {"component": "wave", "by": "seen"}},
+    {"order": {"component": "wave", "by": "seen:3"}},
     {"weighter": "loss", "update_step": None, "update_times": None, "train_step": 9, "dataset": "a"},
     {"selector": FILTER | {"keep": 0.25}, "update_step": 10},
     {"mixer": {"component": "odm", "from": 301, "every": 1}, "update_step": 299, "update_times": -1, "train_step": 302},

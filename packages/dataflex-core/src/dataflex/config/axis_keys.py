@@ -25,8 +25,9 @@ from dataflex.utils.secret_values import masked
 
 COMPONENT, PARAMS, EVERY, FROM, KEEP, BY, OVER = "component", "params", "every", "from", "keep", "by", "over"
 FILE, COLUMN = "file:", "column:"
-BY_NAMES = ("loss", "length", "selector")
-BY_ALLOWED = f"{' | '.join(BY_NAMES)} | {COLUMN}NAME | {FILE}PATH"
+BY_NAMES = ("loss", "length", "selector", "seen")
+SEEN = "seen:"
+BY_ALLOWED = f"{' | '.join(BY_NAMES)} | {SEEN}STEPS | {COLUMN}NAME | {FILE}PATH"
 OVER_NAMES = ("run", "stretch")
 
 NEEDS_SCORES = "needs_scores"
@@ -137,6 +138,8 @@ def read_by(where: str, value: Any, folder: Path) -> str | Problem:
         return COLUMN + value.removeprefix(COLUMN).strip()
     if isinstance(value, str) and value.startswith(FILE) and value.removeprefix(FILE).strip():
         return FILE + str(find_path(value.removeprefix(FILE).strip(), folder))
+    if isinstance(value, str) and value.startswith(SEEN) and value.removeprefix(SEEN).isdecimal() and value != "seen:0":
+        return value
     hint = nearest(str(value), BY_NAMES) or "say where the scores come from"
     return Problem(where, f"found {value!r:.80}, allowed: {BY_ALLOWED}", hint)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from dataflex.config.axis_keys import COLUMN, FILE
+from dataflex.config.axis_keys import COLUMN, FILE, SEEN
 from dataflex.config.spec import Part, RunSpec
 from dataflex.core.kinds import WEIGHTER
 
@@ -48,7 +48,9 @@ def _scores(order: Part) -> str:
         return over
     if by.startswith(FILE):
         return f" by the file {PurePath(by.removeprefix(FILE)).name}{over}"
-    named = {"selector": "the selector's scores"}.get(by, by)
+    steps = by.removeprefix(SEEN) if by.startswith(SEEN) else ""
+    seen = f"the losses seen in the last {steps} steps" if steps else "the losses seen in training"
+    named = {"selector": "the selector's scores", "seen": seen, f"{SEEN}{steps}": seen}.get(by, by)
     return f" by {f'the column {by.removeprefix(COLUMN)}' if by.startswith(COLUMN) else named}{over}"
 
 
