@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from zipfile import BadZipFile
 
 import datasets
 import llamafactory.data.loader as data_loader
@@ -233,10 +234,16 @@ class KeptColumns:
             return {}
         found: Mapping[str, Any] = {}
         if (Path(path) / FILE).is_file():
-            with np.load(Path(path) / FILE, allow_pickle=False) as file:
-                found = {name.removeprefix(PREFIX): file[name] for name in file.files}
+            try:
+                with np.load(Path(path) / FILE, allow_pickle=False) as file:
+                    found = {name.removeprefix(PREFIX): file[name] for name in file.files}
+            except (OSError, ValueError, BadZipFile) as error:
+                raise ConfigError(
+                    f"tokenized_path: {Path(path) / FILE} holds the columns of its rows and cannot be read: {error} "
+                    "-> name another folder, or leave it out"
+                ) from error
         missing = [column for column in wanted if column not in found]
-        if missing or str(found[_ROWS]) != rows_digest(dataset):
+        if missing or str(found.get(_ROWS)) != rows_digest(dataset):
             raise ConfigError(
                 f"tokenized_path: {path} holds rows that were tokenised without the column {listed(missing or wanted)} "
                 "-> name another folder, or leave it out"
