@@ -167,7 +167,7 @@ def test_a_step_is_told_before_its_checkpoint_is_written(tmp_path):
     done = trainer(tmp_path, "watching", save_strategy="steps", save_steps=1)
     done.train()
     for step in (1, 3, 6):
-        state, _ = load_state(tmp_path / f"checkpoint-{step}")["components"]["stages"]["mixer"]
+        state, _ = load_state(tmp_path / f"checkpoint-{step}")["components"]["stages"]["components"][0]
         assert len(state["losses"]) == step
 
 

@@ -228,6 +228,55 @@ def test_an_order_by_the_selectors_scores_needs_a_selector_that_gives_some():
         run.plan()
 
 
+def test_a_filter_keeps_each_row_once_whatever_its_class_says():
+    run = Run(PARTS["filter"])
+    run.plan()
+    filtering = run.stages.filters[0].component
+    filtering.replacement = True
+    filtering.select = lambda model, step_id, num_samples, **_: [0] * num_samples
+    with pytest.raises(ComponentError, match="rows more than once"):
+        run.plan()
+
+
+def test_a_checkpoint_holds_what_filters_keep_as_bits_and_a_choice_only_where_it_may_stand():
+    run = Run(PARTS["filter"], PARTS["select"], PARTS["mix"])
+    for _ in range(2):
+        run.plan()
+    state = run.stages.state_dict()
+    assert [each["standing"] for each in state["filters"] + state["selectors"]] == [None, None, None]
+    assert [each["rows"].dtype for each in state["selectors"]] == [np.uint8, np.uint8]
+    assert sum(np.unpackbits(each["rows"]).sum() for each in state["selectors"]) == ROWS // 2
+    standing = Run(part(SELECTOR, "lowest", every=2))
+    for _ in range(2):
+        standing.plan()
+    assert len(standing.stages.state_dict()["selectors"][0]["standing"][0]) == standing.rows
+
+
+def test_a_source_that_is_left_without_rows_is_resumed(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.VALUES", np.concatenate([np.arange(SIZES[0]), 100.0 + np.arange(SIZES[1])]))
+    monkeypatch.setattr(Shares, "mix", lambda self, model, step_id, **_: np.array([1.0, 0.0]))
+    parts = part(SELECTOR, "keeps", keep=0.3), PARTS["mix"], PARTS["select"]
+    whole, again = Run(*parts), Run(*parts)
+    for _ in range(2):
+        whole.plan()
+    assert [placed.size for placed in whole.stages.selectors] == [18, 0]
+    again.stages.load_state_dict(whole.stages.state_dict())
+    again.step = whole.step
+    np.testing.assert_array_equal(whole.plan().chosen.rows, again.plan().chosen.rows)
+
+
+def test_a_component_whose_state_cannot_be_kept_or_given_back_is_named(monkeypatch):
+    run = Run(PARTS["filter"], PARTS["mix"])
+    monkeypatch.setattr(Shares, "state_dict", lambda self: {"made": object()})
+    with pytest.raises(ComponentError, match=r"mixer 'shares'.*could not be resumed from"):
+        run.stages.state_dict()
+    monkeypatch.undo()
+    state = run.stages.state_dict()
+    monkeypatch.setattr(Lowest, "load_state_dict", lambda self, state: state["gone"])
+    with pytest.raises(ComponentError, match="selector 'keeps' raised KeyError"):
+        run.stages.load_state_dict(state)
+
+
 def test_weights_of_rows_travel_with_them_and_are_for_classes_that_say_so():
     run = Run(PARTS["select"], PARTS["order"])
     run.plan()

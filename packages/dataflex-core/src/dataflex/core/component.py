@@ -53,7 +53,8 @@ class Component:
         """Tells the component its name, its seed and the run's folder. Called once by the trainer, after construction.
 
         Args:
-            name: The preset that it was asked for by.
+            name: The preset that it was asked for by; with a number behind it where another part of the run has the
+                same, and with the source where a selector is made for each.
             seed: The run's seed, or the one that the user gave the component.
             output_dir: The run's folder; blank outside of a run.
         """

@@ -59,14 +59,19 @@ class PlacedSelector:
         make: Makes it.
         first: The first row of the place.
         size: Rows of the place.
-        key: What the order depends on in which rows that stand come again.
+        *key: What the order depends on in which rows that stand come again.
+        stands: Whether its choice may have to stand, and is kept: it does not decide at each update.
+        distinct: Whether a row must not be chosen twice, whatever the class says: a filter keeps rows.
 
     Attributes:
         component: The selector; another one after :meth:`narrow`.
     """
 
-    def __init__(self, make: Make, first: int, size: int, *key: object) -> None:
+    def __init__(
+        self, make: Make, first: int, size: int, *key: object, stands: bool = False, distinct: bool = False
+    ) -> None:
         self._make, self._first, self._size, self._key = make, first, size, key
+        self._stands, self._distinct = stands, distinct
         self._rows: NDArray[np.int64] | None = None
         self._version = 0
         self._standing: Chosen | None = None
@@ -117,13 +122,13 @@ class PlacedSelector:
                 "leave the filter out"
             )
         passes, asked = 0, count
-        if whole and not self.component.replacement:
+        if whole and not self._repeats:
             passes, asked = divmod(count, self.size)
         parts = [self._all(context, number) for number in range(passes)]
         if asked or not passes:
             parts.append(self._asked(model, asked, context, who))
         chosen = parts[0] if len(parts) == 1 else joined(parts)
-        self._standing, self._again, self._warmed = chosen, 0, 0
+        self._standing, self._again, self._warmed = chosen if self._stands else None, 0, 0
         return chosen
 
     def stand(self, count: int) -> Chosen:
@@ -152,27 +157,35 @@ class PlacedSelector:
         return Chosen(self._global(local))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows that it is made on, those that stand, and what the selector itself remembers."""
+        """Returns the rows that it is made on, a bit for each row of the place, and those that stand."""
         standing = self._standing
         return {
-            "rows": self._rows,
+            "rows": None if self._rows is None else np.packbits(self._marked(self._rows)),
             "version": self._version,
             "again": self._again,
             "warmed": self._warmed,
             "standing": None if standing is None else [standing.rows, standing.scores, standing.weights],
-            "component": self.component.state_dict(),
-            "left_out": self.component.left_out,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
-        self._rows, self._version, self._again = state["rows"], int(state["version"]), int(state["again"])
-        self._warmed = int(state["warmed"])
+        """Restores what :meth:`state_dict` returned; the selector itself is made anew on these rows."""
+        bits = state["rows"]
+        if bits is not None:
+            self._rows = self._first + np.flatnonzero(np.unpackbits(np.asarray(bits), count=self._size))
+        self._version, self._again, self._warmed = int(state["version"]), int(state["again"]), int(state["warmed"])
         self._standing = None if state["standing"] is None else Chosen(*state["standing"])
         if self._rows is not None and len(self._rows):
             self.component = self._make(self._rows)
-        self.component.load_state_dict(state["component"])
-        self.component.left_out = state["left_out"]
+
+    @property
+    def _repeats(self) -> bool:
+        return bool(self.component.replacement) and not self._distinct
+
+    def _marked(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns which rows of the place these are."""
+        marked: NDArray[np.bool_] = np.zeros(self._size, dtype=np.bool_)
+        marked[rows - self._first] = True
+        return marked
 
     def _asked(self, model: Any, count: int, context: UpdateContext, who: str) -> Chosen:
         selector = self.component
@@ -180,7 +193,7 @@ class PlacedSelector:
             context = replace(context, scores=context.scores.within(self._global(np.arange(self.size, dtype=np.int64))))
         answer = selector.select(model=model, step_id=context.step, num_samples=count, context=context)
         found = answer if isinstance(answer, Selection) else Selection(answer)
-        local = checked_rows(found.indices, count=count, size=self.size, replacement=selector.replacement, who=who)
+        local = checked_rows(found.indices, count=count, size=self.size, replacement=self._repeats, who=who)
         scores = checked_scores(found.scores, count=count, who=who)
         weights = checked_weights(found.weights, count=count, declared=type(selector).weighs, who=who)
         return Chosen(self._global(local), scores, weights)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dataflex.config.checks.enough_rows import rows_kept
 from dataflex.config.spec import Part, RunSpec
+from dataflex.core.errors import blaming
 from dataflex.core.kinds import SELECTOR
 from dataflex.interfaces.order import Order
 from dataflex.planning.mixture import MixtureManager
@@ -18,6 +19,7 @@ from dataflex.planning.ordering import ArrangedPasses
 from dataflex.planning.passes import Passes
 from dataflex.planning.pool import Pool
 from dataflex.planning.selecting import PlacedSelector
+from dataflex.run.state import require_savable
 
 Make = Callable[[Part, NDArray[np.int64] | None, int | None], Any]
 """``make(part, rows, source)``: the component, on some rows of the train dataset (None: all) or of one source."""
@@ -51,16 +53,14 @@ class Stages:
         self.places = sources = [("", 0, size)] if mixture is None else mixture.places
         self.pool = Pool(size, len(spec.filters))
         self.filters = [
-            PlacedSelector(partial(_on, make, part, None), 0, size, seed, "filter", number)
+            PlacedSelector(partial(_on, make, part, None), 0, size, seed, "filter", number, distinct=True)
             for number, part in enumerate(spec.filters)
         ]
         self.mixer: Any = None if spec.mixer is None else make(spec.mixer, None, None)
         self.selectors: list[PlacedSelector] = []
         if spec.selector is not None:
             self.selectors = [
-                PlacedSelector(
-                    partial(_on, make, spec.selector, None if mixture is None else k), first, rows, seed, "select", name
-                )
+                self._placed(spec.selector, make, None if mixture is None else k, first, rows, (seed, "select", name))
                 for k, (name, first, rows) in enumerate(sources)
             ]
         self.order: Any = None if spec.order is None else make(spec.order, None, None)
@@ -122,12 +122,16 @@ class Stages:
             self.order = component
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the stages remember, the components' own states among it."""
+        """Returns what the stages remember, after a look at whether a checkpoint can hold the components' own states.
+
+        Raises:
+            ComponentError: It could not hold one, or give it back.
+        """
         return {
             "pool": self.pool.state_dict(),
             "mixture": None if self.mixture is None else self.mixture.state_dict(),
             **{name: [part.state_dict() for part in parts] for name, parts in self._lists()},
-            **{name: [component.state_dict(), component.left_out] for name, component in self._single()},
+            "components": [saved(part, component) if there else None for part, component, there in self._there()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -136,11 +140,17 @@ class Stages:
         if self.mixture is not None:
             self.mixture.load_state_dict(state["mixture"])
         for name, parts in self._lists():
-            for part, saved in zip(parts, state[name], strict=True):
-                part.load_state_dict(saved)
-        for name, component in self._single():
-            component.load_state_dict(state[name][0])
-            component.left_out = state[name][1]
+            for own, kept in zip(parts, state[name], strict=True):
+                own.load_state_dict(kept)
+        for (part, component, there), kept in zip(self._there(), state["components"], strict=True):
+            if there:
+                load(part, component, kept)
+
+    @staticmethod
+    def _placed(
+        part: Part, make: Make, source: int | None, first: int, size: int, key: tuple[object, ...]
+    ) -> PlacedSelector:
+        return PlacedSelector(partial(_on, make, part, source), first, size, *key, stands=part.every > 1)
 
     def _lists(self) -> list[tuple[str, list[Any]]]:
         return [
@@ -148,9 +158,34 @@ class Stages:
             ("arranged", [*self.arranged]),
         ]  # fmt: skip
 
-    def _single(self) -> list[tuple[str, Any]]:
-        pairs = [("mixer", self.mixer), ("order", self.order)]
-        return [(name, component) for name, component in pairs if component is not None]
+    def _there(self) -> Iterator[tuple[Part, Any, bool]]:
+        """Yields each component with its part, and whether it is one of rows that there are.
+
+        A selector of which the filters have left no row is made anew when there are some.
+        """
+        empty = {id(placed.component) for placed in (*self.filters, *self.selectors) if not placed.size}
+        for part, component in self.components():
+            yield part, component, id(component) not in empty
+
+
+def saved(part: Part, component: Any) -> list[Any]:
+    """Returns what a component remembers, for a checkpoint.
+
+    Raises:
+        ComponentError: A checkpoint could not hold it, or give it back.
+    """
+    who = part.component.in_words
+    with blaming(who):
+        state = component.state_dict()
+        require_savable(state, who)
+    return [state, component.left_out]
+
+
+def load(part: Part, component: Any, kept: list[Any]) -> None:
+    """Gives a component back what :func:`saved` returned."""
+    with blaming(part.component.in_words):
+        component.load_state_dict(kept[0])
+    component.left_out = kept[1]
 
 
 def _on(make: Make, part: Part, source: int | None, rows: NDArray[np.int64] | None) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,8 @@ from dataflex.discovery.construct import construct, constructor_parameters
 from dataflex.discovery.injected import SEED, TARGETS
 from dataflex.model.unwrapped import pretrained_models, require_causal
 from dataflex.planning.mixture import MixtureManager
-from dataflex.planning.stages import Stages
+from dataflex.planning.stages import Stages, load, saved
 from dataflex.rows.views import MixedSources, PlannedRows
-from dataflex.run.state import require_savable
 from dataflex.scoring.target_rows import whole_sets
 from dataflex.trainer.given import first_rows, require_rows_apart, rows_to_learn
 from dataflex.trainer.host import Host
@@ -129,25 +127,17 @@ class Components:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the components remember, after a look at whether a checkpoint can hold it and give it back."""
-        for part, component in self:
-            if isinstance(component, Component):
-                with blaming(part.component.in_words):
-                    require_savable(component.state_dict(), part.component.in_words)
-        stages, weighter = self.stages, self.weighter
-        state: dict[str, Any] = {"stages": None if stages is None else stages.state_dict(), "weighter": None}
-        if isinstance(weighter, Component):
-            state["weighter"] = [weighter.state_dict(), weighter.left_out]
-        return state
+        part, weighter = self._trainer.spec.weighter, self.weighter
+        kept = saved(part, weighter) if part is not None and isinstance(weighter, Component) else None
+        return {"stages": None if self.stages is None else self.stages.state_dict(), "weighter": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        parts = [part for part, _ in self]
-        with blaming(parts[0].component.in_words) if len(parts) == 1 else nullcontext():
-            if self.stages is not None:
-                self.stages.load_state_dict(state["stages"])
-            if state["weighter"] is not None:
-                self.weighter.load_state_dict(state["weighter"][0])
-                self.weighter.left_out = state["weighter"][1]
+        if self.stages is not None:
+            self.stages.load_state_dict(state["stages"])
+        part = self._trainer.spec.weighter
+        if part is not None and state["weighter"] is not None:
+            load(part, self.weighter, state["weighter"])
 
     def injectable(
         self, part: Part | None = None, rows: NDArray[np.int64] | None = None, source: int | None = None
@@ -160,8 +150,7 @@ class Components:
             source: The source that it is made on; None for all.
         """
         trainer = self._trainer
-        preset = "" if part is None else part.component.preset
-        folder = os.path.join(trainer.output_dir, CACHE, preset)
+        folder = os.path.join(trainer.output_dir, CACHE, "" if part is None else self._name(part))
         held_out = self._held_out
         if held_out is None and isinstance(trainer.eval_dataset, Mapping):
             held_out = trainer.eval_dataset
@@ -185,10 +174,26 @@ class Components:
             runtime[key] = whole_sets(runtime[key])
         component = construct(cls, wanted.params, runtime)
         if isinstance(component, Component):
-            name = wanted.preset if source is None else f"{wanted.preset} in {trainer.train_dataset.names[source]}"
+            name = self._name(part)
+            name = name if source is None else f"{name} in {trainer.train_dataset.names[source]}"
             with blaming(part.component.in_words):
                 component.bind(name, wanted.params.get(SEED, trainer.seed), trainer.output_dir)
         return component
+
+    def _name(self, part: Part) -> str:
+        """Returns the preset of a part, with a number behind it where an earlier part of the run has the same.
+
+        Two selectors of one preset, a filter and the one that chooses, draw from other generators so, and neither takes
+        what the other keeps in its folder for its own.
+        """
+        wanted = part.component
+        alike = [
+            each
+            for each in self._trainer.spec.axes
+            if (each.component.kind, each.component.preset) == (wanted.kind, wanted.preset)
+        ]
+        number = next((number for number, each in enumerate(alike, 1) if each is part), 1)
+        return wanted.preset if number == 1 else f"{wanted.preset} {number}"
 
     def _rows_of(self, rows: NDArray[np.int64] | None, source: int | None) -> Any:
         """Returns the dataset of a place, or a view of some of its rows."""

@@ -110,7 +110,7 @@ class Segments:
             self._state_checked = True
         self.now, self.chosen, self._more_updates = segment, plan.chosen, more
         trainer.record.segment(segment.start, plan.chosen.rows, plan.chosen.scores, plan.chosen.weights)
-        for line, news in self._lines(segment, plan, count, time.perf_counter() - started):
+        for line, news in self._lines(segment, plan, time.perf_counter() - started):
             self._report(line, news)
             names = {"kind": line["kind"], "component": line["component"]}
             call_hook("dataflex_after_update", **names, context=context, decision=line)
@@ -137,7 +137,7 @@ class Segments:
         """Refuses a checkpoint of another schedule than this one, or than a shorter one of the same kind."""
         require_continues(state["schedule"], self._trainer.schedule, step, "the checkpoint")
 
-    def _lines(self, segment: Segment, plan: Plan, count: int, seconds: float) -> Iterator[tuple[dict[str, Any], str]]:
+    def _lines(self, segment: Segment, plan: Plan, seconds: float) -> Iterator[tuple[dict[str, Any], str]]:
         """Yields a line of the trace for each decision, and what the log says of it."""
         alone = len(self._trainer.spec.axes) == 1
         for decision in plan.decisions:
@@ -148,7 +148,7 @@ class Segments:
                 "component": decision.name,
                 "update": segment.update,
                 "num_samples": decision.rows,
-                "distinct": len(np.unique(decided if decision.verb != "mix" else plan.chosen.rows)),
+                "distinct": decision.rows if decision.verb == "filter" else len(np.unique(decided)),
                 "seconds": round(seconds if alone else decision.seconds, 4),
                 "decision_hash": decision_hash(decided),
                 **decision.details,

@@ -47,7 +47,6 @@ class SharedScores:
             self._scores = NamedScores(
                 rows, trainer.scoring_collator, trainer.accelerator, seen=self.seen, sources=sources
             )
-
             self._scores.prepare(*self._read_first())
 
     def at_update(self) -> NamedScores | None:
