@@ -218,6 +218,19 @@ def test_tokenised_rows_that_were_kept_without_the_column_are_refused(load, tmp_
         load(*keys)
 
 
+def test_columns_that_were_damaged_beside_the_rows_are_refused(load, tmp_path):
+    from dataflex.integrations.llamafactory.raw_columns import FILE, PREFIX
+
+    keys = ["dataset=first", f"tokenized_path={tmp_path / 'kept'}"]
+    load(*keys)
+    (tmp_path / "kept" / FILE).write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ConfigError, match=r"tokenized_path: .*cannot be read.* -> name another folder"):
+        load(*keys)
+    np.savez(tmp_path / "kept" / FILE, **{f"{PREFIX}level": np.zeros(3)})
+    with pytest.raises(ConfigError, match=r"tokenized_path: .* -> name another folder"):
+        load(*keys)
+
+
 def test_data_that_was_tokenised_elsewhere_has_its_column_itself(load, tmp_path):
     from datasets import Dataset
 
