@@ -235,7 +235,7 @@ class KeptColumns:
         found: Mapping[str, Any] = {}
         if (Path(path) / FILE).is_file():
             try:
-                with np.load(Path(path) / FILE, allow_pickle=False) as file:
+                with open(Path(path) / FILE, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                     found = {name.removeprefix(PREFIX): file[name] for name in file.files}
             except (OSError, ValueError, BadZipFile) as error:
                 raise ConfigError(
