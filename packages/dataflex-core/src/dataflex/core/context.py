@@ -92,7 +92,8 @@ class UpdateContext:
     """The state of the run at an update. Passed to ``select``, ``mix`` and ``arrange`` as the keyword ``context``.
 
     Attributes:
-        update: Number of this update, from 0.
+        update: Number of this update, from 0. An order over the run is told how often it has arranged before, so that
+            it draws anew each time, also when a pass ends between two updates.
         updates: Number of updates of the whole run.
         step: Global optimizer steps done.
         total_steps: Global optimizer steps of the whole run.

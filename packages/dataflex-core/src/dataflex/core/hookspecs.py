@@ -54,7 +54,7 @@ def dataflex_before_update(kind: str, component: str, context: UpdateContext) ->
     """Fires on every rank between two optimizer steps, right before a component decides.
 
     Args:
-        kind: ``select`` or ``mix``.
+        kind: What it does: ``filter``, ``select``, ``mix`` or ``order``.
         component: The name it was found under.
         context: The state of the run: which update, which step.
     """
@@ -65,7 +65,7 @@ def dataflex_after_update(kind: str, component: str, context: UpdateContext, dec
     """Fires on every rank once a decision has been checked and recorded, before its first batch is made.
 
     Args:
-        kind: ``select`` or ``mix``.
+        kind: What it does: ``filter``, ``select``, ``mix`` or ``order``.
         component: The name it was found under.
         context: The state of the run: which update, which step.
         decision: The line of ``dataflex_trace.jsonl``.
