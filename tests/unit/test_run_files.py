@@ -22,7 +22,8 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, SELECTIONS, STATE, TRACE, replacing
 from dataflex.core.kinds import SELECTOR
-from dataflex.run.record import RunRecord, read_trace, summary
+from dataflex.run.record import RunRecord, read_trace
+from dataflex.run.score_summary import summary
 from dataflex.run.state import load_state, require_savable, save_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -252,7 +253,11 @@ def test_only_the_writing_rank_writes(tmp_path):
 
 
 def test_scores_are_summarised_without_the_rows_that_have_none():
-    assert summary(np.array([1.0, 3.0, np.nan])) == {"mean": 2.0, "std": 1.0, "min": 1.0, "median": 2.0, "max": 3.0}
+    found = summary(np.array([1.0, 3.0, np.nan]))
+    histogram = found.pop("histogram")
+    assert found == {"mean": 2.0, "std": 1.0, "min": 1.0, "q1": 1.5, "median": 2.0, "q3": 2.5, "max": 3.0}
+    assert histogram["edges"] == pytest.approx(np.linspace(1, 3, 21).tolist())
+    assert histogram["counts"] == [1, *[0] * 18, 1]
     assert summary(None) == {}
     assert json.dumps(summary(np.array([1.0])))
 

@@ -19,6 +19,7 @@ from dataflex.rows.arrow import column_type, is_list, is_stored
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.utils.progress import Progress
 
+_SUMMED = 10**7  # rows whose lengths are added up for a total
 _FEW = 1 / 16  # share of the rows up to which their lengths are looked up one by one
 
 
@@ -53,7 +54,7 @@ def row_lengths(dataset: Any, rows: NDArray[np.int64] | None = None) -> NDArray[
         case ConcatDataset():
             return _of(np.concatenate([row_lengths(part) for part in dataset.datasets]), rows)
         case MixedSources():
-            return _of(np.concatenate([row_lengths(source) for source in dataset.sources]), rows)
+            return _of_sources(dataset, rows)
     wanted = range(len(dataset)) if rows is None else map(int, rows)
     size = len(dataset) if rows is None else len(rows)
     lengths = np.empty(size, dtype=np.int64)
@@ -61,6 +62,51 @@ def row_lengths(dataset: Any, rows: NDArray[np.int64] | None = None) -> NDArray[
         for place, row in enumerate(wanted):
             lengths[place] = len(dataset[row]["input_ids"])
             progress.done()
+    return lengths
+
+
+def lengths_at_hand(dataset: Any) -> bool:
+    """Returns whether :func:`row_lengths` of a dataset takes no row out of it."""
+    match dataset:
+        case KnowsRowLengths():
+            return True
+        case datasets.Dataset():
+            return _is_stored_list(dataset)
+        case Subset() | PlannedRows():
+            return lengths_at_hand(dataset.dataset)
+        case ConcatDataset():
+            return all(map(lengths_at_hand, dataset.datasets))
+        case MixedSources():
+            return all(map(lengths_at_hand, dataset.sources))
+    return False
+
+
+def token_total(dataset: Any) -> int | None:
+    """Returns the tokens of all rows where they are at hand, and to add them up takes no noticeable time; else None.
+
+    Of a dataset as it stands in its file they are the ends of its chunks; of another, at most ten million lengths.
+    """
+    if not lengths_at_hand(dataset):
+        return None
+    if isinstance(dataset, datasets.Dataset) and dataset._indices is None:
+        return sum(map(_chunk_tokens, dataset.data.column("input_ids").chunks))
+    return int(row_lengths(dataset).sum()) if len(dataset) <= _SUMMED else None
+
+
+def _chunk_tokens(chunk: Any) -> int:
+    if pa.types.is_fixed_size_list(chunk.type) or chunk.null_count:
+        return int(_lengths(chunk).sum())
+    return chunk.offsets[-1].as_py() - chunk.offsets[0].as_py() if len(chunk) else 0
+
+
+def _of_sources(mixed: MixedSources, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    if rows is None:
+        return np.concatenate([row_lengths(source) for source in mixed.sources])
+    lengths = np.empty(len(rows), dtype=np.int64)
+    numbers = mixed.sources_of(rows)
+    for number in np.unique(numbers):
+        own = np.flatnonzero(numbers == number)
+        lengths[own] = row_lengths(mixed.sources[number], rows[own] - mixed.offsets[number])
     return lengths
 
 

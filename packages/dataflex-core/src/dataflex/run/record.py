@@ -1,25 +1,35 @@
-"""The record of a run in ``output_dir``: one line per update, and the rows of every segment."""
+"""The record of a run in ``output_dir``: its lines, and the rows of every segment."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.core.files import SELECTIONS, TRACE, move_aside, remove_unfinished, replacing
+from dataflex.core.files import (
+    LAST_SCORES,
+    METRICS,
+    SEGMENTS,
+    SELECTIONS,
+    TRACE,
+    WHY,
+    move_aside,
+    remove_unfinished,
+    replacing,
+)
+from dataflex.run.json_lines import append, keep, read_lines, rewrite, step_of
 from dataflex.utils.logging import logger
-from dataflex.utils.secret_values import scrubbed
 
 _SEGMENT = re.compile(r"step_([0-9]{8,})\.npz")
 
 
 class RunRecord:
-    """Writes ``dataflex_trace.jsonl`` and ``dataflex_selections/step_NNNNNNNN.npz``.
+    """Writes what grows with the run: its trace, metrics and segments, the rows of these, and the last scores.
 
     Args:
         output_dir: The run's folder.
@@ -29,12 +39,25 @@ class RunRecord:
     def __init__(self, output_dir: str, writes: bool) -> None:
         self.folder = Path(output_dir)
         self._writes = writes
+        self._recorded: set[int] = set()  # segments that an earlier start of the run has a line of
 
-    def begin(self, step: int) -> None:
-        """Starts the record at ``step`` global steps: what a stopped run wrote after its checkpoint is taken back."""
+    def begin(self, step: int, metrics: int = 0) -> None:
+        """Starts the record at ``step`` global steps: what a stopped run wrote after its checkpoint is taken back.
+
+        Args:
+            step: Steps done.
+            metrics: How many lines the run had logged when they were done.
+        """
         if not self._writes:
             return
         self._take_back(step)
+        keep(self.folder / METRICS, lambda number, _: number < metrics)
+        keep(self.folder / SEGMENTS, lambda _, line: _before(line, step))
+        self._recorded = {line["step"] for line in read_lines(self.folder / SEGMENTS)[0]}
+        keep(self.folder / WHY, lambda _, line: _before(line, step))
+        scores = self.last_scores()
+        if scores is None or not _before(scores, step):
+            (self.folder / LAST_SCORES).unlink(missing_ok=True)
         remove_unfinished(self.folder)
         remove_unfinished(self.folder / SELECTIONS)
         for path in (self.folder / SELECTIONS).glob("step_*.npz"):
@@ -61,8 +84,7 @@ class RunRecord:
         self._write([line for line in lines if line["step"] < step])
 
     def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        with replacing(self.folder / TRACE) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        rewrite(self.folder / TRACE, lines)
 
     def take_back(self, kind: str, step: int | None) -> None:
         """Takes lines of a kind out of the trace from a step on: they are written again. None: there are no such.
@@ -81,8 +103,38 @@ class RunRecord:
     def update(self, line: Mapping[str, Any]) -> None:
         """Appends one line to the trace."""
         if self._writes:
-            with open(self.folder / TRACE, "a", encoding="utf-8") as file:
-                file.write(scrubbed(json.dumps(line)) + "\n")
+            append(self.folder / TRACE, [line])
+
+    def metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Appends what was logged to the metrics."""
+        if self._writes:
+            append(self.folder / METRICS, lines)
+
+    def segment_line(self, line: Mapping[str, Any]) -> None:
+        """Appends a line about a file of selections; one about the same file, written before a resume, goes."""
+        if self._writes:
+            if line["step"] in self._recorded:
+                keep(self.folder / SEGMENTS, lambda _, other: other.get("step") != line["step"])
+            append(self.folder / SEGMENTS, [line])
+
+    def segment_lines(self) -> list[dict[str, Any]]:
+        """Returns the lines of the segments, in the order of writing."""
+        return read_lines(self.folder / SEGMENTS)[0]
+
+    def scores(self, scores_N: NDArray[np.floating[Any]], step: int, run: str, component: str) -> None:
+        """Writes the scores that a selector gave all its candidates at the last update: (N,), NaN for none."""
+        if not self._writes:
+            return
+        with replacing(self.folder / LAST_SCORES) as temporary, open(temporary, "wb") as file:
+            np.savez(file, scores=scores_N, step=step, run=run, component=component)
+
+    def last_scores(self) -> dict[str, Any] | None:
+        """Returns ``step``, ``run`` and ``component`` of the last scores; None where there are none to be read."""
+        try:
+            with np.load(self.folder / LAST_SCORES) as found:
+                return {key: found[key].item() for key in ("step", "run", "component")}
+        except (OSError, ValueError, KeyError, BadZipFile):
+            return None
 
     def segment(
         self,
@@ -100,6 +152,11 @@ class RunRecord:
             np.savez(file, **arrays)
 
 
+def _before(line: Mapping[str, Any], step: int) -> bool:
+    own = step_of(line)
+    return own is not None and own < step
+
+
 def read_trace(folder: str | Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's trace; none where there is no file.
 
@@ -110,31 +167,6 @@ def read_trace(folder: str | Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """Returns the lines of a trace, and the numbers, from 1, of those that are none."""
-    found: list[dict[str, Any]] = []
-    unreadable = []
-    content = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, text in enumerate(content[:-1], 1):  # every whole line ends with a newline
-        try:
-            line = json.loads(text.decode("utf-8"))
-        except (ValueError, RecursionError):
-            line = None
-        step = line.get("step") if isinstance(line, dict) else None
-        if isinstance(step, int) and not isinstance(step, bool):
-            found.append(line)
-        else:
-            unreadable.append(number)
-    return found, unreadable
-
-
-def summary(scores: NDArray[np.float64] | None) -> dict[str, float]:
-    """Returns mean, standard deviation, minimum, median and maximum of the finite scores, or nothing without any."""
-    finite = np.empty(0) if scores is None else scores[np.isfinite(scores)]
-    if not finite.size:
-        return {}
-    return {
-        "mean": float(finite.mean()),
-        "std": float(finite.std()),
-        "min": float(finite.min()),
-        "median": float(np.median(finite)),
-        "max": float(finite.max()),
-    }
+    found, unreadable = read_lines(path)
+    kept = [line for line in found if step_of(line) is not None]
+    return kept, unreadable or [number for number, line in enumerate(found, 1) if step_of(line) is None]

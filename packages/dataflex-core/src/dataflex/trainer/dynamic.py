@@ -38,6 +38,8 @@ from dataflex.trainer.given import by_name, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
+from dataflex.trainer.recorded_run import RecordedRun
+from dataflex.trainer.recording import Recording
 from dataflex.trainer.run_components import Components
 from dataflex.trainer.run_folder import RunFolder
 from dataflex.trainer.run_state import RunState
@@ -54,7 +56,7 @@ from dataflex.upstream.sampler_pass import PassKeeper
 from dataflex.utils.progress import without_bars
 
 
-class DynamicTrainer(SavedRun):
+class DynamicTrainer(RecordedRun):
     """Trains on data that changes while the model learns.
 
     Every public method of ``transformers.Trainer`` keeps its meaning.
@@ -82,6 +84,7 @@ class DynamicTrainer(SavedRun):
         batch_rows: The rows of the present micro-batch, where there is an objective.
         saving: Writes checkpoints, and knows the last one.
         tokens: The tokens that were trained on, where they are counted.
+        recording: Writes down how far the run is and what its time goes to.
     """
 
     kind: ClassVar[Kind | None] = None
@@ -115,6 +118,7 @@ class DynamicTrainer(SavedRun):
         self._dataflex_stop = StepStop(self)
         overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
         self._dataflex_folder = RunFolder(self, overwrites)
+        self.recording = Recording(self)
         self._dataflex_evaluation = Evaluation(self)
         self.early = EarlyChecks(self)
         self.mixture_manager: Any = mixture_of(dataflex, self.train_dataset, self.seed)
@@ -189,7 +193,7 @@ class DynamicTrainer(SavedRun):
             resume_from_checkpoint = self._dataflex_folder.enter(resume_from_checkpoint)
             # transformers' own way to stop at SIGTERM, where it was asked for, is left alone
             catching = nullcontext() if vars(self.args).get("enable_jit_checkpoint") else sigterm.caught()
-            with catching, without_bars(bool(self.args.disable_tqdm)):
+            with catching, without_bars(bool(self.args.disable_tqdm)), self.recording.training():
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
             self._dataflex_folder.trained()
             return output
@@ -370,10 +374,6 @@ class DynamicTrainer(SavedRun):
 
     def _dataflex_parts(self) -> Parts:
         return parts_of(self)
-
-    def _dataflex_plan(self, segment: Any) -> Any:
-        assert self.segments is not None
-        return self.segments.rows(segment)
 
     def _dataflex_rows_of_an_update(self) -> int:
         """Returns the most rows that an update trains on."""

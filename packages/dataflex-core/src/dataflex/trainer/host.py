@@ -35,6 +35,7 @@ class Host(Protocol):
     data_collator: Any
     _train_batch_size: int
     saving: Any
+    recording: Any
     early: Any
     tokens: Any
 

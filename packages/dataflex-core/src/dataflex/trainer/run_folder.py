@@ -144,8 +144,9 @@ class RunFolder:
         folder, run, step = trainer.output_dir, trainer.run_id, trainer.state.global_step
         set_aside(folder, self._before, run, anew=self.begins_anew)
         set_later_aside(folder, run, step)
-        self.record.begin(step)
+        self.record.begin(step, len(trainer.state.log_history))
         write_config(trainer.spec, folder, run)
+        trainer.recording.begin()
         if trainer.args.save_strategy != "no":  # a checkpoint's parts: now, not when hours of training wait to be saved
             trainer.components.state_dict()
             _ = trainer.own_identity

@@ -21,8 +21,8 @@ from dataflex.planning.planner import Planner
 from dataflex.planning.run_schedule import global_batch_size
 from dataflex.planning.selecting import Chosen
 from dataflex.planning.stages import Stages
-from dataflex.run.record import summary
 from dataflex.run.run_length import require_continues
+from dataflex.run.score_summary import summary
 from dataflex.trainer.host import Host
 from dataflex.utils.logging import logger
 
@@ -110,6 +110,7 @@ class Segments:
             self._state_checked = True
         self.now, self.chosen, self._more_updates = segment, plan.chosen, more
         trainer.record.segment(segment.start, plan.chosen.rows, plan.chosen.scores, plan.chosen.weights)
+        trainer.recording.segment(segment.start, segment.steps, plan.chosen.rows, segment.update)
         for line, news in self._lines(segment, plan, time.perf_counter() - started):
             self._report(line, news)
             names = {"kind": line["kind"], "component": line["component"]}
@@ -165,7 +166,8 @@ class Segments:
         alone = len(self._trainer.spec.axes) == 1
         group = "dataflex" if alone else f"dataflex/{line['kind']}"
         metrics = {"dataflex/update": line["update"], f"{group}/seconds": line["seconds"]}
-        metrics |= {f"{group}/score_{key}": value for key, value in line.get("scores", {}).items()}
+        scores = {key: value for key, value in line.get("scores", {}).items() if key != "histogram"}
+        metrics |= {f"{group}/score_{key}": value for key, value in scores.items()}
         metrics |= {f"dataflex/proportion/{name}": share for name, share in line.get("proportions", {}).items()}
         self._trainer.log(metrics)
         left = self._trainer.schedule.updates + self._more_updates - 1 - line["update"]

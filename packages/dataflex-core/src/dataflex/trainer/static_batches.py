@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
+import numpy as np
+from numpy.typing import NDArray
 
 from dataflex.planning.run_schedule import global_batch_size
 from dataflex.rows.row_numbers import NumberedRows, NumberingCollator
@@ -27,7 +29,7 @@ class StaticBatches:
     def __init__(self, trainer: Host) -> None:
         self._trainer = trainer
         self._visible: Any = None  # the rows without unused columns, while the loader is made
-        self.trained = TrainedRows(trainer.record.segment, trainer.accelerator, global_batch_size(trainer.args))
+        self.trained = TrainedRows(self._write, trainer.accelerator, global_batch_size(trainer.args))
 
     def loader(self, make: Callable[[], Any]) -> Any:
         """Returns the dataloader of the static run, with the number of each row.
@@ -66,6 +68,12 @@ class StaticBatches:
             return make(*args, **kwargs)
         with self._training_on(self._visible):
             return make(*([self._visible] if args else []), **kwargs)
+
+    def _write(self, start: int, rows: NDArray[np.int64], scores: None) -> None:
+        """Writes down the rows of the stretch that began after ``start`` steps and is over now."""
+        trainer = self._trainer
+        trainer.record.segment(start, rows, scores)
+        trainer.recording.segment(start, trainer.state.global_step - start, rows)
 
     @contextmanager
     def _training_on(self, dataset: Any) -> Iterator[None]:

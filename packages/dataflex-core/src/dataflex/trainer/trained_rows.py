@@ -61,6 +61,11 @@ class TrainedRows:
         self._new.extend(found for found, _ in there)
         self._flattened.extend(mark for _, mark in there)
 
+    @property
+    def start(self) -> int | None:
+        """Steps done when the stretch that is under way began; None where none is."""
+        return self._start
+
     def finish(self) -> None:
         """Writes the stretch that is under way, if any. Collective."""
         self.settle()

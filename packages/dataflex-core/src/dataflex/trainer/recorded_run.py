@@ -1,0 +1,49 @@
+"""The part of a trainer by which the record sees what is logged and what the time goes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflex.run.run_clock import DECIDING, EVALUATING, SAVING
+from dataflex.trainer.recording import Recording
+from dataflex.trainer.saved_run import SavedRun
+
+
+class RecordedRun(SavedRun):
+    """Stands around what the trainer underneath logs, evaluates and saves, and changes none of it.
+
+    Attributes:
+        recording: Writes it down.
+        segments: Which rows are trained on.
+    """
+
+    recording: Recording
+    segments: Any
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs as the trainer underneath does."""
+        before = len(self.state.log_history)
+        super().log(logs, *args, **kwargs)
+        self.recording.logged(self.state.log_history[before:])
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates as the trainer underneath does."""
+        with self.recording.clock.spending(EVALUATING):
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model as the trainer underneath does."""
+        with self.recording.clock.spending(SAVING):
+            super().save_model(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.recording.clock.spending(SAVING):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _dataflex_plan(self, segment: Any) -> NDArray[np.int64]:
+        with self.recording.clock.spending(DECIDING):
+            rows: NDArray[np.int64] = self.segments.rows(segment)
+            return rows
