@@ -137,7 +137,7 @@ class DeltaLossSelector(ByLosses):
             usable += int(unseen_N.sum())
         self._require_enough(num_samples, int(np.count_nonzero(weight_N)), usable)
         rows = draw(logarithms(weight_N), num_samples, self.replacement, self.generator(context.update))
-        return Selection(rows, deltas_N[rows])
+        return Selection(rows, deltas_N[rows], candidates=deltas_N)
 
     def _falls(self, losses_N: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         """Returns D and which rows have none yet: (N,) each. At the first update D is 0, and the latter None."""

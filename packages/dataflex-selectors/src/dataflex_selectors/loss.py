@@ -125,7 +125,7 @@ class LossSelector(ByLosses):
         log_weight_N = focus_log_weights(losses_N, self.focus, self.focus_weight, self.quantiles)
         log_weight_N[unseen_N] = max(0.0, np.log(self.focus_weight))
         rows = draw(log_weight_N, num_samples, self.replacement, self.generator(context.update), self.temperature)
-        return Selection(rows, losses_N[rows])
+        return Selection(rows, losses_N[rows], candidates=losses_N)
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
         """Returns the loss of every row under the model now: (N,), NaN without a label. See the base class."""

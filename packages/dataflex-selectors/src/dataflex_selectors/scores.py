@@ -69,7 +69,7 @@ class ScoresSelector(Selector):
         """
         generator = self.generator(kwargs["context"].update)
         rows = pick(self._scores_N[:, None], num_samples, self.mode, self.temperature, generator)
-        return Selection(rows, self._scores_N[rows])
+        return Selection(rows, self._scores_N[rows], candidates=self._scores_N)
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the scores of the file: (N,). See the base class."""

@@ -34,7 +34,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
             existing gradient cannot be.
     """
     with ExitStack() as stack:
-        stack.enter_context(_same_random_states())
+        stack.enter_context(same_random_states())
         stack.enter_context(_same_use_cache(model))
         stack.enter_context(_same_gradients(model))
         stack.enter_context(_eval_mode(model))
@@ -55,7 +55,8 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _same_random_states() -> Iterator[None]:
+def same_random_states() -> Iterator[None]:
+    """Puts the global random states of this process back after the block: Python's, NumPy's and torch's."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     kind = "cuda" if accelerator is None or accelerator.type == "mps" else accelerator.type
     devices = range(torch.accelerator.device_count()) if accelerator is not None and kind == accelerator.type else ()

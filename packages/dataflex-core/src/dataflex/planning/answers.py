@@ -79,6 +79,28 @@ def checked_scores(scores: Any, *, count: int, who: str, never: bool = False) ->
     return values
 
 
+def checked_candidates(candidates: Any, *, size: int, who: str) -> NDArray[np.float64] | None:
+    """Returns the scores of all rows that a selector chose from as (size,) float64, or None where it gave none.
+
+    Args:
+        candidates: What came with the rows. NaN stands for no score, -inf for never.
+        size: Rows of the selector's dataset.
+        who: The component, the update and the step, for the message.
+
+    Raises:
+        ComponentError: Another number of them, or infinite ones.
+    """
+    if candidates is None:
+        return None
+    shape = np.shape(candidates)
+    if shape != (size,):
+        raise ComponentError(
+            f"{who} returned candidates of shape {shape}; expected a score for each of the {size} rows of its dataset "
+            "-> NaN for rows that it did not score, or candidates=None"
+        )
+    return checked_scores(candidates, count=size, who=f"{who}: its candidates", never=True)
+
+
 def checked_permutation(answer: Any, size: int, who: str) -> NDArray[np.int64]:
     """Returns the answer of an order as (S,) int64 positions, each of 0 to S - 1 once.
 

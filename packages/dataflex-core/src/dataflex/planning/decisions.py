@@ -25,6 +25,7 @@ class Decision:
         details: More keys for the trace line.
         news: What the log line says.
         scores: Scores to be summarised.
+        candidates: (N,) the scores of all rows that it chose from, NaN for the others; None where it gave none.
         left_out: How many numbers that are not finite the component has left out so far.
     """
 
@@ -37,6 +38,7 @@ class Decision:
     news: str = ""
     scores: NDArray[np.float64] | None = None
     left_out: int = 0
+    candidates: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from dataflex.core.schedule import Segment, takes_part
 from dataflex.planning.answers import checked_proportions
 from dataflex.planning.decisions import Decision, Plan
 from dataflex.planning.ordering import Scores, arranged_stretch
-from dataflex.planning.selecting import Chosen, joined
+from dataflex.planning.selecting import Chosen, candidates_of, joined
 from dataflex.planning.stages import Stages
 from dataflex.utils.progress import Progress
 
@@ -95,6 +95,7 @@ class Planner:
             self._decided(
                 "filter", part, placed.component, started, len(rows), decided=rows, scores=kept.scores,
                 details={"keep": part.keep, "of": size}, news=f"kept {len(rows)} of {size} rows",
+                candidates=candidates_of([placed], len(self._stages)),
             )  # fmt: skip
 
     @staticmethod
@@ -162,6 +163,7 @@ class Planner:
             self._decided(
                 "select", part, [placed.component for placed in stages.selectors], started, len(chosen.rows),
                 decided=chosen.rows, scores=chosen.scores, news=f"chose {len(chosen.rows)} of {size} rows",
+                candidates=candidates_of(stages.selectors, len(stages)),
             )  # fmt: skip
         return found
 

@@ -6,7 +6,7 @@ it remembers by row number belongs to the rows that it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ComponentError
 from dataflex.core.permutation import RowOrder
 from dataflex.interfaces.selector import Selection, Selector
-from dataflex.planning.answers import checked_rows, checked_scores, checked_weights
+from dataflex.planning.answers import checked_candidates, checked_rows, checked_scores, checked_weights
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class PlacedSelector:
         self._version = 0
         self._standing: Chosen | None = None
         self._again = self._warmed = 0  # rows that stand and have come again; rows of the present warm-up
+        self._candidates: NDArray[np.float64] | None = None  # of the last choice, until they are taken
         self.component: Any = make(None)
 
     @property
@@ -121,7 +122,7 @@ class PlacedSelector:
                 f"{who} is asked for {count} rows of a source of which the filters have kept none -> raise keep:, or "
                 "leave the filter out"
             )
-        passes, asked = 0, count
+        passes, asked, self._candidates = 0, count, None
         if whole and not self._repeats:
             passes, asked = divmod(count, self.size)
         parts = [self._all(context, number) for number in range(passes)]
@@ -155,6 +156,25 @@ class PlacedSelector:
         answer = selector.warmup(whole, replacement=selector.replacement)[done:]
         local = checked_rows(answer, count=count, size=self.size, replacement=selector.replacement, who=who)
         return Chosen(self._global(local))
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether it gave scores of all rows that it chose from last, which have not been taken yet."""
+        return self._candidates is not None
+
+    def put_candidates(self, scores_N: NDArray[np.float32]) -> None:
+        """Puts the scores of all rows that it chose from last where they stand, once.
+
+        Args:
+            scores_N: (N,) for the rows of the train dataset; what is not finite becomes NaN.
+        """
+        found, self._candidates = self._candidates, None
+        if found is None:
+            return
+        with np.errstate(over="ignore"):  # float32 is for looking at
+            found32 = found.astype(np.float32)
+        found32[~np.isfinite(found32)] = np.nan
+        scores_N[slice(self._first, self._first + self._size) if self._rows is None else self._rows] = found32
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows that it is made on, a bit for each row of the place, and those that stand."""
@@ -195,6 +215,7 @@ class PlacedSelector:
         found = answer if isinstance(answer, Selection) else Selection(answer)
         local = checked_rows(found.indices, count=count, size=self.size, replacement=self._repeats, who=who)
         scores = checked_scores(found.scores, count=count, who=who)
+        self._candidates = checked_candidates(found.candidates, size=self.size, who=who)
         weights = checked_weights(found.weights, count=count, declared=type(selector).weighs, who=who)
         return Chosen(self._global(local), scores, weights)
 
@@ -205,6 +226,24 @@ class PlacedSelector:
 
     def _global(self, local: NDArray[np.int64]) -> NDArray[np.int64]:
         return local + self._first if self._rows is None else self._rows[local]
+
+
+def candidates_of(selectors: Sequence[PlacedSelector], size: int) -> NDArray[np.float32] | None:
+    """Returns the scores of all rows that selectors chose from last, each in its place; None where none has any.
+
+    Args:
+        selectors: One, or one for each source.
+        size: N, rows of the train dataset.
+
+    Returns:
+        (N,), NaN for a row that was not scored.
+    """
+    if not any(placed.has_candidates for placed in selectors):
+        return None
+    scores_N = np.full(size, np.nan, dtype=np.float32)
+    for placed in selectors:
+        placed.put_candidates(scores_N)
+    return scores_N
 
 
 def joined(parts: list[Chosen]) -> Chosen:

@@ -42,6 +42,31 @@ def column_chunks(dataset: Any, column: str, rows: Rows) -> Iterator[list[NDArra
         yield [values for (values,) in chunk]
 
 
+def token_ids(dataset: Any, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """Returns the ``input_ids`` of some rows, without their other columns where the dataset is stored: (n,) arrays.
+
+    A row without any gives an empty array.
+
+    Args:
+        dataset: A dataset with rows by number; several sources are asked one by one.
+        rows: (n,) row numbers.
+    """
+    if not isinstance(dataset, MixedSources):
+        return [_whole_numbers(ids) for chunk in column_chunks(dataset, "input_ids", rows) for ids in chunk]
+    found: list[NDArray[Any]] = [np.empty(0, dtype=np.int64)] * len(rows)
+    numbers_n = dataset.sources_of(rows)
+    for number in np.unique(numbers_n):
+        places = np.flatnonzero(numbers_n == number)
+        own = token_ids(dataset.sources[number], rows[places] - dataset.offsets[number])
+        for place, ids in zip(places.tolist(), own, strict=True):
+            found[place] = ids
+    return found
+
+
+def _whole_numbers(ids: NDArray[Any]) -> NDArray[Any]:
+    return ids.ravel() if ids.dtype.kind in "iu" else np.empty(0, dtype=np.int64)
+
+
 def columns_chunks(
     dataset: Any, columns: Sequence[str], rows: Rows, at_once: int = _CHUNK
 ) -> Iterator[list[tuple[NDArray[Any], ...]]]:

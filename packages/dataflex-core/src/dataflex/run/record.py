@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -116,6 +116,13 @@ class RunRecord:
             if line["step"] in self._recorded:
                 keep(self.folder / SEGMENTS, lambda _, other: other.get("step") != line["step"])
             append(self.folder / SEGMENTS, [line])
+
+    def chosen_rows(self) -> Iterator[NDArray[np.int64]]:
+        """Yields the rows of each segment that is on disk, in their order."""
+        for path in sorted((self.folder / SELECTIONS).glob("step_*.npz")):
+            if _SEGMENT.fullmatch(path.name) is not None:
+                with np.load(path) as found:
+                    yield found["indices"]
 
     def segment_lines(self) -> list[dict[str, Any]]:
         """Returns the lines of the segments, in the order of writing."""

@@ -266,6 +266,7 @@ class DynamicTrainer(RecordedRun):
         line = {} if self.training_objective is None else self.training_objective.weights_line()
         if line:
             self.record.update(line)
+            self.recording.weighed(line)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.core.errors import StoppedError
+from dataflex.core.schedule import Segment
+from dataflex.planning.decisions import Plan
 from dataflex.planning.run_schedule import global_batch_size
 from dataflex.rows.source_table import SourceTable
 from dataflex.run.heard_warnings import HeardWarnings
@@ -33,6 +35,7 @@ from dataflex.run.run_facts import (
     write_facts,
 )
 from dataflex.trainer.host import Host
+from dataflex.trainer.row_recording import RowRecording
 from dataflex.trainer.trained_tokens import TrainedTokens
 from dataflex.utils.logging import logger
 from dataflex.utils.secret_values import remember
@@ -73,6 +76,8 @@ class Recording:
         self._table = SourceTable(trainer.train_dataset, dataset_name(trainer.spec))
         self._tokens = TrainedTokens(self._table, self._batch)
         self._resume_tokens(step)
+        self._texts = RowRecording(trainer, self._table)
+        self._texts.begin()
         self._starts = [*_list(before.get("starts")), {"step": step, "at": now()}]
         self._warnings.join(_list(before.get("warnings")))
         self._status, self._error = RUNNING, None
@@ -120,8 +125,31 @@ class Recording:
         if self._status != RUNNING or time.monotonic() - self._written >= _BETWEEN:
             self._write()
 
-    def segment(self, start: int, steps: int, rows: NDArray[np.int64], update: int | None = None) -> None:
-        """Writes down what a file of selections holds, and how far the run is. On every rank.
+    def planned(self, segment: Segment, plan: Plan) -> None:
+        """Writes down what was planned for a segment. On every rank."""
+        if self._facts is None:
+            return
+        rows, scored = plan.chosen.rows, [each for each in plan.decisions if each.candidates is not None]
+        candidates = scored[-1].candidates if scored else None  # the one that chooses comes after those that filter
+        if candidates is not None:
+            self._trainer.record.scores(candidates, segment.start, self._trainer.run_id, scored[-1].name)
+        self._texts.segment(segment.start, rows, plan.chosen.scores, candidates)
+        self.segment(segment.start, segment.steps, rows, segment.update)
+
+    def trained_on(self, start: int, steps: int, rows: NDArray[np.int64]) -> None:
+        """Writes down what a run without a plan has trained on in a stretch of steps. On every rank."""
+        if self._facts is not None:
+            self._texts.segment(start, rows, None, None)
+            self.segment(start, steps, rows, None)
+
+    def weighed(self, line: Mapping[str, Any]) -> None:
+        """Writes the texts of the rows that a line of weights names. On every rank."""
+        if self._facts is not None:
+            named = [row for row, _ in (*line.get("most", ()), *line.get("least", ()))]
+            self._texts.add(np.array(named, dtype=np.int64))
+
+    def segment(self, start: int, steps: int, rows: NDArray[np.int64], update: int | None) -> None:
+        """Writes down what a file of selections holds, and how far the run is. On rank 0, while training.
 
         Args:
             start: Steps done when the segment begins.
@@ -129,8 +157,6 @@ class Recording:
             rows: (S,) its rows, in the order of training.
             update: The update that chose them; None for none.
         """
-        if self._facts is None:
-            return
         lengths = self._tokens.add(start, steps, rows)
         self._trainer.record.segment_line(
             {

@@ -110,7 +110,7 @@ class Segments:
             self._state_checked = True
         self.now, self.chosen, self._more_updates = segment, plan.chosen, more
         trainer.record.segment(segment.start, plan.chosen.rows, plan.chosen.scores, plan.chosen.weights)
-        trainer.recording.segment(segment.start, segment.steps, plan.chosen.rows, segment.update)
+        trainer.recording.planned(segment, plan)
         for line, news in self._lines(segment, plan, time.perf_counter() - started):
             self._report(line, news)
             names = {"kind": line["kind"], "component": line["component"]}
@@ -158,6 +158,8 @@ class Segments:
                 line["left_out"] = decision.left_out
             if decision.scores is not None:
                 line["scores"] = summary(decision.scores)
+            if decision.candidates is not None:
+                line["candidates"] = summary(decision.candidates)
             yield line, decision.news
 
     def _report(self, line: dict[str, Any], news: str) -> None:

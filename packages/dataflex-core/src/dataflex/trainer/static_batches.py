@@ -73,7 +73,7 @@ class StaticBatches:
         """Writes down the rows of the stretch that began after ``start`` steps and is over now."""
         trainer = self._trainer
         trainer.record.segment(start, rows, scores)
-        trainer.recording.segment(start, trainer.state.global_step - start, rows)
+        trainer.recording.trained_on(start, trainer.state.global_step - start, rows)
 
     @contextmanager
     def _training_on(self, dataset: Any) -> Iterator[None]:

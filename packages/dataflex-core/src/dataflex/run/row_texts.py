@@ -1,0 +1,108 @@
+"""``dataflex_rows.jsonl``: the text of rows, so that a person can see what was chosen.
+
+The first line says of which run and of how many rows; then each row stands at most once. A resumed run goes on with the
+file. What a row says is data of the user's: it is decoded without special tokens and cut, and not changed otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflex.core.files import ROWS
+from dataflex.run.json_lines import append, read_lines, rewrite
+
+VERSION = 1
+CHARACTERS = 2000
+"""Of a text, at most."""
+_TOKENS = 4 * CHARACTERS  # that are decoded: a character has at most four bytes, and a token at least one
+MOST = 5000
+"""Rows whose text is written by a run, at most, where these are not all rows."""
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """What turns tokens into text: a tokenizer, or a processor that has one."""
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
+        """Returns the text of token numbers."""
+
+
+def text_of(tokenizer: Decodes, ids: Sequence[int] | NDArray[Any]) -> tuple[str, bool]:
+    """Returns the text of a row without special tokens, and whether it goes on.
+
+    Args:
+        tokenizer: Decodes it.
+        ids: (T,) tokens; numbers that no token has, as placeholders of pictures, are left out.
+    """
+    known = len(tokenizer) if isinstance(tokenizer, Sized) else None
+    own = [number for number in map(int, ids[:_TOKENS]) if number >= 0 and (known is None or number < known)]
+    text = str(tokenizer.decode(own, skip_special_tokens=True))
+    return text[:CHARACTERS], len(text) > CHARACTERS or len(ids) > _TOKENS
+
+
+class RowTexts:
+    """The file while a run goes on. On one rank.
+
+    Args:
+        folder: The run's folder.
+        tokenizer: Decodes rows.
+
+    Attributes:
+        written: The rows whose text is in the file.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer: Decodes) -> None:
+        self._path, self._tokenizer = Path(folder) / ROWS, tokenizer
+        self.written: set[int] = set()
+        self._targets: set[tuple[str, int]] = set()
+
+    def begin(self, run: str, rows: int | None) -> None:
+        """Goes on with the file where it is of this run, and begins anew otherwise.
+
+        Args:
+            run: The run.
+            rows: Rows of the train dataset; None where that is not known.
+        """
+        header = {"version": VERSION, "run": run, "rows": rows, "characters": CHARACTERS}
+        lines, unreadable = read_lines(self._path)
+        kept = lines[1:] if lines and lines[0] == header else []
+        if not kept or unreadable or not self._path.read_bytes().endswith(b"\n"):
+            rewrite(self._path, [header, *kept])
+        self.written = {line["row"] for line in kept if "row" in line}
+        self._targets = {(line["set"], line["target"]) for line in kept if "target" in line}
+
+    def add(self, rows: NDArray[np.int64], sources: Sequence[str], tokens: Sequence[NDArray[Any]]) -> None:
+        """Writes rows that are not in the file yet.
+
+        Args:
+            rows: (S,) row numbers.
+            sources: (S,) the source of each.
+            tokens: (S,) arrays of tokens; an empty one is a row without any, of which nothing is written.
+        """
+        lines = []
+        for row, source, ids in zip(rows.tolist(), sources, tokens, strict=True):
+            if row not in self.written and len(ids):
+                self.written.add(row)
+                lines.append({"row": row, "source": source, **self._text(ids)})
+        append(self._path, lines)
+
+    def add_target(self, name: str, target: int, ids: Sequence[int] | NDArray[Any]) -> None:
+        """Writes a target row, unless it is in the file.
+
+        Args:
+            name: The evaluation set.
+            target: Its number in the set.
+            ids: (T,) its tokens.
+        """
+        if (name, target) not in self._targets:
+            self._targets.add((name, target))
+            append(self._path, [{"set": name, "target": target, **self._text(ids)}])
+
+    def _text(self, ids: Sequence[int] | NDArray[Any]) -> dict[str, Any]:
+        text, cut = text_of(self._tokenizer, ids)
+        return {"tokens": len(ids), "text": text, "cut": cut}
