@@ -31,10 +31,18 @@ def rows_of(folder):
     return {int(file.stem.removeprefix("step_")): np.load(file)["indices"] for file in files}
 
 
+def weights_of(folder):
+    return [line for line in read_trace(folder) if line["kind"] == "weight"]
+
+
+def losses_of(folder):
+    return [line for line in read_trace(folder) if line["kind"] == "loss"]
+
+
 def test_a_line_tells_mean_extremes_effective_samples_and_sources_of_the_weights_since_the_last(tmp_path):
     done = build(tmp_path)
     done.train()
-    lines, rows = read_trace(tmp_path), np.concatenate(list(rows_of(tmp_path).values()))
+    lines, rows = weights_of(tmp_path), np.concatenate(list(rows_of(tmp_path).values()))
     assert [(line["step"], line["steps"]) for line in lines] == [(1, 2), (3, 2), (4, 1)]
     assert {(line["kind"], line["component"]) for line in lines} == {("weight", "dataset")}
     start = 0
@@ -52,7 +60,8 @@ def test_a_line_tells_mean_extremes_effective_samples_and_sources_of_the_weights
 
 def test_nothing_is_said_of_weights_before_there_are_any_nor_of_sources_that_are_not_known(tmp_path):
     build(tmp_path, "focal", {}, TokenRows(24), keys={"warmup_step": 3}).train()
-    lines = read_trace(tmp_path)
+    lines = weights_of(tmp_path)
+    assert losses_of(tmp_path) == []
     assert [(line["step"], line["steps"]) for line in lines] == [(3, 1), (4, 1)]
     assert all("sources" not in line for line in lines)
 
@@ -91,7 +100,7 @@ def test_a_killed_run_that_is_resumed_leaves_the_record_of_one_that_was_never_st
             shutil.rmtree(later)
     build(killed, **args).train(resume_from_checkpoint=str(killed / f"checkpoint-{stop}"))
     assert read_trace(killed) == read_trace(tmp_path / "whole")
-    assert [line["step"] for line in read_trace(killed)] == [2, 5, 7]
+    assert [line["step"] for line in weights_of(killed)] == [2, 5, 7] == [line["step"] for line in losses_of(killed)]
     found, expected = rows_of(killed), rows_of(tmp_path / "whole")
     assert list(found) == list(expected)
     assert all(np.array_equal(found[start], expected[start]) for start in expected)
@@ -101,7 +110,7 @@ def test_a_second_training_by_the_same_trainer_begins_its_record_anew(tmp_path):
     trainer = build(tmp_path, logging_steps=100)
     trainer.train()
     trainer.train()
-    assert [line["steps"] for line in read_trace(tmp_path)] == [5]
+    assert [line["steps"] for line in weights_of(tmp_path)] == [5]
     assert [len(rows) for rows in rows_of(tmp_path).values()] == [20]
 
 
@@ -111,14 +120,20 @@ def of_rank(accelerator, folder):
     build(shared, per_device_train_batch_size=1).train()
     accelerator.wait_for_everyone()
     found = {f"rows {start}": rows for start, rows in rows_of(shared).items()}
-    return found | {"lines": np.array(str(read_trace(shared)))}
+    return (
+        found
+        | {"lines": np.array(str(weights_of(shared)))}
+        | {"losses": np.array([of["loss"] for line in losses_of(shared) for of in line["sources"].values()])}
+    )
 
 
 def test_two_ranks_leave_the_record_of_one(tmp_path):
     build(tmp_path / "one").train()
-    expected, lines = rows_of(tmp_path / "one"), str(read_trace(tmp_path / "one"))
+    expected, lines = rows_of(tmp_path / "one"), str(weights_of(tmp_path / "one"))
+    losses = [of["loss"] for line in losses_of(tmp_path / "one") for of in line["sources"].values()]
     for found in on_ranks(of_rank, 2, tmp_path):
         assert str(found["lines"]) == lines
+        assert found["losses"] == pytest.approx(losses)
         for start, rows in expected.items():
             steps = [sorted(part.tolist()) for part in np.split(found[f"rows {start}"], 5)]
             assert steps == [sorted(part.tolist()) for part in np.split(rows, 5)]
@@ -127,7 +142,7 @@ def test_two_ranks_leave_the_record_of_one(tmp_path):
 def test_many_micro_batches_are_read_before_the_line_without_a_change_of_it():
     accelerator = type("One", (), {"num_processes": 1})()
     log, weights = WeightLog(), np.random.default_rng(0).random((MOST + 5, 3)).astype(np.float32)
-    add = partial(log.add, labelled_S=torch.tensor([True, True, False]), sources_S=None, step=7)
+    add = partial(log.add, labels_S=torch.tensor([3, 1, 0]), losses_S=torch.zeros(3), rows_S=None, step=7)
     for row in weights:
         add(torch.from_numpy(row))
     assert log.first == 7

@@ -45,9 +45,9 @@ Weigh = Callable[[torch.Tensor], torch.Tensor]
 Total = Callable[[], torch.Tensor]
 """The sum of a micro-batch's token losses, added up as the plain loss adds it up."""
 
-Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Told the (S,) weights w, the (S,) factors that the samples' losses l_i have in the loss of the step, and which (S,)
-samples have a label to predict."""
+Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Told the (S,) weights w, the (S,) factors that the samples' losses l_i have in the loss of the step, the (S,) labels
+that are predicted of each, and the (S,) sums of the losses of these."""
 
 Note = Callable[[torch.Tensor], None]
 """Told the (B, T) cross entropies of the tokens, without gradient, at the position before each label."""
@@ -185,7 +185,8 @@ class _MicroBatch:
 def _joined(batch: _MicroBatch, part: StepPart, weigh: Weigh, plain_total: Total, watch: Watch | None) -> torch.Tensor:
     """Returns 1/N sum_i a_i sum_t c_it, a_i = b v u w N / sum b v m; where all are 1, by the plain loss's own sum."""
     n_S = batch.predicted()
-    w_S, scalar = _weights(batch.samples.loss_sums(batch.losses.detach()), n_S, weigh)
+    sums_S = batch.samples.loss_sums(batch.losses.detach())
+    w_S, scalar = _weights(sums_S, n_S, weigh)
     first = part.counts_first and batch.counts_first
     m_S, N = (batch.labelled(), part.step.labels) if first else (n_S, part.step.predicted)
     N, R = _at_least(N, n_S), _at_least(part.step.samples, n_S)
@@ -199,7 +200,7 @@ def _joined(batch: _MicroBatch, part: StepPart, weigh: Weigh, plain_total: Total
         a_S = torch.where(m_S > 0, x_S * (N / (m_S.clamp(min=1) * R)), 1.0).to(batch.losses.dtype)
         share = _by_source(n_S > 0, part).sum() / R
     if watch is not None:
-        watch(w_S, a_S * n_S / N, n_S > 0)
+        watch(w_S, a_S * n_S / N, n_S, sums_S)
     total = (batch.samples.at_losses(a_S) * batch.losses).sum()
     loss = _of_value(total, plain_total, (a_S == 1).all()) / N
     # A term of the weighter's own that reaches the parameters other than through the losses counts as well, by the

@@ -10,7 +10,7 @@ Letters: B rows of a micro-batch, S its samples, T tokens, V vocabulary, K sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,12 +37,16 @@ class SourceLosses:
     Args:
         sources: K, the number of sources.
         values: Turns the token losses of a micro-batch into what is summed.
+
+    Attributes:
+        loss_sums: (K,) the sums of the losses themselves of the last step, over all ranks.
     """
 
     def __init__(self, sources: int, values: TokenValues) -> None:
         self._sources = sources
         self._values = values
-        self._parts: list[torch.Tensor] = []  # (3, B) sums, tokens, sources
+        self._parts: list[torch.Tensor] = []  # (4, B) sums, tokens, sums of losses, sources
+        self.loss_sums: NDArray[np.float64] = np.zeros(sources)
 
     @torch.no_grad()
     def add(
@@ -57,26 +61,80 @@ class SourceLosses:
             inputs: The batch as the model got it, with its labels.
         """
         mask_BT = targets_BT != IGNORED
-        sums_B = self._values(inputs, losses_BT).masked_fill(~mask_BT, 0.0).sum(dim=1)
+        values_BT = self._values(inputs, losses_BT)
+        sums_B = values_BT.masked_fill(~mask_BT, 0.0).sum(dim=1)
         if sums_B.dtype not in (torch.float32, torch.float64):
             sums_B = sums_B.float()  # which holds the number of each source, too
-        self._parts.append(torch.stack([sums_B, mask_BT.sum(dim=1).to(sums_B), sources_B.to(sums_B)]))
+        plain_B = sums_B if values_BT is losses_BT else losses_BT.masked_fill(~mask_BT, 0.0).sum(dim=1).to(sums_B)
+        self._parts.append(torch.stack([sums_B, mask_BT.sum(dim=1).to(sums_B), plain_B, sources_B.to(sums_B)]))
 
     def total(self, accelerator: Accelerator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Returns the step's (K,) means, NaN for a source without tokens, and (K,) tokens; starts a new step.
 
         Collective: every rank calls it and gets the same.
         """
-        sums_2K: NDArray[np.float64] = np.zeros((2, self._sources))
+        sums_3K: NDArray[np.float64] = np.zeros((3, self._sources))
         if self._parts:
-            parts_3X = torch.cat(self._parts, dim=1).cpu().numpy()  # waits once
-            np.add.at(sums_2K.T, parts_3X[2].astype(np.int64), parts_3X[:2].T.astype(np.float64))
+            parts_4X = torch.cat(self._parts, dim=1).cpu().numpy()  # waits once
+            np.add.at(sums_3K.T, parts_4X[3].astype(np.int64), parts_4X[:3].T.astype(np.float64))
         self._parts.clear()
-        sums_2K = sum_over_ranks(sums_2K, accelerator)
-        tokens_K = np.rint(sums_2K[1]).astype(np.int64)
+        sums_3K = sum_over_ranks(sums_3K, accelerator)
+        tokens_K = np.rint(sums_3K[1]).astype(np.int64)
         means_K = np.full(self._sources, np.nan)
-        np.divide(sums_2K[0], sums_2K[1], out=means_K, where=tokens_K > 0)
+        np.divide(sums_3K[0], sums_3K[1], out=means_K, where=tokens_K > 0)
+        self.loss_sums = sums_3K[2]
         return means_K, tokens_K
+
+
+class SourceTotals:
+    """The losses of the sources over several steps, for a line of the record. The same on every rank.
+
+    Args:
+        sources: K, the number of sources.
+
+    Attributes:
+        first: The global step at which the line that is collected for begins; None where nothing was collected.
+    """
+
+    def __init__(self, sources: int) -> None:
+        self._sources = sources
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._sums_2K: NDArray[np.float64] = np.zeros((2, self._sources))
+        self.first: int | None = None
+
+    def add(self, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64], step: int) -> None:
+        """Adds a step.
+
+        Args:
+            losses_K: (K,) sums of the losses of its tokens.
+            tokens_K: (K,) how many these are.
+            step: Global optimizer steps done before it.
+        """
+        self.first = step if self.first is None else self.first
+        self._sums_2K += np.stack([losses_K, tokens_K])
+
+    def taken(self, names: Sequence[str], done: int) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Returns how many steps there were, and source -> mean ``loss`` and ``tokens``; and forgets them.
+
+        Args:
+            names: (K) the sources.
+            done: Global optimizer steps done.
+        """
+        steps, sums_2K = 0 if self.first is None else done - self.first, self._sums_2K
+        self.forget()
+        found = zip(names, *sums_2K.tolist(), strict=True)
+        return steps, {name: {"loss": loss / tokens, "tokens": int(tokens)} for name, loss, tokens in found if tokens}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what was collected."""
+        return {"sums": self._sums_2K, "first": self.first}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._sums_2K, self.first = np.array(state["sums"], dtype=np.float64), state["first"]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dataflex.core.errors import blaming
-from dataflex.objective.measured import SourceLosses, losses_of_logits, require_rows, row_means
+from dataflex.objective.measured import SourceLosses, SourceTotals, losses_of_logits, require_rows, row_means
 from dataflex.objective.parts import Parts
 from dataflex.objective.step_context import TrainerStep
 from dataflex.rows.batch_rows import BatchRows
@@ -24,12 +24,16 @@ class Measuring:
         parts: Who looks.
         rows: The rows of the micro-batches.
         context: What their samples are, and the steps done.
+
+    Attributes:
+        totals: The losses of the sources since the last line of the record.
     """
 
     def __init__(self, parts: Parts, rows: BatchRows, context: TrainerStep) -> None:
         self._parts, self._rows, self._context = parts, rows, context
         mixer = parts.mixer
         self._by_source = None if mixer is None else SourceLosses(mixer.sources, mixer.mixer.token_values)
+        self.totals = SourceTotals(0 if mixer is None else mixer.sources)
 
     def add(self, losses_BT: torch.Tensor | None, logits_BTV: torch.Tensor | None, inputs: Mapping[str, Any]) -> None:
         """Adds the present micro-batch.
@@ -71,5 +75,6 @@ class Measuring:
             return
         assert self._by_source is not None
         losses_K, tokens_K = self._by_source.total(accelerator)
+        self.totals.add(self._by_source.loss_sums, tokens_K, step - 1)
         with blaming(mixer.at(step)):
             mixer.mixer.observe(step, losses_K, tokens_K)

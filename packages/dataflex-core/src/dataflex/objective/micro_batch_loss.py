@@ -15,6 +15,7 @@ from dataflex.model.output_losses import OutputLosses
 from dataflex.objective.formula import (
     StepPart,
     Total,
+    Watch,
     losses_of_tokens,
     scaled_loss,
     weighted_loss,
@@ -32,8 +33,6 @@ from dataflex.rows.batch_rows import BatchRows
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 class MicroBatchLoss:

@@ -58,13 +58,15 @@ class Objective:
     """
 
     WEIGHT = "weight"
-    """The kind of its lines in the trace."""
+    """The kind of its lines about weights in the trace."""
+    LOSS = "loss"
+    """That of its lines about the losses of the sources."""
 
     def __init__(self, trainer: Trainer, parts: Parts, keys: Keys, rows: BatchRows) -> None:
         self.parts, self._trainer, self._rows = parts, trainer, rows
         self._step = PresentStep()
         self.context = TrainerStep(trainer, self._step, rows, self._plain_training_step, self._weighted_by)
-        self.log = WeightLog(rows.source_names)
+        self.log = WeightLog(rows.source_names, rows.sources_on_host)
         self._metrics: dict[str, float] = {}
         self._train: Train | None = None
         self._loss = MicroBatchLoss(trainer, self._step, rows, self.context, self._watch)
@@ -183,6 +185,31 @@ class Objective:
         named = {"step": done - 1, "kind": self.WEIGHT, "component": self.parts.weighter.name}
         return named | {"steps": done - (first or 0)} | _rounded(found)
 
+    def losses_line(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the losses of the sources since the last line, for the trace; empty where they are not measured.
+
+        A mixer that observes them has them measured, and so has a weighter where the sources are known.
+
+        Args:
+            weights: What :meth:`weights_line` returned just before.
+        """
+        done, names = self._trainer.state.global_step, self._rows.source_names
+        if self._measuring is not None and self.parts.mixer is not None:
+            steps, sources = self._measuring.totals.taken(names, done)
+        else:
+            steps, sources = weights.get("steps", 0), self.log.losses if weights else {}
+        if not sources:
+            return {}
+        return {"step": done - 1, "kind": self.LOSS, "steps": steps, "sources": _rounded(sources)}
+
+    @property
+    def open_lines(self) -> dict[str, int | None]:
+        """Kind of its lines -> the step at which the one that is collected for begins; None where none is."""
+        first = by_source = self.log.first
+        if self._measuring is not None and self.parts.mixer is not None:
+            by_source = self._measuring.totals.first
+        return {self.WEIGHT: first, self.LOSS: by_source}
+
     def logged(self, logs: dict[str, float]) -> dict[str, float]:
         """Returns a line of the log, with what the weights were where it is one of the training loss."""
         if "loss" not in logs or self._loss.weighing is None:
@@ -199,15 +226,21 @@ class Objective:
     def forget(self) -> None:
         """Forgets what an earlier training by the same trainer left."""
         self.log.forget()
+        if self._measuring is not None:
+            self._measuring.totals.forget()
         self._metrics = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what goes into a checkpoint."""
-        return {"weights": self.log.state_dict()}
+        losses = None if self._measuring is None else self._measuring.totals.state_dict()
+        return {"weights": self.log.state_dict(), "losses": losses}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self.log.load_state_dict(state["weights"])
+        losses = state.get("losses")  # a checkpoint of an earlier version has none
+        if self._measuring is not None and losses is not None:
+            self._measuring.totals.load_state_dict(losses)
 
     def _weighted_training_step(
         self, weighing: Weighing, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -244,10 +277,12 @@ class Objective:
                 "transformers, without a fused loss, and no compute_loss_func"
             )
 
-    def _watch(self, weights_S: torch.Tensor, factors_S: torch.Tensor, labelled_S: torch.Tensor) -> None:
+    def _watch(
+        self, weights_S: torch.Tensor, factors_S: torch.Tensor, labels_S: torch.Tensor, sums_S: torch.Tensor
+    ) -> None:
         assert self._loss.weighing is not None
-        sources_S = self.context.sources_of(self.context.batch_rows) if self._rows.source_names else None
-        self.log.add(weights_S, labelled_S, sources_S, self._trainer.state.global_step)
+        rows_S = self.context.batch_rows if self._rows.known or self._rows.source_names else None
+        self.log.add(weights_S, labels_S, sums_S, rows_S, self._trainer.state.global_step)
         self._loss.weighing.factors = factors_S
 
 

@@ -18,6 +18,7 @@ from dataflex.core.errors import ComponentError
 from dataflex.core.stable_sort import stable_order
 from dataflex.interfaces.order import Order
 from dataflex.planning.answers import checked_permutation
+from dataflex.run.score_summary import stretches
 
 Scores = Callable[[NDArray[np.int64] | None], NDArray[np.float64]]
 """Returns the scores of some rows of the train dataset, or of all rows of the source, which it does not copy."""
@@ -40,6 +41,10 @@ class ArrangedPasses:
         first: The first row of the source.
         size: Rows of the source.
         changes: Whether the scores of a row, or the rows that may be drawn, are other ones at another update.
+
+    Attributes:
+        along: (2, 20) sums and numbers of the scores along what :meth:`take` arranged last, see
+            :func:`~dataflex.run.score_summary.stretches`; None where it arranged nothing by scores.
     """
 
     def __init__(self, order: Order, first: int, size: int, *, changes: bool) -> None:
@@ -51,6 +56,7 @@ class ArrangedPasses:
         self._walked = 0  # of what was arranged: taken, or passed over
         self._arranged = self._step = 0  # how often, and at which step last
         self._active = False
+        self.along: NDArray[np.float64] | None = None
 
     def take(
         self, count: int, own_N: NDArray[np.bool_] | None, context: UpdateContext, scores: Scores, who: str,
@@ -68,6 +74,7 @@ class ArrangedPasses:
         """
         if self._left is None:
             self._left = self._arrangement(context, self._before_N, scores, who)[self._walked :]
+        self.along = None  # also where a resumed run has arranged again what was arranged before
         anew = decides and (self._changes or not self._active)
         self._active = self._active or decides
         parts, missing, look_at = [np.empty(0, dtype=np.int64)], count, count
@@ -154,8 +161,10 @@ class ArrangedPasses:
         count = self._size if rows is None else len(rows)
         given = scores(None if rows is None else rows + np.int64(self._first))
         answer = self._order.arrange(given, context=self._counted(context))
-        del given
         places = checked_permutation(answer, count, who)
+        if type(self._order).needs_scores:
+            self.along = stretches(given, places)
+        del given
         return places.astype(self._type) if rows is None else rows[places]
 
     def _kept_back(
@@ -182,8 +191,13 @@ class ArrangedPasses:
         return replace(context, update=self._arranged - 1, step=self._step)
 
 
-def arranged_stretch(
-    order: Order, rows: NDArray[np.int64], context: UpdateContext, scores: Scores, who: str
-) -> NDArray[np.int64]:
-    """Returns where each row of the stretch stands in ``rows``: (S,) a permutation."""
-    return checked_permutation(order.arrange(scores(rows), context=context), len(rows), who)
+def arranged_stretch(order: Order, scores: NDArray[np.float64], context: UpdateContext, who: str) -> NDArray[np.int64]:
+    """Returns where each row of the stretch stands among them: (S,) a permutation.
+
+    Args:
+        order: Arranges.
+        scores: (S,) scores of the rows.
+        context: The state of the run.
+        who: The order, the update and the step.
+    """
+    return checked_permutation(order.arrange(scores, context=context), len(scores), who)

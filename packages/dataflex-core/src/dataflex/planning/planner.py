@@ -30,6 +30,7 @@ from dataflex.planning.decisions import Decision, Plan
 from dataflex.planning.ordering import Scores, arranged_stretch
 from dataflex.planning.selecting import Chosen, candidates_of, joined
 from dataflex.planning.stages import Stages
+from dataflex.run.score_summary import along, stretches
 from dataflex.utils.progress import Progress
 
 Before = Callable[[str, str], None]
@@ -183,8 +184,11 @@ class Planner:
             ]
         self._agree(joined(found).digest, who)  # also where it was asked because a pass began
         if decides:
-            rows = sum(counts_K)
-            self._decided("order", part, stages.order, started, rows, news=f"put {rows} rows of its pass next")
+            rows, made = sum(counts_K), [arranged.along for arranged in stages.arranged if arranged.along is not None]
+            details = {"along": along(np.sum(made, axis=0))} if made else {}
+            self._decided(
+                "order", part, stages.order, started, rows, details=details, news=f"put {rows} rows of its pass next"
+            )
         return found
 
     def _next_rows(self, k: int, count: int) -> NDArray[np.int64]:
@@ -211,20 +215,22 @@ class Planner:
             return chosen
         started, rows = time.perf_counter(), len(chosen.rows)
         with self._asking("order", "order", part) as who:
-
-            def scores(_: NDArray[np.int64] | None) -> NDArray[np.float64]:
-                if part.by != "selector":
-                    return self._scores(chosen.rows)
-                if chosen.scores is None:
-                    raise ComponentError(
-                        f"{who} arranges by the scores of the selector, and this gave none -> by: loss, or a selector "
-                        "that gives rows scores"
-                    )
-                return chosen.scores
-
-            places = arranged_stretch(order, chosen.rows, self._context, scores, who)
-        self._decided("order", part, order, started, rows, news=f"arranged {rows} rows")
+            scores = self._scores_by(part, chosen, who)
+            places = arranged_stretch(order, scores, self._context, who)
+            details = {"along": along(stretches(scores, places))} if order.needs_scores else {}
+        self._decided("order", part, order, started, rows, details=details, news=f"arranged {rows} rows")
         return chosen.at(places)
+
+    def _scores_by(self, part: Part, chosen: Chosen, who: str) -> NDArray[np.float64]:
+        """Returns the scores of chosen rows that the order goes by."""
+        if part.by != "selector":
+            return self._scores(chosen.rows)
+        if chosen.scores is None:
+            raise ComponentError(
+                f"{who} arranges by the scores of the selector, and this gave none -> by: loss, or a selector that "
+                "gives rows scores"
+            )
+        return chosen.scores
 
     def _scores_of(self, k: int) -> Scores:
         """Returns what gives the scores of rows of a source; None for all of them."""

@@ -77,6 +77,17 @@ class BatchRows:
         dataset = self._dataset()
         return dataset.names if isinstance(dataset, MixedSources) else ()
 
+    @property
+    def known(self) -> bool:
+        """Whether the present micro-batch holds the numbers of its rows."""
+        return self.micro_batch >= 0 and self.of_step[self.micro_batch] is not None
+
+    def sources_on_host(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As :meth:`sources_of`, for numbers that have left the device."""
+        dataset = self._dataset()
+        assert isinstance(dataset, MixedSources), "what needs sources is refused without them"
+        return dataset.sources_of(rows)
+
     def sources_of_step(self) -> list[torch.Tensor]:
         """Returns the number of each row's source, micro-batch by micro-batch of the step: (B,) int64 each."""
         return [self.sources_of(_known(rows_B)) for rows_B in self.of_step]

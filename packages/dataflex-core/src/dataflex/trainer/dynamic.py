@@ -215,7 +215,8 @@ class DynamicTrainer(RecordedRun):
         self.early.begin()
         self._dataflex_folder.begin()
         if self.training_objective is not None:
-            self.record.take_back(self.training_objective.WEIGHT, self.training_objective.log.first)
+            for kind, first in self.training_objective.open_lines.items():
+                self.record.take_back(kind, first)
 
     def get_train_dataloader(self) -> Any:
         """Returns the one loader of a planned run, or that of the trainer underneath; workers leave SIGTERM to us."""
@@ -262,11 +263,12 @@ class DynamicTrainer(RecordedRun):
         super().log(logs if self.training_objective is None else self.training_objective.logged(logs), *args, **kwargs)
 
     def record_weights(self) -> None:
-        """Writes what the weights were since the last line into the record. Collective."""
-        line = {} if self.training_objective is None else self.training_objective.weights_line()
-        if line:
-            self.record.update(line)
-            self.recording.weighed(line)
+        """Writes what weights and losses were since the last lines into the record. Collective."""
+        if self.training_objective is None:
+            return
+        weights = self.training_objective.weights_line()
+        losses = self.training_objective.losses_line(weights)
+        self.recording.measured([line for line in (weights, losses) if line])
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""

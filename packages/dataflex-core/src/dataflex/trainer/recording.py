@@ -142,11 +142,13 @@ class Recording:
             self._texts.segment(start, rows, None, None)
             self.segment(start, steps, rows, None)
 
-    def weighed(self, line: Mapping[str, Any]) -> None:
-        """Writes the texts of the rows that a line of weights names. On every rank."""
-        if self._facts is not None:
+    def measured(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Writes lines of weights and losses, and the texts of the rows that they name. On every rank."""
+        for line in lines:
+            self._trainer.record.update(line)
             named = [row for row, _ in (*line.get("most", ()), *line.get("least", ()))]
-            self._texts.add(np.array(named, dtype=np.int64))
+            if self._facts is not None and named:
+                self._texts.add(np.array(named, dtype=np.int64))
 
     def segment(self, start: int, steps: int, rows: NDArray[np.int64], update: int | None) -> None:
         """Writes down what a file of selections holds, and how far the run is. On rank 0, while training.
