@@ -312,3 +312,41 @@ def test_what_is_patched_is_put_back(load):
     with pytest.raises(ConfigError):
         load("dataset=text")
     assert [getattr(data_loader, name) for name in names] == before
+
+
+SOURCE_OF = {1: "first", 2: "turns", 3: "plain", 4: "whole"}
+"""Hundreds of a row's number -> its dataset."""
+
+
+def require_right_sources(module: Any, tokenizer: Any) -> None:
+    """Requires that each row of the train dataset is said to be of the dataset that its number is of."""
+    names, codes = module["row_sources"]
+    numbers = numbers_of(module["train_dataset"], tokenizer)
+    assert [names[code] for code in codes] == [SOURCE_OF[number // 100] for number in numbers]
+    assert "dataflex_source" not in module["train_dataset"].column_names
+
+
+@pytest.mark.parametrize("columns", [(), ("level",)], ids=["alone", "beside a column"])
+@pytest.mark.parametrize("keys", [["val_size=0.2"], ["max_samples=7"], ["preprocessing_batch_size=4"]], ids=str)
+def test_the_dataset_of_each_row_is_known_where_several_are_trained_on_as_one(load, keys, columns):
+    module, tokenizer = load("dataset=first,turns,plain", *keys, columns=columns)
+    require_right_sources(module, tokenizer)
+    if columns:
+        require_right(module, tokenizer, but=range(300, 309))
+
+
+def test_sources_are_kept_beside_tokenised_rows_and_those_of_other_datasets_are_not_believed(load, tmp_path, caplog):
+    from dataflex.integrations.llamafactory.raw_columns import FILE
+
+    kept = f"tokenized_path={tmp_path / 'kept'}"
+    load("dataset=first,turns", kept, columns=())
+    require_right_sources(*load("dataset=first,turns", kept, columns=()))
+    assert "row_sources" not in load("dataset=plain,whole", kept, columns=())[0]
+    (tmp_path / "kept" / FILE).write_bytes(b"PK\x03\x04 cut off")
+    assert "row_sources" not in load("dataset=first,turns", kept, columns=())[0]
+    assert "the source of a row is not known" in caplog.text
+
+
+@pytest.mark.parametrize("keys", [["dataset=first"], ["dataset=first,turns", "packing=true"]], ids=["one", "packed"])
+def test_rows_of_one_dataset_and_packed_rows_have_no_source_each(load, keys):
+    assert "row_sources" not in load(*keys, columns=())[0]

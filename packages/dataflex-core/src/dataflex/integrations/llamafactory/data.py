@@ -41,7 +41,8 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         if mixes:
             require_observable(spec)
         by_source = knows_sources(spec, data_args)
-        kept = KeptColumns(wanted_columns(spec))
+        several = data_args.dataset is not None and len(data_args.dataset) > 1 and not by_source
+        kept = KeptColumns(wanted_columns(spec), data_args.dataset if several else ())
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
         def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
@@ -59,6 +60,9 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
             columns = kept.of(module.get("train_dataset"))
             if columns:
                 module["score_columns"] = columns
+            sources = kept.sources_of(module.get("train_dataset"))
+            if sources is not None:
+                module["row_sources"] = sources
             if mixes and spec.arguments.mixer_eval_dataset:
                 module["mixer_eval_dataset"] = load_held_out(
                     data_args, spec.arguments.mixer_eval_dataset, loading(args)

@@ -7,8 +7,10 @@ out again, and the train dataset is, to the last bit, the one that a run without
 
     read and sampled (num_samples, max_samples) -> aligned + ours -> merged -> val_size -> tokenised + ours -> taken out
 
+The dataset that a row comes from travels in the same way, for the record of a run over several.
+
 Tokenising tells nobody which rows it dropped. Where a batch has fewer rows than it was made of, its rows are tokenised
-once more, one by one.
+once more, one by one; not where all of them have the same values.
 """
 
 from __future__ import annotations
@@ -43,9 +45,11 @@ from dataflex.rows.views import MixedSources
 from dataflex.utils.logging import logger
 
 PREFIX = "dataflex_column:"
+SOURCE = "dataflex_source"
+"""The column of the number of the dataset that a row comes from."""
 FILE = "dataflex_columns.npz"
 """Where columns are kept beside the tokenised rows of a ``tokenized_path``."""
-_ROWS = "dataflex_rows"
+_ROWS, _NAMES = "dataflex_rows", "dataflex_source_names"
 Columns = dict[str, NDArray[np.float64]]
 
 
@@ -66,11 +70,14 @@ class KeptColumns:
     """Keeps columns while the train dataset of a run is loaded.
 
     Args:
-        columns: Their names in the raw data. Without any, nothing is done.
+        columns: Their names in the raw data.
+        sources: The datasets of the run, where each row's is to be known. Without any and without columns, nothing is
+            done. Of streams and packed rows it is not known.
     """
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns = tuple(dict.fromkeys(columns))
+    def __init__(self, columns: Sequence[str], sources: Sequence[str] = ()) -> None:
+        self.columns, self._sources = tuple(dict.fromkeys(columns)), tuple(sources)
+        self._aligned_so_far = 0  # train datasets
         self._kept: list[tuple[Any, Columns]] = []  # by dataset, which is held so that its identity stays its own
         self._names: dict[str, None] = {}  # of all columns in the raw data
         self._with: dict[str, list[str]] = {column: [] for column in self.columns}  # the datasets that have it
@@ -84,10 +91,12 @@ class KeptColumns:
         Raises:
             ConfigError: Before anything is read: rows will be streams, or packed.
         """
-        if not self.columns:
+        refuse(column_problems(self.columns, streaming=bool(data_args.streaming), packing=bool(data_args.packing)))
+        if data_args.streaming or data_args.packing:
+            self._sources = ()
+        if not (self.columns or self._sources):
             yield
             return
-        refuse(column_problems(self.columns, streaming=bool(data_args.streaming), packing=bool(data_args.packing)))
         stand_ins = {
             "_get_merged_dataset": self._merged,
             "align_dataset": self._aligned,
@@ -109,7 +118,7 @@ class KeptColumns:
 
         @functools.wraps(original)
         def get_dataset(*args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
-            path = data_args.tokenized_path if self.columns else None
+            path = data_args.tokenized_path if self.columns or self._sources else None
             was_kept = is_kept(path)
             module = original(*args, data_args=data_args, training_args=training_args, **kwargs)
             if path is not None and module.get("train_dataset") is not None:
@@ -144,6 +153,11 @@ class KeptColumns:
             )
         return found
 
+    def sources_of(self, dataset: Any) -> tuple[tuple[str, ...], NDArray[np.int16]] | None:
+        """Returns the names of the sources and the number of each row's: (N,); None where they are not known."""
+        codes_N = self._of_part(dataset, SOURCE) if self._sources else None
+        return None if codes_N is None else (self._sources, codes_N.astype(np.int16))
+
     def _of_part(self, part: Any, column: str) -> NDArray[np.float64] | None:
         return next((columns.get(column) for dataset, columns in self._kept if dataset is part), None)
 
@@ -165,6 +179,8 @@ class KeptColumns:
 
         def get_merged_dataset(names: Any, model_args: Any, data_args: Any, *args: Any, **kwargs: Any) -> Any:
             self._of_train = names is not data_args.eval_dataset
+            if self._of_train and tuple(names or ()) != self._sources:  # a part of them: rows of these are not told
+                self._sources = ()
             try:
                 return original(names, model_args, data_args, *args, **kwargs)
             finally:
@@ -178,7 +194,11 @@ class KeptColumns:
                 return original(dataset, dataset_attr, *args, **kwargs)
             values = {column: self._raw(dataset, column, str(dataset_attr)) for column in self.columns}
             aligned = original(dataset, dataset_attr, *args, **kwargs)
-            if len(aligned) != len(dataset):
+            if self._sources:
+                number = self._aligned_so_far % len(self._sources)  # they are loaded in the order of the key
+                aligned = aligned.add_column(SOURCE, np.full(len(aligned), number, dtype=np.int16))
+                self._aligned_so_far += 1
+            if self.columns and len(aligned) != len(dataset):
                 raise ConfigError(
                     f"column:{self.columns[0]}: the converter of the dataset '{dataset_attr}' made {len(aligned)} rows "
                     f"of {len(dataset)}, so a value is not that of one row -> give the scores as file:PATH"
@@ -202,14 +222,15 @@ class KeptColumns:
 
     def _processor(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_dataset_processor(*args: Any, **kwargs: Any) -> Any:
-            return _Carrying(original(*args, **kwargs), [PREFIX + column for column in self.columns])
+            return _Carrying(original(*args, **kwargs), [*(PREFIX + column for column in self.columns), SOURCE])
 
         return get_dataset_processor
 
     def _preprocessed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_preprocessed_dataset(*args: Any, is_eval: bool = False, **kwargs: Any) -> Any:
             found = original(*args, is_eval=is_eval, **kwargs)
-            ours = [] if found is None else [name for name in found.column_names if name.startswith(PREFIX)]
+            names = [] if found is None else found.column_names
+            ours = [name for name in names if name.startswith(PREFIX) or name == SOURCE]
             if not ours:
                 return found
             plain = found.remove_columns(ours)
@@ -222,33 +243,45 @@ class KeptColumns:
         return get_preprocessed_dataset
 
     def _write(self, path: str, dataset: Any) -> None:
-        own = {column: self._of_part(dataset, column) for column in self.columns}
+        own = {column: self._of_part(dataset, column) for column in (*self.columns, SOURCE)}
         kept = {column: values for column, values in own.items() if values is not None}
         with replacing(Path(path) / FILE) as temporary, open(temporary, "wb") as file:
-            arrays = {PREFIX + column: values for column, values in kept.items()}
-            np.savez(file, **arrays, **{_ROWS: np.array(rows_digest(dataset))})  # type: ignore[arg-type]
+            arrays = {SOURCE if name == SOURCE else PREFIX + name: values for name, values in kept.items()}
+            about = {_ROWS: np.array(rows_digest(dataset)), _NAMES: np.array(self._sources, dtype=np.str_)}
+            np.savez(file, **arrays, **about)  # type: ignore[arg-type]
 
     def _read(self, path: str, dataset: Any) -> Columns:
         wanted = [column for column in self.columns if column not in dataset.column_names]
-        if not wanted:
+        if not (wanted or self._sources):
             return {}
-        found: Mapping[str, Any] = {}
-        if (Path(path) / FILE).is_file():
-            try:
-                with open(Path(path) / FILE, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                    found = {name.removeprefix(PREFIX): file[name] for name in file.files}
-            except (OSError, ValueError, BadZipFile) as error:
-                raise ConfigError(
-                    f"tokenized_path: {Path(path) / FILE} holds the columns of its rows and cannot be read: {error} "
-                    "-> name another folder, or leave it out"
-                ) from error
-        missing = [column for column in wanted if column not in found]
-        if missing or str(found.get(_ROWS)) != rows_digest(dataset):
+        try:
+            found = _arrays(Path(path) / FILE)
+        except (OSError, ValueError, BadZipFile) as error:
+            if not wanted:  # nothing but the record asks for the sources
+                logger.warning("tokenized_path: %s cannot be read: %s; the source of a row is not known", FILE, error)
+                return {}
+            raise ConfigError(
+                f"tokenized_path: {Path(path) / FILE} holds the columns of its rows and cannot be read: {error} "
+                "-> name another folder, or leave it out"
+            ) from error
+        own = str(found.get(_ROWS)) == rows_digest(dataset)
+        missing = [column for column in wanted if PREFIX + column not in found]
+        if wanted and (missing or not own):
             raise ConfigError(
                 f"tokenized_path: {path} holds rows that were tokenised without the column {listed(missing or wanted)} "
                 "-> name another folder, or leave it out"
             )
-        return {column: found[column] for column in wanted}
+        kept = {column: found[PREFIX + column] for column in wanted}
+        same = own and SOURCE in found and tuple(found.get(_NAMES, ())) == self._sources
+        return kept | ({SOURCE: found[SOURCE]} if same else {})
+
+
+def _arrays(path: Path) -> Mapping[str, Any]:
+    """Returns what the file of kept columns holds; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 class _Carrying:
@@ -270,6 +303,8 @@ class _Carrying:
         if not carried:
             return made
         count = len(next(iter(carried.values())))
+        if all(value == values[0] for values in carried.values() for value in values):
+            return {**made, **{name: values[:1] * _count(made) for name, values in carried.items()}}
         left = range(count) if _count(made) == count else self._left(rows, count)
         assert len(left) == _count(made), "tokenising a row alone drops it as in a batch"
         return {**made, **{name: [values[place] for place in left] for name, values in carried.items()}}
