@@ -25,7 +25,8 @@ SEGMENTS = "dataflex_segments.jsonl"
 ROWS = "dataflex_rows.jsonl"
 WHY = "dataflex_why.jsonl"
 LAST_SCORES = "dataflex_last_scores.npz"
-RECORD = (TRACE, METRICS, SEGMENTS, ROWS, WHY, LAST_SCORES, RUN)
+ROW_SOURCES = "dataflex_row_sources.npz"
+RECORD = (TRACE, METRICS, SEGMENTS, ROWS, WHY, LAST_SCORES, ROW_SOURCES, RUN)
 """The files of a run's record that lie in ``output_dir`` itself, besides its configuration."""
 
 

@@ -19,39 +19,51 @@ class SourceTable:
     Args:
         dataset: The train dataset.
         name: What it is called where it is one source.
+        told: Names of sources and (N,) the number of each row's, where the dataset is made of several and does not tell
+            them apart itself.
 
     Attributes:
         names: (K) the sources.
-        first: (K) the first row of each.
+        first: (K) the first row of each; None for each where their rows are not one after the other.
+        codes: (N,) the number of each row's source in that case, else None.
         sizes: (K) rows of each; None for a stream, or where it has no length.
         rows: All rows; None where a size is not known.
         knows_lengths: Whether :meth:`lengths` gives any.
     """
 
-    def __init__(self, dataset: Any, name: str) -> None:
+    def __init__(
+        self, dataset: Any, name: str, told: tuple[Sequence[str], NDArray[np.integer[Any]]] | None = None
+    ) -> None:
         self._dataset = dataset
         parts: Sequence[Any] = [dataset]
         self.names: tuple[str, ...] = (name,)
-        self.first = [0]
+        self.first: list[int | None] = [0]
+        self.codes: NDArray[np.integer[Any]] | None = None
+        self._starts: NDArray[np.int64] | None = None  # (K,) of sources that were told and follow each other
         if isinstance(dataset, MixedSources):
             parts, self.names, self.first = dataset.sources, dataset.names, dataset.offsets[:-1].tolist()
+        elif told is not None:
+            self._tell(tuple(told[0]), told[1])
         self._parts = parts
         streams = any(isinstance(part, Stream) for part in parts)
         self.sizes = [None if streams or not isinstance(part, Sized) else len(part) for part in parts]
         known = [size for size in self.sizes if size is not None]
         self.rows = sum(known) if len(known) == len(parts) else None
+        if told is not None and len(parts) == 1 and len(self.names) > 1:
+            self.sizes = np.bincount(told[1], minlength=len(self.names)).tolist()
         self.knows_lengths = lengths_at_hand(dataset)
 
     def described(self) -> list[dict[str, Any]]:
         """Returns ``name``, ``first``, ``rows`` and ``tokens`` of each source; null for what is not known."""
-        columns = zip(self.names, self.first, self.sizes, self._parts, strict=True)
-        return [
-            {"name": name, "first": first, "rows": size, "tokens": token_total(part)}
-            for name, first, size, part in columns
-        ]
+        columns = zip(self.names, self.first, self.sizes, self._tokens(), strict=True)
+        return [{"name": name, "first": first, "rows": size, "tokens": tokens} for name, first, size, tokens in columns]
 
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the number of each row's source: same shape, in [0, K)."""
+        if self.codes is not None:
+            return self.codes[rows].astype(np.int64)
+        if self._starts is not None:
+            return np.searchsorted(self._starts, rows, side="right") - 1
         if not isinstance(self._dataset, MixedSources):
             return np.zeros(rows.shape, dtype=np.int64)
         return self._dataset.sources_of(rows)
@@ -74,3 +86,21 @@ class SourceTable:
             tokens_K = np.bincount(numbers, lengths, minlength=len(self.names)).astype(np.int64).tolist()
         found = zip(self.names, rows_K.tolist(), tokens_K, strict=True)
         return {name: {"rows": count, "tokens": tokens} for name, count, tokens in found if count}
+
+    def _tell(self, names: tuple[str, ...], codes_N: NDArray[np.integer[Any]]) -> None:
+        """Takes the sources of the rows: by where each begins, or by the number of each row's."""
+        self.names, self.first = names, [None] * len(names)
+        if (np.diff(codes_N) < 0).any():
+            self.codes = codes_N
+            return
+        self._starts = np.searchsorted(codes_N, np.arange(len(names)))
+        self.first = self._starts.tolist()
+
+    def _tokens(self) -> list[int | None]:
+        if len(self._parts) == len(self.names):
+            return [token_total(part) for part in self._parts]
+        lengths = self.lengths(np.arange(self.rows or 0, dtype=np.int64))
+        if lengths is None:
+            return [None] * len(self.names)
+        numbers = self.of(np.arange(len(lengths), dtype=np.int64))
+        return [int(total) for total in np.bincount(numbers, lengths, minlength=len(self.names))]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.files import (
     LAST_SCORES,
+    ROW_SOURCES,
     METRICS,
     SEGMENTS,
     SELECTIONS,
@@ -134,6 +135,16 @@ class RunRecord:
             return
         with replacing(self.folder / LAST_SCORES) as temporary, open(temporary, "wb") as file:
             np.savez(file, scores=scores_N, step=step, run=run, component=component)
+
+    def row_sources(self, names: Sequence[str], codes_N: NDArray[np.integer[Any]] | None, run: str) -> None:
+        """Writes the number of each row's source: (N,); deletes the file where ``None`` says that rows are in order."""
+        if not self._writes:
+            return
+        if codes_N is None:
+            (self.folder / ROW_SOURCES).unlink(missing_ok=True)
+            return
+        with replacing(self.folder / ROW_SOURCES) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, sources=codes_N, names=np.array(names, dtype=np.str_), run=run)
 
     def last_scores(self) -> dict[str, Any] | None:
         """Returns ``step``, ``run`` and ``component`` of the last scores; None where there are none to be read."""

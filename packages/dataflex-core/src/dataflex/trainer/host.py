@@ -31,6 +31,7 @@ class Host(Protocol):
     training_objective: Any
     batch_rows: Any
     shared_scores: Any
+    row_sources: Any
     mixture_manager: Any
     data_collator: Any
     _train_batch_size: int

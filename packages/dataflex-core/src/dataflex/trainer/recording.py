@@ -73,7 +73,8 @@ class Recording:
         trainer, step = self._trainer, self._trainer.state.global_step
         remember({key: value for key, value in os.environ.items() if len(value) >= _LONG})
         before = read_facts(trainer.output_dir, trainer.run_id)
-        self._table = SourceTable(trainer.train_dataset, dataset_name(trainer.spec))
+        self._table = SourceTable(trainer.train_dataset, dataset_name(trainer.spec), trainer.row_sources)
+        trainer.record.row_sources(self._table.names, self._table.codes, trainer.run_id)
         self._tokens = TrainedTokens(self._table, self._batch)
         self._resume_tokens(step)
         self._texts = RowRecording(trainer, self._table)
