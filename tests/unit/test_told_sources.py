@@ -37,7 +37,8 @@ def test_rows_in_order_need_the_first_of_each_source_and_others_a_number_each(tm
     record.row_sources(shuffled.names, shuffled.codes, "0" * 16)
     with np.load(tmp_path / ROW_SOURCES) as file:
         assert file["sources"].tolist() == CODES["shuffled"]
-        assert file["names"].tolist() == ["first", "second"] and str(file["run"]) == "0" * 16
+        assert file["names"].tolist() == ["first", "second"]
+        assert str(file["run"]) == "0" * 16
     record.row_sources(ordered.names, ordered.codes, "1" * 16)
     assert not (tmp_path / ROW_SOURCES).exists()
 

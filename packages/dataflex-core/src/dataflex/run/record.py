@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from dataflex.core.files import (
     LAST_SCORES,
-    ROW_SOURCES,
     METRICS,
+    ROW_SOURCES,
     SEGMENTS,
     SELECTIONS,
     TRACE,
