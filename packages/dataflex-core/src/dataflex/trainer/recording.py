@@ -124,6 +124,7 @@ class Recording:
         self._trainer.record.metrics([_first(line, total) for line in lines])
         if self._status != RUNNING or time.monotonic() - self._written >= _BETWEEN:
             self._write()
+            self._texts.go_on()
 
     def planned(self, segment: Segment, plan: Plan) -> None:
         """Writes down what was planned for a segment. On every rank."""
@@ -197,6 +198,7 @@ class Recording:
         self._status, self._error = status, None if error is None else one_line(error)
         try:
             self._write()
+            self._texts.finish(broken_off=error is not None)
         except OSError as failure:  # what ended the run is what is to be said
             logger.warning("how the run ended cannot be written down: %s", failure)
 
