@@ -19,6 +19,7 @@ from dataflex.core.errors import StoppedError
 from dataflex.core.schedule import Segment
 from dataflex.planning.decisions import Plan
 from dataflex.planning.run_schedule import global_batch_size
+from dataflex.planning.selecting import Candidates
 from dataflex.rows.source_table import SourceTable
 from dataflex.run.heard_warnings import HeardWarnings
 from dataflex.run.run_clock import RunClock
@@ -41,6 +42,8 @@ from dataflex.utils.logging import logger
 from dataflex.utils.secret_values import remember
 
 _BETWEEN = 1.0  # seconds between two writings for lines of the log
+SCORED = 10**7
+"""Rows of a dataset up to which the scores of the last update are saved: 40 MB."""
 _LONG = 16  # characters from which on a value of the environment may be a key, and is not a word of somebody's text
 
 
@@ -133,7 +136,7 @@ class Recording:
         rows, scored = plan.chosen.rows, [each for each in plan.decisions if each.candidates is not None]
         candidates = scored[-1].candidates if scored else None  # the one that chooses comes after those that filter
         if candidates is not None:
-            self._trainer.record.scores(candidates, segment.start, self._trainer.run_id, scored[-1].name)
+            self._save_scores(candidates, segment.start, scored[-1].name)
         self._texts.segment(segment.start, rows, plan.chosen.scores, candidates)
         self.segment(segment.start, segment.steps, rows, segment.update)
 
@@ -186,6 +189,11 @@ class Recording:
         self._tokens.begin(trainer.record.segment_lines(), done)
         if now is not None and done < step:
             self._tokens.add(now.start, now.steps, trainer.segments.chosen.rows)
+
+    def _save_scores(self, candidates: Candidates, step: int, component: str) -> None:
+        size = self._table.rows
+        if size is not None and size <= SCORED:
+            self._trainer.record.scores(candidates.of_all(size), step, self._trainer.run_id, component)
 
     @property
     def _batch(self) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.component import seeded
 from dataflex.model.undisturbed import same_random_states
+from dataflex.planning.selecting import Candidates
 from dataflex.rows.arrow import is_stored
 from dataflex.rows.columns import stored_parts, token_ids
 from dataflex.rows.source_table import SourceTable
@@ -67,7 +68,7 @@ class RowRecording:
         step: int,
         rows: NDArray[np.int64],
         scores: NDArray[np.float64] | None,
-        candidates: NDArray[np.float32] | None,
+        candidates: Candidates | None,
     ) -> None:
         """Writes the notable rows after a segment was planned, or trained on.
 
@@ -75,7 +76,7 @@ class RowRecording:
             step: Steps done when it begins.
             rows: (S,) its rows.
             scores: (S,) their scores, if any.
-            candidates: (N,) the scores of all rows that were scored, if known.
+            candidates: The scores of all rows that were chosen from, if known.
         """
         if self.texts is None or self._all or self._table.rows is None:
             return
@@ -83,7 +84,7 @@ class RowRecording:
         generator = np.random.Generator(np.random.Philox(key=seeded(self._trainer.seed, "record", step)))
         found = [self._times.notable(generator)]
         if candidates is not None:
-            found.append(by_score(None, candidates))
+            found.append(by_score(candidates.rows, candidates.scores))
         elif scores is not None:
             found.append(by_score(rows, scores))
         self.add(np.concatenate(found))
