@@ -249,6 +249,8 @@ def test_warnings_are_counted_by_text_without_secrets_and_users_see_them_as_befo
 def test_no_secret_is_in_any_file_of_the_record(tmp_path, monkeypatch):
     monkeypatch.setattr(secret_values, "_known", set())
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    monkeypatch.setenv("OLDPWD", f"{tmp_path}/gone")
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path))
     tokenizer = tiny_tokenizer()
     tokenizer.decode = lambda ids, **kwargs: "my key is hf_0123456789abcdef"
     trainer = build(tmp_path, callbacks=[Breaks(ValueError("refused: hf_0123456789abcdef"))])
@@ -257,6 +259,7 @@ def test_no_secret_is_in_any_file_of_the_record(tmp_path, monkeypatch):
         trainer.train()
     assert facts_of(tmp_path)["error"] == "ValueError: refused: <secret>"
     assert "my key is <secret>" in (tmp_path / ROWS).read_text()
+    assert secret_values.scrubbed(f"{tmp_path}/gone") == f"{tmp_path}/gone", "a folder is no secret"
     assert not [path for path in tmp_path.glob("dataflex_*") if path.is_file() and b"hf_0123" in path.read_bytes()]
 
 

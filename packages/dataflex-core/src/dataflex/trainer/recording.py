@@ -74,7 +74,7 @@ class Recording:
             OSError: Nothing can be written there.
         """
         trainer, step = self._trainer, self._trainer.state.global_step
-        remember({key: value for key, value in os.environ.items() if len(value) >= _LONG})
+        remember({key: value for key, value in os.environ.items() if _may_be_a_key(key, value)})
         before = read_facts(trainer.output_dir, trainer.run_id)
         self._table = SourceTable(trainer.train_dataset, dataset_name(trainer.spec))
         self._tokens = TrainedTokens(self._table, self._batch)
@@ -230,6 +230,11 @@ class Recording:
 def _first(line: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Returns a line of the log with the step and the seconds in front."""
     return {"step": line.get("step"), "seconds": seconds} | dict(line)
+
+
+def _may_be_a_key(name: str, value: str) -> bool:
+    """Returns whether a variable of the environment may hold a key, and no folder: ``PWD`` sounds like a password."""
+    return len(value) >= _LONG and name not in ("PWD", "OLDPWD") and not os.path.exists(value)
 
 
 def _list(found: Any) -> list[Any]:
