@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dataflex.run.record import read_trace
+from dataflex.run.record import read_updates
 from dataflex.testing import tiny_model
 from rank_run import Job
 from ranks import answers, selections, stream, torchrun
@@ -70,7 +70,7 @@ def two(folder, one) -> Path:
 
 
 def shares(out: Path) -> list[list[float]]:
-    return [list(line["proportions"].values()) for line in read_trace(out)]
+    return [list(line["proportions"].values()) for line in read_updates(out)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +91,7 @@ def test_what_is_learnt_reaches_the_proportions(one, name):
 
 
 def test_the_weights_of_doremi_are_those_of_one_rank(one, two):
-    mine, theirs = (read_trace(out / "doremi")[-1] for out in (two, one))
+    mine, theirs = (read_updates(out / "doremi")[-1] for out in (two, one))
     assert list(mine["weights"].values()) == pytest.approx(list(theirs["weights"].values()), rel=1e-3)
     assert max(mine["weights"].values()) - min(mine["weights"].values()) > 0.01
     assert (two / "doremi" / "doremi_weights.json").exists()
@@ -99,7 +99,7 @@ def test_the_weights_of_doremi_are_those_of_one_rank(one, two):
 
 def test_two_ranks_see_the_same_experts_used(one, two):
     """Each rank routes its part of the held-out rows; the counts of tokens are of both parts."""
-    for mine, theirs in zip(read_trace(two / "dynamic_moe"), read_trace(one / "dynamic_moe"), strict=True):
+    for mine, theirs in zip(read_updates(two / "dynamic_moe"), read_updates(one / "dynamic_moe"), strict=True):
         assert mine["gate_distance"] == pytest.approx(theirs["gate_distance"], rel=1e-6)
         assert min(mine["gate_distance"].values()) > 0.01
         assert len(set(mine["gate_distance"].values())) == 3
@@ -107,8 +107,8 @@ def test_two_ranks_see_the_same_experts_used(one, two):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_saved_on_one_rank_goes_on_with_two(folder, one, two, name):
-    resumed = {line["step"]: line for line in read_trace(folder / "resumed" / name)}
-    whole = {line["step"]: line for line in read_trace(one / name)}
+    resumed = {line["step"]: line for line in read_updates(folder / "resumed" / name)}
+    whole = {line["step"]: line for line in read_updates(one / name)}
     later = [step for step in whole if step >= 5]
     assert later == [6, 9, 12]
     for step in later:

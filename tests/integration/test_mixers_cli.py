@@ -6,7 +6,7 @@ import json
 
 import pytest
 from dataflex.config import known_keys
-from dataflex.run.record import read_trace
+from dataflex.run.record import read_updates
 
 NAMES = ("code", "docstrings", "prose")
 LOOKING = '''
@@ -45,7 +45,7 @@ def looking(tmp_path_factory):
 def test_losses_are_those_that_the_trainer_logs_and_held_out_rows_are_tokenised(train, tmp_path, looking):
     held_out = "mixer_eval_dataset=[docstrings,code,prose]"
     assert train("mix_random", *looking, held_out, "mixture_unit=tokens", "gradient_accumulation_steps=2") == 0
-    lines = read_trace(tmp_path / "run")
+    lines = read_updates(tmp_path / "run")
     told = lines[-1]["told"]
     assert len(told) == 4
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
@@ -60,7 +60,7 @@ def test_losses_are_those_that_the_trainer_logs_and_held_out_rows_are_tokenised(
 
 def test_what_val_size_holds_out_serves_as_well(train, tmp_path, looking):
     assert train("mix_random", *looking, "val_size=6", out="held") == 0
-    held_out = read_trace(tmp_path / "held")[0]["held_out"]
+    held_out = read_updates(tmp_path / "held")[0]["held_out"]
     assert set(held_out) == set(NAMES)
     assert all(0 < count < 20 for count in held_out.values())  # two texts of each source, packed into rows
 
@@ -75,4 +75,4 @@ def test_a_loss_without_logits_is_refused_before_the_model_is_loaded(train, tmp_
 def test_shipped_mixers_run(train, tmp_path, name):
     keys = ["warmup_step=2", "update_step=1", "update_times=-1", "train_step=5"]
     assert train("mix_random", f"component_name={name}", *keys, out=name) == 0
-    assert [line["step"] for line in read_trace(tmp_path / name)] == [2, 3, 4]
+    assert [line["step"] for line in read_updates(tmp_path / name)] == [2, 3, 4]

@@ -14,7 +14,7 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import MIXER
 from dataflex.core.registry import register_mixer
 from dataflex.planning import run_schedule as steps
-from dataflex.run.record import read_trace
+from dataflex.run.record import read_updates
 from dataflex.run.state import load_state
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
@@ -139,7 +139,7 @@ def test_each_step_tells_the_token_mean_of_each_source_over_its_micro_batches(tm
         expected = [c / n if n else math.nan for c, n in zip(cost, count, strict=True)]
         np.testing.assert_allclose(losses_K, expected, rtol=1e-5)
     assert any(np.isnan(losses_K[2]) for _, losses_K, _ in told), "a source that was left out has no loss"
-    assert [line["told"] for line in read_trace(tmp_path)] == [2, 4], "warm-up is observed; the trace has the details"
+    assert [line["told"] for line in read_updates(tmp_path)] == [2, 4], "warm-up is observed; the trace has the details"
 
 
 def test_token_values_replace_the_losses_token_by_token(tmp_path):
@@ -217,7 +217,7 @@ def test_a_loss_without_logits_is_refused_before_training(tmp_path):
 
 def test_the_trace_says_how_often_each_source_was_seen(tmp_path):
     trainer(tmp_path, "blind").train()
-    first, second = read_trace(tmp_path)
+    first, second = read_updates(tmp_path)
     files = [np.load(path)["indices"] for path in sorted((tmp_path / "dataflex_selections").iterdir())]
     ends = np.cumsum([7, 20, 40])
     counts = np.cumsum([np.bincount(np.searchsorted(ends, rows, side="right"), minlength=3) for rows in files], axis=0)
@@ -271,9 +271,9 @@ def test_a_long_static_mixture_is_planned_in_pieces_and_resumes_inside_of_one(tm
 
 def test_what_was_left_out_stands_in_the_trace_and_is_counted_on_from_a_checkpoint(tmp_path):
     trainer(tmp_path, "overflowing", save_strategy="steps", save_steps=3).train()
-    assert [line["left_out"] for line in read_trace(tmp_path)] == [2, 4]
+    assert [line["left_out"] for line in read_updates(tmp_path)] == [2, 4]
     again = trainer(tmp_path / "r", "overflowing")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert again.component.left_out == 6
     trainer(tmp_path / "w", "watching").train()
-    assert not any("left_out" in line for line in read_trace(tmp_path / "w"))
+    assert not any("left_out" in line for line in read_updates(tmp_path / "w"))

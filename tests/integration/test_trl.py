@@ -15,7 +15,7 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
-from dataflex.run.record import read_trace
+from dataflex.run.record import read_updates
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.train.trainer import BY_TRAIN_TYPE, MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.upstream.relied_on import TRAINING
@@ -59,7 +59,7 @@ def test_texts_are_tokenised_by_trl_and_its_metrics_stand_beside_ours(tmp_path, 
     if kind is WEIGHTER:
         assert "dataflex/weight_max" in logged[-1]
     else:
-        assert len(read_trace(tmp_path)) == 2
+        assert len(read_updates(tmp_path)) == 2
 
 
 def test_sources_are_known_to_a_weighter_over_trl(tmp_path):

@@ -19,7 +19,7 @@ from dataflex.objective.label_counts import StepCounts
 from dataflex.objective.samples import ROWS
 from dataflex.objective.source_weights import SourceWeights
 from dataflex.planning.mixture import MixtureManager
-from dataflex.run.record import read_trace
+from dataflex.run.record import read_updates
 from dataflex.run.state import load_state, save_state
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_training_args
 from dataflex.train.mixer.base_mixer import Mixer
@@ -254,7 +254,7 @@ def test_a_proxy_run_writes_the_mean_of_its_weights_and_leaves_the_trace(tmp_pat
     assert list(written["proportions"].values()) == done.component.average.tolist()
     assert sum(written["proportions"].values()) == pytest.approx(1)
     assert max(abs(done.component.average - 1 / 3)) > 1e-3, "the weights have moved"
-    first, second = read_trace(tmp_path)
+    first, second = read_updates(tmp_path)
     assert first["weights_entropy"] == pytest.approx(math.log(3))
     assert second["weights_entropy"] < math.log(3)
     assert list(second["proportions"].values()) == pytest.approx([1 / 3] * 3), "rows are drawn by fixed shares"

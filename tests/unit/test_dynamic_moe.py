@@ -14,7 +14,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import MIXER
 from dataflex.planning.mixture import MixtureManager
-from dataflex.run.record import read_trace
+from dataflex.run.record import read_updates
 from dataflex.testing import TokenRows, device, pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer, reweighted
@@ -179,7 +179,7 @@ def test_a_run_moves_the_proportions_and_trains_the_gates_only_where_asked(tmp_p
     model = model()
     before = [next(iter(gate.parameters())).clone() for gate in gates(model)]
     run(tmp_path, model, freeze_gate=frozen).train()
-    lines = read_trace(tmp_path)
+    lines = read_updates(tmp_path)
     shares = [list(line["proportions"].values()) for line in lines]
     assert shares[0] != shares[1]
     assert max(shares[0]) - min(shares[0]) > 1e-3
@@ -197,7 +197,7 @@ def test_a_resumed_run_has_the_experts_and_the_shares_of_the_whole_one(tmp_path,
     resumed.train(resume_from_checkpoint=str(tmp_path / "w" / "checkpoint-2"))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
-    assert read_trace(tmp_path / "r")[-1]["proportions"] == read_trace(tmp_path / "w")[-1]["proportions"]
+    assert read_updates(tmp_path / "r")[-1]["proportions"] == read_updates(tmp_path / "w")[-1]["proportions"]
 
 
 def test_held_out_rows_may_be_the_evaluation_set_by_source(tmp_path):

@@ -27,7 +27,6 @@ from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.arms import next_pulls, quotas
-from dataflex_selectors.parts.candidates import scores_of_all
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.finite_scores import scored_places
 from dataflex_selectors.parts.gradient_scores import (
@@ -140,7 +139,7 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
             chosen = self._by_quota(best_E, num_samples, generator)
         else:
             chosen = pick(best_E[:, None], num_samples, self.mode, self.temperature, generator, rows)
-        return Selection(rows[chosen], best_E[chosen], candidates=scores_of_all(len(self.dataset), rows, best_E))
+        return Selection(rows[chosen], best_E[chosen], candidates=(rows, best_E))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row, most of them smoothed: (N,), NaN without a label. See the base class."""

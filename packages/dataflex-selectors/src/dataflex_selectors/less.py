@@ -26,7 +26,7 @@ from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.candidates import candidate_rows, scores_of_all
+from dataflex_selectors.parts.candidates import candidate_rows
 from dataflex_selectors.parts.enough import require_candidates, require_labelled
 from dataflex_selectors.parts.gradient_scores import ComparesSteps, GradientScores, GradientSettings, loss_targets
 from dataflex_selectors.parts.pick import pick, picking_problems
@@ -109,7 +109,7 @@ class LessSelector(ComparesSteps):
         scores_NJ = self._averages(model, context, pool)
         chosen = pick(scores_NJ, num_samples, self.mode, self.temperature, generator, pool)
         best_P = scores_NJ.max(axis=1)
-        return Selection(pool[chosen], best_P[chosen], candidates=scores_of_all(len(self.dataset), pool, best_P))
+        return Selection(pool[chosen], best_P[chosen], candidates=(pool, best_P))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row: (N,), NaN without a label. See the base class."""

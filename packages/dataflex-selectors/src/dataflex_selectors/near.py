@@ -25,7 +25,6 @@ from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.candidates import scores_of_all
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.neighbours import Search, backend_problem, nearest
 from dataflex_selectors.parts.ranking import first_places
@@ -116,7 +115,7 @@ class NearSelector(ToTarget):
         if len(self._ahead) < num_samples or self.is_due(self._ranked_at, context.update):
             self._rank(model, step_id, num_samples, context)
         rows, scores = self._ahead[:num_samples], self._similar[:num_samples]
-        ranked = scores_of_all(len(self.dataset), self._ahead, self._similar)
+        ranked = self._ahead, self._similar
         if self.exclude_seen:
             self._ahead, self._similar = self._ahead[num_samples:], self._similar[num_samples:]
             self._seen = np.concatenate([self._seen, rows])

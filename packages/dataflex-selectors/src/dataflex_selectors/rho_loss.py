@@ -32,7 +32,6 @@ from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.candidates import scores_of_all
 from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
 from dataflex_selectors.parts.finite_scores import scored_places
 from dataflex_selectors.parts.irreducible import NAME, from_column, from_model, source_problem, try_model
@@ -142,7 +141,7 @@ class RhoLossSelector(Selector):
         have, way_out = "have a label and an irreducible loss", f"{SHOW_LABELS}, irreducible losses for more rows"
         require_enough(num_samples, len(rows), len(irreducible_N), have, way_out)
         chosen = generator.permutation(largest(rho, rows, num_samples))
-        return Selection(rows[chosen], rho[chosen], candidates=scores_of_all(len(self.dataset), rows, rho))
+        return Selection(rows[chosen], rho[chosen], candidates=(rows, rho))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
         """Returns rho of every row: (N,), NaN without a label or an irreducible loss. See the base class."""

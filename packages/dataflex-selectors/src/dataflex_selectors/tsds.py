@@ -101,14 +101,11 @@ class TsdsSelector(ToTarget):
             "use replacement: true, or a smaller alpha or more neighbours, which spread it wider",
         )
         places = draw(logarithms(self._p), num_samples, self.replacement, self.generator(update))
-        return Selection(self._rows[places], self._p[places], candidates=self._of_all(self._rows, self._p))
+        return Selection(self._rows[places], self._p[places], candidates=(self._rows, self._p))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the probability of every row: (N,), NaN without a label. See the base class."""
-        return self._of_all(*self._distribution(model, step_id))
-
-    def _of_all(self, rows: NDArray[np.int64], p: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the probability of every row: (N,), NaN without a label."""
+        rows, p = self._distribution(model, step_id)
         scores_N = np.full(len(self.dataset), np.nan)
         scores_N[self.eligible()] = 0
         scores_N[rows] = p

@@ -33,7 +33,7 @@ from dataflex.scoring.trial import trial_rows, try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.candidates import candidate_rows, scores_of_all
+from dataflex_selectors.parts.candidates import candidate_rows
 from dataflex_selectors.parts.derivatives import METHODS, directional_derivatives
 from dataflex_selectors.parts.enough import require_candidates, require_labelled
 from dataflex_selectors.parts.pick import pick
@@ -155,7 +155,7 @@ class ZerothSelector(Selector):
         pool_N = candidate_rows(len(self.dataset), self.candidates, generator)
         scores_N = self._influences(model, step_id, pool_N, generator)
         best = pick(scores_N[:, None], num_samples, "topk", 1.0, generator, pool_N)
-        return Selection(pool_N[best], scores_N[best], candidates=scores_of_all(len(self.dataset), pool_N, scores_N))
+        return Selection(pool_N[best], scores_N[best], candidates=(pool_N, scores_N))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row: (N,), NaN without a label. See the base class."""

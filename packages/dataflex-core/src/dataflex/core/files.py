@@ -26,8 +26,6 @@ ROWS = "dataflex_rows.jsonl"
 WHY = "dataflex_why.jsonl"
 LAST_SCORES = "dataflex_last_scores.npz"
 ROW_SOURCES = "dataflex_row_sources.npz"
-RECORD = (TRACE, METRICS, SEGMENTS, ROWS, WHY, LAST_SCORES, ROW_SOURCES, RUN)
-"""The files of a run's record that lie in ``output_dir`` itself, besides its configuration."""
 
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.dataflex-tmp", re.DOTALL)  # by this name only ours are deleted

@@ -47,15 +47,15 @@ class Selection:
         trace.
         weights: (S,) how much each of these rows counts in the training loss, finite and 0 or more; None where all
             count alike. For methods that prune rows and rescale the others; the class says ``weighs = True``.
-        candidates: (N,) the scores of all rows of the selector's dataset that it had to choose from, NaN for a row
-            that it did not score and -inf for one that it never takes; None where it has none. They are only recorded:
-            summarised in the trace, and those of the last update saved.
+        candidates: The scores of all rows that it had to choose from: (N,), one for each row of the selector's dataset,
+            NaN for one that it did not score; or (rows, scores), (P,) each, where these are few. -inf stands for never.
+            None where it has none. They are only recorded: summarised in the trace, and those of the last update saved.
     """
 
     indices: Sequence[int] | np.ndarray
     scores: np.ndarray | None = None
     weights: np.ndarray | None = None
-    candidates: np.ndarray | None = None
+    candidates: np.ndarray | tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Selector(Component, ABC):

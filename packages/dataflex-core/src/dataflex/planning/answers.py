@@ -79,26 +79,40 @@ def checked_scores(scores: Any, *, count: int, who: str, never: bool = False) ->
     return values
 
 
-def checked_candidates(candidates: Any, *, size: int, who: str) -> NDArray[np.float64] | None:
-    """Returns the scores of all rows that a selector chose from as (size,) float64, or None where it gave none.
+def checked_candidates(
+    candidates: Any, *, size: int, who: str
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float64]] | None:
+    """Returns the scores of the rows that a selector chose from, with these rows; None where it gave none.
 
     Args:
-        candidates: What came with the rows. NaN stands for no score, -inf for never.
-        size: Rows of the selector's dataset.
+        candidates: What came with the choice: (N,) scores, or (rows, scores).
+        size: N, rows of the selector's dataset.
         who: The component, the update and the step, for the message.
 
+    Returns:
+        (P,) rows, None for all; and (P,) scores, NaN for none, -inf for never.
+
     Raises:
-        ComponentError: Another number of them, or infinite ones.
+        ComponentError: Not one score for each row, rows outside of the dataset, or infinite scores.
     """
     if candidates is None:
         return None
-    shape = np.shape(candidates)
-    if shape != (size,):
+    who, rows = f"{who}, of its candidates,", None
+    if isinstance(candidates, tuple):
+        if len(candidates) != 2:
+            raise ComponentError(f"{who} returned a tuple of {len(candidates)}; expected (rows, scores), or all scores")
+        found, candidates = candidates
+        rows = checked_rows(found, count=np.size(found), size=size, replacement=False, who=who)
+    expected = size if rows is None else len(rows)
+    if np.shape(candidates) != (expected,):
+        what = f"the {size} rows of its dataset" if rows is None else f"its {expected} rows"
         raise ComponentError(
-            f"{who} returned candidates of shape {shape}; expected a score for each of the {size} rows of its dataset "
-            "-> NaN for rows that it did not score, or candidates=None"
+            f"{who} returned scores of shape {np.shape(candidates)}; expected one for each of {what} -> NaN for a row "
+            "that it did not score, or candidates=None"
         )
-    return checked_scores(candidates, count=size, who=f"{who}: its candidates", never=True)
+    scores = checked_scores(candidates, count=expected, who=who, never=True)
+    assert scores is not None
+    return rows, scores
 
 
 def checked_permutation(answer: Any, size: int, who: str) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.planning.selecting import Chosen
+from dataflex.planning.selecting import Candidates, Chosen
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Decision:
         details: More keys for the trace line.
         news: What the log line says.
         scores: Scores to be summarised.
-        candidates: (N,) the scores of all rows that it chose from, NaN for the others; None where it gave none.
+        candidates: The scores of all rows that it chose from; None where it gave none.
         left_out: How many numbers that are not finite the component has left out so far.
     """
 
@@ -38,7 +38,7 @@ class Decision:
     news: str = ""
     scores: NDArray[np.float64] | None = None
     left_out: int = 0
-    candidates: NDArray[np.float32] | None = None
+    candidates: Candidates | None = None
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Planner:
             self._decided(
                 "filter", part, placed.component, started, len(rows), decided=rows, scores=kept.scores,
                 details={"keep": part.keep, "of": size}, news=f"kept {len(rows)} of {size} rows",
-                candidates=candidates_of([placed], len(self._stages)),
+                candidates=candidates_of([placed]),
             )  # fmt: skip
 
     @staticmethod
@@ -164,7 +164,7 @@ class Planner:
             self._decided(
                 "select", part, [placed.component for placed in stages.selectors], started, len(chosen.rows),
                 decided=chosen.rows, scores=chosen.scores, news=f"chose {len(chosen.rows)} of {size} rows",
-                candidates=candidates_of(stages.selectors, len(stages)),
+                candidates=candidates_of(stages.selectors),
             )  # fmt: skip
         return found
 

@@ -48,6 +48,33 @@ class Chosen:
         return Chosen(self.rows[places], scores, None if self.weights is None else self.weights[places])
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The scores of all rows that were chosen from, for the record.
+
+    Attributes:
+        rows: (P,) their numbers in the train dataset; or the number of the first, where they follow each other.
+        scores: (P,) NaN for none.
+    """
+
+    rows: NDArray[np.int64] | int
+    scores: NDArray[np.float32]
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Returns the row numbers: (P,)."""
+        if isinstance(self.rows, int):
+            return np.arange(self.rows, self.rows + len(self.scores), dtype=np.int64)
+        return self.rows
+
+    def of_all(self, size: int) -> NDArray[np.float32]:
+        """Returns the scores where their rows stand: (size,), NaN for the others."""
+        if isinstance(self.rows, int) and len(self.scores) == size:
+            return self.scores
+        scores_N = np.full(size, np.nan, dtype=np.float32)
+        scores_N[self.numbers()] = self.scores
+        return scores_N
+
+
 Make = Callable[[NDArray[np.int64] | None], Selector]
 """Makes the selector on some rows of the train dataset; None for all rows of its place."""
 
@@ -76,7 +103,7 @@ class PlacedSelector:
         self._version = 0
         self._standing: Chosen | None = None
         self._again = self._warmed = 0  # rows that stand and have come again; rows of the present warm-up
-        self._candidates: NDArray[np.float64] | None = None  # of the last choice, until they are taken
+        self._candidates: tuple[NDArray[np.int64] | None, NDArray[np.float64]] | None = None  # until they are taken
         self.component: Any = make(None)
 
     @property
@@ -157,24 +184,18 @@ class PlacedSelector:
         local = checked_rows(answer, count=count, size=self.size, replacement=selector.replacement, who=who)
         return Chosen(self._global(local))
 
-    @property
-    def has_candidates(self) -> bool:
-        """Whether it gave scores of all rows that it chose from last, which have not been taken yet."""
-        return self._candidates is not None
-
-    def put_candidates(self, scores_N: NDArray[np.float32]) -> None:
-        """Puts the scores of all rows that it chose from last where they stand, once.
-
-        Args:
-            scores_N: (N,) for the rows of the train dataset; what is not finite becomes NaN.
-        """
+    def take_candidates(self) -> Candidates | None:
+        """Returns the scores of all rows that it chose from last, once; None where it gave none."""
         found, self._candidates = self._candidates, None
         if found is None:
-            return
+            return None
+        local, scores = found
         with np.errstate(over="ignore"):  # float32 is for looking at
-            found32 = found.astype(np.float32)
-        found32[~np.isfinite(found32)] = np.nan
-        scores_N[slice(self._first, self._first + self._size) if self._rows is None else self._rows] = found32
+            scores_P = scores.astype(np.float32)
+        scores_P[~np.isfinite(scores_P)] = np.nan
+        if local is not None:
+            return Candidates(self._global(local), scores_P)
+        return Candidates(self._first if self._rows is None else self._rows, scores_P)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows that it is made on, a bit for each row of the place, and those that stand."""
@@ -228,22 +249,13 @@ class PlacedSelector:
         return local + self._first if self._rows is None else self._rows[local]
 
 
-def candidates_of(selectors: Sequence[PlacedSelector], size: int) -> NDArray[np.float32] | None:
-    """Returns the scores of all rows that selectors chose from last, each in its place; None where none has any.
-
-    Args:
-        selectors: One, or one for each source.
-        size: N, rows of the train dataset.
-
-    Returns:
-        (N,), NaN for a row that was not scored.
-    """
-    if not any(placed.has_candidates for placed in selectors):
-        return None
-    scores_N = np.full(size, np.nan, dtype=np.float32)
-    for placed in selectors:
-        placed.put_candidates(scores_N)
-    return scores_N
+def candidates_of(selectors: Sequence[PlacedSelector]) -> Candidates | None:
+    """Returns the scores of all rows that selectors chose from last, of one or of one for each source; None without."""
+    found = [given for given in (placed.take_candidates() for placed in selectors) if given is not None]
+    if len(found) <= 1:
+        return found[0] if found else None
+    rows = np.concatenate([each.numbers() for each in found])
+    return Candidates(rows, np.concatenate([each.scores for each in found]))
 
 
 def joined(parts: list[Chosen]) -> Chosen:

@@ -49,17 +49,17 @@ class TimesChosen:
         return np.concatenate([chosen[_last(times, _MOST)], chosen[_last(-times, _LEAST)], never])
 
 
-def by_score(rows: NDArray[np.int64] | None, scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+def by_score(rows: NDArray[np.int64] | int, scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """Returns the rows with the highest and the lowest scores.
 
     Args:
-        rows: (S,) the rows that the scores are of; None: row n is at place n.
-        scores: (S,) or (N,) scores; those that are not finite are left out.
+        rows: (S,) the rows that the scores are of; or the first, where they follow each other.
+        scores: (S,) scores; those that are not finite are left out.
     """
     places = np.flatnonzero(np.isfinite(scores))
     finite = scores[places]
     found = places[np.concatenate([_last(finite, _HIGHEST), _last(-finite, _LOWEST)])]
-    return np.asarray(found if rows is None else rows[found])
+    return np.asarray(found + rows if isinstance(rows, int) else rows[found])
 
 
 def _last(values: NDArray[Any], count: int) -> NDArray[np.int64]:

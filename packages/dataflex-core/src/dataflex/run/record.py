@@ -15,6 +15,8 @@ from dataflex.core.files import (
     LAST_SCORES,
     METRICS,
     ROW_SOURCES,
+    ROWS,
+    RUN,
     SEGMENTS,
     SELECTIONS,
     TRACE,
@@ -26,6 +28,8 @@ from dataflex.core.files import (
 from dataflex.run.json_lines import append, keep, read_lines, rewrite, step_of
 from dataflex.utils.logging import logger
 
+FILES = (TRACE, METRICS, SEGMENTS, ROWS, WHY, LAST_SCORES, ROW_SOURCES, RUN)
+"""The files of a record that lie in the run's folder itself, but for its configuration."""
 _SEGMENT = re.compile(r"step_([0-9]{8,})\.npz")
 
 
@@ -181,6 +185,11 @@ def read_trace(folder: str | Path) -> list[dict[str, Any]]:
     A last line that was cut off by a crash is left out, and so is whatever is no line of a trace.
     """
     return _lines(Path(folder) / TRACE)[0]
+
+
+def read_updates(folder: str | Path) -> list[dict[str, Any]]:
+    """Returns those lines of a run's trace that are about decisions; those of weights and losses are not."""
+    return [line for line in read_trace(folder) if "update" in line]
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -6,7 +6,7 @@ file. What a row says is data of the user's: it is decoded without special token
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,16 +32,17 @@ class Decodes(Protocol):
         """Returns the text of token numbers."""
 
 
-def text_of(tokenizer: Decodes, ids: Sequence[int] | NDArray[Any]) -> tuple[str, bool]:
+def text_of(tokenizer: Decodes, ids: Sequence[int] | NDArray[Any], known: int | None = None) -> tuple[str, bool]:
     """Returns the text of a row without special tokens, and whether it goes on.
 
     Args:
         tokenizer: Decodes it.
         ids: (T,) tokens; numbers that no token has, as placeholders of pictures, are left out.
+        known: How many tokens there are; None where that is not known.
     """
-    known = len(tokenizer) if isinstance(tokenizer, Sized) else None
-    own = [number for number in map(int, ids[:_TOKENS]) if number >= 0 and (known is None or number < known)]
-    text = str(tokenizer.decode(own, skip_special_tokens=True))
+    head = np.asarray(ids[:_TOKENS])
+    there = (head >= 0) if known is None else (head >= 0) & (head < known)
+    text = str(tokenizer.decode(head[there].tolist(), skip_special_tokens=True))
     return text[:CHARACTERS], len(text) > CHARACTERS or len(ids) > _TOKENS
 
 
@@ -59,6 +60,7 @@ class RowTexts:
     def __init__(self, folder: str | Path, tokenizer: Decodes) -> None:
         self._path, self._tokenizer = Path(folder) / ROWS, tokenizer
         self.written: set[int] = set()
+        self._known = len(tokenizer) if isinstance(tokenizer, Sized) else None
         self._targets: set[tuple[str, int]] = set()
 
     def begin(self, run: str, rows: int | None) -> None:
@@ -76,20 +78,25 @@ class RowTexts:
         self.written = {line["row"] for line in kept if "row" in line}
         self._targets = {(line["set"], line["target"]) for line in kept if "target" in line}
 
-    def add(self, rows: NDArray[np.int64], sources: Sequence[str], tokens: Sequence[NDArray[Any]]) -> None:
+    def add(self, rows: Iterable[tuple[int, str, NDArray[Any]]]) -> None:
         """Writes rows that are not in the file yet.
 
         Args:
-            rows: (S,) row numbers.
-            sources: (S,) the source of each.
-            tokens: (S,) arrays of tokens; an empty one is a row without any, of which nothing is written.
+            rows: The number of each, its source, and its tokens: (T,), empty for a row of which nothing is written.
         """
         lines = []
-        for row, source, ids in zip(rows.tolist(), sources, tokens, strict=True):
+        for row, source, ids in rows:
             if row not in self.written and len(ids):
                 self.written.add(row)
                 lines.append({"row": row, "source": source, **self._text(ids)})
         append(self._path, lines)
+
+    def sort(self) -> None:
+        """Puts the lines in the order of their rows, those of targets last."""
+        lines, _ = read_lines(self._path)
+        ordered = sorted(lines[1:], key=lambda line: (0, line["row"]) if "row" in line else (1, 0))
+        if ordered != lines[1:]:
+            rewrite(self._path, [lines[0], *ordered])
 
     def add_target(self, name: str, target: int, ids: Sequence[int] | NDArray[Any]) -> None:
         """Writes a target row, unless it is in the file.
@@ -104,5 +111,5 @@ class RowTexts:
             append(self._path, [{"set": name, "target": target, **self._text(ids)}])
 
     def _text(self, ids: Sequence[int] | NDArray[Any]) -> dict[str, Any]:
-        text, cut = text_of(self._tokenizer, ids)
+        text, cut = text_of(self._tokenizer, ids, self._known)
         return {"tokens": len(ids), "text": text, "cut": cut}

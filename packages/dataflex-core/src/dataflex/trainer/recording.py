@@ -19,6 +19,7 @@ from dataflex.core.errors import StoppedError
 from dataflex.core.schedule import Segment
 from dataflex.planning.decisions import Plan
 from dataflex.planning.run_schedule import global_batch_size
+from dataflex.planning.selecting import Candidates
 from dataflex.rows.source_table import SourceTable
 from dataflex.run.heard_warnings import HeardWarnings
 from dataflex.run.run_clock import RunClock
@@ -41,6 +42,8 @@ from dataflex.utils.logging import logger
 from dataflex.utils.secret_values import remember
 
 _BETWEEN = 1.0  # seconds between two writings for lines of the log
+SCORED = 10**7
+"""Rows of a dataset up to which the scores of the last update are saved: 40 MB."""
 _LONG = 16  # characters from which on a value of the environment may be a key, and is not a word of somebody's text
 
 
@@ -71,7 +74,7 @@ class Recording:
             OSError: Nothing can be written there.
         """
         trainer, step = self._trainer, self._trainer.state.global_step
-        remember({key: value for key, value in os.environ.items() if len(value) >= _LONG})
+        remember({key: value for key, value in os.environ.items() if _may_be_a_key(key, value)})
         before = read_facts(trainer.output_dir, trainer.run_id)
         self._table = SourceTable(trainer.train_dataset, dataset_name(trainer.spec), trainer.row_sources)
         trainer.record.row_sources(self._table.names, self._table.codes, trainer.run_id)
@@ -125,6 +128,7 @@ class Recording:
         self._trainer.record.metrics([_first(line, total) for line in lines])
         if self._status != RUNNING or time.monotonic() - self._written >= _BETWEEN:
             self._write()
+            self._texts.go_on()
 
     def planned(self, segment: Segment, plan: Plan) -> None:
         """Writes down what was planned for a segment. On every rank."""
@@ -133,7 +137,7 @@ class Recording:
         rows, scored = plan.chosen.rows, [each for each in plan.decisions if each.candidates is not None]
         candidates = scored[-1].candidates if scored else None  # the one that chooses comes after those that filter
         if candidates is not None:
-            self._trainer.record.scores(candidates, segment.start, self._trainer.run_id, scored[-1].name)
+            self._save_scores(candidates, segment.start, scored[-1].name)
         self._texts.segment(segment.start, rows, plan.chosen.scores, candidates)
         self.segment(segment.start, segment.steps, rows, segment.update)
 
@@ -187,6 +191,11 @@ class Recording:
         if now is not None and done < step:
             self._tokens.add(now.start, now.steps, trainer.segments.chosen.rows)
 
+    def _save_scores(self, candidates: Candidates, step: int, component: str) -> None:
+        size = self._table.rows
+        if size is not None and size <= SCORED:
+            self._trainer.record.scores(candidates.of_all(size), step, self._trainer.run_id, component)
+
     @property
     def _batch(self) -> int:
         return global_batch_size(self._trainer.args)
@@ -198,6 +207,7 @@ class Recording:
         self._status, self._error = status, None if error is None else one_line(error)
         try:
             self._write()
+            self._texts.finish(broken_off=error is not None)
         except OSError as failure:  # what ended the run is what is to be said
             logger.warning("how the run ended cannot be written down: %s", failure)
 
@@ -221,6 +231,11 @@ class Recording:
 def _first(line: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Returns a line of the log with the step and the seconds in front."""
     return {"step": line.get("step"), "seconds": seconds} | dict(line)
+
+
+def _may_be_a_key(name: str, value: str) -> bool:
+    """Returns whether a variable of the environment may hold a key, and no folder: ``PWD`` sounds like a password."""
+    return len(value) >= _LONG and name not in ("PWD", "OLDPWD") and not os.path.exists(value)
 
 
 def _list(found: Any) -> list[Any]:

@@ -1,8 +1,13 @@
-"""Which rows of a run have their text in its record, and reading them. On rank 0."""
+"""Which rows of a run have their text in its record, and reading them. On rank 0.
+
+Decoding takes a fraction of a millisecond a row. Of a large dataset a few rows are written at each segment. Of a small
+one all rows are: while training goes on, in a hundredth of its time, and what is left when it has ended.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.component import seeded
 from dataflex.model.undisturbed import same_random_states
+from dataflex.planning.selecting import Candidates
 from dataflex.rows.arrow import is_stored
 from dataflex.rows.columns import stored_parts, token_ids
 from dataflex.rows.source_table import SourceTable
@@ -18,9 +24,10 @@ from dataflex.run.row_texts import MOST, Decodes, RowTexts
 from dataflex.trainer.host import Host
 
 ALL = 2000
-"""Rows of a dataset up to which all texts are written when training begins."""
-_AT_ONCE = 64
-_PATIENCE = 5.0  # seconds for that, where rows are made when they are read; the others then as if there were more
+"""Rows of a dataset up to which all texts are written."""
+_SHARE = 0.01  # of the time of training that is spent on them
+_READ, _DECODED = 64, 16  # rows at a time
+_PATIENCE, _HURRY = 10.0, 1.0  # seconds that the rest may take when training has ended, and when it was broken off
 
 
 class RowRecording:
@@ -37,15 +44,21 @@ class RowRecording:
         self.texts = RowTexts(trainer.output_dir, tokenizer) if isinstance(tokenizer, Decodes) else None
         self._times = TimesChosen(0)
         self._all = False
+        self._unread: deque[int] = deque()  # of a small dataset
+        self._undecoded: deque[tuple[int, NDArray[Any]]] = deque()
+        self._since = self._spent = 0.0
 
     def begin(self) -> None:
-        """Opens the file where there is a tokenizer, and writes all rows where they are few."""
+        """Opens the file, where there is a tokenizer."""
         if self.texts is None:
             return
         size = self._table.rows
         self.texts.begin(self._trainer.run_id, size)
-        self._all = size is not None and size <= ALL and self._written_whole(size)
-        if size is not None and not self._all:
+        self._since, self._spent = time.monotonic(), 0.0
+        self._all = size is not None and size <= ALL
+        if size is not None and self._all:
+            self._unread.extend(row for row in range(size) if row not in self.texts.written)
+        elif size is not None:
             self._times = TimesChosen(size)
             for rows in self._trainer.record.chosen_rows():
                 self._times.add(rows)
@@ -55,7 +68,7 @@ class RowRecording:
         step: int,
         rows: NDArray[np.int64],
         scores: NDArray[np.float64] | None,
-        candidates: NDArray[np.float32] | None,
+        candidates: Candidates | None,
     ) -> None:
         """Writes the notable rows after a segment was planned, or trained on.
 
@@ -63,7 +76,7 @@ class RowRecording:
             step: Steps done when it begins.
             rows: (S,) its rows.
             scores: (S,) their scores, if any.
-            candidates: (N,) the scores of all rows that were scored, if known.
+            candidates: The scores of all rows that were chosen from, if known.
         """
         if self.texts is None or self._all or self._table.rows is None:
             return
@@ -71,34 +84,52 @@ class RowRecording:
         generator = np.random.Generator(np.random.Philox(key=seeded(self._trainer.seed, "record", step)))
         found = [self._times.notable(generator)]
         if candidates is not None:
-            found.append(by_score(None, candidates))
+            found.append(by_score(candidates.rows, candidates.scores))
         elif scores is not None:
             found.append(by_score(rows, scores))
         self.add(np.concatenate(found))
 
     def add(self, rows: NDArray[np.int64]) -> None:
-        """Writes the texts of rows that are not written yet, in their order, as long as there are not too many."""
-        if self.texts is None or self._table.rows is None:
+        """Writes the texts of rows of a large dataset that are not written yet, in their order, up to a bound."""
+        if self.texts is None or self._all or self._table.rows is None:
             return
         new = [row for row in np.unique(rows).tolist() if row not in self.texts.written]
-        self._read(np.array(new[: max(0, MOST - len(self.texts.written))], dtype=np.int64))
+        own = np.array(new[: max(0, MOST - len(self.texts.written))], dtype=np.int64)
+        self._write(list(zip(own.tolist(), self._read(own), strict=True)))
 
-    def _written_whole(self, size: int) -> bool:
-        """Writes all rows, and returns whether there was time for it."""
-        assert self.texts is not None
+    def go_on(self) -> None:
+        """Writes some rows of a small dataset, if there is time for it."""
+        while self._unread or self._undecoded:
+            started = time.monotonic()
+            if self._spent > _SHARE * (started - self._since):
+                return
+            self._some()
+            self._spent += time.monotonic() - started
+
+    def finish(self, broken_off: bool) -> None:
+        """Training has ended: writes the others, and puts all in their order.
+
+        Args:
+            broken_off: Whether it ended before its time: then there may be little, and rows are read from storage only.
+        """
         stored = all(is_stored(part) for part, _ in stored_parts(self._trainer.train_dataset))
-        missing = np.array([row for row in range(size) if row not in self.texts.written], dtype=np.int64)
-        started = time.monotonic()
-        for first in range(0, len(missing), _AT_ONCE):
-            if not stored and time.monotonic() - started > _PATIENCE:
-                return False
-            self._read(missing[first : first + _AT_ONCE])
-        return True
+        until = time.monotonic() + (_HURRY if broken_off else _PATIENCE)
+        while (self._unread or self._undecoded) and (stored or not broken_off) and time.monotonic() < until:
+            self._some()
+        if self.texts is not None and self._all:
+            self.texts.sort()
 
-    def _read(self, rows: NDArray[np.int64]) -> None:
-        if self.texts is None or not len(rows):
-            return
-        names = [self._table.names[number] for number in self._table.of(rows).tolist()]
+    def _some(self) -> None:
+        if not self._undecoded:
+            rows = np.array([self._unread.popleft() for _ in range(min(_READ, len(self._unread)))], dtype=np.int64)
+            self._undecoded.extend(zip(rows.tolist(), self._read(rows), strict=True))
+        self._write([self._undecoded.popleft() for _ in range(min(_DECODED, len(self._undecoded)))])
+
+    def _read(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
         with same_random_states():  # a dataset may make its rows at random when they are read
-            tokens: list[NDArray[Any]] = token_ids(self._trainer.train_dataset, rows)
-        self.texts.add(rows, names, tokens)
+            return token_ids(self._trainer.train_dataset, rows) if len(rows) else []
+
+    def _write(self, found: list[tuple[int, NDArray[Any]]]) -> None:
+        if self.texts is not None and found:
+            numbers = self._table.of(np.array([row for row, _ in found], dtype=np.int64))
+            self.texts.add([(row, self._table.names[k], ids) for (row, ids), k in zip(found, numbers, strict=True)])

@@ -159,7 +159,7 @@ class Segments:
             if decision.scores is not None:
                 line["scores"] = summary(decision.scores)
             if decision.candidates is not None:
-                line["candidates"] = summary(decision.candidates)
+                line["candidates"] = summary(decision.candidates.scores)
             yield line, decision.news
 
     def _report(self, line: dict[str, Any], news: str) -> None:

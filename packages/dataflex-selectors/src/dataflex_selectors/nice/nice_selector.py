@@ -29,7 +29,7 @@ from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.nice.rewarded import RewardsAnswers
-from dataflex_selectors.parts.candidates import candidate_rows, scores_of_all
+from dataflex_selectors.parts.candidates import candidate_rows
 from dataflex_selectors.parts.enough import require_candidates, require_labelled
 from dataflex_selectors.parts.gradient_scores import ComparesSteps, GradientScores, GradientSettings
 from dataflex_selectors.parts.pick import pick, picking_problems
@@ -119,7 +119,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         scores_PJ = scores_PJ[:, live_J] if live_J.any() else scores_PJ
         chosen = pick(scores_PJ, num_samples, self.mode, self.draw_temperature, generator, pool)
         best_P = scores_PJ.max(axis=1)
-        return Selection(pool[chosen], best_P[chosen], candidates=scores_of_all(len(self.dataset), pool, best_P))
+        return Selection(pool[chosen], best_P[chosen], candidates=(pool, best_P))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row: (N,), NaN without a label. See the base class."""
