@@ -30,6 +30,7 @@ from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.weighing import Weighing
 from dataflex.objective.weight_log import WeightLog
 from dataflex.rows.batch_rows import BatchRows
+from dataflex.run.tracked_numbers import weight_metrics
 from dataflex.scoring.passes.row_pass import Collator
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Objective:
         if self.parts.weighter is None:
             return {}
         found = self.log.line(self._trainer.accelerator)
-        self._metrics = {f"dataflex/weight_{key}": found[key] for key in ("mean", "min", "max") if found}
+        self._metrics = weight_metrics(found)
         if not found:
             return {}
         named = {"step": done - 1, "kind": self.WEIGHT, "component": self.parts.weighter.name}

@@ -30,6 +30,7 @@ from dataflex.rows.batch_rows import BatchRows
 from dataflex.run.checkpoints import require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
+from dataflex.run.tracked_numbers import weight_histograms
 from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
@@ -40,6 +41,7 @@ from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
 from dataflex.trainer.run_components import Components
 from dataflex.trainer.run_folder import RunFolder
+from dataflex.trainer.run_lines import say_start
 from dataflex.trainer.run_state import RunState
 from dataflex.trainer.saved_run import SavedRun
 from dataflex.trainer.saving import CheckpointWriter
@@ -48,6 +50,7 @@ from dataflex.trainer.shared_scores import SharedScores
 from dataflex.trainer.static_batches import StaticBatches
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
+from dataflex.trainer.trackers import send_histograms
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.sampler_pass import PassKeeper
@@ -212,6 +215,7 @@ class DynamicTrainer(SavedRun):
         self._dataflex_folder.begin()
         if self.training_objective is not None:
             self.record.take_back(self.training_objective.WEIGHT, self.training_objective.log.first)
+        say_start(self)
 
     def get_train_dataloader(self) -> Any:
         """Returns the one loader of a planned run, or that of the trainer underneath; workers leave SIGTERM to us."""
@@ -262,6 +266,8 @@ class DynamicTrainer(SavedRun):
         line = {} if self.training_objective is None else self.training_objective.weights_line()
         if line:
             self.record.update(line)
+            if self.is_world_process_zero():
+                send_histograms(self.callback_handler.callbacks, weight_histograms(line), self.state.global_step)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""
