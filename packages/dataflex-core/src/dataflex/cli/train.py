@@ -16,7 +16,6 @@ from dataflex.discovery.component_classes import find
 from dataflex.discovery.plugins import load_plugin_files
 from dataflex.launch import next_trainer, torchrun
 from dataflex.launch.packages import require_llamafactory, require_working_packages
-from dataflex.run.whereabouts import saying_where
 
 SUMMARY = "train as a YAML or JSON file says, with key=value overrides"
 USAGE = "dataflex-cli train FILE [--quiet] [key=value ...]"
@@ -36,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
     for part in spec.axes:  # a broken or foreign component is refused before any data is read
         find(part.component.kind, part.component.name)
     from dataflex.integrations.llamafactory.entry import run as train
+    from dataflex.run.whereabouts import saying_where
 
     try:
         with sigterm.allowed(), saying_where(spec.llamafactory.get("output_dir")):

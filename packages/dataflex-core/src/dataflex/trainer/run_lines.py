@@ -46,7 +46,11 @@ def _updates(trainer: Host, first: Segment | None) -> str:
     if first is None or not _deciding(trainer):
         return ""
     updates = trainer.schedule.updates
-    return f", {updates:,} updates, the first at step {first.start}" if updates > 1 else f", 1 update at {first.start}"
+    return (
+        f", {updates:,} updates, the first at step {first.start}"
+        if updates > 1
+        else f", 1 update at step {first.start}"
+    )
 
 
 def _mixture(trainer: Host) -> list[str]:
