@@ -34,11 +34,20 @@ def send_histograms(callbacks: Iterable[Any], histograms: Mapping[str, Histogram
     """
     if not histograms:
         return
+    senders = _senders()
     for callback in callbacks:
-        for kind, send in _senders():
+        for kind, send in senders:
             if isinstance(callback, kind):
                 for name, histogram in histograms.items():
-                    send(callback, OF_TRAINING + name, histogram, step)
+                    send(callback, OF_TRAINING + name, _with_width(histogram), step)
+
+
+def _with_width(histogram: Histogram) -> Histogram:
+    """Returns a histogram whose bins have a width; where all numbers are the same, one bin around them."""
+    low, high = histogram["edges"][0], histogram["edges"][-1]
+    if low < high:
+        return histogram
+    return {"edges": [low - 0.5, high + 0.5], "counts": [sum(histogram["counts"])]}
 
 
 def _senders() -> list[tuple[type[Any], Callable[[Any, str, Histogram, int], None]]]:
