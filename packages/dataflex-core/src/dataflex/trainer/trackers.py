@@ -84,8 +84,6 @@ def _to_swanlab(callback: Any, name: str, histogram: Histogram, step: int) -> No
     """SwanLab draws charts of ECharts: a bar for each bin."""
     import swanlab
 
-    if swanlab.get_run() is None:
-        return
     edges = histogram["edges"]
     bins = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     bar = swanlab.echarts.Bar()
