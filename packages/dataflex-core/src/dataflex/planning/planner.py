@@ -94,7 +94,7 @@ class Planner:
             self._agree(decision_hash(rows), who)
             self._decided(
                 "filter", part, placed.component, started, len(rows), decided=rows, scores=kept.scores,
-                details={"keep": part.keep, "of": size}, news=f"kept {len(rows):,} of {size:,} rows",
+                details={"keep": part.keep, "of": size}, news=f"kept {len(rows)} of {size} rows",
             )  # fmt: skip
 
     @staticmethod
@@ -161,7 +161,7 @@ class Planner:
             size = sum(placed.size for placed in stages.selectors)
             self._decided(
                 "select", part, [placed.component for placed in stages.selectors], started, len(chosen.rows),
-                decided=chosen.rows, scores=chosen.scores, news=f"chose {len(chosen.rows):,} of {size:,} rows",
+                decided=chosen.rows, scores=chosen.scores, news=f"chose {len(chosen.rows)} of {size} rows",
             )  # fmt: skip
         return found
 
@@ -182,7 +182,7 @@ class Planner:
         self._agree(joined(found).digest, who)  # also where it was asked because a pass began
         if decides:
             rows = sum(counts_K)
-            self._decided("order", part, stages.order, started, rows, news=f"put {rows:,} rows of its pass next")
+            self._decided("order", part, stages.order, started, rows, news=f"put {rows} rows of its pass next")
         return found
 
     def _next_rows(self, k: int, count: int) -> NDArray[np.int64]:
@@ -221,7 +221,7 @@ class Planner:
                 return chosen.scores
 
             places = arranged_stretch(order, chosen.rows, self._context, scores, who)
-        self._decided("order", part, order, started, rows, news=f"arranged {rows:,} rows")
+        self._decided("order", part, order, started, rows, news=f"arranged {rows} rows")
         return chosen.at(places)
 
     def _scores_of(self, k: int) -> Scores:
