@@ -94,6 +94,20 @@ def test_a_box_has_the_quartiles_and_its_whiskers_the_extremes():
     assert 0.9 in heights
 
 
+def test_the_chosen_rows_stand_beside_all_that_were_scored():
+    lines = [scored(10) | {"candidates": scored(0, q1=-9.0, min=-10.0)["scores"]}, scored(20)]
+    axes = scores_figure({"Scores": lines}, 100).axes[0]
+    boxes = [patch.get_path().vertices for patch in axes.patches]
+    (grey,) = [box for box in boxes if box[:, 1].min() == -9.0]
+    chosen = [box for box in boxes if box[:, 1].min() == 0.5]
+    assert len(chosen) == 2
+    assert grey[:, 0].max() < chosen[0][:, 0].min(), "one does not hide the other"
+    assert "grey: all rows" in axes.get_xlabel()
+    many = [scored(step) | {"candidates": scored(0)["scores"]} for step in range(BOXES + 1)]
+    shown = [text.get_text() for text in scores_figure({"Scores": many}, 100).axes[0].get_legend().get_texts()]
+    assert shown[-1] == "median of all rows"
+
+
 @pytest.mark.parametrize("updates", [1, BOXES, BOXES + 1, MARKS + 1])
 def test_many_updates_are_bands_without_a_mark_for_each(updates):
     steps = 10 * updates

@@ -13,7 +13,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from dataflex import dynamic
-from dataflex.run.tracked_numbers import update_histograms, update_metrics, weight_histograms, weight_metrics
+from dataflex.run.tracked_numbers import (
+    loss_metrics,
+    update_histograms,
+    update_metrics,
+    weight_histograms,
+    weight_metrics,
+)
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
 from dataflex.trainer import trackers
 from dataflex.trainer.trackers import send_histograms
@@ -63,6 +69,21 @@ def test_the_numbers_of_several_axes_have_a_group_for_each_and_none_takes_the_pl
     assert update_histograms(LINES, alone=False) == {
         "dataflex/filter/score/histogram": HISTOGRAM, "dataflex/select/score/histogram": HISTOGRAM
     }  # fmt: skip
+
+
+def test_the_scores_of_all_rows_that_were_scored_stand_beside_those_of_the_chosen_ones():
+    line = LINES[3] | {"candidates": {"mean": -1.0, "q1": None, "histogram": HISTOGRAM}}
+    added = set(update_metrics([line], alone=True)) - set(update_metrics([LINES[3]], alone=True))
+    assert added == {"dataflex/candidates/mean"}
+    assert set(update_histograms([line], alone=False)) == {
+        "dataflex/select/score/histogram", "dataflex/select/candidates/histogram"
+    }  # fmt: skip
+
+
+def test_the_losses_of_sources_have_a_group():
+    line = {"kind": "loss", "steps": 5, "sources": {"a": {"loss": 2.5, "tokens": 9}, "b": {"loss": None, "tokens": 0}}}
+    assert loss_metrics(line) == {"dataflex/loss/a": 2.5}
+    assert loss_metrics({}) == {}
 
 
 def test_the_numbers_of_weights_are_named_in_groups():

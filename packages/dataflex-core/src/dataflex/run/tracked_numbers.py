@@ -32,6 +32,7 @@ def update_metrics(lines: Iterable[Mapping[str, Any]], alone: bool) -> dict[str,
     for group, line in _grouped(lines, alone):
         metrics |= {f"{PREFIX}/update": line["update"], f"{group}/seconds": line["seconds"]}
         metrics |= _numbers(f"{group}/score", line.get("scores", {}))
+        metrics |= _numbers(f"{group}/candidates", line.get("candidates", {}))
         metrics |= _numbers(f"{PREFIX}/share", line.get("proportions", {}))
         metrics |= _numbers(f"{PREFIX}/rows_seen", line.get("rows_seen", {}))
     return metrics
@@ -39,8 +40,11 @@ def update_metrics(lines: Iterable[Mapping[str, Any]], alone: bool) -> dict[str,
 
 def update_histograms(lines: Iterable[Mapping[str, Any]], alone: bool) -> dict[str, Histogram]:
     """Returns the histograms of the scores of an update; see :func:`update_metrics`."""
+    named = (("scores", "score"), ("candidates", "candidates"))
     found = {
-        f"{group}/score/histogram": line.get("scores", {}).get("histogram") for group, line in _grouped(lines, alone)
+        f"{group}/{name}/histogram": line.get(key, {}).get("histogram")
+        for group, line in _grouped(lines, alone)
+        for key, name in named
     }
     return {name: histogram for name, histogram in found.items() if histogram}
 
@@ -50,6 +54,11 @@ def weight_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     named = ("mean", "min", "max", "effective_share")
     metrics = _numbers(f"{PREFIX}/weight", {key: line[key] for key in named if key in line})
     return metrics | _numbers(f"{PREFIX}/weight/source", line.get("sources", {}))
+
+
+def loss_metrics(line: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a line of the losses by source; none of an empty one."""
+    return _numbers(f"{PREFIX}/loss", {name: of["loss"] for name, of in line.get("sources", {}).items()})
 
 
 def weight_histograms(line: Mapping[str, Any]) -> dict[str, Histogram]:

@@ -2,8 +2,8 @@
 
 ``dataflex_shares.png`` has the planned shares stacked over the steps, each update marked; ``dataflex_scores.png`` has a
 box from the first to the third quartile of the chosen rows' scores at each update, with its median and whiskers to the
-extremes. A run that has no such numbers gets no such figure. Colours are those of Okabe and Ito, which colour-blind
-people tell apart.
+extremes, beside a grey one of all rows that were scored. A run that has no such numbers gets no such figure. Colours
+are those of Okabe and Ito, which colour-blind people tell apart.
 """
 
 from __future__ import annotations
@@ -115,38 +115,56 @@ def scores_figure(scored: Mapping[str, Sequence[Line]], steps: int) -> Figure:
     panels = figure.subplots(len(scored), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (title, lines) in zip(panels, scored.items(), strict=True):
         (_boxes if len(lines) <= BOXES else _bands)(axes, lines, steps)
-        axes.set(ylabel="score", xlim=(min(0, lines[0]["step"]), max(steps, lines[-1]["step"] + 1)))
+        end = max(steps, lines[-1]["step"] + 1)
+        axes.set(
+            ylabel="score", xlim=(-0.05 * end if lines[0]["step"] < 0.05 * end else 0, end)
+        )  # room for a whole box
         axes.set_title(title, loc="left")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
     boxes = any(len(lines) <= BOXES for lines in scored.values())
     what = "box: first to third quartile; line: median; diamond: mean; whiskers: least and greatest"
+    if any(_has_extremes(line.get("candidates")) for lines in scored.values() for line in lines):
+        what += "; grey: all rows"
     panels[-1].set_xlabel(f"step ({what})" if boxes else "step")
     return figure
 
 
 def _boxes(axes: Any, lines: Sequence[Line], steps: int) -> None:
-    starts = [line["step"] for line in lines]
-    end = max(steps, starts[-1] + 1)
+    """Draws a box for each update, and a grey one beside it of all rows that were scored, where the record has it."""
+    starts = np.array([line["step"] for line in lines], dtype=np.float64)
+    end = max(steps, int(starts[-1]) + 1)
     width = 0.5 * min(float(np.diff([*starts, end]).min()), end / 10)
+    all_rows = [line for line in lines if _has_extremes(line.get("candidates"))]
+    if all_rows:
+        width /= 2
+        places = np.array([line["step"] for line in all_rows]) - 0.55 * width
+        _draw_boxes(axes, [line["candidates"] for line in all_rows], places, width, ("#E5E5E5", "#777777"))
+    shift = 0.55 * width if all_rows else 0.0
+    _draw_boxes(axes, [line["scores"] for line in lines], starts + shift, width, ("#9ECAE1", COLOURS[0]))
+
+
+def _draw_boxes(
+    axes: Any, summaries: Sequence[Line], places: NDArray[np.float64], width: float, colours: tuple[str, str]
+) -> None:
+    inside, line = colours
     boxes = [
         {
-            "med": (scores := line["scores"])["median"], "mean": scores["mean"],
-            "q1": scores.get("q1", scores["median"]), "q3": scores.get("q3", scores["median"]),
-            "whislo": scores["min"], "whishi": scores["max"], "fliers": [],
+            "med": scores["median"], "mean": scores["mean"], "whislo": scores["min"], "whishi": scores["max"],
+            "q1": scores.get("q1", scores["median"]), "q3": scores.get("q3", scores["median"]), "fliers": [],
         }
-        for line in lines
+        for scores in summaries
     ]  # fmt: skip
     axes.bxp(
-        boxes, positions=starts, widths=width, capwidths=0.6 * width, manage_ticks=False, showfliers=False,
-        showmeans=True, patch_artist=True, boxprops={"facecolor": "#9ECAE1", "edgecolor": COLOURS[0]},
-        medianprops={"color": "black", "linewidth": 1.6}, whiskerprops={"color": COLOURS[0]},
-        capprops={"color": COLOURS[0]},
+        boxes, positions=places, widths=width, capwidths=0.6 * width, manage_ticks=False, showfliers=False,
+        showmeans=True, patch_artist=True, boxprops={"facecolor": inside, "edgecolor": line},
+        medianprops={"color": "black", "linewidth": 1.6}, whiskerprops={"color": line}, capprops={"color": line},
         meanprops={"marker": "D", "markerfacecolor": COLOURS[1], "markeredgecolor": "black", "markersize": 4},
     )  # fmt: skip
 
 
 def _bands(axes: Any, lines: Sequence[Line], steps: int) -> None:
+    """Draws extremes, quartiles and median over the updates, and the median of all rows that were scored."""
     starts = [line["step"] for line in lines]
     scores = {
         key: [line["scores"].get(key, line["scores"]["median"]) for line in lines]
@@ -155,6 +173,13 @@ def _bands(axes: Any, lines: Sequence[Line], steps: int) -> None:
     axes.fill_between(starts, scores["min"], scores["max"], color="#DEEBF7", linewidth=0, label="least to greatest")
     axes.fill_between(starts, scores["q1"], scores["q3"], color="#9ECAE1", linewidth=0, label="quartiles")
     axes.plot(starts, scores["median"], color="black", linewidth=1.2, label="median")
+    all_rows = [line for line in lines if _has_extremes(line.get("candidates"))]
+    if all_rows:
+        medians = [line["candidates"]["median"] for line in all_rows]
+        axes.plot(
+            [line["step"] for line in all_rows], medians, color="#777777", linestyle="--", linewidth=1.2,
+            label="median of all rows",
+        )  # fmt: skip
     axes.legend(loc="best", frameon=False)
 
 
