@@ -158,7 +158,7 @@ def test_a_key_gives_the_rows_of_the_static_run(load, key):
     [("15", {"a": 5, "b": 2, "c": 8}), ("1", {"c": 1}), ("2", {"a": 1, "c": 1}), ("0.5", {"a": 4, "b": 2, "c": 6})],
 )
 def test_val_size_holds_out_as_many_rows_as_a_static_run(load, val_size, counts, caplog):
-    with caplog.at_level("DEBUG", "dataflex"):
+    with caplog.at_level("INFO", "dataflex"):
         module = load("mix_random", "stage=sft", f"val_size={val_size}")
     told = in_words({name: counts.get(name, 0) for name in SIZES})
     assert f"val_size: {float(val_size):g} holds out {told}" in caplog.text

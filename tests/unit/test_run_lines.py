@@ -47,7 +47,8 @@ def test_all_axes_of_an_update_are_one_line_and_one_that_rests_is_not_in_it(tmp_
     }  # fmt: skip
     start, *updates = said(caplog, tmp_path, SOURCES, **axes, **STEPS)
     assert start.endswith(
-        "; 4 steps of 4 rows, 3 updates, the first at step 1; shares begin at a 0.333, b 0.667; 36 rows; "
+        "; 4 steps of 4 rows, 3 updates, the first at step 1; shares begin with the sizes of its "
+        "sources in rows: a 0.333, b 0.667; 36 rows; "
         f"output_dir: {tmp_path}"
     )
     shape = [re.sub(r"\d\.\d{3}", "S", line) for line in updates]
@@ -67,7 +68,7 @@ def test_a_run_that_only_weighs_has_no_updates_to_announce(tmp_path, caplog):
 def test_a_static_mixture_says_its_shares(tmp_path, caplog):
     keys = {"static_mix": True, "train_step": 2, "init_mixture_proportions": [0.25, 0.75]}
     (start,) = said(caplog, tmp_path, SOURCES, **keys)
-    assert "; 2 steps of 4 rows; shares begin at a 0.250, b 0.750; 36 rows; " in start
+    assert "; 2 steps of 4 rows; shares begin with init_mixture_proportions: a 0.250, b 0.750; 36 rows; " in start
 
 
 def test_a_resumed_run_says_from_where(tmp_path, caplog):

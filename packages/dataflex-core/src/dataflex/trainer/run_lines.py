@@ -16,6 +16,7 @@ from dataflex.config.summary import in_words
 from dataflex.core.kinds import WEIGHTER
 from dataflex.core.schedule import Segment, takes_part
 from dataflex.planning.run_schedule import global_batch_size, rows_in_pass
+from dataflex.planning.sources import origin_in_words
 from dataflex.trainer.host import Host
 from dataflex.utils.logging import logger
 
@@ -55,7 +56,9 @@ def _updates(trainer: Host, first: Segment | None) -> str:
 
 def _mixture(trainer: Host) -> list[str]:
     mixture = trainer.mixture_manager
-    return [] if mixture is None else [f"shares begin at {mixture.in_words()}"]
+    if mixture is None or trainer.state.global_step:  # a resumed run goes on with others
+        return []
+    return [f"shares begin with {origin_in_words(trainer.spec.arguments)}: {mixture.in_words()}"]
 
 
 def _rows(dataset: Any) -> str:

@@ -147,7 +147,7 @@ def _held_out_counts(data_args: Any, loading: Loading, missing: Sequence[str]) -
                 names, loading.model_args, data_args, args, loading.stage, return_dict=True
             )
         counts = held_out_rows({name: len(rows) for name, rows in whole.items()}, val_size)
-    logger.debug("val_size: %g holds out %s", val_size, in_words(counts))
+    logger.info("val_size: %g holds out %s", val_size, in_words(counts))
     return whole, counts
 
 
