@@ -185,11 +185,11 @@ class Objective:
         return named | {"steps": done - (first or 0)} | _rounded(found)
 
     def logged(self, logs: dict[str, float]) -> dict[str, float]:
-        """Returns a line of the log, with what the weights were where it is one of the training loss."""
-        if "loss" not in logs or self._loss.weighing is None:
+        """Returns a line of the log, with what was measured where it is one of the training loss."""
+        if "loss" not in logs:
             return logs
-        left_out, metrics = self._loss.weighing.left_out, self._metrics
-        self._metrics = {}
+        left_out = 0 if self._loss.weighing is None else self._loss.weighing.left_out
+        metrics, self._metrics = self._metrics, {}
         return logs | metrics | ({"dataflex/left_out": left_out} if left_out else {})
 
     def settle(self) -> None:
