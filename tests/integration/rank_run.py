@@ -36,7 +36,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 ROWS = 61  # a prime: no number of ranks or batches divides it
 LENGTHS = range(8, 25)
-WEIGHT = "dataflex/weight_max"
+WEIGHT = "dataflex/weight/max"
 
 
 @dataclass

@@ -88,7 +88,7 @@ def test_a_weighter_that_weighs_nothing_is_trls_run_bit_for_bit_with_its_metrics
     for line, other in zip(logged(ours), logged(plain), strict=True):
         assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert {key: line[key] for key in METRICS} == {key: other[key] for key in METRICS}
-        assert line["dataflex/weight_mean"] == 1
+        assert line["dataflex/weight/mean"] == 1
 
 
 METRICS = ("mean_token_accuracy", "entropy", "num_tokens")
@@ -184,7 +184,7 @@ def test_documents_are_weighed_by_the_source_that_they_are_of(tmp_path, changes)
     done.component.training_step = watched
     done.train()
     assert len(seen) == 6
-    assert all(line["dataflex/weight_max"] <= 3 for line in logged(done))
+    assert all(line["dataflex/weight/max"] <= 3 for line in logged(done))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("odm", "text"), ("odm", "chat_prompt_completion")])
@@ -241,7 +241,7 @@ def test_every_weighter_trains_and_trls_metrics_stand_beside_its_weights(tmp_pat
         {"eval_strategy": "steps", "eval_steps": 2},
     )
     done.train()
-    assert all({*METRICS, "dataflex/weight_mean"} <= set(line) for line in logged(done))
+    assert all({*METRICS, "dataflex/weight/mean"} <= set(line) for line in logged(done))
     assert any("eval_mean_token_accuracy" in entry for entry in done.state.log_history)
 
 
@@ -366,7 +366,7 @@ def test_a_user_who_computes_the_loss_in_a_subclass_of_sfttrainer_is_weighed_too
 
     done = made(dynamic(Own, weighter="loss"), tmp_path, rows("text"), None, {})
     done.train()
-    assert logged(done)[-1]["dataflex/weight_max"] > 1
+    assert logged(done)[-1]["dataflex/weight/max"] > 1
     assert asked(0)
 
 
@@ -380,7 +380,7 @@ def test_weights_of_chats_may_stand_in_a_column_zero_and_negative_ones_too(tmp_p
     for folder, changes in (("a", {}), ("b", {"remove_unused_columns": True, "assistant_only_loss": True})):
         done = made(cls, tmp_path / folder, train, None, changes | {"max_steps": 1})
         done.train()
-        assert logged(done)[-1]["dataflex/weight_min"] == pytest.approx(-0.1)
+        assert logged(done)[-1]["dataflex/weight/min"] == pytest.approx(-0.1)
 
 
 def test_a_weight_that_is_a_text_is_refused_with_its_row(tmp_path):

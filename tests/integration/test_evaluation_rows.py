@@ -234,6 +234,6 @@ def test_a_run_weighs_rows_the_same_with_the_key_and_without(train, folder, tmp_
     for out, keys in {"without": [], "with": [GENERATE]}.items():
         assert train("weight_loss", "component_name=adapt", *steps, *keys, out=out) == 0
         history = json.loads((tmp_path / out / "trainer_state.json").read_text())["log_history"]
-        losses.append([(line["loss"], line["dataflex/weight_mean"]) for line in history if "loss" in line])
+        losses.append([(line["loss"], line["dataflex/weight/mean"]) for line in history if "loss" in line])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3

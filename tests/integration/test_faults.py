@@ -107,7 +107,7 @@ def test_the_command_line_says_that_the_disk_is_full_and_the_same_command_contin
         patched.setattr(torch, "save", full_disk(torch.save, name))
         assert train("select_loss", *SHORT) == 1
     *_, record, error = capsys.readouterr().err.splitlines()
-    assert f">> the record of this run is in {tmp_path / 'run'}: " in record
+    assert f"; the record is in {tmp_path / 'run'} -> dataflex-cli report " in record
     assert "checkpoint-4 could not be written: [Errno 28] No space left on device" in error
     assert error.endswith(f"resuming continues from {tmp_path / 'run' / 'checkpoint-2'}")
     assert train("select_loss", *SHORT) == 0

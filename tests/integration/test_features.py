@@ -231,9 +231,10 @@ def plotted(seen: Watched, plain: Watched) -> None:
     evaluated_by_steps(seen, plain)
     assert (seen.out / "training_loss.png").exists()
     assert len(list(seen.out.glob("training_eval*_loss.png"))) > 0
-    ours = {path.name for path in seen.out.glob("training_dataflex_*.png")}
-    assert ("training_dataflex_update.png" in ours) == any("update" in line for line in read_trace(seen.out))
-    assert ("training_dataflex_weight_mean.png" in ours) == bool(seen.weighed)
+    trace = read_trace(seen.out)
+    assert (seen.out / "dataflex_shares.png").exists() == any("proportions" in line for line in trace)
+    assert (seen.out / "dataflex_scores.png").exists() == any("scores" in line for line in trace)
+    assert not list(seen.out.glob("training_dataflex_*.png")), "one figure per metric says nothing"
 
 
 def bf16(seen: Watched, plain: Watched) -> None:

@@ -56,9 +56,15 @@ def losses(folder):
 def test_select_leaves_what_the_docs_promise(train, tmp_path, capsys):
     assert train("select_loss", *SHORT, "plot_loss=true") == 0
     out = tmp_path / "run"
-    last = capsys.readouterr().err.splitlines()[-1]
-    parts = "dataflex_config.yaml, dataflex_trace.jsonl, dataflex_selections/"
-    assert last.endswith(f">> the record of this run is in {out}: {parts}")
+    said = [line.partition(" >> ")[2] for line in capsys.readouterr().err.splitlines() if "[INFO|dataflex]" in line]
+    start, first, second, end = said  # one at the start, one per update, one at the end
+    assert start == f"rows by loss; 6 steps of 4 rows, 2 updates, the first at step 2; 60 rows; output_dir: {out}"
+    assert first.startswith("update 0 of 2 at step 2: loss chose 8 of 60 rows in ")
+    assert first.endswith(" s; next at step 4")
+    assert second.startswith("update 1 of 2 at step 4: loss chose 8 of 60 rows in ")
+    assert second.endswith(" s; the last one")
+    assert end.endswith(f"; the record is in {out} -> dataflex-cli report {out}")
+    assert "2 updates" in end
     lines = read_trace(out)
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
@@ -69,7 +75,9 @@ def test_select_leaves_what_the_docs_promise(train, tmp_path, capsys):
         saved = np.load(out / "dataflex_selections" / f"step_{step:08d}.npz")
         assert len(set(saved["indices"].tolist())) == 8
         assert ("scores" in saved) == (step > 0)
-    assert (out / "training_dataflex_score_mean.png").exists()
+    assert (out / "training_loss.png").exists()
+    assert (out / "dataflex_scores.png").exists()
+    assert not (out / "dataflex_shares.png").exists(), "it mixes nothing"
     assert (out / "adapter_model.safetensors").exists()
 
     config = yaml.safe_load((out / "dataflex_config.yaml").read_text())
@@ -149,13 +157,19 @@ def test_json_files_and_minus_one_updates(train, tmp_path, workspace):
 @pytest.mark.slow
 def test_two_ranks_decide_as_one_does(workspace, tmp_path, train):
     """Runs torchrun as a user would; the folder of the workspace has a blank in its name."""
-    command = [sys.executable, "-m", "dataflex", "train", str(workspace / "select_loss.yaml"), *SHORT]
+    command = [sys.executable, "-m", "dataflex", "train", "--quiet", str(workspace / "select_loss.yaml"), *SHORT]
     quick = ["do_eval=false", "plot_loss=false", "logging_steps=1", "cutoff_len=64", "max_samples=50", "seed=3"]
     quick.append("average_tokens_across_devices=true")  # transformers 4.51 has another default
     two = ["per_device_train_batch_size=2", f"output_dir={tmp_path / 'two ranks'}"]
     environ = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *quick, *two], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout + done.stderr
+    assert said.count("[INFO|dataflex]") == 4, "--quiet leaves our lines, and each once"
+    assert "[INFO|2" not in said
+    assert ".py:" not in "".join(line for line in said.splitlines(True) if line.startswith("[INFO|")), "of transformers"
+    assert "training example:" not in said
+    assert "{'loss': " in said
     assert train("select_loss", *SHORT, *quick, "per_device_train_batch_size=4", out="one") == 0
     one, both = read_trace(tmp_path / "one"), read_trace(tmp_path / "two ranks")
     assert [line["decision_hash"] for line in one] == [line["decision_hash"] for line in both]

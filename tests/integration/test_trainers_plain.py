@@ -121,7 +121,7 @@ def test_updates_happen_at_the_planned_steps_and_leave_a_record(tmp_path):
     assert [path.name for path in saved] == ["step_00000000.npz", "step_00000002.npz", "step_00000005.npz"]
     assert "scores" not in np.load(saved[0])
     assert (np.concatenate([np.load(path)["indices"] for path in saved]) == static_order(ROWS)).all()
-    assert any("dataflex/score_mean" in entry for entry in done.state.log_history)
+    assert any("dataflex/score/mean" in entry for entry in done.state.log_history)
 
 
 @pytest.mark.parametrize("step", range(1, 9))
@@ -390,9 +390,9 @@ def test_log_trace_metrics_errors_and_components_number_an_update_alike(tmp_path
     assert RaisesInTheThird.asked == [(0, 2), (1, 5), (2, 8)]
     trace = [(line["update"], line["step"]) for line in read_trace(tmp_path)]
     metrics = [entry["dataflex/update"] for entry in run.state.log_history if "dataflex/update" in entry]
-    found = [re.match(r"update (\d+) at step (\d+), (\d+) more to come:", line) for line in caplog.messages]
+    found = [re.match(r"update (\d+) of 4 at step (\d+): .*; next at step (\d+)", line) for line in caplog.messages]
     log = [tuple(map(int, line.groups())) for line in found if line]
-    assert (trace, metrics, log) == ([(0, 2), (1, 5)], [0, 1], [(0, 2, 3), (1, 5, 2)])
+    assert (trace, metrics, log) == ([(0, 2), (1, 5)], [0, 1], [(0, 2, 5), (1, 5, 8)])
     assert str(error.value) == "selector 'raises_in_the_third' at update 2 (step 8) raised KeyError: 'oops'"
 
 
@@ -428,9 +428,9 @@ def test_loaders_of_segments_that_are_over_are_let_go(tmp_path, raises):
 def test_the_log_says_which_update_is_the_last(tmp_path, caplog):
     with caplog.at_level("INFO", "dataflex"):
         trainer(SelectTrainer, select_spec(), tmp_path).train()
-    assert [line.partition(":")[0] for line in caplog.messages if line.startswith("update ")] == [
-        "update 0 at step 2, 1 more to come",
-        "update 1 at step 5, the last one",
+    assert [re.sub(r"\d+\.\d s", "N s", line) for line in caplog.messages if line.startswith("update ")] == [
+        "update 0 of 2 at step 2: as_static chose 24 of 64 rows in N s; next at step 5",
+        "update 1 of 2 at step 5: as_static chose 24 of 64 rows in N s; the last one",
     ]
 
 
@@ -477,7 +477,7 @@ def test_proportions_that_are_not_one_for_each_source_are_refused_under_any_rule
 
 def test_the_log_says_what_a_mixture_begins_with(tmp_path, caplog):
     sources = {"a": TokenRows(4), "b": TokenRows(12)}
-    caplog.set_level("INFO", "dataflex")
+    caplog.set_level("DEBUG", "dataflex")
     trainer(MixTrainer, mix_spec(None, static_mix=True), tmp_path, rows=sources)
     trainer(MixTrainer, mix_spec(None, static_mix=True, init_mixture_proportions=(1.0, 1.0)), tmp_path, rows=sources)
     assert "the mixture begins with the sizes of its sources in rows: a 0.250, b 0.750" in caplog.messages

@@ -57,7 +57,7 @@ def test_texts_are_tokenised_by_trl_and_its_metrics_stand_beside_ours(tmp_path, 
     assert all(0 <= entry["mean_token_accuracy"] <= 1 for entry in logged)
     assert "input_ids" in done.train_dataset[0]
     if kind is WEIGHTER:
-        assert "dataflex/weight_max" in logged[-1]
+        assert "dataflex/weight/max" in logged[-1]
     else:
         assert len(read_updates(tmp_path)) == 2
 

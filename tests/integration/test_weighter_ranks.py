@@ -70,7 +70,7 @@ def test_any_split_trains_as_one_batch_on_one_rank_does(folders, kind, split):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_log_tells_the_weights_of_all_ranks(folders, kind):
-    for key in ("dataflex/weight_mean", "dataflex/weight_min", "dataflex/weight_max"):
+    for key in ("dataflex/weight/mean", "dataflex/weight/min", "dataflex/weight/max"):
         expected = logged(folders["one"] / kind, key)
         assert len(expected) == 4  # from the end of the warm-up on
         assert logged(folders["two"] / kind, key) == pytest.approx(expected, rel=1e-2)

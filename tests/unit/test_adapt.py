@@ -72,9 +72,9 @@ def test_the_loss_is_a_mean_and_the_log_has_the_mean_weight(tmp_path):
     trainer.train()
     line = trainer.state.log_history[0]
     weights = seen[0][2]
-    assert line["dataflex/weight_mean"] == pytest.approx(np.mean(weights), rel=1e-5)
-    assert line["dataflex/weight_min"] == pytest.approx(min(weights), rel=1e-5)
-    assert line["dataflex/weight_max"] == pytest.approx(max(weights), rel=1e-5)
+    assert line["dataflex/weight/mean"] == pytest.approx(np.mean(weights), rel=1e-5)
+    assert line["dataflex/weight/min"] == pytest.approx(min(weights), rel=1e-5)
+    assert line["dataflex/weight/max"] == pytest.approx(max(weights), rel=1e-5)
     assert line["loss"] == pytest.approx(np.mean(weights) * np.log(128), rel=0.05)  # not their sum
 
 

@@ -222,8 +222,8 @@ def test_each_source_gets_the_share_of_the_gradient_that_was_asked_for(tmp_path)
     rows = done.component._rows.means()
     assert sum(weights[name] * rows[name] for name in rows) == pytest.approx(sum(rows.values()))
     first, *_, last = [line for line in done.state.log_history if "loss" in line]
-    assert (first["dataflex/weight_min"], first["dataflex/weight_max"]) == (1, 1)
-    assert last["dataflex/weight_max"] > last["dataflex/weight_min"]
+    assert (first["dataflex/weight/min"], first["dataflex/weight/max"]) == (1, 1)
+    assert last["dataflex/weight/max"] > last["dataflex/weight/min"]
 
 
 def test_a_resumed_run_weighs_as_the_whole_one(tmp_path):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import re
+import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from dataflex.core.errors import ComponentError
-from dataflex.core.files import CONFIG, SELECTIONS, TRACE
+from dataflex.core.files import CONFIG, METRICS, RUN, SELECTIONS, TRACE
+from dataflex.run.rows_seen import rows_seen
 from dataflex.run.whereabouts import saying_where
 from dataflex.utils.logging import log_to_stderr, logger
 from tqdm.auto import tqdm
@@ -52,6 +58,32 @@ def test_a_log_line_without_a_bar_is_a_line(stderr):
     assert on_a_screen(stderr())[0].endswith(">> alone")
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "coloured"),
+    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False),
+     (True, {"NO_COLOR": ""}, True)],
+)  # fmt: skip
+def test_our_lines_stand_out_on_a_terminal_alone_and_not_against_the_users_will(
+    stderr, monkeypatch, terminal, variables, coloured
+):
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    logger.info("found among hundreds")
+    text = screen.getvalue()
+    assert ("\033[1;36m[INFO|dataflex]\033[0m " in text) == coloured
+    assert re.sub(r"\033\[[0-9;]*m", "", text).startswith("[INFO|dataflex] ")
+    assert ("\033" in text) == coloured
+
+
 def test_a_record_that_cannot_be_formatted_ends_nothing(stderr, monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)
     logger.info("%d", "no number")
@@ -84,15 +116,76 @@ def test_the_last_line_of_a_run_leads_to_its_record(folder, caplog, of_another):
         write(folder, CONFIG)
     with caplog.at_level("INFO", "dataflex"), saying_where(str(folder)):
         write(folder, CONFIG, "its own\n")
-        write(folder, TRACE)
-        write(folder, f"{SELECTIONS}/step_00000000.npz")
-    assert caplog.messages == [f"the record of this run is in {folder}: {CONFIG}, {TRACE}, {SELECTIONS}/"]
+        write(folder, TRACE, '{"step": 2, "update": 0}\n{"step": 2, "update": 0}\n{"step": 4, "update": 1}\n')
+    assert caplog.messages == [f"ended: 2 updates; {record_in(folder)}"]
+
+
+def record_in(folder):
+    return f"the record is in {folder} -> dataflex-cli report {shlex.quote(str(folder))}"
+
+
+FACTS = {
+    "status": "finished", "step": 4, "total_steps": 4, "updates": 1, "batch": 2, "rows": 1000,
+    "seconds": {"training": 6.0, "deciding": 3.0, "saving": 0.5, "evaluating": 0.5},
+}  # fmt: skip
+METRIC_LINES = [{"step": 2, "loss": 3.25}, {"step": 4, "loss": 2.0}, {"step": 4, "eval_loss": 1.5, "eval_runtime": 9}]
+
+
+def recorded(folder, facts, metrics=METRIC_LINES, rows=(range(4), range(2, 8))):
+    write(folder, CONFIG)
+    write(folder, RUN, json.dumps(facts))
+    write(folder, METRICS, "".join(json.dumps(line) + "\n" for line in metrics))
+    for number, indices in enumerate(rows):
+        np.savez(folder / SELECTIONS / f"step_{2 * number:08d}.npz", indices=np.array(indices))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "finished: 4 steps, 1 update, 30 % of the time deciding (3.0 of 10.0 s), 6 of 1,000 rows seen"),
+        (
+            {"status": "failed", "step": 3, "updates": 2},
+            "failed: 3 of 4 steps, 2 updates, 30 % of the time deciding (3.0 of 10.0 s), 4 of 1,000 rows seen",
+        ),
+        ({"status": "stopped", "step": 0, "seconds": {}, "updates": 0}, "stopped: 0 of 4 steps, 0 of 1,000 rows seen"),
+        (
+            {"updates": 0, "seconds": {"training": 6.0, "deciding": 0.0}, "rows": None},
+            "finished: 4 steps, 6.0 s, 6 rows seen",
+        ),
+    ],
+    ids=["finished", "failed", "stopped", "a stream that decides nothing"],
+)
+def test_the_last_line_says_what_happened_as_far_as_the_record_knows(folder, caplog, changes, said):
+    with caplog.at_level("INFO", "dataflex"), saying_where(str(folder)):
+        recorded(folder, FACTS | changes)
+    assert caplog.messages == [f"{said}, loss 2, eval_loss 1.5; {record_in(folder)}"]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"status": 3, "step": "x", "seconds": [1], "updates": null}', ""])
+def test_a_record_that_cannot_be_read_takes_nothing_from_the_last_line_but_its_words(folder, caplog, damage):
+    with caplog.at_level("INFO", "dataflex"), saying_where(str(folder)):
+        recorded(folder, FACTS, metrics=[])
+        write(folder, RUN, damage)
+        (folder / METRICS).write_bytes(b'\xff\n[1]\n{"loss": "nan"}\n{"loss')
+        (folder / SELECTIONS / "step_00000000.npz").write_bytes(b"PK")
+    assert caplog.messages == [f"ended; {record_in(folder)}"]
+
+
+def test_rows_of_a_damaged_segment_or_of_very_many_are_not_counted(folder, monkeypatch):
+    recorded(folder, FACTS)
+    assert rows_seen(folder / SELECTIONS, 4, 2) == 6
+    monkeypatch.setattr("dataflex.run.rows_seen.MOST_BYTES", 10)
+    assert rows_seen(folder / SELECTIONS, 4, 2) is None
+    monkeypatch.undo()
+    (folder / SELECTIONS / "step_00000002.npz").write_bytes(b"PK")
+    assert rows_seen(folder / SELECTIONS, 4, 2) is None
+    assert rows_seen(folder / "missing", 4, 2) is None
 
 
 def test_a_weighted_run_has_no_updates_to_lead_to(folder, caplog):
     with caplog.at_level("INFO", "dataflex"), saying_where(str(folder)):
         write(folder, CONFIG)
-    assert caplog.messages == [f"the record of this run is in {folder}: {CONFIG}"]
+    assert caplog.messages == [f"ended; {record_in(folder)}"]
 
 
 @pytest.mark.parametrize("error", [ComponentError, KeyboardInterrupt])
@@ -104,7 +197,7 @@ def test_an_error_does_not_hide_the_record(folder, caplog, error):
 
     with caplog.at_level("INFO", "dataflex"), pytest.raises(error):
         stopped()
-    assert caplog.messages == [f"the record of this run is in {folder}: {CONFIG}"]
+    assert caplog.messages == [f"ended early; {record_in(folder)}"]
 
 
 def test_a_refused_run_does_not_call_anothers_record_its_own(folder, caplog):

@@ -123,7 +123,7 @@ def test_weights_on_a_loss_of_the_class_are_those_on_a_loss_function(
     args = {"gradient_accumulation_steps": accumulation}
     ours = trained(tmp_path / "o", model=of(cls, lora), keys=keys, **args)
     theirs = trained(tmp_path / "t", model=of(LlamaForCausalLM, lora), keys=keys, **args)
-    assert logged(ours, "dataflex/weight_max")[0] > 1.01
+    assert logged(ours, "dataflex/weight/max")[0] > 1.01
     require_same(ours, theirs)
 
 

@@ -54,7 +54,7 @@ def test_a_line_tells_mean_extremes_effective_samples_and_sources_of_the_weights
         assert line["effective"] == pytest.approx(w.sum() ** 2 / (w**2).sum())
         assert line["effective_share"] == pytest.approx(line["effective"] / len(w))
         assert line["sources"] == {name: of for name, of in (("a", 0.5), ("b", 2.0)) if of in w}
-    logged = [line["dataflex/weight_mean"] for line in done.state.log_history if "dataflex/weight_mean" in line]
+    logged = [line["dataflex/weight/mean"] for line in done.state.log_history if "dataflex/weight/mean" in line]
     assert logged == pytest.approx([line["mean"] for line in lines[:2]])
 
 

@@ -1,4 +1,7 @@
-"""What ``train``, ``score`` and ``validate`` begin with: FILE and its key=value overrides, read and checked."""
+"""What ``train``, ``score`` and ``validate`` begin with: FILE and its key=value overrides, read and checked.
+
+``--quiet`` may stand anywhere among them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.core.verbosity import QUIET, asked, without_flag
 from dataflex.utils.logging import log_to_stderr
 
 
@@ -16,14 +20,18 @@ def checked_run(argv: Sequence[str], usage: str, *, trains: bool = True) -> RunS
     """Returns the run that a command line names. From here on the log goes to stderr.
 
     Args:
-        argv: What stands behind the command: FILE, then key=value overrides.
+        argv: What stands behind the command: FILE, then key=value overrides, and ``--quiet`` anywhere.
         usage: The command line, for the message where there is no file.
         trains: Whether the command trains, or looks only whether it could.
 
     Raises:
         ConfigError: There is no file, or the run cannot start; the message holds everything that is wrong.
     """
-    if not argv:
+    verbosity = asked(argv)
+    file, *overrides = without_flag(argv) or [""]
+    if not file:
         raise ConfigError(f"no file given -> {usage}")
-    log_to_stderr()
-    return check(read_config(argv[0], list(argv[1:])), Path(argv[0]).absolute().parent, trains=trains)
+    if file.startswith("-"):
+        raise ConfigError(f"'{file}': found in place of FILE, and the one option here is {QUIET} -> {usage}")
+    log_to_stderr(verbosity.own)
+    return check(read_config(file, overrides), Path(file).absolute().parent, trains=trains)

@@ -4,7 +4,7 @@ FILE is the YAML or JSON of a dynamic_select run, key=value overrides it; both a
 weights score: those of the checkpoint that resume_from_checkpoint names, else of the newest one in output_dir, with its
 optimizer; where there is none, the model that the file names, as it is.
 The scores go to output_dir/dataflex_scores.parquet, for a selector that reads them. --overwrite replaces that file.
-Other files in output_dir stay as they are, whatever overwrite_output_dir says.
+Other files in output_dir stay as they are, whatever overwrite_output_dir says. --quiet is as for train.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataflex.cli.run_file import checked_run
 from dataflex.core import sigterm
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import SCORES
+from dataflex.core.verbosity import asked
 from dataflex.discovery.component_classes import find
 from dataflex.discovery.plugins import load_plugin_files
 from dataflex.launch import torchrun
@@ -24,7 +25,7 @@ from dataflex.launch.packages import require_llamafactory, require_working_packa
 from dataflex.run.scoring_weights import scoring_weights
 
 SUMMARY = "score every row with the run's selector, without training"
-USAGE = "dataflex-cli score FILE [--overwrite] [key=value ...]"
+USAGE = "dataflex-cli score FILE [--overwrite] [--quiet] [key=value ...]"
 OVERWRITE = "--overwrite"
 
 
@@ -55,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
 
     try:
         with sigterm.allowed():
-            path = score(spec, weights)
+            path = score(spec, weights, asked(argv))
     finally:
         torchrun.settle()
     if path is not None:

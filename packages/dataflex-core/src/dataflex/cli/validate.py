@@ -17,6 +17,7 @@ from dataflex.config.known_keys import handed_on, unchecked_keys, why_unchecked
 from dataflex.config.spec import RunSpec, begins
 from dataflex.config.summary import in_words
 from dataflex.core.kinds import WEIGHTER
+from dataflex.core.verbosity import without_flag
 from dataflex.discovery.installed import has_package
 from dataflex.launch.packages import WITH_LLAMAFACTORY
 from dataflex.utils.secret_values import masked
@@ -29,7 +30,8 @@ def run(argv: Sequence[str]) -> int:
     """Prints what the run would be, or raises with everything that is wrong. Returns the exit code."""
     spec = checked_run(argv, USAGE)
     sys.stdout.write(
-        f"{argv[0]}{_verdict(spec)}\n" + "".join(f"  {name + ':':<11} {text}\n" for name, text in _summary(spec))
+        f"{without_flag(argv)[0]}{_verdict(spec)}\n"
+        + "".join(f"  {name + ':':<11} {text}\n" for name, text in _summary(spec))
     )
     return 0
 

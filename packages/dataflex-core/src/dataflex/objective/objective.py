@@ -30,6 +30,7 @@ from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.weighing import Weighing
 from dataflex.objective.weight_log import WeightLog
 from dataflex.rows.batch_rows import BatchRows
+from dataflex.run.tracked_numbers import weight_metrics
 from dataflex.scoring.passes.row_pass import Collator
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Objective:
         if self.parts.weighter is None:
             return {}
         found = self.log.line(self._trainer.accelerator)
-        self._metrics = {f"dataflex/weight_{key}": found[key] for key in ("mean", "min", "max") if found}
+        self._metrics = weight_metrics(found)
         if not found:
             return {}
         named = {"step": done - 1, "kind": self.WEIGHT, "component": self.parts.weighter.name}
@@ -211,11 +212,11 @@ class Objective:
         return {self.WEIGHT: first, self.LOSS: by_source}
 
     def logged(self, logs: dict[str, float]) -> dict[str, float]:
-        """Returns a line of the log, with what the weights were where it is one of the training loss."""
-        if "loss" not in logs or self._loss.weighing is None:
+        """Returns a line of the log, with what was measured where it is one of the training loss."""
+        if "loss" not in logs:
             return logs
-        left_out, metrics = self._loss.weighing.left_out, self._metrics
-        self._metrics = {}
+        left_out = 0 if self._loss.weighing is None else self._loss.weighing.left_out
+        metrics, self._metrics = self._metrics, {}
         return logs | metrics | ({"dataflex/left_out": left_out} if left_out else {})
 
     def settle(self) -> None:

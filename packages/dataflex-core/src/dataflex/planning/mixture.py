@@ -28,6 +28,9 @@ from dataflex.core.component import seeded
 from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.permutation import Permutation, ReadingOrder, RowOrder
 
+MANY = 5
+"""Sources that a log line names at most."""
+
 
 def largest_remainder(shares_K: NDArray[np.float64], total: int, owed_K: NDArray[np.float64]) -> NDArray[np.int64]:
     """Returns how many of ``total`` rows each source gets: floor of its share, or one more.
@@ -129,8 +132,14 @@ class MixtureManager:
         return dict(zip(self.names, self.proportions.tolist(), strict=True))
 
     def in_words(self) -> str:
-        """Returns ``a 0.500, b 0.500``."""
-        return shares_in_words(self.names, self.proportions)
+        """Returns ``a 0.500, b 0.500``; of many sources those with the largest shares, for a line of the log."""
+        if len(self.names) <= MANY:
+            return shares_in_words(self.names, self.proportions)
+        largest = np.sort(np.argsort(-self.proportions, kind="stable")[:MANY])
+        shown = shares_in_words([self.names[place] for place in largest], self.proportions[largest])
+        return (
+            f"{shown}, {len(self.names) - MANY} others {self.proportions.sum() - self.proportions[largest].sum():.3f}"
+        )
 
     @property
     def amounts(self) -> NDArray[np.float64]:

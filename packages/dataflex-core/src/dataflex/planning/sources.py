@@ -91,11 +91,11 @@ def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[...,
     lengths = _mean_lengths(mixed) if keys.mixture_unit == "tokens" else None
     amounts = mixed.sizes if lengths is None else mixed.sizes * lengths
     shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)
-    logger.info("the mixture begins with %s: %s", _origin(keys), shares_in_words(mixed.names, shares))
+    logger.debug("the mixture begins with %s: %s", origin_in_words(keys), shares_in_words(mixed.names, shares))
     return functools.partial(MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths, streams=streams)
 
 
-def _origin(keys: DataflexArguments) -> str:
+def origin_in_words(keys: DataflexArguments) -> str:
     """Returns where the proportions come from, in words."""
     if keys.starts_from_sizes:
         return f"the sizes of its sources in {keys.mixture_unit}"

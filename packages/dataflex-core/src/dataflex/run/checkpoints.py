@@ -193,7 +193,7 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None, written:
     others = [path for path in checkpoints if path not in kept]
     others.sort(key=lambda path: (_seems_whole(path), step_of(path) < step_of(written), step_of(path)))
     for folder in others[: max(0, len(checkpoints) - max(limit, len(kept)))]:
-        logger.info("deleting the checkpoint %s, as save_total_limit is %d", folder, limit)
+        logger.debug("deleting the checkpoint %s, as save_total_limit is %d", folder, limit)
         try:
             _delete(folder)
         except OSError as error:  # no reason to stop a run: what is left of it is incomplete, and goes first next time

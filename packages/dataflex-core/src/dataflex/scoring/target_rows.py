@@ -109,7 +109,7 @@ def whole_rows(dataset: Any, name: str = "eval") -> Any:
     if lengths_N is None:
         return dataset
     _require_joinable(dataset, name)
-    logger.info(
+    logger.debug(
         "evaluation set '%s': prompt and answer of a row are apart, as predict_with_generate makes them; they are put "
         "together, with labels on the answer",
         name,

@@ -30,6 +30,7 @@ from dataflex.rows.batch_rows import BatchRows
 from dataflex.run.checkpoints import require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
+from dataflex.run.tracked_numbers import weight_histograms
 from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
@@ -42,6 +43,7 @@ from dataflex.trainer.recorded_run import RecordedRun
 from dataflex.trainer.recording import Recording
 from dataflex.trainer.run_components import Components
 from dataflex.trainer.run_folder import RunFolder
+from dataflex.trainer.run_lines import say_start
 from dataflex.trainer.run_state import RunState
 from dataflex.trainer.saved_run import SavedRun
 from dataflex.trainer.saving import CheckpointWriter
@@ -50,6 +52,7 @@ from dataflex.trainer.shared_scores import SharedScores
 from dataflex.trainer.static_batches import StaticBatches
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
+from dataflex.trainer.trackers import send_histograms
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.sampler_pass import PassKeeper
@@ -221,6 +224,7 @@ class DynamicTrainer(RecordedRun):
         if self.training_objective is not None:
             for kind, first in self.training_objective.open_lines.items():
                 self.record.take_back(kind, first)
+        say_start(self)
 
     def get_train_dataloader(self) -> Any:
         """Returns the one loader of a planned run, or that of the trainer underneath; workers leave SIGTERM to us."""
@@ -273,6 +277,8 @@ class DynamicTrainer(RecordedRun):
         weights = self.training_objective.weights_line()
         losses = self.training_objective.losses_line(weights)
         self.recording.measured([line for line in (weights, losses) if line])
+        if weights and self.is_world_process_zero():
+            send_histograms(self.callback_handler.callbacks, weight_histograms(weights), self.state.global_step)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,8 +23,10 @@ from dataflex.planning.selecting import Chosen
 from dataflex.planning.stages import Stages
 from dataflex.run.run_length import require_continues
 from dataflex.run.score_summary import summary
+from dataflex.run.tracked_numbers import update_histograms, update_metrics
 from dataflex.trainer.host import Host
-from dataflex.utils.logging import logger
+from dataflex.trainer.run_lines import say_update
+from dataflex.trainer.trackers import send_histograms
 
 _NONE = Chosen(np.empty(0, dtype=np.int64))
 
@@ -111,8 +113,9 @@ class Segments:
         self.now, self.chosen, self._more_updates = segment, plan.chosen, more
         trainer.record.segment(segment.start, plan.chosen.rows, plan.chosen.scores, plan.chosen.weights)
         trainer.recording.planned(segment, plan)
-        for line, news in self._lines(segment, plan, time.perf_counter() - started):
-            self._report(line, news)
+        lines = list(self._lines(segment, plan, time.perf_counter() - started))
+        self._report(segment, lines)
+        for line, _ in lines:
             names = {"kind": line["kind"], "component": line["component"]}
             call_hook("dataflex_after_update", **names, context=context, decision=line)
         return plan.chosen.rows
@@ -162,19 +165,14 @@ class Segments:
                 line["candidates"] = summary(decision.candidates.scores)
             yield line, decision.news
 
-    def _report(self, line: dict[str, Any], news: str) -> None:
-        """Tells the trace, the metrics and the reader about a decision."""
-        self._trainer.record.update(line)
-        alone = len(self._trainer.spec.axes) == 1
-        group = "dataflex" if alone else f"dataflex/{line['kind']}"
-        metrics = {"dataflex/update": line["update"], f"{group}/seconds": line["seconds"]}
-        scores = {key: value for key, value in line.get("scores", {}).items() if key != "histogram"}
-        metrics |= {f"{group}/score_{key}": value for key, value in scores.items()}
-        metrics |= {f"dataflex/proportion/{name}": share for name, share in line.get("proportions", {}).items()}
-        self._trainer.log(metrics)
-        left = self._trainer.schedule.updates + self._more_updates - 1 - line["update"]
-        logger.info(
-            "update %d at step %d, %s: %s '%s' %s in %.1f s",
-            line["update"], line["step"], f"{left} more to come" if left else "the last one", line["kind"],
-            line["component"], news, line["seconds"],
-        )  # fmt: skip
+    def _report(self, segment: Segment, lines: Sequence[tuple[dict[str, Any], str]]) -> None:
+        """Tells the trace, the trackers and the reader what was decided at an update."""
+        if not lines:  # no update, or one at which every axis rests
+            return
+        trainer, found, alone = self._trainer, [line for line, _ in lines], len(self._trainer.spec.axes) == 1
+        for line in found:
+            trainer.record.update(line)
+        trainer.log(update_metrics(found, alone))
+        if trainer.is_world_process_zero():
+            send_histograms(trainer.callback_handler.callbacks, update_histograms(found, alone), segment.start)
+        say_update(trainer, segment, self._more_updates, lines)

@@ -8,6 +8,8 @@ import sys
 
 from dataflex.utils.secret_values import scrubbed
 
+_COLOURS = {logging.DEBUG: 34, logging.INFO: 36, logging.WARNING: 33, logging.ERROR: 31}  # blue, cyan, yellow, red
+
 logger = logging.getLogger("dataflex")
 logger.addHandler(logging.NullHandler())
 
@@ -24,11 +26,27 @@ class _RankZero(logging.Filter):
         return record.levelno >= logging.ERROR or is_rank_0()
 
 
-class _WithoutSecrets(logging.Formatter):
-    """Leaves out the secrets that this process has read, whoever put them into a message."""
+class _Line(logging.Formatter):
+    """Writes ``[INFO|dataflex] TIME >> MESSAGE``, its head in colour on a terminal: libraries write hundreds of lines.
+
+    Leaves out the secrets that this process has read, whoever put them into a message.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s >> %(message)s", "%Y-%m-%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        return scrubbed(super().format(record))
+        head = f"[{record.levelname}|dataflex]"
+        if in_colour():
+            head = f"\033[1;{_COLOURS.get(record.levelno, _COLOURS[logging.ERROR])}m{head}\033[0m"
+        return scrubbed(f"{head} {super().format(record)}")
+
+
+def in_colour() -> bool:
+    """Returns whether stderr is a terminal that shows colours, and ``NO_COLOR`` is not set."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class _WithBars:
@@ -52,16 +70,19 @@ class _WithBars:
 class _Stderr(logging.StreamHandler[_WithBars]):
     def __init__(self) -> None:
         super().__init__(_WithBars())
-        text = "[%(levelname)s|dataflex] %(asctime)s >> %(message)s"
-        self.setFormatter(_WithoutSecrets(text, "%Y-%m-%d %H:%M:%S"))
+        self.setFormatter(_Line())
         self.addFilter(_RankZero())
 
 
 _stderr = _Stderr()
 
 
-def log_to_stderr() -> None:
-    """Sends dataflex's records of level INFO and above to stderr, on rank 0. For command lines; harmless to repeat."""
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Sends dataflex's records to stderr, on rank 0. For command lines; harmless to repeat.
+
+    Args:
+        level: The least level of a record that is sent.
+    """
     logger.addHandler(_stderr)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.propagate = False

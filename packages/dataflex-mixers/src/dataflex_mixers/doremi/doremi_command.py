@@ -17,6 +17,7 @@ from dataflex.config.overrides import parse_override
 from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
 from dataflex.core.hookspecs import Command
+from dataflex.core.verbosity import QUIET, asked, without_flag
 from dataflex.launch import torchrun
 from dataflex.launch.packages import require_llamafactory
 from dataflex.launch.supervised import supervised
@@ -26,7 +27,7 @@ from dataflex.utils.secret_values import masked, remember, taken_out, without_se
 from dataflex_mixers.doremi.handover import read_weights, reference_of
 from dataflex_mixers.doremi.three_runs import STEPS, Pipeline, parse, read_yaml, write_yaml
 
-USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [--overwrite] [key=value ...]"
+USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [--overwrite] [--quiet] [key=value ...]"
 OVERWRITE = "--overwrite"
 _THEIRS = "overwrite_output_dir"
 DETAILS = """\
@@ -35,7 +36,7 @@ three. Without a step, all are run in their order: the reference model on the in
 weights are written to output_dir/proxy/doremi_weights.json, and the final model on the mixture of these weights. A
 step that is finished is passed over, one that was stopped goes on from its last checkpoint. --overwrite trains the
 steps anew in place of both; overwrite_output_dir, which would do so at each start, is left out with a warning. Each
-step's file is left in output_dir and can be given to dataflex-cli train."""
+step's file is left in output_dir and can be given to dataflex-cli train. --quiet is as for train."""
 
 Train = Callable[..., int]
 
@@ -55,17 +56,17 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
             unless given.
     """
     require_llamafactory("doremi")
-    overwrites = OVERWRITE in argv
-    file, *rest = [argument for argument in argv if argument != OVERWRITE] or [""]
+    overwrites, verbosity = OVERWRITE in argv, asked(argv)
+    file, *rest = [argument for argument in without_flag(argv) if argument != OVERWRITE] or [""]
     if not file:
         raise ConfigError(f"no file given -> {USAGE}")
-    log_to_stderr()
+    log_to_stderr(verbosity.own)
     wanted = [rest.pop(0)] if rest and rest[0] in STEPS else list(STEPS)
     pipeline = _read(Path(file), rest)
     _require_same_proxy(pipeline, anew=overwrites and "proxy" in wanted)
     _check(pipeline, Path(file).absolute().parent)
     for step in wanted:
-        code = _step(pipeline, step, train or _train, overwrites)
+        code = _step(pipeline, step, train or _train, overwrites, QUIET in argv)
         if code:
             return code
     return 0
@@ -145,7 +146,7 @@ def _check(pipeline: Pipeline, folder: Path) -> None:
         raise InvalidConfigError(problems)
 
 
-def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool) -> int:
+def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool, quiet: bool) -> int:
     if step == "proxy" and not pipeline.finished("reference"):
         raise ConfigError(f"{pipeline.output_dir('reference')} holds no finished reference model -> train it first")
     if step == "final" and not pipeline.finished("proxy"):
@@ -166,7 +167,7 @@ def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool) -> int:
         logger.info("doremi: the mixture is %s", dict(zip(pipeline.names, weights, strict=True)))
     logger.info("doremi: step %d of %d, '%s': %s", STEPS.index(step) + 1, len(STEPS), step, file)
     with _environment(secrets):  # the file leaves them out
-        code = train(file, *([f"{_THEIRS}=true"] if overwrites else []))
+        code = train(file, *([f"{_THEIRS}=true"] if overwrites else []), *([QUIET] if quiet else []))
     if code == 2 and not overwrites:
         logger.info("doremi: where the message says %s: true, give this command %s", _THEIRS, OVERWRITE)
     return code

@@ -198,7 +198,7 @@ def _report(
     references_M: NDArray[np.float64],
     weights: Sequence[NDArray[np.float64]],
 ) -> None:
-    logger.info(
+    logger.debug(
         "%s: %s: %d of %d prompts have answers that count, %d answers; mean reward %.4g, of the reference %.4g",
         desc,
         name,

@@ -24,7 +24,7 @@ from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
-from dataflex.integrations.llamafactory import reading
+from dataflex.integrations.llamafactory import printed_numbers, reading
 from dataflex.integrations.llamafactory.data import reading_dataset
 from dataflex.integrations.llamafactory.predicting import predicting
 from dataflex.integrations.llamafactory.started import Started
@@ -85,6 +85,7 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_of_run),
         (loader, "apply_liger_kernel", _apply_liger_kernel(spec, loader.apply_liger_kernel)),
+        *printed_numbers.replacements(),
         *reading.replacements(),
     ]
 
@@ -163,19 +164,21 @@ def _pissa_convert(original: type[Any]) -> type[Any]:
 
 
 def _plot_loss(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds every dataflex metric to the plots that ``plot_loss: true`` draws."""
+    """Adds two figures from the record to the plots that ``plot_loss: true`` draws."""
 
     @functools.wraps(original)
     def plot_loss(save_dictionary: str, keys: list[str]) -> None:
-        from matplotlib import pyplot
+        from matplotlib import pyplot  # here, as LLaMA-Factory does: a run without figures needs none of it
+
+        from dataflex.integrations.llamafactory.figures import draw_figures
 
         with open(os.path.join(save_dictionary, TRAINER_STATE), encoding="utf-8") as file:
-            history = json.load(file)["log_history"]
-        logged = {key for entry in history for key in entry}
-        ours = sorted(key for key in logged if key.startswith("dataflex/"))
+            state = json.load(file)
+        logged = {key for entry in state["log_history"] for key in entry}
         whole = [key for key in ("eval_loss",) if key in logged and key not in keys]  # of several datasets
-        for key in [*keys, *whole, *ours]:
+        for key in [*keys, *whole]:
             original(save_dictionary, keys=[key])
-            pyplot.close()  # the original leaves each figure open, and a run has a dozen
+            pyplot.close()  # the original leaves each figure open
+        draw_figures(save_dictionary, state["global_step"])
 
     return plot_loss

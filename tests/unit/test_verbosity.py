@@ -1,0 +1,96 @@
+"""``--quiet`` and ``DATAFLEX_VERBOSITY``: what they ask for, who is told, and that another word is refused."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from dataflex.cli import run_file, score, train, validate
+from dataflex.cli.main import run
+from dataflex.config.overrides import parse_override
+from dataflex.core.errors import ConfigError
+from dataflex.core.verbosity import LEVELS, QUIET, VARIABLE, Verbosity, asked, without_flag
+from dataflex.utils.logging import logger
+
+FILE = "run.yaml"
+
+
+@pytest.mark.parametrize(
+    ("argv", "variable", "name"),
+    [
+        ([], None, "info"),
+        ([], "", "info"),
+        ([], "Debug", "debug"),
+        ([], " warning ", "warning"),
+        ([FILE, QUIET], None, "warning"),
+        ([QUIET, FILE], "debug", "warning"),
+        ([FILE, QUIET], "error", "error"),
+        ([FILE, "a=--quiet"], None, "info"),
+    ],
+)
+def test_the_flag_and_the_variable_ask_for_a_level(argv, variable, name):
+    assert asked(argv, {} if variable is None else {VARIABLE: variable}) == Verbosity(name)
+
+
+@pytest.mark.parametrize("word", ["loud", "1", "quiet", "warn", "info,debug"])
+def test_another_word_is_refused_with_those_that_are_allowed(word):
+    with pytest.raises(ConfigError) as error:
+        asked([], {VARIABLE: word})
+    allowed = "debug, info, warning, error"
+    assert str(error.value) == f"{VARIABLE}: found '{word}', allowed: {allowed} -> write one of these"
+
+
+@pytest.mark.parametrize("command", ["train", "validate", "score"])
+def test_a_command_refuses_another_word_before_it_reads_the_file(command, monkeypatch, capsys):
+    for module in (train, score):
+        monkeypatch.setattr(module, "require_llamafactory", lambda command: None)
+    monkeypatch.setenv(VARIABLE, "loud")
+    assert run([command, "missing.yaml"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {VARIABLE}: found 'loud', allowed: ")
+
+
+def test_our_own_lines_are_left_out_only_where_errors_alone_are_asked_for():
+    own = {name: Verbosity(name).own for name in LEVELS}
+    assert own == {
+        "debug": logging.DEBUG, "info": logging.INFO, "warning": logging.INFO, "error": logging.ERROR
+    }  # fmt: skip
+    libraries = {name: Verbosity(name).libraries for name in LEVELS}
+    assert libraries == {"debug": 0, "info": 0, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_the_flag_may_stand_anywhere_and_is_no_override(place, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(run_file, "log_to_stderr", lambda level: seen.update(level=level))
+    monkeypatch.setattr(run_file, "read_config", lambda file, overrides: seen.update(file=file, overrides=overrides))
+    monkeypatch.setattr(run_file, "check", lambda config, folder, trains: seen.update(trains=trains))
+    argv = [FILE, "a=1", "b=2"]
+    argv.insert(place, QUIET)
+    run_file.checked_run(argv, "usage")
+    assert seen == {"level": logging.INFO, "file": FILE, "overrides": ["a=1", "b=2"], "trains": True}
+    assert without_flag(argv) == [FILE, "a=1", "b=2"]
+
+
+@pytest.mark.parametrize("argv", [[QUIET], []])
+def test_the_flag_alone_names_no_file(argv):
+    with pytest.raises(ConfigError, match="no file given -> dataflex-cli validate FILE"):
+        run_file.checked_run(argv, validate.USAGE)
+
+
+@pytest.mark.parametrize("flag", ["--quite", "-q", "--verbose"])
+def test_another_flag_is_refused_by_its_name(flag):
+    with pytest.raises(ConfigError, match=rf"'{flag}': found in place of FILE, and the one option here is --quiet -> "):
+        run_file.checked_run([flag, FILE], train.USAGE)
+    with pytest.raises(ConfigError, match=rf"'{flag}': expected key=value"):
+        parse_override(flag)
+
+
+@pytest.mark.parametrize(("name", "level"), [("debug", logging.DEBUG), ("error", logging.ERROR)])
+def test_the_level_reaches_our_logger(name, level, monkeypatch, tmp_path):
+    monkeypatch.setattr(logger, "level", logger.level)
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+    monkeypatch.setattr(logger, "handlers", list(logger.handlers))
+    monkeypatch.setenv(VARIABLE, name)
+    with pytest.raises(ConfigError):
+        run_file.checked_run([str(tmp_path / "missing.yaml")], "usage")
+    assert logger.level == level
