@@ -15,7 +15,10 @@ import yaml
 
 RUN = "0123456789abcdef"
 BATCH = 16
-WORDS = "the model data loss step learns rows from a few many when which gives takes small large batch token".split()
+WORDS = (
+    "the", "model", "data", "loss", "step", "learns", "rows", "from", "a", "few", "many", "when", "which", "gives",
+    "takes", "small", "large", "batch", "token",
+)  # fmt: skip
 HOSTILE = (
     "<script>window.hurt = 1</script>",
     "</script><script>window.hurt = 2</script>",
@@ -36,8 +39,12 @@ def summary(scores: np.ndarray) -> dict[str, Any]:
     counts, edges = np.histogram(scores, bins=20)
     names = ("min", "q1", "median", "q3", "max")
     quartiles = dict(zip(names, np.percentile(scores, (0, 25, 50, 75, 100)).tolist(), strict=True))
-    return {"mean": float(scores.mean()), "std": float(scores.std()), **quartiles,
-            "histogram": {"edges": edges.tolist(), "counts": counts.tolist()}}  # fmt: skip
+    return {
+        "mean": float(scores.mean()),
+        "std": float(scores.std()),
+        **quartiles,
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
 
 
 class Folder:
@@ -75,28 +82,50 @@ class Folder:
             for (name, size), first in zip(self.sources, self.firsts, strict=True)
         ]
         updates = len({line["update"] for line in self.trace if line.get("update") is not None})
-        dump(self.path / "dataflex_run.json", {
-            "version": 1, "run": RUN, "does": does, "train_type": train_type, "status": "finished", "error": None,
-            "starts": [{"step": 0, "at": "2026-11-28T12:00:00+00:00"}], "updated": "2026-11-28T12:34:00+00:00",
-            "step": step, "total_steps": self.steps, "updates": updates, "batch": BATCH, "world_size": 1,
-            "rows": self.rows, "sources": sources,
-            "parts": [{"kind": kind, "component": name, "preset": name} for kind, name in parts],
-            "seconds": {"training": 20.6, "deciding": 3.4, "saving": 0.5, "evaluating": 1.0},
-            "tokens": 123456, "warnings": [{"text": "the learning rate is 0 at the first step", "times": 2}],
-        } | more)  # fmt: skip
+        dump(
+            self.path / "dataflex_run.json",
+            {
+                "version": 1,
+                "run": RUN,
+                "does": does,
+                "train_type": train_type,
+                "status": "finished",
+                "error": None,
+                "starts": [{"step": 0, "at": "2026-11-28T12:00:00+00:00"}],
+                "updated": "2026-11-28T12:34:00+00:00",
+                "step": step,
+                "total_steps": self.steps,
+                "updates": updates,
+                "batch": BATCH,
+                "world_size": 1,
+                "rows": self.rows,
+                "sources": sources,
+                "parts": [{"kind": kind, "component": name, "preset": name} for kind, name in parts],
+                "seconds": {"training": 20.6, "deciding": 3.4, "saving": 0.5, "evaluating": 1.0},
+                "tokens": 123456,
+                "warnings": [{"text": "the learning rate is 0 at the first step", "times": 2}],
+            }
+            | more,
+        )
         dump(self.path / "dataflex_trace.jsonl", *self.trace)
         dump(self.path / "dataflex_segments.jsonl", *self.segments)
 
-    def metrics(self, until: int, names: Sequence[str] = ("eval_loss",), start: float = 2.31, end: float = 2.02) -> None:
+    def metrics(
+        self, until: int, names: Sequence[str] = ("eval_loss",), start: float = 2.31, end: float = 2.02
+    ) -> None:
         lines: list[dict[str, Any]] = []
         for step in range(5, until + 1, 5):
             loss = end + (start + 0.4 - end) * np.exp(-3 * step / self.steps) + self.random.normal(0, 0.03)
             lines.append({"step": step, "seconds": step * 0.2, "loss": float(loss), "learning_rate": 1e-4})
         for step in range(0, until + 1, max(1, self.steps // 8)):
             part = step / self.steps
-            lines.append({"step": step} | {
-                name: round(start + (end - start) * (1 - (1 - part) ** 2) + 0.05 * place, 6) for place, name in enumerate(names)
-            })  # fmt: skip
+            lines.append(
+                {"step": step}
+                | {
+                    name: round(start + (end - start) * (1 - (1 - part) ** 2) + 0.05 * place, 6)
+                    for place, name in enumerate(names)
+                }
+            )
         dump(self.path / "dataflex_metrics.jsonl", *sorted(lines, key=lambda line: line["step"]))
 
     def texts(self, text: Callable[[int], str], source: Callable[[int], str] | None = None, every: int = 1) -> None:
@@ -108,7 +137,8 @@ class Folder:
             for row in places
         ]
         targets = [
-            {"set": "eval", "target": target, "tokens": 30, "text": self.target(target), "cut": False} for target in range(16)
+            {"set": "eval", "target": target, "tokens": 30, "text": self.target(target), "cut": False}
+            for target in range(16)
         ]
         head = {"version": 1, "run": RUN, "rows": self.rows, "characters": 2000}
         dump(self.path / "dataflex_rows.jsonl", head, *lines, *targets)
@@ -121,29 +151,50 @@ class Folder:
         words = np.random.default_rng(row).choice(WORDS, size=6 + row % 60)
         return f"Row {row}: " + " ".join(words) + "."
 
-    def why(self, step: int, update: int, component: str, rows: Sequence[int], key: str = "score") -> list[dict[str, Any]]:
+    def why(
+        self, step: int, update: int, component: str, rows: Sequence[int], key: str = "score"
+    ) -> list[dict[str, Any]]:
         shares = (0.41, 0.22, -0.05)
         return [
-            {"step": step, "update": update, "component": component, "row": int(row), key: round(0.9 - 0.01 * place, 4),
-             "seconds": 0.4,
-             "targets": [{"set": "eval", "target": (int(row) + i) % 16, "share": share} for i, share in enumerate(shares)]}
+            {
+                "step": step,
+                "update": update,
+                "component": component,
+                "row": int(row),
+                key: round(0.9 - 0.01 * place, 4),
+                "seconds": 0.4,
+                "targets": [
+                    {"set": "eval", "target": (int(row) + i) % 16, "share": share} for i, share in enumerate(shares)
+                ],
+            }
             for place, row in enumerate(rows)
-        ]  # fmt: skip
+        ]
 
     def config(self, **keys: Any) -> None:
-        content = {
-            "train_type": "dynamic_select", "warmup_step": 20, "update_step": 20, "model_name_or_path": "models/small",
-            "dataset": ",".join(name for name, _ in self.sources), "learning_rate": 1e-4, "output_dir": str(self.path),
-            "hub_token": "<secret from $DATAFLEX_SECRET_HUB_TOKEN>",
-        } | keys | {
-            "dataflex_run": {"id": RUN, "does": "made up", "finished": self.steps, "files": {}},
-            "dataflex_versions": {"dataflex-core": "0.1.0", "torch": "2.11.0"},
-        }  # fmt: skip
+        content = (
+            {
+                "train_type": "dynamic_select",
+                "warmup_step": 20,
+                "update_step": 20,
+                "model_name_or_path": "models/small",
+                "dataset": ",".join(name for name, _ in self.sources),
+                "learning_rate": 1e-4,
+                "output_dir": str(self.path),
+                "hub_token": "<secret from $DATAFLEX_SECRET_HUB_TOKEN>",
+            }
+            | keys
+            | {
+                "dataflex_run": {"id": RUN, "does": "made up", "finished": self.steps, "files": {}},
+                "dataflex_versions": {"dataflex-core": "0.1.0", "torch": "2.11.0"},
+            }
+        )
         text = yaml.safe_dump(content, sort_keys=False, explicit_end=True)
         (self.path / "dataflex_config.yaml").write_text(text, encoding="utf-8")
 
 
-def select_less(path: Path, status: str = "finished", until: int = 100, texts: Sequence[str] = (), **about: Any) -> Path:
+def select_less(
+    path: Path, status: str = "finished", until: int = 100, texts: Sequence[str] = (), **about: Any
+) -> Path:
     """300 rows of one dataset, of which 60 are of another kind; less finds these. Updates at 20, 40, 60 and 80."""
     folder = Folder(path, 300, [("pool", 300)], 100)
     wanted = np.arange(300) % 5 == 0
@@ -156,11 +207,21 @@ def select_less(path: Path, status: str = "finished", until: int = 100, texts: S
         best = np.argsort(-scores)[:60]
         rows = folder.random.permutation(np.resize(best, 20 * BATCH))
         folder.segment(step, rows, update, scores=scores[rows])
-        folder.trace.append({
-            "step": step, "kind": "select", "component": "less", "update": update, "num_samples": len(rows), "distinct": 60,
-            "seconds": 0.8 + 0.05 * update, "decision_hash": "00", "scores": summary(scores[rows]),
-            "candidates": summary(scores), "explain_seconds": 0.1,
-        })  # fmt: skip
+        folder.trace.append(
+            {
+                "step": step,
+                "kind": "select",
+                "component": "less",
+                "update": update,
+                "num_samples": len(rows),
+                "distinct": 60,
+                "seconds": 0.8 + 0.05 * update,
+                "decision_hash": "00",
+                "scores": summary(scores[rows]),
+                "candidates": summary(scores),
+                "explain_seconds": 0.1,
+            }
+        )
         order = np.argsort(-scores)
         whys += folder.why(step, update, "less", [*order[:8], *order[-8:]])
         last = {"scores": scores.astype(np.float32), "step": step, "run": RUN, "component": "less"}
@@ -181,8 +242,18 @@ def select_random(path: Path) -> Path:
     for update, step in enumerate(range(20, 100, 20)):
         rows = np.resize(folder.random.permutation(300)[:60], 20 * BATCH)
         folder.segment(step, rows, update)
-        folder.trace.append({"step": step, "kind": "select", "component": "random", "update": update, "num_samples": len(rows),
-                             "distinct": 60, "seconds": 0.002, "decision_hash": "00"})  # fmt: skip
+        folder.trace.append(
+            {
+                "step": step,
+                "kind": "select",
+                "component": "random",
+                "update": update,
+                "num_samples": len(rows),
+                "distinct": 60,
+                "seconds": 0.002,
+                "decision_hash": "00",
+            }
+        )
     folder.metrics(100, start=2.31, end=2.11)
     folder.texts(folder.sentence, lambda row: "gsm8k" if wanted[row] else "alpaca")
     folder.config(component_name="random", update_times=4)
@@ -192,7 +263,10 @@ def select_random(path: Path) -> Path:
 
 
 def mix_odm(path: Path, sources: int = 3, updates: int = 12) -> Path:
-    sizes = [(f"source_{place}" if sources > 3 else ("code", "docstrings", "prose")[place], 400 + 37 * place) for place in range(sources)]
+    sizes = [
+        (f"source_{place}" if sources > 3 else ("code", "docstrings", "prose")[place], 400 + 37 * place)
+        for place in range(sources)
+    ]
     step_of = 20
     folder = Folder(path, sum(size for _, size in sizes), sizes, step_of * (updates + 1))
     seen = dict.fromkeys((name for name, _ in sizes), 0)
@@ -208,10 +282,24 @@ def mix_odm(path: Path, sources: int = 3, updates: int = 12) -> Path:
         if number:
             proportions = {name: float(share) for (name, _), share in zip(sizes, shares, strict=True)}
             passes = {name: round(seen[name] / size, 6) for name, size in sizes}
-            folder.trace.append({"step": step, "kind": "mix", "component": "odm", "update": number - 1, "num_samples": len(rows),
-                                 "distinct": len(np.unique(rows)), "seconds": 0.01, "decision_hash": "00",
-                                 "proportions": proportions, "rows_seen": dict(seen), "passes": passes})  # fmt: skip
-        losses = {name: {"loss": 3 - 0.1 * number + 0.3 * place % 1.3, "tokens": 999} for place, (name, _) in enumerate(sizes)}
+            folder.trace.append(
+                {
+                    "step": step,
+                    "kind": "mix",
+                    "component": "odm",
+                    "update": number - 1,
+                    "num_samples": len(rows),
+                    "distinct": len(np.unique(rows)),
+                    "seconds": 0.01,
+                    "decision_hash": "00",
+                    "proportions": proportions,
+                    "rows_seen": dict(seen),
+                    "passes": passes,
+                }
+            )
+        losses = {
+            name: {"loss": 3 - 0.1 * number + 0.3 * place % 1.3, "tokens": 999} for place, (name, _) in enumerate(sizes)
+        }
         folder.trace.append({"step": step + 19, "kind": "loss", "steps": 20, "sources": losses})
     folder.metrics(folder.steps, ["eval_loss", "eval_code_loss", "eval_prose_loss"])
     folder.texts(folder.sentence)
@@ -226,17 +314,25 @@ def weight_lines(folder: Folder, until: int, named: bool = True) -> None:
         weights = folder.random.lognormal(0, 0.2 + step / 400, 160)
         counts, edges = np.histogram(weights, bins=20, range=(0, 4))
         line = {
-            "step": step - 1, "kind": "weight", "component": "adapt", "steps": 10, "samples": 160,
-            "mean": float(weights.mean()), "min": float(weights.min()), "max": float(weights.max()),
+            "step": step - 1,
+            "kind": "weight",
+            "component": "adapt",
+            "steps": 10,
+            "samples": 160,
+            "mean": float(weights.mean()),
+            "min": float(weights.min()),
+            "max": float(weights.max()),
             "effective": float(weights.sum() ** 2 / (weights**2).sum()),
             "effective_share": float(weights.sum() ** 2 / (weights**2).sum() / 160),
             "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        }  # fmt: skip
+        }
         if named:
             rows = folder.random.permutation(200)[:10].tolist()
-            line |= {"most": [[row, round(float(w), 4)] for row, w in zip(rows[:5], np.sort(weights)[::-1], strict=False)],
-                     "least": [[row, round(float(w), 4)] for row, w in zip(rows[5:], np.sort(weights), strict=False)],
-                     "sources": {name: 0.9 + 0.1 * place + step / 1000 for place, (name, _) in enumerate(folder.sources)}}  # fmt: skip
+            line |= {
+                "most": [[row, round(float(w), 4)] for row, w in zip(rows[:5], np.sort(weights)[::-1], strict=False)],
+                "least": [[row, round(float(w), 4)] for row, w in zip(rows[5:], np.sort(weights), strict=False)],
+                "sources": {name: 0.9 + 0.1 * place + step / 1000 for place, (name, _) in enumerate(folder.sources)},
+            }
         folder.trace.append(line)
 
 
@@ -265,26 +361,53 @@ def dynamic_all(path: Path) -> Path:
         scores = folder.random.normal(0.2, 0.1, 500)
         count = int(320 * share)
         pools = [np.arange(300), 300 + np.arange(200)]
-        picked = [pools[0][np.argsort(-scores[:300])[: min(count, 300)]], pools[1][np.argsort(-scores[300:])[: 320 - count]]]
+        picked = [
+            pools[0][np.argsort(-scores[:300])[: min(count, 300)]],
+            pools[1][np.argsort(-scores[300:])[: 320 - count]],
+        ]
         rows = np.resize(np.concatenate(picked), 320)
         rows = rows[np.argsort(-scores[rows])]
-        along = {"places": [16 * place + 8 for place in range(20)], "scores": scores[rows].reshape(20, 16).mean(1).tolist()}
+        along = {
+            "places": [16 * place + 8 for place in range(20)],
+            "scores": scores[rows].reshape(20, 16).mean(1).tolist(),
+        }
         shares = {"code": share, "prose": 1 - share}
         folder.segment(step, rows, update, scores=scores[rows])
         folder.trace += [
-            common | {"kind": "filter", "component": "loss", "seconds": 0.3, "keep": 0.8, "of": 500, "scores": summary(losses)},
+            common
+            | {
+                "kind": "filter",
+                "component": "loss",
+                "seconds": 0.3,
+                "keep": 0.8,
+                "of": 500,
+                "scores": summary(losses),
+            },
             common | {"kind": "mix", "component": "odm", "seconds": 0.01, "proportions": shares},
-            common | {"kind": "select", "component": "near", "seconds": 0.5, "scores": summary(scores[rows]),
-                      "candidates": summary(scores)},
+            common
+            | {
+                "kind": "select",
+                "component": "near",
+                "seconds": 0.5,
+                "scores": summary(scores[rows]),
+                "candidates": summary(scores),
+            },
             common | {"kind": "order", "component": "saw", "seconds": 0.01, "along": along},
-        ]  # fmt: skip
+        ]
         whys += folder.why(step, update, "near", np.argsort(-scores)[:8])
     weight_lines(folder, 100)
     folder.trace.sort(key=lambda line: line["step"])
     dump(folder.path / "dataflex_why.jsonl", *whys)
     folder.metrics(100)
     folder.texts(folder.sentence)
-    folder.config(train_type="dynamic", selector=["loss", "near"], mixer="odm", order="saw", weighter="adapt", mixture_unit="tokens")
+    folder.config(
+        train_type="dynamic",
+        selector=["loss", "near"],
+        mixer="odm",
+        order="saw",
+        weighter="adapt",
+        mixture_unit="tokens",
+    )
     parts = [("filter", "loss"), ("mix", "odm"), ("select", "near"), ("order", "saw"), ("weight", "adapt")]
     folder.about("rows by near after loss, shares by odm, order saw, weights by adapt", "dynamic", parts)
     return folder.path
@@ -339,9 +462,20 @@ def streams(path: Path) -> Path:
         rows = np.concatenate([np.arange(160) + 160 * number, 2**40 + np.arange(160) + 160 * number])
         folder.segment(20 * number, rows, number - 1 if number else None)
         if number:
-            folder.trace.append({"step": 20 * number, "kind": "mix", "component": "odm", "update": number - 1, "num_samples": 320,
-                                 "distinct": 320, "seconds": 0.01, "decision_hash": "00", "proportions": {"web": 0.5, "books": 0.5},
-                                 "rows_seen": {"web": 160 * (number + 1), "books": 160 * (number + 1)}})  # fmt: skip
+            folder.trace.append(
+                {
+                    "step": 20 * number,
+                    "kind": "mix",
+                    "component": "odm",
+                    "update": number - 1,
+                    "num_samples": 320,
+                    "distinct": 320,
+                    "seconds": 0.01,
+                    "decision_hash": "00",
+                    "proportions": {"web": 0.5, "books": 0.5},
+                    "rows_seen": {"web": 160 * (number + 1), "books": 160 * (number + 1)},
+                }
+            )
     folder.metrics(60)
     folder.config(train_type="dynamic_mix", component_name="odm", streaming=True)
     folder.about("shares by odm", "dynamic_mix", [("mix", "odm")])
@@ -349,26 +483,73 @@ def streams(path: Path) -> Path:
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {
-    "select": select_less, "random": select_random, "mix": mix_odm, "weight": weight_adapt, "dynamic": dynamic_all,
-    "killed": killed, "failed": failed, "resumed": resumed, "static": static, "old": old, "streams": streams,
-}  # fmt: skip
+    "select": select_less,
+    "random": select_random,
+    "mix": mix_odm,
+    "weight": weight_adapt,
+    "dynamic": dynamic_all,
+    "killed": killed,
+    "failed": failed,
+    "resumed": resumed,
+    "static": static,
+    "old": old,
+    "streams": streams,
+}
 
 
 def comparison(folders: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     """What `dataflex-cli compare FILE` hands to the report, of three arms."""
     arms = [
-        {"name": name, "control": name != "less", "folders": [str(path) for path in paths], "steps": [100] * len(paths),
-         "tokens": [51200] * len(paths), "seconds": [25.5] * len(paths), "compute": [1.2e12] * len(paths)}
+        {
+            "name": name,
+            "control": name != "less",
+            "folders": [str(path) for path in paths],
+            "steps": [100] * len(paths),
+            "tokens": [51200] * len(paths),
+            "seconds": [25.5] * len(paths),
+            "compute": [1.2e12] * len(paths),
+        }
         for name, paths in folders.items()
-    ]  # fmt: skip
-    less = {"values": [2.02, 2.03, 2.01], "mean": 2.02, "std": 0.01, "against": "random", "difference": -0.09, "low": -0.12,
-            "high": -0.06, "p": 0.004, "wins": 3, "seeds": 3, "verdict": "better", "says": "less is better than random by 0.09"}  # fmt: skip
-    other = {"values": [2.1, 2.12, 2.09], "mean": 2.103, "std": 0.015, "against": "random", "difference": -0.007, "low": -0.05,
-             "high": 0.04, "p": 0.6, "wins": 2, "seeds": 3, "verdict": "undecided",
-             "says": "cannot be told apart from random with 3 seeds; 9 would be needed for a difference of 0.02"}  # fmt: skip
+    ]
+    less = {
+        "values": [2.02, 2.03, 2.01],
+        "mean": 2.02,
+        "std": 0.01,
+        "against": "random",
+        "difference": -0.09,
+        "low": -0.12,
+        "high": -0.06,
+        "p": 0.004,
+        "wins": 3,
+        "seeds": 3,
+        "verdict": "better",
+        "says": "less is better than random by 0.09",
+    }
+    other = {
+        "values": [2.1, 2.12, 2.09],
+        "mean": 2.103,
+        "std": 0.015,
+        "against": "random",
+        "difference": -0.007,
+        "low": -0.05,
+        "high": 0.04,
+        "p": 0.6,
+        "wins": 2,
+        "seeds": 3,
+        "verdict": "undecided",
+        "says": "cannot be told apart from random with 3 seeds; 9 would be needed for a difference of 0.02",
+    }
     control = {"values": [2.11, 2.12, 2.1], "mean": 2.11, "std": 0.01, "seeds": 3}
     found = dict(zip(folders, (less, control, other), strict=False))
-    return {"level": 0.05, "equal": "steps", "base": "run.yaml", "seeds": [1, 2, 3], "arms": arms,
-            "metrics": {"eval_loss": {"lower_is_better": True, "arms": found}},
-            "says": ["less is better than random: its eval loss is 0.09 lower (3 of 3 seeds).",
-                     "static cannot be told apart from random with 3 seeds; 9 would be needed for a difference of 0.02."]}  # fmt: skip
+    return {
+        "level": 0.05,
+        "equal": "steps",
+        "base": "run.yaml",
+        "seeds": [1, 2, 3],
+        "arms": arms,
+        "metrics": {"eval_loss": {"lower_is_better": True, "arms": found}},
+        "says": [
+            "less is better than random: its eval loss is 0.09 lower (3 of 3 seeds).",
+            "static cannot be told apart from random with 3 seeds; 9 would be needed for a difference of 0.02.",
+        ],
+    }

@@ -1,7 +1,8 @@
 """``dataflex-cli report``: a page that shows what the data of a run did, or of several runs side by side.
 
-DIR is the output_dir of a run: under way, done, failed or killed, dynamic or static. The page is one file that opens from
-disk without a network; its path is printed. It is written to dataflex_report.html in the first DIR, or where --out says.
+DIR is the output_dir of a run: under way, done, failed or killed, dynamic or static. The page is one file that opens
+from disk without a network; its path is printed. It is written to dataflex_report.html in the first DIR, or where --out
+says.
 """
 
 from __future__ import annotations

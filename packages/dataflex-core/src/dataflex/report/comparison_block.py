@@ -24,10 +24,9 @@ def comparison_section(comparison: Mapping[str, Any], arms: Mapping[str, int]) -
         comparison: As ``dataflex-cli compare FILE`` hands it over and writes it.
         arms: Arm -> the number of its colour.
     """
-    said = [str(each) for each in comparison.get("says", []) if isinstance(each, str)]
     seeds = comparison.get("seeds")
     level = number(comparison.get("level"))
-    lead = [*said, _EQUAL.get(str(comparison.get("equal")), "")]
+    lead = [_EQUAL.get(str(comparison.get("equal")), "")]
     if isinstance(seeds, list):
         count = f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
         at = f"; a verdict holds at the level {level:g} over all arms and metrics together" if level else ""

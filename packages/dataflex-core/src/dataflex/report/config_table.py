@@ -22,7 +22,9 @@ def section(runs: Sequence[Shown]) -> Section | None:
         return None
     lead = "Lines that are set apart differ from dataflex's defaults, or are written in the run's file."
     if len(known) > 1:
-        return Section("config", "Configuration", ("Lines that are set apart differ between the runs.",), (_side(known),))
+        return Section(
+            "config", "Configuration", ("Lines that are set apart differ between the runs.",), (_side(known),)
+        )
     return Section("config", "Configuration", (lead,), (_alone(known[0]),))
 
 

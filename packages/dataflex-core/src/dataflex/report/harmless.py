@@ -42,8 +42,12 @@ def in_script(value: Any) -> str:
 
 
 def know_secrets() -> None:
-    """Makes the secrets of the environment known, so that :func:`without_secrets` finds them in whatever text."""
-    remember({name: value for name, value in os.environ.items() if is_secret(name) or "://" in value})
+    """Makes the secrets of the environment known, so that :func:`without_secrets` finds them in whatever text.
+
+    A value that is the path of something, as of ``PWD``, is none: folders stand in every page.
+    """
+    said = {name: value for name, value in os.environ.items() if is_secret(name) or "://" in value}
+    remember({name: value for name, value in said.items() if not os.path.isabs(value) or not os.path.exists(value)})
 
 
 def without_secrets(value: Any) -> Any:

@@ -19,12 +19,20 @@ _LIFT, _EVALUATIONS = 1.25, 3
 
 def sentences(shown: Shown) -> list[str]:
     """Returns what the header says of a run, the most telling first."""
-    return [*_chose(shown), *_sources(shown), *_mixed(shown), *_weighed(shown), *_seen(shown), *_cost(shown), *_came(shown)]
+    return [
+        *_chose(shown),
+        *_sources(shown),
+        *_mixed(shown),
+        *_weighed(shown),
+        *_seen(shown),
+        *_cost(shown),
+        *_came(shown),
+    ]
 
 
 def _chose(shown: Shown) -> Iterator[str]:
     run, seen = shown.run, shown.seen
-    chosen = int((seen.chosen_P > 0).sum())
+    chosen = int((seen.chosen > 0).sum())
     choosing = [component for kind, component in run.parts if kind == "select"]
     filters = [component for kind, component in run.parts if kind == "filter"]
     over = count(run.updates, "update")
@@ -73,7 +81,8 @@ def _mixed(shown: Shown) -> Iterator[str]:
     if abs(after - before) < 0.005:
         yield "The shares of the sources stayed as they were at the first update."
     else:
-        yield f"The share of {name} moved most: from {percent(before)} at the first update to {percent(after)} at the last."
+        moved = f"from {percent(before)} at the first update to {percent(after)} at the last"
+        yield f"The share of {name} moved most: {moved}."
 
 
 def _weighed(shown: Shown) -> Iterator[str]:
@@ -84,7 +93,11 @@ def _weighed(shown: Shown) -> Iterator[str]:
         return
     name = str(said[-1].get("component", "the weighter"))
     effective = [value for line in said if (value := number(line.get("effective_share"))) is not None]
-    worth = f"; weighted, its samples are worth {percent(float(np.mean(effective)))} of as many equal ones" if effective else ""
+    worth = (
+        f"; weighted, its samples are worth {percent(float(np.mean(effective)))} of as many equal ones"
+        if effective
+        else ""
+    )
     yield f"{name} gave weights from {figure(min(low))} to {figure(max(high))}{worth}."
 
 
@@ -92,18 +105,25 @@ def _seen(shown: Shown) -> Iterator[str]:
     seen = shown.seen
     if not seen.stretches:
         return
-    once, more = int((seen.seen_P == 1).sum()), int((seen.seen_P > 1).sum())
-    never = int((seen.seen_P == 0).sum()) if seen.rows is not None else None
-    parts = [f"{count(never)} {'was' if never == 1 else 'were'} never seen"] if never is not None else []
-    parts += [f"{count(once)} once", f"{count(more)} more often"]
-    yield "Of the rows, " + (listing(parts) if never is not None else f"{parts[0]} and {parts[1]} were seen") + "."
+    once, more = int((seen.times == 1).sum()), int((seen.times > 1).sum())
+    never = int((seen.times == 0).sum()) if seen.rows is not None else None
+    if never is None:
+        yield f"{count(once, 'row')} {_was(once)} seen once, {count(more)} more often."
+    else:
+        yield f"Of the rows, {count(never)} {_was(never)} never seen, {count(once)} once and {count(more)} more often."
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _cost(shown: Shown) -> Iterator[str]:
     run = shown.run
     share, total = deciding_share(run), sum(run.seconds.values())
     if share is not None:
-        yield f"{percent(share)} of the time went into deciding ({duration(run.seconds['deciding'])} of {duration(total)})."
+        said = percent(share)
+        took = f"{duration(run.seconds['deciding'])} of {duration(total)}"
+        yield f"{said[0].upper()}{said[1:]} of the time went into deciding ({took})."
     elif total and run.train_type == "static":
         yield f"It took {duration(total)}."
 
@@ -113,7 +133,7 @@ def _came(shown: Shown) -> Iterator[str]:
     for name in evaluations(run)[:_EVALUATIONS]:
         points = evaluated(run, name)
         said = f"{loss(points[0][1])} → {loss(points[-1][1])}" if len(points) > 1 else loss(points[-1][1])
-        yield f"Loss of the {called(name)}: {said}."
+        yield f"Eval loss{called(name).removeprefix('evaluation').replace(' of ', ' on ')}: {said}."
     training = [value for line in run.logs if (value := number(line.get("loss"))) is not None]
     if training and not evaluations(run):
         yield f"Training loss: {loss(training[0])} → {loss(training[-1])}; the run evaluated nothing."
@@ -127,9 +147,9 @@ def facts(shown: Shown) -> list[dict[str, Any]]:
     if run.updates:
         found.append(("Updates", count(run.updates), ""))
     if seen.stretches:
-        once = int((seen.seen_P > 0).sum())
-        share = f"{percent(once / seen.rows)} of {count(seen.rows)}" if seen.rows else ""
-        found.append(("Rows seen", count(once), share))
+        once = int((seen.times > 0).sum())
+        part = f"{percent(once / seen.rows)} of {count(seen.rows)}" if seen.rows else ""
+        found.append(("Rows seen", count(once), part))
     share = deciding_share(run)
     if share is not None:
         found.append(("Deciding", percent(share), f"of {duration(sum(run.seconds.values()))}"))
@@ -150,7 +170,7 @@ def summary_line(shown: Shown) -> Mapping[str, Any]:
     return {
         "step": run.step,
         "updates": run.updates,
-        "seen": int((seen.seen_P > 0).sum()) if seen.stretches else None,
+        "seen": int((seen.times > 0).sum()) if seen.stretches else None,
         "deciding": None if share is None else round(share, 4),
         "seconds": round(sum(run.seconds.values()), 1) or None,
         "eval": None if last is None else float(f"{last:.6g}"),

@@ -15,7 +15,9 @@ _CHECKPOINT = re.compile("checkpoint-([0-9]+)")
 
 def newest_state(folder: Path) -> dict[str, Any] | None:
     """Returns the ``trainer_state.json`` of a run, or of its last checkpoint; None where there is none."""
-    steps = [(int(named[1]), path) for path in folder.glob("checkpoint-*") if (named := _CHECKPOINT.fullmatch(path.name))]
+    steps = [
+        (int(named[1]), path) for path in folder.glob("checkpoint-*") if (named := _CHECKPOINT.fullmatch(path.name))
+    ]
     for path in [folder, *(path for _, path in sorted(steps, reverse=True))]:
         if (path / STATE).is_file():
             return read_object(path / STATE, lambda sentence: None)

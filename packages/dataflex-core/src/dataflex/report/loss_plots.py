@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from dataflex.report.record_lines import mapping, number
 from dataflex.report.run_data import RunData
+from dataflex.report.share_plots import source_tones
 from dataflex.report.shown_run import Block, Section, Shown, held, lines, series
 from dataflex.report.thinned import curve, evenly, plain
 
@@ -85,13 +85,8 @@ def _by_source(shown: Shown) -> Block | None:
             one = value if isinstance(value, Mapping) else {"loss": value}
             found.setdefault(name, []).append((line["step"], number(one.get("loss"))))
     most = 300 if len(found) > 10 else 1000
-    curves = [series(name, place, curve(points, most)) for place, (name, points) in enumerate(found.items())]
+    tones = source_tones(shown.seen)
+    curves = [
+        series(name, tones.get(name, place), curve(points, most)) for place, (name, points) in enumerate(found.items())
+    ]
     return lines("Training loss by source", "loss", curves, marks=[marks(shown)], run=shown.number, wide=True)
-
-
-def values_of(line: Mapping[str, Any], *path: str) -> Any:
-    """Returns what stands in a line under nested keys; None where one of them is missing."""
-    found: Any = line
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found

@@ -43,22 +43,22 @@ def notable_rows(
         has_scores: Whether the run gave scores at all.
     """
     count = seen.places.count
-    times_P = (seen.chosen_P if seen.updates else seen.seen_P).astype(np.float64)
+    times_P = (seen.chosen if seen.updates else seen.times).astype(np.float64)
     everything = np.ones(count, dtype=bool)
-    found = {
-        "most": extreme(times_P, times_P > 0, texts_P),
-        "least": extreme(-times_P, times_P > 0, texts_P),
-    }
+    chosen_P = times_P > 0
+    found = {}
+    if chosen_P.any() and np.ptp(times_P[chosen_P]) > 0:  # where all were chosen alike, none was chosen most
+        found = {"most": extreme(times_P, chosen_P, texts_P), "least": extreme(-times_P, chosen_P, texts_P)}
     if seen.places.whole and seen.stretches:
-        scores_P = np.where(np.isfinite(seen.scores_P), seen.scores_P, -np.inf).astype(np.float64)
+        scores_P = np.where(np.isfinite(seen.scores), seen.scores, -np.inf).astype(np.float64)
         # of those that were never chosen, the ones with a text come first, then those that came nearest to it
         never = extreme(scores_P + np.where(texts_P, 1e30, 0.0), times_P == 0, everything)
         found["never"] = never
     if has_scores:
-        known = np.isfinite(seen.scores_P)
-        scores_P = seen.scores_P.astype(np.float64)
+        known = np.isfinite(seen.scores)
+        scores_P = seen.scores.astype(np.float64)
         found |= {"high": extreme(scores_P, known, texts_P), "low": extreme(-scores_P, known, texts_P)}
-    weights_P = seen.weights_P.astype(np.float64)
+    weights_P = seen.weights.astype(np.float64)
     for place, weight in weights.items():
         weights_P[place] = weight
     known = np.isfinite(weights_P)

@@ -58,7 +58,10 @@ def report_html(
     found = [Path(folder) for folder in folders]
     called = list(names) if names is not None else _told_apart(found)
     arms = _arm_of(comparison, found)
-    runs = [_shown(path, name, number, arms, len(found)) for number, (path, name) in enumerate(zip(found, called, strict=True))]
+    runs = [
+        _shown(path, name, number, arms, len(found))
+        for number, (path, name) in enumerate(zip(found, called, strict=True))
+    ]
     room = _ROOM
     while True:
         text = _assembled(runs, comparison, room)
@@ -117,6 +120,7 @@ def _assembled(runs: Sequence[Shown], comparison: Mapping[str, Any] | None, room
     data = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "panels": len(panels),
+        "verdict": None if comparison is None else [str(each) for each in comparison.get("says") or []],
         "runs": [_run(shown) for shown in runs],
         "sections": [section.to_dict() for section in sections],
     }

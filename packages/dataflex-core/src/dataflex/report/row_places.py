@@ -20,30 +20,30 @@ class RowPlaces:
     Attributes:
         count: How many places there are.
         whole: Whether every row of the dataset has one; else only rows that were planned do.
-        numbers_P: (P,) ascending row number of each place; None where they are 0 to ``count`` - 1.
+        numbers: (P,) ascending row number of each place; None where they are 0 to ``count`` - 1.
     """
 
     count: int
     whole: bool
-    numbers_P: NDArray[np.int64] | None = None
+    numbers: NDArray[np.int64] | None = None
 
     def places(self, rows_R: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns (R,) the places of rows."""
-        if self.numbers_P is None:
+        if self.numbers is None:
             return rows_R
-        found: NDArray[np.int64] = np.searchsorted(self.numbers_P, rows_R).astype(np.int64)
+        found: NDArray[np.int64] = np.searchsorted(self.numbers, rows_R).astype(np.int64)
         return found
 
     def rows(self, places_P: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns (P,) the row numbers of places."""
-        return places_P if self.numbers_P is None else self.numbers_P[places_P]
+        return places_P if self.numbers is None else self.numbers[places_P]
 
     def place(self, row: int) -> int | None:
         """Returns the place of one row; None where it has none."""
-        if self.numbers_P is None:
+        if self.numbers is None:
             return row if 0 <= row < self.count else None
-        found = int(np.searchsorted(self.numbers_P, row))
-        return found if found < self.count and self.numbers_P[found] == row else None
+        found = int(np.searchsorted(self.numbers, row))
+        return found if found < self.count and self.numbers[found] == row else None
 
 
 def row_places(rows: int | None, planned: Iterator[NDArray[np.int64]]) -> RowPlaces:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dataflex.report.notable_rows import notable_rows
 from dataflex.report.run_data import Reason, RowText
+from dataflex.report.share_plots import source_tones
 from dataflex.report.shown_run import Block, Shown
 from dataflex.report.thinned import plain
 from dataflex.report.weight_plots import row_weights
@@ -16,6 +17,7 @@ from dataflex.report.weight_plots import row_weights
 _ROW = 60
 """Bytes that a row takes in the page beside its text, about."""
 _SHORTEST = 160
+_UNREAD = 200  # most explained rows, unless more of them have a text
 
 
 def rows_block(shown: Shown, room: int) -> Block | None:
@@ -28,27 +30,30 @@ def rows_block(shown: Shown, room: int) -> Block | None:
     run, seen = shown.run, shown.seen
     if not seen.stretches and not run.texts:
         return None
-    count = seen.places.count
     place_of = {row: place for row in run.texts if (place := seen.places.place(row)) is not None}
-    texts_P = np.zeros(count, dtype=bool)
+    texts_P = np.zeros(seen.places.count, dtype=bool)
     texts_P[list(place_of.values())] = True
     named = {
         place: weight
         for row, weight in row_weights(run.lines("weight")).items()
         if (place := seen.places.place(row)) is not None
     }
-    has_scores = bool(np.isfinite(seen.scores_P).any())
+    has_scores = bool(np.isfinite(seen.scores).any())
     lists = notable_rows(seen, texts_P, named, has_scores)
     explained = [place for row in run.reasons if (place := seen.places.place(row)) is not None]
+    explained.sort(key=lambda place: not texts_P[place])
+    explained = explained[: max(_UNREAD, int(texts_P[explained].sum()))]
     first = list(dict.fromkeys([*(place for places in lists.values() for place in places), *explained]))
     others = sorted(set(place_of.values()) - set(first))
-    numbers = dict(zip((*first, *others), seen.places.rows(np.array([*first, *others], dtype=np.int64)).tolist(), strict=True))
+    numbers = dict(
+        zip((*first, *others), seen.places.rows(np.array([*first, *others], dtype=np.int64)).tolist(), strict=True)
+    )
     targets = {key: run.targets[key] for key in _target_keys(run.reasons.values()) if key in run.targets}
     texts, cut_at = _within(run.texts, [numbers[place] for place in (*first, *others)], targets, room)
-    kept = [place for place in (*first, *others) if place in set(first) or numbers[place] in texts]
+    kept = [*first, *(place for place in others if numbers[place] in texts)]
     line_of = {place: line for line, place in enumerate(kept)}
     places = np.array(kept, dtype=np.int64)
-    weights = [named.get(place, float(seen.weights_P[place])) for place in kept]
+    weights = [named.get(place, float(seen.weights[place])) for place in kept]
     reasons = {place: run.reasons[numbers[place]] for place in kept if numbers[place] in run.reasons}
     return {
         "kind": "rows",
@@ -58,12 +63,14 @@ def rows_block(shown: Shown, room: int) -> Block | None:
         "shown_with_text": sum(numbers[place] in texts for place in kept),
         "cut_at": cut_at,
         "sources": [source.name for source in seen.sources],
+        "tones": [source_tones(seen).get(source.name, "grey") for source in seen.sources],
+        "firsts": [] if seen.places.whole or seen.places.numbers is None else [source.first for source in seen.sources],
         "row": [numbers[place] for place in kept],
-        "source": [] if seen.source_P is None else seen.source_P[places].tolist(),
-        "named": [None] * len(kept) if seen.source_P is not None else _sources(run.texts, [numbers[p] for p in kept]),
-        "times": seen.seen_P[places].tolist(),
-        "chosen": seen.chosen_P[places].tolist() if seen.updates else [],
-        "score": plain(seen.scores_P[places], 5) if has_scores else [],
+        "source": [] if seen.source_of is None else seen.source_of[places].tolist(),
+        "named": [None] * len(kept) if seen.source_of is not None else _sources(run.texts, [numbers[p] for p in kept]),
+        "times": seen.times[places].tolist(),
+        "chosen": seen.chosen[places].tolist() if seen.updates else [],
+        "score": plain(seen.scores[places], 5) if has_scores else [],
         "weight": plain(weights, 5) if np.isfinite(weights).any() else [],
         "text": [texts.get(numbers[place], (None, False))[0] for place in kept],
         "cut": [line for line, place in enumerate(kept) if texts.get(numbers[place], (None, False))[1]],
@@ -125,4 +132,3 @@ def _within(
             break
         found[row] = (shown, each.cut or len(each.text) > length)
     return found, length
-

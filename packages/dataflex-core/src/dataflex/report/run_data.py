@@ -162,5 +162,7 @@ class RunData:
     @property
     def update_steps(self) -> list[int]:
         """The steps at which updates took place, in order, each once."""
-        steps = {line["step"] for line in self.lines("filter", "select", "mix", "order") if line.get("update") is not None}
+        steps = {
+            line["step"] for line in self.lines("filter", "select", "mix", "order") if line.get("update") is not None
+        }
         return sorted(steps)

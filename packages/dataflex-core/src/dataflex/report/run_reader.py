@@ -14,11 +14,11 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, SELECTIONS, TRACE
 from dataflex.report.log_lines import log_lines, newest_state
 from dataflex.report.record_lines import METRICS, ROWS, RUN, mapping, number, objects, read_lines, read_object, whole
-from dataflex.report.row_files import read_last_scores, read_reasons, read_texts
+from dataflex.report.row_records import read_last_scores, read_reasons, read_texts
 from dataflex.report.run_data import RunData, RunSource
+from dataflex.report.run_status import state_of
 from dataflex.report.segment_files import planned_segments
 from dataflex.report.source_names import source_list
-from dataflex.report.states import state_of
 from dataflex.utils.secret_values import masked
 
 KINDS = {
@@ -38,10 +38,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         ConfigError: There is no such folder, or no run in it.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise ConfigError(f"{path}: no such folder -> name the output_dir of a run")
-    if not any((path / sign).exists() for sign in SIGNS) and newest_state(path) is None:
-        raise ConfigError(f"{path}: holds no run: none of {', '.join(SIGNS)} -> name the output_dir of a run")
+    _require_run(path)
     notes: list[str] = []
     say = notes.append
     about = read_object(path / RUN, say)
@@ -59,7 +56,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     if not about:
         say(_no_about(dynamic))
     elif not texts:
-        say(f"no text of rows: there is no {ROWS}; numbers stand in its place")
+        say(f"no text of rows: there is no {ROWS}; numbers stand in their place")
     return RunData(
         folder=path,
         name=name or path.absolute().name,
@@ -92,6 +89,13 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         notes=tuple(notes),
         old=not about and dynamic,
     )
+
+
+def _require_run(path: Path) -> None:
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such folder -> name the output_dir of a run")
+    if not any((path / sign).exists() for sign in SIGNS) and newest_state(path) is None:
+        raise ConfigError(f"{path}: holds no run: none of {', '.join(SIGNS)} -> name the output_dir of a run")
 
 
 def _no_about(dynamic: bool) -> str:
@@ -163,7 +167,9 @@ def _seconds(
     found = {name: value for name in names if (value := number(said.get(name))) is not None}
     if found:
         return found
-    whole_run = next((value for line in (results, *reversed(logs)) if (value := number(line.get("train_runtime")))), 0.0)
+    whole_run = next(
+        (value for line in (results, *reversed(logs)) if (value := number(line.get("train_runtime")))), 0.0
+    )
     deciding = sum(number(line.get("seconds")) or 0.0 for line in trace)
     if not whole_run:
         return {"deciding": deciding} if deciding else {}

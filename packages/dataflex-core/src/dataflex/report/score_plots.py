@@ -1,4 +1,4 @@
-"""Scores: how they are spread at each update, of the chosen rows and of all candidates; and along an arranged stretch."""
+"""Scores: their spread at each update, of the chosen rows and of all candidates; and along an arranged stretch."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def histogram_block(
         paths: Name -> the keys under which a line has the histogram; the first is drawn in the run's colour.
     """
     kept = [said[place] for place in evenly(len(said), _HISTOGRAMS)]
-    of = []
+    of: list[Block] = []
     for name, path in paths.items():
         found = []
         for line in kept:

@@ -1,4 +1,4 @@
-"""Which rows were seen: what successive selections share, how often each row was seen, and what that means by source."""
+"""Which rows were seen: what successive selections share, how often each row was seen, and the same by source."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def _coverage(runs: Sequence[Shown]) -> Block | None:
         new = np.cumsum([stretch.new for stretch in shown.seen.stretches])
         total = (shown.seen.rows or 1) if whole else 1
         points = [(each.step, n / total) for each, n in zip(shown.seen.stretches, new.tolist(), strict=True)]
+        points += [(max(shown.run.step, points[-1][0]), points[-1][1])]
         name = shown.run.name if len(runs) > 1 else "seen at least once"
         curves.append(series(name, shown.tone, curve(points), "stepped", shown.dash))
     title, form = ("Share of the dataset seen so far", "percent") if whole else ("Rows seen so far", "number")
@@ -57,7 +58,7 @@ def _coverage(runs: Sequence[Shown]) -> Block | None:
 
 def times_seen(seen: SeenRows) -> list[int]:
     """Returns how many rows were seen as often as each bar of :data:`TIMES` says."""
-    counts = np.bincount(seen.seen_P) if len(seen.seen_P) else np.zeros(1, dtype=np.int64)
+    counts = np.bincount(seen.times) if len(seen.times) else np.zeros(1, dtype=np.int64)
     found = [int(counts[first : last + 1].sum()) for first, last in TIMES]
     return found if seen.rows is not None else [0, *found[1:]]
 
@@ -88,16 +89,16 @@ def source_counts(seen: SeenRows) -> list[dict[str, Any]]:
 
     Empty where no sources are known. ``rows`` and ``never`` are None for streams.
     """
-    if seen.source_P is None or not seen.sources:
+    if seen.source_of is None or not seen.sources:
         return []
     count, updates = len(seen.sources), seen.updates
-    chosen = np.bincount(seen.source_P[seen.chosen_P > 0], minlength=count)
-    once = np.bincount(seen.source_P[seen.seen_P > 0], minlength=count)
-    sightings = np.bincount(seen.source_P, weights=seen.seen_P, minlength=count)
+    chosen = np.bincount(seen.source_of[seen.chosen > 0], minlength=count)
+    once = np.bincount(seen.source_of[seen.times > 0], minlength=count)
+    sightings = np.bincount(seen.source_of, weights=seen.times, minlength=count)
     last = updates[-1].different if updates else np.zeros(count, dtype=np.int64)
     sizes: list[int | None] = [source.rows for source in seen.sources]
     if seen.places.whole and None in sizes:
-        sizes = np.bincount(seen.source_P, minlength=count).tolist()
+        sizes = np.bincount(seen.source_of, minlength=count).tolist()
     return [
         {
             "name": source.name,

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.report.record_lines import Say
-from dataflex.report.row_files import read_arrays
 from dataflex.report.row_places import RowPlaces, row_places
+from dataflex.report.row_records import read_arrays
 from dataflex.report.run_data import PlannedSegment, RunData, RunSource
 from dataflex.report.source_names import finer, source_places
 
 QUARTILES = (0, 25, 50, 75, 100)
+_ONE = np.int32(1)  # of the arrays' own type: with another, adding takes ten times as long
+_BESIDE = ("scores", "weights")  # arrays with a number for each row of a file
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Stretch:
         update: The update; None for a warm-up.
         planned: Rows, each as often as it stands there.
         distinct: Different rows.
-        new: Rows that no stretch before it has.
+        new: Rows that were trained on here for the first time.
         shared: Different rows that the update before it had chosen as well; None for the first.
         by_chance: How many that would be if both were drawn at random; None where the dataset's size is not known.
         sources: (S,) rows of each source, each as often as it stands there.
@@ -57,23 +59,23 @@ class SeenRows:
     Attributes:
         places: Which row each place is.
         sources: The sources that rows are counted by; empty where none are known.
-        source_P: (P,) place of each row's source; None without sources.
-        seen_P: (P,) how often each row was trained on.
-        chosen_P: (P,) how often updates chose it.
-        scores_P: (P,) its last score, NaN for none.
-        weights_P: (P,) the last weight that a selector gave it, NaN for none.
+        source_of: (P,) place of each row's source; None without sources.
+        times: (P,) how often each row was trained on.
+        chosen: (P,) how often updates chose it.
+        scores: (P,) its last score, NaN for none.
+        weights: (P,) the last weight that a selector gave it, NaN for none.
         stretches: In order.
-        last_P: (P,) number of the last stretch that has the row, -1 for none.
+        last: (P,) number of the last stretch that has the row, -1 for none.
     """
 
     places: RowPlaces
     sources: tuple[RunSource, ...]
-    source_P: NDArray[np.int64] | None
-    seen_P: NDArray[np.int32]
-    chosen_P: NDArray[np.int32]
-    scores_P: NDArray[np.float32]
-    weights_P: NDArray[np.float32]
-    last_P: NDArray[np.int32]
+    source_of: NDArray[np.int64] | None
+    times: NDArray[np.int32]
+    chosen: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    last: NDArray[np.int32]
     stretches: list[Stretch]
 
     @property
@@ -115,26 +117,21 @@ def seen_rows(run: RunData, say: Say) -> SeenRows:
         rows = arrays.get("indices")
         if rows is None or rows.ndim != 1 or rows.dtype.kind not in "iu":
             continue
-        kept = slice(0, _trained(run, segment, len(rows)))
-        rows = rows[kept].astype(np.int64, copy=False)
-        scores, weights = arrays.get("scores"), arrays.get("weights")
-        inside = slice(None)
-        if places.numbers_P is None and len(rows) and not 0 <= rows.min() <= rows.max() < count:
+        rows = rows.astype(np.int64, copy=False)
+        trained = np.arange(len(rows)) < _trained(run, segment, len(rows))
+        beside = [each if each is not None and len(each) == len(rows) else None for each in map(arrays.get, _BESIDE)]
+        if places.numbers is None and len(rows) and not 0 <= rows.min() <= rows.max() < count:
             within = (rows >= 0) & (rows < count)
             outside += int((~within).sum())
-            inside = np.flatnonzero(within)  # type: ignore[assignment]
-        counter.add(
-            segment,
-            places.places(rows[inside]),
-            None if scores is None or len(scores) < len(rows) else scores[kept][inside],
-            None if weights is None or len(weights) < len(rows) else weights[kept][inside],
-        )
+            rows, trained = rows[within], trained[within]
+            beside = [None if each is None else each[within] for each in beside]
+        counter.add(segment, places.places(rows), trained, *beside)
     counter.close()
     if outside:
         say(f"{outside:,} planned rows have numbers beyond the {count:,} rows of the dataset: left out")
     if run.last_scores is not None and len(run.last_scores) == count:
         known = np.isfinite(run.last_scores)
-        seen.scores_P[known] = run.last_scores[known]
+        seen.scores[known] = run.last_scores[known]
     return seen
 
 
@@ -162,7 +159,7 @@ def _sources(run: RunData, places: RowPlaces) -> tuple[tuple[RunSource, ...], ND
         return tuple(RunSource(name, 0, int(n)) for name, n in zip(names, counts, strict=True)), source_P
     if not run.sources:
         return (), None
-    rows = np.arange(places.count) if places.numbers_P is None else places.numbers_P
+    rows = np.arange(places.count) if places.numbers is None else places.numbers
     return run.sources, source_places(run.sources, rows)
 
 
@@ -179,10 +176,11 @@ class _Counter:
         self,
         segment: PlannedSegment,
         places_R: NDArray[np.int64],
+        trained_R: NDArray[np.bool_],
         scores_R: NDArray[np.float64] | None,
         weights_R: NDArray[np.float64] | None,
     ) -> None:
-        """Adds the rows of one file."""
+        """Adds the rows of one file, with whether each was trained on."""
         seen, count = self._seen, max(1, len(self._seen.sources))
         stretches = seen.stretches
         if not stretches or segment.update is None or stretches[-1].update != segment.update:
@@ -193,27 +191,28 @@ class _Counter:
         order = np.arange(len(places_R), dtype=np.int32)
         self._scratch[places_R] = order
         once = places_R[self._scratch[places_R] == order]  # each row of the file once, without sorting them
-        last = seen.last_P[once]
+        last = seen.last[once]
         unseen = once[last != number]
         stretch.planned += len(places_R)
         stretch.distinct += len(unseen)
-        stretch.new += int((last == -1).sum())
         if self._before is not None and stretch.update is not None:
             # what the update before had, it had last: warm-ups come before all updates
             stretch.shared = (stretch.shared or 0) + int((last == self._before).sum())
-        np.add.at(seen.seen_P, places_R, 1)
+        trained = places_R[trained_R]
+        stretch.new += len(np.unique(trained[seen.times[trained] == 0]))
+        np.add.at(seen.times, trained, _ONE)
         if segment.decided:
-            np.add.at(seen.chosen_P, places_R, 1)
-        if seen.source_P is not None:
-            stretch.sources += np.bincount(seen.source_P[places_R], minlength=count)
-            stretch.different += np.bincount(seen.source_P[unseen], minlength=count)
-        seen.last_P[once] = number
+            np.add.at(seen.chosen, places_R, _ONE)
+        if seen.source_of is not None:
+            stretch.sources += np.bincount(seen.source_of[places_R], minlength=count)
+            stretch.different += np.bincount(seen.source_of[unseen], minlength=count)
+        seen.last[once] = number
         if scores_R is not None:
             finite = np.isfinite(scores_R)
-            seen.scores_P[places_R[finite]] = scores_R[finite]
+            seen.scores[places_R[finite]] = scores_R[finite]
             self._scores.append(scores_R[finite])
         if weights_R is not None:
-            seen.weights_P[places_R] = weights_R
+            seen.weights[places_R] = weights_R
 
     def close(self) -> None:
         """Ends the stretch: what two random selections of these sizes would share, and its scores."""

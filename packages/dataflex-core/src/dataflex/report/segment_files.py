@@ -19,7 +19,7 @@ _DECIDES = ("select", "mix", "order")
 def planned_segments(folder: Path, trace: Sequence[Mapping[str, Any]], say: Say) -> tuple[PlannedSegment, ...]:
     """Returns the segments whose files are there, in order.
 
-    An update chose the rows of all files from its step up to the next one: a mixed run writes long stretches in several.
+    An update chose the rows of all files from its step to the next one: a mixed run writes a long stretch in several.
     """
     said = {str(line.get("file")): line for line in read_lines(folder / SEGMENTS, say)}
     found = folder / SELECTIONS
@@ -47,7 +47,13 @@ def planned_segments(folder: Path, trace: Sequence[Mapping[str, Any]], say: Say)
         }
         segments.append(
             PlannedSegment(
-                step, found / name, update, update is not None, whole(line.get("steps")), whole(line.get("tokens")), sources
+                step,
+                found / name,
+                update,
+                update is not None,
+                whole(line.get("steps")),
+                whole(line.get("tokens")),
+                sources,
             )
         )
     return tuple(segments)

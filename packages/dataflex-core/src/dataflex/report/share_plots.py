@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dataflex.report.record_lines import mapping, number, numbers
 from dataflex.report.run_data import RunData
+from dataflex.report.seen_rows import SeenRows
 from dataflex.report.shown_run import Block, Section, Shown
 from dataflex.report.thinned import evenly, plain
 
@@ -20,7 +21,7 @@ _STRETCHES = 400
 
 def section(runs: Sequence[Shown]) -> Section | None:
     """Returns the section; None where no run has several sources."""
-    blocks = tuple(block for shown in runs if shown.panel and (block := _stack(shown)) is not None)
+    blocks = tuple(block for shown in runs if shown.panel and (block := _stack(shown, len(runs) == 1)) is not None)
     if not blocks:
         return None
     lead = ["Areas are the rows that were planned to be trained on, source by source."]
@@ -29,7 +30,21 @@ def section(runs: Sequence[Shown]) -> Section | None:
     return Section("shares", "Shares of the sources", tuple(lead), blocks)
 
 
-def _stack(shown: Shown) -> Block | None:
+def source_order(seen: SeenRows) -> list[int]:
+    """Returns the places of the sources, those with the most planned rows first."""
+    total = sum((stretch.sources for stretch in seen.stretches), np.zeros(len(seen.sources), dtype=np.int64))
+    return np.argsort(-total, kind="stable").tolist() if len(total) == len(seen.sources) else []
+
+
+def source_tones(seen: SeenRows) -> dict[str, int | str]:
+    """Returns source -> the number of its colour, the same in every plot; the small ones of many are grey."""
+    order = source_order(seen)
+    drawn = len(order) if len(order) <= DRAWN else DRAWN
+    tones: dict[str, int | str] = {seen.sources[place].name: "grey" for place in order[drawn:]}
+    return tones | {seen.sources[place].name: rank for rank, place in enumerate(order[:drawn])}
+
+
+def _stack(shown: Shown, alone: bool) -> Block | None:
     run, seen = shown.run, shown.seen
     names = [source.name for source in seen.sources]
     if len(names) < 2 or not seen.stretches:
@@ -37,8 +52,8 @@ def _stack(shown: Shown) -> Block | None:
     rows_US = np.array([stretch.sources for stretch in seen.stretches], dtype=np.float64)
     steps = [stretch.step for stretch in seen.stretches]
     planned = _planned(run, names, steps)
-    order = np.argsort(-rows_US.sum(axis=0), kind="stable")
-    drawn = order if len(names) <= DRAWN + 1 else order[:DRAWN]
+    order = source_order(seen)
+    drawn = order if len(names) <= DRAWN else order[:DRAWN]
     rest = order[len(drawn) :]
     kept = evenly(len(steps), _STRETCHES)
     tokens_US = _tokens(run, names, steps)
@@ -53,9 +68,11 @@ def _stack(shown: Shown) -> Block | None:
     unit = str(run.config.get("mixture_unit") or "rows")
     return {
         "kind": "stack",
-        "title": "Shares of the sources",
+        "title": "" if alone else "Shares of the sources",
         "x": plain([steps[place] for place in kept]),
-        "end": max(run.total_steps or 0, run.step, steps[-1] + 1) if run.state == "finished" else max(run.step, steps[-1] + 1),
+        "end": max(run.total_steps or 0, run.step, steps[-1] + 1)
+        if run.state == "finished"
+        else max(run.step, steps[-1] + 1),
         "names": shown_names,
         "units": {"rows": together(rows_US)} | ({"tokens": together(tokens_US)} if tokens_US is not None else {}),
         "planned": {unit: together(planned)} if planned is not None else {},

@@ -58,7 +58,9 @@ class Section:
         return {"id": self.id, "title": self.title, "lead": list(self.lead), "blocks": list(self.blocks)}
 
 
-def series(name: str, tone: int | str, points: tuple[list[Any], list[Any]], style: str = "line", dash: int = 0) -> Block:
+def series(
+    name: str, tone: int | str, points: tuple[list[Any], list[Any]], style: str = "line", dash: int = 0
+) -> Block:
     """Returns one curve. ``tone`` is a number of the palette, or ``grey``."""
     x, y = points
     return {"name": name, "tone": tone, "dash": dash, "style": style, "x": x, "y": y}

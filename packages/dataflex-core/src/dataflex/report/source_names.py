@@ -15,14 +15,16 @@ from dataflex.report.run_data import RowText, RunSource
 def source_list(about: Mapping[str, Any], trace: Sequence[Mapping[str, Any]]) -> tuple[RunSource, ...]:
     """Returns the sources of a run in the order of their rows; empty where they are not known."""
     said = [
-        RunSource(str(each.get("name")), whole(each.get("first")) or 0, whole(each.get("rows")), whole(each.get("tokens")))
+        RunSource(
+            str(each.get("name")), whole(each.get("first")) or 0, whole(each.get("rows")), whole(each.get("tokens"))
+        )
         for each in objects(about.get("sources"))
     ]
     return tuple(sorted(said, key=lambda source: source.first)) or _of_old(trace)
 
 
 def _of_old(trace: Sequence[Mapping[str, Any]]) -> tuple[RunSource, ...]:
-    """Returns the sources of a run that recorded none: a mixer's lines tell rows and passes, whose quotient is the size.
+    """Returns the sources of a run that recorded none: the rows and passes of a mixer's lines tell their sizes.
 
     ``passes`` has 6 digits after the point: the size is taken from the line with the most passes, and not at all where
     these digits leave it open, since a row would be counted for another source.

@@ -15,7 +15,9 @@ PARTS = ("training", "deciding", "saving", "evaluating")
 def deciding_share(run: RunData) -> float | None:
     """Returns the share of the time that went into deciding; None where that is not known."""
     total = sum(run.seconds.values())
-    return run.seconds["deciding"] / total if total and "deciding" in run.seconds and "training" in run.seconds else None
+    return (
+        run.seconds["deciding"] / total if total and "deciding" in run.seconds and "training" in run.seconds else None
+    )
 
 
 def section(runs: Sequence[Shown]) -> Section | None:
@@ -35,7 +37,11 @@ def _split(runs: Sequence[Shown]) -> Block | None:
     if not runs:
         return None
     bars = [
-        {"name": s.run.name, "tone": s.tone, "parts": [[part, *plain([s.run.seconds.get(part, 0.0)])] for part in PARTS]}
+        {
+            "name": s.run.name,
+            "tone": s.tone,
+            "parts": [[part, *plain([s.run.seconds.get(part, 0.0)])] for part in PARTS],
+        }
         for s in runs
     ]
     return {"kind": "split", "title": "What the time went into", "bars": bars, "wide": len(runs) > 1}

@@ -7,6 +7,7 @@ from typing import Any
 
 from dataflex.report.record_lines import mapping, number
 from dataflex.report.score_plots import histogram_block
+from dataflex.report.share_plots import source_tones
 from dataflex.report.shown_run import Block, Section, Shown, held, lines, series
 from dataflex.report.thinned import curve
 
@@ -40,7 +41,9 @@ def section(runs: Sequence[Shown]) -> Section | None:
     for shown in weighing:
         if shown.panel:
             said = shown.run.lines("weight")
-            blocks.append(histogram_block(shown, "How many samples have which weight", said, {"samples": ("histogram",)}))
+            blocks.append(
+                histogram_block(shown, "How many samples have which weight", said, {"samples": ("histogram",)})
+            )
             blocks.append(_by_source(shown))
     found = held(*blocks)
     if not found:
@@ -84,5 +87,8 @@ def _by_source(shown: Shown) -> Block | None:
         for name, weight in mapping(line.get("sources")).items():
             found.setdefault(name, []).append((line["step"], number(weight)))
     most = 300 if len(found) > 10 else 1000
-    curves = [series(name, place, curve(points, most)) for place, (name, points) in enumerate(found.items())]
+    tones = source_tones(shown.seen)
+    curves = [
+        series(name, tones.get(name, place), curve(points, most)) for place, (name, points) in enumerate(found.items())
+    ]
     return lines("Mean weight by source", "weight", curves, run=shown.number)

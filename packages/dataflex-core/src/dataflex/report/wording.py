@@ -26,6 +26,8 @@ def percent(share: float) -> str:
 
 def duration(seconds: float) -> str:
     """Returns ``3.4 s``, ``12 min 3 s``, ``5 h 2 min``."""
+    if 0 < seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -23,7 +23,7 @@ def write_report(
     names: Sequence[str] | None = None,
     comparison: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the page about one run or several, and returns its path. Reads the folders and changes nothing of the runs.
+    """Writes the page about one run or several, and returns its path. Nothing of the runs is changed.
 
     Args:
         folders: The folders of the runs, one at least.

@@ -55,7 +55,7 @@
         bar.style.opacity = set.tone === "grey" ? "0.45" : "0.75";
         shape.append(bar);
       }));
-      const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => el("span", {}, show(low + part * reach)));
+      const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => el("span", {}, report.digits(low + part * reach, 3)));
       picture.replaceChildren(shape, el("div", { class: "ticks" }, ticks));
       label.replaceChildren(el("span", { class: "soft" }, last ? `Step ${show(block.steps[at], "count")}, ${at + 1} of ${last + 1}` : `Step ${show(block.steps[at], "count")}`));
     };
@@ -91,35 +91,36 @@
     const interval = block.level ? `${Math.round(100 * (1 - block.level))} % interval` : "interval";
     const columns = ["arm", "mean ± std", "difference", interval, "p", "won", "verdict", ""];
     const rows = block.rows.map(([arm, mean, std, difference, low, high, p, won, verdict, says, against], place) => el("tr", {},
-      el("td", { tone: block.tones[place] }, el("span", { class: "dot" }), ` ${arm}`),
+      el("td", { class: "who", tone: block.tones[place] }, el("span", { class: "dot" }), ` ${arm}`),
       el("td", { class: "n" }, mean === null ? "–" : `${show(mean)}${std === null ? "" : ` ± ${show(std)}`}`),
       el("td", { class: "n" }, difference === null ? "–" : signed(difference)),
       el("td", { class: "n" }, low === null || high === null ? "–" : `${signed(low)} to ${signed(high)}`),
       el("td", { class: "n" }, p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3)),
       el("td", { class: "n" }, won || "–"),
       el("td", {}, verdict ? el("span", { class: `verdict ${verdict}` }, { better: "▲ better", worse: "▼ worse", undecided: "● undecided" }[verdict]) : against ? "" : "held against"),
-      el("td", {}, says)));
+      el("td", { class: "long" }, says)));
     return card(block, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": block.title },
       el("table", {}, el("thead", {}, el("tr", {}, columns.map((name, place) => el("th", { scope: "col", class: place > 0 && place < 6 ? "n" : null }, name)))), el("tbody", {}, rows))));
   };
 
   const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${show(Math.abs(value))}`;
 
+  const short = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${report.digits(Math.abs(value), 2)}`;
+
   report.intervals = (block) => {
     const ends = block.rows.flatMap((row) => [row.difference, row.low, row.high, 0]).filter((value) => value !== null);
     const room = (Math.max(...ends) - Math.min(...ends)) * 0.06 || 1;
     const [low, high] = [Math.min(...ends) - room, Math.max(...ends) + room];
     const at = (value) => `${(100 * (value - low)) / (high - low)}%`;
-    const tracks = block.rows.flatMap((row) => [
-      el("span", { tone: row.tone }, el("span", { class: "dot" }), ` ${row.name}`),
+    const tracks = block.rows.map((row) => el("div", { class: "interval" },
+      el("span", { class: "who", tone: row.tone }, el("span", { class: "dot" }), ` ${row.name}`),
       el("div", { class: "track", tone: row.tone, role: "img", "aria-label": `${row.name}: ${signed(row.difference)}, between ${show(row.low)} and ${show(row.high)}` },
         el("span", { class: "zero", style: { left: at(0) } }),
         row.low === null || row.high === null ? null : el("span", { class: "reach", style: { left: at(row.low), width: `${(100 * (row.high - row.low)) / (high - low)}%` } }),
         el("span", { class: "point", style: { left: at(row.difference) } })),
-      el("span", { class: `verdict ${row.verdict}` }, row.verdict),
-    ]);
+      el("span", { class: `verdict ${row.verdict}` }, row.verdict)));
     const better = block.lower ? ["← better", "worse →"] : ["← worse", "better →"];
-    return card(block, el("div", { class: "intervals" }, tracks, el("div", { class: "scale" }, el("span", {}, `${better[0]}  ${signed(low)}`), el("span", {}, `${signed(high)}  ${better[1]}`))),
+    return card(block, el("div", { class: "intervals" }, tracks, el("div", { class: "interval" }, el("div", { class: "scale" }, el("span", {}, `${better[0]}  ${short(low)}`), el("span", {}, `${short(high)}  ${better[1]}`)))),
       behind(block.title, [["arm", "text"], ["difference", "number"], ["low", "number"], ["high", "number"], ["verdict", "text"]],
         () => block.rows.map((row) => [row.name, row.difference, row.low, row.high, row.verdict])));
   };

@@ -13,7 +13,7 @@ report.el = (tag, attributes, ...children) => {
     else if (name === "style") for (const [key, how] of Object.entries(value)) node.style.setProperty(key, how);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined && child !== "") node.append(child);
   }
   return node;
@@ -31,6 +31,7 @@ report.faint = (colour, alpha) => {
   return `rgb(${n >> 16} ${(n >> 8) & 255} ${n & 255} / ${alpha})`;
 };
 
+report.digits = (value, most) => value.toLocaleString("en", { maximumSignificantDigits: most });
 const digits = (value, most) => value.toLocaleString("en", { maximumSignificantDigits: most });
 
 report.formats = {

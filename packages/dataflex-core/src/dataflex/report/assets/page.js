@@ -16,22 +16,32 @@
   const says = (run) => el("ul", { class: "says" }, run.says.map((sentence) => el("li", {}, sentence)));
 
   function one(run) {
-    head.append(
+    head.append(el("div", {},
       el("div", { class: "top" }, state(run), el("span", { class: "soft" }, run.state_says)),
-      el("h1", {}, run.name), el("p", { class: "does" }, run.does), says(run), facts(run), notes(run));
+      el("h1", {}, run.name), el("p", { class: "does" }, run.does), says(run), facts(run), notes(run)));
   }
+
+  const swatch = (run) => el("div", { class: "of-run", tone: run.tone }, el("span", { class: "dot" }), run.name);
 
   function several(runs) {
     head.append(el("h1", {}, document.title));
+    if (data.verdict) head.append(el("ul", { class: "says" }, data.verdict.map((sentence) => el("li", {}, sentence))));
+    else head.append(...runsTable(runs));
+  }
+
+  function runsTable(runs) {
     const columns = ["run", "what it does", "state", "steps", "updates", "rows seen", "deciding", "time", "eval loss"];
     const lines = runs.map((run) => el("tr", {},
-      el("td", { tone: run.tone }, el("span", { class: "dot" }), ` ${run.name}`), el("td", {}, run.does), el("td", {}, state(run)),
+      el("td", { class: "who", tone: run.tone }, el("span", { class: "dot" }), ` ${run.name}`), el("td", {}, run.does), el("td", {}, state(run)),
       ...[[run.line.step, "count"], [run.line.updates, "count"], [run.line.seen, "count"], [run.line.deciding, "percent"], [run.line.seconds, "seconds"], [run.line.eval, "loss"]].map(([value, format]) => el("td", { class: "n" }, show(value, format)))));
-    head.append(el("div", { class: "card", style: { "margin-top": "20px" } }, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The runs" },
-      el("table", {}, el("thead", {}, el("tr", {}, columns.map((name, place) => el("th", { scope: "col", class: place > 2 ? "n" : null }, name)))), el("tbody", {}, lines)))));
-    if (data.panels < runs.length) head.append(el("p", { class: "notes" }, `Plots of single runs are drawn for ${data.panels} of the ${runs.length} runs; curves of all of them.`));
-    head.append(el("div", { class: "runs-says" }, runs.map((run, place) => el("details", { open: place < 3 && runs.length <= 3 },
-      el("summary", {}, run.name), el("p", { class: "soft" }, run.state_says), says(run), notes(run)))));
+    const table = el("div", { class: "card", style: { "margin-top": "20px" } }, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The runs" },
+      el("table", {}, el("thead", {}, el("tr", {}, columns.map((name, place) => el("th", { scope: "col", class: place > 2 ? "n" : null }, name)))), el("tbody", {}, lines))));
+    const words = (run) => [el("p", { class: "soft" }, run.state_says), says(run), notes(run)];
+    const each = runs.length <= 3
+      ? el("div", { class: "grid" }, runs.map((run) => el("article", { class: "card" }, swatch(run), words(run))))
+      : el("div", { class: "runs-says" }, runs.map((run) => el("details", {}, el("summary", {}, run.name), words(run))));
+    const some = data.panels < runs.length ? [el("p", { class: "notes" }, `Plots of single runs are drawn for ${data.panels} of the ${runs.length} runs; curves of all of them.`)] : [];
+    return [table, ...some, each];
   }
 
   const link = (id, title) => contents.append(el("a", { href: `#${id}` }, title));
@@ -41,7 +51,20 @@
     const node = el("section", { class: "section", id: found.id, "aria-labelledby": `${found.id}-title` },
       el("h2", { id: `${found.id}-title` }, found.title), ...found.lead.map((sentence) => el("p", { class: "lead" }, sentence)));
     node.append(el("div", { class: "grid" }, found.blocks.map((block) => kinds[block.kind](block))));
+    evened(node.querySelector(".grid"));
     main.append(node);
+  }
+
+  // Two cards stand side by side: one that is left over takes the whole line.
+  function evened(grid) {
+    let left = null;
+    for (const card of [...grid.children, null]) {
+      if (card !== null && !card.classList.contains("wide")) left = left ? null : card;
+      else {
+        if (left) left.classList.add("wide");
+        left = null;
+      }
+    }
   }
 
   function warnings(runs) {
@@ -49,7 +72,7 @@
     if (!warned.length) return;
     link("warnings", "Warnings");
     const cards = warned.map((run) => el("article", { class: "card wide" },
-      runs.length > 1 ? el("div", { class: "of-run", tone: run.tone }, el("span", { class: "dot" }), run.name) : null,
+      runs.length > 1 ? swatch(run) : null,
       el("ul", { class: "warnings" }, run.warnings.map(([text, times]) => el("li", { dir: "auto" }, times > 1 ? `${text} (${show(times, "count")} times)` : text)))));
     main.append(el("section", { class: "section", id: "warnings", "aria-labelledby": "warnings-title" }, el("h2", { id: "warnings-title" }, "Warnings of the run"), el("div", { class: "grid" }, cards)));
   }
@@ -82,7 +105,14 @@
   theme(now());
   if (data.runs.length === 1) one(data.runs[0]);
   else several(data.runs);
-  data.sections.filter((found) => found.id !== "config").forEach(section);
+  for (const found of data.sections) {
+    if (found.id === "config") continue;
+    section(found);
+    if (found.id === "comparison") {
+      link("runs", "The runs");
+      main.append(el("section", { class: "section", id: "runs", "aria-labelledby": "runs-title" }, el("h2", { id: "runs-title" }, "The runs"), ...runsTable(data.runs)));
+    }
+  }
   warnings(data.runs);
   data.sections.filter((found) => found.id === "config").forEach(section);
   document.getElementById("foot").append(`Made by dataflex-cli report on ${data.made} from ${data.runs.map((run) => run.folder).join(", ")}. This page asks no server for anything.`);

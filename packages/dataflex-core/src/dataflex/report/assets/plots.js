@@ -66,18 +66,15 @@
     const soft = report.style("--soft");
     const grid = { stroke: report.style("--grid"), width: 1 };
     const common = { stroke: soft, font: font(), labelFont: font(), grid, ticks: { ...grid, size: 4 } };
-    const ticks = (plot, values) => values.map((value) => (value === null ? "" : tick(value, format, values)));
+    const ticks = (plot, values) => values.map((value) => (value === null ? "" : tick(value, format)));
     return [
-      { ...common, size: 34, space: 70, values: (plot, values) => values.map((v) => (v % 1 ? "" : report.formats.count(v))) },
+      { ...common, size: 32, space: 70, label: block.x === "place" ? "place among the arranged rows" : "step", labelSize: 16, labelGap: 0, values: (plot, values) => values.map((v) => (v % 1 ? "" : report.formats.count(v))) },
       { ...common, values: ticks, size: (plot, values) => 18 + 7 * Math.max(3, ...(values || [""]).map((v) => String(v).length)) },
     ];
   }
 
-  function tick(value, format, values) {
-    if (format === "percent") {
-      const gap = values.length > 1 ? 100 * Math.abs(values[1] - values[0]) : 1;
-      return `${(100 * value).toFixed(gap < 1 ? 1 : 0)} %`;
-    }
+  function tick(value, format) {
+    if (format === "percent") return `${report.digits(100 * value, 4)} %`;
     if (Math.abs(value) >= 10000) return report.formats.short(value);
     return value.toLocaleString("en", { maximumSignificantDigits: 6 });
   }
@@ -122,11 +119,11 @@
     };
   }
 
+  // The values under the pointer; without one, those at the end.
   function readout(parts) {
     const line = el("p", { class: "readout", "aria-live": "off" });
     const update = (plot) => {
-      const at = plot.cursor.idx;
-      if (at === null || at === undefined) return line.replaceChildren("");
+      const at = plot.cursor.idx ?? plot.data[0].length - 1;
       line.replaceChildren(...parts(plot, at).flatMap(([name, value]) => [`${name} `, el("b", {}, value), "   "]));
     };
     return [line, update];
@@ -189,7 +186,7 @@
         label: curve.name, stroke: report.colour(curve.tone), show: !hidden.has(place),
         ...styles[curve.style](curve.x.length), ...(curve.dash ? { dash: report.dashes[curve.dash] } : {}),
       }))],
-      hooks: { draw: block.marks ? [markUpdates(block.marks.filter((mark) => mark.x.length))] : [], setCursor: [update] },
+      hooks: { draw: block.marks ? [markUpdates(block.marks.filter((mark) => mark.x.length))] : [], ready: [update], setCursor: [update] },
     }, data]);
     const toggle = (place, on) => {
       if (on) hidden.delete(place);
@@ -233,7 +230,7 @@
         return [name, `${show(extended(block.units[unit][place])[at], "percent")}${typeof planned === "number" ? ` (planned ${show(planned, "percent")})` : ""}`];
       }),
     ]);
-    const box = plotBox(`${block.title}: ${names.map((name, place) => `${name} ${show(block.units[unit][place].at(-1), "percent")} at the end`).join("; ")}`, (width, tall) => {
+    const box = plotBox(`${block.title || "Shares of the sources"}: ${names.map((name, place) => `${name} ${show(block.units[unit][place].at(-1), "percent")} at the end`).join("; ")}`, (width, tall) => {
       const count = names.length;
       const areas = names.map((name, place) => ({ label: name, stroke: report.style("--panel"), width: 1, place })).reverse();
       const planned = block.planned[unit] ? count - 1 : 0;
@@ -248,7 +245,7 @@
           stroke: report.style("--ink"), width: 1.5, dash: [6, 4], paths: uPlot.paths.stepped({ align: 1 }), points: { show: false },
         }))],
         bands: names.slice(1).map((_, place) => ({ series: [place + 1, place + 2] })),
-        hooks: { draw: [markUpdates([block.marks])], setCursor: [update] },
+        hooks: { draw: [markUpdates([block.marks])], ready: [update], setCursor: [update] },
       }, values()];
     });
     const keys = el("div", { class: "legend" }, names.map((name, place) => el("span", { class: "key", tone: tones[place] }, el("span", { class: "dot" }), name)),
@@ -264,7 +261,7 @@
       }, `in ${each}`)));
     const shares = Object.entries(block.units).flatMap(([each, columns]) => names.map((name, place) => [`${name}, ${each}`, columns[place]]))
       .concat(Object.entries(block.planned).flatMap(([each, columns]) => names.map((name, place) => [`${name}, planned in ${each}`, columns[place]])));
-    return report.card(block, choose, keys, box, line, report.behind(block.title,
+    return report.card(block, choose, keys, box, line, report.behind(block.title || "Shares of the sources",
       [["step", "count"], ...shares.map(([name]) => [name, "percent"])],
       () => block.x.map((step, at) => [step, ...shares.map(([, column]) => column[at])])));
   };
@@ -294,7 +291,7 @@
         { series: [5 * place + 5, 5 * place + 1], fill: report.faint(report.colour(tone), 0.14) },
         { series: [5 * place + 4, 5 * place + 2], fill: report.faint(report.colour(tone), 0.3) },
       ]),
-      hooks: { draw: few ? [boxes(sets)] : [], setCursor: [update] },
+      hooks: { draw: few ? [boxes(sets)] : [], ready: [update], setCursor: [update] },
     }, data]);
     const keys = sets.length < 2 ? null : el("div", { class: "legend" }, sets.map(([name, , tone]) => el("span", { class: "key", tone }, el("span", { class: "dot" }), name)));
     return report.card(block, keys, box, line, report.behind(block.title,

@@ -2,7 +2,7 @@
 // The rows: lists, a search over their texts, and for each row the target rows that pulled it.
 (() => {
   const { el, show } = report;
-  const PAGE = 20;
+  const PAGE = report.data.runs.length > 1 ? 6 : 15;
   const LISTS = {
     most: "Most chosen", least: "Least chosen", never: "Never chosen", high: "Highest score", low: "Lowest score",
     heavy: "Weighs most", light: "Weighs least", explained: "With a why", all: "All rows here",
@@ -16,17 +16,21 @@
     let list = Object.keys(LISTS).find((name) => lists[name]);
     let shown = PAGE;
     let query = "";
+    let first = true; // at the start one row shows why it was chosen
     let lowered = null; // texts in lower case, made at the first search
 
+    // A row of a stream is counted within it.
+    const number = (place) => block.row[place] - (block.firsts.length && block.source.length ? block.firsts[block.source[place]] : 0);
     const source = (place) => (block.source.length ? block.sources[block.source[place]] : block.named[place]);
 
     const matches = () => {
       const word = query.trim().toLowerCase();
       if (!word) return lists[list];
       lowered = lowered || block.text.map((text, place) => `${text || ""}\n${source(place) || ""}`.toLowerCase());
-      const number = /^#?\d+$/.test(word) ? Number(word.replace("#", "")) : null;
-      const found = lists.all.filter((place) => block.row[place] === number || lowered[place].includes(word));
-      return number === null ? found : found.sort((a, b) => (block.row[b] === number) - (block.row[a] === number));
+      const wanted = /^#?\d+$/.test(word) ? Number(word.replace("#", "")) : null;
+      const is = (place) => number(place) === wanted || block.row[place] === wanted;
+      const found = lists.all.filter((place) => is(place) || lowered[place].includes(word));
+      return wanted === null ? found : found.sort((a, b) => is(b) - is(a));
     };
 
     const body = el("ol", { class: "rows" });
@@ -49,18 +53,20 @@
       if (block.score.length && block.score[place] !== null) facts.push(`score ${show(block.score[place])}`);
       if (block.weight.length && block.weight[place] !== null) facts.push(`weight ${show(block.weight[place])}`);
       const named = source(place);
-      const tone = block.source.length ? block.source[place] : "grey";
+      const tone = block.source.length ? block.tones[block.source[place]] : "grey";
       const item = el("li", { class: "row", "data-row": block.row[place] });
-      const shownText = text === null ? el("p", { class: "text none" }, "The record has no text of this row, or the page no room for it.") : marked(text, place);
+      const shownText = !block.with_text ? null : text === null ? el("p", { class: "text none" }, "The record has no text of this row, or the page no room for it.") : marked(text, place);
       const acts = el("div", { class: "acts" });
       const why = block.why[place];
       if (why) {
         const button = el("button", { type: "button", "aria-expanded": "false", onclick: () => toggleWhy(item, button, why) }, "Why this row?");
         acts.append(button);
+        if (first) queueMicrotask(() => toggleWhy(item, button, why));
+        first = false;
       }
       item.append(
-        el("div", { class: "what" }, el("b", {}, `Row ${show(block.row[place], "count")}`),
-          named ? el("span", { class: "src", tone }, el("span", { class: "dot" }), named) : null, ...facts.map((fact) => el("div", {}, fact))),
+        el("div", { class: "what" }, el("b", {}, `Row ${number(place)}`),
+          named ? el("span", { class: "src", tone }, el("span", { class: "dot" }), named) : null, ...facts.map((fact) => el("span", {}, fact))),
         el("div", {}, shownText, acts));
       if (text !== null) requestAnimationFrame(() => offerAll(item, shownText, acts, place));
       return item;

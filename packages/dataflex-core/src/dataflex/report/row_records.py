@@ -30,7 +30,10 @@ def read_texts(folder: Path, say: Say) -> tuple[dict[int, RowText], dict[tuple[s
         shown, cut = harmless(text, CHARACTERS)
         source = line.get("source")
         found = RowText(
-            shown, cut or line.get("cut") is True, str(source) if source is not None else None, whole(line.get("tokens"))
+            shown,
+            cut or line.get("cut") is True,
+            str(source) if source is not None else None,
+            whole(line.get("tokens")),
         )
         if row is not None:
             rows[row] = found
