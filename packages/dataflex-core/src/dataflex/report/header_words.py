@@ -57,7 +57,8 @@ def _sources(shown: Shown) -> Iterator[str]:
     found = [each for each in source_counts(seen) if each["rows"]]
     last = seen.updates[-1].distinct if seen.updates else 0
     total = sum(each["rows"] for each in found)
-    if len(found) < 2 or not last or not any(kind == "select" for kind, _ in shown.run.parts):
+    kinds = {kind for kind, _ in shown.run.parts}
+    if len(found) < 2 or not last or "select" not in kinds or "mix" in kinds:  # a mixer sets the shares itself
         return
     best = max(found, key=lambda each: each["last"] / last / (each["rows"] / total))
     if best["last"] / last < _LIFT * best["rows"] / total:

@@ -39,15 +39,19 @@ def marks(shown: Shown) -> Block:
 
 def section(runs: Sequence[Shown]) -> Section | None:
     """Returns the section; None where no run has logged a loss."""
-    blocks = _alone(runs[0]) if len(runs) == 1 else _together(runs)
-    by_source = [_by_source(shown) for shown in runs if shown.panel]
-    found = held(*blocks, *by_source)
+    found = held(*(_alone(runs[0]) if len(runs) == 1 else _together(runs)))
     if not found:
         return None
     lead = []
     if any(shown.run.update_steps for shown in runs):
         lead.append("The ticks at the foot of a plot are the updates: there the data changed.")
     return Section("losses", "Losses", tuple(lead), found)
+
+
+def by_source_section(runs: Sequence[Shown]) -> Section | None:
+    """Returns the section about losses by source; None where no run has measured them."""
+    found = held(*(_by_source(shown) for shown in runs if shown.panel))
+    return Section("source-losses", "Losses by source", (), found) if found else None
 
 
 def _training(run: RunData) -> list[tuple[float, float | None]]:
@@ -89,4 +93,5 @@ def _by_source(shown: Shown) -> Block | None:
     curves = [
         series(name, tones.get(name, place), curve(points, most)) for place, (name, points) in enumerate(found.items())
     ]
+    curves.sort(key=lambda each: (each["tone"] == "grey", each["tone"] if each["tone"] != "grey" else 0))
     return lines("Training loss by source", "loss", curves, marks=[marks(shown)], run=shown.number, wide=True)

@@ -38,7 +38,6 @@ _ROOM = 3_200_000
 _PANELS = 8
 _STYLES = ("uplot/uPlot.min.css", "report.css")
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "elements.js", "plots.js", "blocks.js", "rows.js", "page.js")
-_SECTIONS = (loss_plots, share_plots, score_plots, seen_plots, weight_plots, time_plots, config_table)
 
 
 def report_html(
@@ -109,14 +108,19 @@ def _assembled(runs: Sequence[Shown], comparison: Mapping[str, Any] | None, room
         sections.append(comparison_section(comparison, tones))
     panels = [shown for shown in runs if shown.panel]
     rows = [block for shown in panels if (block := rows_block(shown, room // len(panels))) is not None]
-    for module in _SECTIONS:
-        found = module.section(runs)
-        if found is not None:
-            sections.append(found)
-        if module is score_plots and rows:
-            sections.append(Section("rows", "The rows", (), tuple(rows)))
-        if module is weight_plots and (order := score_plots.order_section(runs)) is not None:
-            sections.append(order)
+    found = [
+        loss_plots.section(runs),
+        share_plots.section(runs),
+        score_plots.section(runs),
+        Section("rows", "The rows", (), tuple(rows)) if rows else None,
+        seen_plots.section(runs),
+        loss_plots.by_source_section(runs),
+        weight_plots.section(runs),
+        score_plots.order_section(runs),
+        time_plots.section(runs),
+        config_table.section(runs),
+    ]
+    sections += [section for section in found if section is not None]
     data = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "panels": len(panels),

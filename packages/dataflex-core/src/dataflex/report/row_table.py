@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.report.notable_rows import notable_rows
+from dataflex.report.listed_rows import listed_rows
 from dataflex.report.run_data import Reason, RowText
 from dataflex.report.share_plots import source_tones
 from dataflex.report.shown_run import Block, Shown
@@ -39,7 +39,7 @@ def rows_block(shown: Shown, room: int) -> Block | None:
         if (place := seen.places.place(row)) is not None
     }
     has_scores = bool(np.isfinite(seen.scores).any())
-    lists = notable_rows(seen, texts_P, named, has_scores)
+    lists = listed_rows(seen, texts_P, named, has_scores)
     explained = [place for row in run.reasons if (place := seen.places.place(row)) is not None]
     explained.sort(key=lambda place: not texts_P[place])
     explained = explained[: max(_UNREAD, int(texts_P[explained].sum()))]

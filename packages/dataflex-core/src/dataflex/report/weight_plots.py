@@ -91,4 +91,5 @@ def _by_source(shown: Shown) -> Block | None:
     curves = [
         series(name, tones.get(name, place), curve(points, most)) for place, (name, points) in enumerate(found.items())
     ]
+    curves.sort(key=lambda each: (each["tone"] == "grey", each["tone"] if each["tone"] != "grey" else 0))
     return lines("Mean weight by source", "weight", curves, run=shown.number)

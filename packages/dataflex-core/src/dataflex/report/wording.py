@@ -14,14 +14,16 @@ def count(number: int, noun: str = "", plural: str = "") -> str:
 
 
 def percent(share: float) -> str:
-    """Returns ``14 %``; small shares with a digit more, so that something is never nothing."""
+    """Returns ``14 %``; shares near an end with a digit more, so that something is never nothing, nor all."""
     if share == 0:
         return "0 %"
     if share < 0.0005:
         return "under 0.1 %"
     if share < 0.095:
         return f"{100 * share:.1f} %"
-    return f"{100 * share:.0f} %" if share <= 0.995 or share == 1 else f"{100 * share:.1f} %"
+    if 0.9995 < share < 1:
+        return "over 99.9 %"
+    return f"{100 * share:.1f} %" if 0.995 < share < 1 else f"{100 * share:.0f} %"
 
 
 def duration(seconds: float) -> str:

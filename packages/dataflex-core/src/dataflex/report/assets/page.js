@@ -10,6 +10,8 @@
   const head = document.getElementById("head");
   const contents = document.getElementById("contents");
 
+  const SHORT = { shares: "Shares", scores: "Scores", rows: "Rows", seen: "Seen", "source-losses": "By source", weights: "Weights", order: "Order" };
+
   const state = (run) => el("span", { class: `state ${run.state}` }, run.state);
   const notes = (run) => (run.notes.length ? el("ul", { class: "notes" }, run.notes.map((note) => el("li", {}, note))) : null);
   const facts = (run) => el("dl", { class: "facts" }, run.facts.map((fact) => el("div", { class: "fact" }, el("dt", {}, fact.name), el("dd", {}, fact.value, el("small", {}, fact.of)))));
@@ -47,7 +49,7 @@
   const link = (id, title) => contents.append(el("a", { href: `#${id}` }, title));
 
   function section(found) {
-    link(found.id, found.title);
+    link(found.id, SHORT[found.id] || found.title);
     const node = el("section", { class: "section", id: found.id, "aria-labelledby": `${found.id}-title` },
       el("h2", { id: `${found.id}-title` }, found.title), ...found.lead.map((sentence) => el("p", { class: "lead" }, sentence)));
     node.append(el("div", { class: "grid" }, found.blocks.map((block) => kinds[block.kind](block))));
@@ -106,7 +108,6 @@
   if (data.runs.length === 1) one(data.runs[0]);
   else several(data.runs);
   for (const found of data.sections) {
-    if (found.id === "config") continue;
     section(found);
     if (found.id === "comparison") {
       link("runs", "The runs");
@@ -114,7 +115,6 @@
     }
   }
   warnings(data.runs);
-  data.sections.filter((found) => found.id === "config").forEach(section);
   document.getElementById("foot").append(`Made by dataflex-cli report on ${data.made} from ${data.runs.map((run) => run.folder).join(", ")}. This page asks no server for anything.`);
 
   const links = new Map([...contents.children].map((each) => [each.getAttribute("href").slice(1), each]));

@@ -130,7 +130,17 @@
   }
 
   function legend(curves, toggle) {
+    const many = curves.length > 12 ? curves.filter((curve) => curve.tone === "grey") : [];
+    const rest = many.length < 2 ? null : el("button", {
+      type: "button", tone: "grey", "aria-pressed": "true",
+      onclick: (event) => {
+        const on = event.currentTarget.getAttribute("aria-pressed") !== "true";
+        event.currentTarget.setAttribute("aria-pressed", String(on));
+        curves.forEach((curve, place) => { if (curve.tone === "grey") toggle(place, on); });
+      },
+    }, el("span", { class: "line" }), `${many.length} others`);
     return el("div", { class: "legend" }, curves.map((curve, place) => {
+      if (rest && curve.tone === "grey") return null;
       const key = el("span", { class: `line${curve.style === "dashed" || curve.dash ? " dashed" : ""}` });
       return el("button", {
         type: "button", tone: curve.tone, "aria-pressed": "true",
@@ -140,7 +150,7 @@
           toggle(place, on);
         },
       }, key, curve.name);
-    }));
+    }), rest);
   }
 
   // One y for each x: of two points at one step the later stands.
@@ -173,12 +183,12 @@
     const [line, update] = readout((plot, at) => [
       [xName, show(plot.data[0][at])],
       ...curves.map((curve, place) => [curve.name, nearest(plot.data[place + 1], at), place])
-        .filter(([, value, place]) => value !== null && !hidden.has(place))
+        .filter(([, value, place]) => value !== null && !hidden.has(place) && (curves.length <= 12 || curves[place].tone !== "grey"))
         .map(([name, value]) => [name, show(value, shownFormat)]),
     ]);
     const label = `${block.title}. ${curves.map((curve) => said(curve, shownFormat)).slice(0, 8).join("; ")}`;
     const box = plotBox(label, (width, tall) => [{
-      width, height: tall, legend: { show: false }, padding: [10, 10, 0, 0],
+      width, height: tall, legend: { show: false }, padding: [10, 24, 0, 0],
       scales: { x: xScale, y: { range: yRange(block.zero) } },
       axes: axes(block, format),
       cursor: { points: { size: 8 }, y: false },
@@ -221,7 +231,8 @@
       const sums = new Array(x.length).fill(0);
       return columns.map(extended).map((column) => column.map((value, at) => (value === null ? null : (sums[at] += value))));
     };
-    const values = () => [x, ...cumulated(block.units[unit]).reverse(), ...(block.planned[unit] ? cumulated(block.planned[unit]).slice(0, -1) : [])];
+    let lined = x.length <= 60; // more of them hide what they stand on
+    const values = () => [x, ...cumulated(block.units[unit]).reverse(), ...(lined && block.planned[unit] ? cumulated(block.planned[unit]).slice(0, -1) : [])];
     const tones = names.map((_, place) => (names.length === 9 && place === 8 ? "grey" : place));
     const [line, update] = readout((plot, at) => [
       ["step", show(x[at])],
@@ -232,10 +243,10 @@
     ]);
     const box = plotBox(`${block.title || "Shares of the sources"}: ${names.map((name, place) => `${name} ${show(block.units[unit][place].at(-1), "percent")} at the end`).join("; ")}`, (width, tall) => {
       const count = names.length;
-      const areas = names.map((name, place) => ({ label: name, stroke: report.style("--panel"), width: 1, place })).reverse();
-      const planned = block.planned[unit] ? count - 1 : 0;
+      const areas = names.map((name, place) => ({ label: name, stroke: report.style("--panel"), width: x.length > 100 ? 0 : 1, place })).reverse();
+      const planned = lined && block.planned[unit] ? count - 1 : 0;
       return [{
-        width, height: tall, legend: { show: false }, padding: [10, 10, 0, 0],
+        width, height: tall, legend: { show: false }, padding: [10, 24, 0, 0],
         scales: { x: xScale, y: { range: [0, 1] } },
         axes: axes(block, "percent"),
         cursor: { points: { show: false }, y: false },
@@ -249,7 +260,14 @@
       }, values()];
     });
     const keys = el("div", { class: "legend" }, names.map((name, place) => el("span", { class: "key", tone: tones[place] }, el("span", { class: "dot" }), name)),
-      Object.keys(block.planned).length ? el("span", { class: "key" }, el("span", { class: "line dashed", style: { "border-color": "var(--ink)" } }), "planned") : null);
+      Object.keys(block.planned).length ? el("button", {
+        type: "button", "aria-pressed": String(lined),
+        onclick: (event) => {
+          lined = !lined;
+          event.currentTarget.setAttribute("aria-pressed", String(lined));
+          report.drawAgain(box);
+        },
+      }, el("span", { class: "line dashed", style: { "border-color": "var(--ink)" } }), "planned") : null);
     const choose = units.length < 2 ? null : el("div", { class: "units", role: "group", "aria-label": "Shares of" }, units.map((each) =>
       el("button", {
         type: "button", "aria-pressed": String(each === unit),
@@ -279,7 +297,7 @@
       ...sets.flatMap(([name, of]) => [[`${name}: median`, show(of.median[at])], ...(known ? [["half between", `${show(of.q1[at])} and ${show(of.q3[at])}`]] : []), ["all between", `${show(of.min[at])} and ${show(of.max[at])}`]]),
     ]);
     const box = plotBox(`${block.title}: median of the chosen rows from ${show(block.chosen.median[0])} to ${show(block.chosen.median.at(-1))}`, (width, tall) => [{
-      width, height: tall, legend: { show: false }, padding: [10, 14, 0, 0],
+      width, height: tall, legend: { show: false }, padding: [10, 24, 0, 0],
       scales: { x: { ...xScale, range: (plot, low, high) => { const room = few ? (high - low || 2) / Math.max(2, block.x.length) / 1.5 : 0; return [low - room, high + room]; } }, y: { range: yRange(false) } },
       axes: axes(block, "number"),
       cursor: { points: { show: false }, y: false },

@@ -31,7 +31,7 @@ def extreme(
     return np.concatenate([above, equal])[:most]
 
 
-def notable_rows(
+def listed_rows(
     seen: SeenRows, texts_P: NDArray[np.bool_], weights: Mapping[int, float], has_scores: bool
 ) -> dict[str, list[int]]:
     """Returns list -> places of its rows, without the lists that are empty.
