@@ -145,8 +145,9 @@ def facts(shown: Shown) -> list[dict[str, Any]]:
     run, seen = shown.run, shown.seen
     of = f"of {run.total_steps:,}" if run.total_steps and run.total_steps != run.step else ""
     found: list[tuple[str, str, str]] = [("Steps", count(run.step), of)]
-    if run.updates:
-        found.append(("Updates", count(run.updates), ""))
+    if run.updates or run.planned_updates:
+        more = run.planned_updates is not None and run.planned_updates > run.updates
+        found.append(("Updates", count(run.updates), f"of {count(run.planned_updates or 0)}" if more else ""))
     if seen.stretches:
         once = int((seen.times > 0).sum())
         part = f"{percent(once / seen.rows)} of {count(seen.rows)}" if seen.rows else ""

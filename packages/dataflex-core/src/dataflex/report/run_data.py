@@ -105,7 +105,8 @@ class RunData:
         parts: (kind, component) of its components.
         step: Steps done.
         total_steps: Steps in all, where known.
-        updates: Updates that took place.
+        updates: Updates that took place, as the trace says.
+        planned_updates: Updates that the run was to make in all, where it says so.
         batch: Rows of a step; None where that is not known.
         rows: Rows of the train dataset; None where that is not known.
         sources: Its sources; empty where they are not known.
@@ -136,6 +137,7 @@ class RunData:
     step: int
     total_steps: int | None
     updates: int
+    planned_updates: int | None
     batch: int | None
     rows: int | None
     sources: tuple[RunSource, ...]

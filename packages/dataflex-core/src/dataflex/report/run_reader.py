@@ -67,7 +67,8 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         parts=_parts(about, trace, train_type, config),
         step=step,
         total_steps=whole(about.get("total_steps")) or whole(state.get("max_steps")),
-        updates=_updates(about, trace),
+        updates=_updates(trace),
+        planned_updates=whole(about.get("updates")),
         batch=whole(about.get("batch")) or None,
         rows=whole(about.get("rows")) or _rows_of(sources),
         sources=sources,
@@ -136,9 +137,8 @@ def _step(about: Mapping[str, Any], state: Mapping[str, Any], logs: tuple[Mappin
     return max((each for each in said if each is not None), default=0)
 
 
-def _updates(about: Mapping[str, Any], trace: tuple[Mapping[str, Any], ...]) -> int:
-    seen = {line["update"] for line in trace if whole(line.get("update")) is not None}
-    return max(whole(about.get("updates")) or 0, len(seen))
+def _updates(trace: tuple[Mapping[str, Any], ...]) -> int:
+    return len({line["update"] for line in trace if whole(line.get("update")) is not None})
 
 
 def _parts(

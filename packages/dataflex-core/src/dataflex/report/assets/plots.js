@@ -27,12 +27,12 @@
   }
 
   report.redraw = (all) => {
-    for (const [box, plot] of drawn) {
+    for (const [box, plot] of [...drawn]) { // a copy: drawing adds to it
       plot.destroy();
       drawn.delete(box);
       draw(box);
     }
-    if (all) for (const box of waiting.keys()) draw(box);
+    if (all) for (const box of [...waiting.keys()]) draw(box);
   };
 
   report.drawAgain = (box) => {
@@ -47,6 +47,7 @@
   function plotBox(label, made) {
     const box = el("div", { class: "plot", role: "img", tabindex: 0, "aria-label": label });
     box.addEventListener("keydown", (event) => {
+      draw(box);
       const plot = drawn.get(box);
       const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!plot || !way) return;
@@ -202,7 +203,10 @@
       if (on) hidden.delete(place);
       else hidden.add(place);
       const plot = drawn.get(box);
-      if (plot) plot.setSeries(place + 1, { show: on });
+      if (plot) {
+        plot.setSeries(place + 1, { show: on });
+        update(plot);
+      }
     };
     const alone = curves.length === 1;
     return report.card(block, alone ? null : legend(curves, toggle), box, line, report.behind(block.title,
