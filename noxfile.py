@@ -190,6 +190,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """The page of a run in a real browser: needs the system's Chromium, and is skipped where there is none."""
+    install(session, "-r", "tests/requirements.txt", "playwright")
+    session.run("pytest", "tests/report", "tests/unit/test_report.py", "-n0", *session.posargs, env=CLEAN)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Makes a workspace, trains with a selector and with rows at random, and compares the two."""
     install(session)

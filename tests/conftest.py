@@ -53,6 +53,7 @@ FAST = frozenset(
         "parameter_checks",
         "plugins",
         "registry",
+        "report",
         "root",
         "schedule",
         "stable_sort",

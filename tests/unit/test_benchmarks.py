@@ -19,7 +19,7 @@ MODULES = sorted(
     if "__main__" in (ROOT / "benchmarks" / f"{module.name}.py").read_text(encoding="utf-8")
 )
 VOCABULARY = 4096  # that of the benchmarks' tokenizer
-WITHOUT_MODEL = {"large_data", "large_plans", "mixture", "ordering"}
+WITHOUT_MODEL = {"large_data", "large_plans", "mixture", "ordering", "report"}
 
 
 class _AskedError(Exception):

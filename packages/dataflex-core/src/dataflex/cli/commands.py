@@ -17,6 +17,7 @@ BUILT_IN: Mapping[str, str] = {
     "validate": "dataflex.cli.validate",
     "score": "dataflex.cli.score",
     "compare": "dataflex.cli.compare",
+    "report": "dataflex.cli.report",
     "list": "dataflex.cli.list",
     "init": "dataflex.cli.init",
     "version": "dataflex.cli.version",

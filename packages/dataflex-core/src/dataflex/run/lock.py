@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import LOCK
-from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ def locked_on_rank_0(output_dir: str | Path, accelerator: Accelerator) -> Iterat
     Raises:
         ConfigError: On every rank, where another run has it, or it cannot be written.
     """
+    from dataflex.core.ranks.agreement import from_rank_0  # here: who only looks at a lock needs no torch
+
     with ExitStack() as stack:
 
         def take() -> None:
@@ -102,6 +103,17 @@ def require_unlocked(output_dir: str | Path) -> None:
     path = _path(output_dir)
     if path.exists() and path not in _held and not _stale(_holder(path)):
         raise _refusal(path)
+
+
+def is_held(output_dir: str | Path) -> bool | None:
+    """Returns whether a run is writing to a folder; None where that cannot be told, as its machine is another one."""
+    path = _path(output_dir)
+    if not path.exists():
+        return False
+    holder = _holder(path)
+    if holder is None or (holder.host, holder.namespace) != (socket.gethostname(), _namespace()):
+        return None
+    return not _stale(holder)
 
 
 def _path(output_dir: str | Path) -> Path:
