@@ -126,7 +126,7 @@ class Work:
         factor_dim: Of these gradients, the dimensions that are kept of each side of a large matrix; None for all.
         generated: Answers that the model generates; ``tokens`` are the new ones.
         others: Model name or path -> rows of forward passes of that other model.
-        ngrams: Tokens whose n-grams are counted, on the CPU.
+        ngrams: Rows whose n-grams are counted, on the CPU.
         products: Multiplications of vectors' numbers with each other: search and clustering.
         moved: How many weights are changed in place, or read, one by one.
     """
@@ -138,7 +138,7 @@ class Work:
     factor_dim: int | None = None
     generated: Amount = NOTHING
     others: Mapping[str, Amount] = field(default_factory=dict)
-    ngrams: float = 0.0
+    ngrams: Amount = NOTHING
     products: float = 0.0
     moved: float = 0.0
 
@@ -168,7 +168,7 @@ class Work:
             self.losses.times(factor), self.forward.times(factor), self.hidden.times(factor),
             self.gradients.times(factor), self.factor_dim, self.generated.times(factor),
             {name: amount.times(factor) for name, amount in self.others.items()},
-            self.ngrams * factor, self.products * factor, self.moved * factor,
+            self.ngrams.times(factor), self.products * factor, self.moved * factor,
         )  # fmt: skip
 
 

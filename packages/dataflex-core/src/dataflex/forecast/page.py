@@ -182,10 +182,10 @@ def _assumed(found: Forecast) -> list[str]:
 
 def _speeds(found: Forecast) -> str:
     rates = found.facts.rates
+    ngrams = f"{1e6 * price.NGRAM_ROW:g} microseconds a row and {1e9 * price.NGRAM_TOKEN:g} nanoseconds a token"
     return (
         f"training does {rates.speed / 1e12:,.3g} TFLOP a second on {rates.device} (--tflops says otherwise); "
-        f"reading or writing a number takes as long as {rates.touched:g} FLOPs; n-grams of "
-        f"{price.NGRAMS / 1e6:g} million tokens a second"
+        f"reading or writing a number takes as long as {rates.touched:g} FLOPs; counting n-grams takes {ngrams}"
     )
 
 

@@ -54,8 +54,8 @@ OPTIMIZER = 12.0
 """Numbers touched for each trained weight at a step of AdamW, zeroing and clipping among them."""
 ROW_NUMBERS = 14.0
 """Numbers touched for each trained weight and row: gradient, Adam's step, norm and product with a target."""
-NGRAMS = 4e6
-"""Tokens a second whose n-grams are counted on one CPU core."""
+NGRAM_ROW, NGRAM_TOKEN = 40e-6, 80e-9
+"""Seconds that a row and a token take, where n-grams are counted on one CPU core."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ class Prices:
         flops = self._layers(self.size, rows) + 2 * self.size.head * rows.tokens
         return Pass(rows.rows, rows.tokens, flops, flops * GENERATED)
 
-    def _ngrams(self, tokens: float) -> Pass:
-        return Pass(0, tokens, 0, tokens / NGRAMS * self._rates.speed * self._ranks)
+    def _ngrams(self, rows: Amount) -> Pass:
+        seconds = NGRAM_ROW * rows.rows + NGRAM_TOKEN * rows.tokens
+        return Pass(rows.rows, rows.tokens, 0, seconds * self._rates.speed * self._ranks)
 
     def _alone(self, flops: float, factor: float) -> Pass:
         """Returns what rank 0 computes while the others wait."""

@@ -192,7 +192,7 @@ def embedding_work(params: Mapping[str, Any], rows: Amount) -> Work:
     """Returns what it costs to embed rows with these parameters of an :class:`Embedder`."""
     match params["embedding"]:
         case "ngrams":
-            return Work(ngrams=rows.tokens)
+            return Work(ngrams=rows)
         case "model":
             return Work(hidden=rows)
     return Work(others={str(params["embedding"]): rows})
