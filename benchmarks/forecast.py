@@ -36,8 +36,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import VOCABULARY, add_threads, at_least, chosen, examples, machine, quieten
 
-CUTOFF, TARGET = 192, 24
-ROWS, MANY = 160, 12_000
+CUTOFF, TARGET = 192, 16
+ROWS, MANY = 96, 12_000
 SCHEDULE = {"train_type": "dynamic_select", "warmup_step": 2, "update_step": 5, "update_times": 2}
 WHOLE = {"finetuning_type": "full"}
 
@@ -55,8 +55,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "less, whole model": strategy("less", keys=WHOLE),
     "near by n-grams": strategy("near", MANY, exclude_seen=False),
     "near by the model": strategy("near", embedding="model"),
-    "cluster_less by n-grams": strategy("cluster_less", clusters=16),
-    "cluster_less by the model": strategy("cluster_less", clusters=16, embedding="model"),
+    "cluster_less by n-grams": strategy("cluster_less", clusters=8),
+    "cluster_less by the model": strategy("cluster_less", clusters=8, embedding="model"),
 }
 
 

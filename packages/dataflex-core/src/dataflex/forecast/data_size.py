@@ -46,7 +46,7 @@ class Rows:
 
     name: str
     count: float | None
-    lengths: NDArray[np.float64] = field(repr=False)
+    lengths: NDArray[np.float64] = field(repr=False, compare=False)
     labels: float
     how: str
 
