@@ -323,9 +323,15 @@ def test_rows_that_are_nowhere_here_are_taken_at_cutoff_len_and_it_is_said(folde
     found = forecast(spec)
     assert found.facts.data.sources[0].mean == 64
     assert "the rows of 'hub' are on a hub: taken as 64 tokens a row (cutoff_len)" in page(found, None)
-    assert "the rows of the train dataset are not known" in page(found, None)
+    (said,) = page(found, None).splitlines()[-1:]
+    assert said.startswith("deciding will take more than ")
+    assert said.endswith("the rows of hub are not counted here -> say how many with --rows N, or set max_samples")
+    random = page(forecast(checked(folder, dataset="hub", component_name="random")), None)
+    assert random.splitlines()[-1] == "deciding takes nothing worth counting of the compute"
+    losses = page(forecast(checked(folder, dataset="hub", component_name="loss")), None)
+    assert losses.splitlines()[-1].startswith("what deciding takes is not known: the rows of hub are not counted here")
     assert forecast(spec, rows=1000).passes["gradients of rows"].rows == 4 * 1020
-    assert "as many rows as --rows says" in page(forecast(spec, rows=1000), None)
+    assert "the train dataset has as many rows as --rows says" in page(forecast(spec, rows=1000), None)
     by_epochs = {"dataset": "hub", "update_times": -1, "num_train_epochs": 1}
     with pytest.raises(ConfigError, match="on a hub -> say how many with --rows N, or set max_samples"):
         forecast(checked(folder, **by_epochs))
@@ -394,6 +400,19 @@ def test_ranks_share_the_passes_and_wait_for_what_one_does_alone(folder):
 # --- advice and words
 
 
+def test_evaluation_rows_that_are_not_counted_are_told_of_where_a_component_aims_at_them(folder):
+    assert forecast(checked(folder, eval_dataset="hub")).uncounted == ("hub",)
+    assert forecast(checked(folder, eval_dataset="hub", component_name="loss")).uncounted == ()
+    assert forecast(checked(folder, eval_dataset="hub", max_samples=50)).uncounted == ()
+
+
+def test_a_speed_that_no_cpu_has_is_that_of_an_accelerator(folder):
+    whole = checked(folder, finetuning_type="full")
+    cpu, gpu = forecast(whole), forecast(whole, speed=200e12)
+    assert (cpu.facts.rates.device, gpu.facts.rates.device) == ("1 CPU thread", "an accelerator")
+    assert gpu.share > cpu.share, "gradients of single rows are bound by memory, which is slower beside an accelerator"
+
+
 def test_advice_is_counted_and_keeps_what_it_needs(folder):
     found = forecast(checked(folder))
     advised = advice(found)
@@ -432,7 +451,7 @@ def test_json_holds_plain_finite_numbers(folder):
     for changes in ({}, {"dataset": "hub"}, {"model_name_or_path": "nobody/nothing"}):
         found = forecast(checked(folder, **changes))
         text = json.dumps(plain(found, advice(found)), allow_nan=False)
-        assert json.loads(text)["says"].startswith("deciding")
+        assert json.loads(text)["says"].startswith(("deciding", "what deciding"))
 
 
 def test_a_component_of_no_cost_is_added_to_one_that_has_some():

@@ -24,10 +24,20 @@ from dataflex.core.schedule import Schedule, Segment
 from dataflex.forecast.data_size import DataSize, Rows, data_size, keys_of, require_count
 from dataflex.forecast.deciding import Asking, Decided, joined, row_shares
 from dataflex.forecast.model_size import Known, ModelSize, model_size
-from dataflex.forecast.passes_price import CPU_SPEED, CPU_TOUCHED, GPU_SPEED, GPU_TOUCHED, Pass, Prices, Rates
+from dataflex.forecast.passes_price import (
+    ACCELERATED,
+    CPU_SPEED,
+    CPU_TOUCHED,
+    GPU_SPEED,
+    GPU_TOUCHED,
+    Pass,
+    Prices,
+    Rates,
+)
 
 MOST = 2000
 """Updates that are looked at one by one; of later ones the mean of the second half of these is taken."""
+_SOME = 1000.0  # rows that are put where the number is not known, to see whether it matters
 UNKNOWN = ModelSize(body=1.0, head=0.0, trainable=0, trained=1.0, head_trained=False)
 """The model where there is none to look at: shares of a run hardly depend on it."""
 
@@ -148,6 +158,23 @@ class Forecast:
         return mean * self.schedule.updates
 
     @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Sets of rows that components look at and whose number is not known: what they cost is not in the numbers."""
+        data = self.facts.data
+        unknown = [part for part in (*data.sources, *data.evaluated) if part.count is None]
+        return tuple(part.name for part in unknown if self._matters(part))
+
+    def _matters(self, unknown: Rows) -> bool:
+        """Returns whether deciding would cost more if a set of unknown size had rows."""
+
+        def put(parts: tuple[Rows, ...]) -> tuple[Rows, ...]:
+            return tuple(replace(part, count=_SOME) if part is unknown else part for part in parts)
+
+        data = self.facts.data
+        some = replace(data, sources=put(data.sources), evaluated=put(data.evaluated))
+        return estimated(self.spec, replace(self.facts, data=some)).deciding_flops > self.deciding_flops
+
+    @property
     def selection_bytes(self) -> float:
         """Disk of ``dataflex_selections``: 8 bytes a row, with scores and weights as much again each."""
         selector = self.spec.selector
@@ -188,11 +215,12 @@ def read_facts(spec: RunSpec, *, rows: float | None = None, ranks: int = 1, spee
 
 def usual_rates(spec: RunSpec, speed: float | None = None) -> Rates:
     """Returns how fast training is taken to be: that of an accelerator unless the run or this machine has none."""
-    cpu = spec.llamafactory.get("use_cpu") is True or not torch.accelerator.is_available()
-    if cpu:
-        usual, what = CPU_SPEED * torch.get_num_threads(), f"{torch.get_num_threads()} CPU threads"
-        return Rates(speed or usual, CPU_TOUCHED, what)
-    return Rates(speed or GPU_SPEED, GPU_TOUCHED, "an accelerator")
+    accelerated = spec.llamafactory.get("use_cpu") is not True and torch.accelerator.is_available()
+    if accelerated if speed is None else speed >= ACCELERATED:
+        return Rates(speed or GPU_SPEED, GPU_TOUCHED, "an accelerator")
+    threads = torch.get_num_threads()
+    what = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
+    return Rates(speed or CPU_SPEED * threads, CPU_TOUCHED, what)
 
 
 def estimated(spec: RunSpec, facts: Facts) -> Forecast:

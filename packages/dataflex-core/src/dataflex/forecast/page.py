@@ -27,6 +27,11 @@ def verdict(found: Forecast, advised: Advice | None) -> str:
         who = " and ".join(found.unknown)
         least = f"; what is known takes about {_percent(found.share)}" if found.deciding_flops else ""
         return f"what {who} costs is not known: the class has no cost(){least}"
+    if found.uncounted:
+        least = f"deciding will take more than {_percent(found.share)} of the compute; how much"
+        known = least if found.deciding_flops else "what deciding takes"
+        rows = f"the rows of {' and '.join(found.uncounted)} are not counted here"
+        return f"{known} is not known: {rows} -> say how many with --rows N, or set max_samples"
     if not found.deciding_flops:
         return "deciding takes nothing worth counting of the compute"
     line = f"deciding will take about {_percent(found.share)} of the compute"
@@ -54,6 +59,7 @@ def plain(found: Forecast, advised: Advice | None) -> dict[str, Any]:
         },
         "parts": dict(found.parts),
         "unknown": list(found.unknown),
+        "uncounted": list(found.uncounted),
         "segments": [_plain_segment(segment) for segment in found.segments],
         "sources": [
             {
@@ -70,7 +76,7 @@ def plain(found: Forecast, advised: Advice | None) -> dict[str, Any]:
         },
         "model": None if size is None else {"weights": size.weights, "trainable": size.trainable},
         "notes": list(found.notes),
-        "assumed": _assumed(found)[1:],
+        "assumed": [line.strip() for line in _assumed(found)[1:]],
         "advice": None if advised is None else {"says": advised.says, "share": advised.share},
         "says": verdict(found, advised),
     }  # fmt: skip
@@ -166,34 +172,24 @@ def _needs(found: Forecast) -> list[str]:
 
 
 def _assumed(found: Forecast) -> list[str]:
-    facts, size = found.facts, found.facts.model.size
-    if size is None:
-        model = f"{facts.model.why}; shares are by tokens alone, FLOPs are for a model of one weight"
-    else:
-        model = f"the model has {size.weights:,} weights, {size.trainable:,} are trained"
-    checkpointing = found.spec.llamafactory.get("disable_gradient_checkpointing") is not True
-    lines = ["assumed", f"  {model}", f"  {_speeds(found)}", f"  {_factors()}"]
-    lines += ["  training computes each layer twice (gradient checkpointing)"] if checkpointing else []
-    lines += ["  as many rows as --rows says"] if facts.given_rows else []
-    if facts.data.count is None:
-        lines.append("  the rows of the train dataset are not known: what looks at all of them is not counted")
-    return lines
-
-
-def _speeds(found: Forecast) -> str:
-    rates = found.facts.rates
-    ngrams = f"{1e6 * price.NGRAM_ROW:g} microseconds a row and {1e9 * price.NGRAM_TOKEN:g} nanoseconds a token"
-    return (
-        f"training does {rates.speed / 1e12:,.3g} TFLOP a second on {rates.device} (--tflops says otherwise); "
-        f"reading or writing a number takes as long as {rates.touched:g} FLOPs; counting n-grams takes {ngrams}"
-    )
-
-
-def _factors() -> str:
-    return (
+    facts, size, rates = found.facts, found.facts.model.size, found.facts.rates
+    lines = [
+        f"the model has {size.weights:,} weights, {size.trainable:,} are trained"
+        if size is not None
+        else f"{facts.model.why}; shares are by tokens alone, FLOPs are for a model of one weight",
+        f"training does {rates.speed / 1e12:,.3g} TFLOP a second on {rates.device} (--tflops says otherwise)",
         f"a FLOP takes, next to one of training: {price.FORWARD:g} in a forward pass, {price.ROW_GRADIENTS:g} for "
-        f"gradients of rows, {price.GENERATED:g} where tokens are generated, {price.PRODUCTS:g} in a search"
-    )
+        f"gradients of rows,",
+        f"  {price.GENERATED:g} where tokens are generated, {price.PRODUCTS:g} in a search; to read or write a number "
+        f"takes as long as {rates.touched:g}",
+        f"counting n-grams takes {1e6 * price.NGRAM_ROW:g} microseconds a row and {1e9 * price.NGRAM_TOKEN:g} "
+        "nanoseconds a token",
+    ]
+    if found.spec.llamafactory.get("disable_gradient_checkpointing") is not True:
+        lines.append("training computes each layer twice (gradient checkpointing)")
+    if facts.given_rows:
+        lines.append("the train dataset has as many rows as --rows says")
+    return ["assumed", *(f"  {line}" for line in lines)]
 
 
 def _count(part: Rows) -> str:

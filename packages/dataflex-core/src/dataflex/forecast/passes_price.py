@@ -37,10 +37,12 @@ class Rates:
     device: str
 
 
-CPU_SPEED = 30e9  # one thread, fp32
+CPU_SPEED = 80e9  # one thread, fp32
 CPU_TOUCHED = 12.0
 GPU_SPEED = 150e12
 GPU_TOUCHED = 120.0
+ACCELERATED = 5e12
+"""A speed from which on it is that of an accelerator, whatever this machine has."""
 
 FORWARD = 1.0
 """Time of a FLOP without gradients, in batches of rows of equal length, next to one of training."""
