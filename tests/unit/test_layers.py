@@ -24,7 +24,7 @@ LAYERS = (
     ("dataflex", "__main__"),  # the package itself, which names the door for programs
     ("cli",),
     ("workspace", "launch", "api"),
-    ("report",),  # reads folders of runs, knows no torch
+    ("report", "forecast"),  # what folders of runs say; what a run will take
     ("testing",),
     ("integrations",),  # the only room that knows LLaMA-Factory
     ("train",),  # the documented import paths: re-exports of what is below

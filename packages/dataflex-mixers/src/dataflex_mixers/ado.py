@@ -19,10 +19,12 @@ to nothing per step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import between, count, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
@@ -129,6 +131,11 @@ class AdoMixer(Mixer):
         self.fitted_at = 0
         self.counts_T: list[float] = []  # n after each step
         self.losses_TK: list[NDArray[np.float32]] = []
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """The losses are those of training, and fits take few numbers. See the base class."""
+        return Cost()
 
     def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
         """Adds a step to the history and moves the policy."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import between, count, flag, one_of, positive, require
 from dataflex.core.registry import register_mixer
@@ -118,6 +119,11 @@ class DynamicMoeMixer(Mixer):
         self.distance, self.layers, self.freeze_gate = distance, layers, freeze_gate
         self._distances_K: NDArray[np.float64] = np.zeros(0)
         self._log_shares_K: Shares | None = None  # ln w; None: the shares that the run begins with
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """A forward pass over held-out rows of each source. See the base class."""
+        return Cost(Work(forward=ahead.held_out.at_most(params["eval_rows"] * ahead.sources)))
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Refuses a dense model; freezes the gates where that is wanted."""

@@ -22,9 +22,11 @@ above its running mean. Cost: none beyond the losses.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.errors import CheckpointError
 from dataflex.core.parameter_checks import between, one_of, require
 from dataflex.core.registry import register_mixer
@@ -135,6 +137,11 @@ class OdmMixer(Mixer):
         self.rewards_K: Shares = np.full(K, -np.inf if variant == "code" else 0.0)  # ln R, or R
         self.reference_K: NDArray[np.float64] = np.full(K, np.nan)  # the losses that gains are measured from
         self.window = LossWindow(K)
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """The losses are those of training. See the base class."""
+        return Cost()
 
     def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
         """Adds a step to the window."""

@@ -9,9 +9,11 @@ random generators are not used. Cost: next to none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import between, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
@@ -51,6 +53,11 @@ class RandomMixer(Mixer):
         super().__init__(mixture_manager)
         require("random mixer", between("concentration", concentration, 1e-3, 1e6))
         self.concentration = float(concentration)
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Nothing is computed. See the base class."""
+        return Cost()
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns (K,) shares of rows; the same on every rank, because the generator is."""

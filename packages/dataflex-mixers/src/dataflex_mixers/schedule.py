@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 from dataflex.config.load import read_text
 from dataflex.config.text import parse_yaml
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.errors import ConfigError, Problem, nearest
 from dataflex.core.parameter_checks import one_of, require, text_or_null
 from dataflex.core.registry import register_mixer
@@ -87,6 +88,11 @@ class ScheduleMixer(Mixer):
         assert isinstance(found, Curve)
         self.curve = found
         self._details: dict[str, Any] = {}
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Nothing is computed. See the base class."""
+        return Cost()
 
     @classmethod
     def may_observe(cls, params: Mapping[str, Any]) -> bool:

@@ -6,10 +6,11 @@ other mixer and the trace has the same lines, so that two runs differ by their p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.errors import Problem, listed
 from dataflex.core.parameter_checks import is_number, require
 from dataflex.core.registry import register_mixer
@@ -85,6 +86,11 @@ class StaticMixer(Mixer):
         super().__init__(mixture_manager)
         require("static mixer", *_problems("proportions", proportions, mixture_manager.names))
         self.proportions = None if proportions is None else normalised(proportions)
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Nothing is computed. See the base class."""
+        return Cost()
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns (K,) shares of rows; the same on every rank and at every update."""

@@ -10,9 +10,11 @@ with T = 5. Cost: none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import positive, require
 from dataflex.core.registry import register_mixer
 from dataflex.train.mixer.base_mixer import Mixer
@@ -54,6 +56,11 @@ class TemperatureMixer(Mixer):
         super().__init__(mixture_manager)
         require("temperature mixer", positive("temperature", temperature))
         self.temperature = float(temperature)
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Nothing is computed. See the base class."""
+        return Cost()
 
     def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> Shares:
         """Returns (K,) shares; the same on every rank and at every update."""

@@ -15,11 +15,15 @@ cluster, the order of the file decides.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from dataflex.core.context import RunAhead, UpdateContext
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.parameter_checks import at_least, count, count_or_null, flag, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring.trial import try_gradients
@@ -27,6 +31,7 @@ from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.arms import next_pulls, quotas
+from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.finite_scores import scored_places
 from dataflex_selectors.parts.gradient_scores import (
@@ -34,8 +39,10 @@ from dataflex_selectors.parts.gradient_scores import (
     GradientScores,
     GradientSettings,
     Score,
+    gradient_cost,
     loss_targets,
 )
+from dataflex_selectors.parts.k_means import ITERATIONS, tries
 from dataflex_selectors.parts.pick import pick, picking_problems
 from dataflex_selectors.parts.row_clusters import Clustering, cluster_rows
 from dataflex_selectors.parts.running_scores import RunningScores
@@ -117,6 +124,25 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
         self.width, self.mode, self.temperature = float(width), mode, float(temperature)
         self._running = RunningScores(len(self.targets), float(decay))
         self._clustering: Clustering | None = None
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Rows embedded and clustered where that is due; gradients of representatives and target. See the base."""
+        size, width, moves = ahead.rows.rows, vector_width(params, ahead), params["embedding"] == "model"
+        clusters = min(params["clusters"] or math.ceil(size / 64), size)
+        scored = ahead.rows.at_most(params["representatives"] * clusters)
+        found = gradient_cost(params, ahead, scored, ahead.target, ahead.rows)
+        rounds = ITERATIONS + 1 + (tries(int(clusters)) if clusters else 0)
+        work = Work(products=size * 2 * scored.rows / max(1, clusters) * width)  # the smoothing
+        if ahead.due(params["refresh"] if moves else None):
+            work += embedding_work(params, ahead.rows) + Work(products=size * clusters * width * rounds)
+        kept = 24 * size + (2 * width * size if moves else 0)
+        return replace(
+            found,
+            update=found.update + work,
+            host_bytes=found.host_bytes + 6.0 * width * size,
+            state_bytes=found.state_bytes + kept,
+        )
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows, a model without embeddings, and one without a gradient per row."""

@@ -21,10 +21,13 @@ D; it weighs as much as one inside of the window, so that it is reached. See :mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import between, one_of, require, share
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
@@ -116,6 +119,12 @@ class DeltaLossSelector(ByLosses):
         self.outside_weight = float(outside_weight)
         self._before: NDArray[np.float32] | None = None  # the losses to compare with
         self._last: NDArray[np.float32] | None = None  # of seen losses, those of the last update
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """As every selector by losses, and the losses that it compares with. See the base class."""
+        kept = (2 if params["scores"] == "seen" else 1) * 4 * ahead.rows.rows
+        return replace(super().cost(params, ahead), state_bytes=kept)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` of them; the scores are the differences D.

@@ -15,10 +15,12 @@ The step is torch's, m' / (sqrt(v') + eps); LESS has eps inside of the root, see
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
@@ -28,7 +30,13 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.parts.candidates import candidate_rows
 from dataflex_selectors.parts.enough import require_candidates, require_labelled
-from dataflex_selectors.parts.gradient_scores import ComparesSteps, GradientScores, GradientSettings, loss_targets
+from dataflex_selectors.parts.gradient_scores import (
+    ComparesSteps,
+    GradientScores,
+    GradientSettings,
+    gradient_cost,
+    loss_targets,
+)
 from dataflex_selectors.parts.pick import pick, picking_problems
 from dataflex_selectors.parts.running_scores import RunningScores
 
@@ -89,6 +97,11 @@ class LessSelector(ComparesSteps):
         self.mode, self.temperature = mode, float(temperature)
         self.candidates = candidates
         self._running = RunningScores(len(self.targets), float(decay))
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Gradients of the target's rows and of the candidates. See the base class."""
+        return gradient_cost(params, ahead, ahead.rows.at_most(params["candidates"]), ahead.target, ahead.rows)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows or candidates, and a model without a gradient per row."""

@@ -15,16 +15,19 @@ to have enough different rows; with ``exclude_seen`` an update goes on where the
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import UpdateContext
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
+from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.neighbours import Search, backend_problem, nearest
 from dataflex_selectors.parts.ranking import first_places
@@ -57,6 +60,45 @@ def nearest_in_turn(
             rows = first_places(count, turn_N)
             return rows, distance_N[rows]
         k *= 2
+
+
+_SEARCHES = 1.5  # of nearest_in_turn, which doubles the neighbours until there are enough
+
+
+@functools.lru_cache(maxsize=16)
+def ranked_at(size: int, count: int, turns: int, *, embedding: str, seen: bool, refresh: int) -> dict[int, int]:
+    """Returns the turns at which rows are ranked, and how many rows may be taken at each, by the rules of the selector.
+
+    Args:
+        size: Rows that can be taken.
+        count: Rows that a turn asks for.
+        turns: How often rows are asked for.
+        embedding: As the selector's.
+        seen: Its ``exclude_seen``.
+        refresh: Turns after which embeddings are too old; of those that do not move, this has no effect.
+    """
+    moves, found, ahead, taken, last = embedding == "model", {}, 0, 0, -1
+    for turn in range(turns):
+        if ahead < count or last < 0 or (moves and turn - last >= refresh):
+            left, last = size - taken, turn
+            found[turn] = left if moves else size
+            wanted = _worth_ranking(count, left, turns - turn, embedding, refresh) if seen else count
+            ahead = min(wanted, left)
+            if left < count:  # the last of this round, then the first of the next one
+                ahead, taken = count, -left
+        if seen:
+            ahead, taken = ahead - count, taken + count
+    return found
+
+
+def _worth_ranking(count: int, left: int, turns: int, embedding: str, refresh: int) -> int:
+    """Returns how many rows to rank: those of the updates until the next ranking."""
+    if embedding == "model":
+        return count * min(refresh, turns)
+    # The last rows are far from every query: to find them takes nearly all neighbours of each query. Ngrams are
+    # embedded again in seconds, so these rows are ranked later.
+    most = left // 2 if embedding == "ngrams" else left
+    return min(count * turns, max(count, most))
 
 
 def _turns(search: Search, queries: int, size: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -105,6 +147,22 @@ class NearSelector(ToTarget):
         self._seen: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # rows not to be given again
         self._ranked_at = -1  # the update at which the rows ahead were ranked
 
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """The target and the rows embedded, and one searched for the other, where rows are ranked. See the base."""
+        size, count = int(ahead.rows.rows), max(1, round(ahead.asked.rows))
+        at = ranked_at(
+            size, min(count, size), -(-(ahead.updates - ahead.first) // ahead.every),
+            embedding=params["embedding"], seen=params["exclude_seen"],
+            refresh=-(-params["refresh"] // ahead.every),
+        ) if size else {}  # fmt: skip
+        rows = ahead.rows.of(at.get((ahead.update - ahead.first) // ahead.every, 0))
+        width, work = vector_width(params, ahead), Work()
+        if rows.rows:
+            work = embedding_work(params, rows + ahead.target)
+            work += Work(products=_SEARCHES * ahead.target.rows * rows.rows * width)
+        return Cost(work, host_bytes=4.0 * width * (size + ahead.target.rows), state_bytes=20.0 * size)
+
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Returns the next rows in turn; the scores are their cosines with the query that took them.
 
@@ -151,12 +209,7 @@ class NearSelector(ToTarget):
         if not self.exclude_seen:
             return count
         updates = max(1, context.updates - context.update)
-        if self.embedder.moves:
-            return count * min(self.refresh, updates)
-        # The last rows are far from every query: to find them takes nearly all neighbours of each query. Ngrams are
-        # embedded again in seconds, so these rows are ranked later.
-        most = left // 2 if self.embedder.embedding == "ngrams" else left
-        return min(count * updates, max(count, most))
+        return _worth_ranking(count, left, updates, self.embedder.embedding, self.refresh)
 
     def _first(
         self,

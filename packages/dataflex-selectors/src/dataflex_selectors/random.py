@@ -7,9 +7,11 @@ twice: rows that it already has move to the end of the new pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import flag, require
 from dataflex.core.permutation import RowOrder
 from dataflex.core.registry import register_selector
@@ -40,6 +42,11 @@ class RandomSelector(Selector):
         self.replacement = replacement
         self._cursor = 0  # rows given so far
         self._late: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # rows that this pass has at its end
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Nothing is computed. See the base class."""
+        return Cost()
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> NDArray[np.int64]:
         """Returns the next ``num_samples`` rows of the shuffled passes, or independent draws. See the base class."""

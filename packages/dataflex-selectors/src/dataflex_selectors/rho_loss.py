@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, at_least_or_null, count_or_null, model_or_null, require, text
@@ -104,6 +105,16 @@ class RhoLossSelector(Selector):
             require("rho_loss selector", found if isinstance(found, Problem) else None)
             assert not isinstance(found, Problem)
             self._irreducible = found.astype(np.float32)
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """A pass over the candidates; at the first update one of the reference model over all rows. See the base."""
+        factor, model = params["pool_factor"], params["reference_model"]
+        pool = ahead.rows.at_most(None if factor is None else factor * ahead.asked.rows)
+        others = {model: ahead.rows} if model is not None and ahead.due() else {}
+        size = 4.0 * ahead.rows.rows
+        kept = 0.0 if model is None else size
+        return Cost(Work(forward=pool, others=others), host_bytes=size, state_bytes=kept, cache_bytes=kept)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with both losses, and models that give rows none. See the base class."""

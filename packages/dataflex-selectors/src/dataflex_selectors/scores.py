@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import Problem, rows_named
 from dataflex.core.parameter_checks import one_of, positive, require
@@ -55,6 +57,11 @@ class ScoresSelector(Selector):
         self.mode = mode
         self.temperature = float(temperature)
         self._scores_N, self._file = found, file
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Nothing is computed: the scores are there. See the base class."""
+        return Cost(host_bytes=8 * ahead.rows.rows)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses a file with fewer scores than an update asks for. See the base class."""

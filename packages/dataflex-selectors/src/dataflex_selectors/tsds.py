@@ -11,15 +11,18 @@ labels are no candidates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.parameter_checks import at_least, between, count, flag, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.drawing import draw, logarithms
+from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.neighbours import backend_problem, nearest
 from dataflex_selectors.parts.to_target import ToTarget
@@ -82,6 +85,17 @@ class TsdsSelector(ToTarget):
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # with a probability above 0
         self._p: NDArray[np.float64] = np.empty(0)  # their probabilities
         self._computed_at = -1  # the update of the embeddings that they come from
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Target and rows embedded and searched, and the rows found among each other. See the base class."""
+        size, width, work = ahead.rows.rows, vector_width(params, ahead), Work()
+        if ahead.due(params["refresh"] if params["embedding"] == "model" else None):
+            found = min(size, ahead.target.rows * capped(params["neighbours"], int(size)))
+            work = embedding_work(params, ahead.rows + ahead.target)
+            work += Work(products=(ahead.target.rows * size + found**2) * width)
+        vectors = 4.0 * width * (size + ahead.target.rows)
+        return Cost(work, host_bytes=vectors, state_bytes=16 * size)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Draws rows from the distribution; the scores are their probabilities. See the base class.

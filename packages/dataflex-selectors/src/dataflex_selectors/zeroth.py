@@ -18,11 +18,12 @@ all rows share one random number, so the ranking is little more than noise; here
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import count, count_or_null, flag, one_of, positive_or_null, require
 from dataflex.core.registry import register_selector
@@ -133,6 +134,15 @@ class ZerothSelector(Selector):
         self.normalize = normalize
         self.candidates = candidates
         self.token_budget = token_budget
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """For each direction, two forward passes; an exact derivative takes about as long as three. See the base."""
+        exact, directions = params["method"] == "jvp", params["directions"]
+        rows = ahead.rows.at_most(params["candidates"]) + ahead.target
+        passes = rows.times((3 if exact else 2) * directions)
+        moves = 0.0 if exact else 3.0 * directions * ahead.trainable  # there, across and back
+        return Cost(Work(forward=passes, moved=moves), device_bytes=4.0 * ahead.trainable)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows or candidates, and a model that cannot be moved or gives rows no loss. See the base."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
 from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.core.registry import register_weighter
@@ -94,6 +95,13 @@ class AdaptWeighter(CatchesHiddenStates):
         self.anchors, self.normalise = anchors, normalise
         self._target_H: torch.Tensor | None = None
         self._refreshed = -1  # the step of the last refresh
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """The target embedded every ``refresh`` steps; its share of each step. See the base class."""
+        target, steps = ahead.target.at_most(params["anchors"]), max(1, ahead.steps)
+        refreshes = -(-steps // params["refresh"])
+        return Cost(step=Work(hidden=target.times(refreshes / steps)), state_bytes=4 * ahead.width)
 
     def before_forward(self, ctx: StepContext) -> None:
         """Embeds the target where that is due. See the base class."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from dataflex.core.context import RunAhead
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.errors import ComponentError
 from dataflex.core.parameter_checks import at_least, between, require
 from dataflex.core.registry import register_weighter
@@ -89,6 +90,11 @@ class BalancerWeighter(CatchesHiddenStates):
         self._norms, self._rows = RunningMeans(float(ema_decay)), RunningMeans(float(ema_decay))
         # Of this rank in this step: sum of norms, rows, what they count, rows whose norm is not finite.
         self._seen_K4: torch.Tensor | None = None
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Norms are taken of gradients that training has. See the base class."""
+        return Cost()
 
     @classmethod
     def needs_sources(cls, params: Mapping[str, Any]) -> bool:

@@ -7,11 +7,13 @@ was tokenised elsewhere (``tokenized_path``, or a script of your own), and a fil
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ConfigError, Problem, listed, nearest, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST, flag, require, text
@@ -73,6 +75,11 @@ class ColumnWeighter(Weighter):
         read = RowFile(weights_N, None, {})
         require("column weighter", _problem("column" if file is None else "file", read, allow_negative, normalise))
         self.weights_N, self._file = _narrowed(weights_N, normalise), file
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Weights are looked up. See the base class."""
+        return Cost()
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Any = None

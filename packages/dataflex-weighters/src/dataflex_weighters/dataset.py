@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import FLOAT32_MOST, between, flag, require
 from dataflex.core.registry import register_weighter
@@ -56,6 +57,11 @@ class DatasetWeighter(Weighter):
         if not mean > 0:
             require("dataset weighter", Problem("weights", "no source has rows and a weight above 0", "let one count"))
         self.by_source = (by_source / mean if normalise else by_source).astype(np.float32)
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Weights are looked up. See the base class."""
+        return Cost()
 
     @classmethod
     def needs_sources(cls, params: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import at_least, flag, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
@@ -50,6 +51,11 @@ class FocalWeighter(Weighter):
         super().__init__()
         require("focal weighter", at_least("gamma", gamma, 0), flag("normalise", normalise))
         self.gamma, self.normalise = float(gamma), normalise
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """The losses are those of training. See the base class."""
+        return Cost()
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]

@@ -22,11 +22,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import one_of, positive, positive_or_null, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
-from dataflex_weighters.parts.compared_samples import SCOPES, compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import SCOPES, compared, compared_cost, rows_with_labels, with_mean_one
 from dataflex_weighters.parts.source_checks import known_sources
 
 LEVELS = ("sample", "source")
@@ -188,6 +189,11 @@ class LossWeighter(Weighter):
         self.strategy, self.delta, self.temperature = strategy, float(delta), float(temperature)
         self.temperature_start = None if temperature_start is None else float(temperature_start)
         self.scope, self.level = scope, level
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """A forward pass more over the step, where all of its losses are compared. See the base class."""
+        return compared_cost(params["scope"], ahead)
 
     @classmethod
     def needs_sources(cls, params: Mapping[str, Any]) -> bool:

@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from dataflex.core.cost import Ahead, Cost
 from dataflex.core.parameter_checks import between, flag, one_of, require
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
-from dataflex_weighters.parts.compared_samples import SCOPES, compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import SCOPES, compared, compared_cost, rows_with_labels, with_mean_one
 
 
 def trimmed(losses_G: torch.Tensor, share: float, counted_G: torch.Tensor | None = None) -> torch.Tensor:
@@ -75,6 +76,11 @@ class TrimWeighter(Weighter):
             flag("normalise", normalise),
         )
         self.share, self.scope, self.normalise = float(share), scope, normalise
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """A forward pass more over the step, where all of its losses are compared. See the base class."""
+        return compared_cost(params["scope"], ahead)
 
     def get_weighted_loss(
         self, losses: torch.Tensor, *, ctx: StepContext, model: Any = None, inputs: Mapping[str, torch.Tensor]

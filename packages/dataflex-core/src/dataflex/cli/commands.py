@@ -15,6 +15,7 @@ __all__ = ["BUILT_IN", "LLAMAFACTORY", "Command", "all_commands", "command"]
 BUILT_IN: Mapping[str, str] = {
     "train": "dataflex.cli.train",
     "validate": "dataflex.cli.validate",
+    "plan": "dataflex.cli.plan_command",
     "score": "dataflex.cli.score",
     "compare": "dataflex.cli.compare",
     "report": "dataflex.cli.report",

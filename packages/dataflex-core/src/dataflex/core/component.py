@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from dataflex.core.context import RunAhead
+    from dataflex.core.cost import Ahead, Cost
 
 
 def seeded(*key: object) -> int:
@@ -71,6 +72,22 @@ class Component:
             params: The constructor parameters that the user gave.
         """
         return ()
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost | None:
+        """Returns what an update of the run costs, and each step, for ``dataflex-cli plan``. Optional.
+
+        Called for each update that the component takes part in, before anything is loaded; on one process. It must not
+        read files, and the same arguments must give the same answer. See :mod:`dataflex.core.cost`.
+
+        Args:
+            params: The constructor parameters: the user's, and the defaults of the others.
+            ahead: What is known of the run at that update.
+
+        Returns:
+            The cost; None where it is not known, which the plan then says.
+        """
+        return None
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses what an update would have to refuse, as far as it is known before the first step.

@@ -19,9 +19,11 @@ with the same scores and must return the same permutation: draw from :meth:`Orde
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dataflex.core.component import Component
+from dataflex.core.cost import Ahead, Cost
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +53,11 @@ class Order(Component, ABC):
     def accepts(cls, component: type) -> bool:
         """Returns whether ``component`` is an order."""
         return issubclass(component, Order)
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Nothing: an order sees numbers alone, and who asks for scores pays for them. See the base class."""
+        return Cost()
 
     @abstractmethod
     def arrange(self, scores: NDArray[np.float64], *, context: UpdateContext) -> NDArray[np.integer]:

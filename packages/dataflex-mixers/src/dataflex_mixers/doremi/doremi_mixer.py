@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.config.resolved import recorded_run
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import between, positive, require
 from dataflex.core.registry import register_mixer
@@ -92,6 +93,11 @@ class DoremiMixer(Mixer):
         self.steps = 0
         self._reference: Reference | None = None
         self._reference_run: str | None = None
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """The reference model's forward over every step. See the base class."""
+        return Cost(step=Work(others={str(params["reference_model"]): ahead.step}), device_bytes=ahead.model_bytes)
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Loads the reference model."""

@@ -16,10 +16,13 @@ costs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
+from dataflex.core.cost import Ahead, Amount, Cost, Work
 from dataflex.core.errors import blaming
 from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.ranks.agreement import on_every_rank
@@ -31,7 +34,7 @@ from numpy.typing import NDArray
 from dataflex_selectors.nice.rewarded import RewardsAnswers
 from dataflex_selectors.parts.candidates import candidate_rows
 from dataflex_selectors.parts.enough import require_candidates, require_labelled
-from dataflex_selectors.parts.gradient_scores import ComparesSteps, GradientScores, GradientSettings
+from dataflex_selectors.parts.gradient_scores import ComparesSteps, GradientScores, GradientSettings, gradient_cost
 from dataflex_selectors.parts.pick import pick, picking_problems
 from dataflex_selectors.parts.running_scores import RunningScores
 
@@ -87,6 +90,26 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         self.settings, self.mode, self.draw_temperature, self.candidates = settings, mode, draw_temperature, candidates
         self.goal = self.policy_goal()
         self._running = RunningScores(len(self.goal.sets), float(decay))
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """Answers generated and rewarded; gradients of theirs and of the candidates. See the base class.
+
+        Answers are taken to be as long as they may be, and all to count.
+        """
+        prompts = ahead.target.at_most(None if params["prompts"] is None else params["prompts"] * ahead.sets)
+        drawn, longest = prompts.rows * params["samples"], params["max_new_tokens"]
+        asked = (prompts.tokens - prompts.labels) * params["samples"]  # tokens of prompts
+        new = Amount(drawn, drawn * longest, drawn * longest)
+        whole = Amount(drawn, asked + new.tokens, new.labels)
+        counted = whole.at_most(None if params["keep"] is None else params["keep"] * prompts.rows)
+        pool = ahead.rows.at_most(params["candidates"])
+        found = gradient_cost(params, ahead, pool, counted, ahead.rows)
+        others = {params["reward_model"]: whole} if params["reward"] == "model" else {}
+        work = Work(forward=Amount(drawn, asked), generated=new, others=others)
+        server = f"{drawn:,.0f} requests to the judge at each update; how long they take is not known"
+        notes = (server,) if params["reward"] == "endpoint" else ()
+        return replace(found, update=found.update + work, notes=notes)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows or candidates, a parameter without a gradient, and answers without a reward.

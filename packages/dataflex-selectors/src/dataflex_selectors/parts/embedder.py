@@ -8,12 +8,14 @@ anything else a sentence-transformers model by name or path, which reads the dec
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from dataflex.core.cost import Ahead, Amount, Work
 from dataflex.core.errors import ComponentError, Problem, nearest
 from dataflex.core.parameter_checks import count, one_of
 from dataflex.model.autocast import autocast
@@ -29,6 +31,9 @@ from dataflex_selectors.parts.ngrams import ngram_embeddings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+SENTENCE_WIDTH = 768
+"""Taken for the vectors of a sentence-transformers model, which tells its width when it is loaded."""
 
 _BUILT_IN = ("ngrams", "model")
 _HEAD = 64  # tokens that nearly always show whether a row has text
@@ -181,6 +186,22 @@ class Embedder:
     def _encoded(self, encoder: Any, dataset: Any, rows: NDArray[np.int64]) -> torch.Tensor:
         texts = [text for chunk in column_chunks(dataset, "input_ids", rows) for text in self._texts(chunk)]
         return torch.from_numpy(encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)).float()
+
+
+def embedding_work(params: Mapping[str, Any], rows: Amount) -> Work:
+    """Returns what it costs to embed rows with these parameters of an :class:`Embedder`."""
+    match params["embedding"]:
+        case "ngrams":
+            return Work(ngrams=rows)
+        case "model":
+            return Work(hidden=rows)
+    return Work(others={str(params["embedding"]): rows})
+
+
+def vector_width(params: Mapping[str, Any], ahead: Ahead) -> int:
+    """Returns the numbers of a vector that :func:`embedding_work` makes."""
+    widths = {"ngrams": params["dim"], "model": ahead.width}
+    return int(widths.get(params["embedding"], SENTENCE_WIDTH))
 
 
 def embedding_problems(embedding: Any, dim: Any, pooling: Any) -> list[Problem | None]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.context import UpdateContext
+from dataflex.core.cost import Ahead, Amount, Cost, Work
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count_or_null, one_of
 from dataflex.core.ranks.agreement import on_every_rank
@@ -175,6 +176,29 @@ class ComparesSteps(Selector):
     def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
         require_optimizer(model, optimizer, self.settings, self.accelerator)
+
+
+def gradient_cost(params: Mapping[str, Any], ahead: Ahead, scored: Amount, target: Amount, summed: Amount) -> Cost:
+    """Returns what a scoring by :class:`GradientScores` costs: gradients of the target's rows and of those scored.
+
+    Args:
+        params: The component's, with those of :class:`GradientSettings` that it has.
+        ahead: The run.
+        scored: The rows to score.
+        target: The rows of the target whose gradients are formed.
+        summed: The rows that have sums over the updates (:mod:`dataflex_selectors.parts.running_scores`).
+    """
+    adam, kept = params["gradient_type"] == "adam", params["proj_dim"] or ahead.trainable
+    factor_dim = params.get("factor_dim")
+    if factor_dim is not None:
+        kept = min(kept, factor_dim * int(ahead.trainable**0.5))
+    return Cost(
+        Work(gradients=scored + target, factor_dim=factor_dim),
+        device_bytes=4.0 * ahead.sets * kept + (8.0 * ahead.trainable if adam and factor_dim is None else 0),
+        host_bytes=8.0 * ahead.trainable,
+        state_bytes=(8 + 16 * ahead.sets) * summed.rows,
+        cache_bytes=4.0 * ahead.sets * scored.rows,
+    )
 
 
 def loss_targets(sets: Mapping[str, Any]) -> list[TargetSet]:

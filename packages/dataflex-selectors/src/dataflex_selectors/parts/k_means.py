@@ -66,13 +66,18 @@ def _fits(vectors_ND: torch.Tensor, device: torch.device) -> bool:
     return device.type == "cpu" or vectors_ND.nbytes <= device_memory(device) // _DEVICE_SHARE
 
 
+def tries(count: int) -> int:
+    """Returns how many rows are drawn for each of ``count`` first centres."""
+    return 2 + int(np.log(count))
+
+
 def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generator) -> list[int]:
     """Returns the rows that k-means++ begins with; fewer than ``count`` where there are no other rows left.
 
     Of a few draws, the one that brings all rows nearest to a centre is taken (the greedy form), which seldom puts two
     centres into one group.
     """
-    tries = 2 + int(np.log(count))
+    each = tries(count)
     chosen = [int(generator.integers(len(vectors)))]
     squares_N = _squares(vectors, vectors[chosen])[:, 0]
     with Progress(f"clustering {len(vectors):,} rows, where to begin", count, "centres") as progress:
@@ -80,7 +85,7 @@ def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generato
             total_N = squares_N.cpu().double().cumsum(0)
             if float(total_N[-1]) <= 0:
                 break
-            at = torch.from_numpy(generator.random(tries)) * total_N[-1]
+            at = torch.from_numpy(generator.random(each)) * total_N[-1]
             drawn = torch.searchsorted(total_N, at, right=True).clamp(max=len(vectors) - 1)
             after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn.to(vectors.device)]))
             sums = torch.stack([part.sum(0) for part in torch.split(after_NT, _ROWS)])

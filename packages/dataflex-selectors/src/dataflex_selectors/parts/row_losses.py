@@ -10,10 +10,12 @@ weight of a row that they want most, until it is seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from dataflex.core.context import SEEN_ONLY, PassOptions, RowScores, RunAhead
+from dataflex.core.cost import NOTHING, Ahead, Cost, Work
 from dataflex.core.errors import ComponentError, Problem
 from dataflex.core.parameter_checks import count, count_or_null, flag, one_of, stated
 from dataflex.rows.columns import labelled_rows
@@ -153,6 +155,14 @@ class ByLosses(Selector):
         self.replacement = replacement
         self._losses = RowLosses(self, scores, max_age, token_budget, self.keeps_losses)
         self.takes_seen = self._losses.are_seen
+
+    @classmethod
+    def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
+        """One forward pass over the rows whose loss is not taken from training. See the base class."""
+        seen, max_age = params["scores"] == "seen", params["max_age"]
+        rows = NOTHING if seen and not max_age else ahead.unseen(max_age) if seen else ahead.rows
+        kept = 4 * ahead.rows.rows if cls.keeps_losses else 0
+        return Cost(Work(losses=rows), host_bytes=12 * ahead.rows.rows, cache_bytes=kept)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a label, and a model that gives rows no loss. See the base class."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from dataflex.core.cost import NOTHING, Ahead, Cost, Work
 from dataflex.core.errors import ComponentError
 from dataflex.core.ranks.gather_samples import gather_samples
 from dataflex.model.label_logits import IGNORED
@@ -79,6 +80,11 @@ def compared(
         own_sources = ctx.sources_of(rows).to(losses.dtype)
         sources = gather_samples(own_sources, counted, ctx.accelerator, width)[0].long()
     return Compared(everyone, all_counted, sources, slice(mine.start + own.start, mine.start + own.stop))
+
+
+def compared_cost(scope: str, ahead: Ahead) -> Cost:
+    """Returns what :func:`compared` costs at each step."""
+    return Cost(step=Work(forward=ahead.step if scope == "step" and ahead.micro_batches > 1 else NOTHING))
 
 
 def with_mean_one(weights_G: torch.Tensor, counted_G: torch.Tensor | None = None) -> torch.Tensor:
