@@ -24,6 +24,7 @@ LAYERS = (
     ("dataflex", "__main__"),  # the package itself, which names the door for programs
     ("cli",),
     ("workspace", "launch", "api"),
+    ("experiments",),  # several runs compared
     ("testing",),
     ("integrations",),  # the only room that knows LLaMA-Factory
     ("train",),  # the documented import paths: re-exports of what is below

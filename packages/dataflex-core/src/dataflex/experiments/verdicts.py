@@ -1,0 +1,283 @@
+"""What the figures of all runs say: a mapping of plain values, and sentences that need no knowledge of statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dataflex.experiments.comparing import Ran
+from dataflex.experiments.equal_compute import flops, forecast_is_there
+from dataflex.experiments.equal_tokens import WITHIN
+from dataflex.experiments.experiment_arms import Arm
+from dataflex.experiments.experiment_file import Experiment
+from dataflex.experiments.planned_runs import planned
+from dataflex.experiments.run_figures import metrics_found
+from dataflex.experiments.statistics import (
+    MOST_SEEDS,
+    POWER,
+    Interval,
+    bootstrap_interval,
+    holm,
+    paired_p,
+    seeds_needed,
+    smallest_found,
+    t_interval,
+)
+
+BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+_LENGTH = {"max_steps", "num_train_epochs"}
+_MANY = 100  # seeds beyond which a number of them is no advice
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """An arm and its reference on a metric.
+
+    Attributes:
+        arm: The arm.
+        against: The reference.
+        metric: The metric.
+        lower: Whether lower is better.
+        values: (S,) of the arm, by seed; NaN where there is none.
+        others: (S,) of the reference.
+        broken: Seeds in which the run of the arm ended, and the metric is no number.
+    """
+
+    arm: str
+    against: str
+    metric: str
+    lower: bool
+    values: np.ndarray[Any, np.dtype[np.float64]]
+    others: np.ndarray[Any, np.dtype[np.float64]]
+    broken: tuple[int, ...] = ()
+
+    @property
+    def differences(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(n,) arm - reference, of the seeds that both have."""
+        found = self.values - self.others
+        return found[np.isfinite(found)]
+
+    @property
+    def p(self) -> float:
+        """The p-value; 1 where there is nothing to test."""
+        return float(paired_p(self.differences)) if len(self.differences) > 1 else 1.0
+
+    @property
+    def wins(self) -> int:
+        """Seeds in which the arm is better."""
+        better = self.differences < 0 if self.lower else self.differences > 0
+        return int(better.sum())
+
+    def verdict(self, adjusted: float, level: float) -> str:
+        """Returns the verdict.
+
+        Args:
+            adjusted: The p-value, adjusted for all that is tested.
+            level: Of all of them.
+        """
+        if len(self.differences) < 2 or adjusted > level:
+            return UNDECIDED
+        better = (self.differences.mean() < 0) == self.lower
+        return UNDECIDED if better and self.broken else BETTER if better else WORSE
+
+
+def comparison(experiment: Experiment, ran: Ran) -> dict[str, Any]:
+    """Returns what ``comparison.json`` holds: docs/compare.md has the keys. Numbers that are not finite are None."""
+    named = {f"{name}, seed {seed}": found for (name, seed), found in ran.figures.items()}
+    metrics = metrics_found(experiment.metrics, named)
+    pairings = [p for metric, lower in metrics.items() for p in _pairings(experiment, ran, metric, lower)]
+    own = {arm.name for arm in ran.arms if not arm.control}
+    tested = [pairing for pairing in pairings if pairing.arm in own]
+    levels = dict(zip(((p.arm, p.metric) for p in tested), holm([p.p for p in tested], experiment.level), strict=True))
+    found: dict[str, Any] = {}
+    for metric, lower in metrics.items():
+        arms = {arm.name: _summary(arm, metric, experiment, ran) for arm in ran.arms}
+        for pairing in (p for p in pairings if p.metric == metric):
+            arms[pairing.arm] |= _compared(pairing, levels.get((pairing.arm, metric)), experiment)
+        found[metric] = {"lower_is_better": lower, "arms": arms}
+    says = [arms["says"] for metric in found.values() for arms in metric["arms"].values() if arms["says"]]
+    return {
+        "level": experiment.level,
+        "equal": experiment.equal,
+        "base": experiment.base.name,
+        "seeds": list(experiment.seeds),
+        "arms": [_arm(arm, experiment, ran) for arm in ran.arms],
+        "metrics": found,
+        "says": [*_failures(ran), *says, *_notes(experiment, ran, len(metrics))],
+    }
+
+
+def _pairings(experiment: Experiment, ran: Ran, metric: str, lower: bool) -> Iterator[Pairing]:
+    values = {arm.name: _values(arm.name, metric, experiment, ran) for arm in ran.arms}
+    for arm in ran.arms:
+        if arm.against is not None:
+            pairs = zip(experiment.seeds, values[arm.name], values[arm.against], strict=True)
+            ended = [(s, mine) for s, mine, other in pairs if (arm.name, s) in ran.figures and math.isfinite(other)]
+            broken = tuple(seed for seed, mine in ended if not math.isfinite(mine))
+            yield Pairing(arm.name, arm.against, metric, lower, values[arm.name], values[arm.against], broken)
+
+
+def _values(arm: str, metric: str, experiment: Experiment, ran: Ran) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Returns (S,) values by seed, NaN where there is none."""
+    runs = [ran.figures.get((arm, seed)) for seed in experiment.seeds]
+    return np.array([math.nan if run is None else run.numbers.get(metric, math.nan) for run in runs], dtype=np.float64)
+
+
+def _summary(arm: Arm, metric: str, experiment: Experiment, ran: Ran) -> dict[str, Any]:
+    values = _values(arm.name, metric, experiment, ran)
+    there = values[np.isfinite(values)]
+    nothing = (
+        "against",
+        "difference",
+        "low",
+        "high",
+        "bootstrap_low",
+        "bootstrap_high",
+        "p",
+        "wins",
+        "verdict",
+        "needed",
+    )
+    return {
+        "values": [_plain(value) for value in values],
+        "mean": _plain(there.mean()) if there.size else None,
+        "std": _plain(there.std(ddof=1)) if there.size > 1 else None,
+        "seeds": int(there.size),
+        **dict.fromkeys(nothing),
+        "says": "",
+    }
+
+
+def _compared(pairing: Pairing, tested: tuple[float, float] | None, experiment: Experiment) -> dict[str, Any]:
+    """Returns what is said of an arm beside its reference; of a control, which is not tested, the figures alone."""
+    differences = pairing.differences
+    adjusted, level = tested or (pairing.p, experiment.level)
+    n, difference = len(differences), float(differences.mean()) if len(differences) else math.nan
+    interval = t_interval(differences, level) if n else Interval(math.nan, math.nan)
+    bootstrap = bootstrap_interval(differences, level)
+    std = float(differences.std(ddof=1)) if n > 1 else math.nan
+    needed = None if math.isnan(interval.low) else seeds_needed(difference, std, level)
+    verdict = None if tested is None else pairing.verdict(adjusted, experiment.level)
+    says = "" if verdict is None else _sentence(pairing, verdict, level, interval, std, needed)
+    return {
+        "against": pairing.against,
+        "difference": _plain(difference),
+        "low": _plain(interval.low),
+        "high": _plain(interval.high),
+        "bootstrap_low": _plain(bootstrap.low),
+        "bootstrap_high": _plain(bootstrap.high),
+        "confidence": 1 - level,
+        "p": _plain(adjusted) if n > 1 else None,
+        "wins": pairing.wins,
+        "seeds": n,
+        "verdict": verdict,
+        "needed": needed,
+        "says": says,
+    }
+
+
+def _sentence(p: Pairing, verdict: str, level: float, interval: Interval, std: float, needed: int | None) -> str:
+    """Returns the verdict in words."""
+    n, differences = len(p.differences), p.differences
+    if p.broken:
+        seeds = ", ".join(map(str, p.broken))
+        return f"{p.metric}: {p.arm} has no number with seed {seeds}, so it is not called better than {p.against}."
+    if n < 2:
+        have = "no seed is" if n == 0 else "1 seed is"
+        return f"{p.metric}: {have} there for both {p.arm} and {p.against}; give 2 or more to tell them apart."
+    both = np.isfinite(p.values) & np.isfinite(p.others)
+    difference = float(differences.mean())
+    means = f"{p.values[both].mean():.4g} against {p.others[both].mean():.4g}"
+    within = f"{_percent(1 - level)} interval {interval.low:+.2g} to {interval.high:+.2g}"
+    if verdict != UNDECIDED:
+        won = f"better in {p.wins} of {n} seeds"
+        same = math.isnan(interval.low)
+        figures = "by as much in each" if same else within
+        return f"{p.metric}: {p.arm} is {verdict} than {p.against}: {means}, {difference:+.3g} ({figures}; {won})."
+    apart = f"{p.metric}: {p.arm} cannot be told apart from {p.against} with {n} seeds"
+    if math.isnan(interval.low):
+        if difference == 0:
+            return f"{apart}: both have the same figures in each."
+        return (
+            f"{apart}: it differs by {difference:+.3g} in each, and without a spread nobody can tell luck from effect."
+        )
+    if needed is not None and needed <= n:
+        return f"{apart}: the difference is {difference:+.3g} ({within}), just short of what it takes."
+    if needed is not None and needed <= _MANY:
+        more = f"about {needed} would be needed for a difference of {abs(difference):.2g}"
+        return f"{apart}: the difference is {difference:+.3g} ({within}); {more}."
+    found = smallest_found(n, std, level)
+    most = _MANY if needed else MOST_SEEDS
+    more = f"more than {most} would be needed for a difference as small as {abs(difference):.2g}"
+    chance = f"{n} find one of {found:.2g} with a chance of {_percent(POWER)}"
+    return f"{apart}: the difference is {difference:+.3g} ({within}); {more}, and {chance}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def _arm(arm: Arm, experiment: Experiment, ran: Ran) -> dict[str, Any]:
+    runs = [ran.figures.get((arm.name, seed)) for seed in experiment.seeds]
+    compute = flops(arm.spec) if forecast_is_there() else None
+    return {
+        "name": arm.name,
+        "control": arm.control,
+        "against": arm.against,
+        "folders": [str(planned(arm, seed, experiment).folder) for seed in experiment.seeds],
+        "failed": [seed for name, seed in ran.failed if name == arm.name],
+        "steps": [run and run.steps for run in runs],
+        "tokens": [run and run.tokens for run in runs],
+        "seconds": [run and run.seconds for run in runs],
+        "compute": [run and compute for run in runs],
+        "length": arm.length,
+    }
+
+
+def _failures(ran: Ran) -> list[str]:
+    return [f"{arm}, seed {seed}: the run failed and is left out." for arm, seed in ran.failed]
+
+
+def _notes(experiment: Experiment, ran: Ran, metrics: int) -> Iterator[str]:
+    """Yields what else a reader must know."""
+    tested = sum(not arm.control and arm.against is not None for arm in ran.arms) * metrics
+    if tested > 1:
+        yield (
+            f"{tested} comparisons are tested together (Holm): the chance that any of them is called better or worse "
+            f"by luck is at most {_percent(experiment.level)}."
+        )
+    yield from (f"{arm.name}: {arm.length}, so that {experiment.equal} are equal." for arm in ran.arms if arm.length)
+    if experiment.equal == "tokens":
+        yield from _unequal_tokens(experiment, ran)
+    specs = {arm.name: arm.spec.llamafactory for arm in ran.arms}
+    for arm in ran.arms:
+        if arm.against is not None and not arm.control:
+            mine, theirs = specs[arm.name], specs[arm.against]
+            keys = [key for key in sorted({*mine, *theirs} - _LENGTH) if mine.get(key) != theirs.get(key)]
+            if keys:
+                also = f"{arm.name} differs from {arm.against} in {', '.join(keys)} too"
+                yield f"{also}: it is not the strategy alone that is compared."
+
+
+def _unequal_tokens(experiment: Experiment, ran: Ran) -> Iterator[str]:
+    """Yields a sentence for each arm whose tokens over all seeds are not those of the first arm after all."""
+    means = {}
+    for arm in ran.arms:
+        runs = [ran.figures[arm.name, seed].tokens for seed in experiment.seeds if (arm.name, seed) in ran.figures]
+        counted: Sequence[int] = [tokens for tokens in runs if tokens]
+        means[arm.name] = sum(counted) / len(counted) if counted else math.nan
+    first = ran.arms[0].name
+    for name, mean in means.items():
+        share = mean / means[first] - 1
+        if abs(share) > WITHIN:
+            off = f"{name} trained on {100 * abs(share):.1f} % {'more' if share > 0 else 'fewer'} tokens than {first}"
+            yield f"{off} over all seeds: its steps were set by the first."
+
+
+def _plain(value: float | Mapping[str, Any]) -> Any:
+    number = float(value)  # type: ignore[arg-type]
+    return number if math.isfinite(number) else None
