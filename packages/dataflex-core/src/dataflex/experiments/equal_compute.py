@@ -50,6 +50,7 @@ def steps_for(budget: float, before: int, cost: Callable[[int], float], who: str
     Raises:
         ConfigError: Its updates alone are more than that.
     """
+    cost(before)  # whatever else is wrong with it is said here
     low, high = 0, before
     while _fits(high, budget, cost) and high < 64 * before:
         low, high = high, 2 * high
@@ -58,18 +59,23 @@ def steps_for(budget: float, before: int, cost: Callable[[int], float], who: str
             break
         middle = (low + high) // 2
         low, high = (middle, high) if _fits(middle, budget, cost) else (low, middle)
-    if low < 1:
+    if low < 1 or not _is_possible(low, cost):
         raise ConfigError(
             f"{who}: its updates alone take more compute than the whole of the run that it is compared with -> give it "
             "fewer updates or cheaper ones, make the base longer, or use equal: steps"
         )
-    cost(low)  # says it where its updates do not fit into so few steps
     return low
 
 
-def _fits(steps: int, budget: float, cost: Callable[[int], float]) -> bool:
-    """Whether so many steps are within the budget; steps that its updates do not fit into are too few, and fit."""
+def _is_possible(steps: int, cost: Callable[[int], float]) -> bool:
+    """Whether the updates of the arm fit into so many steps."""
     try:
-        return cost(steps) <= budget
+        cost(steps)
     except ConfigError:
-        return True
+        return False
+    return True
+
+
+def _fits(steps: int, budget: float, cost: Callable[[int], float]) -> bool:
+    """Whether so many steps are within the budget; those that the updates do not fit into are too few, so they are."""
+    return not _is_possible(steps, cost) or cost(steps) <= budget

@@ -215,22 +215,16 @@ def _not_evaluated(experiment: Experiment, arms: list[Arm]) -> list[Problem]:
     """Returns a problem for each arm without an evaluation, where a metric is of one."""
     if experiment.metrics and not any(name.startswith("eval_") for name in experiment.metrics):
         return []
-    problems = []
+    without: dict[tuple[str, str, str], list[str]] = {}
     for arm in arms:
         theirs = arm.spec.llamafactory
-        rows = theirs.get("eval_dataset") or theirs.get("val_size")
-        when = theirs.get("do_eval") is True or theirs.get("eval_strategy") in ("steps", "epoch")
-        if not rows:
-            what, way_out = (
-                "has no evaluation rows, and there is nothing to compare by",
-                "set eval_dataset, or val_size",
-            )
-        elif not when:
-            what, way_out = "evaluates nothing", "set do_eval: true, which evaluates after the last step"
-        else:
-            continue
-        problems.append(Problem(f"{arm.name}: eval_dataset" if not rows else f"{arm.name}: do_eval", what, way_out))
-    return problems
+        if not (theirs.get("eval_dataset") or theirs.get("val_size")):
+            what = "gives no evaluation rows, and there is nothing to compare by"
+            without.setdefault(("eval_dataset", what, "set eval_dataset, or val_size"), []).append(arm.name)
+        elif theirs.get("do_eval") is not True and theirs.get("eval_strategy") not in ("steps", "epoch"):
+            way_out = "set do_eval: true, which evaluates after the last step"
+            without.setdefault(("do_eval", "nothing is evaluated", way_out), []).append(arm.name)
+    return [Problem(key, f"{what} ({', '.join(names)})", way_out) for (key, what, way_out), names in without.items()]
 
 
 @contextmanager

@@ -17,6 +17,8 @@ other, and metrics so coarse that most differences are one of two or three value
 from __future__ import annotations
 
 import itertools
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -145,7 +147,10 @@ def seeds_needed(difference: float, std: float, level: float) -> int | None:
     """
     if not std > 0 or difference == 0:
         return None
-    return next((n for n in range(2, MOST_SEEDS + 1) if power(n, abs(difference) / std, level) >= POWER), None)
+    effect = abs(difference) / std
+    if power(MOST_SEEDS, effect, level) < POWER:
+        return None
+    return 2 + bisect_left(range(2, MOST_SEEDS), POWER, key=lambda n: power(n, effect, level))
 
 
 def power(n: int, effect: float, level: float) -> float:
@@ -160,7 +165,9 @@ def power(n: int, effect: float, level: float) -> float:
     from scipy.stats import t as student
 
     critical = float(student.isf(level / 2, n - 1))
-    return float(nct.sf(critical, n - 1, effect * n**0.5))
+    shift = effect * n**0.5
+    found = float(nct.sf(critical, n - 1, shift))
+    return float(shift > critical) if math.isnan(found) else found  # where its series ends, there is no doubt left
 
 
 def smallest_found(n: int, std: float, level: float) -> float:
