@@ -664,3 +664,10 @@ def test_what_else_an_arm_changes_is_said(folder):
     assert comparison(experiment, Ran(list(made), figures))["says"][-1] == (
         "mine differs from random in learning_rate too: it is not the strategy alone that is compared."
     )
+
+
+def test_other_ranks_are_another_configuration(compare):
+    compare(Trainer(LOSSES), jobs=2)
+    code, _, err = compare(Trainer(LOSSES), "jobs=4")
+    assert code == 2
+    assert "  - jobs: 2 before, 4 now" in err

@@ -29,7 +29,8 @@ from dataflex.experiments.experiment_file import Experiment
 from dataflex.utils.secret_values import masked, taken_out, without_secrets
 
 _MARK = "# Written by dataflex-cli compare, which knows the folder beside it by this file."
-_COMPONENTS = "# components: "
+_COMPONENTS, _JOBS = "# components: ", "# jobs: "
+_NO_JOBS = "as the environment says"
 _TOKENS = "include_num_input_tokens_seen"
 ALL_RESULTS, TRAINER_STATE = "all_results.json", "trainer_state.json"
 _MAY_DIFFER = frozenset({
@@ -49,11 +50,13 @@ class PlannedRun:
         arm: The arm.
         seed: The seed.
         folder: Its ``output_dir``, absolute.
+        jobs: Its ranks under torchrun; None where the environment decides.
     """
 
     arm: Arm
     seed: int
     folder: Path
+    jobs: int | None = None
 
     @property
     def file(self) -> Path:
@@ -82,7 +85,7 @@ class PlannedRun:
         config, secrets = taken_out(self.config())
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(f"{_MARK}\n{_COMPONENTS}{_components(self.arm.spec)}\n")
+            file.write(f"{_MARK}\n{_COMPONENTS}{_components(self.arm.spec)}\n{_JOBS}{self.jobs or _NO_JOBS}\n")
             yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
         return secrets
 
@@ -110,8 +113,10 @@ class PlannedRun:
             for key in keys
             if told[0].get(key) != told[1].get(key)
         ]
-        parts = (self._components_before(), _components(self.arm.spec))
-        return found + ([f"components: {parts[0]} before, {parts[1]} now"] if parts[0] != parts[1] else [])
+        for what, said in ((_COMPONENTS, _components(self.arm.spec)), (_JOBS, str(self.jobs or _NO_JOBS))):
+            if (earlier := self._noted(what)) not in (said, None):
+                found.append(f"{what.removeprefix('# ')}{earlier} before, {said} now")
+        return found
 
     def require_same(self, but: frozenset[str] = frozenset()) -> None:
         """Refuses a folder that holds another run.
@@ -172,14 +177,15 @@ class PlannedRun:
             )
         return {str(key): value for key, value in read_mapping(self.file, llamafactory=True).items()}
 
-    def _components_before(self) -> str:
+    def _noted(self, what: str) -> str | None:
+        """Returns what the plan on disk notes beside the keys; None where it does not have that line."""
         lines = self.file.read_text(encoding="utf-8").splitlines()
-        return next((line.removeprefix(_COMPONENTS) for line in lines if line.startswith(_COMPONENTS)), "none")
+        return next((line.removeprefix(what) for line in lines if line.startswith(what)), None)
 
 
 def planned(arm: Arm, seed: int, experiment: Experiment) -> PlannedRun:
     """Returns the run of an arm with a seed."""
-    return PlannedRun(arm, seed, experiment.output_dir / arm.name / f"seed-{seed}")
+    return PlannedRun(arm, seed, experiment.output_dir / arm.name / f"seed-{seed}", experiment.jobs)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflex.core.errors import DataflexError
 from dataflex.experiments.comparing import Ran
 from dataflex.experiments.equal_compute import flops, forecast_is_there
 from dataflex.experiments.equal_tokens import WITHIN
@@ -27,6 +28,7 @@ from dataflex.experiments.statistics import (
     smallest_found,
     t_interval,
 )
+from dataflex.utils.logging import logger
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 _LENGTH = {"max_steps", "num_train_epochs"}
@@ -223,7 +225,7 @@ def _percent(share: float) -> str:
 
 def _arm(arm: Arm, experiment: Experiment, ran: Ran) -> dict[str, Any]:
     runs = [ran.figures.get((arm.name, seed)) for seed in experiment.seeds]
-    compute = flops(arm.spec) if forecast_is_there() else None
+    compute = _compute(arm)
     return {
         "name": arm.name,
         "control": arm.control,
@@ -236,6 +238,17 @@ def _arm(arm: Arm, experiment: Experiment, ran: Ran) -> dict[str, Any]:
         "compute": [run and compute for run in runs],
         "length": arm.length,
     }
+
+
+def _compute(arm: Arm) -> float | None:
+    """Returns what a run of an arm takes in FLOPs; None where that cannot be told, which is no reason for no table."""
+    if not forecast_is_there():
+        return None
+    try:
+        return flops(arm.spec)
+    except DataflexError as error:
+        logger.warning("%s: what it takes in compute is not known: %s", arm.name, error)
+        return None
 
 
 def _failures(ran: Ran) -> list[str]:

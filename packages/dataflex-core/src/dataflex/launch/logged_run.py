@@ -16,7 +16,7 @@ from dataflex.utils.logging import logger
 
 
 def run_logged(argv: Sequence[str], file: Path, log: Path, heading: str, environ: Mapping[str, str]) -> int:
-    """Runs ``dataflex-cli train FILE ...`` and returns its exit code; 128 + N where it failed after a signal N.
+    """Runs ``dataflex-cli train FILE ...`` and returns its exit code; 128 + N after a signal N to this process.
 
     Where the process that started it before was killed, that run may still be saving its checkpoint: it is waited for.
 
@@ -35,7 +35,7 @@ def run_logged(argv: Sequence[str], file: Path, log: Path, heading: str, environ
         output.write(f"{heading}\n".encode())
         output.flush()
         command = [sys.executable, "-m", "dataflex", "train", str(file), *argv]
-        return supervised(command, followed() | dict(environ), output=output)
+        return supervised(command, followed() | dict(environ), output=output, more_follows=True)
 
 
 def _wait_for_earlier(file: Path) -> None:

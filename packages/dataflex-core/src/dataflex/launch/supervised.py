@@ -35,6 +35,7 @@ def supervised(
     environ: Mapping[str, str] | None = None,
     to: PassOn = pass_on,
     output: IO[bytes] | None = None,
+    more_follows: bool = False,
 ) -> int:
     """Runs a program and returns its exit code; 128 + N where it failed after this process got signal N.
 
@@ -47,6 +48,8 @@ def supervised(
         environ: Its environment; this process's own unless given.
         to: Sends a signal on.
         output: Where what it writes to stdout and stderr goes; those of this process unless given.
+        more_follows: Whether this process has more to start: then a signal is told by the exit code though the program
+            was at its end and ended well, or the next one would be started after a Ctrl-C.
 
     Raises:
         ConfigError: ``DATAFLEX_STOP_SECONDS`` is no number of 0 or more.
@@ -57,7 +60,7 @@ def supervised(
         said: dict[str, Any] = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
         group.start(subprocess.Popen(command, env=environ, start_new_session=True, **said))
         code = group.wait()
-    if group.number is not None and code != 0:
+    if group.number is not None and (code != 0 or more_follows):
         return 128 + group.number
     return code if code >= 0 else 128 - code
 
