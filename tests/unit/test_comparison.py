@@ -8,6 +8,7 @@ import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,32 +291,56 @@ def test_steps_follow_the_tokens_until_they_are_near(folder):
     assert stuck.settled == 10  # 10 and 11 steps lie around what is wanted, and 10 nearer
 
 
-@dataclass
-class Takes:
-    training_flops: float
-    deciding_flops: float
+def forecasting(monkeypatch, deciding, unknown=()):
+    """Has the forecast say 10 for each step, and ``deciding`` for the updates of less; returns the calls."""
+    calls = []
+
+    def forecast(spec, *, ranks):
+        calls.append((spec.steps(spec.llamafactory.get("max_steps", 0)).total, ranks))
+        takes = deciding if spec.component and spec.component.name == "less" else 0
+        return SimpleNamespace(training_flops=10 * calls[-1][0], deciding_flops=takes, unknown=unknown)
+
+    monkeypatch.setattr(equal_compute, "find_spec", lambda name: name)
+    monkeypatch.setattr(equal_compute, "import_module", lambda name: SimpleNamespace(forecast=forecast))
+    return calls
 
 
-def test_updates_are_paid_for_with_steps_and_their_number_stays(folder, monkeypatch):
-    def forecast(spec):
-        total = spec.steps(spec.llamafactory.get("max_steps", 0)).total
-        return Takes(10 * total, 100 if spec.component and spec.component.name == "less" else 0)
-
-    monkeypatch.setattr(equal_compute, "forecast_is_there", lambda: True)
-    monkeypatch.setattr(equal_compute, "flops", lambda spec: sum(vars(forecast(spec)).values()))
-    monkeypatch.setattr("dataflex.experiments.comparing.flops", equal_compute.flops)
-    experiment = asked(equal="compute")
+@pytest.mark.parametrize(("deciding", "steps"), [(100, 50), (95, 50), (401, 19), (0, 60)])
+def test_updates_are_paid_for_with_steps_and_their_number_stays(folder, monkeypatch, deciding, steps):
+    calls = forecasting(monkeypatch, deciding)
+    experiment = asked(equal="compute", jobs=2)
     made = {arm.name: arm for arm in with_equal_compute(experiment, arms_of(experiment))}
-    assert {name: arm.steps for name, arm in made.items()} == {"random": 60, "static": 60, "mine": 50}
-    mine = made["mine"]
-    assert (mine.config["warmup_step"], mine.config["update_step"], mine.spec.arguments.update_times) == (8, 8, 5)
+    assert {name: arm.steps for name, arm in made.items()} == {"random": 60, "static": 60, "mine": steps}
+    assert made["mine"].spec.arguments.update_times == 5
+    assert len(calls) < 20
+    assert {ranks for _, ranks in calls} == {2}
+
+
+def test_what_was_done_to_an_arm_to_make_it_equal_is_said(folder, monkeypatch):
+    forecasting(monkeypatch, 100)
+    experiment = asked(equal="compute")
+    mine = with_equal_compute(experiment, arms_of(experiment))[-1]
+    assert (mine.config["warmup_step"], mine.config["update_step"]) == (8, 8)
     assert mine.length == "60 -> 50 steps: warmup_step 8, update_step 8, update_times 5, train_step 50"
-    monkeypatch.setattr(
-        "dataflex.experiments.comparing.flops",
-        lambda spec: 600.0 + 999 * (spec.component is not None and spec.component.name == "less"),
-    )
-    with pytest.raises(ConfigError, match="mine: its updates alone take more compute than the whole of the run"):
+
+
+@pytest.mark.parametrize(
+    ("deciding", "unknown", "said"),
+    [
+        (999, (), "mine: its updates alone take more compute than the whole of the run that it is compared with -> "),
+        (
+            0,
+            ("the selector 'mine'",),
+            "the selector 'mine': does not say what it costs, so compute cannot be held equal",
+        ),
+    ],
+)
+def test_compute_that_cannot_be_equal_is_refused(folder, monkeypatch, deciding, unknown, said):
+    forecasting(monkeypatch, deciding, unknown)
+    experiment = asked(equal="compute")
+    with pytest.raises(ConfigError) as found:
         with_equal_compute(experiment, arms_of(experiment))
+    assert str(found.value).startswith(said)
 
 
 def test_without_a_forecast_equal_compute_is_refused_with_the_way_out(folder, monkeypatch):
@@ -663,6 +688,17 @@ def test_what_else_an_arm_changes_is_said(folder):
     figures = {(a.name, s): RunFigures({"eval_loss": float(s)}) for a in made for s in (1, 2, 3)}
     assert comparison(experiment, Ran(list(made), figures))["says"][-1] == (
         "mine differs from random in learning_rate too: it is not the strategy alone that is compared."
+    )
+
+
+def test_steps_that_were_not_equal_after_all_are_said(folder):
+    experiment = asked()
+    made = arms_of(experiment)
+    figures = {
+        (a.name, s): RunFigures({"eval_loss": 1.0}, steps=60 + (a.name == "mine")) for a in made for s in (1, 2, 3)
+    }
+    assert comparison(experiment, Ran(list(made), figures))["says"][-1] == (
+        "mine did 61 steps and random 60: it is not the strategy alone that is compared."
     )
 
 

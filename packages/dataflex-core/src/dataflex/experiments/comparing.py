@@ -96,7 +96,7 @@ def with_equal_compute(experiment: Experiment, arms: Sequence[Arm]) -> list[Arm]
     """
     if experiment.equal != "compute":
         return list(arms)
-    budget = {arm.name: flops(arm.spec) for arm in arms if arm.against is None}
+    budget = {arm.name: flops(arm.spec, experiment.jobs) for arm in arms if arm.against is None}
     main = next(iter(budget.values()))
     found = []
     for arm in arms:
@@ -114,7 +114,7 @@ def with_equal_compute(experiment: Experiment, arms: Sequence[Arm]) -> list[Arm]
 
 
 def _cost(arm: Arm, before: int, experiment: Experiment, steps: int) -> float:
-    return flops(_longer(arm, before, steps, experiment).spec)
+    return flops(_longer(arm, before, steps, experiment).spec, experiment.jobs)
 
 
 def _longer(arm: Arm, before: int, steps: int, experiment: Experiment) -> Arm:

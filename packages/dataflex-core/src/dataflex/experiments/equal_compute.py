@@ -15,7 +15,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 
 FORECAST = "dataflex.forecast.forecast"
-_ROUNDS = 40  # of halving the steps between those that fit and those that do not
+_MOST = 64  # times the steps that an arm had before
 
 
 def forecast_is_there() -> bool:
@@ -23,23 +23,34 @@ def forecast_is_there() -> bool:
     return find_spec("dataflex.forecast") is not None
 
 
-def flops(spec: RunSpec) -> float:
+def flops(spec: RunSpec, ranks: int | None = None) -> float:
     """Returns what a run takes, deciding included.
 
+    Args:
+        spec: The run.
+        ranks: Processes that train.
+
     Raises:
-        ConfigError: This dataflex has no forecast.
+        ConfigError: This dataflex has no forecast, or a component does not say what it costs.
     """
     if not forecast_is_there():
         raise ConfigError(
             "equal: compute needs what dataflex-cli plan tells of a run, and this dataflex has no such command -> use "
             "equal: steps or equal: tokens, or install a version of dataflex that has it"
         )
-    found: Any = import_module(FORECAST).forecast(spec)
+    found: Any = import_module(FORECAST).forecast(spec, ranks=ranks or 1)
+    if found.unknown:
+        raise ConfigError(
+            f"{', '.join(map(str, found.unknown))}: does not say what it costs, so compute cannot be held equal -> use "
+            "equal: steps or equal: tokens, or have its class declare its cost"
+        )
     return float(found.training_flops) + float(found.deciding_flops)
 
 
 def steps_for(budget: float, before: int, cost: Callable[[int], float], who: str) -> int:
     """Returns the most steps whose cost is within a budget.
+
+    A forecast takes seconds, so the next steps to look at are those that the cost of more steps points to.
 
     Args:
         budget: FLOPs.
@@ -50,16 +61,20 @@ def steps_for(budget: float, before: int, cost: Callable[[int], float], who: str
     Raises:
         ConfigError: Its updates alone are more than that.
     """
-    cost(before)  # whatever else is wrong with it is said here
-    low, high = 0, before
-    while _fits(high, budget, cost) and high < 64 * before:
+    low, high, of_high = 0, before, cost(before)
+    while of_high <= budget and high < _MOST * before:
         low, high = high, 2 * high
-    for _ in range(_ROUNDS):
-        if high - low <= 1:
+        of_high = cost(high)
+    while high - low > 1:
+        middle = min(max(int(high * budget / of_high), low + 1), high - 1)
+        found = _possible(middle, cost)
+        if found is None:  # too few for the updates
             break
-        middle = (low + high) // 2
-        low, high = (middle, high) if _fits(middle, budget, cost) else (low, middle)
-    if low < 1 or not _is_possible(low, cost):
+        if found <= budget:
+            low = middle
+        else:
+            high, of_high = middle, found
+    if low < 1:
         raise ConfigError(
             f"{who}: its updates alone take more compute than the whole of the run that it is compared with -> give it "
             "fewer updates or cheaper ones, make the base longer, or use equal: steps"
@@ -67,15 +82,9 @@ def steps_for(budget: float, before: int, cost: Callable[[int], float], who: str
     return low
 
 
-def _is_possible(steps: int, cost: Callable[[int], float]) -> bool:
-    """Whether the updates of the arm fit into so many steps."""
+def _possible(steps: int, cost: Callable[[int], float]) -> float | None:
+    """Returns the cost of so many steps; None where the updates of the arm do not fit into them."""
     try:
-        cost(steps)
+        return cost(steps)
     except ConfigError:
-        return False
-    return True
-
-
-def _fits(steps: int, budget: float, cost: Callable[[int], float]) -> bool:
-    """Whether so many steps are within the budget; those that the updates do not fit into are too few, so they are."""
-    return not _is_possible(steps, cost) or cost(steps) <= budget
+        return None

@@ -225,7 +225,7 @@ def _percent(share: float) -> str:
 
 def _arm(arm: Arm, experiment: Experiment, ran: Ran) -> dict[str, Any]:
     runs = [ran.figures.get((arm.name, seed)) for seed in experiment.seeds]
-    compute = _compute(arm)
+    compute = _compute(arm, experiment.jobs)
     return {
         "name": arm.name,
         "control": arm.control,
@@ -240,12 +240,12 @@ def _arm(arm: Arm, experiment: Experiment, ran: Ran) -> dict[str, Any]:
     }
 
 
-def _compute(arm: Arm) -> float | None:
+def _compute(arm: Arm, ranks: int | None) -> float | None:
     """Returns what a run of an arm takes in FLOPs; None where that cannot be told, which is no reason for no table."""
     if not forecast_is_there():
         return None
     try:
-        return flops(arm.spec)
+        return flops(arm.spec, ranks)
     except DataflexError as error:
         logger.warning("%s: what it takes in compute is not known: %s", arm.name, error)
         return None
@@ -264,6 +264,8 @@ def _notes(experiment: Experiment, ran: Ran, metrics: int) -> Iterator[str]:
             f"by luck is at most {_percent(experiment.level)}."
         )
     yield from (f"{arm.name}: {arm.length}, so that {experiment.equal} are equal." for arm in ran.arms if arm.length)
+    if experiment.equal == "steps":
+        yield from _unequal_steps(experiment, ran)
     if experiment.equal == "tokens":
         yield from _unequal_tokens(experiment, ran)
     specs = {arm.name: arm.spec.llamafactory for arm in ran.arms}
@@ -274,6 +276,19 @@ def _notes(experiment: Experiment, ran: Ran, metrics: int) -> Iterator[str]:
             if keys:
                 also = f"{arm.name} differs from {arm.against} in {', '.join(keys)} too"
                 yield f"{also}: it is not the strategy alone that is compared."
+
+
+def _unequal_steps(experiment: Experiment, ran: Ran) -> Iterator[str]:
+    """Yields a sentence for each arm that did other steps than the first, where nobody could count them before."""
+    done = {
+        arm.name: {ran.figures[arm.name, s].steps for s in experiment.seeds if (arm.name, s) in ran.figures}
+        for arm in ran.arms
+    }
+    first = ran.arms[0].name
+    for name, steps in done.items():
+        if steps and done[first] and steps != done[first]:
+            counts = [", ".join(str(each) for each in sorted(filter(None, found))) for found in (steps, done[first])]
+            yield f"{name} did {counts[0]} steps and {first} {counts[1]}: it is not the strategy alone that is compared."
 
 
 def _unequal_tokens(experiment: Experiment, ran: Ran) -> Iterator[str]:
