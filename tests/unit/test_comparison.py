@@ -19,7 +19,8 @@ from dataflex.config.resolved import VERSIONS
 from dataflex.core.errors import ConfigError, InvalidConfigError
 from dataflex.core.files import CONFIG
 from dataflex.experiments import equal_compute
-from dataflex.experiments.comparing import Ran, with_equal_compute
+from dataflex.experiments.comparing import Ran
+from dataflex.experiments.equal_arms import with_equal_compute
 from dataflex.experiments.equal_tokens import Measured
 from dataflex.experiments.experiment_arms import arms_of
 from dataflex.experiments.experiment_file import read_experiment

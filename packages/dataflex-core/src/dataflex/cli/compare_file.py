@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 from dataflex.core.errors import ConfigError
 from dataflex.experiments.arm_steps import steps_in_words
-from dataflex.experiments.comparing import Ran, StoppedComparisonError, Train, compare, runs_of, with_equal_compute
+from dataflex.experiments.comparing import Ran, StoppedComparisonError, Train, compare, runs_of
 from dataflex.experiments.comparison_files import MARKDOWN, text, write, write_page
+from dataflex.experiments.equal_arms import with_equal_compute
 from dataflex.experiments.experiment_arms import Arm, arms_of
 from dataflex.experiments.experiment_file import Experiment, read_experiment
 from dataflex.experiments.planned_runs import PlannedRun

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
-from dataflex.experiments.arm_steps import LENGTHS, lengths_in_words, steps_in_words, with_total
-from dataflex.experiments.equal_compute import flops, steps_for
+from dataflex.core.errors import ConfigError
+from dataflex.experiments.arm_steps import LENGTHS, steps_in_words
+from dataflex.experiments.equal_arms import longer
 from dataflex.experiments.equal_tokens import Measurements
-from dataflex.experiments.experiment_arms import Arm, checked
+from dataflex.experiments.experiment_arms import Arm
 from dataflex.experiments.experiment_file import Experiment
 from dataflex.experiments.planned_runs import (
     ALL_RESULTS,
@@ -88,43 +87,6 @@ def runs_of(experiment: Experiment, arms: Sequence[Arm]) -> Iterator[PlannedRun]
     return (planned(arm, seed, experiment) for seed in experiment.seeds for arm in arms)
 
 
-def with_equal_compute(experiment: Experiment, arms: Sequence[Arm]) -> list[Arm]:
-    """Returns the arms with steps that pay for their updates; as they are unless compute is to be equal.
-
-    Raises:
-        ConfigError: What a run takes is not known, or the updates of an arm are more than all that it has.
-    """
-    if experiment.equal != "compute":
-        return list(arms)
-    budget = {arm.name: flops(arm.spec, experiment.jobs) for arm in arms if arm.against is None}
-    main = next(iter(budget.values()))
-    found = []
-    for arm in arms:
-        if arm.against is None and budget[arm.name] == main:
-            found.append(arm)
-            continue
-        if arm.steps is None:
-            what = "its steps are passes over the rows; equal: compute changes them"
-            raise InvalidConfigError(
-                [Problem(arm.name, what, "set train_step (of a static run max_steps) in the base")]
-            )
-        steps = steps_for(main, arm.steps, partial(_cost, arm, arm.steps, experiment), arm.name)
-        found.append(arm if steps == arm.steps else _longer(arm, arm.steps, steps, experiment))
-    return found
-
-
-def _cost(arm: Arm, before: int, experiment: Experiment, steps: int) -> float:
-    return flops(_longer(arm, before, steps, experiment).spec, experiment.jobs)
-
-
-def _longer(arm: Arm, before: int, steps: int, experiment: Experiment) -> Arm:
-    """Returns an arm with other steps."""
-    config = with_total(arm.config, arm.spec, before, steps, arm.name)
-    made = checked(f"arms.{arm.name}", config, experiment)
-    length = f"{before} -> {steps} steps: {lengths_in_words(config)}"
-    return replace(arm, config=config, spec=made.spec, length=length)
-
-
 def _with_equal_tokens(experiment: Experiment, ran: Ran, work: _Work) -> list[Arm]:
     """Runs the first seed of each arm until its tokens are those of the first; returns the arms with their steps."""
     known, seed = Measurements(experiment.output_dir), experiment.seeds[0]
@@ -135,7 +97,7 @@ def _with_equal_tokens(experiment: Experiment, ran: Ran, work: _Work) -> list[Ar
         before = arm.steps or next(iter(measured.tokens), None)
         steps = measured.steps(wanted)
         if steps is not None and before is not None and steps != before:
-            run = planned(_longer(arm, before, steps, experiment), seed, experiment)
+            run = planned(longer(arm, before, steps, experiment), seed, experiment)
         while True:
             _make_room(run, known.of(arm.name).tokens)
             got = _run(run, ran, work)
@@ -156,7 +118,7 @@ def _with_equal_tokens(experiment: Experiment, ran: Ran, work: _Work) -> list[Ar
                 "%s: %s tokens in %d steps, and %s are wanted: %d steps", arm.name, f"{got.tokens:,}", got.steps,
                 f"{wanted:,}", steps,
             )  # fmt: skip
-            run = planned(_longer(arm, before, steps, experiment), seed, experiment)
+            run = planned(longer(arm, before, steps, experiment), seed, experiment)
         found.append(run.arm)
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,76 +14,13 @@ from dataflex.experiments.equal_compute import flops, forecast_is_there
 from dataflex.experiments.equal_tokens import WITHIN
 from dataflex.experiments.experiment_arms import Arm
 from dataflex.experiments.experiment_file import Experiment
+from dataflex.experiments.pairings import Pairing, percent, sentence
 from dataflex.experiments.planned_runs import planned
 from dataflex.experiments.run_figures import metrics_found
-from dataflex.experiments.statistics import (
-    MOST_SEEDS,
-    POWER,
-    Interval,
-    bootstrap_interval,
-    holm,
-    paired_p,
-    seeds_needed,
-    smallest_found,
-    t_interval,
-)
+from dataflex.experiments.statistics import Floats, Interval, bootstrap_interval, holm, seeds_needed, t_interval
 from dataflex.utils.logging import logger
 
-BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 _LENGTH = {"max_steps", "num_train_epochs"}
-_MANY = 100  # seeds beyond which a number of them is no advice
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """An arm and its reference on a metric.
-
-    Attributes:
-        arm: The arm.
-        against: The reference.
-        metric: The metric.
-        lower: Whether lower is better.
-        values: (S,) of the arm, by seed; NaN where there is none.
-        others: (S,) of the reference.
-        broken: Seeds in which the run of the arm ended, and the metric is no number.
-    """
-
-    arm: str
-    against: str
-    metric: str
-    lower: bool
-    values: np.ndarray[Any, np.dtype[np.float64]]
-    others: np.ndarray[Any, np.dtype[np.float64]]
-    broken: tuple[int, ...] = ()
-
-    @property
-    def differences(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """(n,) arm - reference, of the seeds that both have."""
-        found = self.values - self.others
-        return found[np.isfinite(found)]
-
-    @property
-    def p(self) -> float:
-        """The p-value; 1 where there is nothing to test."""
-        return float(paired_p(self.differences)) if len(self.differences) > 1 else 1.0
-
-    @property
-    def wins(self) -> int:
-        """Seeds in which the arm is better."""
-        better = self.differences < 0 if self.lower else self.differences > 0
-        return int(better.sum())
-
-    def verdict(self, adjusted: float, level: float) -> str:
-        """Returns the verdict.
-
-        Args:
-            adjusted: The p-value, adjusted for all that is tested.
-            level: Of all of them.
-        """
-        if len(self.differences) < 2 or adjusted > level:
-            return UNDECIDED
-        better = (self.differences.mean() < 0) == self.lower
-        return UNDECIDED if better and self.broken else BETTER if better else WORSE
 
 
 def comparison(experiment: Experiment, ran: Ran) -> dict[str, Any]:
@@ -123,7 +59,7 @@ def _pairings(experiment: Experiment, ran: Ran, metric: str, lower: bool) -> Ite
             yield Pairing(arm.name, arm.against, metric, lower, values[arm.name], values[arm.against], broken)
 
 
-def _values(arm: str, metric: str, experiment: Experiment, ran: Ran) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _values(arm: str, metric: str, experiment: Experiment, ran: Ran) -> Floats:
     """Returns (S,) values by seed, NaN where there is none."""
     runs = [ran.figures.get((arm, seed)) for seed in experiment.seeds]
     return np.array([math.nan if run is None else run.numbers.get(metric, math.nan) for run in runs], dtype=np.float64)
@@ -164,7 +100,7 @@ def _compared(pairing: Pairing, tested: tuple[float, float] | None, experiment: 
     std = float(differences.std(ddof=1)) if n > 1 else math.nan
     needed = None if math.isnan(interval.low) else seeds_needed(difference, std, level)
     verdict = None if tested is None else pairing.verdict(adjusted, experiment.level)
-    says = "" if verdict is None else _sentence(pairing, verdict, level, interval, std, needed)
+    says = "" if verdict is None else sentence(pairing, verdict, level, interval, std, needed)
     return {
         "against": pairing.against,
         "difference": _plain(difference),
@@ -180,47 +116,6 @@ def _compared(pairing: Pairing, tested: tuple[float, float] | None, experiment: 
         "needed": needed,
         "says": says,
     }
-
-
-def _sentence(p: Pairing, verdict: str, level: float, interval: Interval, std: float, needed: int | None) -> str:
-    """Returns the verdict in words."""
-    n, differences = len(p.differences), p.differences
-    if p.broken:
-        seeds = ", ".join(map(str, p.broken))
-        return f"{p.metric}: {p.arm} has no number with seed {seeds}, so it is not called better than {p.against}."
-    if n < 2:
-        have = "no seed is" if n == 0 else "1 seed is"
-        return f"{p.metric}: {have} there for both {p.arm} and {p.against}; give 2 or more to tell them apart."
-    both = np.isfinite(p.values) & np.isfinite(p.others)
-    difference = float(differences.mean())
-    means = f"{p.values[both].mean():.4g} against {p.others[both].mean():.4g}"
-    within = f"{_percent(1 - level)} interval {interval.low:+.2g} to {interval.high:+.2g}"
-    if verdict != UNDECIDED:
-        won = f"better in {p.wins} of {n} seeds"
-        same = math.isnan(interval.low)
-        figures = "by as much in each" if same else within
-        return f"{p.metric}: {p.arm} is {verdict} than {p.against}: {means}, {difference:+.3g} ({figures}; {won})."
-    apart = f"{p.metric}: {p.arm} cannot be told apart from {p.against} with {n} seeds"
-    if math.isnan(interval.low):
-        if difference == 0:
-            return f"{apart}: both have the same figures in each."
-        return (
-            f"{apart}: it differs by {difference:+.3g} in each, and without a spread nobody can tell luck from effect."
-        )
-    if needed is not None and needed <= n:
-        return f"{apart}: the difference is {difference:+.3g} ({within}), just short of what it takes."
-    if needed is not None and needed <= _MANY:
-        more = f"about {needed} would be needed for a difference of {abs(difference):.2g}"
-        return f"{apart}: the difference is {difference:+.3g} ({within}); {more}."
-    found = smallest_found(n, std, level)
-    most = _MANY if needed else MOST_SEEDS
-    more = f"more than {most} would be needed for a difference as small as {abs(difference):.2g}"
-    chance = f"{n} find one of {found:.2g} with a chance of {_percent(POWER)}"
-    return f"{apart}: the difference is {difference:+.3g} ({within}); {more}, and {chance}."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
 
 
 def _arm(arm: Arm, experiment: Experiment, ran: Ran) -> dict[str, Any]:
@@ -261,7 +156,7 @@ def _notes(experiment: Experiment, ran: Ran, metrics: int) -> Iterator[str]:
     if tested > 1:
         yield (
             f"{tested} comparisons are tested together (Holm): the chance that any of them is called better or worse "
-            f"by luck is at most {_percent(experiment.level)}."
+            f"by luck is at most {percent(experiment.level)}."
         )
     yield from (f"{arm.name}: {arm.length}, so that {experiment.equal} are equal." for arm in ran.arms if arm.length)
     if experiment.equal == "steps":
@@ -288,7 +183,8 @@ def _unequal_steps(experiment: Experiment, ran: Ran) -> Iterator[str]:
     for name, steps in done.items():
         if steps and done[first] and steps != done[first]:
             counts = [", ".join(str(each) for each in sorted(filter(None, found))) for found in (steps, done[first])]
-            yield f"{name} did {counts[0]} steps and {first} {counts[1]}: it is not the strategy alone that is compared."
+            did = f"{name} did {counts[0]} steps and {first} {counts[1]}"
+            yield f"{did}: it is not the strategy alone that is compared."
 
 
 def _unequal_tokens(experiment: Experiment, ran: Ran) -> Iterator[str]:
