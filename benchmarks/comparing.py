@@ -87,7 +87,11 @@ def compared(folder: Path, seeds: int, device: str) -> list[str]:
         starts = [line for line in log.splitlines() if line.startswith("=== dataflex-cli compare starts")]
         again = _in_one_go(one, folder / f"again-{arm}")
         lines.append(f"{arm}, seed {seed}: {len(starts)} starts, eval_loss {_loss(one)!r}; in one go {again!r}")
-    return [*lines, "", (folder / "compared" / "comparison.md").read_text(encoding="utf-8")]
+    table = (folder / "compared" / "comparison.md").read_text(encoding="utf-8")
+    file.write_text(yaml.safe_dump(content | {"arms": {"less": {}}}, sort_keys=False), encoding="utf-8")
+    lines.append(f"less alone, with the same runs: exit code {_ended(_start(file))[0]}")
+    alone = json.loads((folder / "compared" / "comparison.json").read_text(encoding="utf-8"))
+    return [*lines, *alone["says"], "", table]
 
 
 def _start(file: Path) -> subprocess.Popen[bytes]:

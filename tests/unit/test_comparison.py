@@ -708,3 +708,20 @@ def test_other_ranks_are_another_configuration(compare):
     code, _, err = compare(Trainer(LOSSES), "jobs=4")
     assert code == 2
     assert "  - jobs: 2 before, 4 now" in err
+
+
+def test_a_secret_of_the_base_is_in_no_file_and_reaches_the_run(compare, folder):
+    given = []
+
+    def train(run, overrides, environ):
+        given.append(environ)
+        return trainer(run, overrides, environ)
+
+    trainer = Trainer(LOSSES)
+    assert compare(train, base={"hub_token": "hf_s3ntinel0Value"})[0] == 0
+    assert set(given[0].values()) == {"hf_s3ntinel0Value"}
+    assert compare(train)[0] == 0
+    assert len(trainer.ran) == 9
+    inside = [path for path in Path("compared").rglob("*") if path.is_file()]
+    assert inside
+    assert not [path for path in inside if "s3ntinel" in path.read_text()]
