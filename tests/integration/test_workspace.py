@@ -21,6 +21,8 @@ from dataflex.config.presets import read_components
 from dataflex.core import registry
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS
+from dataflex.experiments.experiment_arms import arms_of
+from dataflex.experiments.experiment_file import read_experiment
 from dataflex.workspace.build import create
 from dataflex.workspace.configs import RUNS
 from dataflex.workspace.example_presets import _section
@@ -162,7 +164,7 @@ def test_the_saved_tokenizer_names_a_class_of_every_transformers(workspace):
 
 
 def test_there_is_one_file_per_kind_of_run(workspace):
-    assert {file.stem for file in workspace.glob("*.yaml")} == {*RUNS, "components"}
+    assert {file.stem for file in workspace.glob("*.yaml")} == {*RUNS, "components", "compare"}
     kinds = {name: yaml.safe_load((workspace / f"{name}.yaml").read_text(encoding="utf-8")) for name in RUNS}
     found = {(config["train_type"], config["stage"], config.get("static_mix", False)) for config in kinds.values()}
     assert found >= {
@@ -185,6 +187,18 @@ def test_configuration_can_be_run_from_anywhere(workspace, name, tmp_path, monke
         assert path.is_absolute()
         assert path.exists()
     assert Path(config["output_dir"]) == workspace / "saves" / name
+
+
+def test_the_comparison_can_be_run_from_anywhere(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = read_experiment(workspace / "compare.yaml")
+    assert experiment.output_dir == workspace / "saves" / "compare"
+    assert {arm.name: arm.against for arm in arms_of(experiment)} == {
+        "random": None,
+        "static": "random",
+        "less": "random",
+        "loss": "random",
+    }
 
 
 def test_components_file_holds_every_installed_component_with_its_comments(workspace):

@@ -24,6 +24,7 @@ LAYERS = (
     ("dataflex", "__main__"),  # the package itself, which names the door for programs
     ("cli",),
     ("workspace", "launch", "api"),
+    ("experiments",),  # several runs compared
     ("report", "forecast"),  # what folders of runs say; what a run will take
     ("testing",),
     ("integrations",),  # the only room that knows LLaMA-Factory

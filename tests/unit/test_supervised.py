@@ -14,6 +14,13 @@ import pytest
 from dataflex.core.errors import ConfigError
 from dataflex.launch.supervised import stop_seconds, supervised
 
+LATE = """
+import sys
+from dataflex.launch.supervised import supervised
+ignores = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGINT)"
+sys.exit(supervised([sys.executable, "-c", ignores], more_follows=sys.argv[1] == "more"))
+"""
+
 CLI = """
 import sys
 from dataflex.launch.supervised import supervised, pass_on
@@ -171,3 +178,10 @@ def test_a_run_that_another_command_trains_stops_where_that_command_is_killed(tm
         time.sleep(0.05)
     assert time.monotonic() < end
     command.stdout.close()
+
+
+@pytest.mark.parametrize(("follows", "code"), [("more", 130), ("last", 0)])
+def test_a_signal_to_a_program_at_its_end_keeps_the_next_one_from_starting(tmp_path, follows, code):
+    (tmp_path / "late.py").write_text(LATE)
+    ended = subprocess.run([sys.executable, "late.py", follows], cwd=tmp_path, capture_output=True, check=False)
+    assert ended.returncode == code, ended.stderr

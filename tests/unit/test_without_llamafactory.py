@@ -62,6 +62,7 @@ def done(tmp_path_factory) -> dict[str, Done]:
         "help",
         "help doremi",
         "compare out missing",
+        "compare missing.yaml",
         "init run.yaml",
     ]
     ended = subprocess.run(
@@ -130,6 +131,12 @@ def test_validate_still_refuses_what_can_be_told_wrong(done, change, words):
     assert code == 2
     assert out == ""
     assert words in err
+
+
+def test_a_comparison_that_would_train_says_the_same_and_imports_nothing(done):
+    code, out, err, _, heavy = done["compare missing.yaml"]
+    assert (code, out, heavy) == (2, "", [])
+    assert err.startswith("error: dataflex-cli compare FILE works through LLaMA-Factory, which is not installed -> ")
 
 
 def test_the_other_commands_work_as_ever(done):

@@ -1,7 +1,11 @@
-"""``dataflex-cli compare``: what runs came to on their evaluation rows, next to the first of them.
+"""``dataflex-cli compare``: what runs came to on their evaluation rows; or whether a strategy pays, by runs of its own.
 
 DIR is the output_dir of a run that has ended: the baseline first. Read from the files that the runs left; nothing is
 loaded. What makes two runs unlike besides their strategy (steps, data, model, seed) is said below the table.
+FILE is a YAML or JSON file that names a base run, arms (keys that differ) and seeds; key=value overrides it. All arms
+are trained with all seeds, and random and static controls beside them, one run after the other. A table, a page and a
+verdict in words are written to its output_dir. What is finished is kept: the same command goes on where it was
+stopped. --dry-run prints the runs with their steps, and trains nothing.
 """
 
 from __future__ import annotations
@@ -9,23 +13,34 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import CONFIG
 from dataflex.run.outcome import ALIKE, Outcome, outcome
 
-SUMMARY = "compare the evaluation losses of runs with those of the first"
-USAGE = "dataflex-cli compare DIR DIR ..."
+SUMMARY = "compare runs by their evaluation losses; or train arms, controls and seeds, and say what pays"
+USAGE = "dataflex-cli compare DIR DIR ... | FILE [--dry-run] [key=value ...]"
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prints the table. Returns the exit code."""
+    """Prints the table of runs that have ended, or runs a comparison. Returns the exit code."""
+    if argv and is_file(next((argument for argument in argv if not argument.startswith("-")), "")):
+        from dataflex.cli.compare_file import run as run_file  # here: comparing folders has no use for it
+
+        return run_file(argv)
     if len(argv) < 2 or any(argument.startswith("-") for argument in argv):
         raise ConfigError(f"found {' '.join(argv) or 'nothing'}; expected the folders of two runs or more -> {USAGE}")
     runs = [outcome(folder) for folder in argv]
     sys.stdout.write(table(runs) + "".join(f"{line}\n" for line in unlike(runs)))
     return 0
+
+
+def is_file(argument: str) -> bool:
+    """Returns whether an argument is meant as the file of a comparison."""
+    path = Path(argument)
+    return path.is_file() or (path.suffix.lower() in (".yaml", ".yml", ".json") and not path.is_dir())
 
 
 def table(runs: Sequence[Outcome]) -> str:

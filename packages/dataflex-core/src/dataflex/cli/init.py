@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> int:
     _say(f"  model/           a Qwen2 of {made.parameters:,} parameters and its tokenizer")
     _say("  components.yaml  every installed component with its parameters")
     _say(f"  runs             {', '.join(path.name for path in made.runs)}")
+    _say("  compare.yaml     arms and seeds for dataflex-cli compare: does it pay, or is it luck?")
     _say("  README.md        what each is and where to look after a run")
     _say("Next, a baseline, a selector, and what they came to:")
     for command in made.first_commands:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import IO, Any
 
 import psutil
 
@@ -29,7 +30,13 @@ def pass_on(process: psutil.Process, number: int) -> None:
     process.send_signal(number)
 
 
-def supervised(command: Sequence[str], environ: Mapping[str, str] | None = None, to: PassOn = pass_on) -> int:
+def supervised(
+    command: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    to: PassOn = pass_on,
+    output: IO[bytes] | None = None,
+    more_follows: bool = False,
+) -> int:
     """Runs a program and returns its exit code; 128 + N where it failed after this process got signal N.
 
     SIGINT, SIGTERM, SIGHUP and SIGQUIT to this process go on to the program, which is then waited for: as many seconds
@@ -40,6 +47,9 @@ def supervised(command: Sequence[str], environ: Mapping[str, str] | None = None,
         command: The program and its arguments.
         environ: Its environment; this process's own unless given.
         to: Sends a signal on.
+        output: Where what it writes to stdout and stderr goes; those of this process unless given.
+        more_follows: Whether this process has more to start: then a signal is told by the exit code though the program
+            was at its end and ended well, or the next one would be started after a Ctrl-C.
 
     Raises:
         ConfigError: ``DATAFLEX_STOP_SECONDS`` is no number of 0 or more.
@@ -47,9 +57,10 @@ def supervised(command: Sequence[str], environ: Mapping[str, str] | None = None,
     group = _Group(to, stop_seconds(os.environ))
     with group.listening():
         # A session of its own: Ctrl-C in a terminal reaches this process alone, and once.
-        group.start(subprocess.Popen(command, env=environ, start_new_session=True))
+        said: dict[str, Any] = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
+        group.start(subprocess.Popen(command, env=environ, start_new_session=True, **said))
         code = group.wait()
-    if group.number is not None and code != 0:
+    if group.number is not None and (code != 0 or more_follows):
         return 128 + group.number
     return code if code >= 0 else 128 - code
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError
-from dataflex.workspace.configs import RUNS, readme, run_config
+from dataflex.workspace.configs import RUNS, comparison, readme, run_config
 from dataflex.workspace.corpus import write_data
 from dataflex.workspace.example_presets import packaged_components
 from dataflex.workspace.library_text import SOURCES, harvest
@@ -74,6 +74,7 @@ def create(directory: str | Path, *, seed: int = SEED, report: Callable[[str], N
     for name in RUNS:
         runs.append(root / f"{name}.yaml")
         runs[-1].write_text(run_config(name, root), encoding="utf-8")
+    (root / "compare.yaml").write_text(comparison(root), encoding="utf-8")
     (root / "README.md").write_text(readme(root, datasets, parameters), encoding="utf-8")
     return Workspace(root, datasets, parameters, tuple(runs))
 

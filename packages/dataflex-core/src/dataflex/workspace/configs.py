@@ -58,6 +58,12 @@ def run_config(name: str, root: Path) -> str:
     return _template(f"{name}.yaml").substitute(values) + _template(f"{RUNS[name]}.yaml").substitute(values)
 
 
+def comparison(root: Path) -> str:
+    """Returns the YAML of the comparison in the workspace ``root``."""
+    output = json.dumps(str(root / "saves" / "compare"), ensure_ascii=False)
+    return _template("compare.yaml").substitute(THIS=shlex.quote(str(root / "compare.yaml")), OUTPUT=output)
+
+
 def readme(root: Path, datasets: Mapping[str, int], parameters: int) -> str:
     """Returns the text of the workspace's README."""
     return _template("README.md").substitute(
@@ -66,6 +72,7 @@ def readme(root: Path, datasets: Mapping[str, int], parameters: int) -> str:
         RANDOM=shlex.quote(str(root / "select_random.yaml")),
         LESS=shlex.quote(str(root / "select_less.yaml")),
         SAVED_RANDOM=shlex.quote(str(root / "saves" / "select_random")),
+        COMPARISON=shlex.quote(str(root / "compare.yaml")),
         SAVED_LESS=shlex.quote(str(root / "saves" / "select_less")),
         DATASETS="\n".join(f"| `{name}` | {rows} | {_DATASETS[name]} |" for name, rows in datasets.items()),
         NOISE=f"{NOISE:.0%}",

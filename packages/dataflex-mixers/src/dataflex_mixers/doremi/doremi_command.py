@@ -190,4 +190,5 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _train(file: Path, *overrides: str) -> int:
     """Trains in a process of its own, so that each run finds the machine as the first one did."""
-    return supervised([sys.executable, "-m", "dataflex", "train", str(file), *overrides], torchrun.followed())
+    command = [sys.executable, "-m", "dataflex", "train", str(file), *overrides]
+    return supervised(command, torchrun.followed(), more_follows=True)
