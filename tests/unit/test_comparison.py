@@ -301,8 +301,7 @@ def forecasting(monkeypatch, deciding, unknown=()):
         takes = deciding if spec.component and spec.component.name == "less" else 0
         return SimpleNamespace(training_flops=10 * calls[-1][0], deciding_flops=takes, unknown=unknown)
 
-    monkeypatch.setattr(equal_compute, "find_spec", lambda name: name)
-    monkeypatch.setattr(equal_compute, "import_module", lambda name: SimpleNamespace(forecast=forecast))
+    monkeypatch.setattr(equal_compute, "forecast", forecast)
     return calls
 
 
@@ -342,13 +341,6 @@ def test_compute_that_cannot_be_equal_is_refused(folder, monkeypatch, deciding, 
     with pytest.raises(ConfigError) as found:
         with_equal_compute(experiment, arms_of(experiment))
     assert str(found.value).startswith(said)
-
-
-def test_without_a_forecast_equal_compute_is_refused_with_the_way_out(folder, monkeypatch):
-    monkeypatch.setattr(equal_compute, "forecast_is_there", lambda: False)
-    experiment = asked(equal="compute")
-    with pytest.raises(ConfigError, match=r"equal: compute needs what dataflex-cli plan tells .* -> use equal: steps"):
-        with_equal_compute(experiment, arms_of(experiment))
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

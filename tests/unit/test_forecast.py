@@ -26,11 +26,11 @@ from dataflex.discovery.construct import constructor_parameters
 from dataflex.forecast import sampled_rows
 from dataflex.forecast.advice import advice
 from dataflex.forecast.data_size import Rows, data_size
+from dataflex.forecast.entry_texts import row_text
 from dataflex.forecast.forecast import MOST, forecast
 from dataflex.forecast.model_size import model_size
 from dataflex.forecast.page import page, plain, verdict
 from dataflex.forecast.passes_price import CPU_TOUCHED, OPTIMIZER, ROW_GRADIENTS, ROW_NUMBERS, Prices, Rates
-from dataflex.forecast.row_texts import row_text
 from dataflex.forecast.sampled_rows import sampled
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors.near import NearSelector

@@ -78,8 +78,7 @@ def _finish(experiment: Experiment, ran: Ran) -> int:
     write(experiment.output_dir, found)
     sys.stdout.write(text(found))
     sys.stdout.write(f"{experiment.output_dir / MARKDOWN}\n")
-    page = write_page(experiment.output_dir, found)
-    sys.stdout.write("no page was written: this dataflex has no report\n" if page is None else f"{page}\n")
+    sys.stdout.write(f"{write_page(experiment.output_dir, found)}\n")
     return 1 if ran.failed else 0
 
 

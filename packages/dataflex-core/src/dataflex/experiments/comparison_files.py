@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dataflex.core.files import replacing
+from dataflex.report.write import write_report
 from dataflex.utils.secret_values import scrubbed
 
 JSON, MARKDOWN, CSV = "comparison.json", "comparison.md", "comparison.csv"
-REPORT = "dataflex.report.write"
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
@@ -31,20 +29,16 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
         csv.writer(file).writerows(_lines(found))
 
 
-def write_page(folder: Path, found: Mapping[str, Any]) -> Path | None:
-    """Writes the report's page with the runs that are there; returns its path, or None where there is no report."""
-    if find_spec("dataflex.report") is None:
-        return None
+def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
+    """Writes the report's page with the runs that are there; returns its path."""
     runs = [
         (Path(path), f"{arm['name']}, seed {seed}")
         for arm in found["arms"]
         for path, seed in zip(arm["folders"], found["seeds"], strict=True)
         if Path(path).is_dir()
     ]
-    report: Any = import_module(REPORT)
     folders, names = [path for path, _ in runs], [name for _, name in runs]
-    page: Path = report.write_report(folders, into=folder, names=names, comparison=found)
-    return page
+    return write_report(folders, into=folder, names=names, comparison=found)
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -7,20 +7,12 @@ deciding. An arm gets the most steps with which the sum of both is no more than 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
+from dataflex.forecast.forecast import forecast
 
-FORECAST = "dataflex.forecast.forecast"
 _MOST = 64  # times the steps that an arm had before
-
-
-def forecast_is_there() -> bool:
-    """Returns whether this dataflex can tell what a run takes."""
-    return find_spec("dataflex.forecast") is not None
 
 
 def flops(spec: RunSpec, ranks: int | None = None) -> float:
@@ -31,20 +23,15 @@ def flops(spec: RunSpec, ranks: int | None = None) -> float:
         ranks: Processes that train.
 
     Raises:
-        ConfigError: This dataflex has no forecast, or a component does not say what it costs.
+        ConfigError: A component does not say what it costs.
     """
-    if not forecast_is_there():
-        raise ConfigError(
-            "equal: compute needs what dataflex-cli plan tells of a run, and this dataflex has no such command -> use "
-            "equal: steps or equal: tokens, or install a version of dataflex that has it"
-        )
-    found: Any = import_module(FORECAST).forecast(spec, ranks=ranks or 1)
+    found = forecast(spec, ranks=ranks or 1)
     if found.unknown:
         raise ConfigError(
             f"{', '.join(map(str, found.unknown))}: does not say what it costs, so compute cannot be held equal -> use "
             "equal: steps or equal: tokens, or have its class declare its cost"
         )
-    return float(found.training_flops) + float(found.deciding_flops)
+    return found.training_flops + found.deciding_flops
 
 
 def steps_for(budget: float, before: int, cost: Callable[[int], float], who: str) -> int:

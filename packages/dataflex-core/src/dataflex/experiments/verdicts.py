@@ -10,7 +10,7 @@ import numpy as np
 
 from dataflex.core.errors import DataflexError
 from dataflex.experiments.comparing import Ran
-from dataflex.experiments.equal_compute import flops, forecast_is_there
+from dataflex.experiments.equal_compute import flops
 from dataflex.experiments.equal_tokens import WITHIN
 from dataflex.experiments.experiment_arms import Arm
 from dataflex.experiments.experiment_file import Experiment
@@ -137,8 +137,6 @@ def _arm(arm: Arm, experiment: Experiment, ran: Ran) -> dict[str, Any]:
 
 def _compute(arm: Arm, ranks: int | None) -> float | None:
     """Returns what a run of an arm takes in FLOPs; None where that cannot be told, which is no reason for no table."""
-    if not forecast_is_there():
-        return None
     try:
         return flops(arm.spec, ranks)
     except DataflexError as error:

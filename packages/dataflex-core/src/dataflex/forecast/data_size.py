@@ -22,8 +22,8 @@ from dataflex.config.checks.tokenized import EVALUATION, is_kept, source_folder
 from dataflex.config.spec import RunSpec
 from dataflex.core.cost import Amount
 from dataflex.core.errors import ConfigError
+from dataflex.forecast.entry_texts import row_text
 from dataflex.forecast.kept_rows import kept_rows
-from dataflex.forecast.row_texts import row_text
 from dataflex.forecast.sampled_rows import sampled
 from dataflex.forecast.text_tokens import Counted, TokenCounter
 

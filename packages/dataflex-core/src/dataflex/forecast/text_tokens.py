@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from dataflex.forecast.row_texts import RowText
+from dataflex.forecast.entry_texts import RowText
 
 CHARACTERS = 4.0
 """Characters of a token, where there is no tokenizer to count them with."""
