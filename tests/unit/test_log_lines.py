@@ -134,6 +134,7 @@ METRIC_LINES = [{"step": 2, "loss": 3.25}, {"step": 4, "loss": 2.0}, {"step": 4,
 def recorded(folder, facts, metrics=METRIC_LINES, rows=(range(4), range(2, 8))):
     write(folder, CONFIG)
     write(folder, RUN, json.dumps(facts))
+    write(folder, TRACE, '{"step": 2, "update": 0}\n')
     write(folder, METRICS, "".join(json.dumps(line) + "\n" for line in metrics))
     for number, indices in enumerate(rows):
         np.savez(folder / SELECTIONS / f"step_{2 * number:08d}.npz", indices=np.array(indices))
@@ -145,15 +146,18 @@ def recorded(folder, facts, metrics=METRIC_LINES, rows=(range(4), range(2, 8))):
         ({}, "finished: 4 steps, 1 update, 30 % of the time deciding (3.0 of 10.0 s), 6 of 1,000 rows seen"),
         (
             {"status": "failed", "step": 3, "updates": 2},
-            "failed: 3 of 4 steps, 2 updates, 30 % of the time deciding (3.0 of 10.0 s), 4 of 1,000 rows seen",
+            "failed: 3 of 4 steps, 1 of 2 updates, 30 % of the time deciding (3.0 of 10.0 s), 4 of 1,000 rows seen",
         ),
-        ({"status": "stopped", "step": 0, "seconds": {}, "updates": 0}, "stopped: 0 of 4 steps, 0 of 1,000 rows seen"),
         (
-            {"updates": 0, "seconds": {"training": 6.0, "deciding": 0.0}, "rows": None},
-            "finished: 4 steps, 6.0 s, 6 rows seen",
+            {"status": "stopped", "step": 0, "seconds": {}, "updates": 1},
+            "stopped: 0 of 4 steps, 1 update, 0 of 1,000 rows seen",
+        ),
+        (
+            {"updates": 3, "seconds": {"training": 6.0, "deciding": 0.0}, "rows": None},
+            "finished: 4 steps, 1 update, 6.0 s, 6 rows seen",
         ),
     ],
-    ids=["finished", "failed", "stopped", "a stream that decides nothing"],
+    ids=["finished", "failed", "stopped", "a stream, and updates at which every axis rests"],
 )
 def test_the_last_line_says_what_happened_as_far_as_the_record_knows(folder, caplog, changes, said):
     with caplog.at_level("INFO", "dataflex"), saying_where(str(folder)):
@@ -168,7 +172,7 @@ def test_a_record_that_cannot_be_read_takes_nothing_from_the_last_line_but_its_w
         write(folder, RUN, damage)
         (folder / METRICS).write_bytes(b'\xff\n[1]\n{"loss": "nan"}\n{"loss')
         (folder / SELECTIONS / "step_00000000.npz").write_bytes(b"PK")
-    assert caplog.messages == [f"ended; {record_in(folder)}"]
+    assert caplog.messages == [f"ended: 1 update; {record_in(folder)}"]
 
 
 def test_rows_of_a_damaged_segment_or_of_very_many_are_not_counted(folder, monkeypatch):

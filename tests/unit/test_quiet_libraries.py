@@ -147,6 +147,17 @@ def test_processes_that_are_started_meanwhile_are_told_in_llamafactorys_own_way(
     assert THEIR_VERBOSITY not in os.environ
     with quieted(Verbosity()):
         assert THEIR_VERBOSITY not in os.environ
+    monkeypatch.setenv(THEIR_VERBOSITY, "ERROR")
+    with quieted(QUIET):
+        assert os.environ[THEIR_VERBOSITY] == "ERROR"
+    assert os.environ[THEIR_VERBOSITY] == "ERROR"
+
+
+def test_what_a_run_puts_into_the_environment_stays_there(monkeypatch):
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with quieted(QUIET):
+        monkeypatch.setenv("MASTER_PORT", "1")
+    assert os.environ["MASTER_PORT"] == "1"
 
 
 def test_the_libraries_that_are_named_have_the_loggers_that_are_used():

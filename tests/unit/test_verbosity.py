@@ -10,6 +10,7 @@ from dataflex.cli.main import run
 from dataflex.config.overrides import parse_override
 from dataflex.core.errors import ConfigError
 from dataflex.core.verbosity import LEVELS, QUIET, VARIABLE, Verbosity, asked, without_flag
+from dataflex.launch import next_trainer, torchrun
 from dataflex.utils.logging import logger
 
 FILE = "run.yaml"
@@ -94,3 +95,65 @@ def test_the_level_reaches_our_logger(name, level, monkeypatch, tmp_path):
     with pytest.raises(ConfigError):
         run_file.checked_run([str(tmp_path / "missing.yaml")], "usage")
     assert logger.level == level
+
+
+@pytest.mark.parametrize("argv", [["doremi.yaml", QUIET, "a=1"], [QUIET, "doremi.yaml", "a=1"], ["doremi.yaml", "a=1"]])
+def test_the_three_runs_of_doremi_are_as_quiet_as_the_command(argv, monkeypatch):
+    doremi = pytest.importorskip("dataflex_mixers.doremi.doremi_command")
+    seen = []
+
+    class Pipeline:
+        names = ()
+
+        def finished(self, step):
+            return step != "final"
+
+    for name in ("_require_same_proxy", "_check", "_require_same_reference", "require_llamafactory"):
+        monkeypatch.setattr(doremi, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(doremi, "_read", lambda file, rest: seen.append((str(file), rest)) or Pipeline())
+    monkeypatch.setattr(doremi, "log_to_stderr", lambda level: None)
+    monkeypatch.setattr(doremi, "_step", lambda pipeline, step, train, overwrites, quiet: seen.append(quiet))
+    assert doremi.run(argv) == 0
+    assert seen == [("doremi.yaml", ["a=1"]), *[QUIET in argv] * 3]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_step_of_doremi_hands_the_flag_to_its_process(quiet, monkeypatch, tmp_path):
+    doremi = pytest.importorskip("dataflex_mixers.doremi.doremi_command")
+    started = []
+
+    class Pipeline:
+        names = ()
+
+        def finished(self, step):
+            return False
+
+        def output_dir(self, step):
+            return tmp_path
+
+        def config(self, step, weights):
+            return {}
+
+        def run_file(self, step):
+            return tmp_path / "step.yaml"
+
+    doremi._step(Pipeline(), "reference", lambda *argv: started.append(argv) or 0, False, quiet)
+    assert started == [(tmp_path / "step.yaml", *([QUIET] if quiet else []))]
+
+
+@pytest.mark.parametrize(
+    ("argv", "given", "found"), [([], None, None), ([QUIET], None, "WARNING"), ([QUIET], "ERROR", "ERROR")]
+)
+def test_llamafactorys_next_trainer_is_told_by_its_own_variable(argv, given, found, monkeypatch):
+    environs = []
+    monkeypatch.setattr(next_trainer, "supervised", lambda command, environ: environs.append(environ) or 0)
+    monkeypatch.delenv(next_trainer.THEIR_VERBOSITY, raising=False)
+    if given is not None:
+        monkeypatch.setenv(next_trainer.THEIR_VERBOSITY, given)
+    next_trainer.train({}, asked(argv, {}))
+    assert environs[0].get(next_trainer.THEIR_VERBOSITY) == found
+
+
+def test_ranks_of_torchrun_get_the_flag_with_the_arguments():
+    command = torchrun.command([FILE, QUIET, "a=1"], {"MASTER_PORT": "1"}, devices=2)
+    assert command[-5:] == ["dataflex", "train", FILE, QUIET, "a=1"]

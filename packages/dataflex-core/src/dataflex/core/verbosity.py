@@ -44,7 +44,7 @@ class Verbosity:
 
 
 def asked(argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Verbosity:
-    """Returns what a command line and its environment ask for. The flag takes no error message back.
+    """Returns what a command line and its environment ask for. The flag goes first, unless the variable says ``error``.
 
     Args:
         argv: The arguments of a command; ``--quiet`` may stand anywhere among them.

@@ -34,7 +34,7 @@ def train(keys: Mapping[str, Any], verbosity: Verbosity) -> int:
     """
     environ = dict(os.environ)
     if verbosity.libraries:
-        environ[THEIR_VERBOSITY] = verbosity.name.upper()
+        environ.setdefault(THEIR_VERBOSITY, verbosity.name.upper())
     program = WORKER if torchrun.is_worker() else PROGRAM
     with TemporaryDirectory(prefix="dataflex-") as folder:
         file = Path(folder) / "run.yaml"

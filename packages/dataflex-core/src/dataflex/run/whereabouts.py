@@ -85,11 +85,12 @@ def _steps(folder: Path, facts: Mapping[str, Any]) -> Iterator[str]:
     step, total = facts.get("step"), facts.get("total_steps")
     if isinstance(step, int):
         yield f"{step:,} of {total:,} steps" if isinstance(total, int) and total != step else f"{step:,} steps"
-    updates = facts.get("updates")
-    if not isinstance(updates, int):
-        updates = len({line["update"] for line in read_trace(folder) if isinstance(line.get("update"), int)})
-    if updates:
-        yield "1 update" if updates == 1 else f"{updates:,} updates"
+    done = len({line["update"] for line in read_trace(folder) if isinstance(line.get("update"), int)})
+    planned = facts.get("updates")
+    if isinstance(planned, int) and planned > done and facts.get("status") != "finished":
+        yield f"{done:,} of {planned:,} updates"
+    elif done:
+        yield "1 update" if done == 1 else f"{done:,} updates"
 
 
 def _time(facts: Mapping[str, Any]) -> Iterator[str]:

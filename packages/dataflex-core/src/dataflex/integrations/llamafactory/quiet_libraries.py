@@ -47,7 +47,9 @@ def quieted(verbosity: Verbosity) -> Iterator[None]:
             for filterer in _filterers():
                 filterer.addFilter(refuses)
                 stack.callback(filterer.removeFilter, refuses)
-            stack.enter_context(patch.dict(os.environ, {THEIR_VERBOSITY: verbosity.name.upper()}))
+            if THEIR_VERBOSITY not in os.environ:  # else the user has said what these processes write
+                os.environ[THEIR_VERBOSITY] = verbosity.name.upper()
+                stack.callback(os.environ.pop, THEIR_VERBOSITY, None)
             for module in _printing():
                 stack.enter_context(patch.object(module, "print", _say_nothing, create=True))
         yield
