@@ -16,7 +16,7 @@ from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct
 from dataflex.run.checkpoints import newest_complete, require_complete
-from dataflex.run.record import read_trace
+from dataflex.run.record import FILES, read_trace
 from dataflex.run.score_file import write_scores
 from dataflex.run.state import load_state, require_step
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args
@@ -164,7 +164,7 @@ def test_a_damaged_state_that_is_marked_as_whole_is_one_sentence(copy, damage):
     [
         CONFIG,
         COMPONENTS,
-        TRACE,
+        *FILES,
         SELECTIONS,
         f"{SELECTIONS}/step_00000000.npz",
         f"{SELECTIONS}/step_00000002.npz",
@@ -174,7 +174,9 @@ def test_a_damaged_state_that_is_marked_as_whole_is_one_sentence(copy, damage):
 def test_a_damaged_record_stops_no_run_unless_it_stands_where_the_run_writes(copy, name, damage):
     (copy / CACHE).mkdir(exist_ok=True)
     path = copy / name
-    wrong_kind = damage == "folder" and name in (CONFIG, COMPONENTS, TRACE)
+    wrong_kind = damage == "folder" and name in (CONFIG, COMPONENTS, *FILES)
+    if not path.exists():  # a run without a tokenizer, or whose components explain nothing, has no such file
+        path.write_bytes(b'{"version": 1}\n' * 9)
     if path.is_dir():
         if damage != "empty":
             pytest.skip("a folder is damaged by a file in its place alone")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from dataflex.core.files import LAST_SCORES, METRICS, ROWS, RUN, SEGMENTS
 from dataflex.run.record import read_trace
 from safetensors.torch import load_file
 from stopped import as_if_stopped
@@ -71,6 +72,10 @@ def test_select_leaves_what_the_docs_promise(train, tmp_path, capsys):
         assert {"kind", "component", "num_samples", "seconds", "decision_hash", "scores"} <= line.keys()
         assert (line["kind"], line["component"], line["num_samples"]) == ("select", "loss", 8)
     assert len(losses(out)) == 6
+    facts = json.loads((out / RUN).read_text())
+    assert (facts["status"], facts["step"], facts["updates"]) == ("finished", 6, 2)
+    assert [source["name"] for source in facts["sources"]] == ["instructions"]
+    assert all((out / name).stat().st_size for name in (METRICS, SEGMENTS, ROWS, LAST_SCORES))
     for step in (0, 2, 4):
         saved = np.load(out / "dataflex_selections" / f"step_{step:08d}.npz")
         assert len(set(saved["indices"].tolist())) == 8

@@ -164,6 +164,27 @@ def test_the_record_of_a_killed_run_that_is_resumed_is_that_of_a_run_that_was_ne
     assert [start["step"] for start in facts_of(killed)["starts"]] == [0, 3]
 
 
+@pytest.mark.parametrize("damage", ["emptied", "cut", "flipped", "nonsense"])
+def test_damaged_files_of_the_record_stop_no_run(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(row_recording, "ALL", 10)
+    build(tmp_path, save_strategy="steps", save_steps=3).train()
+    damages = {
+        "emptied": lambda content: b"",
+        "cut": lambda content: content[: len(content) // 2],
+        "flipped": lambda content: content[:40] + bytes([content[40] ^ 16]) + content[41:],
+        "nonsense": lambda content: b'{"run": "x", "starts": 3, "step": null, "row": [], "target": {}}\n' * 3,
+    }
+    for name in FILES:
+        if (tmp_path / name).exists() and name != TRACE:
+            (tmp_path / name).write_bytes(damages[damage]((tmp_path / name).read_bytes()))
+    build(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    facts = facts_of(tmp_path)
+    assert (facts["status"], facts["step"], facts["starts"][-1]["step"]) == ("finished", 6, 3)
+    assert [line["step"] for line in lines_of(tmp_path, SEGMENTS)][-1:] == [4]
+    assert lines_of(tmp_path, METRICS)[-1]["step"] == 6
+    assert len(lines_of(tmp_path, ROWS)) > 1
+
+
 class Breaks(TrainerCallback):
     def __init__(self, error):
         self.error = error

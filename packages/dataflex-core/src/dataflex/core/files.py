@@ -34,14 +34,21 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.dataflex-tmp", re.DOTALL)  # by this name o
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it takes the place of ``path`` at once, on disk as well."""
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it takes the place of ``path`` at once.
+
+    Args:
+        path: The file.
+        durable: Whether it does so on disk as well, which takes some milliseconds. A file that is written every second
+            and without which a run can be resumed need not outlive the machine.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.dataflex-tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

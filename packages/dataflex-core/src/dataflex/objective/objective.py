@@ -282,9 +282,17 @@ class Objective:
         self, weights_S: torch.Tensor, factors_S: torch.Tensor, labels_S: torch.Tensor, sums_S: torch.Tensor
     ) -> None:
         assert self._loss.weighing is not None
-        rows_S = self.context.batch_rows if self._rows.known or self._rows.source_names else None
-        self.log.add(weights_S, labels_S, sums_S, rows_S, self._trainer.state.global_step)
+        self.log.add(weights_S, labels_S, sums_S, self._rows_of_samples(), self._trainer.state.global_step)
         self._loss.weighing.factors = factors_S
+
+    def _rows_of_samples(self) -> torch.Tensor | None:
+        """Returns (S,) the row of each sample; None where a collator leaves that open and nobody needs it."""
+        try:
+            return self.context.batch_rows
+        except ComponentError:
+            if self._rows.source_names:
+                raise
+            return None
 
 
 def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,11 +77,6 @@ class BatchRows:
         dataset = self._dataset()
         return dataset.names if isinstance(dataset, MixedSources) else ()
 
-    @property
-    def known(self) -> bool:
-        """Whether the present micro-batch holds the numbers of its rows."""
-        return self.micro_batch >= 0 and self.of_step[self.micro_batch] is not None
-
     def sources_on_host(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """As :meth:`sources_of`, for numbers that have left the device."""
         dataset = self._dataset()

@@ -28,11 +28,11 @@ from dataflex.core.files import (
     REPLACED,
     SELECTIONS,
     STATE,
-    TRACE,
     is_temporary,
     move_aside,
 )
 from dataflex.run.completeness import PREFIX, incompleteness, mark_complete, run_of
+from dataflex.run.record import FILES
 from dataflex.utils.logging import logger
 
 __all__ = [
@@ -70,7 +70,7 @@ def require_writable(output_dir: str | Path) -> None:
             f"output_dir: {output_dir} cannot be written to: {error.strerror} -> choose another output_dir, or change "
             "its permissions"
         ) from error
-    standing = [(name, "file") for name in (CONFIG, COMPONENTS, TRACE)]
+    standing = [(name, "file") for name in (CONFIG, COMPONENTS, *FILES)]
     for name, wanted in [*standing, (SELECTIONS, "folder"), (REPLACED, "folder")]:
         path = Path(output_dir) / name
         if path.exists() and path.is_dir() != (wanted == "folder"):

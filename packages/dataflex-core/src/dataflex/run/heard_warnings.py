@@ -37,7 +37,7 @@ class HeardWarnings:
         Args:
             before: What :meth:`lines` returned then.
         """
-        heard, self._times = self._times, {str(line["text"]): int(line["times"]) for line in before}
+        heard, self._times = self._times, {str(line.get("text")): _count(line.get("times")) for line in before}
         for text, times in heard.items():
             self._times[text] = self._times.get(text, 0) + times
 
@@ -83,3 +83,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._heard.add(record.getMessage())
+
+
+def _count(found: Any) -> int:
+    return found if isinstance(found, int) else 1

@@ -31,7 +31,7 @@ class TimesChosen:
     def add(self, rows: NDArray[np.int64]) -> None:
         """Counts the rows of a segment: (S,)."""
         if len(self.times):
-            distinct, counts = np.unique(rows, return_counts=True)
+            distinct, counts = np.unique(rows[(rows >= 0) & (rows < len(self.times))], return_counts=True)
             self.times[distinct] += counts.astype(np.int32)
 
     def notable(self, generator: np.random.Generator) -> NDArray[np.int64]:

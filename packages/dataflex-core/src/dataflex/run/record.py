@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,11 @@ class RunRecord:
             append(self.folder / SEGMENTS, [line])
 
     def chosen_rows(self) -> Iterator[NDArray[np.int64]]:
-        """Yields the rows of each segment that is on disk, in their order."""
+        """Yields the rows of each segment that is on disk, in their order; a damaged file is passed over."""
         for path in sorted((self.folder / SELECTIONS).glob("step_*.npz")):
             if _SEGMENT.fullmatch(path.name) is not None:
-                with np.load(path) as found:
+                found = _arrays(path, ("indices",))
+                if found is not None:
                     yield found["indices"]
 
     def segment_lines(self) -> list[dict[str, Any]]:
@@ -152,11 +154,8 @@ class RunRecord:
 
     def last_scores(self) -> dict[str, Any] | None:
         """Returns ``step``, ``run`` and ``component`` of the last scores; None where there are none to be read."""
-        try:
-            with np.load(self.folder / LAST_SCORES) as found:
-                return {key: found[key].item() for key in ("step", "run", "component")}
-        except (OSError, ValueError, KeyError, BadZipFile):
-            return None
+        found = _arrays(self.folder / LAST_SCORES, ("step", "run", "component"))
+        return None if found is None else {key: array.item() for key, array in found.items() if array.size == 1}
 
     def segment(
         self,
@@ -172,6 +171,15 @@ class RunRecord:
         arrays: dict[str, Any] = {name: array for name, array in given.items() if array is not None}
         with replacing(self.folder / SELECTIONS / f"step_{step:08d}.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
+    """Returns some arrays of an archive; None where it is not there, or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file) as found:  # which leaves a file of its own open where it fails
+            return {name: found[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        return None
 
 
 def _before(line: Mapping[str, Any], step: int) -> bool:

@@ -75,8 +75,8 @@ class RowTexts:
         kept = lines[1:] if lines and lines[0] == header else []
         if not kept or unreadable or not self._path.read_bytes().endswith(b"\n"):
             rewrite(self._path, [header, *kept])
-        self.written = {line["row"] for line in kept if "row" in line}
-        self._targets = {(line["set"], line["target"]) for line in kept if "target" in line}
+        self.written = {line["row"] for line in kept if isinstance(line.get("row"), int)}
+        self._targets = {(str(line.get("set")), line["target"]) for line in kept if isinstance(line.get("target"), int)}
 
     def add(self, rows: Iterable[tuple[int, str, NDArray[Any]]]) -> None:
         """Writes rows that are not in the file yet.
@@ -94,7 +94,7 @@ class RowTexts:
     def sort(self) -> None:
         """Puts the lines in the order of their rows, those of targets last."""
         lines, _ = read_lines(self._path)
-        ordered = sorted(lines[1:], key=lambda line: (0, line["row"]) if "row" in line else (1, 0))
+        ordered = sorted(lines[1:], key=lambda line: (0, line["row"]) if isinstance(line.get("row"), int) else (1, 0))
         if ordered != lines[1:]:
             rewrite(self._path, [lines[0], *ordered])
 

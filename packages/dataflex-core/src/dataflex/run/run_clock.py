@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 TRAINING, DECIDING, SAVING, EVALUATING = KINDS = ("training", "deciding", "saving", "evaluating")
 
@@ -22,13 +23,14 @@ class RunClock:
         self._mark = 0.0
         self._runs = False
 
-    def begin(self, before: Mapping[str, float]) -> None:
+    def begin(self, before: Mapping[str, Any]) -> None:
         """Training begins.
 
         Args:
             before: The seconds of earlier starts of the same run, by kind; those that are missing are 0.
         """
-        self._seconds = {kind: float(before.get(kind, 0.0)) for kind in KINDS}
+        known = {kind: seconds for kind, seconds in before.items() if isinstance(seconds, int | float)}
+        self._seconds = {kind: float(known.get(kind, 0.0)) for kind in KINDS}
         self._runs, self._mark = True, time.perf_counter()
 
     def stop(self) -> None:

@@ -21,7 +21,7 @@ _ONE_LINE = 500  # characters of an error
 
 def write_facts(folder: str | Path, facts: Mapping[str, Any]) -> None:
     """Writes the file, whole or not at all. On one rank."""
-    with replacing(Path(folder) / RUN) as temporary:
+    with replacing(Path(folder) / RUN, durable=facts["status"] != RUNNING) as temporary:
         temporary.write_text(json.dumps(plain({"version": VERSION, **facts}), indent=1), encoding="utf-8")
 
 

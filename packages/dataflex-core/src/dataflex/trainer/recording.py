@@ -238,5 +238,6 @@ def _may_be_a_key(name: str, value: str) -> bool:
     return len(value) >= _LONG and name not in ("PWD", "OLDPWD") and not os.path.exists(value)
 
 
-def _list(found: Any) -> list[Any]:
-    return found if isinstance(found, list) else []
+def _list(found: Any) -> list[dict[str, Any]]:
+    """Returns the mappings of what should be a list of them: the file may be damaged."""
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
