@@ -12,8 +12,6 @@ from pathlib import Path
 CONFIG = "dataflex_config.yaml"
 COMPONENTS = "dataflex_components.yaml"
 TRACE = "dataflex_trace.jsonl"
-RUN = "dataflex_run.json"
-METRICS = "dataflex_metrics.jsonl"
 SELECTIONS = "dataflex_selections"
 CACHE = "dataflex_cache"
 STATE = "dataflex_state.pt"

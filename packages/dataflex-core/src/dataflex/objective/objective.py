@@ -30,7 +30,7 @@ from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.weighing import Weighing
 from dataflex.objective.weight_log import WeightLog
 from dataflex.rows.batch_rows import BatchRows
-from dataflex.run.tracked_numbers import weight_metrics
+from dataflex.run.tracked_numbers import loss_metrics, weight_metrics
 from dataflex.scoring.passes.row_pass import Collator
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ class Objective:
         Their mean and extremes are part of the next line of the training loss.
         """
         first, done = self.log.first, self._trainer.state.global_step
+        self._metrics = {}
         if self.parts.weighter is None:
             return {}
         found = self.log.line(self._trainer.accelerator)
@@ -201,7 +202,9 @@ class Objective:
             steps, sources = weights.get("steps", 0), self.log.losses if weights else {}
         if not sources:
             return {}
-        return {"step": done - 1, "kind": self.LOSS, "steps": steps, "sources": _rounded(sources)}
+        line = {"step": done - 1, "kind": self.LOSS, "steps": steps, "sources": _rounded(sources)}
+        self._metrics |= loss_metrics(line)
+        return line
 
     @property
     def open_lines(self) -> dict[str, int | None]:
