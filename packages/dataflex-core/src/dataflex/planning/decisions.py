@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.planning.selecting import Chosen
+from dataflex.planning.selecting import Chosen, PlacedSelector
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Decision:
         details: More keys for the trace line.
         news: What the log line says.
         scores: Scores to be summarised.
+        placed: The selectors that decided, where it filters or selects; one for each source of a mixture.
         left_out: How many numbers that are not finite the component has left out so far.
     """
 
@@ -36,6 +37,7 @@ class Decision:
     details: Mapping[str, Any] = field(default_factory=dict)
     news: str = ""
     scores: NDArray[np.float64] | None = None
+    placed: Sequence[PlacedSelector] = ()
     left_out: int = 0
 
 

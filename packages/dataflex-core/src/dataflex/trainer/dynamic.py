@@ -34,6 +34,7 @@ from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import Evaluation
+from dataflex.trainer.explanations import Explanations
 from dataflex.trainer.given import by_name, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
@@ -81,6 +82,7 @@ class DynamicTrainer(SavedRun):
             numbers. (transformers has an ``objective``, of a hyperparameter search.)
         batch_rows: The rows of the present micro-batch, where there is an objective.
         saving: Writes checkpoints, and knows the last one.
+        explanations: Asks components why rows have their scores and weights.
         tokens: The tokens that were trained on, where they are counted.
     """
 
@@ -121,6 +123,7 @@ class DynamicTrainer(SavedRun):
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
         self.shared_scores = SharedScores(self, score_columns, rows)
         self.components.require_fitting()
+        self.explanations = Explanations(self)
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
         self._dataflex_schedule()
@@ -262,6 +265,7 @@ class DynamicTrainer(SavedRun):
         line = {} if self.training_objective is None else self.training_objective.weights_line()
         if line:
             self.record.update(line)
+            self.explanations.of_weights(line)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""
@@ -319,6 +323,7 @@ class DynamicTrainer(SavedRun):
         return UpdateContext(
             update, updates, self.state.global_step, total, float(rate), self.optimizer,
             device_batch=self._train_batch_size, scores=self.shared_scores.at_update(),
+            explains=self.explanations.rows > 0,
         )  # fmt: skip
 
     @cached_property

@@ -36,6 +36,7 @@ class Host(Protocol):
     _train_batch_size: int
     saving: Any
     early: Any
+    explanations: Any
     tokens: Any
 
     @classmethod

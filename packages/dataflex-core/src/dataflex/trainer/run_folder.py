@@ -145,6 +145,7 @@ class RunFolder:
         set_aside(folder, self._before, run, anew=self.begins_anew)
         set_later_aside(folder, run, step)
         self.record.begin(step)
+        trainer.explanations.begin(step)
         write_config(trainer.spec, folder, run)
         if trainer.args.save_strategy != "no":  # a checkpoint's parts: now, not when hours of training wait to be saved
             trainer.components.state_dict()

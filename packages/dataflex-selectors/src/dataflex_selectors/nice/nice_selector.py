@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import blaming
+from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.ranks.agreement import on_every_rank
 from dataflex.core.registry import register_selector
@@ -87,6 +88,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         self.settings, self.mode, self.draw_temperature, self.candidates = settings, mode, draw_temperature, candidates
         self.goal = self.policy_goal()
         self._running = RunningScores(len(self.goal.sets), float(decay))
+        self._scored: tuple[GradientScores, list[int]] | None = None  # at this update, until it is explained
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows or candidates, a parameter without a gradient, and answers without a reward.
@@ -120,6 +122,16 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         chosen = pick(scores_PJ, num_samples, self.mode, self.draw_temperature, generator, pool)
         return Selection(pool[chosen], scores_PJ[chosen].max(axis=1))
 
+    def explain(
+        self, model: torch.nn.Module, rows_S: NDArray[np.int64], step_id: int, **kwargs: Any
+    ) -> Explanation | None:
+        """Returns which prompts' policy gradients agree with the steps of some rows. See the base class.
+
+        The terms are cos(g(x), step(z)) / M of this update's prompts, in the set with the row's highest average.
+        """
+        scored, self._scored = self._scored, None
+        return None if scored is None else scored[0].explained(model, rows_S, self._running, scored[1])
+
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row: (N,), NaN without a label. See the base class."""
         context: UpdateContext = kwargs["context"]
@@ -142,5 +154,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
     ) -> NDArray[np.float64]:
         """Draws new targets, scores ``pool`` and returns the averages over the updates, by rate and age: (P, J)."""
         targets = self.goal.targets(model, generator, f"{self.name}: step {context.step}")
-        found = GradientScores(self, self.settings, list(targets.values()), context).scores(model, pool)
+        scores = GradientScores(self, self.settings, list(targets.values()), context)
+        self._scored = scores, list(targets)
+        found = scores.scores(model, pool)
         return self._running.add(pool, list(targets), found, context.learning_rate)
