@@ -186,8 +186,8 @@ def test_sketched_terms_are_within_the_stated_error(tmp_path, monkeypatch):
         assert found.note == "estimated from sketches of 2048 numbers"
     errors = np.stack(errors)
     bound = np.sqrt((1 + exact_MS**2) / 2048)
-    assert (errors.std(axis=0) < 1.6 * bound).all()  # of 12 draws a standard deviation is itself off by a fifth
-    assert (np.abs(errors) < 5 * bound).all()
+    assert np.sqrt((errors**2).mean()) < 1.2 * np.sqrt((bound**2).mean())
+    assert (np.abs(errors) < 6 * bound).all()
     assert np.abs(errors.mean()) < bound.mean() / 3
 
 
@@ -444,3 +444,45 @@ def test_explaining_changes_neither_choices_nor_what_is_remembered(name, tmp_pat
         before = copy.deepcopy(asked.state_dict())
         asked.explain(model, np.asarray(own.indices)[:3], 10, context=now)
         torch.testing.assert_close(asked.state_dict(), before, rtol=0, atol=0)
+
+
+# --- ranks: test_explanations.py starts them
+
+
+def on_this_rank(accelerator, folder):
+    """Returns component -> (S, 1 + 2 * 3): the scores, and the target rows with their shares."""
+    from dataflex_selectors.cluster_less import ClusterLessSelector
+
+    gradients = {"gradient_type": "sgd", "token_budget": 64}
+    wanted = {
+        "less": (LessSelector, gradients),
+        "less sketched": (LessSelector, gradients | {"proj_dim": 512}),
+        "cluster_less": (ClusterLessSelector, gradients | {"clusters": 3}),
+        "near": (NearSelector, {}),
+        "near model": (NearSelector, {"embedding": "model", "token_budget": 64}),
+        "tsds": (TsdsSelector, {}),
+        "tsds model": (TsdsSelector, {"embedding": "model", "token_budget": 64}),
+    }
+    torch.manual_seed(3)  # the same adapter on every rank
+    found, model = {}, lora()
+    for name, (cls, params) in wanted.items():
+        selector = cls(**run_objects(ROWS, TARGET, accelerator, folder=folder / name), **params)
+        selector.bind(name, 7)
+        answer = explained(selector, model)[0]
+        found[name] = as_numbers(explained(selector, model, np.unique(answer.indices), update=1)[1])
+    prompts = TokenRows(4, vocab_size=512, lengths=range(6, 12), prompt=4, seed=5)
+    rows = TokenRows(16, vocab_size=512, lengths=range(6, 16))
+    params = {"gradient_type": "sgd", "stub": None, "fallback": "reference", "reward": "exact_match"}
+    selector = build(rows, prompts, tiny_tokenizer(), accelerator=accelerator, **params)
+    small = tiny_model(vocab_size=512, hidden=16, layers=1)
+    found["nice"] = as_numbers(explained(selector, small, np.array([3, 0, 15], dtype=np.int64))[1])
+    return found
+
+
+def as_numbers(found):
+    table = np.full((len(found.pulls), 1 + 2 * MOST_PULLS), np.nan)
+    table[:, 0] = found.scores
+    for line, pulls in zip(table, found.pulls, strict=True):
+        for number, pull in enumerate(pulls):
+            line[1 + 2 * number : 3 + 2 * number] = pull.target, pull.share
+    return table
