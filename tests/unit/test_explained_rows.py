@@ -6,16 +6,19 @@ import copy
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from dataflex.core.context import UpdateContext
 from dataflex.core.explain import MOST_PULLS, largest_shares, sampled_targets
 from dataflex.core.kinds import SELECTOR
 from dataflex.scoring import step_features
 from dataflex.scoring.gradients import kept_targets
-from dataflex.testing import TokenRows, tiny_batch, tiny_model, tiny_tokenizer
+from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model, tiny_tokenizer
+from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.less import LessSelector
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.parts import gradient_scores, to_target, transport
@@ -150,6 +153,16 @@ def test_less_names_rows_of_the_set_that_gives_the_score_and_older_updates_decid
     _, found = explained(selector, model, update=1)
     assert {pulls[0].set for pulls in found.pulls} == {"b"}
     np.testing.assert_allclose(found.scores, b[SOME], rtol=1e-3, atol=1e-6)
+
+
+def test_a_copy_of_a_target_row_is_pulled_by_that_row_first(tmp_path):
+    rows = [TokenRows(30, vocab_size=64, seed=5)[i] for i in range(30)]
+    rows[13], rows[21] = TARGET[4], TARGET[1]
+    for cls, params in ((LessSelector, {"gradient_type": "sgd", "token_budget": 64}), (NearSelector, {})):
+        selector = cls(**run_objects(rows, TARGET, folder=tmp_path), **params)
+        selector.bind("it", 7)
+        _, found = explained(selector, lora(), np.array([13, 21]))
+        assert [pulls[0].target for pulls in found.pulls] == [4, 1]
 
 
 def test_a_row_that_no_update_has_scored_is_explained_all_the_same(tmp_path):
@@ -451,8 +464,6 @@ def test_explaining_changes_neither_choices_nor_what_is_remembered(name, tmp_pat
 
 def on_this_rank(accelerator, folder):
     """Returns component -> (S, 1 + 2 * 3): the scores, and the target rows with their shares."""
-    from dataflex_selectors.cluster_less import ClusterLessSelector
-
     gradients = {"gradient_type": "sgd", "token_budget": 64}
     wanted = {
         "less": (LessSelector, gradients),
@@ -470,6 +481,14 @@ def on_this_rank(accelerator, folder):
         selector.bind(name, 7)
         answer = explained(selector, model)[0]
         found[name] = as_numbers(explained(selector, model, np.unique(answer.indices), update=1)[1])
+    weighter = adapt.AdaptWeighter(TARGET, pad_collate)
+    weighter.bind("adapt", 7)
+    ctx = SimpleNamespace(
+        accelerator=accelerator or Accelerator(cpu=True), model=model, state=SimpleNamespace(global_step=0),
+        arguments=SimpleNamespace(explain_rows=16),
+    )  # fmt: skip
+    weighter.before_forward(ctx)
+    found["adapt"] = as_numbers(weighter.explain(model, SOME, 0, context=ctx, dataset=ROWS))
     prompts = TokenRows(4, vocab_size=512, lengths=range(6, 12), prompt=4, seed=5)
     rows = TokenRows(16, vocab_size=512, lengths=range(6, 16))
     params = {"gradient_type": "sgd", "stub": None, "fallback": "reference", "reward": "exact_match"}

@@ -454,6 +454,15 @@ def test_a_number_of_rows_is_taken(value):
     assert parse_arguments({"explain_rows": value}, Path())[0].explain_rows == value
 
 
+@pytest.mark.parametrize(
+    ("keywords", "idle"), [({"mixer": "random"}, True), ({"selector": "loss"}, False), ({"weighter": "loss"}, False)]
+)
+def test_the_key_has_no_effect_without_a_selector_or_a_weighter_and_a_warning_says_so(caplog, keywords, idle):
+    with caplog.at_level(logging.WARNING):
+        dynamic(Trainer, explain_rows=4, **({} if "weighter" in keywords else STEPS), **keywords)
+    assert ("explain_rows: no effect with" in caplog.text) == idle
+
+
 # --- ranks
 
 
@@ -468,10 +477,18 @@ def test_two_ranks_explain_as_one_process_does(tmp_path):
     found = on_ranks(answers, 2, tmp_path)
     with one_thread():
         alone = answers(None, tmp_path)
-    assert len(alone) == 8
+    assert len(alone) == 9
     for rank, own in enumerate(found):
         for name, expected in alone.items():
             np.testing.assert_allclose(own[name], expected, rtol=2e-4, atol=1e-6, err_msg=f"{name} on rank {rank}")
+
+
+def test_packed_rows_whose_weights_are_of_documents_are_not_explained(tmp_path):
+    made = run(tmp_path, weighter="adapt", explain_rows=16)
+    (tmp_path / WHY).unlink()
+    made.batch_rows.flattened = [True]
+    made.explanations.of_weights({"step": 2, "steps": 3, "component": "adapt"})
+    assert not (tmp_path / WHY).exists()
 
 
 def test_with_several_ranks_want_of_memory_is_not_passed_over():

@@ -124,6 +124,11 @@ class Component:
         """
         return None
 
+    @classmethod
+    def explains(cls) -> bool:
+        """Returns whether the class has an :meth:`explain` of its own."""
+        return cls.explain is not Component.explain
+
     def generator(self, update: object) -> np.random.Generator:
         """Returns a generator that is a function of (seed, component, update), the same on every rank.
 

@@ -138,6 +138,11 @@ class PlacedSelector:
         """Returns what the selector itself chose at an update; None where it was not asked."""
         return None if self._answered is None or self._answered[0].update != update else self._answered[1]
 
+    @property
+    def explains(self) -> bool:
+        """Whether the selector may say why rows have their scores."""
+        return isinstance(self.component, Component) and type(self.component).explains()
+
     def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns those of some rows of the train dataset that the selector chooses from."""
         return rows[self._global(self._local(rows).clip(0, self.size - 1)) == rows] if self.size else rows[:0]
@@ -154,10 +159,8 @@ class PlacedSelector:
             ComponentError: The answer is none.
         """
         assert self._answered is not None, "what did not choose is not asked why"
-        selector, context = self.component, self._answered[0]
-        if not isinstance(selector, Component):
-            return None
-        answer = selector.explain(model, self._local(rows), context.step, context=context)
+        context = self._answered[0]
+        answer = self.component.explain(model, self._local(rows), context.step, context=context)
         return checked_explanation(answer, count=len(rows), who=who)
 
     def stand(self, count: int) -> Chosen:

@@ -40,6 +40,9 @@ class WhyFile:
             logger.warning("%s has %d lines that cannot be read: moved to %s", self.path, unreadable, aside)
         weights = step if weights_from is None else min(step, weights_from)
         kept = [line for line in lines if line["step"] < (weights if "weight" in line else step)]
+        if not kept:
+            self.path.unlink(missing_ok=True)
+            return
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 

@@ -23,6 +23,7 @@ from dataflex.core.errors import ComponentError, blaming
 from dataflex.core.explain import Explanation
 from dataflex.core.schedule import Segment
 from dataflex.model.undisturbed import undisturbed
+from dataflex.objective.samples import Rows
 from dataflex.planning.answers import checked_explanation, checked_sets
 from dataflex.planning.decisions import Decision, Plan
 from dataflex.planning.selecting import Chosen
@@ -95,7 +96,7 @@ class Explanations:
         due = done >= total or (done - line["steps"]) // WEIGHT_STEPS != done // WEIGHT_STEPS
         weighter, rows = self._trainer.components.weighter, self._trainer.train_dataset
         streams = not isinstance(rows, Sized) or (isinstance(rows, MixedSources) and are_streams(rows))
-        if not self.rows or not due or streams or not isinstance(weighter, Component):
+        if not self.rows or not due or streams or not isinstance(weighter, Component) or not type(weighter).explains():
             return
         asked = self._weighed(line)
         if not len(asked):
@@ -120,7 +121,8 @@ class Explanations:
         started, parts = time.perf_counter(), []
         what = "filter" if decision.verb == "filter" else "selector"
         who = f"{what} '{decision.name}', explaining its choice at update {update} (step {segment.start})"
-        there = [(placed, chosen) for placed in decision.placed if (chosen := placed.answered(update)) is not None]
+        able = [placed for placed in decision.placed if placed.explains]
+        there = [(placed, chosen) for placed in able if (chosen := placed.answered(update)) is not None]
         for number, (placed, chosen) in enumerate(there):
             count = max(1, self.rows // len(there) + (number < self.rows % len(there)))
             asked = extremes(chosen, count) if rows is None else placed.own(rows)
@@ -158,9 +160,10 @@ class Explanations:
         """Returns the rows to ask a weighter about: (S,), none where samples are no rows. Collective."""
         extreme = [int(row) for row, _ in [*line.get("most", ()), *line.get("least", ())]]
         batches = self._trainer.batch_rows
-        if any(batches.flattened) or any(rows is None for rows in batches.of_step):
-            return np.empty(0, dtype=np.int64)
         last = [rows for rows in batches.of_step if rows is not None]
+        documents = any(batches.flattened) or not isinstance(self._trainer.training_objective.context.samples, Rows)
+        if documents or not last or len(last) < len(batches.of_step):
+            return np.empty(0, dtype=np.int64)
         found = extreme or np.concatenate(gathered(last, self._trainer.accelerator)).tolist()
         return np.array(list(dict.fromkeys(found))[: self.rows], dtype=np.int64)
 

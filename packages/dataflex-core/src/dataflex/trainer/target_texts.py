@@ -35,8 +35,11 @@ class TargetTexts:
         self._open = False
 
     def begin(self) -> None:
-        """Forgets which rows are written: the file is looked at again when the next ones come."""
+        """Forgets which rows are written, and deletes the file of another run. Called on rank 0, when one begins."""
         self._known, self._open = set(), False
+        lines = _read(self._path)
+        if lines and "run" in lines[0] and lines[0]["run"] != self._trainer.run_id:
+            self._path.unlink()
 
     def add(self, targets: Mapping[tuple[str, int], Sequence[int]]) -> None:
         """Writes the target rows that are not there yet.

@@ -7,7 +7,7 @@ that made them, in at most :data:`NUMBERS` numbers of all sets together:
 
     whole      where max(M, 64) * D fit: terms are exact
     sketched   else, to K = NUMBERS / M numbers, from 2,048 to 65,536 (see sketch.py). A cosine c is then estimated
-               without bias, with a standard deviation of at most sqrt((1 + c^2) / K): 0.02 to 0.004
+               without bias, with a standard deviation of about sqrt((1 + c^2) / K): 0.02 to 0.004
     as scored  where the run sketches gradients itself (``proj_dim``): these are what its scores are made of
 
 Letters: M target rows, J sets, D trainable numbers, K numbers kept of each, S rows to be explained, B rows of a batch.
