@@ -64,7 +64,7 @@ def train(train_type: str, accumulation: int, folder: Path) -> dict[str, str]:
 def digest(trainer: Any, folder: Path) -> dict[str, str]:
     """Returns a hash of each thing that a killed and resumed run must end with."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    trace = [{key: value for key, value in line.items() if key != "seconds"} for line in read_trace(folder)]
+    trace = [{key: value for key, value in line.items() if "seconds" not in key} for line in read_trace(folder)]
     selections = sorted((folder / "dataflex_selections").glob("step_*.npz"))
     return {
         "weights": _hash(trainer.model.state_dict()),

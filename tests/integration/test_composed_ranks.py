@@ -92,7 +92,7 @@ def assert_alike(mine: Any, theirs: Any, where: str = "") -> None:
     """
     if isinstance(theirs, dict):
         assert mine.keys() == theirs.keys(), where
-        for key in theirs.keys() - {"seconds", "histogram"}:
+        for key in theirs.keys() - {"seconds", "explain_seconds", "histogram"}:
             ends = key in ("most", "least")
             found, expected = ([value for _, value in line[key]] if ends else line[key] for line in (mine, theirs))
             assert_alike(found, expected, f"{where} {key}")

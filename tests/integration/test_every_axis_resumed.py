@@ -88,7 +88,7 @@ def trained(parts, folder, resumed=None):
 
 def left(folder):
     """Returns what must be equal of two records."""
-    lines = [{key: value for key, value in line.items() if key != "seconds"} for line in read_trace(folder)]
+    lines = [{key: value for key, value in line.items() if "seconds" not in key} for line in read_trace(folder)]
     arrays = {
         f"{file.name} {name}": array.tobytes()
         for file in sorted((folder / "dataflex_selections").iterdir())

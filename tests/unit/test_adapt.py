@@ -86,7 +86,7 @@ def test_the_target_is_embedded_every_refresh_steps_after_the_warm_up_and_once_p
         return plain(model, rows, **kwargs)
 
     monkeypatch.setattr(adapt, "hidden_state_embeddings", counted)
-    keys = {"warmup_step": 2}
+    keys = {"warmup_step": 2, "explain_rows": 0}
     trainer = build(tmp_path, {"refresh": 3}, keys, max_steps=9, gradient_accumulation_steps=2)
     trainer.train()
     assert calls == [(2, 5, 5), (5, 5, 5), (8, 5, 5)]
@@ -101,7 +101,8 @@ def test_anchors_are_drawn_from_all_sets(tmp_path, monkeypatch):
 
     monkeypatch.setattr(adapt, "hidden_state_embeddings", counted)
     other = TokenRows(40, lengths=6, seed=3)
-    trainer = build(tmp_path, {"anchors": 12, "refresh": 1}, target={"a": TARGET, "b": other}, max_steps=2)
+    keys = {"explain_rows": 0}
+    trainer = build(tmp_path, {"anchors": 12, "refresh": 1}, keys, target={"a": TARGET, "b": other}, max_steps=2)
     trainer.train()
     first, second = ([indices for rows, indices in calls if rows is other][step] for step in (0, 1))
     assert sum(len(indices) for _, indices in calls) == 24

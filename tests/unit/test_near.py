@@ -47,21 +47,23 @@ def test_rows_come_rank_by_rank_and_query_by_query_each_once(queries, size, seed
     distances = np.random.default_rng(seed).integers(0, 9, (queries, size)).astype(float)
     before, near._CELLS = near._CELLS, cells
     try:
-        rows, found = nearest_in_turn(lookup(distances), queries, size, count)
+        rows, found, takers_of = nearest_in_turn(lookup(distances), queries, size, count)
     finally:
         near._CELLS = before
     ids = np.argsort(distances, axis=1, kind="stable")
     assert rows.tolist() == by_hand(ids, count)
+    taken = dict(zip(rows, takers_of, strict=True))
     for row, distance in zip(rows, found, strict=True):
         ranks = np.flatnonzero((ids == row).any(axis=0))
         takers = np.flatnonzero(ids[:, ranks[0]] == row)
         assert distance == distances[takers[0], row]
+        assert taken[row] == takers[0]
 
 
 def test_as_many_neighbours_are_looked_up_as_it_takes():
     asked = []
     distances = np.tile(np.arange(40.0), (10, 1))  # all queries have the same neighbours
-    rows, _ = nearest_in_turn(lookup(distances, asked), 10, 40, 30)
+    rows, *_ = nearest_in_turn(lookup(distances, asked), 10, 40, 30)
     assert rows.tolist() == list(range(30))
     assert sorted(set(asked)) == [6, 12, 24, 40]
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.cost import Ahead, Cost, Work
+from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import at_least, count, count_or_null, flag, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring.trial import try_gradients
@@ -123,6 +124,7 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
         self.budget, self.exploration, self.resample = budget, float(exploration), resample
         self.width, self.mode, self.temperature = float(width), mode, float(temperature)
         self._running = RunningScores(len(self.targets), float(decay))
+        self._gradients: GradientScores | None = None  # of this update, until it is explained
         self._clustering: Clustering | None = None
 
     @classmethod
@@ -167,6 +169,18 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
             chosen = pick(best_E[:, None], num_samples, self.mode, self.temperature, generator, rows)
         return Selection(rows[chosen], best_E[chosen], candidates=(rows, best_E))
 
+    def explain(
+        self, model: torch.nn.Module, rows_S: NDArray[np.int64], step_id: int, **kwargs: Any
+    ) -> Explanation | None:
+        """Returns which target rows' gradients agree with the steps of some rows. See the base class.
+
+        The terms are cos(grad l(z'), step(z)) / M of this update, in the set with the row's highest average. The
+        terms of a row that is no representative are computed for the row itself, so their sum is not its smoothed
+        score.
+        """
+        scored, self._gradients = self._gradients, None
+        return None if scored is None else scored.explained(model, rows_S, self._running)
+
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row, most of them smoothed: (N,), NaN without a label. See the base class."""
         scores_N = np.full(len(self.dataset), np.nan)
@@ -193,7 +207,8 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
         order_E = clustering.order
         if self.resample:
             order_E = self.generator(f"{context.update}, representatives").permutation(len(rows))
-        with GradientScores(self, self.settings, self.targets, context).scoring(model) as score:
+        self._gradients = GradientScores(self, self.settings, self.targets, context)
+        with self._gradients.scoring(model) as score:
             scored, scores = self._scored(clustering.nearest[:, 0], order_E, score)
         assert clustering.vectors is not None
         found_EJ = smoothed(clustering.vectors, clustering.nearest, scored, scores, self.width)

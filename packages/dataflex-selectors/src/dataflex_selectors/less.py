@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.cost import Ahead, Cost
+from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import read_target
@@ -97,6 +98,7 @@ class LessSelector(ComparesSteps):
         self.mode, self.temperature = mode, float(temperature)
         self.candidates = candidates
         self._running = RunningScores(len(self.targets), float(decay))
+        self._scored: GradientScores | None = None  # at this update, until it is explained
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
@@ -124,6 +126,16 @@ class LessSelector(ComparesSteps):
         best_P = scores_NJ.max(axis=1)
         return Selection(pool[chosen], best_P[chosen], candidates=(pool, best_P))
 
+    def explain(
+        self, model: torch.nn.Module, rows_S: NDArray[np.int64], step_id: int, **kwargs: Any
+    ) -> Explanation | None:
+        """Returns which target rows' gradients agree with the steps of some rows. See the base class.
+
+        The terms are cos(grad l(z'), step(z)) / M of this update, in the set with the row's highest average.
+        """
+        scored, self._scored = self._scored, None
+        return None if scored is None else scored.explained(model, rows_S, self._running)
+
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row: (N,), NaN without a label. See the base class."""
         pool = np.arange(len(self.dataset), dtype=np.int64)
@@ -139,5 +151,6 @@ class LessSelector(ComparesSteps):
 
     def _averages(self, model: torch.nn.Module, context: UpdateContext, pool: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores ``pool`` and returns the averages over the updates, by rate and age: (P, J) in [-1, 1]."""
-        found_PJ = GradientScores(self, self.settings, self.targets, context).scores(model, pool)
+        self._scored = GradientScores(self, self.settings, self.targets, context)
+        found_PJ = self._scored.scores(model, pool)
         return self._running.add(pool, list(range(len(self.targets))), found_PJ, context.learning_rate)

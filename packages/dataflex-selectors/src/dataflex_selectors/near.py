@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.context import UpdateContext
 from dataflex.core.cost import Ahead, Cost, Work
+from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
@@ -42,8 +43,10 @@ _NEVER = np.iinfo(np.int64).max  # the turn of a row that is no neighbour of any
 
 def nearest_in_turn(
     search: Search, queries: int, size: int, count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Returns ``count`` different rows, all first neighbours first, and the distance to the query that took each.
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Returns ``count`` different rows, all first neighbours first, and the distance and number of each one's query.
+
+    A row's query is the one that took it.
 
     Memory is that of the rows, not of the rows times the queries.
 
@@ -58,7 +61,7 @@ def nearest_in_turn(
         turn_N, distance_N = _turns(search, queries, size, min(k, size))
         if np.count_nonzero(turn_N < _NEVER) >= count:  # always reached: with k = size each query has all rows
             rows = first_places(count, turn_N)
-            return rows, distance_N[rows]
+            return rows, distance_N[rows], turn_N[rows] % queries
         k *= 2
 
 
@@ -144,6 +147,8 @@ class NearSelector(ToTarget):
         self.exclude_seen = exclude_seen
         self._ahead: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the next rows
         self._similar: NDArray[np.float32] = np.empty(0, dtype=np.float32)  # their cosines with the query
+        self._taker: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the query that took each of them; -1: not known
+        self._given: dict[int, int] = {}  # rows given last -> that query
         self._seen: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # rows not to be given again
         self._ranked_at = -1  # the update at which the rows ahead were ranked
 
@@ -174,10 +179,23 @@ class NearSelector(ToTarget):
             self._rank(model, step_id, num_samples, context)
         rows, scores = self._ahead[:num_samples], self._similar[:num_samples]
         ranked = self._ahead, self._similar
+        self._given = dict(zip(rows.tolist(), self._taker.tolist(), strict=False)) if context.explains else {}
         if self.exclude_seen:
             self._ahead, self._similar = self._ahead[num_samples:], self._similar[num_samples:]
+            self._taker = self._taker[num_samples:]
             self._seen = np.concatenate([self._seen, rows])
         return Selection(rows, scores, candidates=ranked)
+
+    def explain(self, model: torch.nn.Module, rows_S: NDArray[np.int64], step_id: int, **kwargs: Any) -> Explanation:
+        """Returns the query that took each row, and the queries nearest to it after that one. See the base class.
+
+        A share is the query's cosine over that of the query that took the row, which has 1; of a row that none took,
+        over that of the nearest. Cosines are those of the embeddings as they are now.
+        """
+        context: UpdateContext = kwargs["context"]
+        taker_S = [self._given.get(row, -1) for row in rows_S.tolist()]
+        self._given = {}
+        return self.explained_by_cosine(model, step_id, rows_S, taker_S, self.generator(f"{context.update}, explained"))
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns every row's cosine with the query nearest to it: (N,), NaN without a label. See the base class."""
@@ -200,8 +218,7 @@ class NearSelector(ToTarget):
         if len(left) < count:  # the last of this round, then the first of the next one
             self._seen = np.empty(0, dtype=np.int64)
             ahead.append(rank(left, count - len(left)))
-        self._ahead = np.concatenate([rows for rows, _ in ahead])
-        self._similar = np.concatenate([similar for _, similar in ahead])
+        self._ahead, self._similar, self._taker = (np.concatenate(parts) for parts in zip(*ahead, strict=True))
         self._ranked_at = context.update
 
     def _worth_ranking(self, count: int, left: int, context: UpdateContext) -> int:
@@ -219,10 +236,10 @@ class NearSelector(ToTarget):
         rows: NDArray[np.int64],
         without: NDArray[np.int64],
         count: int,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Returns the first ``count`` of the rows in turn that are not among ``without``, and their cosines."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+        """Returns the first ``count`` of the rows in turn that are not among ``without``, their cosines and queries."""
         if not count:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
         if self.embedder.moves:  # the order changes anyway: embed only rows that can be taken
             rows, without = rows[~np.isin(rows, without)], without[:0]
         pool_ND = self.embedded(model, step_id, rows)
@@ -230,20 +247,22 @@ class NearSelector(ToTarget):
         def search(first: int, last: int, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
             return nearest(queries_MD[first:last], pool_ND, k, backend=self.backend, device=self.device)
 
-        places, distances = self.on_rank_0(
+        places, distances, takers = self.on_rank_0(
             lambda: nearest_in_turn(search, len(queries_MD), len(rows), count + len(without))
         )
         kept = ~np.isin(rows[places], without)
         cosines = 1 - distances[kept] ** 2 / 2  # |x - y|^2 = 2 - 2 cos for vectors of length 1
-        return rows[places[kept]][:count], cosines[:count].astype(np.float32)
+        return rows[places[kept]][:count], cosines[:count].astype(np.float32), takers[kept][:count]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows ahead, those already given and when they were ranked."""
-        return {"ahead": self._ahead, "similar": self._similar, "seen": self._seen, "ranked_at": self._ranked_at}
+        ahead = {"ahead": self._ahead, "similar": self._similar, "taker": self._taker}
+        return ahead | {"seen": self._seen, "ranked_at": self._ranked_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned; that of an earlier version did not know the queries."""
         self._ahead = np.asarray(state["ahead"], dtype=np.int64)
         self._similar = np.asarray(state["similar"], dtype=np.float32)
+        self._taker = np.asarray(state.get("taker", np.full(len(self._ahead), -1)), dtype=np.int64)
         self._seen = np.asarray(state["seen"], dtype=np.int64)
         self._ranked_at = int(state["ranked_at"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.cost import Ahead, Cost, Work
+from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import at_least, between, count, flag, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.train.selector.base_selector import Selection
@@ -26,7 +27,7 @@ from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.neighbours import backend_problem, nearest
 from dataflex_selectors.parts.to_target import ToTarget
-from dataflex_selectors.parts.transport import capped, densities, transported
+from dataflex_selectors.parts.transport import Givers, capped, densities, largest_givers, transported
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,7 @@ class TsdsSelector(ToTarget):
         self.replacement = replacement
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # with a probability above 0
         self._p: NDArray[np.float64] = np.empty(0)  # their probabilities
+        self._givers: Givers | None = None  # the queries that gave each of them most; None where nobody asks
         self._computed_at = -1  # the update of the embeddings that they come from
 
     @classmethod
@@ -105,7 +107,7 @@ class TsdsSelector(ToTarget):
         """
         update = kwargs["context"].update
         if self.is_due(self._computed_at, update):
-            self._rows, self._p = self._distribution(model, step_id)
+            self._rows, self._p, self._givers = self._distribution(model, step_id, kwargs["context"].explains)
             self._computed_at = update
         require_enough(
             1 if self.replacement else num_samples,
@@ -117,25 +119,48 @@ class TsdsSelector(ToTarget):
         places = draw(logarithms(self._p), num_samples, self.replacement, self.generator(update))
         return Selection(self._rows[places], self._p[places], candidates=(self._rows, self._p))
 
+    def explain(
+        self, model: torch.nn.Module, rows_S: NDArray[np.int64], step_id: int, **kwargs: Any
+    ) -> Explanation | None:
+        """Returns the rows of the target that gave most of each row's mass. See the base class.
+
+        The terms are the masses that the optimal transport moves to the row; they sum to its probability. A row that
+        got none has a score of 0 and no target rows.
+        """
+        if self._givers is None:  # resumed from a checkpoint of a run that did not explain
+            return None
+        scores_S = np.zeros(len(rows_S))
+        places_SX: list[list[tuple[int, float]]] = []
+        for number, row in enumerate(rows_S):
+            place = int(np.searchsorted(self._rows, row))
+            if place == len(self._rows) or self._rows[place] != row:
+                places_SX.append([])
+                continue
+            scores_S[number] = self._p[place]
+            places_SX.append(self._givers.of(place))
+        return self.explained_by_place(places_SX, scores_S)
+
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the probability of every row: (N,), NaN without a label. See the base class."""
-        rows, p = self._distribution(model, step_id)
+        rows, p, _ = self._distribution(model, step_id, explains=False)
         scores_N = np.full(len(self.dataset), np.nan)
         scores_N[self.eligible()] = 0
         scores_N[rows] = p
         return scores_N
 
-    def _distribution(self, model: torch.nn.Module, step_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the rows with a probability above 0, in row order, and their probabilities, which sum to 1."""
+    def _distribution(
+        self, model: torch.nn.Module, step_id: int, explains: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], Givers | None]:
+        """Returns the rows with a probability above 0, in row order, their probabilities, which sum to 1, and why."""
         eligible = self.eligible()
         require_enough(1, len(eligible), len(self.dataset))
         queries_MD = self.embedded_target(model, step_id)
         pool_ND = self.embedded(model, step_id, eligible)
-        return self.on_rank_0(lambda: self._over(queries_MD, pool_ND, eligible))
+        return self.on_rank_0(lambda: self._over(queries_MD, pool_ND, eligible, explains))
 
     def _over(
-        self, queries_MD: NDArray[np.float32], pool_ND: NDArray[np.float32], eligible: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        self, queries_MD: NDArray[np.float32], pool_ND: NDArray[np.float32], eligible: NDArray[np.int64], explains: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], Givers | None]:
         """As :meth:`_distribution`, from the vectors."""
         distances_MK, ids_MK = self._nearest(queries_MD, pool_ND, capped(self.neighbours, len(pool_ND)))
         union_U, member_MK = np.unique(ids_MK, return_inverse=True)
@@ -148,9 +173,10 @@ class TsdsSelector(ToTarget):
             self.sigma,
         )
         mass_MK = transported(distances_MK, rho_U[member_MK], self.alpha, self.scale)
-        p_U = np.bincount(member_MK.ravel(), mass_MK.ravel(), len(union_U))
+        p_U = np.asarray(np.bincount(member_MK.ravel(), mass_MK.ravel(), len(union_U)), dtype=np.float64)
         given = p_U > 0
-        return eligible[union_U[given]], p_U[given] / p_U.sum()
+        givers = largest_givers(mass_MK, member_MK, p_U).at(given) if explains else None
+        return eligible[union_U[given]], p_U[given] / p_U.sum(), givers
 
     def _nearest(
         self, queries_QD: NDArray[np.float32], pool_ND: NDArray[np.float32], k: int
@@ -158,11 +184,13 @@ class TsdsSelector(ToTarget):
         return nearest(queries_QD, pool_ND, k, backend=self.backend, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the distribution and when it was computed."""
-        return {"rows": self._rows, "p": self._p, "computed_at": self._computed_at}
+        """Returns the distribution and when it was computed, and where rows are explained, why."""
+        givers = None if self._givers is None else [self._givers.queries, self._givers.shares]
+        return {"rows": self._rows, "p": self._p, "computed_at": self._computed_at, "givers": givers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self._rows = np.asarray(state["rows"], dtype=np.int64)
         self._p = np.asarray(state["p"], dtype=np.float64)
         self._computed_at = int(state["computed_at"])
+        self._givers = None if state.get("givers") is None else Givers(*map(np.asarray, state["givers"]))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dataflex.core.cost import Ahead, Cost, Work
+from dataflex.core.explain import MOST_TARGETS, Explanation
 from dataflex.core.parameter_checks import count, count_or_null, flag, positive, require
 from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.core.registry import register_weighter
@@ -31,6 +32,7 @@ from dataflex.scoring import hidden_state_embeddings, read_target
 from dataflex.scoring.embeddings import pool
 from numpy.typing import NDArray
 
+from dataflex_weighters.parts.anchors import Anchors, explained_weights
 from dataflex_weighters.parts.caught_states import CatchesHiddenStates
 from dataflex_weighters.parts.compared_samples import compared, rows_with_labels, with_mean_one
 
@@ -81,7 +83,7 @@ class AdaptWeighter(CatchesHiddenStates):
     ) -> None:
         super().__init__()
         target = read_target(eval_dataset, "weighter", every=False)
-        self.targets = [rows for rows in target.sets.values() if len(rows)]
+        self.targets = {name: rows for name, rows in target.sets.items() if len(rows)}
         require(
             "adapt weighter",
             target.problem,
@@ -94,6 +96,7 @@ class AdaptWeighter(CatchesHiddenStates):
         self.temperature, self.refresh = float(temperature), refresh
         self.anchors, self.normalise = anchors, normalise
         self._target_H: torch.Tensor | None = None
+        self._anchors: list[Anchors] = []  # of the last refresh, for explaining; on rank 0, and not in checkpoints
         self._refreshed = -1  # the step of the last refresh
 
     @classmethod
@@ -125,6 +128,36 @@ class AdaptWeighter(CatchesHiddenStates):
             weights = with_mean_one(everyone, counted)[own]
         return (weights * losses).mean()
 
+    def explain(
+        self, model: torch.nn.Module, rows_S: NDArray[np.int64], step_id: int, **kwargs: Any
+    ) -> Explanation | None:
+        """Returns which rows of the target some rows' hidden states are most like. See the base class.
+
+        The terms are cos(phi(x), phi(v)) / |V|, with phi(v) of the last refresh; they sum to s(x). The weight is that
+        of s(x) with the model in eval mode as it is now, before ``normalise``.
+        """
+        ctx = kwargs["context"]
+        if self._target_H is None:
+            return None  # no step has been weighed yet
+        if not from_rank_0(ctx.accelerator, lambda: bool(self._anchors)):  # resumed since the last refresh
+            self._embedded(ctx, self._refreshed)
+        phi_SH = hidden_state_embeddings(
+            model,
+            kwargs["dataset"],
+            collator=self.data_collator,
+            accelerator=ctx.accelerator,
+            indices=rows_S,
+            pooling="weighted",
+            desc=f"{self.name}: explaining rows at step {step_id}",
+            progress=False,
+            everywhere=False,
+        )
+        target_H = self._target_H.cpu().numpy().astype(np.float64)
+        found: Explanation = from_rank_0(
+            ctx.accelerator, lambda: explained_weights(self._anchors, phi_SH, target_H, self.temperature)
+        )
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the embedded target, so that a resumed run goes on with it until the next refresh."""
         return {"target": None if self._target_H is None else self._target_H.cpu(), "refreshed": self._refreshed}
@@ -135,12 +168,13 @@ class AdaptWeighter(CatchesHiddenStates):
 
     def _embedded(self, ctx: StepContext, step: int) -> NDArray[np.float32]:
         """Returns u: (H,) the mean embedding of the target, the same on every rank."""
-        sizes = [len(rows) for rows in self.targets]
+        sizes = [len(rows) for rows in self.targets.values()]
         chosen = np.arange(sum(sizes))
         if self.anchors is not None and self.anchors < len(chosen):
             chosen = np.sort(self.generator(step).choice(chosen, self.anchors, replace=False))
         total, start = np.zeros(0, dtype=np.float64), 0
-        for rows, size in zip(self.targets, sizes, strict=True):
+        kept, most = list[Anchors](), max(1, MOST_TARGETS // len(self.targets))
+        for (name, rows), size in zip(self.targets.items(), sizes, strict=True):
             indices = chosen[(chosen >= start) & (chosen < start + size)] - start
             start += size
             if not len(indices):
@@ -156,6 +190,10 @@ class AdaptWeighter(CatchesHiddenStates):
                 everywhere=False,  # their sum is all that is needed
             )
             total = phi.sum(axis=0, dtype=np.float64) + (total if len(total) else 0)
+            if len(phi) and ctx.arguments.explain_rows:  # on rank 0
+                some = np.linspace(0, len(phi) - 1, min(most, len(phi))).astype(np.int64)
+                kept.append(Anchors(name, rows, indices[some], phi[some], len(chosen)))
+        self._anchors = kept
         mean_H: NDArray[np.float32] = (total / len(chosen)).astype(np.float32)
         return mean_H if ctx.accelerator is None else from_rank_0(ctx.accelerator, lambda: mean_H)
 

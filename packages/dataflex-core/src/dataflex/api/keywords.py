@@ -42,6 +42,7 @@ class Keywords(TypedDict, total=False):
     init_mixture_proportions: Sequence[float] | None
     weight_objective: str
     weight_logits: str
+    explain_rows: int
     plugins: str | Path | Sequence[str | Path]
 
 

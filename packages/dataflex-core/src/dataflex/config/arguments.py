@@ -63,6 +63,9 @@ class DataflexArguments:
         "dynamic_weight only: how token losses are made: full (from the logits) | chunked (without holding them) | "
         "auto (chunked from a vocabulary of 65,536 on, and with enable_liger_kernel)",
     )
+    explain_rows: int = _key(
+        16, "rows of an update whose scores are explained by target rows, in dataflex_why.jsonl; 0 for none"
+    )
     plugins: tuple[str, ...] = _key((), "Python files with @register_* classes, relative to the YAML's folder")
 
     @property

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from dataflex.core.context import RunAhead
     from dataflex.core.cost import Ahead, Cost
+    from dataflex.core.explain import Explanation
 
 
 def seeded(*key: object) -> int:
@@ -121,6 +122,29 @@ class Component:
         Raises:
             DataflexError: With what was found, what is needed and the way out.
         """
+
+    def explain(self, model: torch.nn.Module, rows_S: np.ndarray, step_id: int, **kwargs: Any) -> Explanation | None:
+        """Returns which target rows pulled the scores of some rows; None: it does not say. Optional.
+
+        For the record of the run (``dataflex_why.jsonl``), of selectors and weighters. Called on every rank with the
+        same arguments, every rank returns the same, and it may be collective. A selector is asked right after it has
+        decided, before the next step; a weighter between two steps, when its weights are logged. The model is in eval
+        mode, and random numbers from the global generators are put back. It must not change what the component
+        remembers: the run must be the same without it, so it draws from :meth:`generator` under a name of its own.
+
+        Args:
+            model: The model being trained, as an update gets it.
+            rows_S: (S,) different row numbers of the component's dataset, of a weighter of the train dataset.
+            step_id: Global optimizer steps done.
+            **kwargs: ``context``: the :class:`~dataflex.core.context.UpdateContext` that the selector decided with, or
+                the weighter's :class:`~dataflex.interfaces.weighter.StepContext`. A weighter gets ``dataset`` too.
+        """
+        return None
+
+    @classmethod
+    def explains(cls) -> bool:
+        """Returns whether the class has an :meth:`explain` of its own."""
+        return cls.explain is not Component.explain
 
     def generator(self, update: object) -> np.random.Generator:
         """Returns a generator that is a function of (seed, component, update), the same on every rank.

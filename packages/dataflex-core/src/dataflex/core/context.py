@@ -101,6 +101,8 @@ class UpdateContext:
         optimizer: The training optimizer, for its moments. A component must not change it.
         scores: Scores of rows that the run's components share; None where the run has none to share.
         device_batch: Rows that a rank puts through the model at once in training; they are padded to one length.
+        explains: Whether a selector is asked to explain itself after it has decided, so that it may keep what that
+            takes; see :meth:`~dataflex.core.component.Component.explain`.
     """
 
     update: int
@@ -111,3 +113,4 @@ class UpdateContext:
     optimizer: torch.optim.Optimizer | None
     scores: RowScores | None = None
     device_batch: int = 1
+    explains: bool = False

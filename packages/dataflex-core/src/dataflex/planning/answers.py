@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.core.errors import ComponentError
+from dataflex.core.explain import MOST_PULLS, Explanation
 
 _PIECE = 1 << 20  # positions looked at once: an index of another width than NumPy's own is copied first
 
@@ -206,3 +208,63 @@ def checked_weights(weights: Any, *, count: int, declared: bool, who: str) -> ND
             f"{bad[0]}; expected finite ones of 0 or more"
         )
     return values
+
+
+def checked_explanation(answer: Any, *, count: int, who: str) -> Explanation | None:
+    """Returns the answer of a component that explains itself, its scores as (count,) float64; None: it does not.
+
+    Args:
+        answer: What ``explain`` returned.
+        count: Rows that were to be explained.
+        who: The component, the update and the step, for the message.
+
+    Raises:
+        ComponentError: Another thing, of another number of rows, a share or a score that is not finite, or a target row
+            without its tokens.
+    """
+    if answer is None:
+        return None
+    if not isinstance(answer, Explanation):
+        raise ComponentError(
+            f"{who} explained itself by {type(answer).__name__}; expected an Explanation of dataflex.core.explain, "
+            "or None"
+        )
+    scores = np.asarray(answer.scores, dtype=np.float64)
+    if len(answer.pulls) != count or scores.shape != (count,):
+        raise ComponentError(
+            f"{who} explained {len(answer.pulls)} rows, with scores of shape {scores.shape}; expected {count} of each"
+        )
+    if np.isinf(scores).any():
+        raise ComponentError(f"{who} explained an infinite score; expected finite ones, or NaN for none")
+    for row, pulls in enumerate(answer.pulls):
+        if len(pulls) > MOST_PULLS:
+            raise ComponentError(f"{who} named {len(pulls)} target rows for row {row}; expected at most {MOST_PULLS}")
+        for pull in pulls:
+            if not np.isfinite(pull.share):
+                raise ComponentError(
+                    f"{who} gave row {pull.target} of the set '{pull.set}' a share of {pull.share}; expected a finite "
+                    "number -> leave a row without target rows where its score cannot be divided"
+                )
+            if (pull.set, pull.target) not in answer.targets:
+                raise ComponentError(
+                    f"{who} named row {pull.target} of the set '{pull.set}', which is not among its targets -> put its "
+                    "token ids into Explanation.targets"
+                )
+    return replace(answer, scores=scores)
+
+
+def checked_sets(explanation: Explanation, *, known: Collection[str], who: str) -> None:
+    """Refuses target rows of sets that the run does not have.
+
+    Args:
+        explanation: What a component answered.
+        known: The evaluation sets.
+        who: The component, the update and the step, for the message.
+
+    Raises:
+        ComponentError: It names another one.
+    """
+    unknown = sorted({name for name, _ in explanation.targets} - set(known))
+    if unknown:
+        allowed = ", ".join(sorted(known)) or "none, as the run has no evaluation set"
+        raise ComponentError(f"{who} named target rows of the set '{unknown[0]}'; the evaluation sets are: {allowed}")

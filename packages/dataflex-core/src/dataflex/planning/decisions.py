@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.planning.selecting import Candidates, Chosen
+from dataflex.planning.selecting import Candidates, Chosen, PlacedSelector
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Decision:
         news: What the log line says.
         scores: Scores to be summarised.
         candidates: The scores of all rows that it chose from; None where it gave none.
+        placed: The selectors that decided, where it filters or selects; one for each source of a mixture.
         left_out: How many numbers that are not finite the component has left out so far.
     """
 
@@ -37,6 +38,7 @@ class Decision:
     details: Mapping[str, Any] = field(default_factory=dict)
     news: str = ""
     scores: NDArray[np.float64] | None = None
+    placed: Sequence[PlacedSelector] = ()
     left_out: int = 0
     candidates: Candidates | None = None
 

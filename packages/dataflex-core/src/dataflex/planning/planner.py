@@ -94,7 +94,7 @@ class Planner:
             rows = np.sort(kept.rows)
             self._agree(decision_hash(rows), who)
             self._decided(
-                "filter", part, placed.component, started, len(rows), decided=rows, scores=kept.scores,
+                "filter", part, placed.component, started, len(rows), decided=rows, scores=kept.scores, placed=[placed],
                 details={"keep": part.keep, "of": size}, news=f"kept {len(rows)} of {size} rows",
                 candidates=candidates_of([placed]),
             )  # fmt: skip
@@ -163,7 +163,8 @@ class Planner:
             size = sum(placed.size for placed in stages.selectors)
             self._decided(
                 "select", part, [placed.component for placed in stages.selectors], started, len(chosen.rows),
-                decided=chosen.rows, scores=chosen.scores, news=f"chose {len(chosen.rows)} of {size} rows",
+                decided=chosen.rows, scores=chosen.scores, placed=stages.selectors,
+                news=f"chose {len(chosen.rows)} of {size} rows",
                 candidates=candidates_of(stages.selectors),
             )  # fmt: skip
         return found

@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.core.component import Component
 from dataflex.core.context import UpdateContext
 from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ComponentError
+from dataflex.core.explain import Explanation
 from dataflex.core.permutation import RowOrder
 from dataflex.interfaces.selector import Selection, Selector
-from dataflex.planning.answers import checked_candidates, checked_rows, checked_scores, checked_weights
+from dataflex.planning.answers import (
+    checked_candidates,
+    checked_explanation,
+    checked_rows,
+    checked_scores,
+    checked_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class PlacedSelector:
         self._rows: NDArray[np.int64] | None = None
         self._version = 0
         self._standing: Chosen | None = None
+        self._answered: tuple[UpdateContext, Chosen] | None = None  # what the selector itself chose last, and when
         self._again = self._warmed = 0  # rows that stand and have come again; rows of the present warm-up
         self._candidates: tuple[NDArray[np.int64] | None, NDArray[np.float64]] | None = None  # until they are taken
         self.component: Any = make(None)
@@ -158,6 +167,35 @@ class PlacedSelector:
         chosen = parts[0] if len(parts) == 1 else joined(parts)
         self._standing, self._again, self._warmed = chosen if self._stands else None, 0, 0
         return chosen
+
+    def answered(self, update: int) -> Chosen | None:
+        """Returns what the selector itself chose at an update; None where it was not asked."""
+        return None if self._answered is None or self._answered[0].update != update else self._answered[1]
+
+    @property
+    def explains(self) -> bool:
+        """Whether the selector may say why rows have their scores."""
+        return isinstance(self.component, Component) and type(self.component).explains()
+
+    def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns those of some rows of the train dataset that the selector chooses from."""
+        return rows[self._global(self._local(rows).clip(0, self.size - 1)) == rows] if self.size else rows[:0]
+
+    def explain(self, model: Any, rows: NDArray[np.int64], who: str) -> Explanation | None:
+        """Returns why rows have their scores; None where the selector does not say. Called on every rank.
+
+        Args:
+            model: The model being trained.
+            rows: (S,) different rows of the train dataset, of those that the selector chooses from.
+            who: The selector, the update and the step.
+
+        Raises:
+            ComponentError: The answer is none.
+        """
+        assert self._answered is not None, "what did not choose is not asked why"
+        context = self._answered[0]
+        answer = self.component.explain(model, self._local(rows), context.step, context=context)
+        return checked_explanation(answer, count=len(rows), who=who)
 
     def stand(self, count: int) -> Chosen:
         """Returns rows of those which were chosen last: each once, in another order, before any comes again."""
@@ -238,12 +276,17 @@ class PlacedSelector:
         scores = checked_scores(found.scores, count=count, who=who)
         self._candidates = checked_candidates(found.candidates, size=self.size, who=who)
         weights = checked_weights(found.weights, count=count, declared=type(selector).weighs, who=who)
-        return Chosen(self._global(local), scores, weights)
+        chosen = Chosen(self._global(local), scores, weights)
+        self._answered = context, chosen
+        return chosen
 
     def _all(self, context: UpdateContext, number: int) -> Chosen:
         """Returns every row of the place once, in an order of their own."""
         order = RowOrder(self.size, *self._key, "whole", context.update, number)
         return Chosen(self._global(order.take(0, self.size)))
+
+    def _local(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows - self._first if self._rows is None else np.searchsorted(self._rows, rows).astype(np.int64)
 
     def _global(self, local: NDArray[np.int64]) -> NDArray[np.int64]:
         return local + self._first if self._rows is None else self._rows[local]

@@ -73,7 +73,7 @@ MAY_DIFFER = frozenset({
     "dataloader_in_order",  # refused where it is not as it ever was
     "use_reentrant_gc", "use_unsloth_gc", "torch_compile", "torch_compile_backend", "torch_compile_mode",
     "torch_empty_cache_steps", "low_cpu_mem_usage", "offload_folder", "master_addr", "master_port", "ray_init_kwargs",
-    "ray_num_workers", "weight_logits", "plugins", "components_cfg_file",
+    "ray_num_workers", "weight_logits", "plugins", "components_cfg_file", "explain_rows",
     # where the data lie: that they are the same is known by their digest
     "dataset_dir", "media_dir", "cache_dir", "tokenized_path", "overwrite_cache", "data_shared_file_system",
 })  # fmt: skip

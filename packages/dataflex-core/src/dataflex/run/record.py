@@ -93,18 +93,24 @@ class RunRecord:
         rewrite(self.folder / TRACE, lines)
 
     def take_back(self, kind: str, step: int | None) -> None:
-        """Takes lines of a kind out of the trace from a step on: they are written again. None: there are no such.
+        """Takes lines of a kind out of the trace, and out of the explanations, from a step on: they are written again.
 
         Args:
             kind: Their ``kind``.
-            step: The first step of those that go.
+            step: The first step of those that go; None where there are no such.
         """
         if not self._writes or step is None:
             return
+        keep(self.folder / WHY, lambda _, line: line.get("kind") != kind or _before(line, step))
         lines, _ = _lines(self.folder / TRACE)
         kept = [line for line in lines if line.get("kind") != kind or line["step"] < step]
         if len(kept) < len(lines):
             self._write(kept)
+
+    def why(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Appends lines to the explanations of rows."""
+        if self._writes and lines:
+            append(self.folder / WHY, lines)
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Appends one line to the trace."""

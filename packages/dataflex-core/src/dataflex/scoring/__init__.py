@@ -23,7 +23,14 @@ from dataflex.rows.lengths import KnowsRowLengths, row_lengths
 from dataflex.scoring.embeddings import hidden_state_embeddings
 from dataflex.scoring.gradients.adam import AdamDirection, read_moments
 from dataflex.scoring.gradients.factors import FactoredAdam
-from dataflex.scoring.gradients.influence import TargetSet, gradient_features, influences, target_means
+from dataflex.scoring.gradients.influence import (
+    TargetSet,
+    gradient_features,
+    influences,
+    step_features,
+    target_means,
+)
+from dataflex.scoring.gradients.kept_targets import KeptTargets
 from dataflex.scoring.gradients.optimizer_groups import learning_rates, times_rates
 from dataflex.scoring.gradients.per_row import per_sample_gradients
 from dataflex.scoring.gradients.sketch import Sketch
@@ -38,6 +45,7 @@ __all__ = [
     "AdamDirection",
     "Batch",
     "FactoredAdam",
+    "KeptTargets",
     "KnowsRowLengths",
     "RowBatch",
     "RowPass",
@@ -62,6 +70,7 @@ __all__ = [
     "row_lengths",
     "sample_means",
     "shard_batches",
+    "step_features",
     "target_means",
     "times_rates",
     "token_losses",

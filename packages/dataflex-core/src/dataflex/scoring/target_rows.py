@@ -46,6 +46,24 @@ class Target:
     problem: Problem | None
 
 
+class UsableRows(PlannedRows):
+    """The rows of an evaluation set that can be aimed at: a view of some of them."""
+
+
+def number_in_set(dataset: Any, row: int) -> int:
+    """Returns the number that a row of a target's set has in the evaluation set as it was given.
+
+    Args:
+        dataset: The set as :func:`read_target` returned it, or with more rows left out (:class:`UsableRows`).
+        row: Its number there.
+    """
+    while isinstance(dataset, UsableRows | JoinedRows):
+        if isinstance(dataset, UsableRows):
+            row = int(dataset.rows[row])
+        dataset = dataset.dataset
+    return int(row)
+
+
 def read_target(eval_dataset: Any, who: str = "selector", *, every: bool = True) -> Target:
     """Returns the rows of the evaluation sets that can be aimed at. Reads their tokens; every rank calls it.
 
@@ -204,7 +222,7 @@ def _usable(name: str, dataset: Any) -> Any:
         len(dataset) - len(kept),
         len(dataset),
     )
-    return PlannedRows(dataset, kept)
+    return UsableRows(dataset, kept)
 
 
 def _stream(name: str, dataset: Any) -> Problem | None:

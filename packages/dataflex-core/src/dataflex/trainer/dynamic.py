@@ -35,6 +35,7 @@ from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import Evaluation
+from dataflex.trainer.explanations import Explanations
 from dataflex.trainer.given import by_name, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
@@ -88,6 +89,7 @@ class DynamicTrainer(RecordedRun):
             numbers. (transformers has an ``objective``, of a hyperparameter search.)
         batch_rows: The rows of the present micro-batch, where there is an objective.
         saving: Writes checkpoints, and knows the last one.
+        explanations: Asks components why rows have their scores and weights.
         tokens: The tokens that were trained on, where they are counted.
         recording: Writes down how far the run is and what its time goes to.
     """
@@ -132,6 +134,7 @@ class DynamicTrainer(RecordedRun):
         self.row_sources = row_sources
         self.shared_scores = SharedScores(self, score_columns, rows)
         self.components.require_fitting()
+        self.explanations = Explanations(self)
         self.add_callback(ScheduleCallback(self))
         self.add_callback(PassKeeper())
         self._dataflex_schedule()
@@ -279,6 +282,8 @@ class DynamicTrainer(RecordedRun):
         self.recording.measured([line for line in (weights, losses) if line])
         if weights and self.is_world_process_zero():
             send_histograms(self.callback_handler.callbacks, weight_histograms(weights), self.state.global_step)
+        if weights:
+            self.explanations.of_weights(weights)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""
@@ -336,6 +341,7 @@ class DynamicTrainer(RecordedRun):
         return UpdateContext(
             update, updates, self.state.global_step, total, float(rate), self.optimizer,
             device_batch=self._train_batch_size, scores=self.shared_scores.at_update(),
+            explains=self.explanations.rows > 0,
         )  # fmt: skip
 
     @cached_property

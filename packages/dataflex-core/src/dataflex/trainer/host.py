@@ -38,6 +38,7 @@ class Host(Protocol):
     saving: Any
     recording: Any
     early: Any
+    explanations: Any
     tokens: Any
 
     @classmethod

@@ -147,6 +147,12 @@ class Recording:
             self._texts.segment(start, rows, None, None)
             self.segment(start, steps, rows, None)
 
+    def targets(self, ids: Mapping[tuple[str, int], Sequence[int]]) -> None:
+        """Writes the texts of target rows that explanations name: (set, row) -> its tokens. On every rank."""
+        if self._facts is not None and self._texts.texts is not None:
+            for (name, target), tokens in sorted(ids.items()):
+                self._texts.texts.add_target(name, target, tokens)
+
     def measured(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Writes lines of weights and losses, and the texts of the rows that they name. On every rank."""
         for line in lines:

@@ -21,7 +21,7 @@ from dataflex.model.unwrapped import pretrained_models, require_causal
 from dataflex.planning.mixture import MixtureManager
 from dataflex.planning.stages import Stages, load, saved
 from dataflex.rows.views import MixedSources, PlannedRows
-from dataflex.scoring.target_rows import whole_sets
+from dataflex.scoring.target_rows import named_sets, whole_sets
 from dataflex.trainer.given import first_rows, require_rows_apart, rows_to_learn
 from dataflex.trainer.host import Host
 
@@ -82,6 +82,12 @@ class Components:
         """The component of a run that has one; None where there are none or several."""
         found = [component for _, component in self]
         return found[0] if len(found) == 1 else None
+
+    @property
+    def target_sets(self) -> tuple[str, ...]:
+        """The names of the evaluation sets that components are given."""
+        target = self._trainer.eval_dataset if self._target_dataset is None else self._target_dataset
+        return tuple(name for name, rows in named_sets(target).items() if rows is not None)
 
     @property
     def selector_weighs(self) -> bool:

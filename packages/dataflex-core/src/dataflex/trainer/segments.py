@@ -104,7 +104,8 @@ class Segments:
         done = (segment.start - schedule.segment_at(segment.start).start) * self.batch_size
         try:
             with undisturbed(model):
-                plan = Planner(self._stages, segment, context, model, before, agree).plan(count, done)
+                planned = Planner(self._stages, segment, context, model, before, agree).plan(count, done)
+                plan: Plan = trainer.explanations.of_plan(planned, segment)
         except StoppedError:
             raise trainer.stopped_while_deciding() from None
         if segment.update is not None and not self._state_checked:  # what it keeps may be there from now on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class PolicyGoal:
             prompts = read_prompts(name, dataset, rows, self.tokenizer)
             target = self._target(model, name, prompts, int(generator.integers(2**63)), desc)
             if target is not None:
-                found[place] = target
+                found[place] = replace(target, evaluated=dataset)
         if not found:
             less_strict = " reject: false," if self.rules.reject else ""
             raise ComponentError(

@@ -24,6 +24,7 @@ import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.cost import Ahead, Amount, Cost, Work
 from dataflex.core.errors import blaming
+from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import count_or_null, require
 from dataflex.core.ranks.agreement import on_every_rank
 from dataflex.core.registry import register_selector
@@ -90,6 +91,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         self.settings, self.mode, self.draw_temperature, self.candidates = settings, mode, draw_temperature, candidates
         self.goal = self.policy_goal()
         self._running = RunningScores(len(self.goal.sets), float(decay))
+        self._scored: tuple[GradientScores, list[int]] | None = None  # at this update, until it is explained
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
@@ -144,6 +146,16 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
         best_P = scores_PJ.max(axis=1)
         return Selection(pool[chosen], best_P[chosen], candidates=(pool, best_P))
 
+    def explain(
+        self, model: torch.nn.Module, rows_S: NDArray[np.int64], step_id: int, **kwargs: Any
+    ) -> Explanation | None:
+        """Returns which prompts' policy gradients agree with the steps of some rows. See the base class.
+
+        The terms are cos(g(x), step(z)) / M of this update's prompts, in the set with the row's highest average.
+        """
+        scored, self._scored = self._scored, None
+        return None if scored is None else scored[0].explained(model, rows_S, self._running, scored[1])
+
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """Returns the score of every row: (N,), NaN without a label. See the base class."""
         context: UpdateContext = kwargs["context"]
@@ -166,5 +178,7 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
     ) -> NDArray[np.float64]:
         """Draws new targets, scores ``pool`` and returns the averages over the updates, by rate and age: (P, J)."""
         targets = self.goal.targets(model, generator, f"{self.name}: step {context.step}")
-        found = GradientScores(self, self.settings, list(targets.values()), context).scores(model, pool)
+        scores = GradientScores(self, self.settings, list(targets.values()), context)
+        self._scored = scores, list(targets)
+        found = scores.scores(model, pool)
         return self._running.add(pool, list(targets), found, context.learning_rate)

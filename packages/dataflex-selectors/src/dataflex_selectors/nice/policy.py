@@ -75,6 +75,7 @@ def policy_target(
         groups=np.array([number for number, *_ in chosen], dtype=np.int64),
         total=True,
         count=len(prompts),
+        origins=np.array([prompt.row for prompt in prompts], dtype=np.int64),
     )
 
 

@@ -18,10 +18,12 @@ import torch
 from dataflex.core.context import UpdateContext
 from dataflex.core.cost import Ahead, Amount, Cost, Work
 from dataflex.core.errors import Problem
+from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import count_or_null, one_of
 from dataflex.core.ranks.agreement import on_every_rank
 from dataflex.scoring import (
     FactoredAdam,
+    KeptTargets,
     RowPass,
     ScoreStore,
     Sketch,
@@ -30,21 +32,29 @@ from dataflex.scoring import (
     learning_rates,
     per_sample_gradients,
     read_moments,
+    step_features,
     target_means,
     times_rates,
     without_replicas,
 )
-from dataflex.scoring.gradients.adam import require_adam
+from dataflex.scoring.gradients.adam import Moments, require_adam
+from dataflex.scoring.gradients.per_row import PerSampleGradients
 from dataflex.scoring.gradients.routes import Route, gradient_routes
+from dataflex.scoring.gradients.sinks import Direction
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest, optimizer_digest
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
+from dataflex_selectors.parts.named_pulls import explained_by_terms, joined_terms
+from dataflex_selectors.parts.running_scores import RunningScores
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FORMS = ("adam", "sgd")
+AT_ONCE = 64
+"""Rows that are explained at once."""
 Score = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """``score(rows) -> (N, J)``"""
 
@@ -76,6 +86,30 @@ class GradientSettings:
         ]
 
 
+@dataclass(frozen=True)
+class _Gradients:
+    """What forms the gradients of rows at an update.
+
+    Attributes:
+        model: The model, without replicas around it.
+        rows: Forms the gradients.
+        moments: The optimizer's; None where gradients are compared as they are.
+        rates: The learning rate of each parameter.
+        device: Where the gradients are.
+    """
+
+    model: torch.nn.Module
+    rows: PerSampleGradients
+    moments: dict[int, Moments] | None
+    rates: Mapping[int, float]
+    device: torch.device
+
+    def direction(self) -> Direction | None:
+        """Returns the step of a row, from its gradient. From now on projected gradients come scaled."""
+        form = None if self.moments is None else FactoredAdam(self.moments, self.rows.factors)
+        return times_rates(form, self.rates)
+
+
 class GradientScores:
     """Scores rows by the cosine of their step with the mean of each target set's normalised gradients.
 
@@ -90,6 +124,7 @@ class GradientScores:
         self, selector: Selector, settings: GradientSettings, targets: Sequence[TargetSet], context: UpdateContext
     ) -> None:
         self._selector, self._settings, self._targets, self._context = selector, settings, list(targets), context
+        self._kept: KeptTargets | None = None
         self._rows = RowPass(
             selector.dataset,
             selector.data_collator,
@@ -114,28 +149,82 @@ class GradientScores:
 
         The gradients of the target sets are computed once.
         """
-        accelerator, seed, settings = self._rows.accelerator, self._selector.seed, self._settings
-        adam = settings.gradient_type == "adam"
-        model = without_replicas(model)
-        with per_sample_gradients(model, accelerator, settings.factor_dim, seed) as gradients:
-            moments = read_moments(self._context.optimizer, gradients.routes) if adam else None
-            rates = learning_rates(self._context.optimizer, gradients.routes)
-            if adam and moments is None:
-                logger.info("the optimizer has no moments yet: rows are scored by their gradients")
-            sketch = None
-            if settings.proj_dim is not None:
-                sizes = [route.size for route in gradients.routes]
-                device = next(model.parameters()).device if accelerator is None else accelerator.device
-                sketch = Sketch(sizes, settings.proj_dim, seed, device)
-            means = target_means(gradients, model, self._targets, self._rows, sketch)
-            form = None if moments is None else FactoredAdam(moments, gradients.factors)  # after the target's own
-            direction = times_rates(form, rates)
+        with self._gradients(model) as found:
+            sketch = self._sketch(found)
+            if self._context.explains:
+                self._kept = self._keeping(found, sketch)
+            means = target_means(found.rows, found.model, self._targets, self._rows, sketch, self._kept)
+            direction = found.direction()  # after the target's own
 
             def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-                scored = replace(self._rows, indices=rows, store=self._store(model, gradients.routes, rates, rows))
-                return influences(gradients, model, means, scored, direction, sketch)
+                store = self._store(found.model, found.rows.routes, found.rates, rows)
+                scored = replace(self._rows, indices=rows, store=store)
+                return influences(found.rows, found.model, means, scored, direction, sketch)
 
             yield score
+
+    def explained(
+        self, model: torch.nn.Module, rows: NDArray[np.int64], running: RunningScores, places: list[int] | None = None
+    ) -> Explanation | None:
+        """Returns which target rows pulled the scores of some rows at this update; None where none were kept.
+
+        The vectors of the target rows, which :meth:`scoring` kept, are forgotten. Collective.
+
+        Args:
+            model: The model being trained, with the weights that were scored.
+            rows: (S,) rows of the train dataset, scored or not; the gradients of these rows alone are computed.
+            running: The averages over the updates: a row's target rows are those of the set with its highest.
+            places: The number of each target set in ``running``; None where they are all of its sets.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return None
+        parts = []
+        with self._gradients(model) as found:
+            direction = found.direction()
+            for first in range(0, len(rows), AT_ONCE):
+                scored = replace(self._rows, indices=rows[first : first + AT_ONCE], max_rows=AT_ONCE, progress=False)
+                steps_SK = step_features(found.rows, found.model, scored, kept, direction)
+                parts.append(kept.terms(steps_SK, self._rows.accelerator))
+        sets = [joined_terms([part[target.name] for part in parts]) for target in self._targets]
+        found_SJ = np.stack([terms.totals for terms in sets], axis=1)
+        best_S = running.best_sets(rows, list(range(len(sets))) if places is None else places, found_SJ)
+        return explained_by_terms(self._targets, sets, best_S, exact=kept.exact, dim=kept.dim)
+
+    def _keeping(self, found: _Gradients, sketch: Sketch | None) -> KeptTargets:
+        sizes = {
+            target.name: len(target.dataset) if target.groups is None else int(target.groups.max(initial=-1)) + 1
+            for target in self._targets
+        }
+        return KeptTargets(
+            sizes,
+            {target.name: target.count for target in self._targets},
+            [route.size for route in found.rows.routes],
+            self._selector.seed,
+            found.device,
+            sketch,
+        )
+
+    def _sketch(self, found: _Gradients) -> Sketch | None:
+        if self._settings.proj_dim is None:
+            return None
+        sizes = [route.size for route in found.rows.routes]
+        return Sketch(sizes, self._settings.proj_dim, self._selector.seed, found.device)
+
+    @contextmanager
+    def _gradients(self, model: torch.nn.Module) -> Iterator[_Gradients]:
+        """Yields what forms the gradients of rows, and their steps."""
+        accelerator, settings = self._rows.accelerator, self._settings
+        model = without_replicas(model)
+        with per_sample_gradients(model, accelerator, settings.factor_dim, self._selector.seed) as gradients:
+            moments = None
+            if settings.gradient_type == "adam":
+                moments = read_moments(self._context.optimizer, gradients.routes)
+                if moments is None:
+                    logger.info("the optimizer has no moments yet: rows are scored by their gradients")
+            rates = learning_rates(self._context.optimizer, gradients.routes)
+            device = next(model.parameters()).device if accelerator is None else accelerator.device
+            yield _Gradients(model, gradients, moments, rates, device)
 
     def _store(
         self,

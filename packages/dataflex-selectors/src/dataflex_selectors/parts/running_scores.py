@@ -65,6 +65,24 @@ class RunningScores:
         averages_PJ[(rates_PJ == 0).all(axis=1)] = np.nan
         return averages_PJ
 
+    def best_sets(self, rows_P: NDArray[np.int64], sets: list[int], found_PJ: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Returns the place in ``sets`` of the one with each row's highest average: (P,). Changes nothing.
+
+        Args:
+            rows_P: (P,) rows, scored at some update or not.
+            sets: The sets to choose among.
+            found_PJ: (P, len(sets)) what decides for a row that none of them was scored for.
+        """
+        places_P = np.searchsorted(self._rows_S, rows_P)
+        known_P = places_P < len(self._rows_S)
+        known_P[known_P] = self._rows_S[places_P[known_P]] == rows_P[known_P]
+        averages_PJ = np.full(found_PJ.shape, -np.inf)
+        rates, sums = (of_SJ[places_P[known_P]][:, sets] for of_SJ in (self._rates_SJ, self._sums_SJ))
+        averages_PJ[known_P] = np.divide(sums, rates, out=np.full_like(sums, -np.inf), where=rates > 0)
+        unknown_P = ~np.isfinite(averages_PJ).any(axis=1)
+        averages_PJ[unknown_P] = np.nan_to_num(found_PJ[unknown_P], nan=-np.inf)
+        return np.asarray(averages_PJ.argmax(axis=1))
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums."""
         return {"rows": self._rows_S, "rates": self._rates_SJ, "sums": self._sums_SJ}

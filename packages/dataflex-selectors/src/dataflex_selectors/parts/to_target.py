@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from dataflex.core.context import RunAhead
 from dataflex.core.errors import ConfigError
+from dataflex.core.explain import MOST_PULLS, Explanation, sample_note, sampled_targets
 from dataflex.core.parameter_checks import count, count_or_null, stated
 from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.rows.columns import labelled_rows
-from dataflex.rows.views import MixedSources, PlannedRows
+from dataflex.rows.views import MixedSources
 from dataflex.scoring import read_target
+from dataflex.scoring.target_rows import UsableRows
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.embedder import Embedder, embedding_problems
 from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.named_pulls import explained
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +130,7 @@ class ToTarget(Selector):
         logger.warning(
             "evaluation set '%s': %d of %d rows have no text and are left out", name, len(every) - len(kept), len(every)
         )
-        return PlannedRows(dataset, kept)
+        return UsableRows(dataset, kept)
 
     def embedded_target(self, model: torch.nn.Module, step_id: int) -> NDArray[np.float32]:
         """Returns the vectors of all rows of the evaluation sets: (M, D) of length 1; on rank 0 alone."""
@@ -145,6 +148,49 @@ class ToTarget(Selector):
         """
         desc = f"{self.name}: embedding rows at step {step_id}"
         return self.embedder.embed(model, self.dataset, rows, desc, everywhere=everywhere)
+
+    def explained_by_place(
+        self, places_SX: Sequence[Sequence[tuple[int, float]]], scores_S: NDArray[np.float64], note: str = ""
+    ) -> Explanation:
+        """Returns the explanation of rows by rows of the target, which are counted through all sets."""
+        return explained(self._target, places_SX, scores_S, note)
+
+    def explained_by_cosine(
+        self,
+        model: torch.nn.Module,
+        step_id: int,
+        rows_S: NDArray[np.int64],
+        taker_S: Sequence[int],
+        generator: np.random.Generator,
+    ) -> Explanation:
+        """Returns the rows of the target nearest to some rows, first the one that took each. Collective.
+
+        Args:
+            model: The model being trained.
+            step_id: Global optimizer steps done.
+            rows_S: (S,) rows of the train dataset.
+            taker_S: For each, the row of the target, of all sets one after the other, that took it; -1 for none.
+            generator: Draws a sample where the target has too many rows to embed them for this alone.
+        """
+        looked_at = sampled_targets(len(self._target), generator, [taker for taker in taker_S if taker >= 0])
+        desc = f"{self.name}: explaining rows at step {step_id}"
+        queries_MD = self.embedder.embed(model, self._target, looked_at, desc, everywhere=False)
+        rows_SD = self.embedder.embed(model, self.dataset, rows_S, desc, everywhere=False)
+
+        def compared() -> tuple[list[list[tuple[int, float]]], NDArray[np.float64]]:
+            cosines_MS = queries_MD.astype(np.float64) @ rows_SD.T.astype(np.float64)
+            found, scores_S = [], np.empty(len(rows_S))
+            for row, taker in enumerate(taker_S):
+                first = int(np.searchsorted(looked_at, taker) if taker >= 0 else cosines_MS[:, row].argmax())
+                cosines_M, scores_S[row] = cosines_MS[:, row].copy(), cosines_MS[first, row]
+                cosines_M[first] = np.inf  # first of all
+                order = np.argsort(-cosines_M, kind="stable")[:MOST_PULLS]
+                shares = [cosines_MS[place, row] / scores_S[row] for place in order] if scores_S[row] else []
+                found.append([(int(looked_at[place]), float(s)) for place, s in zip(order, shares, strict=False)])
+            return found, scores_S
+
+        places_SX, scores_S = self.on_rank_0(compared)
+        return self.explained_by_place(places_SX, scores_S, sample_note(len(looked_at), len(self._target)))
 
     def on_rank_0(self, asked: Callable[[], T]) -> T:
         """Returns on every rank what ``asked``, which rank 0 alone calls, returns there. Collective."""

@@ -9,12 +9,17 @@ The optimum of
 
 is reached when the next row would cost more than the evenness that it adds.
 
-Letters: M queries, K neighbours of each, N rows of the pool, U rows that are a neighbour of any query.
+Letters: M queries, K neighbours of each, N rows of the pool, U rows that are a neighbour of any query, X queries that
+are named for a row.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from dataflex.core.explain import MOST_PULLS
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
@@ -83,3 +88,49 @@ def transported(
     left_over = np.maximum(1 / queries - mass_MK.sum(axis=1), 0.0)
     mass_MK[np.arange(queries), taken] += left_over
     return np.asarray(mass_MK / mass_MK.sum())
+
+
+@dataclass(frozen=True)
+class Givers:
+    """The queries that gave rows most of their mass.
+
+    Attributes:
+        queries: (U, X) their numbers, the largest giver first; -1 for none.
+        shares: (U, X) what each gave, of all that the row got.
+    """
+
+    queries: NDArray[np.int64]
+    shares: NDArray[np.float64]
+
+    def at(self, places: NDArray[Any]) -> Givers:
+        """Returns those of some rows."""
+        return Givers(self.queries[places], self.shares[places])
+
+    def of(self, place: int) -> list[tuple[int, float]]:
+        """Returns the queries of a row with their shares."""
+        pairs = zip(self.queries[place].tolist(), self.shares[place].tolist(), strict=True)
+        return [(query, share) for query, share in pairs if query >= 0]
+
+
+def largest_givers(
+    mass_MK: NDArray[np.float64], member_MK: NDArray[np.int64], p_U: NDArray[np.float64], most: int = MOST_PULLS
+) -> Givers:
+    """Returns for each row the queries that gave it most: of equal ones the first.
+
+    Args:
+        mass_MK: (M, K) what each query gives to each of its neighbours.
+        member_MK: (M, K) which row that is, in [0, U).
+        p_U: (U,) what each row got.
+        most: Queries that are named, X.
+    """
+    query, rank = np.nonzero(mass_MK)
+    row, mass = member_MK[query, rank], mass_MK[query, rank]
+    order = np.lexsort((query, -mass, row))
+    query, row, mass = query[order], row[order], mass[order]
+    counts_U = np.bincount(row, minlength=len(p_U))
+    place = np.arange(len(row)) - np.repeat(np.cumsum(counts_U) - counts_U, counts_U)
+    named = place < most
+    queries_UX, shares_UX = np.full((len(p_U), most), -1, dtype=np.int64), np.zeros((len(p_U), most))
+    queries_UX[row[named], place[named]] = query[named]
+    shares_UX[row[named], place[named]] = mass[named] / p_U[row[named]]
+    return Givers(queries_UX, shares_UX)

@@ -33,6 +33,7 @@ _CHOICES = {
     "weight_logits": WEIGHT_LOGITS,
 }
 _LEAST = {"warmup_step": 0, "update_step": 0, "update_times": -1, "train_step": 0}
+_MOST_EXPLAINED = 1024
 _TEXTS = ("component_name", "components_cfg_file")
 KIND_KEYS = frozenset(name for kind in KINDS for name in (kind.name, kind.section))
 """What people write as a key of a run where they mean the component."""
@@ -138,6 +139,10 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
         return value if value in _CHOICES[key] else Problem(key, f"found {value!r}, allowed: {allowed}", hint)
     if key in _LEAST:
         return _integer(key, value, _LEAST[key])
+    if key == "explain_rows":
+        what = f"found {shortened(repr(value))}, allowed: a whole number from 0 to {_MOST_EXPLAINED}"
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_EXPLAINED
+        return value if whole else Problem(key, what, "write 16, which is the default, or 0 to explain none")
     if key == "static_mix":
         way_out = "remove the quotes" if isinstance(value, str) else "write true or false"
         return value if isinstance(value, bool) else Problem(key, f"found {value!r}, allowed: true | false", way_out)

@@ -9,11 +9,13 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.loader_keys import idle_keys, keys_of
 from dataflex.config.checks.parsed_config import Draft
 from dataflex.config.resolved import VERSIONS, installed_versions
+from dataflex.core.kinds import SELECTOR
 
 _MIXING = frozenset(
     {"static_mix", "mixture_sample_rule", "mixture_unit", "init_mixture_proportions", "mixer_eval_dataset"}
 )
 _WEIGHING = frozenset({"weight_objective", "weight_logits"})
+_EXPLAINING = frozenset({"explain_rows"})
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
 _ORDER = ("group_by_length", "train_sampling_strategy", "accelerator_config.use_seedable_sampler")
 _COMPONENT = frozenset({"component_name", "component", "components_cfg_file"})
@@ -66,6 +68,7 @@ def _without_effect(draft: Draft) -> frozenset[str]:
         return frozenset(DataflexArguments.names()) - {"train_type"}
     idle = frozenset() if a.mixes else _MIXING
     idle |= frozenset() if a.weighs else _WEIGHING
+    idle |= frozenset() if a.weighs or SELECTOR in a.kinds else _EXPLAINING
     if draft.static_mix:
         idle |= _COMPONENT
     if not draft.steps.decides and (a.train_step or a.update_times < 0):  # else they say how long the run is

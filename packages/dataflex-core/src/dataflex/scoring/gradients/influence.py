@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dataflex.core.errors import ComponentError
 from dataflex.core.ranks.by_row import sum_over_ranks
 from dataflex.model.label_logits import IGNORED
+from dataflex.scoring.gradients.kept_targets import Keep, KeptTargets
 from dataflex.scoring.gradients.per_row import PerSampleGradients
 from dataflex.scoring.gradients.sinks import Direction, Dots, Sink, Sketched, Whole
 from dataflex.scoring.gradients.sketch import Sketch
@@ -42,6 +43,8 @@ class TargetSet:
         groups: (M,) rows of one number make one vector, the sum of their weighted gradients; None: each row its own.
         total: Whether a row's loss is the sum of its token losses; otherwise it is their mean.
         count: Over how many vectors the mean is taken, those of 0 among them; None: those that are not 0.
+        evaluated: The evaluation set, where ``dataset`` is not that itself but made from its rows; else None.
+        origins: The row of ``evaluated`` that the vector of each group comes from, by the group's number.
     """
 
     name: str
@@ -50,6 +53,8 @@ class TargetSet:
     groups: NDArray[np.int64] | None = None
     total: bool = False
     count: int | None = None
+    evaluated: Any = None
+    origins: NDArray[np.int64] | None = None
 
 
 def target_means(
@@ -58,6 +63,7 @@ def target_means(
     targets: Sequence[TargetSet],
     rows: RowPass,
     sketch: Sketch | None = None,
+    kept: KeptTargets | None = None,
 ) -> list[torch.Tensor]:
     """Returns, for each target set, the mean of its rows' normalised gradients, the same on every rank. Collective.
 
@@ -70,6 +76,7 @@ def target_means(
         targets: J sets.
         rows: How to batch: collator, accelerator, token budget. Its dataset and indices are not used.
         sketch: Sketches the vectors, to save memory where there are many sets; None keeps them whole.
+        kept: Takes each target row's vector as it passes by, for explaining; None for nobody.
 
     Returns:
         By parameter, (J, D) float32; with a sketch, one (J, K).
@@ -80,7 +87,8 @@ def target_means(
     means: list[list[torch.Tensor]] = []
     device = next(model.parameters()).device if rows.accelerator is None else rows.accelerator.device
     for target in targets:
-        sums, count = _sums(gradients, model, target, replace(rows, gradients=True), sketch, device)
+        keep = None if kept is None else kept.of_set(target.name)
+        sums, count = _sums(gradients, model, target, replace(rows, gradients=True), sketch, device, keep)
         sums = [torch.from_numpy(sum_over_ranks(part.numpy(), rows.accelerator)) for part in sums]
         count = float(sum_over_ranks(np.array([count]), rows.accelerator)[0])
         if not count:
@@ -152,6 +160,23 @@ def gradient_features(
     return replace(rows, gradients=True).values(model, score)
 
 
+def step_features(
+    gradients: PerSampleGradients, model: torch.nn.Module, rows: RowPass, kept: KeptTargets, direction: Direction | None
+) -> NDArray[np.float32]:
+    """Returns each row's step of length 1 as :class:`KeptTargets` compares it: (S, K). Collective.
+
+    The same on every rank, NaN for a row without a label.
+    """
+
+    def score(batch: RowBatch) -> torch.Tensor:
+        sink = kept.sink(len(batch.labels()), direction)
+        _run(gradients, batch, sink)
+        return kept.steps(sink) / _norms(sink, batch).unsqueeze(1)
+
+    found = replace(rows, gradients=True).values(model, score)
+    return found if found.ndim == 2 else found.reshape(0, kept.dim)
+
+
 def _sums(
     gradients: PerSampleGradients,
     model: torch.nn.Module,
@@ -159,6 +184,7 @@ def _sums(
     rows: RowPass,
     sketch: Sketch | None,
     device: torch.device,
+    keep: Keep | None,
 ) -> tuple[list[torch.Tensor], float]:
     """Returns the sum of this rank's normalised vectors by parameter, float64 on the CPU, and how many there are."""
     sizes = [route.size for route in gradients.routes] if sketch is None else [sketch.dim]
@@ -176,7 +202,7 @@ def _sums(
         return sink
 
     if target.groups is not None:
-        return _group_sums(model, target.groups, replace(rows, progress=False), sums, weights_M, score)
+        return _group_sums(model, target.groups, replace(rows, progress=False), sums, weights_M, score, keep)
     vectors = 0.0
     for batch, sink in rows.results(model, score):
         usable_B = sink.squares_B > 0
@@ -185,6 +211,8 @@ def _sums(
         factors_B = _on(weights_M[batch.rows], sink.squares_B)
         factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt(), 0.0)
         _add(sums, sink, factors_B)
+        if keep is not None:
+            keep(batch.rows, _parts(sink), factors_B)
         vectors += float(usable_B.sum())
     return sums, vectors
 
@@ -196,15 +224,16 @@ def _group_sums(
     sums: list[torch.Tensor],
     weights_M: NDArray[np.float64],
     score: Callable[[RowBatch], Sink],
+    keep: Keep | None,
 ) -> tuple[list[torch.Tensor], float]:
     """As :func:`_sums`, where several rows make one vector: whole groups are dealt out to the ranks."""
     rank, ranks = 0, 1
     if rows.accelerator is not None:
         rank, ranks = rows.accelerator.process_index, rows.accelerator.num_processes
 
-    def add(members: NDArray[np.int64]) -> int:
-        """Adds the normalised vector of the member rows; returns how many that is, 0 for a vector of 0."""
-        own = [torch.zeros_like(part) for part in sums]
+    def add(group: int) -> int:
+        """Adds the normalised vector of a group's rows; returns how many that is, 0 for a vector of 0."""
+        own, members = [torch.zeros_like(part) for part in sums], np.flatnonzero(groups_M == group)
         for batch, sink in replace(rows, indices=members, accelerator=None).results(model, score):
             if not sink.squares_B.any():
                 continue
@@ -215,13 +244,16 @@ def _group_sums(
             return 0
         for part, vector_D in zip(sums, own, strict=True):
             part += vector_D / norm
+        if keep is not None:
+            parts = {place: part.float()[None] for place, part in enumerate(own)}
+            keep(np.array([group]), parts, torch.tensor([1 / norm]))
         return 1
 
     vectors = 0.0
     groups = np.unique(groups_M)[rank::ranks]
     with Progress(rows.desc, len(groups), "groups of target rows") as progress:
         for group in groups:
-            vectors += add(np.flatnonzero(groups_M == group))
+            vectors += add(int(group))
             progress.done()
     return sums, vectors
 
