@@ -17,8 +17,8 @@ from dataflex.core.explain import Explanation, Pull
 from dataflex.core.files import ROWS, WHY
 from dataflex.planning.answers import checked_explanation, checked_sets
 from dataflex.planning.selecting import Chosen
-from dataflex.run.record import read_trace
-from dataflex.run.why_file import WhyFile, read_lines
+from dataflex.run.json_lines import read_lines
+from dataflex.run.record import RunRecord, read_trace
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.weighter.base_weighter import Weighter
@@ -55,7 +55,9 @@ def why(folder):
 
 
 def texts(folder):
-    return [json.loads(line) for line in (Path(folder) / ROWS).read_text().splitlines()]
+    """The header of the texts, and those of target rows."""
+    header, *rows = [json.loads(line) for line in (Path(folder) / ROWS).read_text().splitlines()]
+    return [header, *(row for row in rows if "set" in row)]
 
 
 def chosen_at(folder, step):
@@ -285,21 +287,16 @@ def test_another_run_in_the_folder_begins_the_files_anew(tmp_path):
     assert texts(tmp_path)[0]["run"] == made.run_id != first
 
 
-def test_lines_after_the_checkpoint_are_taken_back_and_damaged_ones_kept_aside(tmp_path, caplog):
-    file = WhyFile(str(tmp_path), writes=True)
-    file.add(
-        [{"step": 1, "score": 1.0}, {"step": 4, "score": None}, {"step": 4, "weight": 0.5}, {"step": 9, "score": 2}]
-    )
-    file.begin(5, weights_from=3)
-    assert read_lines(tmp_path / WHY) == ([{"step": 1, "score": 1.0}, {"step": 4, "score": None}], 0)
-    with open(tmp_path / WHY, "a") as opened:
-        opened.write('not json\n{"step": 2}\n{"step": "x"}\n{"step": 3')
-    with caplog.at_level(logging.WARNING):
-        file.begin(9)
-    assert [line["step"] for line in read_lines(tmp_path / WHY)[0]] == [1, 4, 2]
-    assert "has 2 lines that cannot be read: moved to" in caplog.text
-    assert (tmp_path / f"aside_{WHY}").exists()
-    WhyFile(str(tmp_path / "b"), writes=False).add([{"step": 1}])
+def test_lines_after_the_checkpoint_are_taken_back(tmp_path):
+    record = RunRecord(str(tmp_path), writes=True)
+    weight = {"kind": "weight", "weight": 0.5}
+    record.why([{"step": 1, "score": 1.0}, {"step": 4, "score": None}, {"step": 4, **weight}, {"step": 9, "score": 2}])
+    record.begin(5)
+    assert [line["step"] for line in why(tmp_path)] == [1, 4, 4]
+    record.take_back("weight", 3)  # their line was not written yet when the checkpoint was
+    assert [line.get("score") for line in why(tmp_path)] == [1.0, None]
+    assert [line["step"] for line in why(tmp_path)] == [1, 4]
+    RunRecord(str(tmp_path / "b"), writes=False).why([{"step": 1}])
     assert not (tmp_path / "b").exists()
 
 
