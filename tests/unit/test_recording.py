@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from dataflex import dynamic
 from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.core.files import LAST_SCORES, METRICS, ROWS, RUN, SEGMENTS, TRACE
-from dataflex.run.record import FILES, read_trace
+from dataflex.run.record import FILES, RunRecord, read_trace
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.weighter.base_weighter import Weighter
@@ -183,6 +183,39 @@ def test_damaged_files_of_the_record_stop_no_run(tmp_path, monkeypatch, damage):
     assert [line["step"] for line in lines_of(tmp_path, SEGMENTS)][-1:] == [4]
     assert lines_of(tmp_path, METRICS)[-1]["step"] == 6
     assert len(lines_of(tmp_path, ROWS)) > 1
+
+
+def test_a_run_does_not_end_because_its_record_cannot_be_written_and_says_so_once(tmp_path, monkeypatch, caplog):
+    def full(self, lines):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunRecord, "metrics", full)
+    monkeypatch.setattr(RunRecord, "segment_line", full)
+    trainer = build(tmp_path)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    said = [record.getMessage() for record in caplog.records if "gaps" in record.getMessage()]
+    assert said == ["the record of this run has gaps, as it cannot be written: [Errno 28] No space left on device"]
+    assert facts_of(tmp_path)["status"] == "finished"
+
+
+def test_the_text_of_a_target_row_is_written_once(tmp_path):
+    trainer = build(tmp_path)
+    trainer.recording.target("before training", 0, [5, 6])
+    trainer.add_callback(Targets(trainer))
+    trainer.train()
+    targets = [line for line in lines_of(tmp_path, ROWS) if "target" in line]
+    text = tiny_tokenizer().decode([40, 41], skip_special_tokens=True)
+    assert targets == [{"set": "eval", "target": 3, "tokens": 2, "text": text, "cut": False}]
+    assert "target" in lines_of(tmp_path, ROWS)[-1], "behind the rows"
+
+
+class Targets(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, *args, **kwargs):
+        self.trainer.recording.target("eval", 3, [40, 41])
 
 
 class Breaks(TrainerCallback):

@@ -66,6 +66,7 @@ class Recording:
         self._facts: dict[str, Any] | None = None  # what does not change; None before training and on other ranks
         self._starts: list[Any] = []
         self._written = 0.0
+        self._told = False  # that it has gaps
 
     def begin(self) -> None:
         """Training begins, or goes on from a checkpoint. On rank 0, once the record has been opened.
@@ -125,10 +126,11 @@ class Recording:
         if self._facts is None:
             return
         total = self.clock.total()
-        self._trainer.record.metrics([_first(line, total) for line in lines])
-        if self._status != RUNNING or time.monotonic() - self._written >= _BETWEEN:
-            self._write()
-            self._texts.go_on()
+        with self._while_there_is_room():
+            self._trainer.record.metrics([_first(line, total) for line in lines])
+            if self._status != RUNNING or time.monotonic() - self._written >= _BETWEEN:
+                self._write()
+                self._texts.go_on()
 
     def planned(self, segment: Segment, plan: Plan) -> None:
         """Writes down what was planned for a segment. On every rank."""
@@ -136,16 +138,19 @@ class Recording:
             return
         rows, scored = plan.chosen.rows, [each for each in plan.decisions if each.candidates is not None]
         candidates = scored[-1].candidates if scored else None  # the one that chooses comes after those that filter
-        if candidates is not None:
-            self._save_scores(candidates, segment.start, scored[-1].name)
-        self._texts.segment(segment.start, rows, plan.chosen.scores, candidates)
-        self.segment(segment.start, segment.steps, rows, segment.update)
+        with self._while_there_is_room():
+            if candidates is not None:
+                self._save_scores(candidates, segment.start, scored[-1].name)
+            self._texts.segment(segment.start, rows, plan.chosen.scores, candidates)
+            self._segment(segment.start, segment.steps, rows, segment.update)
 
     def trained_on(self, start: int, steps: int, rows: NDArray[np.int64]) -> None:
         """Writes down what a run without a plan has trained on in a stretch of steps. On every rank."""
-        if self._facts is not None:
+        if self._facts is None:
+            return
+        with self._while_there_is_room():
             self._texts.segment(start, rows, None, None)
-            self.segment(start, steps, rows, None)
+            self._segment(start, steps, rows, None)
 
     def targets(self, ids: Mapping[tuple[str, int], Sequence[int]]) -> None:
         """Writes the texts of target rows that explanations name: (set, row) -> its tokens. On every rank."""
@@ -159,9 +164,32 @@ class Recording:
             self._trainer.record.update(line)
             named = [row for row, _ in (*line.get("most", ()), *line.get("least", ()))]
             if self._facts is not None and named:
-                self._texts.add(np.array(named, dtype=np.int64))
+                with self._while_there_is_room():
+                    self._texts.add(np.array(named, dtype=np.int64))
 
-    def segment(self, start: int, steps: int, rows: NDArray[np.int64], update: int | None) -> None:
+    def target(self, name: str, target: int, ids: Sequence[int] | NDArray[Any]) -> None:
+        """Writes the text of a target row, once. On every rank.
+
+        Args:
+            name: The evaluation set.
+            target: The number of the row in it.
+            ids: (T,) its tokens.
+        """
+        if self._facts is not None and self._texts.texts is not None:
+            with self._while_there_is_room():
+                self._texts.texts.add_target(name, target, ids)
+
+    @contextmanager
+    def _while_there_is_room(self) -> Iterator[None]:
+        """Inside of it, files may fail to be written: a run does not end for what is only looked at. Said once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                logger.warning("the record of this run has gaps, as it cannot be written: %s", error)
+            self._told = True
+
+    def _segment(self, start: int, steps: int, rows: NDArray[np.int64], update: int | None) -> None:
         """Writes down what a file of selections holds, and how far the run is. On rank 0, while training.
 
         Args:
@@ -211,11 +239,9 @@ class Recording:
         if self._facts is None:
             return
         self._status, self._error = status, None if error is None else one_line(error)
-        try:
+        with self._while_there_is_room():
             self._write()
             self._texts.finish(broken_off=error is not None)
-        except OSError as failure:  # what ended the run is what is to be said
-            logger.warning("how the run ended cannot be written down: %s", failure)
 
     def _write(self) -> None:
         assert self._facts is not None

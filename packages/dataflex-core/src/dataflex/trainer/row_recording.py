@@ -1,7 +1,7 @@
 """Which rows of a run have their text in its record, and reading them. On rank 0.
 
 Decoding takes a fraction of a millisecond a row. Of a large dataset a few rows are written at each segment. Of a small
-one all rows are: while training goes on, in a hundredth of its time, and what is left when it has ended.
+one all rows are: while training goes on, in 0.2 % of its time, and what is left when it has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataflex.trainer.host import Host
 
 ALL = 2000
 """Rows of a dataset up to which all texts are written."""
-_SHARE = 0.01  # of the time of training that is spent on them
+_SHARE = 0.002  # of the time of training that is spent on them
 _READ, _DECODED = 64, 16  # rows at a time
 _PATIENCE, _HURRY = 10.0, 1.0  # seconds that the rest may take when training has ended, and when it was broken off
 
