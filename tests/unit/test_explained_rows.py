@@ -483,10 +483,8 @@ def on_this_rank(accelerator, folder):
         found[name] = as_numbers(explained(selector, model, np.unique(answer.indices), update=1)[1])
     weighter = adapt.AdaptWeighter(TARGET, pad_collate)
     weighter.bind("adapt", 7)
-    ctx = SimpleNamespace(
-        accelerator=accelerator or Accelerator(cpu=True), model=model, state=SimpleNamespace(global_step=0),
-        arguments=SimpleNamespace(explain_rows=16),
-    )  # fmt: skip
+    alone = accelerator or Accelerator(cpu=True)
+    ctx = SimpleNamespace(accelerator=alone, model=model, state=SimpleNamespace(global_step=0))
     weighter.before_forward(ctx)
     found["adapt"] = as_numbers(weighter.explain(model, SOME, 0, context=ctx, dataset=ROWS))
     prompts = TokenRows(4, vocab_size=512, lengths=range(6, 12), prompt=4, seed=5)

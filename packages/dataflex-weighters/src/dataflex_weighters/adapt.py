@@ -190,7 +190,7 @@ class AdaptWeighter(CatchesHiddenStates):
                 everywhere=False,  # their sum is all that is needed
             )
             total = phi.sum(axis=0, dtype=np.float64) + (total if len(total) else 0)
-            if len(phi) and ctx.arguments.explain_rows:  # on rank 0
+            if len(phi):  # on rank 0
                 some = np.linspace(0, len(phi) - 1, min(most, len(phi))).astype(np.int64)
                 kept.append(Anchors(name, rows, indices[some], phi[some], len(chosen)))
         self._anchors = kept
