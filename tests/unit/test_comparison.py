@@ -24,7 +24,7 @@ from dataflex.experiments.equal_arms import with_equal_compute
 from dataflex.experiments.equal_tokens import Measured
 from dataflex.experiments.experiment_arms import arms_of
 from dataflex.experiments.experiment_file import read_experiment
-from dataflex.experiments.run_figures import RunFigures, lower_is_better
+from dataflex.experiments.run_figures import RunFigures, lower_is_better, metrics_found
 from dataflex.experiments.verdicts import comparison
 from dataflex.run.completeness import mark_complete
 
@@ -269,6 +269,14 @@ def test_a_metric_of_training_needs_no_evaluation(folder):
 def test_which_way_a_metric_is_better_is_told_by_its_end(name, lower):
     assert lower_is_better(name, None) is lower
     assert lower_is_better(name, not lower) is not lower
+
+
+def test_each_evaluation_set_is_a_metric_and_not_their_mean_beside_them():
+    def found(*names):
+        return metrics_found({}, {"a": RunFigures(dict.fromkeys(names, 1.0))})
+
+    assert found("eval_loss", "train_loss", "eval_runtime") == {"eval_loss": True}
+    assert found("eval_loss", "eval_b_loss", "eval_a_loss") == {"eval_a_loss": True, "eval_b_loss": True}
 
 
 def test_a_metric_whose_name_tells_nothing_is_refused_with_the_way_out():

@@ -93,7 +93,7 @@ def lower_is_better(metric: str, said: bool | None) -> bool:
 
 
 def metrics_found(asked: Mapping[str, bool | None], found: Mapping[str, RunFigures]) -> dict[str, bool]:
-    """Returns metric -> whether lower is better; of every evaluation's loss where none is asked for.
+    """Returns metric -> whether lower is better; the loss of each evaluation set where none is asked for.
 
     Args:
         asked: The metrics of the file.
@@ -104,7 +104,11 @@ def metrics_found(asked: Mapping[str, bool | None], found: Mapping[str, RunFigur
     """
     known = {name for run in found.values() for name, value in run.numbers.items() if not math.isinf(value)}
     if not asked:
-        return {name: True for name in sorted(known) if name.startswith("eval_") and name.endswith("loss")}
+        losses = [name for name in sorted(known) if name.startswith("eval_") and name.endswith("loss")]
+        of_sets = [
+            name for name in losses if name != "eval_loss"
+        ]  # beside them it is their mean, in dynamic runs alone
+        return dict.fromkeys(of_sets or losses, True)
     missing = [name for name in asked if name not in known]
     if missing and found:
         has = ", ".join(sorted(known)) or "no number"

@@ -197,7 +197,7 @@ def _unequal_tokens(experiment: Experiment, ran: Ran) -> Iterator[str]:
         share = mean / means[first] - 1
         if abs(share) > WITHIN:
             off = f"{name} trained on {100 * abs(share):.1f} % {'more' if share > 0 else 'fewer'} tokens than {first}"
-            yield f"{off} over all seeds: its steps were set by the first."
+            yield f"{off} over all seeds: steps are whole, and were set by the first seed."
 
 
 def _plain(value: float | Mapping[str, Any]) -> Any:
