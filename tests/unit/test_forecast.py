@@ -348,6 +348,17 @@ def test_a_model_that_is_nowhere_here_leaves_the_shares_as_they_are(folder):
     assert "4 characters a token, as the tokenizer of nobody/nothing is not here" in text
 
 
+def test_a_folder_without_a_vocabulary_counts_by_characters(folder, tmp_path):
+    """transformers makes a tokenizer of the configuration alone, for which any text is one token."""
+    (tmp_path / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
+    with_tokenizer, without = (
+        data_size(checked(folder, model_name_or_path=str(path))) for path in (folder / "model", tmp_path)
+    )
+    assert "the model's tokenizer" in with_tokenizer.sources[0].how
+    assert "4 characters a token" in without.sources[0].how
+    assert without.sources[0].mean > 12
+
+
 def test_shares_repeats_and_misses(folder):
     mixed = {
         "train_type": "dynamic_mix", "component_name": "random", "dataset": "a,b", "eval_dataset": None,
