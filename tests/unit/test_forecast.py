@@ -180,12 +180,13 @@ def test_rows_of_large_files_are_estimated_from_their_size(tmp_path, monkeypatch
 
 
 def test_files_that_cannot_be_looked_at_give_no_rows(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_bytes(gzip.compress(json.dumps(ROWS).encode()))
-    assert sampled([path]) == sampled_rows.Sampled((), None, True)
-    broken = tmp_path / "b.parquet"
-    broken.write_bytes(b"PAR1 nothing PAR1")
-    assert sampled([broken]).count is None
+    for suffix in ("json", "jsonl", "csv", "txt"):
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(gzip.compress(json.dumps(ROWS).encode()))
+        assert sampled([path]) == sampled_rows.Sampled((), None, True)
+    for broken in (tmp_path / "b.parquet", tmp_path / "b.arrow"):
+        broken.write_bytes(b"PAR1 nothing PAR1")
+        assert sampled([broken]).count is None
     assert data_files.FILE_TYPES.keys() == {"arrow", "csv", "json", "jsonl", "parquet", "txt"}, "a type without a test"
 
 
@@ -348,6 +349,17 @@ def test_a_model_that_is_nowhere_here_leaves_the_shares_as_they_are(folder):
     assert "4 characters a token, as the tokenizer of nobody/nothing is not here" in text
 
 
+def test_a_folder_without_a_vocabulary_counts_by_characters(folder, tmp_path):
+    """transformers makes a tokenizer of the configuration alone, for which any text is one token."""
+    (tmp_path / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
+    with_tokenizer, without = (
+        data_size(checked(folder, model_name_or_path=str(path))) for path in (folder / "model", tmp_path)
+    )
+    assert "the model's tokenizer" in with_tokenizer.sources[0].how
+    assert "4 characters a token" in without.sources[0].how
+    assert without.sources[0].mean > 12
+
+
 def test_shares_repeats_and_misses(folder):
     mixed = {
         "train_type": "dynamic_mix", "component_name": "random", "dataset": "a,b", "eval_dataset": None,
@@ -431,6 +443,11 @@ def test_no_advice_where_deciding_is_cheap_or_nothing_helps(folder):
 
 def test_seen_losses_are_advised_where_they_save(folder):
     assert advice(forecast(checked(folder, component_name="loss"))).says == "scores: seen"
+
+
+def test_the_record_has_scores_where_the_selector_gives_some(folder):
+    sizes = {name: forecast(checked(folder, component_name=name)).selection_bytes for name in ("less", "random")}
+    assert sizes == {"less": 56 * 16, "random": 56 * 8}
 
 
 def test_a_static_run_decides_nothing(folder):

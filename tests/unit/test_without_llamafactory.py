@@ -64,6 +64,7 @@ def done(tmp_path_factory) -> dict[str, Done]:
         "compare out missing",
         "compare missing.yaml",
         "init run.yaml",
+        "plan run.yaml",  # last: it imports torch
     ]
     ended = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "declared.py"), "commands"], cwd=folder, capture_output=True, text=True,
@@ -71,6 +72,14 @@ def done(tmp_path_factory) -> dict[str, Done]:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     return {line: Done(*json.loads(text)) for line, text in zip(lines, ended.stdout.splitlines(), strict=True)}
+
+
+def test_a_run_is_planned_without_llamafactory_and_without_its_model(done):
+    planned = done["plan run.yaml"]
+    assert (planned.code, planned.heavy) == (0, ["torch", "transformers"])
+    assert "6 steps of 8 rows: 48 rows" in planned.out
+    assert "the configuration of some/model is not to be had here" in planned.out
+    assert planned.out.splitlines()[-1].startswith("deciding will take about ")
 
 
 @pytest.mark.slow

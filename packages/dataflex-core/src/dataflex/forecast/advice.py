@@ -104,7 +104,7 @@ def _rarer(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     """Yields the run with fewer updates in as many steps."""
     keys = spec.arguments
     fixed = keys.train_step or not keys.update_times > 0
-    for factor in (2, 4, 8) if keys.update_step else ():
+    for factor in (2, 4) if keys.update_step else ():
         if keys.train_type == COMPOSED and spec.selector is not None and spec.selector.component.kind is SELECTOR:
             parts = tuple(
                 replace(part, every=factor * part.every) if part == spec.selector else part for part in spec.parts
@@ -113,7 +113,7 @@ def _rarer(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
         longer = replace(keys, update_step=factor * keys.update_step)
         says = f"update_step: {longer.update_step}"
         if not fixed:
-            if keys.update_times % factor:
+            if keys.update_times % factor or keys.update_times == factor:
                 continue
             longer = replace(longer, update_times=keys.update_times // factor)
             says += f", update_times: {longer.update_times}"

@@ -21,6 +21,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.cost import Ahead, Amount, Cost, Work
 from dataflex.core.errors import ConfigError
 from dataflex.core.schedule import Schedule, Segment
+from dataflex.discovery.component_classes import find
 from dataflex.forecast.data_size import DataSize, Rows, data_size, keys_of, require_count
 from dataflex.forecast.deciding import Asking, Decided, joined, row_shares
 from dataflex.forecast.model_size import Known, ModelSize, model_size
@@ -34,6 +35,7 @@ from dataflex.forecast.passes_price import (
     Prices,
     Rates,
 )
+from dataflex.interfaces.selector import Selector
 
 MOST = 2000
 """Updates that are looked at one by one; of later ones the mean of the second half of these is taken."""
@@ -176,9 +178,11 @@ class Forecast:
 
     @property
     def selection_bytes(self) -> float:
-        """Disk of ``dataflex_selections``: 8 bytes a row, with scores and weights as much again each."""
+        """Disk of ``dataflex_selections``: 8 bytes a row; as much again each where there are scores and weights."""
         selector = self.spec.selector
-        return self.rows * (16.0 if selector is not None else 8.0)
+        found = None if selector is None else find(selector.component.kind, selector.component.name)
+        more = found.gives_scores + found.weighs if found is not None and issubclass(found, Selector) else 0
+        return self.rows * 8.0 * (1 + more) if self.spec.arguments.dynamic else 0.0
 
 
 def forecast(spec: RunSpec, *, rows: float | None = None, ranks: int = 1, speed: float | None = None) -> Forecast:

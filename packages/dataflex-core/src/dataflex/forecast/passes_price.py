@@ -37,7 +37,7 @@ class Rates:
     device: str
 
 
-CPU_SPEED = 80e9  # one thread, fp32
+CPU_SPEED = 50e9  # one thread, fp32
 CPU_TOUCHED = 12.0
 GPU_SPEED = 150e12
 GPU_TOUCHED = 120.0

@@ -63,7 +63,7 @@ def _of_file(path: Path, most: int) -> Sampled:
     if size <= LARGEST:
         table = read_table(path)
         rows = table.rows
-        if kind == "text":
+        if kind == "text" and table.count is not None:  # else it is compressed
             lines = path.read_text(encoding="utf-8-sig").splitlines()
             rows = tuple({"text": line} for line in lines)
         return Sampled(_spread(rows, most), table.count)

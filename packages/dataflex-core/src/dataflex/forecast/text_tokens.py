@@ -14,6 +14,8 @@ from dataflex.forecast.entry_texts import RowText
 
 CHARACTERS = 4.0
 """Characters of a token, where there is no tokenizer to count them with."""
+_AROUND = 12  # tokens of a template, where nothing can count them
+_PROBE, _LEAST = "Every tokenizer divides this sentence.", 3
 _WITHOUT = ("empty", "none", "")  # templates that add nothing
 
 
@@ -48,18 +50,19 @@ class TokenCounter:
     def __init__(self, path: str, template: str, stage: str, cutoff: int, *, on_prompt: bool, trusted: bool) -> None:
         auto: Any = AutoTokenizer
         self._stage, self._cutoff, self._on_prompt = stage, cutoff, on_prompt
+        self._count: Callable[[Sequence[str]], list[int]] = _by_characters
+        self.by, self._around = f"{CHARACTERS:g} characters a token, as the tokenizer of {path} is not here", _AROUND
         try:
             tokenizer = auto.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
         except (OSError, ValueError, ImportError, KeyError, TypeError):
-            self._count: Callable[[Sequence[str]], list[int]] = _by_characters
-            self.by, self._around = f"{CHARACTERS:g} characters a token, as the tokenizer of {path} is not here", 12
             return
 
         def count(texts: Sequence[str]) -> list[int]:
             return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-        self._count, self.by = count, "the model's tokenizer"
-        self._around = _template_tokens(tokenizer, count, template)
+        if count([_PROBE])[0] >= _LEAST:  # a folder without a vocabulary gives a tokenizer that knows no word
+            self._count, self.by = count, "the model's tokenizer"
+            self._around = _template_tokens(tokenizer, count, template)
 
     def counted(self, texts: Sequence[RowText]) -> Counted:
         """Returns the tokens of rows; those that are packed afterwards are cut all the same."""
