@@ -71,7 +71,9 @@ def test_every_plot_has_a_table_with_the_numbers_of_the_record(opened, tmp_path)
     assert [float(row[3]) for row in said] == pytest.approx([line["scores"]["median"] for line in trace], rel=1e-3)
     assert [float(row[8]) for row in said] == pytest.approx([line["candidates"]["median"] for line in trace], rel=1e-3)
     losses = {line["step"]: line["loss"] for line in lines_of(path / "dataflex_metrics.jsonl") if "loss" in line}
-    shown = {int(row[0]): float(row[1]) for row in table(card(page, "losses", "Loss over the run")) if row[1] != "\u2013"}
+    shown = {
+        int(row[0]): float(row[1]) for row in table(card(page, "losses", "Loss over the run")) if row[1] != "\u2013"
+    }
     assert shown == pytest.approx(losses, abs=1e-3)
     files = [np.load(file)["indices"] for file in sorted((path / "dataflex_selections").glob("*.npz"))]
     counts = np.bincount(np.concatenate(files), minlength=300)
