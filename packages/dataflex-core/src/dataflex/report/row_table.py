@@ -10,6 +10,7 @@ import numpy as np
 from dataflex.report.listed_rows import listed_rows
 from dataflex.report.run_data import Reason, RowText
 from dataflex.report.share_plots import source_tones
+from dataflex.report.shared_beginnings import beginnings
 from dataflex.report.shown_run import Block, Shown
 from dataflex.report.thinned import plain
 from dataflex.report.weight_plots import row_weights
@@ -55,6 +56,10 @@ def rows_block(shown: Shown, room: int) -> Block | None:
     places = np.array(kept, dtype=np.int64)
     weights = [named.get(place, float(seen.weights[place])) for place in kept]
     reasons = {place: run.reasons[numbers[place]] for place in kept if numbers[place] in run.reasons}
+    shown_texts = [texts.get(numbers[place], (None, False))[0] for place in kept]
+    named_sources = _sources(run.texts, [numbers[place] for place in kept])
+    target_texts = [text.text[:cut_at] for text in targets.values()]
+    target_skips = beginnings(target_texts, [name for name, _ in targets])
     return {
         "kind": "rows",
         "run": shown.number,
@@ -67,17 +72,21 @@ def rows_block(shown: Shown, room: int) -> Block | None:
         "firsts": [] if seen.places.whole or seen.places.numbers is None else [source.first for source in seen.sources],
         "row": [numbers[place] for place in kept],
         "source": [] if seen.source_of is None else seen.source_of[places].tolist(),
-        "named": [None] * len(kept) if seen.source_of is not None else _sources(run.texts, [numbers[p] for p in kept]),
+        "named": [] if seen.source_of is not None else named_sources,
         "times": seen.times[places].tolist(),
         "chosen": seen.chosen[places].tolist() if seen.updates else [],
         "score": plain(seen.scores[places], 5) if has_scores else [],
         "weight": plain(weights, 5) if np.isfinite(weights).any() else [],
-        "text": [texts.get(numbers[place], (None, False))[0] for place in kept],
+        "text": shown_texts,
+        "skip": beginnings(shown_texts, named_sources),
         "cut": [line for line, place in enumerate(kept) if texts.get(numbers[place], (None, False))[1]],
         "lists": {name: [line_of[place] for place in found] for name, found in lists.items()}
         | ({"explained": [line_of[place] for place in explained if place in line_of]} if reasons else {}),
         "why": {line_of[place]: _why(reason) for place, reason in reasons.items()},
-        "targets": {f"{name}/{row}": _target(text, cut_at) for (name, row), text in targets.items()},
+        "targets": {
+            f"{name}/{row}": _target(text, cut_at, skip)
+            for ((name, row), text), skip in zip(targets.items(), target_skips, strict=True)
+        },
     }
 
 
@@ -101,8 +110,8 @@ def _why(reason: Reason) -> dict[str, Any]:
     }
 
 
-def _target(text: RowText, cut_at: int) -> dict[str, Any]:
-    return {"text": text.text[:cut_at], "cut": text.cut or len(text.text) > cut_at, "tokens": text.tokens}
+def _target(text: RowText, cut_at: int, skip: int) -> dict[str, Any]:
+    return {"skip": skip, "text": text.text[:cut_at], "cut": text.cut or len(text.text) > cut_at, "tokens": text.tokens}
 
 
 def _size(text: str) -> int:
