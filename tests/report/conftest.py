@@ -48,7 +48,7 @@ class Opened:
         self.page.evaluate(
             """async () => {
                 for (let y = 0; y < document.documentElement.scrollHeight; y += 500) {
-                    window.scrollTo(0, y);
+                    window.scrollTo({ top: y, behavior: 'instant' });
                     await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
                 }
             }"""

@@ -19,6 +19,7 @@ from dataflex.report.harmless import harmless, in_script
 from dataflex.report.report_page import MOST, report_html
 from dataflex.report.run_reader import read_run
 from dataflex.report.seen_rows import seen_rows
+from dataflex.report.shared_beginnings import beginnings
 from dataflex.report.thinned import curve, largest_triangles
 from dataflex.report.wording import duration, percent
 from dataflex.report.write import REPORT, is_ours, write_report
@@ -245,6 +246,29 @@ def test_weights_of_rows_are_those_of_the_last_line_that_names_them(tmp_path):
     assert shown == pytest.approx(said, rel=1e-4)
     heavy = [rows["row"][place] for place in rows["lists"]["heavy"]]
     assert [said[row] for row in heavy] == sorted(said.values(), reverse=True)[:25]
+
+
+def test_what_most_texts_of_a_source_begin_with_is_left_out_of_the_list():
+    prompt = "system\nYou are kind.\nuser\n"
+    texts = [f"{prompt}Question {n}?\nAnswer {n}." for n in range(9)] + ["another\nbeginning", None, prompt]
+    skips = beginnings(texts, ["chat"] * len(texts))
+    assert skips == [len(prompt)] * 9 + [0, 0, len(prompt)]
+    assert beginnings(texts, range(len(texts))) == [0] * len(texts)
+    assert beginnings(["one line " * 9] * 9, ["x"] * 9) == [0] * 9
+    assert beginnings(["the same\ntext"] * 9, ["x"] * 9) == [len("the same\n")] * 9
+
+
+def test_rows_that_were_chosen_alike_are_not_called_most_or_least_chosen(tmp_path):
+    path = tmp_path / "run"
+    folder = folders.Folder(path, 100, [("pool", 100)], 20)
+    scores = np.linspace(0, 1, 32)
+    folder.segment(0, np.arange(32), 0, scores=scores)
+    folder.trace.append({"step": 0, "kind": "select", "component": "less", "update": 0, "num_samples": 32})
+    folder.about("rows by less", "dynamic_select", [("select", "less")])
+    lists = block(page(path), "rows", kind="rows")["lists"]
+    assert not lists.keys() & {"most", "least"}
+    rows = block(page(path), "rows", kind="rows")["row"]
+    assert [rows[place] for place in lists["last"]] == list(range(31, 6, -1))
 
 
 def test_hostile_text_is_data(tmp_path):

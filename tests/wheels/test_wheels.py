@@ -104,7 +104,7 @@ def test_a_wheel_holds_the_package_its_licence_and_its_type_marker_and_nothing_e
     inside = {name for name in names if ".dist-info/" not in name}
     assert inside == files
     assert f"{source.name}/py.typed" in files
-    (licence,) = (name for name in names if name.endswith("LICENSE"))
+    (licence,) = (name for name in names if ".dist-info/" in name and name.endswith("LICENSE"))
     with zipfile.ZipFile(wheels[package]) as archive:
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
 

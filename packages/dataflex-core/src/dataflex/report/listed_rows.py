@@ -49,6 +49,9 @@ def listed_rows(
     found = {}
     if chosen_P.any() and np.ptp(times_P[chosen_P]) > 0:  # where all were chosen alike, none was chosen most
         found = {"most": extreme(times_P, chosen_P, texts_P), "least": extreme(-times_P, chosen_P, texts_P)}
+    if seen.updates:
+        last_P = seen.last == len(seen.stretches) - 1
+        found["last"] = extreme(np.nan_to_num(seen.scores, nan=-np.inf).astype(np.float64), last_P, texts_P)
     if seen.places.whole and seen.stretches:
         scores_P = np.where(np.isfinite(seen.scores), seen.scores, -np.inf).astype(np.float64)
         # of those that were never chosen, the ones with a text come first, then those that came nearest to it

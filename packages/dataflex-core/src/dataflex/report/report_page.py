@@ -153,7 +153,7 @@ def _run(shown: Shown) -> dict[str, Any]:
         "facts": header_words.facts(shown),
         "line": dict(header_words.summary_line(shown)),
         "notes": list(run.notes),
-        "warnings": [[text[:1000], times] for text, times in run.warnings[:100]],
+        "warnings": [list(warning) for warning in run.warnings[:100]],
     }
 
 

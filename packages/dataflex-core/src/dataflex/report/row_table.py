@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dataflex.report.listed_rows import listed_rows
 from dataflex.report.run_data import Reason, RowText
 from dataflex.report.share_plots import source_tones
+from dataflex.report.shared_beginnings import beginnings
 from dataflex.report.shown_run import Block, Shown
 from dataflex.report.thinned import plain
 from dataflex.report.weight_plots import row_weights
@@ -40,9 +42,7 @@ def rows_block(shown: Shown, room: int) -> Block | None:
     }
     has_scores = bool(np.isfinite(seen.scores).any())
     lists = listed_rows(seen, texts_P, named, has_scores)
-    explained = [place for row in run.reasons if (place := seen.places.place(row)) is not None]
-    explained.sort(key=lambda place: not texts_P[place])
-    explained = explained[: max(_UNREAD, int(texts_P[explained].sum()))]
+    explained = _explained(shown, texts_P)
     first = list(dict.fromkeys([*(place for places in lists.values() for place in places), *explained]))
     others = sorted(set(place_of.values()) - set(first))
     numbers = dict(
@@ -55,6 +55,8 @@ def rows_block(shown: Shown, room: int) -> Block | None:
     places = np.array(kept, dtype=np.int64)
     weights = [named.get(place, float(seen.weights[place])) for place in kept]
     reasons = {place: run.reasons[numbers[place]] for place in kept if numbers[place] in run.reasons}
+    shown_texts = [texts.get(numbers[place], (None, False))[0] for place in kept]
+    named_sources = _sources(run.texts, [numbers[place] for place in kept])
     return {
         "kind": "rows",
         "run": shown.number,
@@ -67,17 +69,18 @@ def rows_block(shown: Shown, room: int) -> Block | None:
         "firsts": [] if seen.places.whole or seen.places.numbers is None else [source.first for source in seen.sources],
         "row": [numbers[place] for place in kept],
         "source": [] if seen.source_of is None else seen.source_of[places].tolist(),
-        "named": [None] * len(kept) if seen.source_of is not None else _sources(run.texts, [numbers[p] for p in kept]),
+        "named": [] if seen.source_of is not None else named_sources,
         "times": seen.times[places].tolist(),
         "chosen": seen.chosen[places].tolist() if seen.updates else [],
         "score": plain(seen.scores[places], 5) if has_scores else [],
         "weight": plain(weights, 5) if np.isfinite(weights).any() else [],
-        "text": [texts.get(numbers[place], (None, False))[0] for place in kept],
+        "text": shown_texts,
+        "skip": beginnings(shown_texts, named_sources),
         "cut": [line for line, place in enumerate(kept) if texts.get(numbers[place], (None, False))[1]],
         "lists": {name: [line_of[place] for place in found] for name, found in lists.items()}
         | ({"explained": [line_of[place] for place in explained if place in line_of]} if reasons else {}),
         "why": {line_of[place]: _why(reason) for place, reason in reasons.items()},
-        "targets": {f"{name}/{row}": _target(text, cut_at) for (name, row), text in targets.items()},
+        "targets": _targets(targets, cut_at),
     }
 
 
@@ -101,8 +104,24 @@ def _why(reason: Reason) -> dict[str, Any]:
     }
 
 
-def _target(text: RowText, cut_at: int) -> dict[str, Any]:
-    return {"text": text.text[:cut_at], "cut": text.cut or len(text.text) > cut_at, "tokens": text.tokens}
+def _targets(targets: Mapping[tuple[str, int], RowText], cut_at: int) -> dict[str, dict[str, Any]]:
+    skips = beginnings([text.text[:cut_at] for text in targets.values()], [name for name, _ in targets])
+    return {
+        f"{name}/{row}": {
+            "text": text.text[:cut_at],
+            "skip": skip,
+            "cut": text.cut or len(text.text) > cut_at,
+            "tokens": text.tokens,
+        }
+        for ((name, row), text), skip in zip(targets.items(), skips, strict=True)
+    }
+
+
+def _explained(shown: Shown, texts_P: NDArray[np.bool_]) -> list[int]:
+    """Returns the places of the rows that are explained: all that have a text, and some that have none."""
+    found = [place for row in shown.run.reasons if (place := shown.seen.places.place(row)) is not None]
+    found.sort(key=lambda place: not texts_P[place])
+    return found[: max(_UNREAD, sum(bool(texts_P[place]) for place in found))]
 
 
 def _size(text: str) -> int:

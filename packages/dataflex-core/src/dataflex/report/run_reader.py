@@ -12,6 +12,7 @@ from dataflex.config.resolved import RUN as RUN_NOTE
 from dataflex.config.resolved import written_config
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import COMPONENTS, CONFIG, SELECTIONS, TRACE
+from dataflex.report.harmless import harmless
 from dataflex.report.log_lines import log_lines, newest_state
 from dataflex.report.record_lines import METRICS, ROWS, RUN, mapping, number, objects, read_lines, read_object, whole
 from dataflex.report.row_records import read_last_scores, read_reasons, read_texts
@@ -44,9 +45,8 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     about = read_object(path / RUN, say)
     config, components = _config(path, say), _yaml(path / COMPONENTS, say)
     trace = tuple(line for line in read_lines(path / TRACE, say) if whole(line.get("step")) is not None)
-    state = newest_state(path) or {}
+    state, results = newest_state(path) or {}, read_object(path / "all_results.json", say)
     logs = log_lines(path, state, say)
-    results = read_object(path / "all_results.json", say)
     step = _step(about, state, logs)
     now, says = state_of(path, about, config, state, step)
     texts, targets = read_texts(path, say)
@@ -83,9 +83,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         config=config,
         components=components,
         results=results,
-        warnings=tuple(
-            (str(each.get("text", "")), whole(each.get("times")) or 1) for each in objects(about.get("warnings"))
-        ),
+        warnings=_warnings(about),
         starts=tuple(start for each in objects(about.get("starts")) if (start := whole(each.get("step"))) is not None),
         notes=tuple(notes),
         old=not about and dynamic,
@@ -135,6 +133,11 @@ def _step(about: Mapping[str, Any], state: Mapping[str, Any], logs: tuple[Mappin
     """Returns the steps done: the most that any file speaks of, as each of them may have been written later."""
     said = [whole(about.get("step")), whole(state.get("global_step")), *(whole(line.get("step")) for line in logs[-1:])]
     return max((each for each in said if each is not None), default=0)
+
+
+def _warnings(about: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    said = objects(about.get("warnings"))
+    return tuple((harmless(str(each.get("text", "")), 1000)[0], whole(each.get("times")) or 1) for each in said)
 
 
 def _updates(trace: tuple[Mapping[str, Any], ...]) -> int:

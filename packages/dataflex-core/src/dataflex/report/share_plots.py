@@ -17,6 +17,7 @@ from dataflex.report.thinned import evenly, plain
 DRAWN = 8
 """Most sources with a colour of their own; the smallest of more are drawn together."""
 _STRETCHES = 400
+_MARKS = 60  # updates: the edges of the areas show more of them well enough
 
 
 def section(runs: Sequence[Shown]) -> Section | None:
@@ -76,7 +77,7 @@ def _stack(shown: Shown, alone: bool) -> Block | None:
         "names": shown_names,
         "units": {"rows": together(rows_US)} | ({"tokens": together(tokens_US)} if tokens_US is not None else {}),
         "planned": {unit: together(planned)} if planned is not None else {},
-        "marks": {"tone": "grey", "x": plain(run.update_steps[:300])},
+        "marks": {"tone": "grey", "x": plain(run.update_steps if len(run.update_steps) <= _MARKS else [])},
         "run": shown.number,
         "wide": True,
         "thinned": len(steps) if len(kept) < len(steps) else 0,

@@ -296,13 +296,16 @@
     const sets = [["chosen rows", block.chosen, block.tone], ...(block.candidates ? [["all candidates", block.candidates, "grey"]] : [])];
     const data = [block.x, ...sets.flatMap(([, of]) => parts.map((part) => of[part]))];
     const few = block.x.length <= FEW;
+    const [first, last] = [block.x[0], block.x[block.x.length - 1]];
+    const room = few ? (last - first || 2) / Math.max(2, block.x.length) / 1.5 : first === last ? 1 : 0;
+    const edges = [first - room, last + room];
     const [line, update] = readout((plot, at) => [
       ["step", show(block.x[at])],
       ...sets.flatMap(([name, of]) => [[`${name}: median`, show(of.median[at])], ...(known ? [["half between", `${show(of.q1[at])} and ${show(of.q3[at])}`]] : []), ["all between", `${show(of.min[at])} and ${show(of.max[at])}`]]),
     ]);
     const box = plotBox(`${block.title}: median of the chosen rows from ${show(block.chosen.median[0])} to ${show(block.chosen.median.at(-1))}`, (width, tall) => [{
       width, height: tall, legend: { show: false }, padding: [10, 24, 0, 0],
-      scales: { x: { ...xScale, range: (plot, low, high) => { const room = few ? (high - low || 2) / Math.max(2, block.x.length) / 1.5 : 0; return [low - room, high + room]; } }, y: { range: yRange(false) } },
+      scales: { x: { ...xScale, range: () => edges }, y: { range: yRange(false) } },
       axes: axes(block, "number"),
       cursor: { points: { show: false }, y: false },
       series: [{}, ...sets.flatMap(([, , tone]) => parts.map((part) => ({

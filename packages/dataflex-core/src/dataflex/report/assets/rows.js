@@ -4,7 +4,7 @@
   const { el, show } = report;
   const PAGE = report.data.runs.length > 1 ? 6 : 15;
   const LISTS = {
-    most: "Most chosen", least: "Least chosen", never: "Never chosen", high: "Highest score", low: "Lowest score",
+    most: "Most chosen", least: "Least chosen", last: "Chosen last", never: "Never chosen", high: "Highest score", low: "Lowest score",
     heavy: "Weighs most", light: "Weighs least", explained: "With a why", all: "All rows here",
   };
 
@@ -12,7 +12,6 @@
     const decided = block.chosen.length > 0;
     const lists = { ...block.lists, all: block.row.map((_, place) => place) };
     const cut = new Set(block.cut);
-    const opened = new Set();
     let list = Object.keys(LISTS).find((name) => lists[name]);
     let shown = PAGE;
     let query = "";
@@ -75,15 +74,14 @@
     // A button for what does not fit; asked of the layout, which alone knows how long three lines are.
     function offerAll(item, node, acts, place) {
       if (!node.classList.contains("short")) return;
-      if (node.scrollHeight <= node.clientHeight + 2 && !cut.has(place)) return;
+      if (node.scrollHeight <= node.clientHeight + 2 && !cut.has(place) && !block.skip[place]) return;
       const button = el("button", {
         type: "button", "aria-expanded": "false",
         onclick: () => {
           const open = node.classList.toggle("short") === false;
+          write(node, place, open);
           button.setAttribute("aria-expanded", String(open));
           button.textContent = open ? "Less" : "All of it";
-          if (open) opened.add(place);
-          else opened.delete(place);
         },
       }, "All of it");
       acts.prepend(button);
@@ -91,15 +89,23 @@
 
     function marked(text, place) {
       const node = el("p", { class: "text short", dir: "auto" });
+      write(node, place, false);
+      return node;
+    }
+
+    // Closed, a text begins after what all of its source begin with, and before what was searched for.
+    function write(node, place, open) {
+      const text = block.text[place];
+      node.replaceChildren();
       const word = query.trim().toLowerCase();
       const whole = cut.has(place) ? `${text} …` : text;
       const at = word ? whole.toLowerCase().indexOf(word) : -1;
-      if (at < 0) node.append(whole);
+      const skip = open ? 0 : block.skip[place];
+      if (at < 0) node.append(skip ? `… ${whole.slice(skip)}` : whole);
       else {
-        const from = at > 160 ? at - 60 : 0;
+        const from = open ? 0 : at > skip + 160 ? at - 60 : at < skip ? 0 : skip;
         node.append(from ? "… " : "", whole.slice(from, at), el("mark", {}, whole.slice(at, at + word.length)), whole.slice(at + word.length));
       }
-      return node;
     }
 
     function toggleWhy(item, button, why) {
@@ -147,7 +153,7 @@
       return el("li", { class: "target" },
         el("div", { class: "share" }, el("span", {}, `${set ? `${set}, ` : ""}target row ${show(row, "count")}`), el("b", {}, share === null ? "–" : `${show(share, "percent").replace("-", "−")} of the ${what}`)),
         el("div", { class: "meter" }, el("span", { class: (share || 0) < 0 ? "minus" : null, style: { width: `${(100 * Math.abs(share || 0)) / most}%` } })),
-        found ? el("p", { class: "text", dir: "auto" }, found.cut ? `${found.text} …` : found.text) : el("p", { class: "text none" }, "The record has no text of this target row."));
+        found ? el("p", { class: "text", dir: "auto" }, `${found.skip ? "… " : ""}${found.text.slice(found.skip)}${found.cut ? " …" : ""}`) : el("p", { class: "text none" }, "The record has no text of this target row."));
     });
     const at = why.update === null ? `step ${show(why.step, "count")}` : `update ${why.update}, step ${show(why.step, "count")}`;
     return el("div", { class: "why" },
