@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.report.record_lines import METRICS, Say, objects, read_lines, read_object, whole
+from dataflex.core.files import METRICS
+from dataflex.report.record_lines import Say, objects, read_lines, read_object, whole
 
 STATE, LOG = "trainer_state.json", "trainer_log.jsonl"
 _CHECKPOINT = re.compile("checkpoint-([0-9]+)")

@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-RUN, METRICS, SEGMENTS = "dataflex_run.json", "dataflex_metrics.jsonl", "dataflex_segments.jsonl"
-ROWS, WHY, LAST_SCORES = "dataflex_rows.jsonl", "dataflex_why.jsonl", "dataflex_last_scores.npz"
-
 Say = Callable[[str], None]
 
 

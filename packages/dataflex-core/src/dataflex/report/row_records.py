@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.core.files import LAST_SCORES, ROW_SOURCES, ROWS, WHY
 from dataflex.report.harmless import harmless
-from dataflex.report.record_lines import LAST_SCORES, ROWS, WHY, Say, number, objects, read_lines, whole
+from dataflex.report.record_lines import Say, number, objects, read_lines, whole
 from dataflex.report.run_data import Reason, RowText
 
 CHARACTERS = 2000
@@ -67,17 +68,37 @@ def read_reasons(folder: Path, say: Say) -> dict[int, Reason]:
     return found
 
 
-def read_last_scores(folder: Path, say: Say) -> NDArray[np.float32] | None:
-    """Returns (N,) the scores of the last update, NaN for none; None where the record has none."""
+def read_last_scores(folder: Path, run: str, say: Say) -> NDArray[np.float32] | None:
+    """Returns (N,) the scores of the last update of a run, NaN for none; None where the record has none."""
     path = folder / LAST_SCORES
     if not path.exists():
         return None
-    found = read_arrays(path, say)
+    found = _of_run(path, run, say)
     scores = found.get("scores")
+    if not found:
+        return None
     if scores is None or scores.ndim != 1 or scores.dtype.kind != "f":
         say(f"{path.name} holds no scores: left out")
         return None
     return scores.astype(np.float32, copy=False)
+
+
+def read_row_sources(folder: Path, run: str, say: Say) -> NDArray[np.int64] | None:
+    """Returns (N,) the place of each row's source; None where rows follow each other source by source."""
+    path = folder / ROW_SOURCES
+    if not path.exists():
+        return None
+    sources = _of_run(path, run, say).get("sources")
+    return None if sources is None or sources.ndim != 1 else sources.astype(np.int64)
+
+
+def _of_run(path: Path, run: str, say: Say) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of an archive that says whose it is; none where that is another run."""
+    found = read_arrays(path, say)
+    if found and str(found.get("run")) != run:
+        say(f"{path.name} is not of this run: left out")
+        return {}
+    return found
 
 
 def read_arrays(path: Path, say: Say) -> dict[str, NDArray[Any]]:

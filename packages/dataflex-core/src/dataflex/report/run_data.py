@@ -17,13 +17,13 @@ class RunSource:
 
     Attributes:
         name: Its name.
-        first: The number of its first row.
+        first: The number of its first row; None where its rows are not one after the other.
         rows: How many it has; None for a stream.
         tokens: How many tokens they have; None where that is not known.
     """
 
     name: str
-    first: int
+    first: int | None
     rows: int | None = None
     tokens: int | None = None
 
@@ -118,6 +118,7 @@ class RunData:
         targets: (set, target) -> its text.
         reasons: Row -> the last explanation of it.
         last_scores: (N,) scores of the last update, NaN for none; None where there are none.
+        row_sources: (N,) the place of each row's source; None where rows follow each other source by source.
         config: The configuration, secrets masked.
         components: Section -> preset -> entry of ``dataflex_components.yaml``.
         results: ``all_results.json``.
@@ -149,6 +150,7 @@ class RunData:
     targets: Mapping[tuple[str, int], RowText]
     reasons: Mapping[int, Reason]
     last_scores: NDArray[np.float32] | None
+    row_sources: NDArray[np.int64] | None
     config: Mapping[str, Any]
     components: Mapping[str, Any]
     results: Mapping[str, Any]

@@ -11,11 +11,11 @@ import yaml
 from dataflex.config.resolved import RUN as RUN_NOTE
 from dataflex.config.resolved import written_config
 from dataflex.core.errors import ConfigError
-from dataflex.core.files import COMPONENTS, CONFIG, SELECTIONS, TRACE
+from dataflex.core.files import COMPONENTS, CONFIG, METRICS, ROWS, RUN, SELECTIONS, TRACE
 from dataflex.report.harmless import harmless
 from dataflex.report.log_lines import log_lines, newest_state
-from dataflex.report.record_lines import METRICS, ROWS, RUN, mapping, number, objects, read_lines, read_object, whole
-from dataflex.report.row_records import read_last_scores, read_reasons, read_texts
+from dataflex.report.record_lines import mapping, number, objects, read_lines, read_object, whole
+from dataflex.report.row_records import read_last_scores, read_reasons, read_row_sources, read_texts
 from dataflex.report.run_data import RunData, RunSource
 from dataflex.report.run_status import state_of
 from dataflex.report.segment_files import planned_segments
@@ -50,6 +50,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     step = _step(about, state, logs)
     now, says = state_of(path, about, config, state, step)
     texts, targets = read_texts(path, say)
+    run = str(about.get("run"))
     sources = source_list(about, trace)
     dynamic = bool(about or trace or (path / SELECTIONS).exists())
     train_type = str(about.get("train_type") or config.get("train_type") or ("dynamic" if dynamic else "static"))
@@ -79,7 +80,8 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         texts=texts,
         targets=targets,
         reasons=read_reasons(path, say),
-        last_scores=read_last_scores(path, say),
+        last_scores=read_last_scores(path, run, say),
+        row_sources=read_row_sources(path, run, say),
         config=config,
         components=components,
         results=results,

@@ -160,6 +160,10 @@ def _sources(run: RunData, places: RowPlaces) -> tuple[tuple[RunSource, ...], ND
     if not run.sources:
         return (), None
     rows = np.arange(places.count) if places.numbers is None else places.numbers
+    if run.row_sources is not None:
+        return run.sources, run.row_sources[rows]
+    if any(source.first is None for source in run.sources):  # not in order, and the file is missing
+        return (), None
     return run.sources, source_places(run.sources, rows)
 
 

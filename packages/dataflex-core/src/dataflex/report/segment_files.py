@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataflex.core.files import SELECTIONS
-from dataflex.report.record_lines import SEGMENTS, Say, mapping, read_lines, whole
+from dataflex.core.files import SEGMENTS, SELECTIONS
+from dataflex.report.record_lines import Say, mapping, read_lines, whole
 from dataflex.report.run_data import PlannedSegment
 
 _FILE = re.compile("step_([0-9]{8,})[.]npz")

@@ -15,12 +15,11 @@ from dataflex.report.run_data import RowText, RunSource
 def source_list(about: Mapping[str, Any], trace: Sequence[Mapping[str, Any]]) -> tuple[RunSource, ...]:
     """Returns the sources of a run in the order of their rows; empty where they are not known."""
     said = [
-        RunSource(
-            str(each.get("name")), whole(each.get("first")) or 0, whole(each.get("rows")), whole(each.get("tokens"))
-        )
+        RunSource(str(each.get("name")), whole(each.get("first")), whole(each.get("rows")), whole(each.get("tokens")))
         for each in objects(about.get("sources"))
     ]
-    return tuple(sorted(said, key=lambda source: source.first)) or _of_old(trace)
+    in_order = all(source.first is not None for source in said)
+    return tuple(sorted(said, key=lambda source: source.first or 0) if in_order else said) or _of_old(trace)
 
 
 def _of_old(trace: Sequence[Mapping[str, Any]]) -> tuple[RunSource, ...]:
@@ -47,7 +46,7 @@ def _of_old(trace: Sequence[Mapping[str, Any]]) -> tuple[RunSource, ...]:
 
 
 def source_places(sources: Sequence[RunSource], rows_R: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns (R,) the place of each row's source in the list of them."""
+    """Returns (R,) the place of each row's source in the list of them, which says where each begins."""
     firsts = np.array([source.first for source in sources], dtype=np.int64)
     places: NDArray[np.int64] = np.searchsorted(firsts, rows_R, side="right").astype(np.int64) - 1
     return np.clip(places, 0, None)
