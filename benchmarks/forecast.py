@@ -1,10 +1,11 @@
 """What `dataflex-cli plan` says deciding will take, against what the trace of the run says afterwards.
 
-    python -m benchmarks.forecast [--repeats 3] [--only "loss; less"] [--threads 1]
+    python -m benchmarks.forecast [--repeats 3] [--only "loss; less"] [--threads 1] [--device cuda]
 
 A Llama of 30 million random weights learns docstrings of the standard library through LLaMA-Factory, with LoRA and
 whole. Each run is planned, trained, and its trace read: the seconds of its updates, of those of the training loop. The
-same share by the time of all threads is less disturbed by other work on the machine. The table has the medians.
+same share by the time of all threads is less disturbed by other work on the machine, and means nothing on a GPU. The
+table has the medians.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dataflex.forecast.forecast import forecast
 from dataflex.testing import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import VOCABULARY, add_threads, at_least, chosen, examples, machine, quieten
+from benchmarks.common import VOCABULARY, add_device, add_threads, at_least, chosen, examples, machine, quieten
 
 CUTOFF, TARGET = 192, 16
 ROWS, MANY = 96, 12_000
@@ -63,7 +64,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(folder: Path) -> dict[str, Any]:
+def prepared(folder: Path, device: str) -> dict[str, Any]:
     """Writes model and data, and returns the keys that all runs have."""
     pairs = examples([], 999)
     tokenizer = tiny_tokenizer((part for pair in pairs for part in pair), vocab_size=VOCABULARY)
@@ -88,8 +89,8 @@ def prepared(folder: Path) -> dict[str, Any]:
         "model_name_or_path": str(folder / "model"), "stage": "sft", "do_train": True, "finetuning_type": "lora",
         "template": "default", "cutoff_len": CUTOFF, "dataset_dir": str(folder), "eval_dataset": "target",
         "do_eval": False, "per_device_train_batch_size": 4, "learning_rate": 1e-4, "seed": 7, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "logging_steps": 1000, "use_cpu": True, "overwrite_cache": True,
-        "preprocessing_num_workers": 1, "dataloader_num_workers": 0, "eval_strategy": "no",
+        "report_to": "none", "disable_tqdm": True, "logging_steps": 1000, "use_cpu": device == "cpu",
+        "overwrite_cache": True, "preprocessing_num_workers": 1, "dataloader_num_workers": 0, "eval_strategy": "no",
     }  # fmt: skip
 
 
@@ -160,13 +161,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=at_least(1), default=3)
     parser.add_argument("--only", help=f"some of: {'; '.join(RUNS)}")
     add_threads(parser, 1)
+    add_device(parser)
     options = parser.parse_args()
     names = chosen(parser, options.only, RUNS)
     quieten(options.threads)
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        common = prepared(folder)
+        common = prepared(folder, options.device)
         for number in range(options.repeats):
             for name in names:
                 out = folder / f"out-{number}-{names.index(name)}"
@@ -176,7 +178,7 @@ def main() -> None:
                 clock, threads = trained(file, out)
                 found[name].append((share, clock, threads, seconds))
                 print(f"{name}: planned {share:.4f}, by the trace {clock:.4f}, by CPU time {threads:.4f}", flush=True)
-    print(f"\n{machine('cpu')}\n")
+    print(f"\n{machine(options.device)}\n")
     print("| run | planned share | by the trace | planned / trace | by CPU time | planned / CPU time | plan took |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, rows in found.items():

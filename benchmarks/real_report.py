@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from dataflex.cli.main import run as command
 
-from benchmarks.common import add_threads, quieten
+from benchmarks.common import add_device, add_threads, at_least, quieten
 from benchmarks.real_data import Part, Sizes, selection_part
 from benchmarks.real_files import language_model
 from benchmarks.real_model import CACHE
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for data, run and report")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for the model; default: %(default)s")
     parser.add_argument("--component", default="less", help="the selector; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=at_least(0), default=1)
+    add_device(parser)
     add_threads(parser)
     options = parser.parse_args(argv)
     quieten(options.threads)
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     two_datasets(part)
     model = language_model(options.cache).absolute()
-    setting = Setting(model, "smollm2", "cpu", bf16=True, cutoff=192, batch=8, rate=3e-4, rank=8)
+    setting = Setting(model, "smollm2", options.device, bf16=True, cutoff=192, batch=8, rate=3e-4, rank=8)
     out = work / options.component
     config = keys(setting, part, out, options.seed) | {
         "dataset": "gsm8k,alpaca",

@@ -18,7 +18,6 @@ from dataflex.cli.main import run
 from dataflex.config.resolved import VERSIONS
 from dataflex.core.errors import ConfigError, InvalidConfigError
 from dataflex.core.files import CONFIG
-from dataflex.experiments import equal_compute
 from dataflex.experiments.comparing import Ran
 from dataflex.experiments.equal_arms import with_equal_compute
 from dataflex.experiments.equal_tokens import Measured
@@ -309,7 +308,7 @@ def forecasting(monkeypatch, deciding, unknown=()):
         takes = deciding if spec.component and spec.component.name == "less" else 0
         return SimpleNamespace(training_flops=10 * calls[-1][0], deciding_flops=takes, unknown=unknown)
 
-    monkeypatch.setattr(equal_compute, "forecast", forecast)
+    monkeypatch.setattr("dataflex.forecast.forecast.forecast", forecast)
     return calls
 
 

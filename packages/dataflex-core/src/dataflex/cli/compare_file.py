@@ -15,7 +15,6 @@ from dataflex.experiments.experiment_arms import Arm, arms_of
 from dataflex.experiments.experiment_file import Experiment, read_experiment
 from dataflex.experiments.planned_runs import PlannedRun
 from dataflex.experiments.run_figures import START, lower_is_better
-from dataflex.experiments.verdicts import comparison
 from dataflex.launch import torchrun
 from dataflex.launch.logged_run import run_logged
 from dataflex.launch.packages import require_llamafactory, require_working_packages
@@ -70,6 +69,8 @@ def _run(experiment: Experiment, arms: Sequence[Arm], train: Train) -> int:
 
 
 def _finish(experiment: Experiment, ran: Ran) -> int:
+    from dataflex.experiments.verdicts import comparison  # here: it needs NumPy, and help does not
+
     if not ran.figures:
         failed = ", ".join(f"{arm}, seed {seed}" for arm, seed in ran.failed)
         sys.stderr.write(f"error: no run came to its end ({failed}) -> read the logs in {experiment.output_dir}\n")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.files import replacing
-from dataflex.report.write import write_report
 from dataflex.utils.secret_values import scrubbed
 
 JSON, MARKDOWN, CSV = "comparison.json", "comparison.md", "comparison.csv"
@@ -31,6 +30,8 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
 
 def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
     """Writes the report's page with the runs that are there; returns its path."""
+    from dataflex.report.write import write_report  # here: help needs no NumPy
+
     runs = [
         (Path(path), f"{arm['name']}, seed {seed}")
         for arm in found["arms"]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
-from dataflex.forecast.forecast import forecast
 
 _MOST = 64  # times the steps that an arm had before
 
@@ -25,6 +24,8 @@ def flops(spec: RunSpec, ranks: int | None = None) -> float:
     Raises:
         ConfigError: A component does not say what it costs.
     """
+    from dataflex.forecast.forecast import forecast  # here: it imports torch, and equal steps have no use for it
+
     found = forecast(spec, ranks=ranks or 1)
     if found.unknown:
         raise ConfigError(

@@ -68,7 +68,7 @@ def read_reasons(folder: Path, say: Say) -> dict[int, Reason]:
     return found
 
 
-def read_last_scores(folder: Path, run: str, say: Say) -> NDArray[np.float32] | None:
+def read_last_scores(folder: Path, run: Any, say: Say) -> NDArray[np.float32] | None:
     """Returns (N,) the scores of the last update of a run, NaN for none; None where the record has none."""
     path = folder / LAST_SCORES
     if not path.exists():
@@ -83,7 +83,7 @@ def read_last_scores(folder: Path, run: str, say: Say) -> NDArray[np.float32] | 
     return scores.astype(np.float32, copy=False)
 
 
-def read_row_sources(folder: Path, run: str, say: Say) -> NDArray[np.int64] | None:
+def read_row_sources(folder: Path, run: Any, say: Say) -> NDArray[np.int64] | None:
     """Returns (N,) the place of each row's source; None where rows follow each other source by source."""
     path = folder / ROW_SOURCES
     if not path.exists():
@@ -92,10 +92,10 @@ def read_row_sources(folder: Path, run: str, say: Say) -> NDArray[np.int64] | No
     return None if sources is None or sources.ndim != 1 else sources.astype(np.int64)
 
 
-def _of_run(path: Path, run: str, say: Say) -> dict[str, NDArray[Any]]:
+def _of_run(path: Path, run: Any, say: Say) -> dict[str, NDArray[Any]]:
     """Returns the arrays of an archive that says whose it is; none where that is another run."""
     found = read_arrays(path, say)
-    if found and str(found.get("run")) != run:
+    if found and str(found.get("run")) != str(run):
         say(f"{path.name} is not of this run: left out")
         return {}
     return found

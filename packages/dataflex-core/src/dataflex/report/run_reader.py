@@ -50,7 +50,6 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     step = _step(about, state, logs)
     now, says = state_of(path, about, config, state, step)
     texts, targets = read_texts(path, say)
-    run = str(about.get("run"))
     sources = source_list(about, trace)
     dynamic = bool(about or trace or (path / SELECTIONS).exists())
     train_type = str(about.get("train_type") or config.get("train_type") or ("dynamic" if dynamic else "static"))
@@ -80,16 +79,21 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         texts=texts,
         targets=targets,
         reasons=read_reasons(path, say),
-        last_scores=read_last_scores(path, run, say),
-        row_sources=read_row_sources(path, run, say),
+        last_scores=read_last_scores(path, about.get("run"), say),
+        row_sources=read_row_sources(path, about.get("run"), say),
         config=config,
         components=components,
         results=results,
         warnings=_warnings(about),
-        starts=tuple(start for each in objects(about.get("starts")) if (start := whole(each.get("step"))) is not None),
+        starts=_starts(about),
         notes=tuple(notes),
         old=not about and dynamic,
     )
+
+
+def _starts(about: Mapping[str, Any]) -> tuple[int, ...]:
+    steps = (whole(each.get("step")) for each in objects(about.get("starts")))
+    return tuple(step for step in steps if step is not None)
 
 
 def _require_run(path: Path) -> None:

@@ -30,7 +30,6 @@ from dataflex.rows.batch_rows import BatchRows
 from dataflex.run.checkpoints import require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
-from dataflex.run.tracked_numbers import weight_histograms
 from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
@@ -53,7 +52,6 @@ from dataflex.trainer.shared_scores import SharedScores
 from dataflex.trainer.static_batches import StaticBatches
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
-from dataflex.trainer.trackers import send_histograms
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.sampler_pass import PassKeeper
@@ -272,18 +270,6 @@ class DynamicTrainer(RecordedRun):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds what the weights were to the line of the training loss."""
         super().log(logs if self.training_objective is None else self.training_objective.logged(logs), *args, **kwargs)
-
-    def record_weights(self) -> None:
-        """Writes what weights and losses were since the last lines into the record. Collective."""
-        if self.training_objective is None:
-            return
-        weights = self.training_objective.weights_line()
-        losses = self.training_objective.losses_line(weights)
-        self.recording.measured([line for line in (weights, losses) if line])
-        if weights and self.is_world_process_zero():
-            send_histograms(self.callback_handler.callbacks, weight_histograms(weights), self.state.global_step)
-        if weights:
-            self.explanations.of_weights(weights)
 
     def training_done(self) -> None:
         """Tells the objective that the run is over, and writes down what was collected last. Collective."""
