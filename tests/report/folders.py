@@ -521,6 +521,8 @@ def comparison(folders: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
         "high": -0.06,
         "p": 0.004,
         "wins": 3,
+        "bootstrap_low": -0.1,
+        "bootstrap_high": -0.08,
         "seeds": 3,
         "verdict": "better",
         "says": "less is better than random by 0.09",

@@ -90,17 +90,20 @@
   report.verdicts = (block) => {
     const interval = block.level ? `${Math.round(100 * (1 - block.level))} % interval` : "interval";
     const columns = ["arm", "mean ± std", "difference", interval, "p", "won", "verdict", ""];
-    const rows = block.rows.map(([arm, mean, std, difference, low, high, p, won, verdict, says, against], place) => el("tr", {},
+    const bootstrapped = block.rows.some((row) => row[11] !== null);
+    if (bootstrapped) columns.splice(4, 0, "bootstrap");
+    const rows = block.rows.map(([arm, mean, std, difference, low, high, p, won, verdict, says, against, least, most], place) => el("tr", {},
       el("td", { class: "who", tone: block.tones[place] }, el("span", { class: "dot" }), ` ${arm}`),
       el("td", { class: "n" }, mean === null ? "–" : `${show(mean)}${std === null ? "" : ` ± ${show(std)}`}`),
       el("td", { class: "n" }, difference === null ? "–" : signed(difference)),
       el("td", { class: "n" }, low === null || high === null ? "–" : `${signed(low)} to ${signed(high)}`),
+      !bootstrapped ? null : el("td", { class: "n" }, least === null || most === null ? "–" : `${signed(least)} to ${signed(most)}`),
       el("td", { class: "n" }, p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3)),
       el("td", { class: "n" }, won || "–"),
       el("td", {}, verdict ? el("span", { class: `verdict ${verdict}` }, { better: "▲ better", worse: "▼ worse", undecided: "● undecided" }[verdict]) : against ? "" : "held against"),
       el("td", { class: "long" }, says)));
     return card(block, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": block.title },
-      el("table", {}, el("thead", {}, el("tr", {}, columns.map((name, place) => el("th", { scope: "col", class: place > 0 && place < 6 ? "n" : null }, name)))), el("tbody", {}, rows))));
+      el("table", {}, el("thead", {}, el("tr", {}, columns.map((name, place) => el("th", { scope: "col", class: place > 0 && place < (bootstrapped ? 7 : 6) ? "n" : null }, name)))), el("tbody", {}, rows))));
   };
 
   const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${show(Math.abs(value))}`;
