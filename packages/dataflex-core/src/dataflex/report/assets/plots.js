@@ -69,7 +69,7 @@
     const common = { stroke: soft, font: font(), labelFont: font(), grid, ticks: { ...grid, size: 4 } };
     const ticks = (plot, values) => values.map((value) => (value === null ? "" : tick(value, format)));
     return [
-      { ...common, size: 32, space: 70, label: block.x === "place" ? "place among the arranged rows" : "step", labelSize: 16, labelGap: 0, values: (plot, values) => values.map((v) => (v % 1 ? "" : report.formats.count(v))) },
+      { ...common, size: 32, space: 70, label: block.x === "place" ? "% of the arranged rows" : "step", labelSize: 16, labelGap: 0, values: (plot, values) => values.map((v) => (v % 1 ? "" : report.formats.count(v))) },
       { ...common, values: ticks, size: (plot, values) => 18 + 7 * Math.max(3, ...(values || [""]).map((v) => String(v).length)) },
     ];
   }
