@@ -237,7 +237,7 @@
     };
     let lined = x.length <= 60; // more of them hide what they stand on
     const values = () => [x, ...cumulated(block.units[unit]).reverse(), ...(lined && block.planned[unit] ? cumulated(block.planned[unit]).slice(0, -1) : [])];
-    const tones = names.map((_, place) => (names.length === 9 && place === 8 ? "grey" : place));
+    const tones = block.tones;
     const [line, update] = readout((plot, at) => [
       ["step", show(x[at])],
       ...names.map((name, place) => {
