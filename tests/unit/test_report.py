@@ -196,6 +196,15 @@ def test_sizes_of_sources_that_an_older_trace_leaves_open_are_not_guessed(tmp_pa
     assert read_run(path).sources == ()
 
 
+def test_the_scores_along_an_order_are_those_of_the_trace(tmp_path):
+    path = KINDS["dynamic"](tmp_path / "run")
+    said = [line for line in lines_of(path / "dataflex_trace.jsonl") if line["kind"] == "order"]
+    plot = block(page(path), "order", "Scores along the rows that saw arranged")
+    assert [each["name"] for each in plot["series"]] == [f"step {line['step']}" for line in said]
+    assert plot["series"][0]["x"] == [5 * place for place in range(20)]
+    assert plot["series"][0]["y"] == pytest.approx(said[0]["along"]["scores"], rel=1e-5)
+
+
 def test_rows_have_their_text_source_score_and_counts(tmp_path):
     path = KINDS["select"](tmp_path / "run")
     rows = block(page(path), "rows", kind="rows")
@@ -365,6 +374,7 @@ def test_a_comparison_shows_verdicts_and_one_colour_per_arm(tmp_path):
     assert data["verdict"] == said["says"]
     table = block(data, "comparison", "eval_loss")
     assert [row[8] for row in table["rows"]] == ["better", "", "undecided"]
+    assert table["rows"][0][11:] == [-0.1, -0.08, 0.975]
     (less, _) = block(data, "comparison", kind="intervals")["rows"]
     assert (less["difference"], less["low"], less["high"], less["tone"]) == (-0.09, -0.12, -0.06, 0)
 

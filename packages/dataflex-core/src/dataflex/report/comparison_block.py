@@ -52,11 +52,20 @@ def _table(name: str, metric: Mapping[str, Any], arms: Mapping[str, int], lower:
     for arm, found in _arms(metric):
         wins, seeds = whole(found.get("wins")), whole(found.get("seeds")) or len(numbers(found.get("values")))
         values = [number(found.get(key)) for key in ("mean", "std", "difference", "low", "high", "p")]
+        more = plain([number(found.get(key)) for key in ("bootstrap_low", "bootstrap_high", "confidence")], 5)
         against = str(found.get("against") or "")
         won = f"{wins} of {seeds}" if wins is not None and against else ""
         verdict = str(found.get("verdict") or "")
         rows.append(
-            [arm, *plain(values, 5), won, verdict if verdict in VERDICTS else "", str(found.get("says") or ""), against]
+            [
+                arm,
+                *plain(values, 5),
+                won,
+                verdict if verdict in VERDICTS else "",
+                str(found.get("says") or ""),
+                against,
+                *more,
+            ]
         )
     return {
         "kind": "verdicts",

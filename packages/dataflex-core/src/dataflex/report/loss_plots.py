@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dataflex.report.record_lines import mapping, number
 from dataflex.report.run_data import RunData
-from dataflex.report.share_plots import source_tones
 from dataflex.report.shown_run import Block, Section, Shown, held, lines, series
 from dataflex.report.thinned import curve, evenly, plain
 
@@ -89,7 +88,7 @@ def _by_source(shown: Shown) -> Block | None:
             one = value if isinstance(value, Mapping) else {"loss": value}
             found.setdefault(name, []).append((line["step"], number(one.get("loss"))))
     most = 300 if len(found) > 10 else 1000
-    tones = source_tones(shown.seen)
+    tones = shown.sources
     curves = [
         series(name, tones.get(name, place), curve(points, most)) for place, (name, points) in enumerate(found.items())
     ]

@@ -61,6 +61,8 @@ def report_html(
         _shown(path, name, number, arms, len(found))
         for number, (path, name) in enumerate(zip(found, called, strict=True))
     ]
+    tones = share_plots.source_tones([shown.seen for shown in runs])
+    runs = [replace(shown, sources=tones) for shown in runs]
     room = _ROOM
     while True:
         text = _assembled(runs, comparison, room)

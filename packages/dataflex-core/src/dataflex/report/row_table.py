@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dataflex.report.listed_rows import listed_rows
 from dataflex.report.run_data import Reason, RowText
-from dataflex.report.share_plots import source_tones
 from dataflex.report.shared_beginnings import beginnings
 from dataflex.report.shown_run import Block, Shown
 from dataflex.report.thinned import plain
@@ -65,7 +64,7 @@ def rows_block(shown: Shown, room: int) -> Block | None:
         "shown_with_text": sum(numbers[place] in texts for place in kept),
         "cut_at": cut_at,
         "sources": [source.name for source in seen.sources],
-        "tones": [source_tones(seen).get(source.name, "grey") for source in seen.sources],
+        "tones": [shown.sources.get(source.name, "grey") for source in seen.sources],
         "firsts": [] if seen.places.whole or seen.places.numbers is None else [source.first for source in seen.sources],
         "row": [numbers[place] for place in kept],
         "source": [] if seen.source_of is None else seen.source_of[places].tolist(),

@@ -152,7 +152,7 @@ def _along(shown: Shown) -> Block | None:
     for place, line in enumerate(kept):
         along = mapping(line["along"])
         places, scores = numbers(along.get("places")), numbers(along.get("scores"))
-        points = [(x, y) for x, y in zip(places, scores, strict=False) if x is not None]
+        points = [(100 * x, y) for x, y in zip(places, scores, strict=False) if x is not None]
         curves.append(series(f"step {line['step']:,}", place, curve(points)))
     name = str(said[-1].get("component", ""))
     found = lines(f"Scores along the rows that {name} arranged", "mean score", curves, run=shown.number)

@@ -37,12 +37,10 @@ def source_order(seen: SeenRows) -> list[int]:
     return np.argsort(-total, kind="stable").tolist() if len(total) == len(seen.sources) else []
 
 
-def source_tones(seen: SeenRows) -> dict[str, int | str]:
-    """Returns source -> the number of its colour, the same in every plot; the small ones of many are grey."""
-    order = source_order(seen)
-    drawn = len(order) if len(order) <= DRAWN else DRAWN
-    tones: dict[str, int | str] = {seen.sources[place].name: "grey" for place in order[drawn:]}
-    return tones | {seen.sources[place].name: rank for rank, place in enumerate(order[:drawn])}
+def source_tones(seen: Sequence[SeenRows]) -> dict[str, int | str]:
+    """Returns source -> the number of its colour, the same in every plot of every run; after the first 8, grey."""
+    names = dict.fromkeys(each.sources[place].name for each in seen for place in source_order(each))
+    return {name: rank if rank < DRAWN else "grey" for rank, name in enumerate(names)}
 
 
 def _stack(shown: Shown, alone: bool) -> Block | None:
@@ -75,11 +73,12 @@ def _stack(shown: Shown, alone: bool) -> Block | None:
         if run.state == "finished"
         else max(run.step, steps[-1] + 1),
         "names": shown_names,
+        "tones": [*(shown.sources.get(names[place], "grey") for place in drawn), *(["grey"] if rest else [])],
         "units": {"rows": together(rows_US)} | ({"tokens": together(tokens_US)} if tokens_US is not None else {}),
         "planned": {unit: together(planned)} if planned is not None else {},
         "marks": {"tone": "grey", "x": plain(run.update_steps if len(run.update_steps) <= _MARKS else [])},
         "run": shown.number,
-        "wide": True,
+        "wide": alone,
         "thinned": len(steps) if len(kept) < len(steps) else 0,
     }
 

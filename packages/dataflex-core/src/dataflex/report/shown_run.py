@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex.report.run_data import RunData
@@ -27,6 +27,7 @@ class Shown:
         tone: The number of its colour.
         dash: The number of its dash pattern: runs of one colour differ in it.
         panel: Whether it has plots of its own; of many runs only some have.
+        sources: Source -> the number of its colour, or ``grey``; the same for all runs of a page.
     """
 
     run: RunData
@@ -35,6 +36,7 @@ class Shown:
     tone: int
     dash: int = 0
     panel: bool = True
+    sources: Mapping[str, int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 from dataflex.report.record_lines import mapping, number
 from dataflex.report.score_plots import histogram_block
-from dataflex.report.share_plots import source_tones
 from dataflex.report.shown_run import Block, Section, Shown, held, lines, series
 from dataflex.report.thinned import curve
 
@@ -87,7 +86,7 @@ def _by_source(shown: Shown) -> Block | None:
         for name, weight in mapping(line.get("sources")).items():
             found.setdefault(name, []).append((line["step"], number(weight)))
     most = 300 if len(found) > 10 else 1000
-    tones = source_tones(shown.seen)
+    tones = shown.sources
     curves = [
         series(name, tones.get(name, place), curve(points, most)) for place, (name, points) in enumerate(found.items())
     ]

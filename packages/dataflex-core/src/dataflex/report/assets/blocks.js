@@ -37,8 +37,9 @@
     label.setAttribute("for", id);
     const draw = (at) => {
       const sets = block.of.filter((set) => set.counts[at].length);
-      const low = Math.min(...sets.map((set) => set.edges[at][0]));
-      const high = Math.max(...sets.map((set) => set.edges[at].at(-1)));
+      const filled = sets.map((set) => set.counts[at].flatMap((n, bin) => (n ? [bin] : []))).map((bins, place) => (bins.length ? bins : [0, sets[place].counts[at].length - 1]));
+      const low = Math.min(...sets.map((set, place) => set.edges[at][filled[place][0]]));
+      const high = Math.max(...sets.map((set, place) => set.edges[at][filled[place].at(-1) + 1]));
       const reach = high - low || 1;
       const heights = sets.map((set) => {
         const total = set.counts[at].reduce((sum, n) => sum + n, 0) || 1;
@@ -88,19 +89,23 @@
     { label: block.title, bar: block.bar, tone: block.run === undefined ? 0 : report.data.runs[block.run].tone }));
 
   report.verdicts = (block) => {
-    const interval = block.level ? `${Math.round(100 * (1 - block.level))} % interval` : "interval";
+    const own = block.rows.some((row) => row[13] !== null); // corrected for many arms, each has its own level
+    const interval = block.level && !own ? `${Math.round(100 * (1 - block.level))} % interval` : "interval";
     const columns = ["arm", "mean ± std", "difference", interval, "p", "won", "verdict", ""];
-    const rows = block.rows.map(([arm, mean, std, difference, low, high, p, won, verdict, says, against], place) => el("tr", {},
+    const bootstrapped = block.rows.some((row) => row[11] !== null);
+    if (bootstrapped) columns.splice(4, 0, "bootstrap");
+    const rows = block.rows.map(([arm, mean, std, difference, low, high, p, won, verdict, says, against, least, most, confidence], place) => el("tr", {},
       el("td", { class: "who", tone: block.tones[place] }, el("span", { class: "dot" }), ` ${arm}`),
       el("td", { class: "n" }, mean === null ? "–" : `${show(mean)}${std === null ? "" : ` ± ${show(std)}`}`),
       el("td", { class: "n" }, difference === null ? "–" : signed(difference)),
-      el("td", { class: "n" }, low === null || high === null ? "–" : `${signed(low)} to ${signed(high)}`),
+      el("td", { class: "n" }, low === null || high === null ? "–" : `${signed(low)} to ${signed(high)}${confidence === null ? "" : ` (${show(confidence, "percent")})`}`),
+      !bootstrapped ? null : el("td", { class: "n" }, least === null || most === null ? "–" : `${signed(least)} to ${signed(most)}`),
       el("td", { class: "n" }, p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3)),
       el("td", { class: "n" }, won || "–"),
       el("td", {}, verdict ? el("span", { class: `verdict ${verdict}` }, { better: "▲ better", worse: "▼ worse", undecided: "● undecided" }[verdict]) : against ? "" : "held against"),
       el("td", { class: "long" }, says)));
     return card(block, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": block.title },
-      el("table", {}, el("thead", {}, el("tr", {}, columns.map((name, place) => el("th", { scope: "col", class: place > 0 && place < 6 ? "n" : null }, name)))), el("tbody", {}, rows))));
+      el("table", {}, el("thead", {}, el("tr", {}, columns.map((name, place) => el("th", { scope: "col", class: place > 0 && place < (bootstrapped ? 7 : 6) ? "n" : null }, name)))), el("tbody", {}, rows))));
   };
 
   const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${show(Math.abs(value))}`;

@@ -69,7 +69,7 @@
     const common = { stroke: soft, font: font(), labelFont: font(), grid, ticks: { ...grid, size: 4 } };
     const ticks = (plot, values) => values.map((value) => (value === null ? "" : tick(value, format)));
     return [
-      { ...common, size: 32, space: 70, label: block.x === "place" ? "place among the arranged rows" : "step", labelSize: 16, labelGap: 0, values: (plot, values) => values.map((v) => (v % 1 ? "" : report.formats.count(v))) },
+      { ...common, size: 32, space: 70, label: block.x === "place" ? "% of the arranged rows" : "step", labelSize: 16, labelGap: 0, values: (plot, values) => values.map((v) => (v % 1 ? "" : report.formats.count(v))) },
       { ...common, values: ticks, size: (plot, values) => 18 + 7 * Math.max(3, ...(values || [""]).map((v) => String(v).length)) },
     ];
   }
@@ -237,7 +237,7 @@
     };
     let lined = x.length <= 60; // more of them hide what they stand on
     const values = () => [x, ...cumulated(block.units[unit]).reverse(), ...(lined && block.planned[unit] ? cumulated(block.planned[unit]).slice(0, -1) : [])];
-    const tones = names.map((_, place) => (names.length === 9 && place === 8 ? "grey" : place));
+    const tones = block.tones;
     const [line, update] = readout((plot, at) => [
       ["step", show(x[at])],
       ...names.map((name, place) => {
