@@ -16,7 +16,8 @@ from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct
 from dataflex.run.checkpoints import newest_complete, require_complete
-from dataflex.run.record import FILES, read_trace
+from dataflex.run.record import read_trace
+from dataflex.run.record_files import FILES
 from dataflex.run.score_file import write_scores
 from dataflex.run.state import load_state, require_step
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_training_args

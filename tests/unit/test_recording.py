@@ -17,7 +17,8 @@ from accelerate.utils import set_seed
 from dataflex import dynamic
 from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.core.files import LAST_SCORES, METRICS, ROWS, RUN, SEGMENTS, TRACE
-from dataflex.run.record import FILES, RunRecord, read_trace
+from dataflex.run.record import RunRecord, read_trace
+from dataflex.run.record_files import FILES
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.train.weighter.base_weighter import Weighter

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from dataflex.cli.main import run as command
 from dataflex.core.errors import ConfigError
+from dataflex.core.files import REPORT
 from dataflex.report.harmless import harmless, in_script
 from dataflex.report.report_page import MOST, report_html
 from dataflex.report.run_reader import read_run
@@ -22,7 +23,7 @@ from dataflex.report.seen_rows import seen_rows
 from dataflex.report.shared_beginnings import beginnings
 from dataflex.report.thinned import curve, largest_triangles
 from dataflex.report.wording import duration, percent
-from dataflex.report.write import REPORT, is_ours, write_report
+from dataflex.report.write import is_ours, write_report
 
 from tests.report import folders
 from tests.report.folders import BATCH, HOSTILE, KINDS
@@ -488,3 +489,31 @@ def test_shares_and_times_never_round_something_to_nothing_or_all():
         "12 min 3 s",
         "5 h 2 min",
     ]
+
+
+def test_rows_that_are_shuffled_over_their_sources_are_told_apart_by_the_file_that_says_so(tmp_path):
+    path = folders.select_less(tmp_path / "run")
+    about = json.loads((path / "dataflex_run.json").read_text())
+    rows = about["rows"]
+    codes = np.arange(rows) % 2
+    about["sources"] = [
+        {"name": name, "first": None, "rows": int((codes == n).sum()), "tokens": None} for n, name in enumerate("ab")
+    ]
+    (path / "dataflex_run.json").write_text(json.dumps(about))
+    (path / "dataflex_rows.jsonl").unlink()  # texts name the source, too
+    np.savez(path / "dataflex_row_sources.npz", sources=codes.astype(np.int16), names=["a", "b"], run=about["run"])
+    seen = seen_rows(read_run(path), str)
+    assert [source.name for source in seen.sources] == ["a", "b"]
+    assert seen.source_of.tolist() == codes.tolist()
+    (path / "dataflex_row_sources.npz").unlink()
+    assert seen_rows(read_run(path), str).source_of is None
+
+
+def test_arrays_of_another_run_are_left_out_and_that_is_said(tmp_path):
+    path = folders.select_less(tmp_path / "run")
+    assert read_run(path).last_scores is not None
+    about = json.loads((path / "dataflex_run.json").read_text())
+    (path / "dataflex_run.json").write_text(json.dumps(about | {"run": "f" * 16}))
+    found = read_run(path)
+    assert found.last_scores is None
+    assert "dataflex_last_scores.npz is not of this run: left out" in found.notes

@@ -28,6 +28,7 @@ ROWS = "dataflex_rows.jsonl"
 WHY = "dataflex_why.jsonl"
 LAST_SCORES = "dataflex_last_scores.npz"
 ROW_SOURCES = "dataflex_row_sources.npz"
+REPORT = "dataflex_report.html"
 
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.dataflex-tmp", re.DOTALL)  # by this name only ours are deleted

@@ -40,8 +40,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     """
     path = Path(folder)
     _require_run(path)
-    notes: list[str] = []
-    say = notes.append
+    say = (notes := list[str]()).append
     about = read_object(path / RUN, say)
     config, components = _config(path, say), _yaml(path / COMPONENTS, say)
     trace = tuple(line for line in read_lines(path / TRACE, say) if whole(line.get("step")) is not None)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError
-from dataflex.core.files import move_aside, replacing
+from dataflex.core.files import REPORT, move_aside, replacing
 from dataflex.report.report_page import MARK, report_html
 from dataflex.utils.logging import logger
 
-REPORT = "dataflex_report.html"
 _HEAD = 2000
 
 

@@ -32,7 +32,7 @@ from dataflex.core.files import (
     move_aside,
 )
 from dataflex.run.completeness import PREFIX, incompleteness, mark_complete, run_of
-from dataflex.run.record import FILES
+from dataflex.run.record_files import FILES
 from dataflex.utils.logging import logger
 
 __all__ = [

@@ -16,8 +16,6 @@ from dataflex.core.files import (
     LAST_SCORES,
     METRICS,
     ROW_SOURCES,
-    ROWS,
-    RUN,
     SEGMENTS,
     SELECTIONS,
     TRACE,
@@ -29,8 +27,6 @@ from dataflex.core.files import (
 from dataflex.run.json_lines import append, keep, read_lines, rewrite, step_of
 from dataflex.utils.logging import logger
 
-FILES = (TRACE, METRICS, SEGMENTS, ROWS, WHY, LAST_SCORES, ROW_SOURCES, RUN)
-"""The files of a record that lie in the run's folder itself, but for its configuration."""
 _SEGMENT = re.compile(r"step_([0-9]{8,})\.npz")
 
 

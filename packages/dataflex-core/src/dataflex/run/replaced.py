@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dataflex.config.resolved import RecordedRun
 from dataflex.core.errors import ConfigError
-from dataflex.core.files import COMPONENTS, CONFIG, REPLACED, SELECTIONS
+from dataflex.core.files import COMPONENTS, CONFIG, REPLACED, REPORT, SELECTIONS
 from dataflex.run.checkpoints import all_checkpoints, incompleteness, is_ours, run_of, step_of
-from dataflex.run.record import FILES
+from dataflex.run.record_files import FILES
 from dataflex.utils.logging import logger
 
 EARLIER = "before"  # begins the name of the folder of a run that had no id
@@ -94,7 +94,7 @@ def _results(folder: Path, recorded: RecordedRun | None) -> Iterator[Path]:
 def _record(folder: Path) -> Iterator[Path]:
     """The files of the record; the configuration last, as by it the others are known."""
     yield from sorted((folder / SELECTIONS).glob("step_" + "[0-9]" * 8 + ".npz"))
-    yield from (folder / name for name in (*FILES, COMPONENTS, CONFIG) if (folder / name).is_file())
+    yield from (folder / name for name in (*FILES, REPORT, COMPONENTS, CONFIG) if (folder / name).is_file())
 
 
 def _free(path: Path) -> Path:
