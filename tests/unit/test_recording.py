@@ -29,7 +29,7 @@ from transformers import Trainer, TrainerCallback
 
 UPDATES = {"warmup_step": 2, "update_step": 2, "update_times": 2}
 ARGS = {"per_device_train_batch_size": 4, "logging_steps": 2, "max_steps": 6}
-TIMES = ("seconds", "updated", "starts", "at")
+TIMES = ("seconds", "explain_seconds", "updated", "starts", "at")
 
 
 def stored(count, **sizes):

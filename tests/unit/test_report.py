@@ -517,3 +517,21 @@ def test_arrays_of_another_run_are_left_out_and_that_is_said(tmp_path):
     found = read_run(path)
     assert found.last_scores is None
     assert "dataflex_last_scores.npz is not of this run: left out" in found.notes
+
+
+def test_of_rows_that_were_never_chosen_those_that_came_nearest_to_it_come_first(tmp_path):
+    path = folders.select_less(tmp_path / "run")
+    found = block(page(path), "rows", kind="rows")
+    never = found["lists"]["never"]
+    scores = [found["score"][line] for line in never]
+    assert len(never) > 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_of_rows_that_were_chosen_as_often_those_that_are_explained_come_first(tmp_path):
+    found = block(page(folders.select_less(tmp_path / "run")), "rows", kind="rows")
+    most = found["lists"]["most"]
+    times = [found["chosen"][line] for line in most]
+    explained = [str(line) in found["why"] for line in most if found["chosen"][line] == times[-1]]
+    assert True in explained
+    assert explained == sorted(explained, reverse=True)

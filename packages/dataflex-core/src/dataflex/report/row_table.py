@@ -34,14 +34,13 @@ def rows_block(shown: Shown, room: int) -> Block | None:
     place_of = {row: place for row in run.texts if (place := seen.places.place(row)) is not None}
     texts_P = np.zeros(seen.places.count, dtype=bool)
     texts_P[list(place_of.values())] = True
-    named = {
-        place: weight
-        for row, weight in row_weights(run.lines("weight")).items()
-        if (place := seen.places.place(row)) is not None
-    }
+    weighed = row_weights(run.lines("weight")).items()
+    named = {place: weight for row, weight in weighed if (place := seen.places.place(row)) is not None}
     has_scores = bool(np.isfinite(seen.scores).any())
-    lists = listed_rows(seen, texts_P, named, has_scores)
     explained = _explained(shown, texts_P)
+    known_P = texts_P.astype(np.int8)
+    known_P[explained] += texts_P[explained]
+    lists = listed_rows(seen, known_P, named, has_scores)
     first = list(dict.fromkeys([*(place for places in lists.values() for place in places), *explained]))
     others = sorted(set(place_of.values()) - set(first))
     numbers = dict(
