@@ -72,7 +72,9 @@ KINDS = {
     ORDER: (Order, Ascending, ReorderTrainer, "dynamic_reorder"),
     WEIGHTER: (Weighter, Plain, WeightTrainer, "dynamic_weight"),
 }
-NOT_CALLED_BY_A_RUN = {"accepts", "generator", "leave_out"}  # what dataflex gives a component, and asks of no subclass
+NOT_CALLED_BY_A_RUN = {"accepts", "cost", "explains", "generator", "leave_out"}
+"""What dataflex gives a component and asks of no subclass, and what ``dataflex-cli plan`` alone asks."""
+EXPLAIN_NOTHING = (Mixer, Order)
 
 
 def hooks_of(base: type) -> list[str]:
@@ -82,7 +84,7 @@ def hooks_of(base: type) -> list[str]:
         for name, value in inspect.getmembers_static(base)
         if not name.startswith("_") and isinstance(value, Callable | property | classmethod)
     ]
-    return sorted(set(found) - NOT_CALLED_BY_A_RUN)
+    return sorted(set(found) - NOT_CALLED_BY_A_RUN - ({"explain"} if issubclass(base, EXPLAIN_NOTHING) else set()))
 
 
 LOADED = {"needs_sources", "needs_columns"}  # asked for where LLaMA-Factory loads the rows, and by nothing else

@@ -19,7 +19,7 @@ from dataflex.trainer import DynamicTrainer, trainer_class
 from transformers import Trainer
 
 LENGTH, N, M, BATCH = 12, 70, 6, 4
-STEPS = {"warmup_step": 2, "update_step": 3, "update_times": 4}
+STEPS = {"warmup_step": 2, "update_step": 3, "update_times": 4, "explain_rows": 0}
 MODEL = {"embedding": "model"}
 
 
@@ -133,7 +133,7 @@ def test_a_selector_of_each_source_is_asked_for_what_whole_passes_leave(tmp_path
 
 
 def test_adapt_embeds_its_target_as_often_as_it_declares(tmp_path):
-    keys = {"warmup_step": 2, "train_step": 13}
+    keys = {"warmup_step": 2, "train_step": 13, "explain_rows": 0}
     spec = spec_of([part(WEIGHTER, "adapt", {"refresh": 4, "anchors": 5}, start=2)], keys)
     rows = TokenRows(N, lengths=LENGTH)
     found, schedule = counted(tmp_path, spec, rows)

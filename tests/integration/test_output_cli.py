@@ -121,7 +121,7 @@ def test_doremi_leaves_secrets_out_of_its_files_and_hands_them_on(workspace, tmp
     steps = {"reference": {"train_step": 2}, "proxy": {"train_step": 2, "update_step": 1}, "final": {"train_step": 2}}
     file.write_text(yaml.safe_dump({"common": common, **steps}))
 
-    def child(command, followed):
+    def child(command, followed, **more):
         seen.append((yaml.safe_load(Path(command[-1]).read_text()), os.environ.get("DATAFLEX_SECRET_HUB_TOKEN")))
         return 7
 
