@@ -121,11 +121,11 @@ def _was(number: int) -> str:
 def _cost(shown: Shown) -> Iterator[str]:
     run = shown.run
     share, total = deciding_share(run), sum(run.seconds.values())
-    if share is not None:
+    if share is not None and shown.seen.updates:
         said = percent(share)
         took = f"{duration(run.seconds['deciding'])} of {duration(total)}"
         yield f"{said[0].upper()}{said[1:]} of the time went into deciding ({took})."
-    elif total and run.train_type == "static":
+    elif total:
         yield f"It took {duration(total)}."
 
 

@@ -55,7 +55,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     if not about:
         say(_no_about(dynamic))
     elif not texts:
-        say(f"no text of rows: there is no {ROWS}; numbers stand in their place")
+        say(f"no text of rows in {ROWS}: numbers stand in their place")
     return RunData(
         folder=path,
         name=name or path.absolute().name,

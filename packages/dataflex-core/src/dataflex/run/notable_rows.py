@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 COUNTED = 5_000_000
 """Rows up to which it is counted how often each was chosen: 4 bytes each."""
-_MOST, _LEAST, _NEVER, _HIGHEST, _LOWEST = 16, 8, 8, 16, 16  # 64 rows an update
+_MOST, _LEAST, _NEVER, _ENDS = 16, 8, 8, 16  # 64 rows an update
 
 
 class TimesChosen:
@@ -49,16 +49,17 @@ class TimesChosen:
         return np.concatenate([chosen[_last(times, _MOST)], chosen[_last(-times, _LEAST)], never])
 
 
-def by_score(rows: NDArray[np.int64] | int, scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+def by_score(rows: NDArray[np.int64] | int, scores: NDArray[np.floating[Any]], count: int = _ENDS) -> NDArray[np.int64]:
     """Returns the rows with the highest and the lowest scores.
 
     Args:
         rows: (S,) the rows that the scores are of; or the first, where they follow each other.
         scores: (S,) scores; those that are not finite are left out.
+        count: How many of each end.
     """
     places = np.flatnonzero(np.isfinite(scores))
     finite = scores[places]
-    found = places[np.concatenate([_last(finite, _HIGHEST), _last(-finite, _LOWEST)])]
+    found = places[np.concatenate([_last(finite, count), _last(-finite, count)])]
     return np.asarray(found + rows if isinstance(rows, int) else rows[found])
 
 

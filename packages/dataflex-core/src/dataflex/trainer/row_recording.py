@@ -1,7 +1,8 @@
 """Which rows of a run have their text in its record, and reading them. On rank 0.
 
-Decoding takes a fraction of a millisecond a row. Of a large dataset a few rows are written at each segment. Of a small
-one all rows are: while training goes on, in 0.2 % of its time, and what is left when it has ended.
+Decoding takes a fraction of a millisecond a row. At each segment a few rows are written, so that a run that is killed
+leaves some. Of a small dataset all rows are: while training goes on, in 0.2 % of its time, and what is left when it has
+ended.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ALL = 2000
 """Rows of a dataset up to which all texts are written."""
 _SHARE = 0.002  # of the time of training that is spent on them
 _READ, _DECODED = 64, 16  # rows at a time
+_ENDS = 8  # rows of a small dataset with the highest and lowest scores, at each segment
 _PATIENCE, _HURRY = 10.0, 1.0  # seconds that the rest may take when training has ended, and when it was broken off
 
 
@@ -78,7 +80,11 @@ class RowRecording:
             scores: (S,) their scores, if any.
             candidates: The scores of all rows that were chosen from, if known.
         """
-        if self.texts is None or self._all or self._table.rows is None:
+        if self.texts is None or self._table.rows is None:
+            return
+        if self._all:
+            self._add(np.unique(rows)[: 2 * _ENDS] if scores is None else by_score(rows, scores, _ENDS))
+            self.go_on()
             return
         self._times.add(rows)
         generator = np.random.Generator(np.random.Philox(key=seeded(self._trainer.seed, "record", step)))
@@ -91,7 +97,11 @@ class RowRecording:
 
     def add(self, rows: NDArray[np.int64]) -> None:
         """Writes the texts of rows of a large dataset that are not written yet, in their order, up to a bound."""
-        if self.texts is None or self._all or self._table.rows is None:
+        if not self._all:
+            self._add(rows)
+
+    def _add(self, rows: NDArray[np.int64]) -> None:
+        if self.texts is None or self._table.rows is None:
             return
         new = [row for row in np.unique(rows).tolist() if row not in self.texts.written]
         own = np.array(new[: max(0, MOST - len(self.texts.written))], dtype=np.int64)

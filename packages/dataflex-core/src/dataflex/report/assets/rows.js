@@ -10,9 +10,11 @@
 
   report.rows = (block) => {
     const decided = block.chosen.length > 0;
+    const titles = decided ? LISTS : { ...LISTS, never: "Never seen" };
+    const names = Object.keys(LISTS).sort((one, other) => (decided ? 0 : (one === "never") - (other === "never")));
     const lists = { ...block.lists, all: block.row.map((_, place) => place) };
     const cut = new Set(block.cut);
-    let list = Object.keys(LISTS).find((name) => lists[name]);
+    let list = names.find((name) => lists[name] && lists[name].length);
     let shown = PAGE;
     let query = "";
     let first = true; // at the start one row shows why it was chosen
@@ -39,7 +41,7 @@
     function fill() {
       const found = matches();
       body.replaceChildren(...found.slice(0, shown).map(row));
-      const of = query.trim() ? `${show(found.length, "count")} ${found.length === 1 ? "row matches" : "rows match"}` : `${LISTS[list]}: ${show(found.length, "count")} rows`;
+      const of = query.trim() ? `${show(found.length, "count")} ${found.length === 1 ? "row matches" : "rows match"}` : `${titles[list]}: ${show(found.length, "count")} rows`;
       count.textContent = found.length > shown ? `${of}; the first ${show(shown, "count")} are shown.` : `${of}.`;
       more.classList.toggle("hidden", found.length <= shown);
     }
@@ -115,7 +117,7 @@
       else item.append(report.why(block, why));
     }
 
-    const chips = el("div", { class: "chips", role: "group", "aria-label": "Which rows" }, Object.keys(LISTS).filter((name) => lists[name] && lists[name].length).map((name) =>
+    const chips = el("div", { class: "chips", role: "group", "aria-label": "Which rows" }, names.filter((name) => lists[name] && lists[name].length).map((name) =>
       el("button", {
         type: "button", "aria-pressed": String(name === list), "data-list": name,
         onclick: (event) => {
@@ -125,7 +127,7 @@
           for (const chip of event.currentTarget.parentElement.children) chip.setAttribute("aria-pressed", String(chip === event.currentTarget));
           fill();
         },
-      }, LISTS[name])));
+      }, titles[name])));
     const search = el("input", {
       type: "search", placeholder: "Search text, source or row number", "aria-label": "Search text, source or row number",
       oninput: () => { query = search.value; shown = PAGE; fill(); },
