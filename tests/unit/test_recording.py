@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from dataflex import dynamic
 from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.core.files import LAST_SCORES, METRICS, ROWS, RUN, SEGMENTS, TRACE
+from dataflex.run.heard_warnings import HeardWarnings
 from dataflex.run.record import RunRecord, read_trace
 from dataflex.run.record_files import FILES
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
@@ -303,6 +304,15 @@ def test_warnings_are_counted_by_text_without_secrets_and_users_see_them_as_befo
     assert "nothing" not in heard
     assert len(heard) == 100
     assert (logging.getLogger("transformers").handlers, warnings.showwarning) == (handlers, shown)
+
+
+def test_a_warning_whose_arguments_do_not_fit_its_text_stops_nobody(caplog):
+    heard, logger = HeardWarnings(), logging.getLogger("dataflex")
+    with heard.listening(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "propagate", False)  # pytest's own handler raises
+        logger.warning("step %d", "x")
+        logger.warning("step %d", 3)
+    assert heard.lines() == [{"text": "step 3", "times": 1}]
 
 
 def test_no_secret_is_in_any_file_of_the_record(tmp_path, monkeypatch):

@@ -82,7 +82,11 @@ class _Handler(logging.Handler):
         self._heard, self.listens = heard, True
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._heard.add(record.getMessage())
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # its arguments do not fit its text: the handlers of the logger say so
+            return
+        self._heard.add(text)
 
 
 def _count(found: Any) -> int:
