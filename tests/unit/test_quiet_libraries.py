@@ -132,11 +132,23 @@ def test_the_printing_that_is_silenced_is_there():
     assert {loader.__name__, ploting.__name__, supervised.__name__, pretrain.__name__} <= named
 
 
+def bars():
+    return transformers.utils.logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+
+
 def test_progress_bars_stay():
-    with quieted(ERROR):
-        assert transformers.utils.logging.is_progress_bar_enabled()
-        assert not datasets.utils.logging.get_logger("datasets").disabled
-        assert datasets.are_progress_bars_disabled() is False
+    before = bars()  # an earlier test of this process may have switched them off
+    transformers.utils.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+    try:
+        with quieted(ERROR):
+            assert bars() == (True, True)
+            assert not datasets.utils.logging.get_logger("datasets").disabled
+    finally:
+        if not before[0]:
+            transformers.utils.logging.disable_progress_bar()
+        if not before[1]:
+            datasets.disable_progress_bars()
 
 
 def test_processes_that_are_started_meanwhile_are_told_in_llamafactorys_own_way(monkeypatch):
