@@ -166,3 +166,17 @@ def _same_environment() -> Iterator[None]:
     bf16 as well, and `torch_compile` compiles whatever comes after it."""
     with patch.dict(os.environ):
         yield
+
+
+@pytest.fixture
+def logs_as_before():
+    """Puts back what a benchmark silences for its process: the tests after it hear warnings and see bars."""
+    from transformers.utils import logging as hf_logging  # here: fast tests do without
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "dataflex")]
+    levels, bars = [logger.level for logger in loggers], hf_logging.is_progress_bar_enabled()
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    if bars:
+        hf_logging.enable_progress_bar()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import pkgutil
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from dataflex.testing import tiny_model
-from transformers.utils import logging as hf_logging
+
+pytestmark = pytest.mark.usefixtures("logs_as_before")
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(
@@ -30,18 +30,6 @@ class _AskedError(Exception):
     def __init__(self, parser):
         super().__init__()
         self.parser = parser
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before():
-    """Puts back what a benchmark silences for its process: the tests after it hear warnings and see bars."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "dataflex")]
-    levels, bars = [logger.level for logger in loggers], hf_logging.is_progress_bar_enabled()
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    if bars:
-        hf_logging.enable_progress_bar()
 
 
 @pytest.fixture
