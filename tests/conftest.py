@@ -147,8 +147,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _heard_log() -> None:
-    """Lets a test hear dataflex's records, also after the command line has run in this process and taken them away."""
+    """Starts each test with the logs as they are in a process of its own, whatever ran before it in this one.
+
+    The command line takes dataflex's records away; LLaMA-Factory has transformers say all, and to every handler; a
+    benchmark has it say errors alone, without bars.
+    """
+    logging.getLogger("dataflex").setLevel(logging.NOTSET)
     logging.getLogger("dataflex").propagate = True
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as hf_logging  # here: fast tests do without
+
+        hf_logging.set_verbosity_warning()
+        hf_logging.disable_propagation()
+        hf_logging.enable_progress_bar()
 
 
 @pytest.fixture(autouse=True)
@@ -166,17 +177,3 @@ def _same_environment() -> Iterator[None]:
     bf16 as well, and `torch_compile` compiles whatever comes after it."""
     with patch.dict(os.environ):
         yield
-
-
-@pytest.fixture
-def logs_as_before():
-    """Puts back what a benchmark silences for its process: the tests after it hear warnings and see bars."""
-    from transformers.utils import logging as hf_logging  # here: fast tests do without
-
-    loggers = [logging.getLogger(name) for name in ("transformers", "dataflex")]
-    levels, bars = [logger.level for logger in loggers], hf_logging.is_progress_bar_enabled()
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    if bars:
-        hf_logging.enable_progress_bar()

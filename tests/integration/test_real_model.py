@@ -12,8 +12,6 @@ from benchmarks import real_model
 from benchmarks.real_data import Sizes, selection_part
 from benchmarks.real_table import report, sentences
 
-pytestmark = pytest.mark.usefixtures("logs_as_before")
-
 ROWS = 100
 WORDS = ["apples", "pears", "plums", "figs", "dates", "limes", "nuts", "beans", "peas", "corn"]
 

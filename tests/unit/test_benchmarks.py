@@ -12,8 +12,6 @@ import pytest
 import torch
 from dataflex.testing import tiny_model
 
-pytestmark = pytest.mark.usefixtures("logs_as_before")
-
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(
     module.name
