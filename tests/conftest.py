@@ -5,6 +5,7 @@ Set before torch is imported.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -143,6 +144,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.fast)
         if item.get_closest_marker("gpu") is not None and (reason := _no_accelerator()):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+class _Imported:
+    """How many modules this process had when what they hold was last kept out of the garbage collector's way."""
+
+    modules = 0
+
+
+@pytest.fixture(autouse=True)
+def _quick_garbage_collection() -> None:
+    """Keeps what imported modules hold out of the garbage collector's way.
+
+    accelerate collects garbage at the start of each training. That walks every object of torch, transformers and the
+    like, and took more than half of the time of a small run.
+    """
+    if len(sys.modules) > _Imported.modules + 100:
+        gc.collect()
+        gc.freeze()
+        _Imported.modules = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ A run with each kind of component, and the same run again from a checkpoint in i
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
@@ -49,6 +50,7 @@ def train(folder, kind, ranks, resume=None):
 
 def run(folder: Path, ranks: int) -> None:
     """Trains with each kind of component, and again from the middle of each run."""
+    gc.freeze()  # as in rank_run
     for kind in KINDS:
         train(f"{folder}/{kind}", kind, ranks)
         train(f"{folder}/{kind} resumed", kind, ranks, f"{folder}/{kind}/checkpoint-2")

@@ -10,6 +10,7 @@ weights.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
@@ -211,6 +212,7 @@ def run(job: Job) -> None:
 def main(file: str) -> None:
     """Runs the jobs of a file in this process group."""
     torch.set_num_threads(1)
+    gc.freeze()  # accelerate collects garbage before each training: not among all that was imported
     for job in json.loads(Path(file).read_text()):
         run(Job(**job))
     if torch.distributed.is_initialized():
