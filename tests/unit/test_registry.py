@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -153,3 +154,15 @@ def test_every_error_of_the_registry_ends_the_command_with_2():
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_kind_that_has_travelled_to_another_process_is_the_same_one(kind):
     assert pickle.loads(pickle.dumps(kind)) is kind
+
+
+def test_a_package_that_is_installed_while_the_process_lives_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "newcomer" not in registry.names(SELECTOR)
+    info = tmp_path / "newcomer-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: newcomer\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{SELECTOR.group}]\nnewcomer = newcomer:Newcomer\n")
+    assert "newcomer" in registry.names(SELECTOR)
+    shutil.rmtree(info)
+    assert "newcomer" not in registry.names(SELECTOR)

@@ -13,10 +13,11 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.resources import files
 from typing import TypeVar
 
+from dataflex.core.entry_points import entry_points
 from dataflex.core.errors import ComponentConflictError, ConfigError
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 

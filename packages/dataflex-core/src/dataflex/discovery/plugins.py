@@ -7,12 +7,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
 
 from dataflex.core import hookspecs
+from dataflex.core.entry_points import entry_points
 from dataflex.core.errors import BrokenPluginError, ComponentError, blaming, not_exiting
 from dataflex.discovery.plugin_files import import_plugin_file, module_name, plugin_file
 
