@@ -45,6 +45,7 @@ class PreferenceLoss(StageLoss):
         "compute_loss", "get_batch_loss_metrics", "concatenated_forward", "compute_reference_log_probs",
         "compute_preference_loss", "dpo_loss", "odds_ratio_loss", "simpo_loss",
     )  # fmt: skip
+    forwards = ("concatenated_forward", "compute_reference_log_probs")
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """Two sequences are a row."""
@@ -88,6 +89,7 @@ class TaggedAnswers(StageLoss):
         "compute_loss", "get_batch_loss_metrics", "forward", "concatenated_forward", "compute_reference_log_probs",
         "kto_loss",
     )  # fmt: skip
+    forwards = ("concatenated_forward", "compute_reference_log_probs")
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """One sequence is a row."""

@@ -27,10 +27,13 @@ class StageLoss:
         name: The stage: ``dpo``, ``rm`` or ``kto``.
         stands_on: Names of the trainer's methods that :meth:`row_losses` uses, or whose text it repeats. A subclass
             that overrides one of them trains on another loss.
+        forwards: Those of them that run the model, of the ones that :meth:`row_losses` calls itself: in training, what
+            they returned to the trainer is taken in their place. Without any, it is what the model returned.
     """
 
     name: ClassVar[str]
     stands_on: ClassVar[tuple[str, ...]]
+    forwards: ClassVar[tuple[str, ...]] = ()
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """Returns B, the rows of a batch.

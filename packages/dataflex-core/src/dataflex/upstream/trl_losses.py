@@ -27,6 +27,7 @@ class PinnedDPO(StageLoss):
     stands_on = (
         "compute_loss", "get_batch_loss_metrics", "concatenated_forward", "compute_ref_log_probs", "dpo_loss",
     )  # fmt: skip
+    forwards = ("concatenated_forward", "compute_ref_log_probs")
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """The prompts are the rows."""
@@ -103,6 +104,7 @@ class PinnedKTO(StageLoss):
 
     name = "kto"
     stands_on = ("compute_loss", "get_batch_loss_metrics", "forward", "kto_loss", "_compute_kl_logps")
+    forwards = ("forward",)
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """One sequence is a row."""
