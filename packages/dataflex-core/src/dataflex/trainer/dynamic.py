@@ -120,6 +120,8 @@ class DynamicTrainer(RecordedRun):
         super().__init__(**kwargs | {"train_dataset": self._dataflex_sources.shown})
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         self.stage = TrainerStage(self)
+        if dataflex.plans:
+            self.stage.require_plannable()
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type, dataflex.plans)

@@ -75,6 +75,16 @@ class TrainerStage:
         self._told = True
         return loss
 
+    def require_plannable(self) -> None:
+        """Refuses a trainer whose own loader does more than load.
+
+        Raises:
+            ConfigError: It does.
+        """
+        reason = None if self.loss is None else self.loss.refused(self._trainer, Use.PLAN)
+        if reason is not None:
+            raise ConfigError(reason)
+
     def _alone(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
         return self.require(Use.SCORE, "a component that scores rows").alone(self._trainer, model, inputs)
 

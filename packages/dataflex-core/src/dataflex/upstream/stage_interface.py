@@ -14,10 +14,11 @@ import torch
 
 
 class Use(Enum):
-    """What the loss of a row is wanted for."""
+    """What is done with rows: their losses are looked at one by one, or weighed in their batch; or they are chosen."""
 
     SCORE = "scored"
     WEIGH = "weighed"
+    PLAN = "planned"
 
 
 class StageLoss:
@@ -68,11 +69,11 @@ class StageLoss:
         return losses_B.mean()
 
     def refused(self, trainer: Any, use: Use) -> str | None:
-        """Returns why rows have no loss of their own with the trainer's settings; None where they have.
+        """Returns why something cannot be done with rows under the trainer's settings; None where it can.
 
         Args:
             trainer: The trainer.
-            use: What it is wanted for.
+            use: What is to be done.
         """
         return None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dataflex.config.checks.parsed_config import Draft, KnownPart
-from dataflex.core.errors import Problem, listed
+from dataflex.core.errors import Problem
 from dataflex.core.score_names import LOSS, SEEN, ScoreName
 
 TEXTS = ("sft", "pt")
@@ -83,18 +83,30 @@ def stage_problems(draft: Draft) -> list[Problem]:
     return [*unfit_parts(stage, draft.known), *_settings(draft), *_weights(draft)]
 
 
+def rows_meet(stage: str, theirs: Mapping[str, Any], *, in_training: bool) -> tuple[str, str] | None:
+    """Returns the key with which the rows of a batch have no loss of their own, and why; None where they have.
+
+    Args:
+        stage: LLaMA-Factory's ``stage``.
+        theirs: Its keys.
+        in_training: Whether losses are looked at, or weighed, in the batches that are trained on.
+    """
+    bco, ftx = theirs.get("pref_bco_weight") or 0, theirs.get("pref_ftx") or 0
+    if stage == "dpo" and theirs.get("pref_loss") not in ("orpo", "simpo") and isinstance(bco, int | float) and bco > 0:
+        return "pref_bco_weight", "compares a pair with the mean reward of the batches before it"
+    if stage == "kto" and in_training and isinstance(ftx, int | float) and ftx > 0:
+        return "pref_ftx", "adds a term that depends on how many desirable rows a batch has"
+    return None
+
+
 def _settings(draft: Draft) -> list[Problem]:
     """Refuses settings with which rows have no loss of their own, for components that look at it."""
-    looking = listed([known.named for known in draft.known if _looks(known)])
-    if looking == listed([]):
-        return []
-    if draft.stage == "dpo" and draft.number("pref_bco_weight", 0) > 0 and not _without_reference(draft):
-        what = f"compares a pair with the mean reward of the batches before it, and {looking} needs the loss of each"
-        return [Problem("pref_bco_weight", what, "set it to 0, or take a component that does not look at losses")]
-    within = listed([known.named for known in draft.known if _looks_in_training(known)])
-    if draft.stage == "kto" and draft.number("pref_ftx", 0) > 0 and within != listed([]):
-        what = f"adds a term that depends on how many desirable rows a batch has, and {within} needs the loss of each"
-        return [Problem("pref_ftx", what, "set it to 0, or take a component that does not look at losses in training")]
+    for known in filter(_looks, draft.known):
+        found = rows_meet(draft.stage, draft.theirs, in_training=_looks_in_training(known))
+        if found is not None:
+            key, why = found
+            way_out = "set it to 0, or take a component that does not look at losses"
+            return [Problem(key, f"{why}, and {known.named} needs the loss of each row", way_out)]
     return []
 
 
@@ -103,10 +115,6 @@ def _weights(draft: Draft) -> list[Problem]:
         what = f"found 'token', and a row of stage {draft.stage} has one loss as a whole"
         return [Problem("weight_objective", what, "remove it: the mean is over rows")]
     return []
-
-
-def _without_reference(draft: Draft) -> bool:
-    return draft.theirs.get("pref_loss") in ("orpo", "simpo")
 
 
 def _looks(known: KnownPart) -> bool:
