@@ -24,6 +24,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 TABLE = relied_on.TRAINING | relied_on.TRL | relied_on.DEEPSPEED | relied_on.LLAMAFACTORY
 IN_TABLE = {name for names in TABLE.values() for name in names} | {name for way in relied_on.RAY for name in way}
 IN_TABLE |= {name for _, names in relied_on.SINCE.values() for name in names}
+IN_TABLE |= {name for names in relied_on.OPTIONAL.values() for name in names}
 OF_DEEPSPEED = {"_lazy_init_hp_params_optimizer_state"}  # of an object that only a run under it has; may be missing
 MIXINS = (DynamicTrainer, SavedRun, SelectTrainer, MixTrainer, ReorderTrainer, WeightTrainer)
 

@@ -14,8 +14,9 @@ import pluggy
 
 if TYPE_CHECKING:
     from dataflex.api.dynamic_call import dynamic
+    from dataflex.api.run_report import run_report
 
-__all__ = ["__version__", "dynamic", "hookimpl"]
+__all__ = ["__version__", "dynamic", "hookimpl", "run_report"]
 
 __version__ = "0.1.0"
 
@@ -24,12 +25,16 @@ hookimpl = pluggy.HookimplMarker("dataflex")
 
 
 def __getattr__(name: str) -> Any:
-    """Returns :func:`dataflex.api.dynamic_call.dynamic`, imported when it is asked for: most commands never do."""
-    if name != "dynamic":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dataflex.api.dynamic_call import dynamic
+    """Returns ``dynamic`` and ``run_report``, imported when they are asked for: most commands never do."""
+    if name == "dynamic":
+        from dataflex.api.dynamic_call import dynamic
 
-    return dynamic
+        return dynamic
+    if name == "run_report":
+        from dataflex.api.run_report import run_report
+
+        return run_report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

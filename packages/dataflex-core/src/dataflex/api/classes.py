@@ -9,6 +9,7 @@ from typing import Any
 from dataflex.api.fitting import require_fitting
 from dataflex.api.keywords import Keywords
 from dataflex.api.run import CheckedRun, checked_run
+from dataflex.api.run_report import Reported
 from dataflex.trainer import BY_TRAIN_TYPE, DynamicTrainer
 from dataflex.upstream.stage_loss import stage_name
 
@@ -47,7 +48,7 @@ def dynamic_class(base: type[Any], run: CheckedRun) -> type[Any]:
         "recipe": (base, run),
     }
     of_base: Any = type(base)
-    made: type[Any] = _metaclass(of_base)(f"Dynamic{base.__name__}", (mixin, base), body)
+    made: type[Any] = _metaclass(of_base)(f"Dynamic{base.__name__}", (mixin, base, Reported), body)
     return made
 
 

@@ -34,8 +34,20 @@ def write_report(
     Raises:
         ConfigError: A folder is none, or holds no run; or the file cannot be written.
     """
-    text = report_html(folders, names, comparison)
-    path = folders[0] / REPORT if into is None else into / REPORT if into.is_dir() else into
+    return write_page(report_html(folders, names, comparison), folders[0] / REPORT if into is None else into)
+
+
+def write_page(text: str, into: Path) -> Path:
+    """Writes a page that is made already, and returns its path. A file there that is not ours is moved aside.
+
+    Args:
+        text: The page.
+        into: The file to write; a folder gets a file ``dataflex_report.html``.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    path = into / REPORT if into.is_dir() else into
     try:
         if path.exists() and not is_ours(path):
             logger.warning("%s is not a report of ours: moved to %s", path, move_aside(path))

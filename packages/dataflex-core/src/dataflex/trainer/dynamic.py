@@ -39,7 +39,7 @@ from dataflex.trainer.given import by_name, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
-from dataflex.trainer.recorded_run import RecordedRun
+from dataflex.trainer.prepared_run import PreparedRun
 from dataflex.trainer.recording import Recording
 from dataflex.trainer.run_components import Components
 from dataflex.trainer.run_folder import RunFolder
@@ -56,10 +56,11 @@ from dataflex.trainer.trainer_stage import TrainerStage
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.sampler_pass import PassKeeper
+from dataflex.upstream.trl_datasets import add_reference_columns
 from dataflex.utils.progress import without_bars
 
 
-class DynamicTrainer(RecordedRun):
+class DynamicTrainer(PreparedRun):
     """Trains on data that changes while the model learns.
 
     Every public method of ``transformers.Trainer`` keeps its meaning.
@@ -115,13 +116,14 @@ class DynamicTrainer(RecordedRun):
         if given is not None and given.should_save:
             require_writable(given.output_dir)
         require_training()
-        self._dataflex_sources = SourcesApart(rows, self.bases())
+        self._dataflex_sources = SourcesApart(rows, self.bases(), given)
         self._dataflex_static: StaticBatches | None = None  # before the trainer underneath asks for a collator
         super().__init__(**kwargs | {"train_dataset": self._dataflex_sources.shown})
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         self.stage = TrainerStage(self)
         if dataflex.plans:
             self.stage.require_plannable()
+        add_reference_columns(self, self.bases(), super().get_train_dataloader)
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type, dataflex.plans)
@@ -358,13 +360,6 @@ class DynamicTrainer(RecordedRun):
             stops = self._dataflex_stop.agreed()
         if stops:
             self._dataflex_stop.stop()
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Prepares each source of a mixture by itself, where the trainer underneath prepares datasets."""
-        return self._dataflex_sources.prepare(
-            dataset,
-            lambda part: super(DynamicTrainer, self)._prepare_dataset(part, *args, **kwargs),  # type: ignore[misc]
-        )
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         collate = super()._get_collator_with_removed_columns(data_collator, description=description)

@@ -21,6 +21,7 @@ from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.trainer.host import Host
 from dataflex.trainer.segments import Segments
 from dataflex.trainer.workers import outliving_sigterm
+from dataflex.upstream.trl_datasets import with_pairs_of_batch
 
 
 class PlannedBatches:
@@ -48,6 +49,7 @@ class PlannedBatches:
             dataset = trainer._remove_unused_columns(dataset, description="training")
         else:
             collate = trainer._get_collator_with_removed_columns(collate, description="training")
+        collate = with_pairs_of_batch(trainer.bases(), trainer.train_dataset, collate)
         counted = range(trainer.schedule.total * self._segments.batch_size) if self.places else trainer.train_dataset
         return PlannedLoader(
             schedule=trainer.schedule,

@@ -11,9 +11,7 @@ from typing import Any
 
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
-
-PREPARE = "_prepare_dataset"
-"""The method of TRL's trainers that turns texts into tokens; see :mod:`dataflex.upstream.relied_on`."""
+from dataflex.upstream.trl_datasets import PREPARE, require_separate_sources
 
 
 class SourcesApart:
@@ -22,28 +20,35 @@ class SourcesApart:
     Args:
         dataset: The train dataset.
         bases: The classes of the trainer underneath.
+        args: Its TrainingArguments, or None.
 
     Attributes:
         shown: What goes to its constructor: the first source of a mixture that it would prepare, else the dataset.
+
+    Raises:
+        InvalidConfigError: The trainer underneath cannot keep the sources apart.
     """
 
-    def __init__(self, dataset: Any, bases: Sequence[type]) -> None:
+    def __init__(self, dataset: Any, bases: Sequence[type], args: Any) -> None:
+        require_separate_sources(bases, dataset, args)
         prepares = any(PREPARE in vars(base) for base in bases)
         self._mixed = dataset if prepares and isinstance(dataset, MixedSources) else None
         self.shown = dataset if self._mixed is None else _given(self._mixed.sources[0])
+        self._awaited = self.shown  # by which the next stage of the train dataset is known from other datasets
 
     def prepare(self, dataset: Any, prepare: Callable[[Any], Any]) -> Any:
-        """Prepares a dataset; with the first source also all others.
+        """Prepares a dataset; with the first source also all others. A trainer may do so in several stages.
 
         Args:
             dataset: What the trainer underneath prepares, for training or for evaluation.
             prepare: How it does that.
         """
-        if self._mixed is None or dataset is not self.shown:
+        if self._mixed is None or dataset is not self._awaited:
             return prepare(dataset)
         parts = {name: prepare(_given(part)) for name, part in zip(self._mixed.names, self._mixed.sources, strict=True)}
         self._mixed = MixedSources({name: _readable(part, self._mixed) for name, part in parts.items()})
-        return next(iter(parts.values()))
+        self._awaited = next(iter(parts.values()))
+        return self._awaited
 
     def whole(self, dataset: Any) -> Any:
         """Returns the train dataset that a trainer was constructed with: all sources of a mixture, prepared or not.
@@ -51,6 +56,7 @@ class SourcesApart:
         Args:
             dataset: The one that the trainer underneath made of :attr:`shown`.
         """
+        self._awaited = None  # what is prepared from now on is for evaluation
         return dataset if self._mixed is None else self._mixed
 
 

@@ -14,6 +14,7 @@ from dataflex.run.identity import (
     identity_of_run,
 )
 from dataflex.trainer.host import Host
+from dataflex.upstream.trl_datasets import without_reference_columns
 
 
 class RunState:
@@ -44,7 +45,7 @@ class RunState:
             **identity_of_run(spec, trainer.seed),
             **identity_of_evaluation(spec, trainer.components.injectable()),
             "arguments": identity_of_arguments(trainer.args.to_dict()),
-            "data": identity_of_rows(TRAIN_DATASET, trainer.train_dataset),
+            "data": identity_of_rows(TRAIN_DATASET, without_reference_columns(trainer.train_dataset)),
             "global_batch_size": global_batch_size(trainer.args),
             **weighs,
         }

@@ -59,6 +59,13 @@ TRAINING: dict[str, tuple[str, ...]] = {
 TRL: dict[str, tuple[str, ...]] = {"trl.SFTTrainer": ("_prepare_dataset",)}
 """The same for TRL, where it trains. A release without the name refuses the mixture itself, for what it is."""
 
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "trl.DPOTrainer": ("_is_vision_dataset", "_precompute_ref_logps"),
+    "trl.KTOTrainer": ("_compute_kl_logps", "_is_vision_dataset", "_precompute_ref_logps"),
+}
+"""The same, of what newer releases have and older ones do elsewhere: :mod:`dataflex.upstream.trl_datasets`
+and :mod:`dataflex.upstream.stage_loss` know both."""
+
 SINCE: dict[str, tuple[str, tuple[str, ...]]] = {
     "trl.trainer.utils": ("1.15.0", ("FusedCausalLMOutput",)),
     "trl.trainer.utils.FusedCausalLMOutput": ("1.15.0", ("log_probs",)),

@@ -18,6 +18,7 @@ from dataflex.discovery.installed import version_of
 from dataflex.upstream.llamafactory_losses import PairwiseRewards, PreferenceLoss, TaggedAnswers
 from dataflex.upstream.stage_interface import StageLoss, Use
 from dataflex.upstream.trl_losses import PinnedDPO, PinnedKTO, PinnedReward
+from dataflex.upstream.trl_preference import FusedDPO, FusedKTO
 
 __all__ = ["KNOWN", "Known", "StageLoss", "Use", "stage_loss", "stage_name"]
 
@@ -50,6 +51,9 @@ KNOWN: tuple[Known, ...] = (
     Known("trl.trainer.dpo_trainer.DPOTrainer", PinnedDPO(), "0.24", "0.25"),
     Known("trl.trainer.reward_trainer.RewardTrainer", PinnedReward(), "0.24", "0.25"),
     Known("trl.trainer.kto_trainer.KTOTrainer", PinnedKTO(), "0.24", "0.25"),
+    Known("trl.trainer.dpo_trainer.DPOTrainer", FusedDPO(), "1.16", "1.17"),
+    Known("trl.trainer.reward_trainer.RewardTrainer", PinnedReward(), "1.16", "1.17"),
+    Known("trl.trainer.kto_trainer.KTOTrainer", FusedKTO(), "1.16", "1.17"),
 )
 """Asked from the trainer's class upwards, so that LLaMA-Factory's come before TRL's, which they derive from."""
 
