@@ -58,7 +58,8 @@ def _found(draft: Draft, asked: Asked, from_files: list[ComponentInfo], broken: 
     kind, a = asked.kind, draft.arguments
     sources = None if draft.theirs.get("tokenized_path") else draft.dataset_names or None
     try:
-        run = RunKeys({key: getattr(a, key) for key in draft.written & set(a.names())}, asked.start)
+        written = {key: getattr(a, key) for key in a.names() if key in draft.written}
+        run = RunKeys(written, max(asked.start, a.warmup_step))
         spec = resolve(kind, asked.name, a.components_cfg_file, from_files, asked.params, sources, asked.place, run)
         _import(spec, known_broken=broken)
     except InvalidConfigError as error:

@@ -140,8 +140,7 @@ def left_out(
             yield f"{move.ours} is not given: {shown(there)} there, {shown(here)} here -> {move.ours}: {shown(there)}"
     for move in keys().values():
         if move.default is not NOT_SAID and move.name not in run.written and run.admits(move.when):
-            instead = move.instead or f"{move.name}: {move.default}"
-            yield f"{move.name} is not given: {move.default} there, {move.here or -1} here -> {instead}"
+            yield f"{move.name} is not given: {move.default} there, {move.here} here -> {move.name}: {move.default}"
 
 
 def _read(move: Move, value: Any, flat: Mapping[str, Any], found: MovedPreset, where: str, run: RunKeys) -> None:
@@ -171,7 +170,11 @@ def _without_effect(move: Move, value: Any, run: RunKeys) -> bool:
         return True
     if move.at_most:
         return isinstance(value, int) and value <= run.start
-    return bool(move.equal) and _shares(value) is not None and _shares(value) == _shares(run.written.get(move.equal))
+    if not move.equal:
+        return False
+    shares = _shares(value)
+    even = run.written.get("mixture_sample_rule") == "uniform" and shares is not None and len(set(shares)) == 1
+    return even or (shares is not None and shares == _shares(run.written.get(move.equal)))
 
 
 def _take(found: MovedPreset, name: str, value: Any, written: str, where: str) -> None:
