@@ -168,16 +168,16 @@ def test_what_is_wrong_with_a_stage_beyond_that_is_said_as_of_any_composition():
 def test_presets_of_the_file_that_cannot_be_used_are_named_with_lines_that_need_no_file():
     write(FILTER | {"every": 20}, MIX, SORT, WEIGH)
     content = yaml.safe_load(Path("c.yaml").read_text())
-    content["selectors"]["loss"]["params"] = {"score_batch_size": 8}
-    content["mixers"] = {"odm": {"name": "odm", "params": {"alpha": 0.9}}}
+    content["selectors"]["loss"]["params"] = {"scoring_size": 8}
+    content["mixers"] = {"odm": {"name": "odm", "params": {"exploration": 0.9}}}
     Path("c.yaml").write_text(yaml.safe_dump(content))
     steps = {"warmup_step": 10, "update_step": 10, "update_times": 40}
     with pytest.raises(InvalidConfigError) as caught:
         checked(train_type="dynamic_lego", component_name="line", components_cfg_file="c.yaml", **steps)
     *problems, last = map(str, caught.value.problems)
     assert [problem.partition(": the ")[0].rpartition(": ")[2] for problem in problems] == [
-        "selectors.loss.params.score_batch_size",
-        "mixers.odm.params.alpha",
+        "selectors.loss.params.scoring_size",
+        "mixers.odm.params.exploration",
     ]
     said = last.partition("write instead: ")[2]
     keys = yaml.safe_load(said.replace("; ", "\n"))

@@ -8,9 +8,12 @@ their full path (``dataflex.trainer``, ``dataflex.scoring``, ...), or when they 
     trainer = dynamic(SFTTrainer, selector="less", update_step=50, update_times=4)(model, args=..., train_dataset=...)
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pluggy
+
+from dataflex.discovery.other_distribution import other_distribution
 
 if TYPE_CHECKING:
     from dataflex.api.dynamic_call import dynamic
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "dynamic", "hookimpl", "run_report"]
 
 __version__ = "0.1.0"
+
+if (_beside := other_distribution()) is not None:
+    warnings.warn(_beside, RuntimeWarning, stacklevel=2)
 
 hookimpl = pluggy.HookimplMarker("dataflex")
 """Marks a function as the implementation of a hook of :mod:`dataflex.core.hookspecs`."""

@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Sequence
 
 from dataflex.cli.commands import BUILT_IN, LLAMAFACTORY, all_commands, command, is_llamafactorys
-from dataflex.core.errors import ComponentError, DataflexError, StoppedError
+from dataflex.core.errors import ComponentError, DataflexError, IncompatiblePackagesError, StoppedError
+from dataflex.discovery.other_distribution import other_distribution
 from dataflex.utils.secret_values import scrubbed
 
 HELP = ("-h", "--help")
@@ -55,6 +56,8 @@ def _dispatch(argv: list[str]) -> int:
     if not argv:
         sys.stderr.write(_overview())
         return 2
+    if (beside := other_distribution()) is not None:
+        raise IncompatiblePackagesError(beside)
     name, rest = argv[0], argv[1:]
     if name in (*HELP, "help"):
         sys.stdout.write(command(rest[0]).help() if rest else _overview())

@@ -22,6 +22,7 @@ from dataflex.config.checks.warnings import notes
 from dataflex.config.known_keys import handed_on, next_trainer_trains
 from dataflex.config.lego import read_pipeline
 from dataflex.config.load import split
+from dataflex.config.moved.moved_keys import read_keys
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import InvalidConfigError, Problem
 from dataflex.discovery.installed import has_package
@@ -50,9 +51,11 @@ def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> Ru
     Raises:
         InvalidConfigError: Every problem that was found.
     """
-    ours, theirs = split(config)
+    moved = read_keys(*split(config))
+    ours, theirs = moved.ours, moved.theirs
     ours, instead = read_pipeline(ours, folder)
     arguments, problems = parse_arguments(ours, folder)
+    problems += moved.problems
     if handed_on(arguments.train_type):  # to a trainer with other keys, which checks them itself
         return _handed_on(arguments, theirs, problems)
     written = frozenset(key for key, value in ours.items() if value is not None)
@@ -75,6 +78,8 @@ def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> Ru
             problems += row_problems(draft, rows)
     if problems:
         raise InvalidConfigError([*problems, *instead])
+    for note in moved.notes:
+        logger.info(note)
     for note in notes(draft, config):
         logger.warning(note)
     return run_spec(draft, trains)

@@ -14,6 +14,8 @@ from typing import Any
 
 from dataflex.config.component_parameters import name_problems, range_problems
 from dataflex.config.load import with_secrets
+from dataflex.config.moved.moved_entries import read_entry
+from dataflex.config.moved.moved_parameters import THERE, RunKeys, not_here_yet
 from dataflex.config.presets import Entry, packaged_components, user_components
 from dataflex.config.spec import ComponentSpec
 from dataflex.config.variables import unescaped, variable_problems
@@ -47,6 +49,8 @@ class Place:
 
 
 SHORT_FORM = Place()
+ALONE = RunKeys()
+"""Of a component that is looked up beside no run."""
 
 
 def resolve(
@@ -57,6 +61,7 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     sources: Sequence[str] | None = None,
     place: Place = SHORT_FORM,
+    run: RunKeys = ALONE,
 ) -> ComponentSpec:
     """Returns the component that ``component_name`` means, with its parameters, importing no component.
 
@@ -68,13 +73,14 @@ def resolve(
         overrides: Parameters that win over those of the preset: ``component:`` or ``params:`` of the run.
         sources: The names of the run's sources, where they are known.
         place: Where the run says so.
+        run: What else it says, beside which a preset of OpenDCAI/DataFlex is read.
 
     Raises:
         ConfigError: The name is unknown or ambiguous, a components file is wrong, or parameters are unknown, missing or
             out of their range.
     """
     user = user_components(components_cfg_file, kind)
-    entry = _entry(kind, component_name, user, place)
+    entry = _entry(kind, component_name, user, place, run, overrides or {})
     if entry.refused:
         raise InvalidConfigError(entry.refused)
     for note in entry.notes:
@@ -82,9 +88,12 @@ def resolve(
     local = {info.name: info for info in from_files if info.kind == kind}
     component_classes.refuse_conflicts(kind, entry.name, [i.package for i in local.values() if i.name == entry.name])
     info = lookup(kind, entry.name) or local.get(entry.name)
+    if info is None and (nearest_here := not_here_yet(kind.section, entry.name)):
+        what = f"the {kind.name} '{entry.name}' of {THERE} is not here yet"
+        raise InvalidConfigError([Problem(place.name, what, nearest_here)])
     if info is None:
         raise UnknownComponentError(_unknown(kind, component_name, entry, components_cfg_file, local))
-    given = {name: (f"{entry.where}.params.{name}", value) for name, value in entry.params.items()}
+    given = {name: (entry.place(name), value) for name, value in entry.params.items()}
     given |= {name: (f"{place.params}.{name}", unescaped(value)) for name, value in (overrides or {}).items()}
     problems = [*variable_problems(overrides, place.params), *name_problems(info, given)]
     problems += _missing(info, entry, given, place)
@@ -105,11 +114,14 @@ def presets(kind: Kind, components_cfg_file: str | Path | None = None) -> list[s
     return sorted({*packaged_components(kind), *user_components(components_cfg_file, kind)})
 
 
-def _entry(kind: Kind, key: str, user: Mapping[str, Entry], place: Place) -> Entry:
+def _entry(
+    kind: Kind, key: str, user: Mapping[str, Entry], place: Place, run: RunKeys, overridden: Iterable[str]
+) -> Entry:
     package, bare = registry.split_name(key)
     packaged = [entry for entry in packaged_components(kind).get(bare, ()) if not package or _of(entry, package)]
     mine = user.get(key)
     if mine is not None:
+        mine = read_entry(kind, mine, run, overridden)
         package, bare = registry.split_name(mine.name)
         same = [entry for entry in packaged if entry.name == bare and (not package or _of(entry, package))]
         under = same[0] if same else Entry(mine.name)

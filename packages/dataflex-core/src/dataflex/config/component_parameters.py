@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataflex.config.moved.moved_parameters import known_there
 from dataflex.core.errors import Problem, listed, nearest
 from dataflex.core.kinds import MIXER, WEIGHTER
 from dataflex.discovery.catalog import ComponentInfo
@@ -30,7 +31,8 @@ def name_problems(info: ComponentInfo, given: Given) -> list[Problem]:
             problems.append(Problem(where, f"{subject}: {DRAWS_NOTHING}", "remove it"))
         elif info.accepts is not None and name not in info.accepts and name != SEED:
             what = f"{subject} has no parameter '{name}'; allowed: {listed(info.accepts)}"
-            problems.append(Problem(where, what, nearest(name, info.accepts) or "remove it"))
+            there = known_there(info.kind.section, info.name, name)
+            problems.append(Problem(where, what, there or nearest(name, info.accepts) or "remove it"))
         elif wrong is not None:
             problems.append(Problem(where, wrong, "remove it for the run's own"))
     return problems

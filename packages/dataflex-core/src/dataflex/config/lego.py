@@ -16,8 +16,7 @@ from dataflex.config.arguments import COMPOSED
 from dataflex.config.axis_keys import AXES, COMPONENT, EVERY, FROM, KEEP, PARAMS
 from dataflex.config.checks.parsed_config import find_path
 from dataflex.config.load import read_mapping
-from dataflex.config.reorders import SECTION as REORDERS
-from dataflex.config.reorders import lines, read_reorder
+from dataflex.config.reorders import lines, read_reorder, reorders_in
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed, nearest
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.utils.logging import logger
@@ -86,7 +85,7 @@ def _alone(axes: Mapping[str, Any], content: Mapping[Any, Any]) -> dict[str, Any
     """Returns axes without presets of a components file: components at our defaults, orders as the file has them."""
     found = {}
     for key, part in axes.items():
-        section = content.get(REORDERS if key == ORDER.name else AXES[key].section)
+        section = reorders_in(content)[1] if key == ORDER.name else content.get(AXES[key].section)
         entry = section.get(part[COMPONENT]) if isinstance(section, dict) else None
         known = entry if isinstance(entry, dict) else {}
         if key == ORDER.name and isinstance(known.get(PARAMS), dict):

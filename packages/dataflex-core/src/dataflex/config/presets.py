@@ -22,8 +22,8 @@ from typing import Any
 
 from dataflex.config.axis_keys import BY, OVER, read_by, read_over
 from dataflex.config.load import read_mapping
-from dataflex.config.reorders import PIPELINES, lines, read_reorder
-from dataflex.config.reorders import SECTION as REORDERS
+from dataflex.config.moved.moved_parameters import preset_theirs
+from dataflex.config.reorders import PIPELINES, SECTIONS, lines, read_reorder, reorders_in
 from dataflex.config.resolved import END
 from dataflex.config.variables import unescaped, variable_problems
 from dataflex.core import registry
@@ -51,6 +51,8 @@ class Entry:
         over: Of an order, what it arranges.
         refused: Why it cannot be used; said only where it is.
         notes: What is to be said where it is used.
+        spelled: Parameter -> how the file writes it, where that differs.
+        theirs: What in the file is OpenDCAI/DataFlex's alone; None where nothing is.
     """
 
     name: str
@@ -61,6 +63,12 @@ class Entry:
     over: str | None = None
     refused: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    theirs: str | None = None
+
+    def place(self, parameter: str) -> str:
+        """Returns where the file has a parameter."""
+        return f"{self.where}.params.{self.spelled.get(parameter, parameter)}"
 
 
 def read_components(path: Path) -> dict[str, dict[str, Entry]]:
@@ -80,11 +88,24 @@ def read_components(path: Path) -> dict[str, dict[str, Entry]]:
         section: {str(key): _entry(path, section, str(key), item, problems) for key, item in body.items()}
         for section, body in _sections(path, content, problems).items()
     }
-    if isinstance(content.get(REORDERS), dict):
-        sections[ORDER.section] = _reorders(path, content[REORDERS]) | sections.get(ORDER.section, {})
+    section, reorders = reorders_in(content)
+    if reorders:
+        sections[ORDER.section] = _reorders(path, section, reorders) | sections.get(ORDER.section, {})
     if problems:
         raise InvalidConfigError(problems)
-    return sections
+    theirs = _theirs(content)
+    return {
+        section: {key: replace(entry, theirs=theirs) for key, entry in body.items()}
+        for section, body in sections.items()
+    }
+
+
+def _theirs(content: Mapping[Any, Any]) -> str | None:
+    """Returns the first thing in a file that is OpenDCAI/DataFlex's alone; None where there is none."""
+    sections = {str(section): body for section, body in content.items() if isinstance(body, dict)}
+    found = (preset_theirs(section, body) for section, body in sections.items())
+    others = (section for section in sections if section in (*SECTIONS, PIPELINES))
+    return next((place for place in found if place is not None), next(others, None))
 
 
 @cache
@@ -115,7 +136,7 @@ def _sections(path: Path, content: Mapping[Any, Any], problems: list[Problem]) -
     sections: dict[str, Mapping[Any, Any]] = {}
     for section, entries in content.items():
         where = f"{path}: {section}"
-        if section in (REORDERS, PIPELINES):
+        if section in (*SECTIONS, PIPELINES):
             continue
         if section not in BY_SECTION:
             hint = nearest(str(section), BY_SECTION) or "move its entries under one of these"
@@ -128,11 +149,11 @@ def _sections(path: Path, content: Mapping[Any, Any], problems: list[Problem]) -
     return sections
 
 
-def _reorders(path: Path, body: Mapping[Any, Any]) -> dict[str, Entry]:
+def _reorders(path: Path, section: str, body: Mapping[Any, Any]) -> dict[str, Entry]:
     """Returns the presets of ``reorders``. What is wrong with one is said only where it is used, as there."""
     entries = {}
     for key, value in body.items():
-        where = f"{path}: {REORDERS}.{key}"
+        where = f"{path}: {section}.{key}"
         params = value.get("params") if isinstance(value, dict) else None
         if not isinstance(params, dict):
             what = "found no mapping under params"

@@ -18,6 +18,8 @@ from dataflex.core.kinds import ORDER
 from dataflex.discovery.catalog import lookup
 
 SECTION, PIPELINES = "reorders", "pipelines"
+SECTIONS = (SECTION, "reorderers")
+"""The section, and what it was called before, which is read there where this one is not given."""
 
 _KEYS = frozenset({
     "kind", "pattern", "score_source", "score_params", "apply_at", "polarity", "ascending", "window_size", "seed",
@@ -67,6 +69,12 @@ def lines(axes: Mapping[str, Any]) -> str:
     texts = {"train_type": "dynamic", **axes}
     shown = {key: yaml.safe_dump(v, default_flow_style=True, sort_keys=False, width=9999) for key, v in texts.items()}
     return "; ".join(f"{key}: {text.strip().removesuffix('...').strip()}" for key, text in shown.items())
+
+
+def reorders_in(content: Mapping[Any, Any]) -> tuple[str, Mapping[Any, Any]]:
+    """Returns the section of a components file that holds reorders, and what it holds; empty where there is none."""
+    found = ((section, content.get(section)) for section in SECTIONS)
+    return next(((section, body) for section, body in found if isinstance(body, dict)), (SECTION, {}))
 
 
 def read_reorder(key: str, params: Mapping[str, Any], where: str) -> Reading:

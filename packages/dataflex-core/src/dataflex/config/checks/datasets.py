@@ -92,7 +92,10 @@ def _proportions(draft: Draft, names: list[str]) -> list[Problem]:
     named = keys & draft.written == {"mixture_sample_rule"} and not keys & draft.wrong
     if named and draft.arguments.mixture_sample_rule == "mixture" and not draft.on("streaming"):
         what = "is missing; mixture_sample_rule: mixture takes the proportions from there"
-        way_out = "give one number per dataset, or set mixture_sample_rule: stratified for the sizes of the sources"
+        way_out = (
+            "give one number per dataset, or set mixture_sample_rule: stratified for the sizes of the sources, or "
+            "uniform for equal shares"
+        )
         return [Problem("init_mixture_proportions", what, way_out)]
     return proportion_problems(draft.arguments.init_mixture_proportions, names)
 

@@ -15,6 +15,7 @@ from dataflex.config.axis_keys import AXES, BY, EVERY, KEEP, NEEDS_SCORES, OVER
 from dataflex.config.checks.asked import Asked, asked_for
 from dataflex.config.checks.parsed_config import Draft, KnownPart, names_in
 from dataflex.config.component_choice import resolve
+from dataflex.config.moved.moved_parameters import RunKeys
 from dataflex.config.presets import read_components
 from dataflex.config.spec import ComponentSpec, Part
 from dataflex.core import registry
@@ -57,7 +58,9 @@ def _found(draft: Draft, asked: Asked, from_files: list[ComponentInfo], broken: 
     kind, a = asked.kind, draft.arguments
     sources = None if draft.theirs.get("tokenized_path") else draft.dataset_names or None
     try:
-        spec = resolve(kind, asked.name, a.components_cfg_file, from_files, asked.params, sources, asked.place)
+        written = {key: getattr(a, key) for key in a.names() if key in draft.written}
+        run = RunKeys(written, max(asked.start, a.warmup_step))
+        spec = resolve(kind, asked.name, a.components_cfg_file, from_files, asked.params, sources, asked.place, run)
         _import(spec, known_broken=broken)
     except InvalidConfigError as error:
         return error.problems
