@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from dataflex.testing.devices import device
     from dataflex.testing.quiet_arguments import tiny_training_args
     from dataflex.testing.rank_processes import RankError, RankProcesses, two_ranks
-    from dataflex.testing.tiny_models import TINY_SPECIAL_TOKENS, tiny_model, tiny_tokenizer
+    from dataflex.testing.special_tokens import TINY_SPECIAL_TOKENS
+    from dataflex.testing.tiny_models import tiny_model, tiny_tokenizer
     from dataflex.testing.token_rows import TokenRows, pad_collate, tiny_batch
 
 __all__ = [
@@ -56,7 +57,8 @@ _HOMES = {
     "devices": ("device",),
     "quiet_arguments": ("tiny_training_args",),
     "rank_processes": ("RankError", "RankProcesses", "two_ranks"),
-    "tiny_models": ("TINY_SPECIAL_TOKENS", "tiny_model", "tiny_tokenizer"),
+    "special_tokens": ("TINY_SPECIAL_TOKENS",),
+    "tiny_models": ("tiny_model", "tiny_tokenizer"),
     "token_rows": ("TokenRows", "pad_collate", "tiny_batch"),
 }
 

@@ -14,7 +14,12 @@ from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 
 DECIDES = {SELECTOR: "select", MIXER: "mix", ORDER: "arrange", WEIGHTER: "get_weighted_loss"}
 """Kind -> the method that decides."""
-_WHILE_DECIDING = {SELECTOR: ("select", "warmup", "explain"), MIXER: ("mix",), ORDER: ("arrange", "share"), WEIGHTER: ()}
+_WHILE_DECIDING = {
+    SELECTOR: ("select", "warmup", "explain"),
+    MIXER: ("mix",),
+    ORDER: ("arrange", "share"),
+    WEIGHTER: (),
+}
 _WHILE_TRAINING = {
     SELECTOR: (),
     MIXER: ("observe", "token_values", "loss_weights", "finish"),
@@ -141,7 +146,9 @@ def same(a: Any, b: Any) -> bool:
     """Returns whether two nested states are equal to the last bit; NaN equals NaN."""
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        return tensors and a.dtype == b.dtype and same(a.detach().cpu().float().numpy(), b.detach().cpu().float().numpy())
+        return (
+            tensors and a.dtype == b.dtype and same(a.detach().cpu().float().numpy(), b.detach().cpu().float().numpy())
+        )
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         a, b = np.asarray(a), np.asarray(b)
         return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f" == b.dtype.kind)

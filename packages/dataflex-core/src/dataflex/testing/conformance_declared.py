@@ -97,10 +97,14 @@ def cost_point(trials: _Trials) -> Finding:
         if found is None:
             return Finding(point, note="it does not say")
         if not isinstance(found, Cost):
-            return Finding(point, (f"it returned {type(found).__name__}, allowed: a Cost of dataflex.core.cost, or None",))
+            return Finding(
+                point, (f"it returned {type(found).__name__}, allowed: a Cost of dataflex.core.cost, or None",)
+            )
         if found != again:
             wrong.append("the same question has two answers")
-        wrong += [f"{name} is {number}" for name, number in _numbers(found) if not (math.isfinite(number) and number >= 0)]
+        wrong += [
+            f"{name} is {number}" for name, number in _numbers(found) if not (math.isfinite(number) and number >= 0)
+        ]
     return Finding(point, tuple(dict.fromkeys(wrong)))
 
 

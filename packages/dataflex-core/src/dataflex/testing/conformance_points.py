@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -36,11 +38,12 @@ class Trials:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._folder = tempfile.TemporaryDirectory(prefix="conformance-")
+        self._root = Path(tempfile.mkdtemp(prefix="conformance-"))
+        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
 
     def folder(self, name: str) -> Path:
         """Returns a folder for a run."""
-        return Path(self._folder.name, name)
+        return self._root / name
 
     @cached_property
     def whole(self) -> Outcome:
@@ -155,7 +158,7 @@ def state_is_safe(trials: Trials) -> Finding:
         keys = [str(key) for key in {*again, *state} if not same(_plain(again.get(key)), _plain(state.get(key)))]
         return Finding(
             point,
-            (f"state_dict after load_state_dict differs at '{sorted(keys)[0]}' -> load_state_dict must restore it all",),
+            (f"state_dict after load_state_dict differs at '{sorted(keys)[0]}' -> load_state_dict must restore it",),
         )
     return Finding(point)
 

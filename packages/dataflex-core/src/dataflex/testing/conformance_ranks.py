@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dataflex.core.kinds import MIXER
+from dataflex.core.kinds import WEIGHTER
 from dataflex.testing.call_watch import same
 from dataflex.testing.conformance_report import Finding
 from dataflex.testing.conformance_subject import Subject
@@ -57,8 +57,15 @@ def ranks_point(trials: _Trials) -> Finding:
         wrong.append(f"the two ranks end with other numbers: {weights[0]}")
     if not same(first.state, second.state):
         wrong.append("the two ranks remember other things -> keep per rank nothing, or gather it")
-    wrong += _against_one(trials.whole, first)
-    return Finding(POINT, tuple(wrong))
+    different = _against_one(trials.whole, first)
+    if different and trials.subject.kind is WEIGHTER:
+        different = _together(trials, first) and different
+    return Finding(POINT, (*wrong, *different))
+
+
+def _together(trials: _Trials, two: Outcome) -> list[str]:
+    """Returns what differs where the micro-batches of all ranks are one on one rank: it may compare their samples."""
+    return _against_one(run(trials.subject, trials.folder("together"), accumulation=1), two)
 
 
 def _against_one(one: Outcome, two: Outcome) -> list[str]:
@@ -80,6 +87,3 @@ def _against_one(one: Outcome, two: Outcome) -> list[str]:
 
 def _close(shares: dict[str, float], others: dict[str, float] | None) -> bool:
     return others is not None and np.allclose(list(shares.values()), list(others.values()), rtol=CLOSE, atol=CLOSE)
-
-
-__all__ = ["MIXER", "POINT", "on_rank", "ranks_point"]

@@ -130,8 +130,7 @@ class Subject:
         if self.model is None:
             return tiny_model(layers=1)
         is_class = isinstance(self.model, type)
-        made = self.model() if is_class or not _is_module(self.model) else copy.deepcopy(self.model)
-        return made
+        return self.model() if is_class or not _is_module(self.model) else copy.deepcopy(self.model)
 
     def made_tokenizer(self) -> Any:
         """Returns the tokenizer; None where the component does not ask for one."""

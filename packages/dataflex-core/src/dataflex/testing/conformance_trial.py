@@ -48,17 +48,26 @@ class Outcome:
     decided: int = 0
 
 
-def made(subject: Subject, folder: Path, *, ranks: int = 1, combined: bool = False, **changes: Any) -> Any:
+def made(
+    subject: Subject,
+    folder: Path,
+    *,
+    ranks: int = 1,
+    accumulation: int | None = None,
+    combined: bool = False,
+    **changes: Any,
+) -> Any:
     """Returns the trainer of a run.
 
     Args:
         subject: The component.
         folder: The folder of the run.
         ranks: How many processes train; a step has as many rows whatever they are.
+        accumulation: Micro-batches of a step on a rank; None for as many as make the same micro-batches on any ranks.
         combined: Whether a double of each other kind takes part.
         **changes: Keywords of ``dynamic`` in place of :data:`STEPS`.
     """
-    accumulation = 2 // ranks
+    accumulation = 2 // ranks if accumulation is None else accumulation
     args = {"per_device_train_batch_size": BATCH // accumulation // ranks, "gradient_accumulation_steps": accumulation}
     args |= {"save_strategy": "steps", "save_steps": SAVED, "learning_rate": 1e-2}
     args |= {"average_tokens_across_devices": True, "logging_nan_inf_filter": False}

@@ -32,6 +32,7 @@ from dataflex.testing.rank_worker import STACK_SIGNAL, serve
 
 TIMEOUT = 180.0
 """Seconds that a call may take: far more than any tiny run needs. It guards against collectives that do not match."""
+_START = 600.0  # seconds that the processes have to import torch and to meet, on a machine that is busy
 _OTHERS = 5.0  # seconds that the other ranks have to come back once one has raised
 _END = 5.0  # seconds that a process has to end by itself
 _CLEAN = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "DATAFLEX_TEST_GPU": "0", "OMP_NUM_THREADS": "1"}
@@ -75,7 +76,7 @@ class RankProcesses:
             ) from error
         if not self._processes:
             self._start()
-        path, end = list(sys.path), time.monotonic() + timeout
+        path, end = list(sys.path), time.monotonic() + timeout  # the processes are there: starting is not counted
         for pipe in self._pipes:
             pipe.send((path, os.getcwd(), call))
         said = self._answers(end)
@@ -113,6 +114,9 @@ class RankProcesses:
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
+        said = self._answers(time.monotonic() + _START)
+        if any(kind != "returned" for kind, _ in said.values()) or len(said) < self.count:
+            raise RankError(f"the processes of the ranks did not start\n{self._ended(said, _START)}")
 
     def _stack(self, rank: int) -> Path:
         assert self._folder is not None

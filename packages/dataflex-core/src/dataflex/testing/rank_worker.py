@@ -34,6 +34,7 @@ def serve(pipe: Connection, environ: Mapping[str, str], stack: str) -> None:
     with open(stack, "w", encoding="utf-8") as file:
         faulthandler.register(STACK_SIGNAL, file=file, all_threads=False)
         torch.distributed.init_process_group("gloo", timeout=_GROUP)
+        pipe.send(("returned", b""))  # it is there
         while True:
             try:
                 path, folder, call = pipe.recv()
@@ -49,5 +50,5 @@ def _answer(path: Sequence[str], folder: str, call: bytes) -> tuple[str, Any]:
         os.chdir(folder)
         function, args = pickle.loads(call)
         return "returned", pickle.dumps(function(*args))
-    except BaseException:  # whatever it is, the caller must hear of it: a rank that is silent is waited for
+    except BaseException:  # noqa: BLE001  # whatever it is, the caller must hear of it: who is silent is waited for
         return "raised", traceback.format_exc()
