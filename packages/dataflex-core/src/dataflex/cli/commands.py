@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, str] = {
     "report": "dataflex.cli.report",
     "list": "dataflex.cli.list",
     "init": "dataflex.cli.init",
+    "new": "dataflex.cli.new",
     "version": "dataflex.cli.version",
 }
 

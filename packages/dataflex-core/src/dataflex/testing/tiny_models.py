@@ -22,9 +22,7 @@ from transformers import (
 )
 
 from dataflex.testing.devices import device
-
-TINY_SPECIAL_TOKENS = {"pad_token": "<|pad|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
-"""Role -> token, in the order of their ids: pad is 0, begin of text 1, end of text 2, in every tiny model too."""
+from dataflex.testing.special_tokens import TINY_SPECIAL_TOKENS
 
 _POSITIONS = 2048
 _KINDS: dict[str, tuple[Any, Any]] = {  # Any, because transformers' constructors are untyped

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dataflex.testing.devices import device
-from dataflex.testing.tiny_models import TINY_SPECIAL_TOKENS
+from dataflex.testing.special_tokens import TINY_SPECIAL_TOKENS
 
 _FIRST_WORD = len(TINY_SPECIAL_TOKENS)
 _PADDING = {"input_ids": 0, "attention_mask": 0, "labels": -100}
