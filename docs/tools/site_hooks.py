@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chinese_nav import FOLDER, TITLE, chinese_nav
 from generated import PAGES
 from outside_links import COPIES, rewritten
 
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
-CHINESE = "zh/"
 _HTML_LANGUAGE = re.compile(r'<html lang="en"')
 _ALTERNATE = re.compile(r'\s*<link rel="alternate"[^>]*hreflang[^>]*>')
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the Chinese pages to the navigation, in the order of the English ones."""
+    docs = Path(config.docs_dir)
+    pages = {path.relative_to(docs).as_posix() for path in (docs / FOLDER).rglob("*.md")}
+    if pages and config.nav is not None:
+        config.nav = [*config.nav, {TITLE: chinese_nav(config.nav, pages)}]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -44,9 +53,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, **_: Any) -> dict[str, Any]:
     """Lets the language switch of a page lead to the same page in the other language, or to the other's first page."""
     pages = {file.src_uri: file.url for file in context["pages"]}
-    name = page.file.src_uri.removeprefix(CHINESE)
+    name = page.file.src_uri.removeprefix(FOLDER)
     found = [("English", "en", pages.get(name, pages["index.md"]))]
-    chinese = pages.get(CHINESE + name, pages.get(f"{CHINESE}index.md"))
+    chinese = pages.get(FOLDER + name, pages.get(f"{FOLDER}index.md"))
     found += [("中文", "zh", chinese)] if chinese is not None else []
     switch = [{"name": shown, "lang": code, "link": url} for shown, code, url in found]
     config.extra["alternate"] = switch if len(switch) > 1 else []
@@ -60,5 +69,5 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     in the header needs none, as its links are those of :func:`on_page_context`, so the head names none.
     """
     output = _ALTERNATE.sub("", output)
-    chinese = page.file.src_uri.startswith(CHINESE)
+    chinese = page.file.src_uri.startswith(FOLDER)
     return _HTML_LANGUAGE.sub('<html lang="zh"', output, count=1) if chinese else output
