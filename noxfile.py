@@ -184,9 +184,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """That the documentation names every key, command, hook and component."""
-    install(session, "-r", "tests/requirements.txt")
-    session.run("pytest", "tests/unit/test_docs.py", *session.posargs, env=CLEAN)
+    """Builds the documentation site in site/ and checks it: strictly, and in the system's Chromium if there is one."""
+    install(session, "-r", "tests/requirements.txt", "-r", "docs/requirements.txt", "playwright")
+    pages = ["tests/unit/test_docs.py", "tests/unit/test_site_nav.py", "tests/docs_site"]
+    session.run("pytest", "-n0", *(session.posargs or pages), env=CLEAN)
 
 
 @nox.session

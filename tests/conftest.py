@@ -57,6 +57,7 @@ FAST = frozenset(
         "report",
         "root",
         "schedule",
+        "site_nav",
         "stable_sort",
         "torchrun",
     }

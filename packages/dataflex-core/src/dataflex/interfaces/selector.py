@@ -44,7 +44,7 @@ class Selection:
     Attributes:
         indices: (S,) row numbers, in the order of training.
         scores: (S,) score of each of these rows, or None. They are saved beside the indices and summarised in the
-        trace.
+            trace.
         weights: (S,) how much each of these rows counts in the training loss, finite and 0 or more; None where all
             count alike. For methods that prune rows and rescale the others; the class says ``weighs = True``.
         candidates: The scores of all rows that it had to choose from: (N,), one for each row of the selector's dataset,
