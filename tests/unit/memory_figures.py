@@ -70,8 +70,8 @@ def lines() -> list[str]:
 
 
 def without() -> list[str]:
-    """Returns the names of the strategies that take nothing."""
-    return [name for kind, name, params in strategies() if costs(kind, name, params)[0] == Cost()]
+    """Returns the names of the strategies that take nothing, and say so."""
+    return [one[1] for one in strategies() if line(*one) is None and costs(*one)[0] is not None]
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from xml.etree import ElementTree
 
 import memory_figures
 import pytest
-from dataflex.core import registry
+from dataflex.core import errors, registry
 from dataflex.core.context import PassOptions, RowScores, RunAhead, UpdateContext
 from dataflex.core.kinds import BY_SECTION
 from dataflex.interfaces.mixer import SourceMixture
@@ -78,3 +82,52 @@ def test_the_page_has_the_token_budgets_of_the_code():
         assert f"{tokens:,}" in page
     assert f"{budget._LOGIT_BYTES} bytes for each entry" in page
     assert f"{budget._GRADIENT_LOGIT_BYTES} bytes for each entry" in page
+
+
+def literals() -> Iterator[str]:
+    """Yields the texts of the sources: neighbouring literals as one, and what they fill in as …."""
+    for path in sorted(ROOT.glob("packages/*/src/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_each_message_that_is_explained_is_said_by_the_code():
+    rows = re.findall(r"^\| `([^`]*(?: |…)[^`]*)` \|", text("troubleshooting.md"), flags=re.MULTILINE)
+    said = "\0".join(literals())
+    unknown = [row for row in rows if not all(part.strip(" '") in said for part in row.split("…"))]
+    assert unknown == []
+    assert len(rows) > 50
+
+
+def test_each_class_of_errors_is_explained_with_its_exit_code():
+    own = [one for _, one in inspect.getmembers(errors, inspect.isclass) if one.__module__ == errors.__name__]
+    found = dict(re.findall(r"^\| `(\w+)` \| .* \| (\d+) \|$", text("troubleshooting.md"), flags=re.MULTILINE))
+    codes = {one.__name__: str(one.exit_code) for one in own if issubclass(one, errors.DataflexError)}
+    assert found == codes
+    assert "`Problem`" in text("troubleshooting.md")
+
+
+DIAGRAMS = sorted((DOCS / "images").glob("*.svg"))
+
+
+@pytest.mark.parametrize("path", DIAGRAMS, ids=lambda path: path.name)
+def test_each_diagram_is_small_closed_and_readable_on_any_ground(path):
+    """Text as text, its own ground, nothing from elsewhere."""
+    drawn = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(drawn)
+    names = {element.tag.rpartition("}")[2] for element in root.iter()}
+    assert len(drawn) < 10_000
+    assert {"title", "desc", "text"} <= names
+    assert not names & {"script", "image", "foreignObject", "style"}
+    assert not re.search(r"(href|url\((?!#))", drawn)
+    ground = next(element for element in root if element.tag.endswith("rect"))
+    assert [ground.get(key) for key in ("width", "height", "fill")] == [*root.get("viewBox").split()[2:], "#ffffff"]
+    used = [page for page in DOCS.rglob("*.md") if f"images/{path.name})" in page.read_text(encoding="utf-8")]
+    assert used, "no page shows it"
+
+
+def test_there_are_diagrams():
+    assert len(DIAGRAMS) >= 4
