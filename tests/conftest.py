@@ -60,6 +60,7 @@ FAST = frozenset(
         "site_nav",
         "stable_sort",
         "torchrun",
+        "zh_pages",
     }
 )
 """The modules of `tests/unit` that import neither torch nor LLaMA-Factory, nor start a process that does: `-m fast`."""
