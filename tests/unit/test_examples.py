@@ -72,7 +72,9 @@ def test_there_is_one_file_for_each_component_and_none_for_what_is_not_there():
 
 
 def test_the_files_are_counted():
-    by_folder = {folder: len(list((EXAMPLES / folder).glob("*.yaml"))) for folder in (*SHORT_FORMS, "combine", "static")}
+    by_folder = {
+        folder: len(list((EXAMPLES / folder).glob("*.yaml"))) for folder in (*SHORT_FORMS, "combine", "static")
+    }
     assert by_folder == {"select": 12, "mix": 9, "order": 9, "weigh": 8, "combine": 13, "static": 5}
     assert sum(by_folder.values()) == len(FILES)
 
