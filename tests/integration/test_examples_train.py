@@ -60,6 +60,7 @@ def schedule(config: dict) -> list[str]:
 
 
 @pytest.mark.llamafactory
+@pytest.mark.filterwarnings("ignore:The `padding_value` property is deprecated")  # LLaMA-Factory's use of TRL
 @pytest.mark.parametrize("file", [file for file in RUNS if file not in LEFT_OUT])
 def test_the_run_of_an_example_trains(file: str, place: Path, monkeypatch):
     monkeypatch.chdir(place)

@@ -81,7 +81,7 @@ def _write_vision(folder: Path) -> None:
     untyped.Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
     points = {"size": {"shortest_edge": 1024, "longest_edge": 16384}, "patch_size": 16, "merge_size": 2}
     processor = untyped.Qwen3VLProcessor(
-        image_processor=untyped.Qwen2VLImageProcessorFast(**points),
+        image_processor=untyped.Qwen2VLImageProcessor(**points),
         tokenizer=tokenizer,
         video_processor=untyped.Qwen3VLVideoProcessor(**points),
         chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}",
