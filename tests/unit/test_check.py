@@ -271,6 +271,8 @@ BAD = [
     (STATIC, {"model_name_or_path": ...}, "model_name_or_path", ["is missing", "a folder that holds a model"]),
     (SELECT, {"model_name_or_path": "./nope"}, "model_name_or_path", ["./nope does not exist", "give a folder"]),
     (STATIC, {"model_name_or_path": "/nope/x"}, "model_name_or_path", ["/nope/x does not exist"]),
+    (STATIC, {"model_name_or_path": "saves/no/x"}, "model_name_or_path", ["saves/no/x does not exist"]),  # on no hub
+    (STATIC, {"adapter_name_or_path": "saves/no/x"}, "adapter_name_or_path", ["saves/no/x does not exist"]),
     (SELECT, {"output_dir": ...}, "output_dir", ["is missing", "name the folder"]),
     (SELECT, {"output_dir": "yaml/mine.py"}, "output_dir", ["is a file", "name a folder"]),
     (SELECT, {"stage": "dpo"}, "stage", ["found 'dpo'", "sft | pt", "train_type: static"]),

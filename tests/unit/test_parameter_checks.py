@@ -48,3 +48,17 @@ def test_every_problem_is_reported_once_with_the_component():
 
 def test_no_problem_is_no_error():
     checks.require("near selector", None, None)
+
+
+@pytest.mark.parametrize("name", ["./gone", "/gone/x", "~/gone-x", "saves/gone/held_out", "saves/gone/held_out/"])
+def test_the_folder_of_a_model_that_is_not_there_is_told_before_it_is_asked_of_a_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem = checks.model_or_null("reference_model", name)
+    assert problem is not None
+    assert "there is no folder" in problem.what
+
+
+@pytest.mark.parametrize("name", [None, "gpt2", "Qwen/Qwen2.5-0.5B", "saves/here", "s3://bucket/of/models"])
+def test_a_name_on_a_hub_an_address_and_null_pass(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checks.model_or_null("reference_model", name) is None

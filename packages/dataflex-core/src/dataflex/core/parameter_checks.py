@@ -68,10 +68,18 @@ def text(key: str, found: Any) -> Problem | None:
     return _unless(isinstance(found, str) and bool(found.strip()), key, found, "a text")
 
 
+def meant_as_path(name: str) -> bool:
+    """Whether the name of a model can only be a path: that of one on a hub is a name, or an owner and a name.
+
+    An address (``s3://...``) is neither.
+    """
+    return "://" not in name and (name.startswith((".", "/", "~")) or name.strip("/").count("/") > 1)
+
+
 def model_or_null(key: str, found: Any) -> Problem | None:
     """Returns a problem unless ``found`` is None, or the name of a model or the folder of one that is there."""
     problem = text_or_null(key, found)
-    if problem is not None or found is None or not found.startswith((".", "/", "~")):
+    if problem is not None or found is None or not meant_as_path(found):
         return problem
     folder = Path(found).expanduser()
     return None if folder.is_dir() else Problem(key, f"there is no folder {folder.absolute()}", "name that of a model")

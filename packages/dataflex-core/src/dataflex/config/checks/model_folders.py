@@ -10,6 +10,7 @@ from typing import Any
 
 from dataflex.core.errors import Problem
 from dataflex.core.kinds import WEIGHTER
+from dataflex.core.parameter_checks import meant_as_path
 from dataflex.discovery.catalog import ComponentInfo
 
 MODEL_KEYS = ("model_name_or_path", "ref_model", "reward_model")
@@ -75,7 +76,7 @@ def _folder(key: str, value: str, file: str) -> list[Problem]:
     way_out = f"give a folder that holds {what}"
     path = Path(value)
     if not path.exists():
-        if not value.startswith((".", "/", "~")):
+        if not meant_as_path(value):
             return []
         home = Path(os.path.expanduser(value))
         if value.startswith("~") and home.exists():  # nobody after us replaces it
