@@ -7,12 +7,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from dataflex.cli import commands, main
+from dataflex.cli import commands
 from dataflex.cli.commands import BUILT_IN, Command
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
@@ -31,6 +32,8 @@ from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.trainer import MixTrainer, ReorderTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.trainer.score_trainer import ScoreTrainer
 from transformers import Trainer
+
+main = import_module("dataflex.cli.main")  # the package has a function of that name too
 
 
 class Ends(BaseException):

@@ -8,17 +8,20 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from dataflex.cli import commands, llamafactory_commands, main
+from dataflex.cli import commands, llamafactory_commands
 from dataflex.cli.commands import BUILT_IN, LLAMAFACTORY, Command
 from dataflex.cli.list import table
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
 from dataflex.discovery import plugins
 from dataflex.discovery.catalog import components
+
+main = import_module("dataflex.cli.main")  # the package has a function of that name too
 
 CONFIG = {
     "model_name_or_path": "./model",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from composed import AXES, COMBINATIONS, checked, combination, config, named, sentences, write_workspace
-from dataflex.cli import main
 from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.config.resolved import note_results, resolved, write_config, written_config
@@ -21,6 +21,8 @@ from dataflex.core.errors import CheckpointError, ConfigError, InvalidConfigErro
 from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER
 from dataflex.run.identity import differences, identity_of_run, require_same, settings
 from dataflex.utils.secret_values import without_secrets
+
+main = import_module("dataflex.cli.main")  # the package has a function of that name too
 
 
 @pytest.fixture(autouse=True)
