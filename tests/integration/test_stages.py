@@ -99,6 +99,7 @@ MIX = {
     "update_times": 2,
 }
 ORDER = {"train_type": "dynamic_reorder", "train_step": 3}
+UPDATES = {"train_step": None, "warmup_step": 1, "update_step": 1, "update_times": 2}
 WEIGHT = {"train_type": "dynamic_weight", "train_step": 3, "warmup_step": 1}
 TARGET = {"eval_dataset": "eval"}
 
@@ -117,7 +118,7 @@ WORKS: dict[str, dict[str, Any]] = {
     "mix ado": {**MIX, "component_name": "ado"},
     "order length": {**ORDER, "component_name": "length"},
     "order sorting by length": {**ORDER, "component_name": "sorting", "order": {"by": "length"}},
-    "order sorting by loss": {**ORDER, "component_name": "sorting", "order": {"by": "loss"}},
+    "order sorting by loss": {**ORDER, **UPDATES, "component_name": "sorting", "order": {"by": "loss"}},
     "order shuffle": {**ORDER, "component_name": "shuffle"},
     "weight loss": {**WEIGHT, "component_name": "loss"},
     "weight trim": {**WEIGHT, "component_name": "trim"},
