@@ -48,8 +48,8 @@ class StageRoute:
     def compute(self, compute: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss of the present micro-batch, as ``Objective.compute_loss`` is to."""
         loss, weighing, given = self._loss, self._loss.weighing, dict(inputs)
-        if weighing is not None and weighing.active is not None:
-            weighing.inputs = given
+        if weighing is not None and weighing.active is not None:  # with labels of samples, as those of tokens are not
+            weighing.inputs = given | {"labels": _labels(self._stage.rows_in(given), self._trainer.args.device)}
         loss.begin(kwargs.get("num_items_in_batch"))
         with _kept(self._trainer, self._stage, model) as kept:
             found = compute(model, inputs, *args, **kwargs)
