@@ -46,7 +46,9 @@ class FusedDPO(StageLoss):
         )  # fmt: skip
         settings = Settings(trainer.beta, trainer.label_smoothing, trainer.args.discopop_tau)
         named = zip(trainer.loss_types, trainer.loss_weights, strict=True)
-        losses_B = sum((weight * PAIR_LOSSES[name](pairs, settings) for name, weight in named), 0 * chosen_B)
+        losses_B = torch.zeros_like(chosen_B)
+        for name, weight in named:
+            losses_B = losses_B + weight * PAIR_LOSSES[name](pairs, settings)
         return losses_B * self._weights(answers, per_token, mask) if trainer.use_weighting else losses_B
 
     def alone(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -126,10 +128,9 @@ def _answers(trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) ->
 def _summed(trainer: Any, answers: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Returns the log probability of each answer: (2B,). LD-DPO (2409.06411) takes less of what one has more tokens."""
     mask = _shifted(inputs)
-    per_token = answers.log_probs[:, -mask.size(1) :]
+    per_token: torch.Tensor = answers.log_probs[:, -mask.size(1) :]
     if trainer.ld_alpha is None:
-        found: torch.Tensor = per_token.sum(1)
-        return found
+        return per_token.sum(1)
     places, (chosen, rejected) = mask.cumsum(1), mask.sum(1).chunk(2)
     beyond = places > torch.minimum(chosen, rejected).repeat(2)[:, None]
     counted = torch.where(beyond, trainer.ld_alpha, 1.0) * (places > 0)
