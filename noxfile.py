@@ -193,7 +193,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def report(session: nox.Session) -> None:
     """The page of a run in a real browser: needs the system's Chromium, and is skipped where there is none."""
-    install(session, "-r", "tests/requirements.txt", "playwright")
+    install(session, "-r", "tests/requirements.txt", "playwright", "nbclient", "nbconvert", "ipykernel")
     session.run("pytest", "tests/report", "tests/unit/test_report.py", "-n0", *session.posargs, env=CLEAN)
 
 

@@ -13,7 +13,7 @@ from dataflex.run.record import read_trace, read_updates
 from ranks import HUNG, selections
 
 pytestmark = pytest.mark.slow
-# --cpu instead of --multi_gpu would start one process, whatever --num_processes says, unless mpirun is given a host file
+# --cpu in place of --multi_gpu starts one process, whatever --num_processes says, unless mpirun has a host file.
 LAUNCH = [
     sys.executable,
     "-m",

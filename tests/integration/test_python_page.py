@@ -14,8 +14,16 @@ from sft_rows import chat_tokenizer, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "plain-transformers.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-SECTIONS = ["transformers.Trainer", "TRL: SFTTrainer", "Mixtures", "Weighters", "Resume", "Two processes"]
-SECTIONS += ["Results on disk", "Errors", "Subclassing with trainer_class"]
+SECTIONS = ["transformers.Trainer", "TRL: SFTTrainer", "TRL: DPOTrainer, RewardTrainer, KTOTrainer", "Mixtures"]
+SECTIONS += [
+    "Weighters",
+    "Resume",
+    "Two processes",
+    "Notebooks",
+    "Results on disk",
+    "Errors",
+    "Subclassing with trainer_class",
+]
 SMALL = {"use_cpu": device().type == "cpu", "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
 
 
@@ -50,7 +58,7 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     for block in BLOCKS:
         exec(compile(block, str(PAGE), "exec"), names)
         steps.append(names["trainer"].state.global_step)
-    assert steps == [8, 8, 6, 6, 6, 4, 4, 4, 3]
+    assert steps == [8, 8, 6, 6, 6, 4, 4, 4, 4, 3]
     said = capsys.readouterr().out
     for line in re.findall(r"^      - (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE):
         first, _, last = line.partition("...")

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # sockets that Jupyter leaves open
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 CELLS = {
     "setup": """
 from dataflex import dynamic, run_report

@@ -1,8 +1,10 @@
-"""The loss of a pair or a tagged answer under the newest TRL is the trainer's own: of its batch, and of the row alone."""
+"""The loss of a pair or a tagged answer under the newest TRL is its trainer's: of the batch, and of the row alone."""
 
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from typing import Any
 
 import pytest
@@ -111,8 +113,7 @@ def test_a_loss_in_which_rows_meet_is_refused_by_its_name(settings, use, words, 
 
 def test_every_loss_type_of_the_trainer_is_known_or_refused(tmp_path):
     trainer = trl_trainer("dpo", tmp_path)
-    source = __import__("inspect").getsource(trl.DPOTrainer._compute_loss)
-    named = set(__import__("re").findall(r'loss_type == "(\w+)"', source))
+    named = set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(trl.DPOTrainer._compute_loss)))
     assert named - set(PAIR_LOSSES) == {"aot", "aot_unpaired"}
     assert set(PAIR_LOSSES) <= named
     assert isinstance(stage_loss(trainer), FusedDPO)

@@ -46,7 +46,9 @@ class FusedDPO(StageLoss):
         )  # fmt: skip
         settings = Settings(trainer.beta, trainer.label_smoothing, trainer.args.discopop_tau)
         named = zip(trainer.loss_types, trainer.loss_weights, strict=True)
-        losses_B = sum((weight * PAIR_LOSSES[name](pairs, settings) for name, weight in named), 0 * chosen_B)
+        losses_B = torch.zeros_like(chosen_B)
+        for name, weight in named:
+            losses_B = losses_B + weight * PAIR_LOSSES[name](pairs, settings)
         return losses_B * self._weights(answers, per_token, mask) if trainer.use_weighting else losses_B
 
     def alone(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -58,6 +60,8 @@ class FusedDPO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses in which the pairs of a batch meet."""
+        if use not in (Use.SCORE, Use.WEIGH):
+            return None
         unknown = [name for name in trainer.loss_types if name not in PAIR_LOSSES]
         if unknown:
             return f"loss_type: {unknown[0]} sorts the answers of a batch, so a pair has no loss of its own"
@@ -98,7 +102,7 @@ class FusedKTO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
-        return _meets(trainer)
+        return _meets(trainer) if use in (Use.SCORE, Use.WEIGH) else None
 
     def _parts(
         self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]
@@ -126,10 +130,9 @@ def _answers(trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) ->
 def _summed(trainer: Any, answers: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Returns the log probability of each answer: (2B,). LD-DPO (2409.06411) takes less of what one has more tokens."""
     mask = _shifted(inputs)
-    per_token = answers.log_probs[:, -mask.size(1) :]
+    per_token: torch.Tensor = answers.log_probs[:, -mask.size(1) :]
     if trainer.ld_alpha is None:
-        found: torch.Tensor = per_token.sum(1)
-        return found
+        return per_token.sum(1)
     places, (chosen, rejected) = mask.cumsum(1), mask.sum(1).chunk(2)
     beyond = places > torch.minimum(chosen, rejected).repeat(2)[:, None]
     counted = torch.where(beyond, trainer.ld_alpha, 1.0) * (places > 0)
