@@ -162,7 +162,7 @@ def train(config: Mapping[str, Any], folder: Path, number: int, small: Path) -> 
     for key in ("metric_for_best_model", "load_best_model_at_end", "eval_steps", "greater_is_better"):
         quick.pop(key, None)
     if quick.get("component_name") == "nice":  # else minutes on a CPU
-        quick["component"] = {"prompts": 2, "samples": 2, "max_new_tokens": 4}
+        quick["component"] = {"prompts": 2, "samples": 2, "max_new_tokens": 4, "fallback": "reference"}
     if quick.get("components_cfg_file"):
         quick["components_cfg_file"] = str(small)
     path = folder / f"run{number}.yaml"
