@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from dataflex.config.check import check
+from dataflex.config.load import read_config
 
 from tests.moving.opendcai import components_in, stood_in, train, validated, write_stand_ins
 
@@ -61,10 +63,12 @@ COMPONENTS: dict[str, Any] = {
 RUN = {
     "model_name_or_path": "some/model", "trust_remote_code": True, "stage": "sft", "do_train": True,
     "finetuning_type": "lora", "lora_target": "all", "lora_rank": 8, "lora_alpha": 4, "dataset": "a",
-    "template": "llama3", "cutoff_len": 128, "overwrite_cache": True, "preprocessing_num_workers": 4, "dataloader_num_workers": 0, "seed": 42,
+    "template": "llama3", "cutoff_len": 128, "overwrite_cache": True, "preprocessing_num_workers": 4,
+    "dataloader_num_workers": 0, "seed": 42,
     "output_dir": "../out", "logging_steps": 5, "save_steps": 50, "plot_loss": True, "save_only_model": False,
     "overwrite_output_dir": True, "report_to": "none", "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2, "learning_rate": 1.0e-4, "num_train_epochs": 1.0, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "bf16": True,
+    "gradient_accumulation_steps": 2, "learning_rate": 1.0e-4, "num_train_epochs": 1.0, "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1, "bf16": True,
     "ddp_timeout": 1000, "components_cfg_file": "c.yaml",
 }  # fmt: skip
 EVALUATED = {
@@ -157,4 +161,7 @@ def test_one_run_of_each_train_type_trains_its_steps(name, place, caplog):
     _, usable = validated(run_of(name, place), place)
     assert usable is not None
     small = components_in(place / "c.yaml", place, True)
-    assert train(usable, place, list(RUNS).index(name), small) == "3 steps"
+    number = list(RUNS).index(name)
+    assert train(usable, place, number, small) == "3 steps"
+    record = place / f"out{number}" / "dataflex_config.yaml"
+    assert check(read_config(record), record.parent), "the record of such a run cannot be trained again"
