@@ -53,11 +53,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if (beside := other_distribution()) is not None:
+        raise IncompatiblePackagesError(beside)
     if not argv:
         sys.stderr.write(_overview())
         return 2
-    if (beside := other_distribution()) is not None:
-        raise IncompatiblePackagesError(beside)
     name, rest = argv[0], argv[1:]
     if name in (*HELP, "help"):
         sys.stdout.write(command(rest[0]).help() if rest else _overview())

@@ -159,9 +159,14 @@ def _read(move: Move, value: Any, flat: Mapping[str, Any], found: MovedPreset, w
         for name, beside in move.adds.items():
             _take(found, name, beside, move.name, where)
     else:
-        words = {"value": shown(value), "start": run.start}
-        way_out = f"write {move.instead.format(**words)}" if ":" in move.instead.split(" ")[0] else move.instead
-        found.problems.append(Problem(f"{where}.params.{move.name}", move.refused.format(**words), way_out))
+        way_out = filled(move.instead, value, run.start)
+        way_out = f"write {way_out}" if ":" in way_out.split(" ")[0] else way_out
+        found.problems.append(Problem(f"{where}.params.{move.name}", filled(move.refused, value, run.start), way_out))
+
+
+def filled(text: str, value: Any, start: int) -> str:
+    """Returns a sentence of the table with the value that was found and the step of the first update."""
+    return text.replace("{value}", shown(value)).replace("{start}", str(start))
 
 
 def _without_effect(move: Move, value: Any, run: RunKeys) -> bool:
