@@ -6,12 +6,17 @@ new needs a line only for that.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from dataflex.core import registry
 from dataflex.core.kinds import KINDS, Kind
 from dataflex.core.registry import provided
 from dataflex.testing import tiny_model
@@ -39,7 +44,9 @@ def numbers(folder: Path, name: str) -> str:
 NEEDS = {  # what it is run on, beside what the kit gives; a function of a folder for what takes files
     ("mixer", "doremi"): lambda folder: {"params": {"reference_model": reference(folder), "eta": 5.0}},
     ("mixer", "dynamic_moe"): lambda folder: {"model": experts, "params": {"eval_rows": 5}},
-    ("mixer", "schedule"): lambda folder: {"params": {"points": [[0, [1, 3]], [1, [3, 1]]]}},
+    ("mixer", "schedule"): lambda folder: {
+        "params": {"points": [{"at": 0, "proportions": [1, 3]}, {"at": 6, "proportions": [3, 1]}]}
+    },
     ("mixer", "ado"): lambda folder: {"params": {"fit_every": 1, "start_step": 1, "skip_steps": 0}},
     ("selector", "rho_loss"): lambda folder: {"params": {"file": numbers(folder, "holdout")}},
     ("selector", "scores"): lambda folder: {"params": {"file": numbers(folder, "scores")}},
@@ -48,6 +55,15 @@ NEEDS = {  # what it is run on, beside what the kit gives; a function of a folde
 }
 BY_FILE = {("selector", "rho_loss"), ("selector", "scores"), ("weighter", "column")}
 OURS = [(kind, point.name) for kind in KINDS for point in provided(kind)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_seconds() -> Iterator[None]:
+    """Half of the time of such small runs goes into metadata of packages, and garbage among what is imported."""
+    gc.freeze()
+    with patch.object(registry, "entry_points", cache(entry_points)):
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

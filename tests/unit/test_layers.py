@@ -23,10 +23,11 @@ CORE = PACKAGES / "dataflex-core" / "src"
 LAYERS = (
     ("dataflex", "__main__"),  # the package itself, which names the door for programs
     ("cli",),
-    ("workspace", "launch", "api"),
+    ("workspace", "launch"),
+    ("testing",),  # small runs of a component, made as a user makes them
+    ("api",),
     ("experiments",),  # several runs compared
     ("report", "forecast"),  # what folders of runs say; what a run will take
-    ("testing",),
     ("integrations",),  # the only room that knows LLaMA-Factory
     ("train",),  # the documented import paths: re-exports of what is below
     ("trainer",),
