@@ -105,7 +105,9 @@ def _beside(subject: Subject) -> dict[Kind, type[Any]]:
     return {
         kind: double
         for kind, double in DOUBLES.items()
-        if kind is not subject.kind and not (whole_pass and kind is SELECTOR)
+        if kind is not subject.kind
+        and not (whole_pass and kind is SELECTOR)
+        and (subject.beside is None or kind.name in subject.beside)
     }
 
 
