@@ -32,6 +32,8 @@ NAMES = ("dataflex-core", "dataflex-weighters", "dataflex-selectors", "dataflex-
 """The packages, those that declare least first: what is imported stays imported."""
 ADAPTERS = "dataflex.integrations"
 """The one package whose modules may import LLaMA-Factory."""
+FIXTURES = "dataflex.testing.pytest_fixtures"
+"""The one module that may import pytest, which finds it by itself."""
 
 
 def normal(name: str) -> str:
@@ -105,7 +107,7 @@ def modules(package: str) -> Iterator[str]:
     for path in sorted(source.rglob("*.py")):
         parts = path.relative_to(source).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if parts[-1] != "__main__" and not f"{name}.".startswith(f"{ADAPTERS}."):
+        if parts[-1] != "__main__" and not f"{name}.".startswith(f"{ADAPTERS}.") and name != FIXTURES:
             yield name
 
 

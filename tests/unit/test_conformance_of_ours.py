@@ -6,15 +6,20 @@ new needs a line only for that.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from dataflex.core import registry
 from dataflex.core.kinds import KINDS, Kind
 from dataflex.core.registry import provided
-from dataflex.testing import tiny_model
+from dataflex.testing import TokenRows, tiny_model
 from dataflex.testing.conformance_call import Case, conformance_cases
 from dataflex.testing.conformance_points import POINTS
 from every_component import QUICK
@@ -31,23 +36,49 @@ def reference(folder: Path) -> str:
     return str(folder / "reference")
 
 
-def numbers(folder: Path, name: str) -> str:
-    np.save(folder / name, np.random.default_rng(5).uniform(0.5, 2, ROWS))
-    return str(folder / f"{name}.npy")
+class Numbered(TokenRows):
+    """Rows with a column of numbers."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return row | {"number": 0.5 + sum(row["input_ids"]) % 7}
+
+
+def numbered() -> dict[str, Any]:
+    sources = {"a": Numbered(20, lengths=LENGTHS, seed=1), "b": Numbered(36, lengths=LENGTHS, seed=2)}
+    return {"rows": Numbered(ROWS, lengths=LENGTHS), "sources": sources}
+
+
+def numbers(folder: Path) -> str:
+    np.save(folder / "numbers", np.random.default_rng(5).uniform(0.5, 2, ROWS))
+    return str(folder / "numbers.npy")
 
 
 NEEDS = {  # what it is run on, beside what the kit gives; a function of a folder for what takes files
     ("mixer", "doremi"): lambda folder: {"params": {"reference_model": reference(folder), "eta": 5.0}},
     ("mixer", "dynamic_moe"): lambda folder: {"model": experts, "params": {"eval_rows": 5}},
-    ("mixer", "schedule"): lambda folder: {"params": {"points": [[0, [1, 3]], [1, [3, 1]]]}},
+    ("mixer", "schedule"): lambda folder: {
+        "params": {"points": [{"at": 0, "proportions": [1, 3]}, {"at": 6, "proportions": [3, 1]}]}
+    },
     ("mixer", "ado"): lambda folder: {"params": {"fit_every": 1, "start_step": 1, "skip_steps": 0}},
-    ("selector", "rho_loss"): lambda folder: {"params": {"file": numbers(folder, "holdout")}},
-    ("selector", "scores"): lambda folder: {"params": {"file": numbers(folder, "scores")}},
-    ("weighter", "column"): lambda folder: {"params": {"file": numbers(folder, "weights")}},
+    ("selector", "rho_loss"): lambda folder: {"params": {"column": "number"}, **numbered()},
+    ("selector", "scores"): lambda folder: {  # a file has its rows in one order, and a mixture its sources
+        "params": {"file": numbers(folder)},
+        "beside": ["order", "weighter"],
+    },
+    ("weighter", "column"): lambda folder: {"params": {"column": "number"}, **numbered()},
     ("weighter", "adapt"): lambda folder: {"params": {"refresh": 2}},
 }
-BY_FILE = {("selector", "rho_loss"), ("selector", "scores"), ("weighter", "column")}
 OURS = [(kind, point.name) for kind in KINDS for point in provided(kind)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_seconds() -> Iterator[None]:
+    """Half of the time of such small runs goes into metadata of packages, and garbage among what is imported."""
+    gc.freeze()
+    with patch.object(registry, "entry_points", cache(entry_points)):
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

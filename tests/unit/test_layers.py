@@ -24,7 +24,7 @@ LAYERS = (
     ("dataflex", "__main__"),  # the package itself, which names the door for programs
     ("cli",),
     ("workspace", "launch"),
-    ("testing",),  # what tests of components stand on: whole runs, too
+    ("testing",),  # small runs of a component, made as a user makes them
     ("api",),
     ("experiments",),  # several runs compared
     ("report", "forecast"),  # what folders of runs say; what a run will take

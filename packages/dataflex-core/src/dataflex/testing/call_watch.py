@@ -39,14 +39,14 @@ class CallWatch:
 
     Attributes:
         changed: What a call changed that is not the component's: sentences, each once.
-        drew: How often it asked for its generator.
+        drew: How often it asked for its generator while it was called.
         decided: How often it decided.
     """
 
     def __init__(self, trainer: Any, kind: Kind, scrambled: bool = False) -> None:
         self._trainer, self._kind, self._scrambled = trainer, kind, scrambled
         self.changed: dict[str, None] = {}
-        self.drew = self.decided = self._calls = 0
+        self.drew = self.decided = self._calls = self._inside = 0
 
     def stand_before(self, component: Any) -> None:
         """Watches the methods of a component that a run calls."""
@@ -66,7 +66,11 @@ class CallWatch:
                 _scramble(self._calls)
             before = _state_of(self._trainer)
             kept = component.state_dict() if name == "explain" else None
-            answer = method(*args, **kwargs)
+            self._inside += 1
+            try:
+                answer = method(*args, **kwargs)
+            finally:
+                self._inside -= 1
             for what in _differences(before, _state_of(self._trainer), random_too=training):
                 self.changed[f"{name} {what}"] = None
             if kept is not None and not same(kept, component.state_dict()):
@@ -77,7 +81,7 @@ class CallWatch:
 
     def _counted(self, generator: Callable[..., Any]) -> Callable[..., Any]:
         def counted(update: object) -> Any:
-            self.drew += 1
+            self.drew += self._inside > 0  # a trainer draws from it too, for what the component leaves open
             return generator(update)
 
         return counted

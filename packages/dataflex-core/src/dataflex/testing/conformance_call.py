@@ -26,6 +26,7 @@ class Given(TypedDict, total=False):
     collator: Callable[[list[Any]], Any] | None
     keys: Mapping[str, Any] | None
     arguments: Mapping[str, Any] | None
+    beside: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def conformance(
             dataset; ``sources``, name -> rows, for a mixer and for who knows rows by source; ``target``, evaluation
             rows; ``held_out``, source -> rows; ``model``, which is copied for each run, or a function that makes it;
             ``tokenizer``; ``collator``; ``keys``, keywords of :func:`dataflex.dynamic` such as ``update_step``;
-            ``arguments``, fields of ``TrainingArguments``.
+            ``arguments``, fields of ``TrainingArguments``; ``beside``, the kinds that stand beside it in the
+            combination, for one that cannot stand beside every other.
 
     Raises:
         NotConforming: It does not conform: an ``AssertionError`` that names each point and what is wrong.

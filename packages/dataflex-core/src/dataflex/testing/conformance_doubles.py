@@ -31,10 +31,10 @@ class DoubleMixer(Mixer):
 
     draws = False
 
-    def mix(self, model: torch.nn.Module, step_id: int, *, context: Any, **kwargs: Any) -> NDArray[np.float64]:
+    def mix(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float64]:
         """See the base class."""
         shares_K = np.ones(len(self.mixture_manager.names))
-        shares_K[context.update % len(shares_K)] = 1.5
+        shares_K[kwargs["context"].update % len(shares_K)] = 1.5
         shares: NDArray[np.float64] = shares_K / shares_K.sum()
         return shares
 

@@ -194,17 +194,11 @@ def wrong_answers_are_caught(trials: Trials) -> Finding:
         said = _said_of(trials, spoil, f"wrong-{number}")
         if said is not None:
             wrong.append(f"{words} {said}")
-    if subject.kind is SELECTOR and not trials_repeats(trials):
+    if subject.kind is SELECTOR and not trials.whole.repeats:
         said = _said_of(trials, TWICE["a row again and again"], "wrong-twice")
         if said is not None:
             wrong.append(f"a row again and again {said}")
     return Finding("wrong answers are caught", tuple(wrong))
-
-
-def trials_repeats(trials: Trials) -> bool:
-    """Returns whether the selector may return a row twice."""
-    trainer = made(trials.subject, trials.folder("repeats"))
-    return bool(of_subject(trainer, trials.subject)[0].replacement)
 
 
 def _said_of(trials: Trials, spoil: Spoil, name: str) -> str | None:

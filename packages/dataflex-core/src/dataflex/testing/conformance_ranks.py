@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dataflex.core.errors import DataflexError
 from dataflex.core.kinds import WEIGHTER
 from dataflex.testing.call_watch import same
 from dataflex.testing.conformance_report import Finding
@@ -36,9 +37,12 @@ class _Trials(Protocol):
         """Returns a folder."""
 
 
-def on_rank(subject: Subject, folder: Path) -> Outcome:
-    """Returns what came of the run on this rank."""
-    return run(subject, folder, ranks=2)
+def on_rank(subject: Subject, folder: Path) -> Outcome | str:
+    """Returns what came of the run on this rank, or the error that ended it."""
+    try:
+        return run(subject, folder, ranks=2)
+    except DataflexError as error:
+        return str(error)
 
 
 def ranks_point(trials: _Trials) -> Finding:
@@ -51,7 +55,10 @@ def ranks_point(trials: _Trials) -> Finding:
         return Finding(POINT, (f"the run on two ranks ended:\n{error}",))
     except TypeError as error:
         return Finding(POINT, (str(error),))
-    wrong = [f"rank 1 {what}" for what in second.changed]
+    if not isinstance(first, Outcome) or not isinstance(second, Outcome):
+        said = next(each for each in (first, second) if not isinstance(each, Outcome))
+        return Finding(POINT, (f"the run on two ranks ended: {said}",))
+    wrong = [f"rank 1: {what}" for what in second.changed]
     weights = [name for name, value in first.end.items() if not same(value, second.end[name])]
     if weights:
         wrong.append(f"the two ranks end with other numbers: {weights[0]}")

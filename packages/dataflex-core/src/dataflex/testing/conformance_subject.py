@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -43,6 +43,7 @@ class Subject:
         collator: Makes batches of rows.
         keys: Keywords of ``dynamic`` in place of those here, such as ``update_step``.
         arguments: Fields of ``TrainingArguments`` in place of those here.
+        beside: Kinds of component that stand beside it in the combination; None for every other kind.
     """
 
     kind: Kind
@@ -57,6 +58,7 @@ class Subject:
     collator: Callable[[list[Any]], Any] = pad_collate
     keys: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    beside: Sequence[str] | None = None
 
     @property
     def name(self) -> str:
@@ -163,6 +165,9 @@ def subject(component: str | type[Any], kind: Kind | str | None, given: Mapping[
     if wanted is None:
         wanted = _only_kind(component)
     made = Subject(wanted, component, **{key: value for key, value in given.items() if value is not None})
+    unknown = [name for name in made.beside or () if name not in kinds]
+    if unknown:
+        raise ConfigError(f"beside: found '{unknown[0]}', allowed: {listed(kinds)}")
     missing = [name for name in made.info.required if name not in made.params]
     if missing:
         raise ConfigError(

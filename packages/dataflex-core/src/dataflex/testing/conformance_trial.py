@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dataflex.core.component import Component
-from dataflex.core.kinds import MIXER, ORDER, WEIGHTER, Kind
+from dataflex.core.kinds import MIXER, ORDER, SELECTOR, WEIGHTER, Kind
 from dataflex.run.record import read_trace
 from dataflex.testing.call_watch import CallWatch
 from dataflex.testing.conformance_doubles import DOUBLES
@@ -36,6 +36,7 @@ class Outcome:
         changed: What it changed that is not its own.
         drew: How often it asked for its generator.
         decided: How often it decided.
+        repeats: Of a selector, whether it may return a row twice.
     """
 
     segments: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Outcome:
     changed: list[str] = field(default_factory=list)
     drew: int = 0
     decided: int = 0
+    repeats: bool = False
 
 
 def made(
@@ -68,7 +70,10 @@ def made(
         **changes: Keywords of ``dynamic`` in place of :data:`STEPS`.
     """
     accumulation = 2 // ranks if accumulation is None else accumulation
-    args = {"per_device_train_batch_size": BATCH // accumulation // ranks, "gradient_accumulation_steps": accumulation}
+    args: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH // accumulation // ranks,
+        "gradient_accumulation_steps": accumulation,
+    }
     args |= {"save_strategy": "steps", "save_steps": SAVED, "learning_rate": 1e-2}
     args |= {"average_tokens_across_devices": True, "logging_nan_inf_filter": False}
     steps: dict[str, Any] = STEPS | dict(subject.keys) | changes
@@ -100,7 +105,9 @@ def _beside(subject: Subject) -> dict[Kind, type[Any]]:
     return {
         kind: double
         for kind, double in DOUBLES.items()
-        if kind is not subject.kind and not (whole_pass and kind.name == "selector")
+        if kind is not subject.kind
+        and not (whole_pass and kind is SELECTOR)
+        and (subject.beside is None or kind.name in subject.beside)
     }
 
 
@@ -145,6 +152,7 @@ def run(
         list(watch.changed),
         watch.drew,
         watch.decided,
+        bool(first.replacement) if subject.kind is SELECTOR else False,
     )
 
 

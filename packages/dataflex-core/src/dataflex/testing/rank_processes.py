@@ -106,7 +106,7 @@ class RankProcesses:
         context = multiprocessing.get_context("spawn")
         for rank in range(self.count):
             ours, theirs = context.Pipe()
-            group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.count}
+            group: dict[str, object] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.count}
             group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             environ = _CLEAN | {key: str(value) for key, value in group.items()}
             process = context.Process(target=serve, args=(theirs, environ, str(self._stack(rank))), daemon=True)

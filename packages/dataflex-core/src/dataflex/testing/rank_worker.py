@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -31,6 +32,7 @@ def serve(pipe: Connection, environ: Mapping[str, str], stack: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported stays: a run collects garbage, and need not look at it
     with open(stack, "w", encoding="utf-8") as file:
         faulthandler.register(STACK_SIGNAL, file=file, all_threads=False)
         torch.distributed.init_process_group("gloo", timeout=_GROUP)
