@@ -90,6 +90,11 @@ def found_by_search(browser, address: str, start: str, words: str) -> list[str]:
     return [link.removeprefix(address).partition("#")[0].partition("?")[0] for link in links]
 
 
+def test_the_search_works_on_pages_opened_from_disk(site, browser):
+    disk = f"{site.as_uri()}/"
+    assert "selectors.html" in found_by_search(browser, disk, "reference/keys.html", "zeroth")
+
+
 @pytest.mark.parametrize(("words", "place"), ENGLISH)
 def test_the_search_finds_english_words_and_names_of_code(browser, address, words, place):
     assert place in found_by_search(browser, address, "index.html", words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from generated.sources import exported
+from generated.sources import exported, functions
 
 _Page = tuple[str, str, Sequence[str]]  # title, introduction, names
 
@@ -52,6 +52,12 @@ _PAGES: Mapping[str, _Page] = {
             "dataflex.core.registry.names",
         ),
     ),
+    "checks": (
+        "Checks of parameters",
+        "What a constructor refuses its parameters with: all problems come in one message, and are known before the "
+        "component is imported. Each check returns a problem, or None.",
+        tuple(f"dataflex.core.parameter_checks.{name}" for name in functions("dataflex.core.parameter_checks")),
+    ),
     "cost": (
         "Cost and explanations",
         "What a component answers for [a plan](../../plan.md), and for the record of why a row was chosen.",
@@ -77,9 +83,27 @@ _PAGES: Mapping[str, _Page] = {
 }
 
 
+_METHODS_ALONE: Mapping[str, str] = {
+    "dataflex.interfaces.weighter.StepContext": "of_batch of_sources sources_of by_sample step_losses "
+    "plain_training_step weighted_by",
+}
+"""Class -> the members that are shown; the others are properties, which stand in the table of its attributes."""
+
+
+def names() -> list[str]:
+    """Returns every name that the pages show."""
+    return [path for _, _, paths in _PAGES.values() for path in paths]
+
+
+def _directive(path: str) -> str:
+    members = _METHODS_ALONE.get(path, "").split()
+    options = f"    options:\n      members: [{', '.join(members)}]\n" if members else ""
+    return f"::: {path}\n{options}"
+
+
 def _writer(name: str) -> Callable[[], str]:
-    title, introduction, names = _PAGES[name]
-    text = f"# {title}\n\n{introduction}\n\n" + "\n".join(f"::: {path}\n" for path in names)
+    title, introduction, paths = _PAGES[name]
+    text = f"# {title}\n\n{introduction}\n\n" + "\n".join(map(_directive, paths))
     return lambda: text
 
 

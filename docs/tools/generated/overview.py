@@ -15,8 +15,8 @@ list.
 * [Files of a run](files.md)
 * [Environment variables](environment.md)
 * Python API: [training](api/training.md), [interfaces](api/interfaces.md), [what a component is given](api/context.md),
-  [the registry](api/registry.md), [scoring](api/scoring.md), [cost and explanations](api/cost.md),
-  [testing](api/testing.md)
+  [the registry](api/registry.md), [checks of parameters](api/checks.md), [scoring](api/scoring.md),
+  [cost and explanations](api/cost.md), [testing](api/testing.md)
 """
 
 

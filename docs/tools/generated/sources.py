@@ -26,6 +26,12 @@ def exported(module: str) -> list[str]:
     return [f"{module}.{name}" for name in modules()[module].exports or ()]
 
 
+def functions(module: str) -> list[str]:
+    """Returns the names of the public functions that a module defines, in the order of its text."""
+    members = modules()[module].members
+    return [name for name, found in members.items() if not found.is_alias and found.is_function and name[0] != "_"]
+
+
 def class_of(path: str) -> griffe.Class:
     """Returns the class of ``module:Class``, also where the module has it from another one.
 

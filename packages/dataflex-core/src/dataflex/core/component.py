@@ -57,7 +57,7 @@ class Component:
     asks: ClassVar[str] = ""
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:
-        """Tells the component its name, its seed and the run's folder. Called once by the trainer, after construction.
+        """Sets the name, the seed and the run's folder. Called once by the trainer, after the constructor.
 
         Args:
             name: The preset that it was asked for by; with a number behind it where another part of the run has the

@@ -1,4 +1,4 @@
-"""What a component is told at an update, beyond its fixed arguments."""
+"""What a component receives at an update, beyond its fixed arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SEEN_ONLY = 2**63 - 1
-"""The ``max_age`` of who takes the losses that training has seen, however old, and wants no pass of the model."""
+"""The ``max_age`` that takes the losses that training has seen, however old, without a pass of the model."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class UpdateContext:
     """The state of the run at an update. Passed to ``select``, ``mix`` and ``arrange`` as the keyword ``context``.
 
     Attributes:
-        update: Number of this update, from 0. An order over the run is told how often it has arranged before, so that
+        update: Number of this update, from 0. An order over the run gets how often it has arranged before, so that
             it draws anew each time, also when a pass ends between two updates.
         updates: Number of updates of the whole run.
         step: Global optimizer steps done.

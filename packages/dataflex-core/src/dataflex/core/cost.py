@@ -143,7 +143,7 @@ class Work:
     moved: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        """Returns both; shared losses are those of whoever asks for more, as the others are among them."""
+        """Returns both. Of the shared losses the larger amount counts, as the smaller one is part of it."""
         others = {name: self.others.get(name, NOTHING) + amount for name, amount in other.others.items()}
         return Work(
             max(self.losses, other.losses, key=lambda amount: amount.tokens),

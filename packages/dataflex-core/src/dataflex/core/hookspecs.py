@@ -51,7 +51,7 @@ class Command:
 
 @hookspec
 def dataflex_before_update(kind: str, component: str, context: UpdateContext) -> None:
-    """Fires on every rank between two optimizer steps, right before a component decides.
+    """Called on every rank between two optimizer steps, right before a component decides.
 
     Args:
         kind: What it does: ``filter``, ``select``, ``mix`` or ``order``.
@@ -62,19 +62,19 @@ def dataflex_before_update(kind: str, component: str, context: UpdateContext) ->
 
 @hookspec
 def dataflex_after_update(kind: str, component: str, context: UpdateContext, decision: Mapping[str, Any]) -> None:
-    """Fires on every rank once a decision has been checked and recorded, before its first batch is made.
+    """Called on every rank once a decision has been checked and recorded, before its first batch is made.
 
     Args:
         kind: What it does: ``filter``, ``select``, ``mix`` or ``order``.
         component: The name it was found under.
         context: The state of the run: which update, which step.
-        decision: The line of ``dataflex_trace.jsonl``.
+        decision: The line of ``dataflex_trace.jsonl`` about it, as docs/outputs.md has it. A hook must not change it.
     """
 
 
 @hookspec
 def dataflex_after_checkpoint(step: int, folder: str) -> None:
-    """Fires on every rank when a checkpoint is complete on disk.
+    """Called on every rank when a checkpoint is complete on disk.
 
     Args:
         step: Global optimizer steps done.
@@ -84,7 +84,7 @@ def dataflex_after_checkpoint(step: int, folder: str) -> None:
 
 @hookspec
 def dataflex_cli_commands() -> Mapping[str, Command]:  # type: ignore[empty-body]  # a specification
-    """Fires when ``dataflex-cli`` meets a command it does not know, and for ``dataflex-cli help``.
+    """Called when ``dataflex-cli`` meets a command it does not know, and for ``dataflex-cli help``.
 
     Returns:
         Name -> command. The names of dataflex's own commands cannot be taken.

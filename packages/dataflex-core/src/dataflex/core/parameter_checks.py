@@ -41,6 +41,9 @@ def stated(*problems: Problem | None) -> list[Problem | None]:
 
     So one message holds what is wrong with the parameters of both. What a constructor hands to either of the two is
     known before the component is imported, see :mod:`dataflex.discovery.stated_checks`.
+
+    Args:
+        *problems: What the functions below returned; None for none.
     """
     return list(problems)
 

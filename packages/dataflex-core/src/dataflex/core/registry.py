@@ -28,27 +28,63 @@ _files: dict[str, str] = {}  # the file of each; inspect finds none once the mod
 
 
 def register_selector(name: str) -> Callable[[C], C]:
-    """Class decorator that makes a :class:`~dataflex.interfaces.selector.Selector` known as ``name``."""
+    """Class decorator that makes a :class:`~dataflex.interfaces.selector.Selector` known as ``name``.
+
+    Args:
+        name: What ``component_name`` finds it by.
+
+    Raises:
+        ComponentConflictError: Another class has the name, or it is that of a component of this project.
+    """
     return register(SELECTOR, name)
 
 
 def register_mixer(name: str) -> Callable[[C], C]:
-    """Class decorator that makes a :class:`~dataflex.interfaces.mixer.Mixer` known as ``name``."""
+    """Class decorator that makes a :class:`~dataflex.interfaces.mixer.Mixer` known as ``name``.
+
+    Args:
+        name: What ``component_name`` finds it by.
+
+    Raises:
+        ComponentConflictError: Another class has the name, or it is that of a component of this project.
+    """
     return register(MIXER, name)
 
 
 def register_order(name: str) -> Callable[[C], C]:
-    """Class decorator that makes an :class:`~dataflex.interfaces.order.Order` known as ``name``."""
+    """Class decorator that makes an :class:`~dataflex.interfaces.order.Order` known as ``name``.
+
+    Args:
+        name: What ``component_name`` finds it by.
+
+    Raises:
+        ComponentConflictError: Another class has the name, or it is that of a component of this project.
+    """
     return register(ORDER, name)
 
 
 def register_weighter(name: str) -> Callable[[C], C]:
-    """Class decorator that makes a :class:`~dataflex.interfaces.weighter.Weighter` known as ``name``."""
+    """Class decorator that makes a :class:`~dataflex.interfaces.weighter.Weighter` known as ``name``.
+
+    Args:
+        name: What ``component_name`` finds it by.
+
+    Raises:
+        ComponentConflictError: Another class has the name, or it is that of a component of this project.
+    """
     return register(WEIGHTER, name)
 
 
 def register(kind: Kind, name: str) -> Callable[[C], C]:
-    """Class decorator that makes a component of a kind known as ``name``."""
+    """Class decorator that makes a component of a kind known as ``name``.
+
+    Args:
+        kind: The kind.
+        name: What ``component_name`` finds it by.
+
+    Raises:
+        ComponentConflictError: Another class has the name, or it is that of a component of this project.
+    """
 
     def decorate(cls: C) -> C:
         known, owner = registered_as(kind, name), official(kind).get(name)

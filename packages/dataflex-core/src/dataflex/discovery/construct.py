@@ -31,7 +31,7 @@ def construct(cls: type, params: Mapping[str, Any], runtime: Mapping[str, object
     Args:
         cls: The component class.
         params: What the user configured; wins over ``runtime`` for ``seed``, ``cache_dir`` and ``output_dir``. A
-            ``seed`` that the constructor does not name is for whoever binds the component.
+            ``seed`` that the constructor does not name goes to ``Component.bind``.
         runtime: Objects of the run by parameter name.
 
     Raises:

@@ -152,12 +152,16 @@ class Mixer(Component, ABC):
         raise NotImplementedError
 
     def finish(self, step: int) -> None:
-        """Is told that training has ended, on every rank, before the model is saved. Optional; for mixers that observe.
+        """Called on every rank when training has ended, before the model is saved. Optional; for mixers that observe.
 
         Args:
             step: Global optimizer steps done.
         """
 
     def details(self) -> Mapping[str, Any]:
-        """Returns more keys for the trace line of the update that :meth:`mix` has just decided; plain values."""
+        """Returns more keys for the trace line of the update that :meth:`mix` has just decided. Optional.
+
+        Returns:
+            Name -> a plain value: a number, a text, a list or a mapping of these.
+        """
         return {}

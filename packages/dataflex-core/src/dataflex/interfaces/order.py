@@ -56,7 +56,7 @@ class Order(Component, ABC):
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
-        """Nothing: an order sees numbers alone, and who asks for scores pays for them. See the base class."""
+        """Nothing: an order sees numbers alone, and the scores count where they are made. See the base class."""
         return Cost()
 
     @abstractmethod

@@ -117,7 +117,11 @@ class StepContext(Protocol):
         """
 
     def of_sources(self, table_K: np.ndarray) -> torch.Tensor:
-        """As :meth:`of_batch`, for a table with one number for each source of :attr:`source_names`."""
+        """Returns the entries of a table for the sources of the samples: (S,), on the device. As :meth:`of_batch`.
+
+        Args:
+            table_K: (K,) numbers, one for each source of :attr:`source_names`.
+        """
 
     def sources_of(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns the number of each row's source in :attr:`source_names`: same shape, int64.
@@ -141,10 +145,20 @@ class StepContext(Protocol):
         """
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward as the trainer underneath does them; returns the detached loss."""
+        """Runs forward and backward as the trainer underneath does; returns the detached loss, a scalar.
+
+        Args:
+            model: The model, wrapped as the engine wants it.
+            inputs: The micro-batch.
+            num_items_in_batch: Label tokens of the whole step, as :meth:`Weighter.training_step` got them.
+        """
 
     def weighted_by(self, weighter: WeightsSamples) -> AbstractContextManager[None]:
-        """Inside of it, :meth:`plain_training_step` weighs each sample's loss with ``weighter``."""
+        """Inside of it, :meth:`plain_training_step` weighs each sample's loss with ``weighter``.
+
+        Args:
+            weighter: The weighter, most often the one that asks.
+        """
 
 
 @runtime_checkable
@@ -207,8 +221,8 @@ class Weighter(Component, ABC):
         Called on every rank for its own micro-batch.
 
         Args:
-            losses: (S,) fp32, mean token loss of each sample; requires grad. A sample without labels has loss 0 and
-                weight 0 whatever is returned.
+            losses: (S,) fp32, mean token loss of each sample in nats; requires grad. A sample without labels has loss
+                0 and weight 0 whatever is returned.
             ctx: The step, and what it holds.
             model: The model being trained, in train mode.
             inputs: The micro-batch, a sample in each row. Where rows are packed, a sample is a document, and what has

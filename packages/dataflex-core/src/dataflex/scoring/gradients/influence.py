@@ -149,6 +149,13 @@ def gradient_features(
     """Returns each row's sketched step, divided by its exact norm: (N, K), the same on every rank. Collective.
 
     Inner products of these features estimate cosines without bias. They take 4 N K bytes of the CPU's memory.
+
+    Args:
+        gradients: From :func:`~dataflex.scoring.per_sample_gradients`.
+        model: The model.
+        rows: The N rows, and how they are put through the model.
+        sketch: Projects a step to K numbers.
+        direction: Turns a gradient into the optimizer's step; None compares gradients themselves.
     """
 
     def score(batch: RowBatch) -> torch.Tensor:
@@ -166,6 +173,13 @@ def step_features(
     """Returns each row's step of length 1 as :class:`KeptTargets` compares it: (S, K). Collective.
 
     The same on every rank, NaN for a row without a label.
+
+    Args:
+        gradients: From :func:`~dataflex.scoring.per_sample_gradients`.
+        model: The model.
+        rows: The S rows, and how they are put through the model.
+        kept: The target rows, which say in which K numbers steps are compared.
+        direction: Turns a gradient into the optimizer's step; None compares gradients themselves.
     """
 
     def score(batch: RowBatch) -> torch.Tensor:

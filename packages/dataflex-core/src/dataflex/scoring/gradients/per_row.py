@@ -54,7 +54,7 @@ class PerSampleGradients:
         model: The model.
         routes: The trainable parameters.
         factors: Those of them that are projected, by their place.
-        forward: Runs the model up to its logits.
+        outputs: Runs the model up to its logits.
         accelerator: The run's accelerator, for mixed precision; None for none.
 
     Attributes:
