@@ -145,3 +145,10 @@ def test_the_page_on_large_data_has_the_figures_of_the_code():
     assert "| losses that training has seen | 8 |" in page
     kept = (PIECE, digest.SAMPLE, row_recording.ALL, row_texts.MOST, notable_rows.COUNTED, recording.SCORED)
     assert [number for number in kept if f"{number:,}" not in page] == []
+
+
+def test_each_question_is_one_that_somebody_asked():
+    questions = re.findall(r"^\*\*[^*]+\*\*(.*)$", text("faq.md"), flags=re.MULTILINE)
+    asked = [line for line in questions if re.search(r"\([\w-]+/[\w-]+#\d+.*\)$", line)]
+    assert len(asked) >= 20
+    assert len(questions) - len(asked) <= 1
