@@ -1,4 +1,5 @@
-"""Each command, each program and each quoted output of the tutorials is what happens, with fewer steps and rows."""
+"""Each command, each program and each quoted output of the tutorials is what happens, with fewer steps and rows; so is
+each command of the questions."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import pytest
 
 HERE = Path(__file__).parent
 PAGES = sorted((HERE.parents[1] / "docs" / "tutorials").glob("*.md"))
+QUESTIONS = HERE.parents[1] / "docs" / "faq.md"
 NAMES = [page.stem for page in PAGES]
 
 _PIECE = re.compile(
@@ -50,7 +52,7 @@ def plain(text: str) -> str:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, int, str]]]:
     """Page -> (text, exit code, output) of each thing that is done. One workspace for all: `init` runs once."""
     place = tmp_path_factory.mktemp("tutorials")
-    jobs = [job for page in PAGES for job in jobs_of(page)]
+    jobs = [job for page in [*PAGES, QUESTIONS] for job in jobs_of(page)]
     inits = [job for job in jobs if job[2].startswith("dataflex-cli init")]
     assert {text for _, _, text in inits} == {"dataflex-cli init try"}
     jobs = [inits[0], *(job for job in jobs if job not in inits)]
@@ -59,7 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[st
     command = [sys.executable, str(HERE / "tutorial_commands.py"), "jobs.json", "results.json"]
     run = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-4000:]
-    found: dict[str, list[tuple[str, int, str]]] = {name: [] for name in NAMES}
+    found: dict[str, list[tuple[str, int, str]]] = {name: [] for name in [*NAMES, QUESTIONS.stem]}
     for page, text, code, output in json.loads((place / "results.json").read_text(encoding="utf-8")):
         found[page].append((text, code, output.replace(f"{place}{os.sep}", "").replace("\r", "\n")))
     return found
@@ -69,7 +71,7 @@ def test_there_is_a_tutorial_for_each_axis_and_one_for_all_of_them():
     assert NAMES == ["combine", "mix", "order", "select", "weigh"]
 
 
-@pytest.mark.parametrize("page", NAMES)
+@pytest.mark.parametrize("page", [*NAMES, QUESTIONS.stem])
 def test_each_command_of_the_tutorial_runs(page, results):
     failed = {text: (code, output[-2000:]) for text, code, output in results[page] if code != 0}
     assert not failed

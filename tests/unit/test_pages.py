@@ -20,7 +20,12 @@ from dataflex.interfaces.selector import Selection
 from dataflex.interfaces.weighter import StepContext
 from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.step_losses import StepLosses
+from dataflex.planning.run_schedule import PIECE
+from dataflex.rows import digest
+from dataflex.run import notable_rows, row_texts
 from dataflex.scoring.passes import budget
+from dataflex.scoring.seen_losses import SeenLosses
+from dataflex.trainer import recording, row_recording
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -131,3 +136,21 @@ def test_each_diagram_is_small_closed_and_readable_on_any_ground(path):
 
 def test_there_are_diagrams():
     assert len(DIAGRAMS) >= 4
+
+
+def test_the_page_on_large_data_has_the_figures_of_the_code():
+    page = text("large-data.md")
+    seen = SeenLosses(1000)
+    assert seen.losses.nbytes + seen.steps.nbytes == 8 * 1000
+    assert "| losses that training has seen | 8 |" in page
+    kept = (PIECE, digest.SAMPLE, row_recording.ALL, row_texts.MOST, notable_rows.COUNTED, recording.SCORED)
+    assert [number for number in kept if f"{number:,}" not in page] == []
+
+
+def test_each_question_but_the_last_is_one_that_somebody_asked():
+    parts = text("faq.md").split("\n### ")[1:]
+    nobody = [
+        part.partition("\n")[0] for part in parts if not re.search(r"^Asked in [\w-]+/[\w-]+#\d+", part, re.MULTILINE)
+    ]
+    assert nobody == ["Is it worth it on my data?"]
+    assert len(parts) > 20
