@@ -106,10 +106,11 @@ class Examples:
     """What is tried on one checkout."""
 
     def __init__(self, checkout: Path, scratch: Path) -> None:
-        self.checkout, self.scratch, self.count = checkout, scratch, 0
+        self.scratch, self.count = scratch, 0
         self.models = stand_ins.write(scratch / "models")
-        self.data = scratch / "data"
+        self.data = scratch / "data"  # what a file writes to `saves` lands here too, and not in the checkout
         shutil.copytree(checkout / "data", self.data)
+        (scratch / "examples").symlink_to(checkout / "examples")
         info = json.loads((self.data / "dataset_info.json").read_text(encoding="utf-8"))
         info["kto_again"] = info["kto_en_demo"]  # there is one demo set for kto, and a mixture has two sources
         info["mllm_again"] = info["mllm_demo"]
@@ -131,7 +132,7 @@ class Examples:
         """Returns what `validate` says of the file as it is ("") and of each axis."""
         found = {}
         data = f"dataset_dir={self.data}"
-        with inside(self.checkout):
+        with inside(self.scratch):
             same = [f"dataset={config['dataset']}"] if "dataset" in config else []  # REPLACED, or the same
             found["as is"] = dataflex("validate", path, same)
             for axis in AXES if "dataset" in config else ():
@@ -149,8 +150,9 @@ class Examples:
         if missing:
             return dict.fromkeys(["as is", *AXES], f"needs {missing[0]}")
         common = [*SHORT, f"model_name_or_path={self.models[name]}", f"dataset_dir={self.data}"]
+        common += ["freeze_trainable_layers=1"] if "freeze_trainable_layers" in config else []  # a tiny model has two
         found = {}
-        with inside(self.checkout):
+        with inside(self.scratch):
             found["as is"] = self.static(path, config, common)
             for axis in AXES if "dataset" in config else ():
                 output = self.output()
