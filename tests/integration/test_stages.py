@@ -91,7 +91,8 @@ def stage_run(workspace, data, tmp_path, monkeypatch):
         file = tmp_path / f"{out}.json"
         numbers = data / "numbers.npy"
         np.save(numbers, np.linspace(0.5, 1.5, ROWS["a"]))
-        file.write_text(json.dumps(config).replace("NUMBERS", str(numbers)), encoding="utf-8")
+        text = json.dumps(config).replace("NUMBERS", str(numbers)).replace("MODEL", str(workspace / "model"))
+        file.write_text(text, encoding="utf-8")
         return run([command, str(file)])
 
     return go
@@ -128,7 +129,7 @@ WORKS: dict[str, dict[str, Any]] = {
     "mix schedule": {
         **MIX,
         "component_name": "schedule",
-        "component": {"points": [[0, [0.5, 0.5]], [3, [0.2, 0.8]]]},
+        "component": {"points": [{"at": 0, "proportions": [0.5, 0.5]}, {"at": 1, "proportions": [0.2, 0.8]}]},
     },
     "mix odm": {**MIX, "component_name": "odm"},
     "mix ado": {**MIX, "component_name": "ado"},
@@ -164,7 +165,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "hidden states",
     ),
     "mix doremi": (
-        {**MIX, "component_name": "doremi", "component": {"reference_model": "somewhere"}},
+        {**MIX, "component_name": "doremi", "component": {"reference_model": "MODEL"}},
         "losses under another model",
     ),
     "mix dynamic_moe": ({**MIX, "component_name": "dynamic_moe", "val_size": 4}, "gates"),

@@ -345,7 +345,7 @@ def test_all_problems_come_in_one_message(tmp_path):
     bad = {
         "learning_rat": 1,
         "update_step": -1,
-        "stage": "rm",
+        "stage": "ppo",
         "dataset": "x",
         "model_name_or_path": "./x",
         "streaming": True,

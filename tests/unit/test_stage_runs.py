@@ -19,6 +19,7 @@ from dataflex.core.registry import register_weighter
 from dataflex.rows.columns import labelled_rows, read_chunks, token_ids
 from dataflex.rows.lengths import lengths_at_hand, row_lengths, token_total
 from dataflex.scoring import hidden_state_embeddings, per_sample_losses
+from dataflex.scoring.stage_rows import around
 from dataflex.scoring.trial import try_gradients, try_losses
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
@@ -142,6 +143,17 @@ def test_what_needs_texts_refuses_rows_that_are_none(stage, tmp_path):
         hidden_state_embeddings(*given, collator=made.scoring_collator)
     with pytest.raises(ComponentError, match=f"the rows of stage {stage} are .*, and gradients are those of texts"):
         try_gradients(*given, made.scoring_collator, None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_function_around_the_collator_does_not_make_texts_of_the_rows(stage, tmp_path):
+    made = trainer(stage, tmp_path, SELECTOR, "random")
+    given, collator = (made.model, made.train_dataset), made.scoring_collator
+    with pytest.raises(ComponentError, match=f"the rows of stage {stage} are"):
+        per_sample_losses(*given, collator=lambda rows: collator(rows), progress=False)
+    how = {"collator": around(collator, lambda rows: collator(rows)), "progress": False}
+    expected = per_sample_losses(*given, collator=collator, progress=False)
+    np.testing.assert_array_equal(per_sample_losses(*given, **how), expected)
 
 
 @pytest.mark.parametrize("stage", STAGES)

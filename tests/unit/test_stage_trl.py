@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import llamafactory.train.dpo.trainer  # noqa: F401  # makes TRL 0.24 importable under transformers 5
 import numpy as np
 import pytest
+import trl
 from dataflex import dynamic
 from dataflex.core.errors import ConfigError
 
 from tests.unit.stage_trainers import trl_trainer
 
-trl = pytest.importorskip("trl")
 pytestmark = [
     pytest.mark.llamafactory,  # it pins the release
     pytest.mark.filterwarnings("ignore:This trainer will soon be moved to trl.experimental"),
@@ -61,7 +62,7 @@ def test_a_setting_under_which_rows_have_no_loss_is_refused(settings, words, tmp
 
 
 def test_a_subclass_with_another_loss_is_planned_and_not_scored(tmp_path):
-    class Other(trl.DPOTrainer):  # type: ignore[name-defined,misc]
+    class Other(trl.DPOTrainer):
         def dpo_loss(self, *args: Any, **kwargs: Any) -> Any:
             return super().dpo_loss(*args, **kwargs)
 

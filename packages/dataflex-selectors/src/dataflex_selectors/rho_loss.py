@@ -29,6 +29,8 @@ from dataflex.core.registry import register_selector
 from dataflex.run.row_file import RowFile, read_rows
 from dataflex.run.row_values import placed, require_same_numbers
 from dataflex.scoring import per_sample_losses
+from dataflex.scoring.passes.row_pass import Collator
+from dataflex.scoring.stage_rows import around
 from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
 from numpy.typing import NDArray
@@ -126,7 +128,7 @@ class RhoLossSelector(Selector):
         else:
             assert self.reference_model is not None
             try_model(self.reference_model, self.dataset, self.data_collator, self.accelerator)
-        try_losses(model, self.dataset, self._without_column, self.accelerator)
+        try_losses(model, self.dataset, self._collator(), self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores candidates and returns those with the largest rho, shuffled; the scores are their rho.
@@ -178,12 +180,15 @@ class RhoLossSelector(Selector):
         return per_sample_losses(
             model,
             self.dataset,
-            collator=self._without_column,
+            collator=self._collator(),
             accelerator=self.accelerator,
             indices=rows,
             token_budget=self.token_budget,
             desc=f"{self.name}: losses at step {step_id}",
         )
+
+    def _collator(self) -> Collator:
+        return around(self.data_collator, self._without_column)
 
     def _without_column(self, rows: list[Any]) -> Mapping[str, torch.Tensor]:
         """Makes a batch without the column of irreducible losses, which a model does not take."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from dataflex.api.run import CheckedRun
 from dataflex.config.checks.known_component import no_held_out, no_target
-from dataflex.config.checks.stage_limits import unfit_parts
+from dataflex.config.checks.stage_table import unfit_parts
 from dataflex.config.component_choice import SHORT_FORM
 from dataflex.config.component_parameters import range_problems
 from dataflex.core.errors import InvalidConfigError, Problem

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.enough_rows import Asked, too_few_kept, too_few_rows
-from dataflex.config.checks.stage_limits import rows_meet
+from dataflex.config.checks.stage_table import rows_meet
 from dataflex.config.checks.steps import never_there, step_problems, total_key, two_totals
 from dataflex.config.checks.streaming import EPOCH_KEYS, no_end, no_epoch, no_streams
 from dataflex.config.spec import Part, RunSpec, places

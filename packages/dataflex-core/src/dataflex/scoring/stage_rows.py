@@ -36,13 +36,37 @@ class StageCollator:
     ) -> None:
         self.collate, self.stage, self.rows_in, self.losses = collate, stage, rows_in, losses
 
-    def __call__(self, rows: list[Any]) -> Mapping[str, Any]:
+    def __call__(self, rows: list[Any]) -> StageBatch:
         """Returns a batch of rows."""
-        return self.collate(rows)
+        return StageBatch(self.collate(rows), self.stage)
 
-    def with_collate(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> StageCollator:
-        """Returns the same rows and losses with another way to make a batch."""
-        return StageCollator(collate, self.stage, self.rows_in, self.losses)
+
+class StageBatch(dict[str, Any]):
+    """A batch that says its stage: a function around the collator, which hides it, does not make texts of the rows.
+
+    Args:
+        batch: The batch.
+        stage: The stage.
+    """
+
+    def __init__(self, batch: Mapping[str, Any], stage: str) -> None:
+        super().__init__(batch)
+        self.stage = stage
+
+
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+
+
+def around(collator: Collate, collate: Collate) -> Collate:
+    """Returns a function that makes batches by a collator, with the loss of the collator's rows.
+
+    Args:
+        collator: The collator.
+        collate: Calls it, and does something of its own before or after.
+    """
+    if isinstance(collator, StageCollator):
+        return StageCollator(collate, collator.stage, collator.rows_in, collator.losses)
+    return collate
 
 
 def refuse_stage(collator: Any, what: str) -> None:

@@ -6,7 +6,7 @@ from dataflex.config.checks.late import late_problems
 from dataflex.config.checks.loader_keys import keys_of, loader_problems
 from dataflex.config.checks.model_folders import model_problems
 from dataflex.config.checks.parsed_config import Draft
-from dataflex.config.checks.stage_limits import ROWS, TEXTS, stage_problems
+from dataflex.config.checks.stage_table import ROWS, TEXTS, stage_problems
 from dataflex.config.known_keys import enabled
 from dataflex.core.errors import Problem, nearest
 

@@ -53,7 +53,7 @@ def load_reward_model(model: Any, checkpoint: Path) -> None:
         _load(inner, _state(checkpoint, _WHOLE, ""), checkpoint)
         inner.tie_weights()
     else:
-        load_sharded_checkpoint(inner, str(checkpoint), strict=False)
+        load_sharded_checkpoint(inner, str(checkpoint), strict=False)  # type: ignore[no-untyped-call]
 
 
 def _state(checkpoint: Path, names: tuple[str, ...], prefix: str) -> dict[str, torch.Tensor]:

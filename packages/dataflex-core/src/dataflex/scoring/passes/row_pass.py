@@ -35,7 +35,7 @@ from dataflex.scoring.passes.budget import (
 )
 from dataflex.scoring.passes.on_cpu import OnTheCPU
 from dataflex.scoring.passes.score_store import ScoreStore
-from dataflex.scoring.stage_rows import StageCollator, stage_refusal
+from dataflex.scoring.stage_rows import StageBatch, StageCollator, stage_refusal
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
 
@@ -236,9 +236,13 @@ class RowPass:
                 batch = dict(self.collator(given))
                 _require_stage_rows(self.collator, batch, len(given))
                 return RowBatch(send_to_device(batch, device), None, self.collator.stage)
-            if not any(len(row["input_ids"]) for row in given):  # no model takes a batch of no columns
+            texts = all("input_ids" in row for row in given)
+            if texts and not any(len(row["input_ids"]) for row in given):  # no model takes a batch of no columns
                 given = [row | {key: value for key, value in _MASKED_TOKEN.items() if key in row} for row in given]
-            batch = dict(self.collator(given))
+            made = self.collator(given)
+            if isinstance(made, StageBatch):  # of a function around the stage's collator
+                raise stage_refusal(made.stage, "the losses of tokens")
+            batch = dict(made)
             _require_apart(batch, len(given))
             token_labels = batch.pop("labels", None)
             return RowBatch(send_to_device(batch, device), token_labels)
