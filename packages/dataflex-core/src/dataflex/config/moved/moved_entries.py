@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from dataflex.config.moved.moved_parameters import THERE, RunKeys, left_out, read_preset
+from dataflex.config.moved.moved_parameters import THERE, RunKeys, differences, read_preset
 from dataflex.config.presets import Entry
 from dataflex.core import registry
 from dataflex.core.kinds import Kind
@@ -37,9 +37,8 @@ def read_entry(kind: Kind, entry: Entry, run: RunKeys, overridden: Iterable[str]
     notes = [f"{entry.where}: left out, of {THERE}: {differing}" for differing in read.differing]
     info = lookup(kind, component) if entry.theirs and owner else None
     if info is not None:
-        given = {**read.params, **dict.fromkeys(overridden)}
-        missing = left_out(kind.section, component, given, info.parameters, run)
-        notes += [f"{entry.where}, a file of {THERE} ({entry.theirs}): {sentence}" for sentence in missing]
+        unlike = differences(kind.section, component, read.params, overridden, info.parameters, run)
+        notes += [f"{entry.where}, a file of {THERE} ({entry.theirs}): {sentence}" for sentence in unlike]
     return replace(
         entry,
         params=read.params,
