@@ -66,6 +66,8 @@ def remarks(move: Move, default: object) -> Iterator[str]:
         found = ", ".join(f"`{shown(value)}`" for value in move.refused_as)
         reason = filled(move.refused, "VALUE", 0).removeprefix("found VALUE, and ").removesuffix(", at step 0")
         yield f"{f'refused as {found}: ' if found else ''}{reason}. Write: {filled(move.instead, 'VALUE', 0)}"
+    for value, said in move.unlike:
+        yield f"`{shown(value)}` is {said}; a warning says so"
     if move.default is not NOT_SAID:
         there = move.converted(move.default)
         for times in move.times.values():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from dataflex.config.component_choice import resolve
 from dataflex.config.moved.moved_keys import read_keys
-from dataflex.config.moved.moved_parameters import RunKeys, left_out, read_preset
+from dataflex.config.moved.moved_parameters import RunKeys, differences, read_preset
 from dataflex.config.moved.moved_table import NOT_SAID, REFUSED, SAME, absent, components, keys
 from dataflex.config.presets import packaged_components, read_components
 from dataflex.core import registry
@@ -92,9 +92,9 @@ def test_renamed_parameters_reach_the_component_and_the_log_says_so_once(tmp_pat
     assert (spec.params["temperature"], spec.params["refresh"]) == (0.5, 7)
     said = [record.getMessage().partition("weighters.adapt: ")[2] for record in caplog.records]
     assert said == [
-        "without effect here, of OpenDCAI/DataFlex: anchor_batch_size (embedding is batched by tokens); clip (weights "
+        "parameters of OpenDCAI/DataFlex without effect here: anchor_batch_size (embedding is batched by tokens); clip (weights "
         "are below 1 in any case)",
-        "read, of OpenDCAI/DataFlex: tau as temperature, refresh_interval as refresh",
+        "parameters of OpenDCAI/DataFlex read by our names: tau as temperature, refresh_interval as refresh",
     ]
 
 
@@ -144,15 +144,41 @@ def test_odm_begins_with_the_first_update_and_with_the_proportions_of_the_run(tm
 def test_a_scale_that_never_reached_the_mixer_is_left_out_with_a_warning(tmp_path, caplog):
     resolved(tmp_path, MIXER, "odm", RunKeys({}, 2000), reward_scale=15.0)
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "mixers.odm: left out, of OpenDCAI/DataFlex: reward_scale (there it never reaches the mixer" in said
+    assert (
+        "mixers.odm: left out, of OpenDCAI/DataFlex, so that results differ: reward_scale (there it never reaches the mixer"
+        in said
+    )
 
 
 def test_held_out_rows_are_their_batches_times_their_size():
     read = read_preset("mixers", "dynamic_moe", {"c": 0.1, "collect_steps": 5, "eval_batch_size": 8}, "x", RunKeys())
     assert read.params == {"smoothing": 0.1, "eval_rows": 40}
     assert read_preset("mixers", "dynamic_moe", {"collect_steps": 5}, "x", RunKeys()).params == {"eval_rows": 160}
-    told = list(left_out("mixers", "dynamic_moe", {}, {"eval_rows": 64}, RunKeys()))
-    assert told == ["eval_rows is not given: 320 there, 64 here -> eval_rows: 320"]
+    told = list(differences("mixers", "dynamic_moe", {}, (), {"eval_rows": 64, "freeze_gate": True}, RunKeys()))
+    assert told == [
+        "freeze_gate is not given: false there, true here -> freeze_gate: false",
+        "eval_rows is not given: 320 there, 64 here -> eval_rows: 320",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "component", "given", "run", "said"),
+    [
+        ("mixers", "static", {"proportions": None}, {}, "proportions: null is equal shares there"),
+        ("weighters", "loss", {"strategy": "uniform"}, {}, "strategy: uniform is a softmax of the losses there"),
+        (
+            "mixers",
+            "static",
+            {"proportions": [1, 2]},
+            {"train_type": "dynamic_mix", "mixture_sample_rule": "stratified", "update_times": 1},
+            "mixture_sample_rule: stratified is for the whole run there",
+        ),
+    ],
+)
+def test_a_value_that_means_something_else_there_is_told_in_a_file_of_theirs(section, component, given, run, said):
+    (told,) = differences(section, component, given, (), {}, RunKeys(run))
+    assert told.startswith(said)
+    assert not list(differences(section, component, given, given, {}, RunKeys({"update_times": 1})))
 
 
 def test_a_reference_model_is_needed(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from dataflex.config.moved.moved_parameters import THERE, RunKeys, left_out, read_preset
+from dataflex.config.moved.moved_parameters import THERE, RunKeys, differences, read_preset
 from dataflex.config.presets import Entry
 from dataflex.core import registry
 from dataflex.core.kinds import Kind
@@ -30,16 +30,17 @@ def read_entry(kind: Kind, entry: Entry, run: RunKeys, overridden: Iterable[str]
         return entry
     read = read_preset(kind.section, component, entry.params, entry.where, run)
     if read.unused:
-        logger.info("%s: without effect here, of %s: %s", entry.where, THERE, "; ".join(read.unused))
+        logger.info("%s: parameters of %s without effect here: %s", entry.where, THERE, "; ".join(read.unused))
     if read.spelled:
         renamed = ", ".join(f"{there} as {here}" for here, there in read.spelled.items())
-        logger.info("%s: read, of %s: %s", entry.where, THERE, renamed)
-    notes = [f"{entry.where}: left out, of {THERE}: {differing}" for differing in read.differing]
+        logger.info("%s: parameters of %s read by our names: %s", entry.where, THERE, renamed)
+    notes = [
+        f"{entry.where}: left out, of {THERE}, so that results differ: {differing}" for differing in read.differing
+    ]
     info = lookup(kind, component) if entry.theirs and owner else None
     if info is not None:
-        given = {**read.params, **dict.fromkeys(overridden)}
-        missing = left_out(kind.section, component, given, info.parameters, run)
-        notes += [f"{entry.where}, a file of {THERE} ({entry.theirs}): {sentence}" for sentence in missing]
+        unlike = differences(kind.section, component, read.params, overridden, info.parameters, run)
+        notes += [f"{entry.where}, a file of {THERE} ({entry.theirs}): {sentence}" for sentence in unlike]
     return replace(
         entry,
         params=read.params,

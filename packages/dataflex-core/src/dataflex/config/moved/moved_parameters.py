@@ -7,7 +7,7 @@ else here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class RunKeys:
         return all(self.written.get(key, _DEFAULTS.get(key)) in allowed for key, allowed in when.items())
 
 
-_DEFAULTS = {"train_type": "static", "mixture_sample_rule": "mixture"}
+_DEFAULTS = {"train_type": "static", "mixture_sample_rule": "mixture", "static_mix": False}
 
 
 @dataclass
@@ -113,34 +113,59 @@ def known_there(section: str, component: str, name: str) -> str | None:
     return f"in {THERE}'s components.yaml it is {move.to}; write that" if move.to else f"remove it; {move.why}"
 
 
-def left_out(
-    section: str, component: str, given: Mapping[str, Any], defaults: Mapping[str, Any], run: RunKeys
+def differences(
+    section: str,
+    component: str,
+    given: Mapping[str, Any],
+    overridden: Iterable[str],
+    defaults: Mapping[str, Any],
+    run: RunKeys,
 ) -> Iterator[str]:
-    """Yields a sentence for each parameter and key whose absence means something else there.
+    """Yields a sentence for each parameter and key whose absence, or whose value, means something else there.
 
     Args:
         section: The section of the preset.
         component: The component.
-        given: The parameters that the file or the run gives, ours.
+        given: The parameters that the file gives, ours.
+        overridden: Those that the run gives.
         defaults: Our parameters and what they are where nobody gives them.
         run: The run.
     """
+    ours = set(overridden)
     for move in parameters(section, component).values():
-        there = move.converted(move.default) if move.default is not NOT_SAID else NOT_SAID
-        for other, default in move.times.items():
-            there = there if there is NOT_SAID else there * default
-            assert other in parameters(section, component)
-        if there is NOT_SAID or move.ours in given:
+        if move.ours in ours:
             continue
-        if move.at_most:
-            if there > run.start:
-                yield f"{move.name} is not given: {there} there, {move.here} here"
-        elif defaults.get(move.ours) != there:
-            here = defaults.get(move.ours)
-            yield f"{move.ours} is not given: {shown(there)} there, {shown(here)} here -> {move.ours}: {shown(there)}"
+        if move.ours not in given:
+            yield from _left_out(move, defaults, run)
+        yield from _unlike(move, given)
     for move in keys().values():
-        if move.default is not NOT_SAID and move.name not in run.written and run.admits(move.when):
+        if not run.admits(move.when):
+            continue
+        if move.default is not NOT_SAID and move.name not in run.written:
             yield f"{move.name} is not given: {move.default} there, {move.here} here -> {move.name}: {move.default}"
+        yield from _unlike(move, run.written)
+
+
+def _left_out(move: Move, defaults: Mapping[str, Any], run: RunKeys) -> Iterator[str]:
+    """Yields a sentence for a parameter that is not given."""
+    if move.default is NOT_SAID:
+        return
+    there = move.converted(move.default)
+    for default in move.times.values():
+        there *= default
+    here = defaults.get(move.ours)
+    if move.at_most:
+        if there > run.start:
+            yield f"{move.name} is not given: {there} there, {move.here} here"
+    elif here != there:
+        yield f"{move.ours} is not given: {shown(there)} there, {shown(here)} here -> {move.ours}: {shown(there)}"
+
+
+def _unlike(move: Move, given: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence for a value that means something else there."""
+    for value, said in move.unlike:
+        if move.name in given and given[move.name] == value:
+            yield f"{move.name}: {shown(value)} is {said}"
 
 
 def _read(move: Move, value: Any, flat: Mapping[str, Any], found: MovedPreset, where: str, run: RunKeys) -> None:

@@ -33,6 +33,7 @@ class Move:
         instead: The lines to write.
         default: Theirs where it is not given, if leaving it out means something else here.
         here: What leaving it out means here, in words; our parameter's default where blank.
+        unlike: Pairs of a value that means something else there, and what.
         values: Pairs of their value and ours; others stay.
         becomes: Pairs of their value and our parameters.
         adds: Parameters of ours that come with it.
@@ -41,7 +42,7 @@ class Move:
         unused_as: Values with which it has no effect.
         refused_as: Values that are refused.
         only: Keys of the run -> values with which alone a key is theirs; with others it is unknown, as ever.
-        when: Keys of the run -> values with which it is renamed, or its default is told.
+        when: Keys of the run -> values with which it is renamed, or what differs is told.
         beside: Parameters beside it -> values with which alone it counts.
         at_most: ``start``: no effect up to the step at which the component begins.
         equal: The key of the run that it may repeat.
@@ -56,6 +57,7 @@ class Move:
     instead: str = ""
     default: Any = NOT_SAID
     here: str = ""
+    unlike: tuple[tuple[Any, str], ...] = ()
     values: tuple[tuple[Any, Any], ...] = ()
     becomes: tuple[tuple[Any, Mapping[str, Any]], ...] = ()
     adds: Mapping[str, Any] = field(default_factory=dict)
