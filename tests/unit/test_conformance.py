@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from dataflex.interfaces.selector import Selector
 from dataflex.interfaces.weighter import Weighter
 from dataflex.testing import Conformance, NotConforming, conformance, conformance_cases
 from dataflex.testing.call_watch import same
+from dataflex.testing.conformance_call import Given
 from dataflex.testing.conformance_points import POINTS
 
 
@@ -227,6 +230,13 @@ def test_a_component_without_a_fault_conforms_and_the_report_names_each_point(co
     assert str(found).startswith(f"{found.who} conforms\n")
     for point in POINTS:
         assert (f"- {point}: " in str(found)) == (point != "ranks agree")
+
+
+def test_each_point_and_each_thing_that_can_be_given_is_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Conformance\n")[2].partition("\n## ")[0]
+    for name in (*POINTS, *Given.__annotations__, "points"):
+        assert re.search(rf"^\| .*`{name}`", table, flags=re.MULTILINE), name
 
 
 def test_cases_are_named_by_their_points_and_share_their_runs():

@@ -17,8 +17,10 @@ from dataflex.config.load import split
 from dataflex.config.presets import packaged_components
 from dataflex.core import files as run_files
 from dataflex.core import hookspecs, registry
+from dataflex.core.component import Component
 from dataflex.core.kinds import BY_SECTION, KINDS
 from dataflex.discovery.catalog import ComponentInfo, components
+from dataflex.discovery.component_classes import interface
 from dataflex.discovery.injected import INJECTED
 from dataflex.launch.packages import BROKEN, TESTED
 from dataflex.workspace.configs import RUNS
@@ -86,6 +88,29 @@ def test_each_command_is_in_cli(command):
 def test_each_hook_is_in_plugins_with_its_arguments(hook):
     arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
     assert f"| `{hook}({arguments})` |" in text("plugins.md")
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS], ids=lambda kind: "component" if kind is None else kind.name)
+def test_each_field_and_method_of_the_interfaces_is_in_plugins(kind):
+    cls = Component if kind is None else interface(kind)
+    table = text("plugins.md").partition("\n## Fields and methods\n")[2].partition("\n## ")[0]
+    part = (
+        table
+        if kind is None
+        else table.partition(f"\nOf a {kind.name}:\n")[2] or table.partition("\nOf an order:\n")[2]
+    )
+    own = {name for name in {**vars(cls), **inspect.get_annotations(cls)} if not name.startswith("_")}
+    inherited = set() if kind is None else {"accepts", "contract", "cost"}
+    missing = sorted(name for name in own - inherited if not re.search(rf"`{name}[`(]", part))
+    assert not missing
+    assert len(own) >= 5
+
+
+def test_each_fixture_of_pytest_is_in_publishing():
+    plugin = (CORE / "testing" / "pytest_fixtures.py").read_text(encoding="utf-8")
+    fixtures = re.findall(r"^@pytest.fixture.*\ndef (\w+)", plugin, flags=re.MULTILINE)
+    assert len(fixtures) >= 6
+    assert [name for name in fixtures if f"| `{name}` |" not in text("publishing.md")] == []
 
 
 @pytest.mark.parametrize("parameter", sorted(INJECTED))
