@@ -83,7 +83,7 @@ def found_by_search(browser, address: str, start: str, words: str) -> list[str]:
     watched = Watched(context, address)
     watched.page.goto(address + start)
     watched.page.fill("input.md-search__input", words)
-    watched.page.wait_for_selector(".md-search-result__link")
+    watched.page.wait_for_selector(".md-search-result__link", state="attached")  # shown once the field has the focus
     links = watched.page.eval_on_selector_all(".md-search-result__link", "links => links.map((link) => link.href)")
     context.close()
     assert watched.faults == []
