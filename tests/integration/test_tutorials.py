@@ -31,13 +31,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.llamafactory]
 
 
 def jobs_of(page: Path) -> list[tuple[str, str, str]]:
-    """Returns what a reader of the page does, in order: (page, kind, text)."""
+    """Returns what a reader of the page does in the workspace, in order: (page, kind, text).
+
+    A command that names nothing of the workspace, as `dataflex-cli train run.yaml`, is an example of the reader's own.
+    """
     jobs = []
     for found in _PIECE.finditer(page.read_text(encoding="utf-8")):
         if found["python"]:
             jobs.append((page.stem, "python", found["python"]))
         elif found["command"]:
-            jobs.append((page.stem, "command", found["command"]))
+            if re.search(r"\btry\b", found["command"]):
+                jobs.append((page.stem, "command", found["command"]))
         else:
             body = re.sub(r"^    ", "", found["body"].strip("\n") + "\n", flags=re.MULTILINE)
             jobs.append((page.stem, f"{'save' if found['verb'] == 'Save as' else 'add'}:{found['file']}", body))
