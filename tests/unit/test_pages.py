@@ -154,3 +154,9 @@ def test_each_question_but_the_last_is_one_that_somebody_asked():
     ]
     assert nobody == ["Is it worth it on my data?"]
     assert len(parts) > 20
+
+
+def test_the_global_batch_size_stays_in_each_row_of_the_table_of_another_number_of_gpus():
+    rows = re.findall(r"^\| (\d+) GPUs?[^|]*\| (\d+) \| (\d+) \|$", text("moving-a-run.md"), flags=re.MULTILINE)
+    assert len(rows) >= 4
+    assert {int(gpus) * int(batch) * int(steps) for gpus, batch, steps in rows} == {32}
