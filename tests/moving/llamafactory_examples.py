@@ -38,7 +38,11 @@ AXES = {
     "weigh": ["train_type=dynamic_weight", "component_name=loss"],
 }
 SCHEDULE = ["warmup_step=1", "update_step=1", "update_times=1"]
-SECOND = {"dpo_en_demo": "dpo_zh_demo", "c4_demo": "wiki_demo", "identity": "alpaca_en_demo"}
+SECOND = {
+    "dpo_en_demo": "dpo_zh_demo", "dpo_zh_demo": "dpo_en_demo", "c4_demo": "wiki_demo", "wiki_demo": "c4_demo",
+    "kto_en_demo": "kto_again", "mllm_demo": "mllm_again", "mllm_video_demo": "mllm_demo",
+    "identity": "alpaca_en_demo",
+}  # fmt: skip
 """A dataset that stands alone in its file -> the second one that a mixture of it takes."""
 
 REPLACED = {"med": "alpaca_en_demo", "math": "alpaca_en_demo", "rlhf_v": "dpo_en_demo"}
@@ -124,8 +128,7 @@ class Examples:
         lines = [*AXES[axis], *(["warmup_step=1", "train_step=2"] if axis == "weigh" else SCHEDULE)]
         names = [name.strip() for name in dataset.split(",")]
         if axis == "mix" and len(names) == 1:
-            again = {"kto_en_demo": "kto_again", "mllm_demo": "mllm_again"}
-            names.append((SECOND | again).get(names[0], "identity"))
+            names.append(SECOND.get(names[0], "identity"))
         return [*lines, f"dataset={','.join(names)}"]
 
     def checked(self, path: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,31 @@ from dataflex.config.checks import data_files as files
 from dataflex.config.checks import datasets as data
 from dataflex.core.errors import InvalidConfigError
 
+KTO_COLUMNS = {"prompt": "instruction", "response": "output", "kto_tag": "label"}
+KTO = ({"a.json": [row | {"label": True} for row in ALPACA]}, {"file_name": "a.json", "columns": KTO_COLUMNS}, [])
+PLAIN = ({"a.json": ALPACA}, {"file_name": "a.json"}, [])
+
+
+@pytest.mark.parametrize("train_type", ["static", "dynamic_select", "dynamic_mix"])
+def test_a_dataset_whose_rows_a_stage_drops_one_and_all_is_refused(train_type):
+    """LLaMA-Factory warns of each row that it drops; where no row is left, or no row of a source, the run ends."""
+    assert any("'bad' (a.json) gives no rows to train on" in p for p in problems(PLAIN, train_type, stage="kto"))
+    assert any("stage: sft drops a row with one" in p for p in problems(KTO, train_type))
+
+
+def test_tags_are_as_the_stage_needs_them():
+    assert problems(KTO, stage="kto") == []
+    words = ({"a.json": [row | {"label": "yes"} for row in ALPACA]}, KTO[1], [])
+    assert "no row has true or false in the column 'label'" in problems(words, stage="kto")[0]
+    assert problems(words) == []  # a tag that is no tag is not read
+    assert problems(KTO, dataset="bad,good") == []  # the other dataset has rows
+
+
+@pytest.mark.parametrize("train_type", ["static", "dynamic_select", "dynamic_mix"])
+def test_a_pair_stage_needs_pairs_whatever_the_type_of_the_run(train_type):
+    assert any("has no ranking: true" in problem for problem in problems(PLAIN, train_type, stage="dpo"))
+
+
 SCHEDULE = {"warmup_step": 1, "update_step": 1, "update_times": 1, "component_name": "random"}
 TYPES = {
     "static": {},

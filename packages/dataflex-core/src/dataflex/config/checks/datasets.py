@@ -13,8 +13,8 @@ from typing import Any
 from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.combination import column_problems
 from dataflex.config.checks.data_files import LARGEST, Table, data_files, read_table
-from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, PAIR_STAGES, Entry, entry, require_stage
-from dataflex.config.checks.formats import has_answers, no_answers, require_format
+from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, Entry, entry, require_stage
+from dataflex.config.checks.formats import has_answers, no_answers, require_format, require_tags
 from dataflex.config.checks.parsed_config import Draft, names_in
 from dataflex.config.checks.streaming import no_epoch
 from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
@@ -165,8 +165,7 @@ class _Looked:
             hint = nearest(name, self._info) or f"add it to {INFO}"
             raise ConfigError(f"'{name}' is not defined in {INFO}; defined: {listed(self._info)} -> {hint}")
         found = entry(name, self._info[name], plugins=bool(self._draft.arguments.plugins))
-        if not self._draft.dynamic or self._draft.stage not in PAIR_STAGES:  # else the stage is refused itself
-            require_stage(found, self._draft.stage)
+        require_stage(found, self._draft.stage)
         if found.file_name is None:
             return None
         tables = [self._table(file) for file in data_files(Path(self._folder, found.file_name), name)]
@@ -176,6 +175,8 @@ class _Looked:
             self.columns[name] = frozenset().union(*(table.columns or () for table in tables))
         for table in tables:
             require_format(found, table, self._surely_read(found, total, alone=len(tables) == 1))
+        if trained and total:  # LLaMA-Factory drops them one by one
+            require_tags(found, tables, self._draft.stage)
         if trained and total and self._draft.stage == "sft" and not any(has_answers(found, t) for t in tables):
             raise ConfigError(f"'{name}' ({found.file_name}) gives no rows to train on: {no_answers(found)}")
         return found.num_samples if found.num_samples is not None and total else total

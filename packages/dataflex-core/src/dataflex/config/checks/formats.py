@@ -5,7 +5,7 @@ Rows are counted from 1. A column that some rows lack is null there, as in train
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dataflex.config.checks.data_files import Table, shown
@@ -66,6 +66,30 @@ def no_answers(found: Entry) -> str:
         f"{there}, and stage: sft drops a row without an answer -> name the column of the answers in {INFO}, or leave "
         "the dataset out"
     )
+
+
+def require_tags(found: Entry, tables: Sequence[Table], stage: str) -> None:
+    """Refuses answers without a tag at stage kto, and answers with one at stage sft: all rows would be dropped.
+
+    Raises:
+        ConfigError: No row is left to train on.
+    """
+    rows = [row for table in tables for row in table.rows]
+    if stage not in ("kto", "sft") or found.formatting not in ("alpaca", "sharegpt", "openai") or not rows:
+        return
+    column, which = found.columns["kto_tag"], f"'{found.name}' ({found.file_name}) gives no rows to train on"
+    tagged = [column is not None and isinstance(row.get(column), bool) for row in rows]
+    if stage == "kto" and not any(tagged):
+        there = f"no row has true or false in the column '{column}'" if column else "'columns' names no kto_tag"
+        raise ConfigError(
+            f"{which}: {there}, and stage: kto drops a row without a tag -> name the column that says true of wanted "
+            f"answers and false of others in {INFO}, or name another dataset"
+        )
+    if stage == "sft" and all(tagged):
+        raise ConfigError(
+            f"{which}: each has a tag in the column '{column}', and stage: sft drops a row with one -> take kto_tag "
+            f"out of its columns in {INFO}, or train on it with stage: kto"
+        )
 
 
 def _require_one_type(table: Table, rows: int | None) -> None:
