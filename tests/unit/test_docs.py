@@ -256,7 +256,10 @@ def test_the_readme_has_two_set_up_commands_of_one_line_each():
 
 PACKAGE = re.compile(r"(?:dataflex-(?:core|selectors|mixers|weighters|tutorial)|tutorial-plugin)(?:\[([\w, -]+)\])?")
 TEMPLATES = sorted(CORE.rglob("*.md"))
-OF_THE_PYTHON_API = {DOCS / "plain-transformers.md", DOCS / "python-examples.md"}  # whose readers need no LLaMA-Factory
+OF_THE_PYTHON_API = {
+    folder / page for folder in (DOCS, DOCS / "zh") for page in ("plain-transformers.md", "python-examples.md")
+}
+"""Pages whose readers need no LLaMA-Factory."""
 
 
 def test_no_install_command_leaves_a_user_of_train_without_llamafactory():

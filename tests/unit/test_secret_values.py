@@ -292,7 +292,6 @@ UNREADABLE = {  # what is refused while it is read, before anybody knows its sec
     "variable": ["validate", "variable.yaml"],
     "a list for an entry": ["validate", "entry.yaml"],
     "a list for params": ["validate", "params.yaml"],
-    "a command of LLaMA-Factory's": ["chat", "x.yaml", "--hf_hub_token", UNREAD],
 }
 
 

@@ -133,6 +133,8 @@ MADE = {
 }
 """What each factory of the kit that makes something for a device makes there."""
 ELSEWHERE = {"TINY_SPECIAL_TOKENS", "TokenRows", "device", "pad_collate", "tiny_tokenizer"}  # no tensors, or a loader's
+ELSEWHERE |= {"Conformance", "NotConforming", "conformance", "conformance_cases"}  # runs, which are given their device
+ELSEWHERE |= {"RankError", "RankProcesses", "two_ranks"}  # on the CPU, with gloo
 
 
 def test_everything_in_the_kit_is_made_on_the_device_of_the_tests(monkeypatch, tmp_path):

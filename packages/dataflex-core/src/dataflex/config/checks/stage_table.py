@@ -76,7 +76,8 @@ def stage_problems(draft: Draft) -> list[Problem]:
     """Returns what a dynamic run cannot do at its stage."""
     stage, train_type = draft.stage, draft.arguments.train_type
     if stage == "ppo":
-        what = f"is ppo, which makes its rows as it trains: there are none that {train_type} could choose or weigh"
+        allowed = " | ".join([*TEXTS, *ROWS])
+        what = f"found 'ppo', which makes its rows as it trains; allowed with train_type: {train_type}: {allowed}"
         return [Problem("stage", what, "use train_type: static, or stage: dpo")]
     if stage not in ROWS:
         return []
