@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import llamafactory.hparams.parser as parser
 import llamafactory.model.loader as loader
-import llamafactory.train.dpo.trainer as dpo_trainer
 import llamafactory.train.dpo.workflow as dpo
 import llamafactory.train.kto.workflow as kto
 import llamafactory.train.pt.workflow as pt
@@ -82,7 +81,7 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
         (sft, "CustomSeq2SeqTrainer", started.making(_trainer(spec, sft.CustomSeq2SeqTrainer, mixin))),
         (pt, "CustomTrainer", started.making(_trainer(spec, pt.CustomTrainer, mixin))),
         (rm, "PairwiseTrainer", started.making(_trainer(spec, rm.PairwiseTrainer, mixin))),
-        (dpo_trainer, "CustomDPOTrainer", started.making(_trainer(spec, dpo_trainer.CustomDPOTrainer, mixin))),
+        *_dpo_trainer(spec, started, mixin),
         (kto, "CustomKTOTrainer", started.making(_trainer(spec, kto.CustomKTOTrainer, mixin))),
         (Trainer, "train", started.only_ours(Trainer.train)),
         (tuner, "_training_function", started.missed_after(tuner._training_function)),
@@ -97,6 +96,15 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
         *printed_numbers.replacements(),
         *reading.replacements(),
     ]
+
+
+def _dpo_trainer(spec: RunSpec, started: Started, mixin: type[DynamicTrainer]) -> list[tuple[Any, str, Any]]:
+    """The trainer of DPO; imported for its stage alone, as LLaMA-Factory does: TRL's may fail to be."""
+    if spec.llamafactory.get("stage") != "dpo":
+        return []
+    import llamafactory.train.dpo.trainer as home
+
+    return [(home, "CustomDPOTrainer", started.making(_trainer(spec, home.CustomDPOTrainer, mixin)))]
 
 
 def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) -> Callable[..., Any]:
