@@ -53,9 +53,19 @@ def collator(stage: str, model: Any) -> Any:
     return made(template=TEMPLATES["empty"], model=model, tokenizer=tiny_tokenizer(), pad_to_multiple_of=8)
 
 
-def llamafactory_trainer(stage: str, folder: Path, base: type | None = None, **settings: Any) -> Any:
+def llamafactory_trainer(
+    stage: str,
+    folder: Path,
+    base: type | None = None,
+    *,
+    dataflex: Any = None,
+    rows: Any = None,
+    args: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
     """A trainer of LLaMA-Factory's for a stage, as its workflow makes it."""
     from llamafactory.hparams import FinetuningArguments
+    from llamafactory.model.patcher import patch_valuehead_model
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from llamafactory.train.kto.trainer import CustomKTOTrainer
     from llamafactory.train.rm.trainer import PairwiseTrainer
@@ -63,9 +73,10 @@ def llamafactory_trainer(stage: str, folder: Path, base: type | None = None, **s
 
     finetuning = FinetuningArguments(stage=stage, finetuning_type="full", **settings)
     model: Any = tiny_model(seed=1)
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {} if dataflex is None else {"dataflex": dataflex}
     if stage == "rm":
         model = AutoModelForCausalLMWithValueHead.from_pretrained(model)
+        patch_valuehead_model(model)
         torch.nn.init.normal_(model.v_head.summary.weight, std=0.2, generator=torch.Generator().manual_seed(5))
     elif stage == "kto" or finetuning.use_ref_model:
         given["ref_model"] = tiny_model(seed=2).requires_grad_(False)
@@ -74,12 +85,12 @@ def llamafactory_trainer(stage: str, folder: Path, base: type | None = None, **s
     made = base or {"rm": PairwiseTrainer, "dpo": CustomDPOTrainer, "kto": CustomKTOTrainer}[stage]
     return made(
         model=model,
-        args=tiny_training_args(folder, remove_unused_columns=False),
+        args=tiny_training_args(folder, **{"remove_unused_columns": False, "max_steps": -1} | (args or {})),
         finetuning_args=finetuning,
         processor=None,
         tokenizer=tiny_tokenizer(),
         data_collator=collator(stage, model),
-        train_dataset=(tagged_rows if stage == "kto" else pair_rows)(8),
+        train_dataset=(tagged_rows if stage == "kto" else pair_rows)(16) if rows is None else rows,
         **given,
     )
 

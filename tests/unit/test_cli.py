@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from dataflex.cli import commands, main
+from dataflex.cli import commands, llamafactory_commands, main
 from dataflex.cli.commands import BUILT_IN, LLAMAFACTORY, Command
 from dataflex.cli.list import table
 from dataflex.config.arguments import DataflexArguments
@@ -71,12 +72,32 @@ def test_an_unknown_command_gets_the_nearest_one():
 
 
 @pytest.mark.parametrize("name", LLAMAFACTORY)
-def test_a_command_of_llamafactorys_is_given_back_with_its_arguments(name, capsys):
-    assert main.run([name, "my run.yaml", "export_dir=out", "hub_token=hf_secret", "--help"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: '{name}' is a command of LLaMA-Factory, not of dataflex -> use ")
-    assert f"llamafactory-cli {name} 'my run.yaml' export_dir=out " in said
-    assert "hf_secret" not in said
+def test_a_command_of_llamafactorys_reaches_it_with_every_argument_and_its_exit_code(name, monkeypatch):
+    seen: list[list[str]] = []
+
+    def theirs() -> None:
+        seen.append(list(sys.argv))
+        raise SystemExit(3)
+
+    monkeypatch.setattr(llamafactory_commands, "require_llamafactory", lambda name: None)
+    monkeypatch.setattr(llamafactory_commands, "require_working_packages", lambda: None)
+    monkeypatch.setattr(llamafactory_commands, "import_module", lambda name: SimpleNamespace(main=theirs))
+    before = list(sys.argv)
+    with pytest.raises(SystemExit, match="3"):
+        main.run([name, "my run.yaml", "export_dir=out", "--help"])
+    assert seen == [["llamafactory-cli", name, "my run.yaml", "export_dir=out", "--help"]]
+    assert sys.argv == before
+
+
+def test_a_command_of_llamafactorys_without_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("dataflex.launch.packages.has_package", lambda name: False)
+    assert main.run(["export", "file.yaml"]) == 2
+    assert "dataflex-cli export works through LLaMA-Factory, which is not installed -> pip" in capsys.readouterr().err
+
+
+def test_predict_is_a_key_of_train(capsys):
+    assert main.run(["predict", "file.yaml"]) == 2
+    assert "do_predict: true and eval_dataset in it, and run dataflex-cli train FILE" in capsys.readouterr().err
 
 
 @pytest.mark.llamafactory

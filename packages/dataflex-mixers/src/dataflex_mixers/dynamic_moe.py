@@ -89,6 +89,7 @@ class DynamicMoeMixer(Mixer):
     """
 
     reads_batches = True
+    asks = "gates"
 
     def __init__(
         self,

@@ -86,6 +86,7 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
     """
 
     reads_batches = True
+    asks = "gradients"
 
     def __init__(
         self,

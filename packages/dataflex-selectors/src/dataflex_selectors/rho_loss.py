@@ -68,6 +68,7 @@ class RhoLossSelector(Selector):
     """
 
     reads_batches = True
+    asks = "losses under another model if reference_model"
 
     def __init__(
         self,

@@ -101,6 +101,7 @@ class ZerothSelector(Selector):
     """
 
     reads_batches = True
+    asks = "losses of tokens"
 
     def __init__(
         self,

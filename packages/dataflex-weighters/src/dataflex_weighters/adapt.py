@@ -71,6 +71,7 @@ class AdaptWeighter(CatchesHiddenStates):
     """
 
     reads_batches = True  # of the target
+    asks = "hidden states"
 
     def __init__(
         self,

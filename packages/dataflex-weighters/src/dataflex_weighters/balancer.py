@@ -72,6 +72,7 @@ class BalancerWeighter(CatchesHiddenStates):
     """
 
     draws = False
+    asks = "hidden states"
 
     def __init__(
         self, dataset: Any, weights: Mapping[str, float] | None = None, ema_decay: float = 0.999, epsilon: float = 1e-12

@@ -164,6 +164,7 @@ class LossWeighter(Weighter):
     """
 
     draws = False
+    asks = "losses of a step if scope=step"
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class TrimWeighter(Weighter):
     """
 
     draws = False
+    asks = "losses of a step if scope=step"
 
     def __init__(self, share: float = 0.1, scope: str = "batch", normalise: bool = False) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from dataflex.api.keywords import Keywords
 from dataflex.api.run import CheckedRun, checked_run
 from dataflex.api.run_report import Reported
 from dataflex.trainer import BY_TRAIN_TYPE, DynamicTrainer
+from dataflex.upstream.stage_loss import stage_name
 
 
 class DynamicType(type):
@@ -37,7 +38,7 @@ def dynamic_class(base: type[Any], run: CheckedRun) -> type[Any]:
 
     def __init__(self: DynamicTrainer, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # of the class below
         kwargs = self.named(args, kwargs)
-        require_fitting(run, kwargs)
+        require_fitting(run, kwargs, stage_name(base))
         super(made, self).__init__(dataflex=run.spec, **kwargs)
 
     body = {

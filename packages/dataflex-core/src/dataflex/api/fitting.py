@@ -8,6 +8,7 @@ from typing import Any
 
 from dataflex.api.run import CheckedRun
 from dataflex.config.checks.known_component import no_held_out, no_target
+from dataflex.config.checks.stages import unfit_parts
 from dataflex.config.component_choice import SHORT_FORM
 from dataflex.config.component_parameters import range_problems
 from dataflex.core.errors import InvalidConfigError, Problem
@@ -20,12 +21,13 @@ _GIVE_TARGET = "give eval_dataset, or target_dataset where they are other rows t
 _GIVE_HELD_OUT = "give mixer_eval_dataset, a mapping from each source of train_dataset to its held-out rows"
 
 
-def require_fitting(run: CheckedRun, given: Mapping[str, Any]) -> None:
+def require_fitting(run: CheckedRun, given: Mapping[str, Any], stage: str | None = None) -> None:
     """Refuses arguments of a trainer that the run cannot start with.
 
     Args:
         run: The run.
         given: The arguments by their names.
+        stage: The stage of a trainer whose rows are no texts; None for any other.
 
     Raises:
         ConfigError: Evaluation rows are missing that the component aims at, it was given parameters for other sources,
@@ -37,6 +39,8 @@ def require_fitting(run: CheckedRun, given: Mapping[str, Any]) -> None:
     problems = [*no_target(infos, target is not None, _GIVE_TARGET)]
     problems += no_held_out(infos, held_out, _GIVE_HELD_OUT)
     problems += _sources(run, given.get("train_dataset"))
+    if stage is not None:
+        problems += unfit_parts(stage, run.known)
     if problems:
         raise InvalidConfigError(problems)
     args, weighs = given.get("args"), run.spec.weighs
@@ -44,7 +48,7 @@ def require_fitting(run: CheckedRun, given: Mapping[str, Any]) -> None:
         what = "computes the loss of a batch itself, so its samples cannot be weighed"
         raise InvalidConfigError([Problem("compute_loss_func", what, "leave it out, or take a selector or a mixer")])
     if args is not None:
-        if weighs:
+        if weighs and stage is None:
             require_weighable(args, "a weighter")
         require_loader(args, run.spec.arguments.train_type, run.spec.plans)
         require_steps(run.spec, args)

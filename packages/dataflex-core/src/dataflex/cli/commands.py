@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 
+from dataflex.cli.llamafactory_commands import NAMES as LLAMAFACTORY
+from dataflex.cli.llamafactory_commands import llamafactory_command, no_predict
 from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.core.hookspecs import Command
-from dataflex.utils.secret_values import masked
 
 __all__ = ["BUILT_IN", "LLAMAFACTORY", "Command", "all_commands", "command"]
 
@@ -24,20 +24,15 @@ BUILT_IN: Mapping[str, str] = {
     "version": "dataflex.cli.version",
 }
 
-LLAMAFACTORY = ("api", "chat", "env", "eval", "export", "webchat", "webui")
-"""Commands of ``llamafactory-cli`` that dataflex has no part in: what a dynamic run leaves is an ordinary model."""
 
-
-def command(name: str, argv: Sequence[str] = ()) -> Command:
+def command(name: str) -> Command:
     """Returns the command of that name; plugins are asked only where dataflex itself has none.
 
     Args:
         name: The command.
-        argv: The arguments that follow it, for the message.
 
     Raises:
-        ConfigError: Nobody has it; the message holds LLaMA-Factory's command line where it is one of theirs, else the
-            nearest one.
+        ConfigError: Nobody has it; the message holds the nearest one.
     """
     if name in BUILT_IN:
         return _built_in(name)
@@ -45,23 +40,21 @@ def command(name: str, argv: Sequence[str] = ()) -> Command:
     if name in extra:
         return extra[name]
     if name in LLAMAFACTORY:
-        theirs = shlex.join(["llamafactory-cli", name, *map(_shown, argv, ["", *argv])])
-        raise ConfigError(f"'{name}' is a command of LLaMA-Factory, not of dataflex -> use {theirs}")
-    known = [*BUILT_IN, "help", *extra]
+        return llamafactory_command(name)
+    if name == "predict":
+        raise no_predict()
+    known = [*BUILT_IN, "help", *extra, *LLAMAFACTORY]
     raise ConfigError(f"no command '{name}'; known: {listed(known)} -> {nearest(name, known) or 'dataflex-cli help'}")
+
+
+def is_llamafactorys(name: str) -> bool:
+    """Returns whether a command is LLaMA-Factory's, which gets every argument: no plugin has one of that name."""
+    return name in LLAMAFACTORY and name not in _from_plugins()
 
 
 def all_commands() -> dict[str, Command]:
     """Returns every command by name: dataflex's own in the order above, then those of plugins."""
     return {name: _built_in(name) for name in BUILT_IN} | _from_plugins()
-
-
-def _shown(argument: str, before: str) -> str:
-    """Returns an argument as it may be printed: without the value of a secret, which the one before it may name."""
-    if before.startswith("-") and "=" not in before:
-        return str(masked(argument, before.lstrip("-")))
-    key, equals, value = argument.partition("=")
-    return f"{key}={masked(value, key)}" if equals else argument
 
 
 def _built_in(name: str) -> Command:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dataflex.cli.commands import BUILT_IN, all_commands, command
+from dataflex.cli.commands import BUILT_IN, LLAMAFACTORY, all_commands, command, is_llamafactorys
 from dataflex.core.errors import ComponentError, DataflexError, StoppedError
 from dataflex.utils.secret_values import scrubbed
 
@@ -61,8 +61,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if name in ("-V", "--version"):
         name = "version"
-    found = command(name, rest)
-    if any(argument in HELP for argument in rest):
+    found = command(name)
+    if not is_llamafactorys(name) and any(argument in HELP for argument in rest):
         sys.stdout.write(found.help())
         return 0
     return found.run(rest)
@@ -73,5 +73,6 @@ def _overview() -> str:
     width = max(map(len, [*commands, "help"]))
     lines = [f"  {name:<{width}}  {found.summary}" for name, found in commands.items()]
     lines.append(f"  {'help':<{width}}  this page, or help on a command")
+    theirs = f"\nLLaMA-Factory's own, as llamafactory-cli has them: {', '.join(LLAMAFACTORY)}\n"
     head = "Dynamic training for LLMs on top of LLaMA-Factory.\n\nusage: dataflex-cli COMMAND ...\n\n"
-    return head + "\n".join(lines) + "\n\ndataflex-cli COMMAND --help says more.\n"
+    return head + "\n".join(lines) + "\n" + theirs + "\ndataflex-cli COMMAND --help says more.\n"

@@ -39,6 +39,10 @@ class Component:
             checkpoints, and in the trace or the log where it is not 0.
         reads_batches: Whether it puts batches of the data collator through the model and tells their rows apart. A
             collator that flattens rows into one, or makes pairs, is then refused before training.
+        asks: What it computes of rows besides their loss, as ``WHAT``, ``WHAT if PARAMETER`` or ``WHAT if
+            PARAMETER=VALUE``, where WHAT is one of ``gradients``, ``hidden states``, ``losses of tokens``, ``generated
+            answers``, ``losses under another model``, ``gates`` and ``losses of a step``. Stages whose rows are no
+            texts then refuse it before anything is loaded. Empty for nothing.
         takes_seen: Whether it asks ``context.scores`` for losses that training has seen. They are kept, in memory and
             in checkpoints (8 bytes per row), where a component of the run says so.
     """
@@ -50,6 +54,7 @@ class Component:
     left_out: int = 0
     reads_batches: bool = False
     takes_seen: bool = False
+    asks: ClassVar[str] = ""
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:
         """Tells the component its name, its seed and the run's folder. Called once by the trainer, after construction.

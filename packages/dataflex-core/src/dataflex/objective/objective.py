@@ -26,6 +26,7 @@ from dataflex.objective.micro_batch_loss import MicroBatchLoss
 from dataflex.objective.parts import Keys, Parts
 from dataflex.objective.present_step import PresentStep
 from dataflex.objective.source_weights import SourceWeights
+from dataflex.objective.stage_route import StageRoute, as_samples
 from dataflex.objective.step_context import TrainerStep
 from dataflex.objective.weighing import Weighing
 from dataflex.objective.weight_log import WeightLog
@@ -78,12 +79,18 @@ class Objective:
         if mixer is not None and mixer.weighs:
             self._loss.sources = SourceWeights(mixer.mixer.loss_weights)
         self._measuring = Measuring(parts, rows, self.context) if parts.measures else None
-        self._routes = LossRoutes(trainer, parts, keys, self._loss, self._step, self._measuring)
+        self._stage, self._routes = keys.stage, self._route(keys)
         self.context.outputs = self._loss.outputs
         self._replaced: ReplacedLoss | None = None
-        if parts.weighs:
+        if parts.weighs and keys.stage is None:
             replaced = ReplacedLoss(trainer, self._loss.of_logits, keys.dft, lambda: self._loss.without_logits)
             self._replaced, self._loss.takes_count = replaced, lambda: replaced.takes_count
+
+    def _route(self, keys: Keys) -> LossRoutes | StageRoute:
+        if keys.stage is None:
+            return LossRoutes(self._trainer, self.parts, keys, self._loss, self._step, self._measuring)
+        self.context.refuses_step_losses = keys.stage.name
+        return StageRoute(self._trainer, keys.stage, self._loss, self._measuring)
 
     def require(self, collator: Collator, rows: Sequence[Mapping[str, Any]]) -> None:
         """Has the model compute the loss of some rows, where a part weighs it: one that cannot be replaced is refused.
@@ -116,6 +123,8 @@ class Objective:
             raise ComponentError(
                 "rows came with weights, but nobody was to give any -> set weighs = True in the class of the selector"
             )
+        if self._stage is not None:
+            batches = as_samples(self._stage, batches, self._trainer.args.device)
         self._step.begin(batches, documents=weighing is not None or any(rows.flattened))
         accelerator = self._trainer.accelerator
         if weighing is not None or (self.parts.rows is not None and sources is None):

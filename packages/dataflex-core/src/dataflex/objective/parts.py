@@ -9,6 +9,7 @@ import torch
 
 from dataflex.interfaces.mixer import Mixer
 from dataflex.interfaces.weighter import WeightsSamples
+from dataflex.upstream.stage_interface import StageLoss
 
 Seen = Callable[[torch.Tensor, torch.Tensor, int], None]
 """``seen(rows_B, losses_B, step)``: told the numbers of the rows of a micro-batch (int64), their mean token losses
@@ -134,6 +135,7 @@ class Keys:
         dft: Whether the trainer's ``compute_loss_func``, where it has one, is the DFT loss.
         liger: Whether a fused loss was asked for.
         bases: The classes of the trainer underneath.
+        stage: The loss of rows that are no texts; None where they are.
     """
 
     by_tokens: bool = False
@@ -141,3 +143,4 @@ class Keys:
     dft: bool = False
     liger: bool = False
     bases: Sequence[type] = ()
+    stage: StageLoss | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 
+from dataflex.core.errors import ComponentError
 from dataflex.interfaces.weighter import WeightsSamples
 from dataflex.model.output_losses import OutputLosses
 from dataflex.objective.present_step import PresentStep
@@ -50,6 +51,7 @@ class TrainerStep:
         self._plain, self._weighed_by = plain, weighed_by
         self.weighing: Weighing | None = None
         self.outputs: OutputLosses | None = None
+        self.refuses_step_losses: str | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_trainer":
@@ -144,6 +146,11 @@ class TrainerStep:
 
     def step_losses(self) -> tuple[StepLosses, slice]:
         """Losses of the whole step."""
+        if self.refuses_step_losses is not None:
+            raise ComponentError(
+                f"the losses of a whole step are computed of texts, and this is stage {self.refuses_step_losses} -> "
+                "compare the rows of a micro-batch (scope: batch)"
+            )
         if self._step.losses is None:
             assert isinstance(self.model, torch.nn.Module)
             with nullcontext() if self.outputs is None else self.outputs.suspended():

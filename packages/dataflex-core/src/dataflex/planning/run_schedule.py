@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.enough_rows import Asked, too_few_kept, too_few_rows
+from dataflex.config.checks.stages import rows_meet
 from dataflex.config.checks.steps import never_there, step_problems, total_key, two_totals
 from dataflex.config.checks.streaming import EPOCH_KEYS, no_end, no_epoch, no_streams
 from dataflex.config.spec import Part, RunSpec, places
@@ -114,6 +115,12 @@ def require_observable(spec: RunSpec) -> None:
         observes = mixer.may_observe(component.params)  # type: ignore[attr-defined]  # a Mixer
     if not observes:
         return
+    together = rows_meet(str(spec.llamafactory.get("stage")), spec.llamafactory, in_training=True)
+    if together is not None:
+        raise ConfigError(
+            f"{together[0]}: the mixer '{component.name}' follows the loss of each source, and this {together[1]} -> "
+            f"set {together[0]}: 0, or use a mixer that does not look at losses"
+        )
     on = [key for key in _WITHOUT_LOGITS if spec.llamafactory.get(key)]
     if on:
         raise ConfigError(

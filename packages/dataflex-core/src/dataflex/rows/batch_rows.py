@@ -26,6 +26,7 @@ class BatchRows:
 
     Args:
         dataset: Returns the train dataset.
+        texts: Whether a row is a text, of which several may be put into one; a pair of answers is not.
 
     Attributes:
         of_step: For each micro-batch of the step, (B,) int64 numbers of its rows; None where it does not hold them.
@@ -34,8 +35,8 @@ class BatchRows:
         micro_batch: The present micro-batch of the step, from 0; -1 before the first.
     """
 
-    def __init__(self, dataset: Callable[[], Any]) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Callable[[], Any], texts: bool = True) -> None:
+        self._dataset, self._texts = dataset, texts
         self.of_step: list[torch.Tensor | None] = []
         self.flattened: list[bool] = []
         self.weighed = False
@@ -48,7 +49,9 @@ class BatchRows:
         """Takes numbers and weights out of the batches of the step that begins."""
         self.of_step = [_taken(batch, ROW_NUMBERS) for batch in batches]
         self._weights = [_taken(batch, ROW_WEIGHTS) for batch in batches]
-        self.flattened = [_flattened(batch, rows) for batch, rows in zip(batches, self.of_step, strict=True)]
+        self.flattened = [
+            self._texts and _flattened(batch, rows) for batch, rows in zip(batches, self.of_step, strict=True)
+        ]
         self.weighed = any(weights is not None for weights in self._weights)
         self.micro_batch = -1
 

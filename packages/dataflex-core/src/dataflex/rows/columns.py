@@ -6,7 +6,7 @@ views of it and through several sources as one; only rows that are made when the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from dataflex.rows.arrow import (
     tables,
     whole,
 )
+from dataflex.rows.token_columns import COLUMNS, TEXT, is_pair, parts_of_pair, token_columns
 from dataflex.rows.views import MixedSources, PlannedRows, fetch
 from dataflex.utils.progress import tracked
 
@@ -31,6 +32,8 @@ IGNORED = -100
 """The label of a token that nothing is learnt from."""
 _CHUNK = 1024  # rows read at a time
 Rows = NDArray[np.int64] | range
+Tokens = NDArray[np.int64] | Mapping[str, NDArray[np.int64]]
+"""The tokens of a row: (T,), or of a pair of answers, part by part."""
 
 
 def column_chunks(dataset: Any, column: str, rows: Rows) -> Iterator[list[NDArray[Any]]]:
@@ -42,18 +45,19 @@ def column_chunks(dataset: Any, column: str, rows: Rows) -> Iterator[list[NDArra
         yield [values for (values,) in chunk]
 
 
-def token_ids(dataset: Any, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-    """Returns the ``input_ids`` of some rows, without their other columns where the dataset is stored: (n,) arrays.
+def token_ids(dataset: Any, rows: NDArray[np.int64]) -> list[Tokens]:
+    """Returns the tokens of some rows, without their other columns where the dataset is stored.
 
-    A row without any gives an empty array.
+    A row without any gives an empty array; a pair of answers its parts, as
+    :func:`~dataflex.rows.token_columns.parts_of_pair` has them.
 
     Args:
         dataset: A dataset with rows by number; several sources are asked one by one.
         rows: (n,) row numbers.
     """
     if not isinstance(dataset, MixedSources):
-        return [_whole_numbers(ids) for chunk in column_chunks(dataset, "input_ids", rows) for ids in chunk]
-    found: list[NDArray[Any]] = [np.empty(0, dtype=np.int64)] * len(rows)
+        return [_tokens_of(values) for chunk in columns_chunks(dataset, COLUMNS, rows) for values in chunk]
+    found: list[Tokens] = [np.empty(0, dtype=np.int64)] * len(rows)
     numbers_n = dataset.sources_of(rows)
     for number in np.unique(numbers_n):
         places = np.flatnonzero(numbers_n == number)
@@ -61,6 +65,27 @@ def token_ids(dataset: Any, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
         for place, ids in zip(places.tolist(), own, strict=True):
             found[place] = ids
     return found
+
+
+def read_chunks(dataset: Any, rows: Rows) -> Iterator[list[NDArray[Any]]]:
+    """Yields the tokens of each row as one text, a thousand at a time: a list of arrays, one per row.
+
+    Of a pair of answers, the prompt and the chosen one.
+    """
+    for chunk in columns_chunks(dataset, COLUMNS, rows):
+        yield [_read(_tokens_of(values)) for values in chunk]
+
+
+def _read(tokens: Tokens) -> NDArray[Any]:
+    return np.concatenate([tokens["prompt"], tokens["chosen"]]) if isinstance(tokens, Mapping) else tokens
+
+
+def _tokens_of(values: Sequence[NDArray[Any]]) -> Tokens:
+    tokens = {name: ids for name, ids in zip(COLUMNS, map(_whole_numbers, values), strict=True) if ids.size}
+    wanted = token_columns(tokens)
+    if is_pair(tokens):
+        return parts_of_pair({name: tokens[name] for name in wanted})
+    return np.concatenate([np.empty(0, dtype=np.int64), *(tokens[name] for name in wanted if name in tokens)])
 
 
 def _whole_numbers(ids: NDArray[Any]) -> NDArray[Any]:
@@ -94,8 +119,8 @@ def labelled_rows(dataset: Any) -> NDArray[np.int64]:
     """Returns the rows that something can be learnt from, in row order: (n,) of N.
 
     A row without tokens is left out, and so is one whose labels are all -100; the label of the first token is not
-    predicted and does not count. A row without ``labels`` stays: the collator makes them. A dataset whose rows are made
-    when they are read makes each of them once.
+    predicted and does not count. A pair of answers needs tokens of both. A row without ``labels`` stays: the collator
+    makes them. A dataset whose rows are made when they are read makes each of them once.
     """
     parts = tracked(_learnable(dataset), "looking for rows with labels", len(dataset), size=len)
     return np.flatnonzero(np.concatenate([np.empty(0, dtype=np.bool_), *parts]))
@@ -149,8 +174,21 @@ def _learnable(dataset: Any, at_once: int = _CHUNK) -> Iterator[NDArray[np.bool_
             yield from (_learnable_in(table) for table in tables(part, columns, own))
         else:
             every = range(len(part)) if own is None else own
-            for chunk in columns_chunks(part, ("input_ids", "labels"), every, at_once):
-                yield np.array([ids.size > 0 and _is_learnt(labels) for ids, labels in chunk], dtype=np.bool_)
+            for chunk in columns_chunks(part, ("labels", *COLUMNS), every, at_once):
+                yield np.array([_is_learnable(values) for values in chunk], dtype=np.bool_)
+
+
+def _is_learnable(values: Sequence[NDArray[Any]]) -> bool:
+    """Returns whether a row has tokens to learn from; of a pair, in each of its parts.
+
+    Args:
+        values: Its labels, and its columns of :data:`COLUMNS`.
+    """
+    labels, *tokens = values
+    there = [name for name, ids in zip(COLUMNS, tokens, strict=True) if ids.size]
+    if token_columns(there) is not TEXT:
+        return True
+    return "input_ids" in there and _is_learnt(labels)
 
 
 def _learnable_in(table: Any) -> NDArray[np.bool_]:

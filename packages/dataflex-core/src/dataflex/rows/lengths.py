@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
 
 from dataflex.rows.arrow import column_type, is_list, is_stored
+from dataflex.rows.token_columns import TEXT, token_columns
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.utils.progress import Progress
 
@@ -32,7 +33,10 @@ class KnowsRowLengths(Protocol):
 
 
 def row_lengths(dataset: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Returns ``len(row["input_ids"])`` of every row, or of some rows: (N,) int64. Makes no collective call.
+    """Returns how many tokens every row has, or some rows have: (N,) int64. Makes no collective call.
+
+    That is ``len(row["input_ids"])``; of a pair of answers, the tokens of both, each with its prompt
+    (:mod:`dataflex.rows.token_columns`).
 
     Takes no row out of a Hugging Face dataset (also a selected, shuffled or concatenated one), nor of a dataset with a
     method ``row_lengths()``; looks through ``Subset``, ``ConcatDataset`` and dataflex's own views; reads row by row
@@ -60,9 +64,14 @@ def row_lengths(dataset: Any, rows: NDArray[np.int64] | None = None) -> NDArray[
     lengths = np.empty(size, dtype=np.int64)
     with Progress("reading the lengths of rows", size) as progress:
         for place, row in enumerate(wanted):
-            lengths[place] = len(dataset[row]["input_ids"])
+            lengths[place] = row_length(dataset[row])
             progress.done()
     return lengths
+
+
+def row_length(row: Any) -> int:
+    """Returns how many tokens a row has."""
+    return sum(times * len(row[column]) for column, times in token_columns(row).items())
 
 
 def lengths_at_hand(dataset: Any) -> bool:
@@ -88,7 +97,8 @@ def token_total(dataset: Any) -> int | None:
     """
     if not lengths_at_hand(dataset):
         return None
-    if isinstance(dataset, datasets.Dataset) and dataset._indices is None:
+    plain = isinstance(dataset, datasets.Dataset) and token_columns(dataset.column_names) is TEXT
+    if plain and dataset._indices is None:
         return sum(map(_chunk_tokens, dataset.data.column("input_ids").chunks))
     return int(row_lengths(dataset).sum()) if len(dataset) <= _SUMMED else None
 
@@ -115,15 +125,23 @@ def _of(values_N: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[
 
 
 def _is_stored_list(dataset: datasets.Dataset) -> bool:
-    """Whether ``input_ids`` is a column of lists on disk, not one that a transform makes when a row is read."""
-    return is_stored(dataset) and "input_ids" in dataset.column_names and is_list(column_type(dataset, "input_ids"))
+    """Whether tokens are in columns of lists on disk, not in ones that a transform makes when a row is read."""
+    return is_stored(dataset) and all(
+        column in dataset.column_names and is_list(column_type(dataset, column))
+        for column in token_columns(dataset.column_names)
+    )
 
 
 def _arrow_lengths(dataset: datasets.Dataset, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
     if dataset._indices is not None:  # the rows of select(), shuffle(), sort() and train_test_split()
         chosen = dataset._indices.column(0)
         rows = (chosen if rows is None else chosen.take(pa.array(rows))).to_numpy().astype(np.int64)
-    chunks = [chunk for chunk in dataset.data.column("input_ids").chunks if len(chunk)]
+    columns = token_columns(dataset.column_names)
+    return np.asarray(sum(times * _column_lengths(dataset, column, rows) for column, times in columns.items()))
+
+
+def _column_lengths(dataset: datasets.Dataset, column: str, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    chunks = [chunk for chunk in dataset.data.column(column).chunks if len(chunk)]
     starts = np.cumsum([0, *map(len, chunks)])
     if rows is None or len(rows) > _FEW * starts[-1]:
         return _of(np.concatenate([np.empty(0, dtype=np.int64), *map(_lengths, chunks)]).astype(np.int64), rows)

@@ -6,7 +6,7 @@ file. What a row says is data of the user's: it is decoded without special token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.core.files import ROWS
+from dataflex.rows.columns import Tokens
 from dataflex.run.json_lines import append, read_lines, rewrite
 
 VERSION = 1
@@ -78,11 +79,12 @@ class RowTexts:
         self.written = {line["row"] for line in kept if isinstance(line.get("row"), int)}
         self._targets = {(str(line.get("set")), line["target"]) for line in kept if isinstance(line.get("target"), int)}
 
-    def add(self, rows: Iterable[tuple[int, str, NDArray[Any]]]) -> None:
+    def add(self, rows: Iterable[tuple[int, str, Tokens]]) -> None:
         """Writes rows that are not in the file yet.
 
         Args:
-            rows: The number of each, its source, and its tokens: (T,), empty for a row of which nothing is written.
+            rows: The number of each, its source, and its tokens: (T,), empty for a row of which nothing is written; or
+                those of its parts, each of which is written under its name.
         """
         lines = []
         for row, source, ids in rows:
@@ -110,6 +112,11 @@ class RowTexts:
             self._targets.add((name, target))
             append(self._path, [{"set": name, "target": target, **self._text(ids)}])
 
-    def _text(self, ids: Sequence[int] | NDArray[Any]) -> dict[str, Any]:
+    def _text(self, ids: Sequence[int] | Tokens) -> dict[str, Any]:
+        if isinstance(ids, Mapping):
+            parts = {name: text_of(self._tokenizer, part, self._known) for name, part in ids.items()}
+            text = "\n\n".join(f"{name}: {part}" for name, (part, _) in parts.items())
+            cut = len(text) > CHARACTERS or any(goes_on for _, goes_on in parts.values())
+            return {"tokens": sum(map(len, ids.values())), "text": text[:CHARACTERS], "cut": cut}
         text, cut = text_of(self._tokenizer, ids, self._known)
         return {"tokens": len(ids), "text": text, "cut": cut}

@@ -23,6 +23,7 @@ from dataflex.model.hidden_states import Forward, last_hidden_states
 from dataflex.model.undisturbed import undisturbed
 from dataflex.scoring.passes.row_pass import Collator, RowBatch, RowPass, without_replicas
 from dataflex.scoring.passes.score_store import ScoreStore
+from dataflex.scoring.stage_rows import refuse_stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,6 +72,7 @@ def hidden_state_embeddings(
         ComponentError: On every rank: embeddings that are not finite; an encoder-decoder or a model that gives no
             hidden states. On one rank: not even one row fits into memory, or a batch does not under a sharded engine.
     """
+    refuse_stage(collator, "hidden states")
     model = without_replicas(model)
     counting = _with_lengths(collator)
     rows = RowPass(dataset, counting, accelerator, indices, token_budget, None, desc, progress, store)

@@ -21,6 +21,7 @@ from dataflex.model.label_losses import LabelLosses, losses_at_labels
 from dataflex.model.undisturbed import undisturbed
 from dataflex.scoring.passes.row_pass import Collator, RowBatch, RowPass, without_replicas
 from dataflex.scoring.passes.score_store import ScoreStore
+from dataflex.scoring.stage_rows import StageCollator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,7 +40,10 @@ def per_sample_losses(
     store: ScoreStore | None = None,
     chunked: bool | None = None,
 ) -> NDArray[np.float32]:
-    """Returns the mean token loss of each row: (N,) float32, the same on every rank.
+    """Returns the loss of each row: (N,) float32, the same on every rank.
+
+    Of a text it is the mean token loss. Of a pair or a tagged answer it is what the stage's trainer computes of the row
+    alone, where ``collator`` carries it (:class:`~dataflex.scoring.stage_rows.StageCollator`).
 
     Token losses are taken where the labels are not -100, after the causal shift; a row without such a label has no
     loss and gets NaN. The model runs in eval mode and nothing of the run is disturbed (see
@@ -48,7 +52,7 @@ def per_sample_losses(
     Args:
         model: A causal language model, wrapped as the engine needs it. ``labels`` are not passed to it.
         dataset: The tokenised dataset; a row is a mapping with ``input_ids`` and what ``collator`` needs.
-        collator: Makes a batch with ``input_ids`` and ``labels``, both (B, T), from a list of rows.
+        collator: Makes a batch with ``input_ids`` and ``labels``, both (B, T), from a list of rows; or that of a stage.
         accelerator: The run's accelerator, for ranks and mixed precision; None means a single process.
         indices: Row numbers to score, in the order of the result; None means all.
         token_budget: Most tokens of a batch, with padding; None takes :func:`~dataflex.scoring.default_token_budget`.
@@ -64,6 +68,11 @@ def per_sample_losses(
     """
     model = without_replicas(model)
     rows = RowPass(dataset, collator, accelerator, indices, token_budget, None, desc, progress, store)
+    if isinstance(collator, StageCollator):
+        with undisturbed(model), torch.no_grad():
+            found = rows.values(model, _stage_scorer(collator, model, accelerator))
+        _require_finite(found, rows.rows())
+        return found
     with (
         undisturbed(model),
         torch.no_grad(),  # not inference_mode: tensors that FSDP keeps from this forward must stay usable afterwards
@@ -72,6 +81,19 @@ def per_sample_losses(
         found = rows.values(model, _scorer(forward, accelerator))
     _require_finite(found, rows.rows())
     return found
+
+
+def _stage_scorer(
+    collator: StageCollator, model: torch.nn.Module, accelerator: Accelerator | None
+) -> Callable[[RowBatch], torch.Tensor]:
+    """Returns the function from a batch to the (B,) losses of a stage: infinite where not finite."""
+
+    def score(batch: RowBatch) -> torch.Tensor:
+        with autocast(accelerator):
+            losses_B = collator.losses(model, batch.inputs).detach().float()
+        return losses_B.masked_fill(~losses_B.isfinite(), torch.inf)
+
+    return score
 
 
 def _scorer(forward: LabelLosses, accelerator: Accelerator | None) -> Callable[[RowBatch], torch.Tensor]:

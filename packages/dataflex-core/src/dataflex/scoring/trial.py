@@ -29,6 +29,7 @@ from dataflex.scoring.own_loss import (
     without_gradients,
 )
 from dataflex.scoring.passes.row_pass import Collator, RowBatch, RowPass, without_replicas
+from dataflex.scoring.stage_rows import StageCollator, refuse_stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,7 +50,7 @@ def try_losses(model: torch.nn.Module, dataset: Any, collator: Collator, acceler
         ComponentError: The model or the collator gives rows no loss of their own, it is not finite, or it is another
             one than the model trains on.
     """
-    rows = trial_rows(dataset)
+    rows, staged = trial_rows(dataset), isinstance(collator, StageCollator)
     if not len(rows):
         return
 
@@ -59,7 +60,8 @@ def try_losses(model: torch.nn.Module, dataset: Any, collator: Collator, acceler
     with autocast(accelerator):
         batched_N = losses(rows)
         alone_N = np.concatenate([losses(rows[place : place + 1]) for place in range(len(rows))])
-        require_own_loss(model, batched_N, alone_N, own_losses(model, dataset, collator, rows.tolist()))
+        own_N = [None] * len(rows) if staged else own_losses(model, dataset, collator, rows.tolist())
+        require_own_loss(model, batched_N, alone_N, own_N)
 
 
 def try_gradients(
@@ -82,6 +84,7 @@ def try_gradients(
         ComponentError: As :func:`try_losses`; a layer cannot be called, rows of a batch change each other in it, or a
             gradient is not finite; where weights are in shards, a trainable parameter has no rule.
     """
+    refuse_stage(collator, "gradients")
     whole, model = model, without_replicas(model)
     try:
         _try_backward(model, dataset, collator, accelerator, factor_dim)

@@ -52,6 +52,7 @@ from dataflex.trainer.shared_scores import SharedScores
 from dataflex.trainer.static_batches import StaticBatches
 from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
+from dataflex.trainer.trainer_stage import TrainerStage
 from dataflex.trainer.workers import outliving_sigterm
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.sampler_pass import PassKeeper
@@ -90,6 +91,7 @@ class DynamicTrainer(PreparedRun):
         saving: Writes checkpoints, and knows the last one.
         explanations: Asks components why rows have their scores and weights.
         tokens: The tokens that were trained on, where they are counted.
+        stage: What loss its rows have, where they are no texts.
         recording: Writes down how far the run is and what its time goes to.
     """
 
@@ -119,6 +121,9 @@ class DynamicTrainer(PreparedRun):
         super().__init__(**kwargs | {"train_dataset": self._dataflex_sources.shown})
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         add_reference_columns(self, self.bases(), super().get_train_dataloader)
+        self.stage = TrainerStage(self)
+        if dataflex.plans:
+            self.stage.require_plannable()
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type, dataflex.plans)
@@ -140,7 +145,7 @@ class DynamicTrainer(PreparedRun):
         self._dataflex_schedule()
         self.segments = None if self.components.stages is None else Segments(self, self.components.stages)
         self._dataflex_planned = None if self.segments is None else PlannedBatches(self, self.segments)
-        self.batch_rows = BatchRows(lambda: self.train_dataset)
+        self.batch_rows = BatchRows(lambda: self.train_dataset, texts=not self.stage.is_own)
         self.training_objective: Objective | None = objective_of(self, self._dataflex_parts())
         if self.training_objective is not None:
             self.add_callback(ObjectiveCallback(self.training_objective.step_done, self.training_done))
@@ -339,8 +344,8 @@ class DynamicTrainer(PreparedRun):
         columns = dataset.column_names if isinstance(dataset, datasets.Dataset) else []
         visible = self._get_collator_with_removed_columns(self.data_collator, description="training")
         if isinstance(visible, RemoveColumnsCollator) and not set(columns) <= set(visible.signature_columns):
-            return visible
-        return self.data_collator
+            return self.stage.collator(visible)
+        return self.stage.collator(self.data_collator)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         stops = self._dataflex_stop.agreed()

@@ -145,7 +145,11 @@ def rows_to_learn(dataset: Any) -> list[Any]:
 
 
 def require_rows_apart(
-    collate: Callable[[list[Any]], Any], rows: Sequence[Any], who: str, documents: bool = False
+    collate: Callable[[list[Any]], Any],
+    rows: Sequence[Any],
+    who: str,
+    documents: bool = False,
+    rows_in: Callable[[Mapping[str, Any]], int] | None = None,
 ) -> None:
     """Collates two rows and refuses a batch in which they cannot be told apart. Leaves torch's generator as it was.
 
@@ -154,6 +158,7 @@ def require_rows_apart(
         rows: What :func:`first_rows` returned; nothing is tried without any.
         who: The component that needs the loss of each row, in words.
         documents: Whether rows may follow each other in one, told apart by ``position_ids``.
+        rows_in: Returns the rows of a batch, where a row is no text; None: a sequence is a row.
 
     Raises:
         ConfigError: What the collator made of them, or raised, and the way out.
@@ -172,6 +177,8 @@ def require_rows_apart(
             f"data_collator: {_name(collate)} raised {type(error).__name__}: {error}, on two rows of the train dataset"
             " -> use a collator that takes these rows, or remove the columns that it cannot take"
         ) from error
+    if rows_in is not None and isinstance(batch, Mapping) and rows_in(batch) == len(pair):
+        return
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
     if isinstance(tokens, torch.Tensor) and tokens.ndim == 2:
         if len(tokens) == len(pair) or (documents and _are_documents(batch, sum(counts))):

@@ -40,6 +40,7 @@ class Host(Protocol):
     early: Any
     explanations: Any
     tokens: Any
+    stage: Any
 
     @classmethod
     def bases(cls) -> Sequence[type]:

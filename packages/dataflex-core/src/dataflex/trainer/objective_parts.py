@@ -7,6 +7,7 @@ from dataflex.objective.objective import Objective
 from dataflex.objective.parts import Keys, MixerPart, Parts, WeighterPart
 from dataflex.trainer.engine import require_one_model
 from dataflex.trainer.host import Host
+from dataflex.upstream.stage_loss import Use
 
 
 def parts_of(trainer: Host) -> Parts:
@@ -35,12 +36,14 @@ def objective_of(trainer: Host, parts: Parts) -> Objective | None:
     if not parts.there:
         return None
     require_one_model(trainer.args, parts.in_words)
+    stage = trainer.stage.require(Use.WEIGH, parts.in_words) if trainer.stage.is_own else None
     keys = Keys(
         by_tokens=spec.arguments.weight_objective == "token",
         logits=spec.arguments.weight_logits,
         dft=spec.llamafactory.get("use_dft_loss") is True,
         liger=spec.llamafactory.get("enable_liger_kernel") is True,
         bases=trainer.bases(),
+        stage=stage,
     )
     return Objective(trainer, parts, keys, trainer.batch_rows)  # type: ignore[arg-type]  # a Trainer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,8 @@ class Components:
         for part, component in self:
             who = f"the {part.component.in_words}"
             if isinstance(component, Component) and component.reads_batches:
-                require_rows_apart(self._trainer.scoring_collator, first_rows(self._trainer.train_dataset), who)
+                rows = first_rows(self._trainer.train_dataset)
+                require_rows_apart(self._trainer.scoring_collator, rows, who, rows_in=self._rows_in)
             if part.component.kind is WEIGHTER:
                 self._require_rows_apart(who, documents=True)
             if part.component.kind is MIXER:
@@ -114,7 +115,8 @@ class Components:
         with blaming(part.component.in_words):
             self.observing_mixer = mixer if mixer.observes else None
         if self.observing_mixer is not None:
-            require_causal(pretrained_models(model))
+            if self._rows_in is None:
+                require_causal(pretrained_models(model))
             self._require_rows_apart(f"the {part.component.in_words}")
         with blaming(part.component.in_words):
             mixer.prepare(model)
@@ -123,7 +125,14 @@ class Components:
         """Tries the collator of training, which sees no columns that the model does not take."""
         trainer = self._trainer
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
-        require_rows_apart(collate, first_rows(trainer.train_dataset), who, documents=documents)
+        rows = first_rows(trainer.train_dataset)
+        require_rows_apart(collate, rows, who, documents=documents, rows_in=self._rows_in)
+
+    @property
+    def _rows_in(self) -> Callable[[Mapping[str, Any]], int] | None:
+        """What counts the rows of a batch, where they are no texts."""
+        stage = self._trainer.stage
+        return stage.rows_in if stage.is_own else None
 
     def trial(self) -> tuple[Any, list[Any]]:
         """Returns the collator of training, and some rows with labels."""

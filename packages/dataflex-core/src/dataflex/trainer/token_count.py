@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dataflex.rows.lengths import row_length
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -56,7 +58,7 @@ class _CountingCollator:
         self._collate = collate
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
-        tokens = torch.tensor([len(row["input_ids"]) for row in rows], dtype=torch.int64)  # collators may change rows
+        tokens = torch.tensor([row_length(row) for row in rows], dtype=torch.int64)  # collators may change rows
         batch = self._collate(rows)
         batch[TOKENS] = tokens
         return batch

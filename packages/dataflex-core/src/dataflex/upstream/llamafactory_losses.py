@@ -45,6 +45,7 @@ class PreferenceLoss(StageLoss):
         "compute_loss", "get_batch_loss_metrics", "concatenated_forward", "compute_reference_log_probs",
         "compute_preference_loss", "dpo_loss", "odds_ratio_loss", "simpo_loss",
     )  # fmt: skip
+    forwards = ("concatenated_forward", "compute_reference_log_probs")
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """Two sequences are a row."""
@@ -62,6 +63,8 @@ class PreferenceLoss(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """BCO compares with a mean over all batches so far."""
+        if use is Use.PLAN:
+            return None
         if trainer.finetuning_args.use_ref_model and trainer.bco_gemma > SMALLEST:
             return (
                 f"pref_bco_weight: {trainer.bco_gemma:g} compares a pair with the mean reward of the batches before it "
@@ -88,6 +91,7 @@ class TaggedAnswers(StageLoss):
         "compute_loss", "get_batch_loss_metrics", "forward", "concatenated_forward", "compute_reference_log_probs",
         "kto_loss",
     )  # fmt: skip
+    forwards = ("concatenated_forward", "compute_reference_log_probs")
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """One sequence is a row."""

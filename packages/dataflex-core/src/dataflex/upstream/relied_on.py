@@ -80,6 +80,10 @@ DEEPSPEED: dict[str, tuple[str, ...]] = {"transformers.integrations.deepspeed": 
 LLAMAFACTORY: dict[str, tuple[str, ...]] = {
     "llamafactory.train.sft.workflow": ("CustomSeq2SeqTrainer", "get_dataset", "plot_loss", "calculate_tps"),
     "llamafactory.train.pt.workflow": ("CustomTrainer", "get_dataset", "plot_loss"),
+    "llamafactory.train.rm.workflow": ("PairwiseTrainer", "get_dataset", "plot_loss"),
+    "llamafactory.train.dpo.workflow": ("get_dataset", "plot_loss", "calculate_tps"),
+    "llamafactory.train.dpo.trainer": ("CustomDPOTrainer",),
+    "llamafactory.train.kto.workflow": ("CustomKTOTrainer", "get_dataset", "plot_loss"),
     "llamafactory.train.tuner": ("get_train_args", "PissaConvertCallback", "run_exp", "_training_function"),
     "llamafactory.hparams.parser": ("get_last_checkpoint",),
     "llamafactory.model.loader": ("apply_liger_kernel",),

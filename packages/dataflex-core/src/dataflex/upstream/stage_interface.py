@@ -14,10 +14,11 @@ import torch
 
 
 class Use(Enum):
-    """What the loss of a row is wanted for."""
+    """What is done with rows: their losses are looked at one by one, or weighed in their batch; or they are chosen."""
 
     SCORE = "scored"
     WEIGH = "weighed"
+    PLAN = "planned"
 
 
 class StageLoss:
@@ -27,10 +28,13 @@ class StageLoss:
         name: The stage: ``dpo``, ``rm`` or ``kto``.
         stands_on: Names of the trainer's methods that :meth:`row_losses` uses, or whose text it repeats. A subclass
             that overrides one of them trains on another loss.
+        forwards: Those of them that run the model, of the ones that :meth:`row_losses` calls itself: in training, what
+            they returned to the trainer is taken in their place. Without any, it is what the model returned.
     """
 
     name: ClassVar[str]
     stands_on: ClassVar[tuple[str, ...]]
+    forwards: ClassVar[tuple[str, ...]] = ()
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """Returns B, the rows of a batch.
@@ -65,11 +69,11 @@ class StageLoss:
         return losses_B.mean()
 
     def refused(self, trainer: Any, use: Use) -> str | None:
-        """Returns why rows have no loss of their own with the trainer's settings; None where they have.
+        """Returns why something cannot be done with rows under the trainer's settings; None where it can.
 
         Args:
             trainer: The trainer.
-            use: What it is wanted for.
+            use: What is to be done.
         """
         return None
 

@@ -20,7 +20,7 @@ from dataflex.upstream.stage_interface import StageLoss, Use
 from dataflex.upstream.trl_losses import PinnedDPO, PinnedKTO, PinnedReward
 from dataflex.upstream.trl_preference import FusedDPO, FusedKTO
 
-__all__ = ["KNOWN", "Known", "StageLoss", "Use", "stage_loss"]
+__all__ = ["KNOWN", "Known", "StageLoss", "Use", "stage_loss", "stage_name"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,19 @@ def stage_loss(trainer: Any) -> StageLoss | None:
             found = _of_release(entries)
             _require_unchanged(classes[:place], each, found)
             return found
+    return None
+
+
+def stage_name(trainer: type) -> str | None:
+    """Returns the stage of a trainer's class, ``dpo``, ``rm`` or ``kto``; None for a trainer of texts.
+
+    Args:
+        trainer: The class; one that overrides its loss has the stage of its base.
+    """
+    for each in trainer.__mro__:
+        for known in KNOWN:
+            if known.trainer == f"{each.__module__}.{each.__qualname__}" and not _is_ours(each):
+                return known.loss.name
     return None
 
 

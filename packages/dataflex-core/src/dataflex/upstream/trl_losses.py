@@ -27,6 +27,7 @@ class PinnedDPO(StageLoss):
     stands_on = (
         "compute_loss", "get_batch_loss_metrics", "concatenated_forward", "compute_ref_log_probs", "dpo_loss",
     )  # fmt: skip
+    forwards = ("concatenated_forward", "compute_ref_log_probs")
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """The prompts are the rows."""
@@ -49,6 +50,8 @@ class PinnedDPO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses in which the pairs of a batch meet."""
+        if use is Use.PLAN:
+            return None
         running = [name for name in trainer.loss_type if name in RUNNING]
         if running:
             return f"loss_type: {running[0]} compares a pair with the mean reward of the batches before it"
@@ -103,6 +106,7 @@ class PinnedKTO(StageLoss):
 
     name = "kto"
     stands_on = ("compute_loss", "get_batch_loss_metrics", "forward", "kto_loss", "_compute_kl_logps")
+    forwards = ("forward",)
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """One sequence is a row."""
@@ -120,6 +124,8 @@ class PinnedKTO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
+        if use is Use.PLAN:
+            return None
         if trainer.args.use_liger_loss:
             return "use_liger_loss: true computes the loss of a batch in one -> set it to false"
         if trainer.aux_loss_enabled:

@@ -60,6 +60,8 @@ class FusedDPO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses in which the pairs of a batch meet."""
+        if use not in (Use.SCORE, Use.WEIGH):
+            return None
         unknown = [name for name in trainer.loss_types if name not in PAIR_LOSSES]
         if unknown:
             return f"loss_type: {unknown[0]} sorts the answers of a batch, so a pair has no loss of its own"
@@ -100,7 +102,7 @@ class FusedKTO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
-        return _meets(trainer)
+        return _meets(trainer) if use in (Use.SCORE, Use.WEIGH) else None
 
     def _parts(
         self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]

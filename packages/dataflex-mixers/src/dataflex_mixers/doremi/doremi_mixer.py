@@ -61,6 +61,7 @@ class DoremiMixer(Mixer):
     """
 
     draws = False
+    asks = "losses under another model"
 
     def __init__(
         self,

@@ -67,6 +67,8 @@ class NiceSelector(RewardsAnswers, ComparesSteps):
             engine shards weights, or the reward model cannot be loaded.
     """
 
+    asks = "generated answers"
+
     def __init__(
         self,
         *,

@@ -19,7 +19,7 @@ from dataflex.core.cost import Ahead, Amount, Work
 from dataflex.core.errors import ComponentError, Problem, nearest
 from dataflex.core.parameter_checks import count, one_of
 from dataflex.model.autocast import autocast
-from dataflex.rows.columns import column_chunks
+from dataflex.rows.columns import read_chunks
 from dataflex.scoring import gather_by_row, hidden_state_embeddings
 from dataflex.scoring.embeddings import POOLINGS
 from dataflex.scoring.passes.row_pass import Collator
@@ -130,7 +130,7 @@ class Embedder:
     def _ngrams(self, dataset: Any, rows: NDArray[np.int64], desc: str) -> NDArray[np.float32]:
         vectors = []
         with Progress(f"{desc}: counting n-grams", len(rows)) as progress:
-            for chunk in column_chunks(dataset, "input_ids", rows):
+            for chunk in read_chunks(dataset, rows):
                 vectors.append(ngram_embeddings(chunk, self.dim))
                 progress.done(len(chunk))
         return np.concatenate(vectors)
@@ -167,7 +167,7 @@ class Embedder:
         """Returns whether each row, which has tokens, has content for the embedding: (n,)."""
         if self.embedding in ("ngrams", "model"):
             return np.ones(len(rows), dtype=np.bool_)
-        found = (self._have_text(chunk) for chunk in column_chunks(dataset, "input_ids", rows))
+        found = (self._have_text(chunk) for chunk in read_chunks(dataset, rows))
         followed = tracked(found, "looking for rows with text", len(rows), size=len)
         return np.concatenate([np.empty(0, dtype=np.bool_), *followed])
 
@@ -184,7 +184,7 @@ class Embedder:
         return found
 
     def _encoded(self, encoder: Any, dataset: Any, rows: NDArray[np.int64]) -> torch.Tensor:
-        texts = [text for chunk in column_chunks(dataset, "input_ids", rows) for text in self._texts(chunk)]
+        texts = [text for chunk in read_chunks(dataset, rows) for text in self._texts(chunk)]
         return torch.from_numpy(encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)).float()
 
 

@@ -262,6 +262,8 @@ class ComparesSteps(Selector):
     reads_batches = True
     settings: GradientSettings
 
+    asks = "gradients"
+
     def check_optimizer(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Refuses an optimizer without the moments that ``gradient_type: adam`` needs. See the base class."""
         require_optimizer(model, optimizer, self.settings, self.accelerator)

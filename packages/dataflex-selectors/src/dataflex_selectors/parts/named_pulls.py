@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from dataflex.core.explain import Explanation, Pull, largest_shares, sample_note
+from dataflex.rows.columns import read_chunks
 from dataflex.rows.views import MixedSources
 from dataflex.scoring import TargetSet
 from dataflex.scoring.gradients.kept_targets import SetTerms
@@ -25,7 +26,7 @@ def named_row(name: str, dataset: Any, row: int) -> tuple[tuple[str, int], Seque
         dataset: Its rows, as :func:`~dataflex.scoring.read_target` gave them.
         row: The row's number there.
     """
-    return (name, number_in_set(dataset, row)), np.asarray(dataset[row]["input_ids"]).tolist()
+    return (name, number_in_set(dataset, row)), next(read_chunks(dataset, np.array([row])))[0].tolist()
 
 
 def explained(

@@ -53,6 +53,8 @@ class ToTarget(Selector):
         target_sets: The evaluation sets by name, without rows that the embedding cannot read.
     """
 
+    asks = "hidden states if embedding=model"
+
     def __init__(
         self,
         *,

@@ -6,10 +6,11 @@ from dataflex.config.checks.late import late_problems
 from dataflex.config.checks.loader_keys import keys_of, loader_problems
 from dataflex.config.checks.model_folders import model_problems
 from dataflex.config.checks.parsed_config import Draft
+from dataflex.config.checks.stages import ROWS, TEXTS, stage_problems
 from dataflex.config.known_keys import enabled
 from dataflex.core.errors import Problem, nearest
 
-STAGES = ("sft", "pt")
+STAGES = (*TEXTS, *ROWS)
 
 # Other training loops of LLaMA-Factory's, which would train as if there were no train_type.
 _OTHER_LOOPS = {
@@ -47,8 +48,8 @@ def _output(draft: Draft) -> list[Problem]:
 
 
 def _stage(draft: Draft) -> list[Problem]:
-    train_type, problems = draft.arguments.train_type, []
-    if draft.stage not in STAGES:
+    train_type, problems = draft.arguments.train_type, stage_problems(draft)
+    if draft.stage not in (*STAGES, "ppo"):
         what = f"found {draft.stage!r}; train_type: {train_type} works with {' | '.join(STAGES)}"
         problems.append(Problem("stage", what, nearest(draft.stage, STAGES) or "use train_type: static for this stage"))
     if not draft.on("do_train"):

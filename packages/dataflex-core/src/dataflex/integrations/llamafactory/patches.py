@@ -17,7 +17,11 @@ from unittest.mock import patch
 
 import llamafactory.hparams.parser as parser
 import llamafactory.model.loader as loader
+import llamafactory.train.dpo.trainer as dpo_trainer
+import llamafactory.train.dpo.workflow as dpo
+import llamafactory.train.kto.workflow as kto
 import llamafactory.train.pt.workflow as pt
+import llamafactory.train.rm.workflow as rm
 import llamafactory.train.sft.workflow as sft
 import llamafactory.train.tuner as tuner
 from transformers import Trainer
@@ -40,6 +44,8 @@ from dataflex.upstream.relied_on import require_llamafactory
 
 TRAINER_STATE = "trainer_state.json"
 PISSA_INIT = "pissa_init"
+WORKFLOWS: tuple[Any, ...] = (sft, pt, rm, dpo, kto)
+"""The workflows whose data and plots are ours: those of the stages that train dynamically."""
 
 
 @contextmanager
@@ -74,13 +80,15 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
     return [
         (sft, "CustomSeq2SeqTrainer", started.making(_trainer(spec, sft.CustomSeq2SeqTrainer, mixin))),
         (pt, "CustomTrainer", started.making(_trainer(spec, pt.CustomTrainer, mixin))),
+        (rm, "PairwiseTrainer", started.making(_trainer(spec, rm.PairwiseTrainer, mixin))),
+        (dpo_trainer, "CustomDPOTrainer", started.making(_trainer(spec, dpo_trainer.CustomDPOTrainer, mixin))),
+        (kto, "CustomKTOTrainer", started.making(_trainer(spec, kto.CustomKTOTrainer, mixin))),
         (Trainer, "train", started.only_ours(Trainer.train)),
         (tuner, "_training_function", started.missed_after(tuner._training_function)),
         (sft, "calculate_tps", started.tokens_per_second(sft.calculate_tps)),
-        (sft, "get_dataset", reading_dataset(spec, sft.get_dataset)),
-        (pt, "get_dataset", reading_dataset(spec, pt.get_dataset)),
-        (sft, "plot_loss", _plot_loss(sft.plot_loss)),
-        (pt, "plot_loss", _plot_loss(pt.plot_loss)),
+        (dpo, "calculate_tps", started.tokens_per_second(dpo.calculate_tps)),
+        *((workflow, "get_dataset", reading_dataset(spec, workflow.get_dataset)) for workflow in WORKFLOWS),
+        *((workflow, "plot_loss", _plot_loss(workflow.plot_loss)) for workflow in WORKFLOWS),
         (tuner, "get_train_args", _get_train_args(spec, tuner.get_train_args, writes_run)),
         (tuner, "PissaConvertCallback", _pissa_convert(tuner.PissaConvertCallback)),
         (parser, "get_last_checkpoint", newest_of_run),
@@ -92,7 +100,7 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
 
 def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) -> Callable[..., Any]:
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
-    base = predicting(original) if original is sft.CustomSeq2SeqTrainer else original
+    base = predicting(original) if original in (sft.CustomSeq2SeqTrainer, rm.PairwiseTrainer) else original
     ours: Callable[..., Any] = trainer_class(mixin, base)
     return functools.partial(ours, dataflex=spec, overwrite_output_dir=True)  # the folder has been looked at
 

@@ -35,6 +35,7 @@ from dataflex.scoring.passes.budget import (
 )
 from dataflex.scoring.passes.on_cpu import OnTheCPU
 from dataflex.scoring.passes.score_store import ScoreStore
+from dataflex.scoring.stage_rows import StageCollator, stage_refusal
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
 
@@ -51,12 +52,15 @@ class RowBatch:
     """Rows as the model takes them.
 
     Attributes:
-        inputs: The collator's batch without ``labels``, on the device; at least ``input_ids``.
+        inputs: The collator's batch without ``labels``, on the device; at least ``input_ids``. Of a stage with a loss
+            of its own, the whole batch.
         token_labels: (B, T) labels, still on the CPU; None where the collator gives none.
+        stage: The stage, where the rows have a loss of its own and none of their tokens.
     """
 
     inputs: dict[str, torch.Tensor]
     token_labels: torch.Tensor | None
+    stage: str | None = None
 
     def labels(self) -> torch.Tensor:
         """Returns the (B, T) labels.
@@ -64,6 +68,8 @@ class RowBatch:
         Raises:
             ComponentError: There are none, so rows have no loss.
         """
+        if self.stage is not None:
+            raise stage_refusal(self.stage, "the losses and gradients of tokens")
         if self.token_labels is None or self.token_labels.ndim != 2:
             raise ComponentError(
                 "the data collator gives no labels per token, so rows have no loss -> use one that returns 'labels' "
@@ -226,6 +232,10 @@ class RowPass:
             # Collators change the rows they are given (LLaMA-Factory's pops keys); a dataset in memory hands out its
             # own.
             given = [dict(row) for row in fetch(self.dataset, rows[places])]
+            if isinstance(self.collator, StageCollator):
+                batch = dict(self.collator(given))
+                _require_stage_rows(self.collator, batch, len(given))
+                return RowBatch(send_to_device(batch, device), None, self.collator.stage)
             if not any(len(row["input_ids"]) for row in given):  # no model takes a batch of no columns
                 given = [row | {key: value for key, value in _MASKED_TOKEN.items() if key in row} for row in given]
             batch = dict(self.collator(given))
@@ -244,6 +254,15 @@ def _require_apart(batch: Mapping[str, Any], rows: int) -> None:
         raise ComponentError(
             f"the data collator made {made} of {rows} rows, which cannot be scored one by one -> use one that pads "
             "and does not flatten, and rows of one text each"
+        )
+
+
+def _require_stage_rows(collator: StageCollator, batch: Mapping[str, Any], rows: int) -> None:
+    found = collator.rows_in(batch)
+    if found != rows:
+        raise ComponentError(
+            f"the data collator made a batch of {found} rows for stage {collator.stage} of {rows} -> use the collator "
+            "of the stage's trainer"
         )
 
 

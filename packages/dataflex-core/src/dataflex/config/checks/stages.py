@@ -1,0 +1,127 @@
+"""What a component cannot do where rows are no texts: pairs of answers (rm, dpo), answers with a tag (kto).
+
+A component class says in ``asks`` what it computes of rows besides their loss. What a stage has not is in one table,
+with the reason; ``validate`` and ``train`` read it for the stages of LLaMA-Factory, ``dynamic()`` for TRL's trainers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dataflex.config.checks.parsed_config import Draft, KnownPart
+from dataflex.core.errors import Problem
+from dataflex.core.score_names import LOSS, SEEN, ScoreName
+
+TEXTS = ("sft", "pt")
+"""The stages of LLaMA-Factory whose rows are texts."""
+
+ROWS: Mapping[str, str] = {"rm": "pairs of answers", "dpo": "pairs of answers", "kto": "answers with a tag"}
+"""The other stages that train dynamically -> what their rows are. PPO makes its rows as it trains."""
+
+GRADIENTS, HIDDEN, TOKENS = "gradients", "hidden states", "losses of tokens"
+GENERATED, OTHER_MODEL, GATES, STEP = "generated answers", "losses under another model", "gates", "losses of a step"
+
+_REASONS: Mapping[str, str] = {
+    GRADIENTS: "gradients of rows are formed of the losses of their tokens, by rules for each layer",
+    HIDDEN: "the hidden states of two answers are no embedding of a row",
+    TOKENS: "it takes the losses of tokens, and a row has one loss as a whole",
+    GENERATED: "it has the model answer the prompt of a text, and scores that by gradients",
+    OTHER_MODEL: "another model has no loss of this stage: the stage's trainer and reference belong to the run's",
+    GATES: "it puts held-out texts through the experts",
+    STEP: "the losses of a whole step would need a forward pass of the stage before it",
+}
+REFUSED: Mapping[str, Mapping[str, str]] = dict.fromkeys(ROWS, _REASONS)
+"""Stage -> what a component may ask for that it has not -> why."""
+
+_ASKED = re.compile(r"(?P<what>[a-z ]+?)(?: if (?P<key>\w+)(?:=(?P<value>\w+))?)?")
+
+
+def asked_for(asks: str, params: Mapping[str, Any]) -> str | None:
+    """Returns what a component asks for with these parameters; None for nothing but losses.
+
+    Args:
+        asks: As its class says it: ``WHAT``, ``WHAT if KEY`` where the parameter is given, or ``WHAT if KEY=VALUE``.
+        params: Its parameters, defaults included.
+    """
+    found = _ASKED.fullmatch(asks)
+    if found is None:
+        return None
+    key, value = found["key"], found["value"]
+    if key is not None and (params.get(key) is None if value is None else str(params.get(key)) != value):
+        return None
+    return found["what"]
+
+
+def unfit_parts(stage: str, parts: Iterable[KnownPart]) -> list[Problem]:
+    """Returns a problem for each component that asks for what rows of a stage have not.
+
+    Args:
+        stage: One of :data:`ROWS`; for any other there is no problem.
+        parts: The components, as far as they are known.
+    """
+    problems = []
+    for known in parts:
+        params = {} if known.info is None else {**known.info.parameters}
+        what = asked_for(str(known.declares("asks", "")), params | dict(known.part.component.params))
+        reason = REFUSED.get(stage, {}).get(what or "")
+        if reason is not None:
+            said = f"{known.named} asks for {what}, and the rows of stage {stage} are {ROWS[stage]}: {reason}"
+            problems.append(Problem(known.where, said, "take a component that scores rows by their loss, or by none"))
+    return problems
+
+
+def stage_problems(draft: Draft) -> list[Problem]:
+    """Returns what a dynamic run cannot do at its stage."""
+    stage, train_type = draft.stage, draft.arguments.train_type
+    if stage == "ppo":
+        what = f"is ppo, which makes its rows as it trains: there are none that {train_type} could choose or weigh"
+        return [Problem("stage", what, "use train_type: static, or stage: dpo")]
+    if stage not in ROWS:
+        return []
+    return [*unfit_parts(stage, draft.known), *_settings(draft), *_weights(draft)]
+
+
+def rows_meet(stage: str, theirs: Mapping[str, Any], *, in_training: bool) -> tuple[str, str] | None:
+    """Returns the key with which the rows of a batch have no loss of their own, and why; None where they have.
+
+    Args:
+        stage: LLaMA-Factory's ``stage``.
+        theirs: Its keys.
+        in_training: Whether losses are looked at, or weighed, in the batches that are trained on.
+    """
+    bco, ftx = theirs.get("pref_bco_weight") or 0, theirs.get("pref_ftx") or 0
+    if stage == "dpo" and theirs.get("pref_loss") not in ("orpo", "simpo") and isinstance(bco, int | float) and bco > 0:
+        return "pref_bco_weight", "compares a pair with the mean reward of the batches before it"
+    if stage == "kto" and in_training and isinstance(ftx, int | float) and ftx > 0:
+        return "pref_ftx", "adds a term that depends on how many desirable rows a batch has"
+    return None
+
+
+def _settings(draft: Draft) -> list[Problem]:
+    """Refuses settings with which rows have no loss of their own, for components that look at it."""
+    for known in filter(_looks, draft.known):
+        found = rows_meet(draft.stage, draft.theirs, in_training=_looks_in_training(known))
+        if found is not None:
+            key, why = found
+            way_out = "set it to 0, or take a component that does not look at losses"
+            return [Problem(key, f"{why}, and {known.named} needs the loss of each row", way_out)]
+    return []
+
+
+def _weights(draft: Draft) -> list[Problem]:
+    if draft.arguments.weight_objective == "token" and draft.arguments.weighs:
+        what = f"found 'token', and a row of stage {draft.stage} has one loss as a whole"
+        return [Problem("weight_objective", what, "remove it: the mean is over rows")]
+    return []
+
+
+def _looks(known: KnownPart) -> bool:
+    by = known.part.by
+    scored = by is not None and (by == LOSS or ScoreName.of(by).kind == SEEN)
+    return scored or bool(known.declares("reads_batches")) or _looks_in_training(known)
+
+
+def _looks_in_training(known: KnownPart) -> bool:
+    return known.kind.name == "weighter" or bool(known.declares("takes_seen"))
