@@ -227,6 +227,8 @@ def test_a_trainer_that_prepares_one_dataset_in_its_constructor_refuses_a_mappin
     require_separate_sources([old], rows, None)
     require_separate_sources([new], mixed, None)
     require_separate_sources([type("KTOTrainer", (), {"__module__": "my.trainers"})], mixed, None)
+    past_it = type("CustomKTOTrainer", (old,), {"__module__": "llamafactory.train.kto.trainer"})
+    require_separate_sources([past_it, old], mixed, None)
 
 
 def test_pairs_are_made_of_the_batch_with_the_last_row_before_the_first():

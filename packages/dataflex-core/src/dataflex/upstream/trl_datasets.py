@@ -45,8 +45,8 @@ def require_separate_sources(bases: Sequence[type], dataset: Any, args: Any) -> 
     Raises:
         InvalidConfigError: The trainer cannot keep the sources apart.
     """
-    if not isinstance(dataset, MixedSources):
-        return
+    if not isinstance(dataset, MixedSources) or any(_is_of(base, "llamafactory") for base in bases):
+        return  # its trainers go past TRL's constructors: their rows are prepared already
     release = f"of trl {version_of('trl')}"
     for base in bases:
         if _is_of_trl(base) and base.__name__ in _IN_CONSTRUCTOR and not _any_has(bases, PREPARE):
@@ -121,7 +121,11 @@ class PairsOfBatch:
 
 
 def _is_of_trl(base: type) -> bool:
-    return base.__module__.partition(".")[0] == "trl"
+    return _is_of(base, "trl")
+
+
+def _is_of(base: type, package: str) -> bool:
+    return base.__module__.partition(".")[0] == package
 
 
 def _any_has(bases: Sequence[type], name: str) -> bool:
