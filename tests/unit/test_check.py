@@ -273,7 +273,7 @@ BAD = [
     (STATIC, {"model_name_or_path": "/nope/x"}, "model_name_or_path", ["/nope/x does not exist"]),
     (SELECT, {"output_dir": ...}, "output_dir", ["is missing", "name the folder"]),
     (SELECT, {"output_dir": "yaml/mine.py"}, "output_dir", ["is a file", "name a folder"]),
-    (SELECT, {"stage": "dpo"}, "stage", ["found 'dpo'", "sft | pt", "train_type: static"]),
+    (SELECT, {"stage": "ppo"}, "stage", ["makes its rows as it trains", "train_type: static"]),
     (WEIGHT, {"do_train": ...}, "do_train", ["is False", "set do_train: true"]),
     (SELECT, {"streaming": True}, "streaming", ["rows by number", "set streaming: false"]),
     (MIX, {"streaming": True}, "mixture_sample_rule", ["mixture asks for the sizes", "init_mixture_proportions"]),

@@ -303,7 +303,7 @@ BAD = [
         {"mixer": "odm", "mix_strategy": "interleave_over"},
         "mix_strategy: found 'interleave_over', but with train_type: d",
     ),
-    ({"mixer": "odm", "stage": "dpo"}, "stage: found 'dpo'; train_type: dynamic works with sft | pt"),
+    ({"mixer": "odm", "stage": "ppo"}, "stage: is ppo, which makes its rows as it trains: there are none that dynamic"),
     (
         {"mixer": "odm", "streaming": True, "selector": "loss"},
         "streaming: a run with selector: asks for rows by number",

@@ -80,7 +80,7 @@ def stage_problems(draft: Draft) -> list[Problem]:
         return [Problem("stage", what, "use train_type: static, or stage: dpo")]
     if stage not in ROWS:
         return []
-    return [*unfit_parts(stage, draft.known), *_settings(draft), *_weights(draft)]
+    return [*unfit_parts(stage, draft.known), *_settings(draft), *_weights(draft), *_resumes(draft)]
 
 
 def rows_meet(stage: str, theirs: Mapping[str, Any], *, in_training: bool) -> tuple[str, str] | None:
@@ -115,6 +115,15 @@ def _weights(draft: Draft) -> list[Problem]:
         what = f"found 'token', and a row of stage {draft.stage} has one loss as a whole"
         return [Problem("weight_objective", what, "remove it: the mean is over rows")]
     return []
+
+
+def _resumes(draft: Draft) -> list[Problem]:
+    """LLaMA-Factory begins anew there, with a warning."""
+    kind = draft.theirs.get("finetuning_type", "lora")
+    if draft.stage != "rm" or kind not in ("full", "freeze") or not draft.theirs.get("resume_from_checkpoint"):
+        return []
+    what = f"is given, and LLaMA-Factory does not resume stage: rm with finetuning_type: {kind}"
+    return [Problem("resume_from_checkpoint", what, "remove it, or train with finetuning_type: lora")]
 
 
 def _looks(known: KnownPart) -> bool:

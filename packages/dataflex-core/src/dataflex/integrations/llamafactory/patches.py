@@ -32,6 +32,7 @@ from dataflex.integrations.llamafactory import printed_numbers, reading
 from dataflex.integrations.llamafactory.data import reading_dataset
 from dataflex.integrations.llamafactory.predicting import predicting
 from dataflex.integrations.llamafactory.started import Started
+from dataflex.integrations.llamafactory.value_head import resuming
 from dataflex.run.newest import newest_of_run
 from dataflex.run.output_dir import (
     require_checkpoint_of_run,
@@ -100,7 +101,11 @@ def _replacements(spec: RunSpec, mixin: type[DynamicTrainer]) -> list[tuple[Any,
 
 def _trainer(spec: RunSpec, original: type[Any], mixin: type[DynamicTrainer]) -> Callable[..., Any]:
     """LLaMA-Factory's trainer with ours over it; its constructor is called as before."""
-    base = predicting(original) if original in (sft.CustomSeq2SeqTrainer, rm.PairwiseTrainer) else original
+    base = original
+    if original in (sft.CustomSeq2SeqTrainer, rm.PairwiseTrainer):
+        base = predicting(original)
+    if original is rm.PairwiseTrainer:
+        base = resuming(base)
     ours: Callable[..., Any] = trainer_class(mixin, base)
     return functools.partial(ours, dataflex=spec, overwrite_output_dir=True)  # the folder has been looked at
 
