@@ -52,7 +52,6 @@ def test_what_a_stage_has_not_is_refused_by_name(stage, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs: true is done by the loader"),
         ({"loss_type": ["bco_pair"]}, "loss_type: bco_pair compares a pair"),
     ],
 )

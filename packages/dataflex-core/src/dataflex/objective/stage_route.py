@@ -69,8 +69,8 @@ class StageRoute:
     def _row_losses(self, kept: deque[tuple[str, Any]], model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         stage, trainer = self._stage, self._trainer
         if not stage.forwards:
-            ((_, output),) = kept
-            return stage.row_losses(trainer, lambda **_: output, inputs)  # type: ignore[arg-type]  # in its place
+            again: Any = _again(kept)
+            return stage.row_losses(trainer, again, inputs)
         with ExitStack() as stack:
             for name in stage.forwards:
                 stack.enter_context(patch.object(trainer, name, _next(kept, name)))
@@ -109,6 +109,20 @@ def _next(kept: deque[tuple[str, Any]], name: str) -> Callable[..., Any]:
         if not kept or kept[0][0] != name:
             raise ComponentError(
                 f"the trainer did not call {name} where its loss does, so the loss of a row is not known -> use the "
+                "trainer of the stage as it is"
+            )
+        return kept.popleft()[1]
+
+    return call
+
+
+def _again(kept: deque[tuple[str, Any]]) -> Callable[..., Any]:
+    """Returns what stands in the model's place: it gives what the model gave to the trainer, call by call."""
+
+    def call(**kwargs: Any) -> Any:
+        if not kept:
+            raise ComponentError(
+                "the trainer ran the model less often than its loss does, so the loss of a row is not known -> use the "
                 "trainer of the stage as it is"
             )
         return kept.popleft()[1]

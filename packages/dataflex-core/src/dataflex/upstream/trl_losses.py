@@ -49,9 +49,9 @@ class PinnedDPO(StageLoss):
         return torch.cat([self.row_losses(trainer, model, cut(inputs, row, rows)) for row in range(rows)])
 
     def refused(self, trainer: Any, use: Use) -> str | None:
-        """Losses in which the pairs of a batch meet; reference losses that the loader of TRL computes."""
+        """Losses in which the pairs of a batch meet."""
         if use is Use.PLAN:
-            return _precomputed(trainer)
+            return None
         running = [name for name in trainer.loss_type if name in RUNNING]
         if running:
             return f"loss_type: {running[0]} compares a pair with the mean reward of the batches before it"
@@ -123,9 +123,9 @@ class PinnedKTO(StageLoss):
         return kto_losses(trainer, ratios_B, kl_B.detach().clamp(min=0), tags_B)
 
     def refused(self, trainer: Any, use: Use) -> str | None:
-        """Losses that are computed over a batch; reference losses that the loader of TRL computes."""
+        """Losses that are computed over a batch."""
         if use is Use.PLAN:
-            return _precomputed(trainer)
+            return None
         if trainer.args.use_liger_loss:
             return "use_liger_loss: true computes the loss of a batch in one -> set it to false"
         if trainer.aux_loss_enabled:
@@ -154,15 +154,6 @@ class PinnedKTO(StageLoss):
         else:
             chosen, rejected, _, _, kl_logps_B = trainer.forward(trainer.ref_model, inputs)[:5]
         return by_tag(chosen, rejected, tags_B), kl_logps_B
-
-
-def _precomputed(trainer: Any) -> str | None:
-    if trainer.precompute_ref_log_probs:
-        return (
-            "precompute_ref_log_probs: true is done by the loader that a planned run replaces, and without it the "
-            "model would be its own reference -> set it to false, and give ref_model or an adapter"
-        )
-    return None
 
 
 def _adds_tokens(trainer: Any) -> bool:
