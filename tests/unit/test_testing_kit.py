@@ -133,12 +133,11 @@ MADE = {
 }
 """What each factory of the kit that makes something for a device makes there."""
 ELSEWHERE = {"TINY_SPECIAL_TOKENS", "TokenRows", "device", "pad_collate", "tiny_tokenizer"}  # no tensors, or a loader's
-ELSEWHERE |= {"Conformance", "NotConforming", "conformance", "conformance_cases"}  # runs, which are given their device
-ELSEWHERE |= {"RankError", "RankProcesses", "two_ranks"}  # on the CPU, with gloo
+RUNS = {"Conformance", "NotConforming", "RankError", "RankProcesses", "conformance", "conformance_cases", "two_ranks"}
 
 
 def test_everything_in_the_kit_is_made_on_the_device_of_the_tests(monkeypatch, tmp_path):
-    assert {*MADE, *ELSEWHERE} == set(testing.__all__)
+    assert {*MADE, *ELSEWHERE, *RUNS} == set(testing.__all__)
     assert {value.device.type for make in MADE.values() for value in make(tmp_path)} == {device().type}
     for module in ("quiet_arguments", "tiny_models", "token_rows"):
         monkeypatch.setattr(f"dataflex.testing.{module}.device", lambda: torch.device("meta"))
