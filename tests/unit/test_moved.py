@@ -92,8 +92,8 @@ def test_renamed_parameters_reach_the_component_and_the_log_says_so_once(tmp_pat
     assert (spec.params["temperature"], spec.params["refresh"]) == (0.5, 7)
     said = [record.getMessage().partition("weighters.adapt: ")[2] for record in caplog.records]
     assert said == [
-        "parameters of OpenDCAI/DataFlex without effect here: anchor_batch_size (embedding is batched by tokens); clip (weights "
-        "are below 1 in any case)",
+        "parameters of OpenDCAI/DataFlex without effect here: anchor_batch_size (embedding is batched by tokens); clip "
+        "(weights are below 1 in any case)",
         "parameters of OpenDCAI/DataFlex read by our names: tau as temperature, refresh_interval as refresh",
     ]
 
@@ -144,10 +144,7 @@ def test_odm_begins_with_the_first_update_and_with_the_proportions_of_the_run(tm
 def test_a_scale_that_never_reached_the_mixer_is_left_out_with_a_warning(tmp_path, caplog):
     resolved(tmp_path, MIXER, "odm", RunKeys({}, 2000), reward_scale=15.0)
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert (
-        "mixers.odm: left out, of OpenDCAI/DataFlex, so that results differ: reward_scale (there it never reaches the mixer"
-        in said
-    )
+    assert "mixers.odm: left out, of OpenDCAI/DataFlex, so that results differ: reward_scale (there it never" in said
 
 
 def test_held_out_rows_are_their_batches_times_their_size():
