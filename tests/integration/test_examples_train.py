@@ -59,6 +59,7 @@ def schedule(config: dict) -> list[str]:
     return [f"warmup_step={min(config.get('warmup_step', 0), 1)}", "update_step=1", "update_times=4", "train_step=0"]
 
 
+@pytest.mark.slow
 @pytest.mark.llamafactory
 @pytest.mark.filterwarnings("ignore:The `padding_value` property is deprecated")  # LLaMA-Factory's use of TRL
 @pytest.mark.parametrize("file", [file for file in RUNS if file not in LEFT_OUT])
