@@ -22,6 +22,20 @@ KTO = ({"a.json": [row | {"label": True} for row in ALPACA]}, {"file_name": "a.j
 PLAIN = ({"a.json": ALPACA}, {"file_name": "a.json"}, [])
 
 
+PAIRS = {"file_name": "a.json", "ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}}
+
+
+@pytest.mark.parametrize("stage", ["rm", "dpo"])
+@pytest.mark.parametrize("wrong", ["good", "bad"])
+def test_pairs_of_which_none_has_two_texts_are_refused_with_what_stands_there(stage, wrong):
+    """As in LLaMA-Factory 4717: an answer is an object, each row is dropped, and nothing is left."""
+    rows = [{"q": "1 + 1", "good": "2", "bad": "3"} for _ in range(4)]
+    assert problems(({"a.json": rows}, PAIRS, []), stage=stage) == []
+    (problem,) = problems(({"a.json": [row | {wrong: {"answer": "2"}} for row in rows]}, PAIRS, []), stage=stage)
+    assert "'bad' (a.json) gives no rows to train on: no row has a text in both 'good' and 'bad'" in problem
+    assert f"row 1, column '{wrong}': found" in problem
+
+
 @pytest.mark.parametrize("train_type", ["static", "dynamic_select", "dynamic_mix"])
 def test_a_dataset_whose_rows_a_stage_drops_one_and_all_is_refused(train_type):
     """LLaMA-Factory warns of each row that it drops; where no row is left, or no row of a source, the run ends."""

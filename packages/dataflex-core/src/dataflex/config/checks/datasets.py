@@ -14,7 +14,7 @@ from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.combination import column_problems
 from dataflex.config.checks.data_files import LARGEST, Table, data_files, read_table
 from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, Entry, entry, require_stage
-from dataflex.config.checks.formats import has_answers, no_answers, require_format, require_tags
+from dataflex.config.checks.formats import has_answers, no_answers, require_format, require_rows_of_stage
 from dataflex.config.checks.parsed_config import Draft, names_in
 from dataflex.config.checks.streaming import no_epoch
 from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
@@ -176,7 +176,7 @@ class _Looked:
         for table in tables:
             require_format(found, table, self._surely_read(found, total, alone=len(tables) == 1))
         if trained and total:  # LLaMA-Factory drops them one by one
-            require_tags(found, tables, self._draft.stage)
+            require_rows_of_stage(found, tables, self._draft.stage)
         if trained and total and self._draft.stage == "sft" and not any(has_answers(found, t) for t in tables):
             raise ConfigError(f"'{name}' ({found.file_name}) gives no rows to train on: {no_answers(found)}")
         return found.num_samples if found.num_samples is not None and total else total

@@ -68,28 +68,58 @@ def no_answers(found: Entry) -> str:
     )
 
 
-def require_tags(found: Entry, tables: Sequence[Table], stage: str) -> None:
-    """Refuses answers without a tag at stage kto, and answers with one at stage sft: all rows would be dropped.
+def require_rows_of_stage(found: Entry, tables: Sequence[Table], stage: str) -> None:
+    """Refuses rows that a stage would drop one and all: pairs that are none, answers without a tag, or with one.
+
+    LLaMA-Factory drops such a row with a warning, and fails where none is left.
+
+    Args:
+        found: The dataset's definition.
+        tables: What its files hold.
+        stage: LLaMA-Factory's ``stage``.
 
     Raises:
         ConfigError: No row is left to train on.
     """
     rows = [row for table in tables for row in table.rows]
-    if stage not in ("kto", "sft") or found.formatting not in ("alpaca", "sharegpt", "openai") or not rows:
-        return
-    column, which = found.columns["kto_tag"], f"'{found.name}' ({found.file_name}) gives no rows to train on"
+    if found.formatting in ("alpaca", "sharegpt", "openai") and rows:
+        why = _no_pairs(found, rows) if stage in ("rm", "dpo") else _tags_amiss(found, rows, stage)
+        if why:
+            raise ConfigError(f"'{found.name}' ({found.file_name}) gives no rows to train on: {why}")
+
+
+def _no_pairs(found: Entry, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns why no row is a pair of answers; empty where one is, or where the definition says of none."""
+    wanted, what = (str, "a text") if found.formatting == "alpaca" else (dict, "a message")
+    columns = [str(found.columns[use]) for use in ("chosen", "rejected") if found.columns[use]]
+    if not found.ranking or not columns:
+        return ""
+    if any(all(isinstance(row.get(column), wanted) for column in columns) for row in rows):
+        return ""
+    column = next(column for column in columns if not isinstance(rows[0].get(column), wanted))
+    return (
+        f"no row has {what} in both {' and '.join(map(repr, columns))} (row 1, column '{column}': found "
+        f"{shown(rows[0].get(column))}), and a row without is dropped -> write {what} there, or name the columns of "
+        f"the answers in {INFO}"
+    )
+
+
+def _tags_amiss(found: Entry, rows: Sequence[Mapping[str, Any]], stage: str) -> str:
+    """Returns why kto drops each row for want of a tag, or sft for having one; empty where a row is left."""
+    column = found.columns["kto_tag"]
     tagged = [column is not None and isinstance(row.get(column), bool) for row in rows]
     if stage == "kto" and not any(tagged):
         there = f"no row has true or false in the column '{column}'" if column else "'columns' names no kto_tag"
-        raise ConfigError(
-            f"{which}: {there}, and stage: kto drops a row without a tag -> name the column that says true of wanted "
-            f"answers and false of others in {INFO}, or name another dataset"
+        return (
+            f"{there}, and stage: kto drops a row without a tag -> name the column that says true of wanted answers "
+            f"and false of others in {INFO}, or name another dataset"
         )
     if stage == "sft" and all(tagged):
-        raise ConfigError(
-            f"{which}: each has a tag in the column '{column}', and stage: sft drops a row with one -> take kto_tag "
-            f"out of its columns in {INFO}, or train on it with stage: kto"
+        return (
+            f"each has a tag in the column '{column}', and stage: sft drops a row with one -> take kto_tag out of its "
+            f"columns in {INFO}, or train on it with stage: kto"
         )
+    return ""
 
 
 def _require_one_type(table: Table, rows: int | None) -> None:
