@@ -28,12 +28,14 @@ from dataflex.forecast.advice import advice
 from dataflex.forecast.data_size import Rows, data_size
 from dataflex.forecast.entry_texts import row_text
 from dataflex.forecast.forecast import MOST, forecast
+from dataflex.forecast.kept_rows import kept_rows
 from dataflex.forecast.model_size import model_size
 from dataflex.forecast.page import page, plain, verdict
 from dataflex.forecast.passes_price import CPU_TOUCHED, OPTIMIZER, ROW_GRADIENTS, ROW_NUMBERS, Prices, Rates
 from dataflex.forecast.sampled_rows import sampled
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors.near import NearSelector
+from datasets import Dataset
 
 AHEAD = Ahead(
     rows=Amount(1000, 100_000, 50_000), asked=Amount(80, 8000, 4000), target=Amount(50, 5000, 2000), updates=4,
@@ -397,6 +399,20 @@ def test_a_stage_costs_as_many_passes_as_its_trainer_makes(pairs, changes, forwa
     trained = 2 * (layers + logits) + layers + 2 * (size.body + size.head)  # the layers twice: gradient checkpointing
     step = 4 * length * (trained + (forward - 1) * (layers + logits)) + OPTIMIZER * size.trainable
     assert found.segments[1].training.flops == pytest.approx(3 * step, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lengths", "labels"),
+    [
+        ({"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]]}, [3], [2]),
+        ({"chosen_input_ids": [[5, 6, 7]], "rejected_input_ids": [[5, 6]], "chosen_labels": [[-100, 6, 7]]}, [5], [5]),
+        ({"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]], "kto_tags": [True]}, [3], [3]),
+    ],
+)
+def test_tokenised_rows_of_a_stage_are_counted_as_it_runs_over_them(tmp_path, columns, lengths, labels):
+    Dataset.from_dict(columns).save_to_disk(str(tmp_path / "kept"))
+    (found,) = [counted for _, counted in kept_rows(tmp_path / "kept").values()]
+    assert (found.lengths.tolist(), found.labels.tolist()) == (lengths, labels)
 
 
 @pytest.mark.llamafactory

@@ -13,7 +13,7 @@ from typing import Any
 from dataflex.config.declared_values import OPEN, declared_value
 from dataflex.config.known_keys import handed_on
 
-NULL_IS_OFF = frozenset({
+_NULL_IS_OFF = frozenset({
     "max_steps", "model_revision", "offload_folder", "project", "length_column_name", "eval_delay",
 })  # fmt: skip
 """Keys that may be null though they do not say so, as a switch may be; ``max_steps`` is left out by dataflex then."""
@@ -25,7 +25,7 @@ _NULLS = frozenset({"null", "Null", "NULL", "~"})
 def may_be_null(key: str) -> bool:
     """Returns whether LLaMA-Factory takes null for a key; True for one of which nothing is known."""
     declared = declared_value(key)
-    return declared is None or not declared.types.isdisjoint({OPEN, "none", "bool"}) or key in NULL_IS_OFF
+    return declared is None or not declared.types.isdisjoint({OPEN, "none", "bool"}) or key in _NULL_IS_OFF
 
 
 def without_unset(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
