@@ -12,21 +12,19 @@ from typing import Any
 
 CHAT = {"messages": "messages"}
 TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+PAIRS = {
+    "ranking": True,
+    "formatting": "sharegpt",
+    "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+}
 DATASETS: dict[str, tuple[int, dict[str, Any]]] = {
     "identity": (91, {"file_name": "identity.json"}),
     "alpaca_en_demo": (999, {"file_name": "alpaca_en_demo.json"}),
     "alpaca_zh_demo": (1000, {"file_name": "alpaca_zh_demo.json"}),
     "c4_demo": (300, {"file_name": "c4_demo.jsonl", "columns": {"prompt": "text"}}),
     "wiki_demo": (30, {"file_name": "wiki_demo.txt", "columns": {"prompt": "text"}}),
-    "dpo_en_demo": (
-        300,
-        {
-            "file_name": "dpo_en_demo.json",
-            "ranking": True,
-            "formatting": "sharegpt",
-            "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
-        },
-    ),
+    "dpo_en_demo": (300, {"file_name": "dpo_en_demo.json"} | PAIRS),
+    "dpo_zh_demo": (300, {"file_name": "dpo_zh_demo.json"} | PAIRS),
     "kto_en_demo": (
         300,
         {

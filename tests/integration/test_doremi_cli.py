@@ -71,6 +71,16 @@ def test_the_steps_are_those_of_doremi_and_hand_their_results_on(file, tmp_path)
     assert {keys["mixture_unit"] for keys in (reference, proxy, final)} == {"tokens"}
 
 
+def test_a_key_of_all_three_files_can_be_unset(file, tmp_path):
+    train = Pretended(tmp_path / "out")
+    assert run([str(file), "learning_rate=null", "max_samples=null"], train) == 0
+    for number, step in enumerate(train.seen, start=1):
+        keys = read(tmp_path / "out" / f"{number}_{step}.yaml")
+        assert "learning_rate" in read(file)["common"]
+        assert "learning_rate" not in keys
+        assert keys["max_samples"] is None
+
+
 def test_a_step_that_fails_ends_the_command_and_the_next_call_goes_on_there(file, tmp_path):
     broken = Pretended(tmp_path / "out", fails="proxy")
     assert run([str(file)], broken) == 7

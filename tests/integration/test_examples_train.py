@@ -30,6 +30,7 @@ CHANGED = {
     "combine/filter_mix_order.yaml": ["mixer.from=2"],
     "combine/mix_select_weigh.yaml": ["weighter.from=3"],
     "combine/all_axes.yaml": ["weighter.from=3"],
+    "stages/rm_weigh.yaml": ["component.share=0.5"],
 }  # fmt: skip
 """File -> what cannot be had here (a model of a hub), or is longer than the few steps. All else stays as it stands."""
 

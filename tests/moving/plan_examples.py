@@ -1,6 +1,6 @@
 """What `dataflex-cli plan` says of each file of `examples/`: the column of the tables in examples/README.md.
 
-    python tests/moving/plan_examples.py CHECKOUT [--write]
+    python tests/moving/plan_examples.py CHECKOUT [--only TEXT] [--write]
 
 CHECKOUT is a clone of LLaMA-Factory, for its demo data. Models are not fetched: configurations of the same shape stand
 in for them, and rows are counted by characters. The accelerator is taken to do 150 TFLOP a second.
@@ -69,6 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--write", action="store_true", help="into the last column of the tables of examples/README.md")
+    parser.add_argument("--only", default="", help="a part of the names of the files, as in stages/")
     asked = parser.parse_args()
     data, found = asked.checkout.resolve() / "data", {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,8 +82,8 @@ def main() -> int:
         for path in sorted(EXAMPLES.glob("*/*.yaml")):
             name = path.relative_to(EXAMPLES).as_posix()
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if config.get("train_type", "static") == "static":
-                continue  # nothing decides there
+            if asked.only not in name or config.get("train_type", "static") == "static":
+                continue  # in a static run nothing decides
             found[name] = planned(path, models)
             print(name, found[name], flush=True)
     if asked.write:

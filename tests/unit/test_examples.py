@@ -30,6 +30,7 @@ COMPONENTS = [info for info in components() if info.name in registry.official(in
 FOLDERS = {"selector": "select", "mixer": "mix", "order": "order", "weighter": "weigh"}
 SHORT_FORMS = {"select": "dynamic_select", "mix": "dynamic_mix", "order": "dynamic_reorder", "weigh": "dynamic_weight"}
 STAGES = {"pt", "sft", "rm", "dpo", "kto"}
+STAGES_OF_ANSWERS = ("rm", "dpo", "kto")
 AXES = ("selector", "mixer", "order", "weighter")
 GROUPS = ["model", "method", "dataflex", "dataset", "output", "train"]
 FILES_OF_PARAMETERS = {"file", "column", "reference_model", "reward_model", "weights"}  # each user has others
@@ -72,10 +73,9 @@ def test_there_is_one_file_for_each_component_and_none_for_what_is_not_there():
 
 
 def test_the_files_are_counted():
-    by_folder = {
-        folder: len(list((EXAMPLES / folder).glob("*.yaml"))) for folder in (*SHORT_FORMS, "combine", "static")
-    }
-    assert by_folder == {"select": 12, "mix": 9, "order": 9, "weigh": 8, "combine": 13, "static": 5}
+    folders = (*SHORT_FORMS, "combine", "stages", "static")
+    by_folder = {folder: len(list((EXAMPLES / folder).glob("*.yaml"))) for folder in folders}
+    assert by_folder == {"select": 12, "mix": 9, "order": 9, "weigh": 8, "combine": 13, "stages": 12, "static": 5}
     assert sum(by_folder.values()) == len(FILES)
 
 
@@ -92,6 +92,37 @@ def test_each_stage_has_a_static_baseline():
     assert {loaded(path)["train_type"] for path in (EXAMPLES / "static").glob("*.yaml")} == {"static"}
 
 
+@pytest.mark.parametrize("stage", STAGES_OF_ANSWERS)
+@pytest.mark.parametrize("axis", SHORT_FORMS)
+def test_each_stage_of_answers_has_each_axis(stage: str, axis: str):
+    path = EXAMPLES / "stages" / f"{stage}_{axis}.yaml"
+    if (stage, axis) == ("kto", "mix"):
+        assert not path.exists(), "a mixture has several sources, and there is one demo set for kto"
+        return
+    config = loaded(path)
+    assert (config["stage"], config["train_type"]) == (stage, SHORT_FORMS[axis])
+
+
+def test_dpo_has_every_axis_in_one_run():
+    config = loaded(EXAMPLES / "stages/dpo_combine.yaml")
+    assert (config["stage"], config["train_type"]) == ("dpo", "dynamic")
+    assert set(AXES) <= config.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES_OF_ANSWERS)
+def test_a_stage_is_compared_with_its_static_run_by_nothing_but_what_is_dynamic(stage: str):
+    """Model, method, data and learning rate of a dynamic file are those of the stage's baseline."""
+    baseline = loaded(EXAMPLES / "static" / f"{stage}.yaml")
+    same = ("model_name_or_path", "finetuning_type", "lora_rank", "template", "cutoff_len", "learning_rate")
+    for path in (EXAMPLES / "stages").glob(f"{stage}_*.yaml"):
+        config = loaded(path)
+        assert {key: config[key] for key in same} == {key: baseline[key] for key in same}
+        assert [config.get(key) for key in ("pref_beta", "pref_loss")] == [
+            baseline.get(key) for key in ("pref_beta", "pref_loss")
+        ]
+        assert baseline["dataset"] in _names(config["dataset"])
+
+
 def test_each_pair_of_axes_is_combined_and_all_of_them_and_filters_with_a_selector():
     configs = [loaded(path) for path in (EXAMPLES / "combine").glob("*.yaml")]
     held = [{axis for axis in AXES if axis in config} for config in configs]
@@ -104,6 +135,19 @@ def test_each_pair_of_axes_is_combined_and_all_of_them_and_filters_with_a_select
     parts = str(configs)
     assert "'every'" in parts
     assert "'from'" in parts
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "stages").glob("*.yaml")), ids=name)
+def test_docs_stages_says_that_what_a_file_of_a_stage_trains_with_works_there(path: Path):
+    text = (ROOT / "docs/stages.md").read_text(encoding="utf-8")
+    works = dict(re.findall(r"^\| (select|mix|weigh) \| ([^|]+) \|", text, flags=re.MULTILINE))
+    config = loaded(path)
+    alone = {FOLDERS[axis]: config[axis] for axis in AXES if axis in config}
+    alone |= {axis: config["component_name"] for axis in SHORT_FORMS if config["train_type"] == SHORT_FORMS[axis]}
+    for axis, given in alone.items():
+        for part in given if isinstance(given, list) else [given]:
+            component = part["component"] if isinstance(part, dict) else part
+            assert axis == "order" or f"`{component}`" in works[axis]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)

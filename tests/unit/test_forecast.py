@@ -28,12 +28,14 @@ from dataflex.forecast.advice import advice
 from dataflex.forecast.data_size import Rows, data_size
 from dataflex.forecast.entry_texts import row_text
 from dataflex.forecast.forecast import MOST, forecast
+from dataflex.forecast.kept_rows import kept_rows
 from dataflex.forecast.model_size import model_size
 from dataflex.forecast.page import page, plain, verdict
 from dataflex.forecast.passes_price import CPU_TOUCHED, OPTIMIZER, ROW_GRADIENTS, ROW_NUMBERS, Prices, Rates
 from dataflex.forecast.sampled_rows import sampled
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors.near import NearSelector
+from datasets import Dataset
 
 AHEAD = Ahead(
     rows=Amount(1000, 100_000, 50_000), asked=Amount(80, 8000, 4000), target=Amount(50, 5000, 2000), updates=4,
@@ -213,6 +215,24 @@ def test_what_of_a_row_is_prompt_and_what_is_answer():
     )
 
 
+@pytest.mark.parametrize("formatting", ["alpaca", "sharegpt"])
+def test_a_pair_is_two_answers_each_with_all_that_stands_before_it(formatting):
+    columns = {"chosen": "yes", "rejected": "no"}
+    if formatting == "alpaca":
+        columns |= {"prompt": "asked", "history": "before"}
+        row = {"asked": "c", "before": [["a", "b"]], "yes": "d", "no": "e"}
+    else:
+        columns |= {"messages": "conversations"}
+        said = [("human", "a"), ("gpt", "b"), ("human", "c")]
+        row = {"conversations": [{"from": who, "value": text} for who, text in said]}
+        row |= {"yes": {"from": "gpt", "value": "d"}, "no": {"from": "gpt", "value": "e"}}
+    given = entry("x", {"file_name": "x", "formatting": formatting, "ranking": True, "columns": columns})
+    for stage in ("rm", "dpo"):
+        found = row_text(row, given, stage)
+        assert sorted(found.prompt.split()) == ["a", "a", "b", "b", "c", "c"]
+        assert (found.answer.split(), found.turns) == (["d", "e"], 4)
+
+
 def test_padding_is_to_the_mean_longest_of_a_batch():
     lengths = np.sort(np.random.default_rng(0).integers(5, 100, 3000)).astype(float)
     rows = Rows("a", 3000, lengths, 1.0, "")
@@ -317,6 +337,94 @@ def test_lora_costs_less_than_the_whole_model_and_fewer_layers_less_still(folder
     whole, lora = gradients(finetuning_type="full"), gradients(finetuning_type="lora", lora_rank=1)
     frozen = gradients(finetuning_type="freeze", freeze_trainable_layers=1)
     assert frozen < lora < whole
+
+
+PAIR = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+ANSWERS = {"file_name": "pairs.json", "ranking": True, "formatting": "sharegpt", "columns": PAIR}
+
+
+@pytest.fixture
+def pairs(folder, tmp_path):
+    """A `dataset_dir` with pairs, and with the same prompts and chosen answers with a tag."""
+    texts = [("word " * (3 + n % 5), "yes " * (2 + n % 3), "no " * (1 + n % 4)) for n in range(120)]
+    (tmp_path / "data").mkdir()
+    rows = [
+        {
+            "conversations": [{"from": "human", "value": asked}],
+            "chosen": {"from": "gpt", "value": yes},
+            "rejected": {"from": "gpt", "value": no},
+        }
+        for asked, yes, no in texts
+    ]
+    write(tmp_path / "data" / "pairs.json", rows)
+    write(tmp_path / "data" / "tagged.json", [{"instruction": a, "output": y, "tag": True} for a, y, _ in texts])
+    columns = {"prompt": "instruction", "response": "output"}
+    info = {
+        "pairs": ANSWERS,
+        "plain": {"file_name": "tagged.json", "columns": columns},
+        "tagged": {"file_name": "tagged.json", "columns": columns | {"kto_tag": "tag"}},
+        "hub": {"hf_hub_url": "nobody/nothing", "ranking": True},
+    }
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+
+    def of(dataset, **changes):
+        given = {"dataset": dataset, "dataset_dir": str(tmp_path / "data"), "component_name": "loss"}
+        return forecast(checked(folder, eval_dataset=None, **given, **changes))
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("changes", "forward"),
+    [
+        ({"stage": "rm"}, 1),
+        ({"stage": "dpo"}, 2),
+        ({"stage": "dpo", "pref_loss": "ipo"}, 2),
+        ({"stage": "dpo", "pref_loss": "orpo"}, 1),
+        ({"stage": "dpo", "pref_loss": "simpo"}, 1),
+        ({"stage": "kto"}, 4),
+    ],
+)
+@pytest.mark.llamafactory
+def test_a_stage_costs_as_many_passes_as_its_trainer_makes(pairs, changes, forward):
+    """Counted by hand: reference and estimate of K are forward passes, of training and of scoring alike."""
+    found = pairs("tagged" if changes["stage"] == "kto" else "pairs", finetuning_type="full", **changes)
+    size, data = found.facts.model.size, found.facts.data.sources[0]
+    answers = 1 if changes["stage"] == "kto" else 2
+    assert data.labels == pytest.approx(1.0), "logits are made of prompts too"
+    each = 2 * (size.body + size.head) + 2 * size.attended * data.mean / answers
+    assert found.passes["forward passes"].flops == pytest.approx(4 * forward * 120 * data.mean * each)
+    length = data.padded(4)
+    layers, logits = 2 * size.body + 2 * size.attended * length / answers, 2 * size.head
+    trained = 2 * (layers + logits) + layers + 2 * (size.body + size.head)  # the layers twice: gradient checkpointing
+    step = 4 * length * (trained + (forward - 1) * (layers + logits)) + OPTIMIZER * size.trainable
+    assert found.segments[1].training.flops == pytest.approx(3 * step, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lengths", "labels"),
+    [
+        ({"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]]}, [3], [2]),
+        ({"chosen_input_ids": [[5, 6, 7]], "rejected_input_ids": [[5, 6]], "chosen_labels": [[-100, 6, 7]]}, [5], [5]),
+        ({"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]], "kto_tags": [True]}, [3], [3]),
+    ],
+)
+def test_tokenised_rows_of_a_stage_are_counted_as_it_runs_over_them(tmp_path, columns, lengths, labels):
+    Dataset.from_dict(columns).save_to_disk(str(tmp_path / "kept"))
+    (found,) = [counted for _, counted in kept_rows(tmp_path / "kept").values()]
+    assert (found.lengths.tolist(), found.labels.tolist()) == (lengths, labels)
+
+
+@pytest.mark.llamafactory
+def test_a_pair_is_as_long_as_two_texts_and_cut_as_two(pairs):
+    (pair,) = pairs("pairs", stage="rm").facts.data.sources
+    (text,) = pairs("plain").facts.data.sources
+    assert 1.5 * text.mean < pair.mean < 2.5 * text.mean
+    (cut,) = pairs("pairs", stage="rm", cutoff_len=4).facts.data.sources
+    assert cut.lengths.max() == 8
+    (unread,) = pairs("hub", stage="dpo").facts.data.sources
+    assert unread.mean == 2 * 64
+    assert "taken as 128 tokens a row (cutoff_len for each answer)" in unread.how
 
 
 def test_rows_that_are_nowhere_here_are_taken_at_cutoff_len_and_it_is_said(folder):

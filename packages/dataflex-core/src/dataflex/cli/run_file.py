@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dataflex.config.check import check
 from dataflex.config.load import read_config
+from dataflex.config.null_values import without_unset
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.core.verbosity import QUIET, asked, without_flag
@@ -34,4 +35,5 @@ def checked_run(argv: Sequence[str], usage: str, *, trains: bool = True) -> RunS
     if file.startswith("-"):
         raise ConfigError(f"'{file}': found in place of FILE, and the one option here is {QUIET} -> {usage}")
     log_to_stderr(verbosity.own)
-    return check(read_config(file, overrides), Path(file).absolute().parent, trains=trains)
+    config = without_unset(read_config(file, overrides), overrides)
+    return check(config, Path(file).absolute().parent, trains=trains)

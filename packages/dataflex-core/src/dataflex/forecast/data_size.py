@@ -25,6 +25,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.forecast.entry_texts import row_text
 from dataflex.forecast.kept_rows import kept_rows
 from dataflex.forecast.sampled_rows import sampled
+from dataflex.forecast.stage_passes import stage_passes
 from dataflex.forecast.text_tokens import Counted, TokenCounter
 
 CUTOFF = 2048
@@ -128,7 +129,8 @@ class _Reader:
         keys = spec.llamafactory
         self._spec, self._keys = spec, keys
         self._stage = str(keys.get("stage") or "sft")
-        self._cutoff = int(keys.get("cutoff_len") or CUTOFF)
+        self._passes = stage_passes(keys)
+        self._cutoff = int(keys.get("cutoff_len") or CUTOFF) * self._passes.answers
         packing = keys.get("packing")
         self._packs = keys.get("neat_packing") is True or (self._stage == "pt" if packing is None else packing is True)
         self._counter: TokenCounter | None = None
@@ -225,7 +227,8 @@ class _Reader:
     def _unread(self, name: str, why: str) -> Rows:
         limit = self._keys.get("max_samples")
         count = float(limit) if isinstance(limit, int) and limit > 0 else None
-        how = f"{why}: taken as {self._cutoff} tokens a row (cutoff_len), all with a label"
+        of_row = "cutoff_len" if self._passes.answers == 1 else "cutoff_len for each answer"
+        how = f"{why}: taken as {self._cutoff} tokens a row ({of_row}), all with a label"
         return Rows(name, count, np.full(1, float(self._cutoff)), 1.0, how)
 
     def _counts(self) -> TokenCounter:
@@ -233,7 +236,8 @@ class _Reader:
             keys = self._keys
             self._counter = TokenCounter(
                 str(keys.get("model_name_or_path")), str(keys.get("template") or ""), self._stage, self._cutoff,
-                on_prompt=keys.get("train_on_prompt") is True, trusted=keys.get("trust_remote_code") is True,
+                on_prompt=self._passes.every_logit or keys.get("train_on_prompt") is True,
+                trusted=keys.get("trust_remote_code") is True,
             )  # fmt: skip
         return self._counter
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dataflex.config.checks.dataset_entry import Entry
+from dataflex.forecast.stage_passes import PAIRS
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,17 @@ def row_text(row: Mapping[str, Any], entry: Entry, stage: str) -> RowText:
     Args:
         row: A row of the file.
         entry: The definition of the dataset.
-        stage: LLaMA-Factory's ``stage``; in pre-training all text is learnt.
+        stage: LLaMA-Factory's ``stage``; in pre-training all text is learnt. Of a pair, what stands before the answers
+            comes twice.
     """
     found = _alpaca(row, entry) if entry.formatting == "alpaca" else _messages(row, entry)
-    return RowText("", found.prompt, 1) if stage == "pt" else found
+    if stage == "pt":
+        return RowText("", found.prompt, 1)
+    if stage not in PAIRS:
+        return found
+    before = _joined([found.prompt, found.answer])
+    turns = found.turns + (1 if found.answer and entry.formatting != "alpaca" else 0)  # the last one has two answers
+    return RowText(_joined([before, before]), _joined(_ranked(row, entry)), 2 * turns)
 
 
 def _alpaca(row: Mapping[str, Any], entry: Entry) -> RowText:
@@ -48,8 +56,7 @@ def _alpaca(row: Mapping[str, Any], entry: Entry) -> RowText:
             prompts.append(_text(pair[0]))
             answers.append(_text(pair[1]))
             turns += 1
-    chosen, rejected = of("chosen"), of("rejected")
-    return RowText("\n".join(filter(None, prompts)), "\n".join(filter(None, [*answers, chosen, rejected])), turns)
+    return RowText(_joined(prompts), _joined(answers), turns)
 
 
 def _messages(row: Mapping[str, Any], entry: Entry) -> RowText:
@@ -63,11 +70,18 @@ def _messages(row: Mapping[str, Any], entry: Entry) -> RowText:
     for message in messages if isinstance(messages, list | tuple) else ():
         if isinstance(message, Mapping):
             (answers if message.get(role) == learnt else prompts).append(_text(message.get(content)))
-    for column in ("chosen", "rejected"):
-        given = row.get(entry.columns.get(column) or "")
-        if isinstance(given, Mapping):
-            answers.append(_text(given.get(content)))
-    return RowText("\n".join(filter(None, prompts)), "\n".join(filter(None, answers)), max(1, len(answers)))
+    return RowText(_joined(prompts), _joined(answers), max(1, len(answers)))
+
+
+def _ranked(row: Mapping[str, Any], entry: Entry) -> list[str]:
+    """Returns the two answers of a pair, as far as they are there."""
+    given = [row.get(entry.columns.get(column) or "") for column in ("chosen", "rejected")]
+    content = entry.tags.get("content_tag") or ""
+    return [_text(answer.get(content) if isinstance(answer, Mapping) else answer) for answer in given]
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return "\n".join(filter(None, texts))
 
 
 def _text(value: Any) -> str:

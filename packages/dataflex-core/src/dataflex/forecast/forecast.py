@@ -35,6 +35,7 @@ from dataflex.forecast.passes_price import (
     Prices,
     Rates,
 )
+from dataflex.forecast.stage_passes import stage_passes
 from dataflex.interfaces.selector import Selector
 
 MOST = 2000
@@ -238,7 +239,8 @@ def estimated(spec: RunSpec, facts: Facts) -> Forecast:
         step=step, micro_batches=micro, width=model.width, trainable=model.trainable, model_bytes=int(model.bytes)
     )
     recomputes = spec.llamafactory.get("disable_gradient_checkpointing") is not True
-    prices = Prices(model, facts.rates, facts.others, recomputes=recomputes, ranks=facts.ranks)
+    stage = stage_passes(spec.llamafactory)
+    prices = Prices(model, facts.rates, facts.others, recomputes=recomputes, ranks=facts.ranks, stage=stage)
     return _Sum(spec, facts, schedule, Asking(spec, facts.data, shares, schedule, around), prices, step, padded).done(
         batch, dict(zip([source.name for source in facts.data.sources], shares, strict=True))
     )

@@ -14,6 +14,8 @@ from dataflex.forecast.text_tokens import Counted
 MOST = 2000
 """Rows of a split that are looked at."""
 _IGNORED = -100
+_TEXTS = (("input_ids",), ("chosen_input_ids", "rejected_input_ids"))
+"""The columns of a row's tokens: one, or those of the two answers of a pair."""
 
 
 def kept_rows(folder: Path) -> dict[str, tuple[float, Counted]]:
@@ -34,12 +36,12 @@ def kept_rows(folder: Path) -> dict[str, tuple[float, Counted]]:
 
 def _counted(part: Any) -> Counted:
     places = np.unique(np.linspace(0, len(part) - 1, min(MOST, len(part))).astype(int))
-    column = next((name for name in ("input_ids", "chosen_input_ids") if name in part.column_names), None)
-    if column is None:
+    columns = next((names for names in _TEXTS if names[0] in part.column_names), None)
+    if columns is None:
         raise ConfigError(f"tokenized_path: no column input_ids among {', '.join(part.column_names)} -> tokenise again")
     rows = part.select(places)
-    lengths = np.array([len(row) for row in rows[column]], dtype=np.float64)
+    lengths = np.array([[len(row) for row in rows[name]] for name in columns], dtype=np.float64).sum(axis=0)
     labels = lengths
-    if "labels" in part.column_names:
+    if "labels" in part.column_names and "kto_tags" not in part.column_names:  # there logits are made of all tokens
         labels = np.array([sum(label != _IGNORED for label in row) for row in rows["labels"]], dtype=np.float64)
     return Counted(lengths, labels)

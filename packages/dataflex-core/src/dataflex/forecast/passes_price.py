@@ -8,6 +8,8 @@ A multiplication and its addition are two FLOPs. With B weights of the body, H o
     training                    all three; the layers' forward again with gradient checkpointing; the optimizer's step
     gradients of each row       as training without these two, logits at labels alone
 
+Where a stage runs the model more than once over a row (:mod:`dataflex.forecast.stage_passes`), each time is a forward.
+
 FLOPs are not time. What follows is what a FLOP of a kind takes, next to one of training; docs/plan.md tells where the
 numbers come from. Work that reads and writes more than it computes (optimizers, gradients of single rows) is counted in
 numbers that are touched.
@@ -16,10 +18,11 @@ numbers that are touched.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataflex.core.cost import Amount, Work
 from dataflex.forecast.model_size import ModelSize
+from dataflex.forecast.stage_passes import StagePasses
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Pass:
         )  # fmt: skip
 
 
+TEXTS = StagePasses()
+
+
 class Prices:
     """What passes of a model cost.
 
@@ -92,13 +98,21 @@ class Prices:
         others: Model name or path -> size of other models; those that are missing are taken to be as the model itself.
         recomputes: Whether training computes the layers' forward twice (gradient checkpointing).
         ranks: Processes; what one of them does alone takes that many times as long.
+        stage: What a row is; a reference is taken to be as the model itself.
     """
 
     def __init__(
-        self, size: ModelSize, rates: Rates, others: Mapping[str, ModelSize], *, recomputes: bool, ranks: int
+        self,
+        size: ModelSize,
+        rates: Rates,
+        others: Mapping[str, ModelSize],
+        *,
+        recomputes: bool,
+        ranks: int,
+        stage: StagePasses = TEXTS,
     ) -> None:
         self.size, self._rates, self._others = size, rates, others
-        self._recomputes, self._ranks = recomputes, ranks
+        self._recomputes, self._ranks, self._stage = recomputes, ranks, stage
 
     def step(self, rows: Amount) -> Pass:
         """Returns what an optimizer step costs.
@@ -110,7 +124,7 @@ class Prices:
         logits = 2 * size.head * rows.tokens
         through = size.depth * layers + logits + self._to_weights(rows.tokens, rows.tokens)
         flops = layers + logits + through + (size.depth * layers if self._recomputes else 0)
-        flops += 6 * size.adapters * rows.tokens
+        flops += 6 * size.adapters * rows.tokens + (self._stage.forward - 1) * (layers + logits)
         touched = OPTIMIZER * size.trainable * self._ranks
         return Pass(rows.rows, rows.tokens, flops + touched, flops + touched * self._rates.touched)
 
@@ -118,7 +132,7 @@ class Prices:
         """Returns kind of pass -> what it comes to, for the kinds that there are."""
         size = self.size
         found = {
-            "forward passes": self._forward(size, work.forward + work.losses),
+            "forward passes": _repeated(self._forward(size, work.forward + work.losses), self._stage.forward),
             "forward passes for embeddings": self._hidden(work.hidden),
             "gradients of rows": self._gradients(work.gradients, work.factor_dim),
             "generated tokens": self._generated(work.generated),
@@ -131,7 +145,7 @@ class Prices:
         return {kind: each for kind, each in found.items() if each.equivalent}
 
     def _layers(self, size: ModelSize, rows: Amount) -> float:
-        return (2 * size.body + 2 * size.attended * rows.length) * rows.tokens
+        return (2 * size.body + 2 * size.attended * rows.length / self._stage.answers) * rows.tokens
 
     def _to_weights(self, tokens: float, labels: float) -> float:
         size = self.size
@@ -172,3 +186,8 @@ class Prices:
     def _alone(self, flops: float, factor: float) -> Pass:
         """Returns what rank 0 computes while the others wait."""
         return Pass(0, 0, flops, flops * factor * self._ranks)
+
+
+def _repeated(each: Pass, times: int) -> Pass:
+    """Returns passes over the same rows that are made several times."""
+    return replace(each, flops=each.flops * times, equivalent=each.equivalent * times)

@@ -13,6 +13,7 @@ from typing import Any
 from dataflex import hookimpl
 from dataflex.config.check import check
 from dataflex.config.load import read_config
+from dataflex.config.null_values import without_unset
 from dataflex.config.overrides import parse_override
 from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
@@ -89,7 +90,8 @@ def _read(file: Path, overrides: Sequence[str]) -> Pipeline:
             OVERWRITE,
         )
     sections = {
-        step: {key: value for key, value in keys.items() if key != _THEIRS} for step, keys in pipeline.sections.items()
+        step: without_unset({key: value for key, value in keys.items() if key != _THEIRS}, overrides)
+        for step, keys in pipeline.sections.items()
     }
     return replace(pipeline, sections=sections)
 

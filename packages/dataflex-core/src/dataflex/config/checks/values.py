@@ -24,6 +24,7 @@ from dataflex.config.declared_values import (
     templates,
 )
 from dataflex.config.load import read_text
+from dataflex.config.null_values import may_be_null
 from dataflex.config.text import is_decimal, parse_json, shortened, unprintable
 from dataflex.core.errors import ConfigError, Problem, nearest
 from dataflex.utils.secret_values import masked
@@ -41,11 +42,6 @@ _NAMES_OR_NUMBERS = frozenset({
     "model_revision", "hub_revision",
 })  # fmt: skip
 """Texts that may be a bare number: nothing but a report or an address is made of them."""
-
-_NULL_IS_OFF = frozenset({
-    "max_steps", "model_revision", "offload_folder", "project", "length_column_name", "eval_delay",
-})  # fmt: skip
-"""Keys that may be null though they do not say so, as a switch may be; ``max_steps`` is left out by dataflex then."""
 
 _FREE = frozenset({"ddp_backend", "swanlab_mode", "fp8_backend"})
 """Choices that are another library's, which knows more of them than LLaMA-Factory lists."""
@@ -82,8 +78,7 @@ def _problem(key: str, value: Any, plugins: Iterable[str]) -> Problem | None:
         return None
     kind = _kind(value)
     if kind == "none":
-        off = "none" in declared.types or "bool" in declared.types or key in _NULL_IS_OFF
-        return None if off else _wrong(key, value, declared, "give a value, or remove the key")
+        return None if may_be_null(key) else _wrong(key, value, declared, "give a value, or remove the key")
     if kind in ("int", "float") and ("int" in declared.types or "float" in declared.types):
         return _number(key, value, "float" in declared.types)
     if kind == "bool" and "bool" not in declared.types and _ALSO.get(key) != "bool":

@@ -38,7 +38,8 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
     if draft.dynamic and steps.repeats and steps.epochs != 1:
         yield (
             f"num_train_epochs: {steps.epochs:g} runs the whole schedule of {steps.formula} steps, warm-up included, "
-            f"{steps.epochs:g} times: {steps.total} steps -> leave num_train_epochs out to run it once"
+            f"{steps.epochs:g} times: {steps.total} steps -> leave num_train_epochs out (on the command "
+            "line: num_train_epochs=null) to run it once"
         )
     planned = steps.formula
     if draft.dynamic and steps.decides and a.update_times > 0 and 0 < a.train_step < planned:
