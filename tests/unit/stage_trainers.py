@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from dataflex.testing import tiny_model, tiny_tokenizer, tiny_training_args
 from datasets import Dataset
 
@@ -69,13 +70,12 @@ def llamafactory_trainer(
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from llamafactory.train.kto.trainer import CustomKTOTrainer
     from llamafactory.train.rm.trainer import PairwiseTrainer
-    from trl import AutoModelForCausalLMWithValueHead
 
     finetuning = FinetuningArguments(stage=stage, finetuning_type="full", **settings)
     model: Any = tiny_model(seed=1)
     given: dict[str, Any] = {} if dataflex is None else {"dataflex": dataflex}
     if stage == "rm":
-        model = AutoModelForCausalLMWithValueHead.from_pretrained(model)
+        model = trl.AutoModelForCausalLMWithValueHead.from_pretrained(model)
         patch_valuehead_model(model)
         torch.nn.init.normal_(model.v_head.summary.weight, std=0.2, generator=torch.Generator().manual_seed(5))
     elif stage == "kto" or finetuning.use_ref_model:
@@ -111,7 +111,6 @@ def texts_with_tags(count: int, seed: int = 0) -> Dataset:
 
 def trl_trainer(stage: str, folder: Path, base: type | None = None, **settings: Any) -> Any:
     """A trainer of TRL's for a stage."""
-    import trl
     from transformers import LlamaForSequenceClassification
 
     quiet: dict[str, Any] = {
