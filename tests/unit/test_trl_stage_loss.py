@@ -70,7 +70,7 @@ def test_the_mean_of_the_losses_of_rows_is_what_the_trainer_computes_and_so_are_
     assert all(torch.equal(torch.as_tensor(given[key]), torch.as_tensor(inputs[key])) for key in given)
     assert rows_B.shape == (5,)
     assert len(set(rows_B.tolist())) == 5, "each row has a loss of its own"
-    torch.testing.assert_close(loss.mean(rows_B, inputs), own(trainer, inputs), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows_B.mean(), own(trainer, inputs), rtol=1e-5, atol=1e-6)
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     ours = torch.autograd.grad(rows_B.mean(), parameters, allow_unused=True)
     theirs = torch.autograd.grad(own(trainer, inputs), parameters, allow_unused=True)
@@ -78,6 +78,18 @@ def test_the_mean_of_the_losses_of_rows_is_what_the_trainer_computes_and_so_are_
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dpo ipo", "dpo sigmoid_norm"])
+def test_an_answer_without_a_prompt_counts_all_of_its_tokens(name, tmp_path):
+    trainer = made(name, tmp_path)
+    trainer.model.eval()
+    loss, inputs = stage_loss(trainer), batch_of(trainer)
+    assert loss is not None
+    trainer.beta = 20.0  # else a token more or less is hardly seen
+    inputs["completion_mask"][2] = inputs["attention_mask"][2]
+    rows_B = loss.row_losses(trainer, trainer.model, inputs)
+    torch.testing.assert_close(rows_B.mean(), own(trainer, inputs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SETTINGS | TOKENS)

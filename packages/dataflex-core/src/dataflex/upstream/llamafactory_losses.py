@@ -63,8 +63,6 @@ class PreferenceLoss(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """BCO compares with a mean over all batches so far."""
-        if use is Use.PLAN:
-            return None
         if trainer.finetuning_args.use_ref_model and trainer.bco_gemma > SMALLEST:
             return (
                 f"pref_bco_weight: {trainer.bco_gemma:g} compares a pair with the mean reward of the batches before it "

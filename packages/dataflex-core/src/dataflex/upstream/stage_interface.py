@@ -14,11 +14,10 @@ import torch
 
 
 class Use(Enum):
-    """What is done with rows: their losses are looked at one by one, or weighed in their batch; or they are chosen."""
+    """What is done with the losses of rows: they are looked at one by one, or weighed in their batch."""
 
     SCORE = "scored"
     WEIGH = "weighed"
-    PLAN = "planned"
 
 
 class StageLoss:
@@ -28,13 +27,16 @@ class StageLoss:
         name: The stage: ``dpo``, ``rm`` or ``kto``.
         stands_on: Names of the trainer's methods that :meth:`row_losses` uses, or whose text it repeats. A subclass
             that overrides one of them trains on another loss.
-        forwards: Those of them that run the model, of the ones that :meth:`row_losses` calls itself: in training, what
+        forwards: Those of them that run a model, of the ones that :meth:`row_losses` calls itself: in training, what
             they returned to the trainer is taken in their place. Without any, it is what the model returned.
+        reference: The trainer's attribute with the reference model, where :meth:`row_losses` runs it: in training, what
+            it returned to the trainer is taken in its place.
     """
 
     name: ClassVar[str]
     stands_on: ClassVar[tuple[str, ...]]
     forwards: ClassVar[tuple[str, ...]] = ()
+    reference: ClassVar[str | None] = None
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """Returns B, the rows of a batch.
@@ -47,7 +49,7 @@ class StageLoss:
     def row_losses(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Returns the loss that each row has in its batch: (B,), with gradients where they are enabled.
 
-        Their mean (:meth:`mean`) is what the trainer's ``compute_loss`` returns of the batch. Called by every rank at
+        Their mean is what the trainer's ``compute_loss`` returns of the batch. Called by every rank at
         once, as training is: what the trainer gathers over ranks is gathered.
 
         Args:
@@ -64,12 +66,8 @@ class StageLoss:
         """
         return self.row_losses(trainer, model, inputs)
 
-    def mean(self, losses_B: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Returns what the trainer makes of the losses of a batch: their mean, unless it says otherwise."""
-        return losses_B.mean()
-
     def refused(self, trainer: Any, use: Use) -> str | None:
-        """Returns why something cannot be done with rows under the trainer's settings; None where it can.
+        """Returns why something cannot be done with losses under the trainer's settings; None where it can.
 
         Args:
             trainer: The trainer.

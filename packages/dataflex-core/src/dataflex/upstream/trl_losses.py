@@ -50,8 +50,6 @@ class PinnedDPO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses in which the pairs of a batch meet."""
-        if use is Use.PLAN:
-            return None
         running = [name for name in trainer.loss_type if name in RUNNING]
         if running:
             return f"loss_type: {running[0]} compares a pair with the mean reward of the batches before it"
@@ -75,7 +73,7 @@ class PinnedDPO(StageLoss):
         chosen, rejected = policy["chosen_logps"], policy["rejected_logps"]
         losses_B = torch.zeros_like(chosen)
         weights = trainer.loss_weights or [1.0] * len(trainer.loss_type)
-        for loss_type, weight in zip(trainer.loss_type, weights, strict=False):
+        for loss_type, weight in zip(trainer.loss_type, weights, strict=True):
             losses_B = losses_B + weight * trainer.dpo_loss(chosen, rejected, *reference, loss_type, policy)[0]
         if trainer.args.rpo_alpha is not None:
             losses_B = losses_B + trainer.args.rpo_alpha * policy["nll_loss"]
@@ -124,8 +122,6 @@ class PinnedKTO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
-        if use is Use.PLAN:
-            return None
         if trainer.args.use_liger_loss:
             return "use_liger_loss: true computes the loss of a batch in one -> set it to false"
         if trainer.aux_loss_enabled:

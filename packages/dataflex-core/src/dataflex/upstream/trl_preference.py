@@ -22,6 +22,7 @@ class FusedDPO(StageLoss):
     """``DPOTrainer``: the weighted sum of the losses that ``loss_type`` names, with the weights of WPO where asked."""
 
     name, stands_on = "dpo", ("compute_loss", "_compute_loss", "compute_ref_log_probs")
+    reference = "ref_model"
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """The chosen answers stand above the rejected ones."""
@@ -37,12 +38,12 @@ class FusedDPO(StageLoss):
         else:
             ref_chosen_B, ref_rejected_B = trainer.compute_ref_log_probs(_reference(trainer), inputs)
         chosen_B, rejected_B = chosen_B - ref_chosen_B, rejected_B - ref_rejected_B
-        chosen_mask, rejected_mask = mask.chunk(2)
         per_token = per_token[:, -mask.size(1) :]
+        chosen_tokens_B, rejected_tokens_B = inputs["completion_mask"].sum(1).chunk(2)  # without a prompt, one more
         pairs = Pairs(
             chosen_B, rejected_B, self._score(trainer, chosen_B), self._score(trainer, rejected_B),
-            chosen_mask.sum(1), rejected_mask.sum(1),
-            -per_token.chunk(2)[0][chosen_mask.bool()].mean(),
+            chosen_tokens_B, rejected_tokens_B,
+            -per_token.chunk(2)[0][mask.chunk(2)[0].bool()].mean(),
         )  # fmt: skip
         settings = Settings(trainer.beta, trainer.label_smoothing, trainer.args.discopop_tau)
         named = zip(trainer.loss_types, trainer.loss_weights, strict=True)
@@ -60,8 +61,6 @@ class FusedDPO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses in which the pairs of a batch meet."""
-        if use not in (Use.SCORE, Use.WEIGH):
-            return None
         unknown = [name for name in trainer.loss_types if name not in PAIR_LOSSES]
         if unknown:
             return f"loss_type: {unknown[0]} sorts the answers of a batch, so a pair has no loss of its own"
@@ -85,6 +84,7 @@ class FusedKTO(StageLoss):
 
     name = "kto"
     stands_on = ("compute_loss", "_compute_loss", "_compute_kl_logps", "compute_ref_log_probs")
+    reference = "ref_model"
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """One sequence is a row."""
@@ -102,7 +102,7 @@ class FusedKTO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
-        return _meets(trainer) if use in (Use.SCORE, Use.WEIGH) else None
+        return _meets(trainer)
 
     def _parts(
         self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]
