@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from dataflex.upstream.stage_interface import StageLoss, Use, batch_kl, by_tag, kto_losses
+from dataflex.upstream.kto_rows import batch_kl, by_tag, kto_losses
+from dataflex.upstream.stage_interface import StageLoss, Use
 
 SMALLEST = 1e-6
 """LLaMA-Factory leaves a term out whose weight is not above this."""

@@ -80,33 +80,6 @@ class StageLoss:
         return None
 
 
-def kto_losses(trainer: Any, ratios_B: torch.Tensor, kl_B: torch.Tensor, desirable_B: torch.Tensor) -> torch.Tensor:
-    """Returns the loss of each tagged answer (Ethayarajh et al. 2024, equation 7): (B,).
-
-    Args:
-        trainer: Has ``beta``, ``desirable_weight`` and ``undesirable_weight``.
-        ratios_B: (B,) log probability of the answer, less that of the reference.
-        kl_B: (B,) or (), the estimate of the KL divergence, without gradient and not below 0.
-        desirable_B: (B,) whether the answer is a desirable one.
-    """
-    margins_B = torch.where(desirable_B, ratios_B - kl_B, kl_B - ratios_B)
-    weights_B = torch.where(desirable_B, trainer.desirable_weight, trainer.undesirable_weight)
-    return weights_B * (1 - torch.sigmoid(trainer.beta * margins_B))
-
-
-def by_tag(desirable: torch.Tensor, undesirable: torch.Tensor, desirable_B: torch.Tensor) -> torch.Tensor:
-    """Returns values that are given by tag in the order of the batch: (B,)."""
-    found_B = desirable.new_zeros(len(desirable_B))
-    found_B = found_B.masked_scatter(desirable_B, desirable)
-    return found_B.masked_scatter(~desirable_B, undesirable)
-
-
-def batch_kl(trainer: Any, kl_B: torch.Tensor) -> torch.Tensor:
-    """Returns a batch's estimate of the KL divergence as TRL has it: the mean over it and over ranks, not below 0."""
-    gathered: torch.Tensor = trainer.accelerator.gather_for_metrics(kl_B.mean().detach())
-    return gathered.mean().clamp(min=0)
-
-
 def cut(inputs: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
     """Returns one row of a batch, with the batch's padding: of what has one entry for each row."""
     each: dict[str, Any] = {}

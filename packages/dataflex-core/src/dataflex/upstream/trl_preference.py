@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from dataflex.upstream.kto_rows import TaggedRows
 from dataflex.upstream.pair_losses import PAIR_LOSSES, Pairs, Settings, divergent
-from dataflex.upstream.stage_interface import StageLoss, Use, batch_kl, kto_losses
+from dataflex.upstream.stage_interface import StageLoss, Use
 
 _NOT_FOR_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "label", "ref_logps"})
 _OF_MISMATCHED = ("KL_", "ref_KL_")  # how the names of what belongs to the mismatched answers of KTO begin
@@ -79,10 +80,9 @@ class FusedDPO(StageLoss):
             return chosen_B * rejected_B
 
 
-class FusedKTO(StageLoss):
+class FusedKTO(TaggedRows):
     """``KTOTrainer``: by tag, with the batch's KL estimate as a constant; or APO-zero of single answers."""
 
-    name = "kto"
     stands_on = ("compute_loss", "_compute_loss", "_compute_kl_logps", "compute_ref_log_probs")
     reference = "ref_model"
 
@@ -90,24 +90,14 @@ class FusedKTO(StageLoss):
         """One sequence is a row."""
         return len(inputs["input_ids"])
 
-    def row_losses(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The KL estimate is that of the batch on all ranks."""
-        ratios_B, kl_B, tags_B = self._parts(trainer, model, inputs)
-        return kto_losses(trainer, ratios_B, batch_kl(trainer, kl_B) if trainer.calculate_KL else kl_B, tags_B)
-
-    def alone(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The KL estimate is the row's own, of its prompt with another row's answer."""
-        ratios_B, kl_B, tags_B = self._parts(trainer, model, inputs)
-        return kto_losses(trainer, ratios_B, kl_B.detach().clamp(min=0), tags_B)
-
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
         return _meets(trainer)
 
-    def _parts(
+    def parts(
         self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns (B,) log ratios, (B,) log ratios of the mismatched answers (0 without a KL term), (B,) tags."""
+        """See :meth:`TaggedRows.parts`."""
         kl_logps_B = trainer._compute_kl_logps(model, dict(inputs))
         logps_B = _answers(trainer, model, inputs).log_probs[:, -_shifted(inputs).size(1) :].sum(1)
         if trainer.precompute_ref_logps:
