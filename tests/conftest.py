@@ -31,6 +31,8 @@ import pytest
 from dataflex.core import registry
 from hypothesis import settings
 
+from tests.trl_packages import mend_trl
+
 sys.dont_write_bytecode = False  # this process keeps its own too
 ACCELERATOR_ASKED = os.environ.get("DATAFLEX_TEST_GPU", "0") not in ("", "0")
 
@@ -165,6 +167,12 @@ def _quick_garbage_collection() -> None:
         gc.collect()
         gc.freeze()
         _Imported.modules = len(sys.modules)
+
+
+@pytest.fixture(autouse=True)
+def _mended_trl() -> None:
+    """Lets TRL 0.24 import its trainers of preferences, whatever was imported before it in this process."""
+    mend_trl()
 
 
 @pytest.fixture(autouse=True)

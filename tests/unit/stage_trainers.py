@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from dataflex.testing import tiny_model, tiny_tokenizer, tiny_training_args
+from dataflex.upstream.stage_loss import Use, stage_loss
 from datasets import Dataset
 
 WORDS = "to be or not that is the question whether it nobler in mind suffer slings arrows".split()  # noqa: SIM905
@@ -69,13 +72,12 @@ def llamafactory_trainer(
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from llamafactory.train.kto.trainer import CustomKTOTrainer
     from llamafactory.train.rm.trainer import PairwiseTrainer
-    from trl import AutoModelForCausalLMWithValueHead
 
     finetuning = FinetuningArguments(stage=stage, finetuning_type="full", **settings)
     model: Any = tiny_model(seed=1)
     given: dict[str, Any] = {} if dataflex is None else {"dataflex": dataflex}
     if stage == "rm":
-        model = AutoModelForCausalLMWithValueHead.from_pretrained(model)
+        model = trl.AutoModelForCausalLMWithValueHead.from_pretrained(model)
         patch_valuehead_model(model)
         torch.nn.init.normal_(model.v_head.summary.weight, std=0.2, generator=torch.Generator().manual_seed(5))
     elif stage == "kto" or finetuning.use_ref_model:
@@ -111,7 +113,6 @@ def texts_with_tags(count: int, seed: int = 0) -> Dataset:
 
 def trl_trainer(stage: str, folder: Path, base: type | None = None, **settings: Any) -> Any:
     """A trainer of TRL's for a stage."""
-    import trl
     from transformers import LlamaForSequenceClassification
 
     quiet: dict[str, Any] = {
@@ -138,3 +139,32 @@ def trl_trainer(stage: str, folder: Path, base: type | None = None, **settings: 
     return (base or made)(
         model=model, args=arguments, train_dataset=rows, processing_class=tiny_tokenizer(vocab_size=512), **given
     )
+
+
+def own_loss(trainer: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """The loss that the trainer computes of a batch."""
+    return trainer.compute_loss(trainer.model, copy.deepcopy(inputs))
+
+
+def require_the_trainers_loss(trainer: Any, stage: str, inputs: dict[str, Any]) -> None:
+    """Compares the losses of the five rows of a batch, and their gradients, with what the trainer computes of it."""
+    trainer.model.eval()
+    loss, given = stage_loss(trainer), copy.deepcopy(inputs)
+    assert loss is not None
+    assert loss.name == stage
+    assert loss.rows_in(inputs) == 5
+    assert loss.refused(trainer, Use.WEIGH) is None
+    rows_B = loss.row_losses(trainer, trainer.model, inputs)
+    assert inputs.keys() == given.keys()
+    for key, value in given.items():
+        assert torch.equal(value, inputs[key]) if isinstance(value, torch.Tensor) else value == inputs[key]
+    assert rows_B.shape == (5,)
+    assert len(set(rows_B.tolist())) == 5, "each row has a loss of its own"
+    torch.testing.assert_close(rows_B.mean(), own_loss(trainer, inputs), rtol=1e-5, atol=1e-6)
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(rows_B.mean(), parameters, allow_unused=True)
+    theirs = torch.autograd.grad(own_loss(trainer, inputs), parameters, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

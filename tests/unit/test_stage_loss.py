@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from dataflex.upstream.stage_interface import cut
 from dataflex.upstream.stage_loss import KNOWN, Use, stage_loss
 from packaging.version import Version
 
-from tests.unit.stage_trainers import llamafactory_trainer, trl_trainer
+from tests.unit.stage_trainers import llamafactory_trainer, own_loss, require_the_trainers_loss, trl_trainer
 
 pytestmark = [
     pytest.mark.llamafactory,
@@ -65,30 +64,10 @@ def batch_of(trainer: Any, rows: int = 5) -> dict[str, Any]:
     return trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[n] for n in range(rows)]))
 
 
-def own(trainer: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    return trainer.compute_loss(trainer.model, copy.deepcopy(inputs))
-
-
 @pytest.mark.parametrize(("package", "name"), WEIGHABLE)
 def test_the_mean_of_the_losses_of_rows_is_what_the_trainer_computes_and_so_are_gradients(package, name, tmp_path):
     trainer = made(package, name, tmp_path)
-    trainer.model.eval()
-    loss, inputs = stage_loss(trainer), batch_of(trainer)
-    assert loss is not None
-    assert loss.name == name.partition(" ")[0]
-    assert loss.rows_in(inputs) == 5
-    assert loss.refused(trainer, Use.WEIGH) is None
-    rows_B = loss.row_losses(trainer, trainer.model, inputs)
-    assert rows_B.shape == (5,)
-    assert len(set(rows_B.tolist())) == 5, "each row has a loss of its own"
-    torch.testing.assert_close(loss.mean(rows_B, inputs), own(trainer, inputs), rtol=1e-5, atol=1e-6)
-    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(rows_B.mean(), parameters, allow_unused=True)
-    theirs = torch.autograd.grad(own(trainer, inputs), parameters, allow_unused=True)
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    require_the_trainers_loss(trainer, name.partition(" ")[0], batch_of(trainer))
 
 
 @pytest.mark.parametrize(("package", "name"), SCORED_ALONE)
@@ -104,7 +83,7 @@ def test_the_loss_of_a_row_alone_is_the_one_that_the_trainer_computes_of_it_alon
         assert getattr(trainer, "label_smoothing", None) == smoothing, "scoring changed a setting of the trainer"
         for row in range(5):
             batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row]]))
-            torch.testing.assert_close(alone_B[row], own(trainer, batch).squeeze(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(alone_B[row], own_loss(trainer, batch).squeeze(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

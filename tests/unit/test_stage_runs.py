@@ -12,10 +12,11 @@ import pytest
 import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
-from dataflex.core.errors import ComponentError
+from dataflex.core.errors import CheckpointError, ComponentError
 from dataflex.core.files import TRACE
 from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 from dataflex.core.registry import register_weighter
+from dataflex.integrations.llamafactory.value_head import load_reward_model, resuming
 from dataflex.rows.columns import labelled_rows, read_chunks, token_ids
 from dataflex.rows.lengths import lengths_at_hand, row_lengths, token_total
 from dataflex.scoring import hidden_state_embeddings, per_sample_losses
@@ -24,6 +25,7 @@ from dataflex.scoring.trial import try_gradients, try_losses
 from dataflex.train.trainer import MixTrainer, SelectTrainer, WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from tests.unit.stage_trainers import llamafactory_trainer, pair_rows, tagged_rows
 
@@ -51,7 +53,6 @@ class Factor(Weighter):
 
 
 def base_of(stage: str) -> type:
-    from dataflex.integrations.llamafactory.value_head import resuming
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from llamafactory.train.kto.trainer import CustomKTOTrainer
     from llamafactory.train.rm.trainer import PairwiseTrainer
@@ -104,6 +105,39 @@ def test_a_resumed_run_is_bit_for_bit_the_one_that_was_never_stopped(stage, name
     found = end(resumed)
     assert found["log"] == expected["log"]
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("shard_size", [None, "20KB"], ids=["one file", "several files"])
+def test_a_reward_model_ends_with_the_best_of_its_checkpoints(shard_size, tmp_path):
+    """transformers would take no weight of it, and go on with the last ones."""
+    made = trainer("rm", tmp_path, SELECTOR, "random", save_strategy="steps", save_steps=1, learning_rate=1e-2)
+    made.train()
+    last = {name: value.clone() for name, value in made.model.state_dict().items()}
+    best = tmp_path / "checkpoint-2"
+    saved = load_file(best / "model.safetensors")
+    if shard_size is not None:
+        (best / "model.safetensors").unlink()
+        made.model.pretrained_model.save_pretrained(best, state_dict=dict(saved), max_shard_size=shard_size)
+    made.state.best_model_checkpoint = str(best)
+    made._load_best_model()
+    now = made.model.pretrained_model.state_dict()
+    assert all(torch.equal(value, now[name]) for name, value in saved.items())
+    head = load_file(best / "value_head.safetensors")
+    assert all(torch.equal(value, made.model.state_dict()[name]) for name, value in head.items())
+    assert any(not torch.equal(value, made.model.state_dict()[name]) for name, value in last.items())
+
+
+def test_a_reward_model_takes_no_weights_of_another_model(tmp_path):
+    made = trainer("rm", tmp_path, SELECTOR, "random", save_strategy="steps", save_steps=1)
+    made.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    saved = load_file(checkpoint / "model.safetensors")
+    save_file({f"other.{name}": value for name, value in saved.items()}, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds weights of another model: .* does not fit -> resume with"):
+        load_reward_model(made.model, checkpoint)
+    (checkpoint / "value_head.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has none of the files value_head\.safetensors, value_head\.bin -> "):
+        load_reward_model(made.model, checkpoint)
 
 
 @pytest.mark.parametrize("stage", STAGES)

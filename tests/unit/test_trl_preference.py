@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import transformers
 import trl
 from dataflex import dynamic
 from dataflex.core.errors import ConfigError
@@ -28,8 +27,6 @@ from tests.unit.stage_trainers import texts_of_pairs, texts_with_tags, trl_train
 
 RELEASE = Version(trl.__version__)
 OLD = Version("1") > RELEASE
-BROKEN = Version("0.18") <= RELEASE < Version("0.26") and Version(transformers.__version__) >= Version("5")
-WHY = "TRL before 0.26 cannot import DPOTrainer and KTOTrainer beside transformers 5 (mergekit), nor make one"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -60,8 +57,6 @@ class InOrder(Selector):
 
 
 def trainer_class(stage: str) -> Any:
-    if BROKEN and stage != "rm":
-        pytest.skip(WHY)
     return {"dpo": "DPOTrainer", "rm": "RewardTrainer", "kto": "KTOTrainer"}[stage]
 
 

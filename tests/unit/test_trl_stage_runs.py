@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import peft
 import pytest
 import torch
-import transformers
 import trl
 from dataflex import dynamic
-from dataflex.core.errors import ConfigError
-from dataflex.testing import tiny_model
+from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.train.weighter.base_weighter import Weighter
 from packaging.version import Version
+from transformers import TrainerCallback
 
 from tests.unit.stage_trainers import texts_of_pairs, texts_with_tags, trl_trainer
 
 RELEASE = Version(trl.__version__)
-BROKEN = Version("0.26") > RELEASE and Version(transformers.__version__) >= Version("5")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -37,8 +38,6 @@ QUIET = {"max_length": 64, "logging_steps": 1, "save_strategy": "no", "learning_
 
 
 def base_of(stage: str) -> Any:
-    if BROKEN and stage != "rm":
-        pytest.skip("TRL before 0.26 cannot import DPOTrainer and KTOTrainer beside transformers 5, nor make one")
     return getattr(trl, {"dpo": "DPOTrainer", "rm": "RewardTrainer", "kto": "KTOTrainer"}[stage])
 
 
@@ -85,7 +84,6 @@ def test_a_weighter_that_weighs_nothing_is_trls_run_bit_for_bit(stage, accumulat
     steps = {"gradient_accumulation_steps": accumulation, "max_steps": 3}
     ours = made(stage, tmp_path / "o", {"weighter": Times}, **steps)
     ours.train()
-    base_of(stage)
     plain = trl_trainer(stage, tmp_path / "p", None, **QUIET | steps)
     plain.train()
     expected = plain.model.state_dict()
@@ -93,6 +91,52 @@ def test_a_weighter_that_weighs_nothing_is_trls_run_bit_for_bit(stage, accumulat
     shown = ("rewards/chosen", "rewards/margins", "accuracy", "kl", "num_tokens")
     for line, other in zip(log_of(ours, *shown), log_of(plain, *shown), strict=True):
         assert line == pytest.approx(other, abs=1e-4)
+
+
+class Passes(TrainerCallback):
+    """Counts the forward passes of a trainer's model and of its reference while it takes steps."""
+
+    def __init__(self, trainer):
+        self.found, self.counts = Counter(), False
+        models = {"model": trainer.model, "reference": vars(trainer).get("ref_model")}
+        for name, model in models.items():
+            if model is not None:
+                model.register_forward_hook(lambda *_, name=name: self.found.update({name: int(self.counts)}))
+        trainer.add_callback(self)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.counts = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.counts = False
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_weighter_has_no_model_run_again(stage, tmp_path):
+    ours = made(stage, tmp_path / "o", {"weighter": Times}, max_steps=2)
+    plain = trl_trainer(stage, tmp_path / "p", None, **QUIET, max_steps=2)
+    weighed, counted = Passes(ours), Passes(plain)
+    ours.train()
+    plain.train()
+    assert counted.found["model"] >= 2
+    assert weighed.found == counted.found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_trainer_that_runs_its_model_once_more_is_refused(stage, tmp_path):
+    trainer = made(stage, tmp_path, {"weighter": Times}, max_steps=1)
+    base = base_of(stage)
+
+    def twice(self, model, inputs, *args, **kwargs):
+        own(self, model, dict(inputs), *args, **kwargs)
+        return own(self, model, inputs, *args, **kwargs)
+
+    own = base.compute_loss
+    with (
+        patch.object(base, "compute_loss", twice),
+        pytest.raises(ComponentError, match="more forward passes than its loss is made of"),
+    ):
+        trainer.train()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -142,18 +186,16 @@ def test_a_mixer_observes_the_mean_loss_of_the_rows_of_each_source(stage, tmp_pa
 
 
 def test_adapters_are_weighed_against_the_model_without_them(tmp_path):
-    if Version("1") > RELEASE:
-        pytest.skip("the adapter of TRL 1.16 runs the model twice in a step; that of 0.24 has a method for each")
-    import peft
-
     config = {"peft_config": peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
     runs = []
     for axes in ({"weighter": Times}, None):
         base = base_of("dpo")
 
-        def build(*, ref_model, model, _axes=axes, _base=base, **given):
+        def build(*, ref_model, _axes=axes, _base=base, **given):
             made_of = _base if _axes is None else dynamic(_base, **_axes)
-            return made_of(model=tiny_model(vocab_size=512, seed=1), **given, **config)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(7)  # the adapter begins with random numbers
+                return made_of(**given, **config)
 
         trainer = trl_trainer("dpo", tmp_path / str(len(runs)), build, max_steps=3, **QUIET)
         trainer.train()

@@ -9,16 +9,15 @@ Letters: B rows of the micro-batch.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from accelerate import DistributedType
 
-from dataflex.core.errors import ComponentError
+from dataflex.objective.kept_forwards import KeptForwards
 from dataflex.objective.measuring import Measuring
 from dataflex.objective.micro_batch_loss import MicroBatchLoss
 from dataflex.upstream.stage_interface import StageLoss
@@ -51,9 +50,10 @@ class StageRoute:
         if weighing is not None and weighing.active is not None:  # with labels of samples, as those of tokens are not
             weighing.inputs = given | {"labels": _labels(self._stage.rows_in(given), self._trainer.args.device)}
         loss.begin(kwargs.get("num_items_in_batch"))
-        with _kept(self._trainer, self._stage, model) as kept:
+        kept = KeptForwards(self._trainer, self._stage, model)
+        with kept.keeping():
             found = compute(model, inputs, *args, **kwargs)
-        losses_B = self._row_losses(kept, model, given)
+        losses_B = self._row_losses(kept, given)
         losses_B2, labels_B2 = _as_tokens(losses_B), _labels(len(losses_B), losses_B.device)
         loss.note(losses_B2)
         part = loss.of_tokens(losses_B2, labels_B2, losses_B2.sum)
@@ -66,68 +66,17 @@ class StageRoute:
             return found
         return (part, *found[1:]) if isinstance(found, tuple) else part
 
-    def _row_losses(self, kept: deque[tuple[str, Any]], model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    def _row_losses(self, kept: KeptForwards, inputs: Mapping[str, Any]) -> torch.Tensor:
         stage, trainer = self._stage, self._trainer
-        if not stage.forwards:
-            again: Any = _again(kept)
-            return stage.row_losses(trainer, again, inputs)
         with ExitStack() as stack:
             for name in stage.forwards:
-                stack.enter_context(patch.object(trainer, name, _next(kept, name)))
-            return stage.row_losses(trainer, model, inputs)
-
-
-@contextmanager
-def _kept(trainer: Any, stage: StageLoss, model: torch.nn.Module) -> Iterator[deque[tuple[str, Any]]]:
-    """Yields what the trainer's methods return that run the model, or the model itself, in order."""
-    kept: deque[tuple[str, Any]] = deque()
-    inside: list[str] = []
-
-    def keeping(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            inside.append(name)
-            try:
-                found = original(*args, **kwargs)
-            finally:
-                inside.pop()
-            if not inside:  # what one of them calls is part of what it returns
-                kept.append((name, found))
-            return found
-
-        return call
-
-    with ExitStack() as stack:
-        for name in stage.forwards:
-            stack.enter_context(patch.object(trainer, name, keeping(name, getattr(trainer, name))))
-        if not stage.forwards:
-            stack.callback(model.register_forward_hook(lambda _, __, output: kept.append(("model", output))).remove)
-        yield kept
-
-
-def _next(kept: deque[tuple[str, Any]], name: str) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not kept or kept[0][0] != name:
-            raise ComponentError(
-                f"the trainer did not call {name} where its loss does, so the loss of a row is not known -> use the "
-                "trainer of the stage as it is"
-            )
-        return kept.popleft()[1]
-
-    return call
-
-
-def _again(kept: deque[tuple[str, Any]]) -> Callable[..., Any]:
-    """Returns what stands in the model's place: it gives what the model gave to the trainer, call by call."""
-
-    def call(**kwargs: Any) -> Any:
-        if not kept:
-            raise ComponentError(
-                "the trainer ran the model less often than its loss does, so the loss of a row is not known -> use the "
-                "trainer of the stage as it is"
-            )
-        return kept.popleft()[1]
-
-    return call
+                stack.enter_context(patch.object(trainer, name, kept.method(name)))
+            if stage.reference is not None:
+                stack.enter_context(patch.object(trainer, stage.reference, kept.model))
+            again: Any = kept.model
+            losses_B = stage.row_losses(trainer, again, inputs)
+        kept.require_all_taken()
+        return losses_B
 
 
 def _as_tokens(losses_B: torch.Tensor) -> torch.Tensor:

@@ -122,8 +122,6 @@ class DynamicTrainer(PreparedRun):
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         add_reference_columns(self, self.bases(), super().get_train_dataloader)
         self.stage = TrainerStage(self)
-        if dataflex.plans:
-            self.stage.require_plannable()
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type, dataflex.plans)

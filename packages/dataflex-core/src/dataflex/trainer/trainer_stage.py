@@ -9,7 +9,7 @@ import torch
 
 from dataflex.core.errors import ConfigError
 from dataflex.scoring.stage_rows import StageCollator
-from dataflex.upstream.stage_loss import StageLoss, Use, stage_loss
+from dataflex.upstream.stage_loss import StageLoss, Use, stage_loss, stage_name
 from dataflex.utils.logging import logger
 
 
@@ -44,7 +44,9 @@ class TrainerStage:
         """Returns a collator with the loss of its rows; the collator itself where rows are texts."""
         if not self.is_own:
             return collate
-        return StageCollator(collate, "other" if self.loss is None else self.loss.name, self.rows_in, self._alone)
+        name = stage_name(type(self._trainer))
+        assert name is not None, "rows have a loss of their own by the table that names the stages"
+        return StageCollator(collate, name, self.rows_in, self._alone)
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """Returns the rows of a batch.
@@ -74,16 +76,6 @@ class TrainerStage:
             logger.warning("%s", remark)
         self._told = True
         return loss
-
-    def require_plannable(self) -> None:
-        """Refuses a trainer whose own loader does more than load.
-
-        Raises:
-            ConfigError: It does.
-        """
-        reason = None if self.loss is None else self.loss.refused(self._trainer, Use.PLAN)
-        if reason is not None:
-            raise ConfigError(reason)
 
     def _alone(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
         return self.require(Use.SCORE, "a component that scores rows").alone(self._trainer, model, inputs)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from dataflex.upstream.stage_interface import StageLoss, Use, batch_kl, by_tag, kto_losses
+from dataflex.upstream.kto_rows import batch_kl, by_tag, kto_losses
+from dataflex.upstream.stage_interface import StageLoss, Use
 
 SMALLEST = 1e-6
 """LLaMA-Factory leaves a term out whose weight is not above this."""
@@ -63,8 +64,6 @@ class PreferenceLoss(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """BCO compares with a mean over all batches so far."""
-        if use is Use.PLAN:
-            return None
         if trainer.finetuning_args.use_ref_model and trainer.bco_gemma > SMALLEST:
             return (
                 f"pref_bco_weight: {trainer.bco_gemma:g} compares a pair with the mean reward of the batches before it "

@@ -14,11 +14,10 @@ import torch
 
 
 class Use(Enum):
-    """What is done with rows: their losses are looked at one by one, or weighed in their batch; or they are chosen."""
+    """What is done with the losses of rows: they are looked at one by one, or weighed in their batch."""
 
     SCORE = "scored"
     WEIGH = "weighed"
-    PLAN = "planned"
 
 
 class StageLoss:
@@ -28,13 +27,16 @@ class StageLoss:
         name: The stage: ``dpo``, ``rm`` or ``kto``.
         stands_on: Names of the trainer's methods that :meth:`row_losses` uses, or whose text it repeats. A subclass
             that overrides one of them trains on another loss.
-        forwards: Those of them that run the model, of the ones that :meth:`row_losses` calls itself: in training, what
+        forwards: Those of them that run a model, of the ones that :meth:`row_losses` calls itself: in training, what
             they returned to the trainer is taken in their place. Without any, it is what the model returned.
+        reference: The trainer's attribute with the reference model, where :meth:`row_losses` runs it: in training, what
+            it returned to the trainer is taken in its place.
     """
 
     name: ClassVar[str]
     stands_on: ClassVar[tuple[str, ...]]
     forwards: ClassVar[tuple[str, ...]] = ()
+    reference: ClassVar[str | None] = None
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """Returns B, the rows of a batch.
@@ -47,7 +49,7 @@ class StageLoss:
     def row_losses(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Returns the loss that each row has in its batch: (B,), with gradients where they are enabled.
 
-        Their mean (:meth:`mean`) is what the trainer's ``compute_loss`` returns of the batch. Called by every rank at
+        Their mean is what the trainer's ``compute_loss`` returns of the batch. Called by every rank at
         once, as training is: what the trainer gathers over ranks is gathered.
 
         Args:
@@ -64,12 +66,8 @@ class StageLoss:
         """
         return self.row_losses(trainer, model, inputs)
 
-    def mean(self, losses_B: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Returns what the trainer makes of the losses of a batch: their mean, unless it says otherwise."""
-        return losses_B.mean()
-
     def refused(self, trainer: Any, use: Use) -> str | None:
-        """Returns why something cannot be done with rows under the trainer's settings; None where it can.
+        """Returns why something cannot be done with losses under the trainer's settings; None where it can.
 
         Args:
             trainer: The trainer.
@@ -80,33 +78,6 @@ class StageLoss:
     def remark(self, trainer: Any) -> str | None:
         """Returns what a user should know of the loss that the trainer computes; None for nothing."""
         return None
-
-
-def kto_losses(trainer: Any, ratios_B: torch.Tensor, kl_B: torch.Tensor, desirable_B: torch.Tensor) -> torch.Tensor:
-    """Returns the loss of each tagged answer (Ethayarajh et al. 2024, equation 7): (B,).
-
-    Args:
-        trainer: Has ``beta``, ``desirable_weight`` and ``undesirable_weight``.
-        ratios_B: (B,) log probability of the answer, less that of the reference.
-        kl_B: (B,) or (), the estimate of the KL divergence, without gradient and not below 0.
-        desirable_B: (B,) whether the answer is a desirable one.
-    """
-    margins_B = torch.where(desirable_B, ratios_B - kl_B, kl_B - ratios_B)
-    weights_B = torch.where(desirable_B, trainer.desirable_weight, trainer.undesirable_weight)
-    return weights_B * (1 - torch.sigmoid(trainer.beta * margins_B))
-
-
-def by_tag(desirable: torch.Tensor, undesirable: torch.Tensor, desirable_B: torch.Tensor) -> torch.Tensor:
-    """Returns values that are given by tag in the order of the batch: (B,)."""
-    found_B = desirable.new_zeros(len(desirable_B))
-    found_B = found_B.masked_scatter(desirable_B, desirable)
-    return found_B.masked_scatter(~desirable_B, undesirable)
-
-
-def batch_kl(trainer: Any, kl_B: torch.Tensor) -> torch.Tensor:
-    """Returns a batch's estimate of the KL divergence as TRL has it: the mean over it and over ranks, not below 0."""
-    gathered: torch.Tensor = trainer.accelerator.gather_for_metrics(kl_B.mean().detach())
-    return gathered.mean().clamp(min=0)
 
 
 def cut(inputs: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:

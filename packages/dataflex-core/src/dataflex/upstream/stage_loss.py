@@ -69,13 +69,12 @@ def stage_loss(trainer: Any) -> StageLoss | None:
             another one under that name.
     """
     classes = (trainer if isinstance(trainer, type) else type(trainer)).__mro__
-    for place, each in enumerate(classes):
-        entries = [known for known in KNOWN if known.trainer == f"{each.__module__}.{each.__qualname__}"]
-        if entries and not _is_ours(each):
-            found = _of_release(entries)
-            _require_unchanged(classes[:place], each, found)
-            return found
-    return None
+    place, entries = _nearest(classes)
+    if not entries:
+        return None
+    found = _of_release(entries)
+    _require_unchanged(classes[:place], classes[place], found)
+    return found
 
 
 def stage_name(trainer: type) -> str | None:
@@ -84,21 +83,27 @@ def stage_name(trainer: type) -> str | None:
     Args:
         trainer: The class; one that overrides its loss has the stage of its base.
     """
-    for each in trainer.__mro__:
-        for known in KNOWN:
-            if known.trainer == f"{each.__module__}.{each.__qualname__}" and not _is_ours(each):
-                return known.loss.name
-    return None
+    _, entries = _nearest(trainer.__mro__)
+    return entries[0].loss.name if entries else None
+
+
+def _nearest(classes: Sequence[type]) -> tuple[int, list[Known]]:
+    """Returns the place of the first class that is in the table, and its entries; none where no class is."""
+    for place, each in enumerate(classes):
+        entries = [known for known in KNOWN if known.trainer == f"{each.__module__}.{each.__qualname__}"]
+        if entries:
+            return place, entries
+    return len(classes), []
 
 
 def _of_release(entries: Sequence[Known]) -> StageLoss:
-    release = version_of("trl") or "0.24"
-    found = next((known.loss for known in entries if known.holds(Version(release))), None)
+    release = version_of("trl")
+    found = None if release is None else next((k.loss for k in entries if k.holds(Version(release))), None)
     if found is None:
         seen = listed([f"{known.least} up to below {known.below or 'any'}" for known in entries])
         raise ConfigError(
-            f"trl: {entries[0].trainer} of TRL {release} is not known, so its rows have no loss here; known: {seen} "
-            "-> install such a release"
+            f"trl: {entries[0].trainer} of TRL {release or 'without a version'} is not known, so its rows have no loss "
+            f"here; known: {seen} -> install such a release"
         )
     return found
 

@@ -133,7 +133,8 @@ def _any_has(bases: Sequence[type], name: str) -> bool:
 
 
 def _computes_in_loader(base: type, args: Any) -> bool:
-    return _is_of_trl(base) and "get_train_dataloader" in vars(base) and vars(args or object).get(_KEY) is True
+    asked = args is not None and vars(args).get(_KEY) is True
+    return asked and _is_of_trl(base) and "get_train_dataloader" in vars(base)
 
 
 def _columns(dataset: Any) -> list[str]:

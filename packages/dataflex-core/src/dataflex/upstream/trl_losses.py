@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from dataflex.upstream.stage_interface import StageLoss, Use, batch_kl, by_tag, cut, kto_losses
+from dataflex.upstream.kto_rows import TaggedRows, by_tag
+from dataflex.upstream.stage_interface import StageLoss, Use, cut
 
 RUNNING = ("bco_pair",)
 """Losses that compare a pair with a mean over the batches before it."""
@@ -50,8 +51,6 @@ class PinnedDPO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses in which the pairs of a batch meet."""
-        if use is Use.PLAN:
-            return None
         running = [name for name in trainer.loss_type if name in RUNNING]
         if running:
             return f"loss_type: {running[0]} compares a pair with the mean reward of the batches before it"
@@ -75,7 +74,7 @@ class PinnedDPO(StageLoss):
         chosen, rejected = policy["chosen_logps"], policy["rejected_logps"]
         losses_B = torch.zeros_like(chosen)
         weights = trainer.loss_weights or [1.0] * len(trainer.loss_type)
-        for loss_type, weight in zip(trainer.loss_type, weights, strict=False):
+        for loss_type, weight in zip(trainer.loss_type, weights, strict=True):
             losses_B = losses_B + weight * trainer.dpo_loss(chosen, rejected, *reference, loss_type, policy)[0]
         if trainer.args.rpo_alpha is not None:
             losses_B = losses_B + trainer.args.rpo_alpha * policy["nll_loss"]
@@ -101,10 +100,9 @@ class PinnedReward(StageLoss):
         return losses_B if centre is None else losses_B + centre * (chosen_B + rejected_B) ** 2
 
 
-class PinnedKTO(StageLoss):
+class PinnedKTO(TaggedRows):
     """``KTOTrainer``: (1 - sigmoid(beta (ratio - KL))) by tag, with the batch's KL estimate as a constant."""
 
-    name = "kto"
     stands_on = ("compute_loss", "get_batch_loss_metrics", "forward", "kto_loss", "_compute_kl_logps")
     forwards = ("forward",)
 
@@ -112,30 +110,18 @@ class PinnedKTO(StageLoss):
         """One sequence is a row."""
         return len(inputs["label"])
 
-    def row_losses(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The KL estimate is that of the batch on all ranks."""
-        ratios_B, kl_B, tags_B = self._parts(trainer, model, inputs)
-        return kto_losses(trainer, ratios_B, batch_kl(trainer, kl_B) if trainer.calculate_KL else kl_B, tags_B)
-
-    def alone(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The KL estimate is the row's own, of its prompt with another row's answer."""
-        ratios_B, kl_B, tags_B = self._parts(trainer, model, inputs)
-        return kto_losses(trainer, ratios_B, kl_B.detach().clamp(min=0), tags_B)
-
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
-        if use is Use.PLAN:
-            return None
         if trainer.args.use_liger_loss:
             return "use_liger_loss: true computes the loss of a batch in one -> set it to false"
         if trainer.aux_loss_enabled:
             return "output_router_logits: true adds the routers' loss over the batch -> set it to false"
         return None
 
-    def _parts(
+    def parts(
         self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns (B,) log ratios, (B,) log ratios of the mismatched answers (0 without a KL term), (B,) tags."""
+        """See :meth:`TaggedRows.parts`."""
         chosen, rejected, _, _, kl_logps_B = trainer.forward(model, inputs)[:5]
         tags_B = torch.tensor(inputs["label"], dtype=torch.bool, device=chosen.device)
         logps_B = by_tag(chosen, rejected, tags_B)

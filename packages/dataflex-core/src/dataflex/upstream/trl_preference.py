@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from dataflex.upstream.kto_rows import TaggedRows
 from dataflex.upstream.pair_losses import PAIR_LOSSES, Pairs, Settings, divergent
-from dataflex.upstream.stage_interface import StageLoss, Use, batch_kl, kto_losses
+from dataflex.upstream.stage_interface import StageLoss, Use
 
 _NOT_FOR_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "label", "ref_logps"})
 _OF_MISMATCHED = ("KL_", "ref_KL_")  # how the names of what belongs to the mismatched answers of KTO begin
@@ -22,6 +23,7 @@ class FusedDPO(StageLoss):
     """``DPOTrainer``: the weighted sum of the losses that ``loss_type`` names, with the weights of WPO where asked."""
 
     name, stands_on = "dpo", ("compute_loss", "_compute_loss", "compute_ref_log_probs")
+    reference = "ref_model"
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """The chosen answers stand above the rejected ones."""
@@ -37,12 +39,12 @@ class FusedDPO(StageLoss):
         else:
             ref_chosen_B, ref_rejected_B = trainer.compute_ref_log_probs(_reference(trainer), inputs)
         chosen_B, rejected_B = chosen_B - ref_chosen_B, rejected_B - ref_rejected_B
-        chosen_mask, rejected_mask = mask.chunk(2)
         per_token = per_token[:, -mask.size(1) :]
+        chosen_tokens_B, rejected_tokens_B = inputs["completion_mask"].sum(1).chunk(2)  # without a prompt, one more
         pairs = Pairs(
             chosen_B, rejected_B, self._score(trainer, chosen_B), self._score(trainer, rejected_B),
-            chosen_mask.sum(1), rejected_mask.sum(1),
-            -per_token.chunk(2)[0][chosen_mask.bool()].mean(),
+            chosen_tokens_B, rejected_tokens_B,
+            -per_token.chunk(2)[0][mask.chunk(2)[0].bool()].mean(),
         )  # fmt: skip
         settings = Settings(trainer.beta, trainer.label_smoothing, trainer.args.discopop_tau)
         named = zip(trainer.loss_types, trainer.loss_weights, strict=True)
@@ -60,8 +62,6 @@ class FusedDPO(StageLoss):
 
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses in which the pairs of a batch meet."""
-        if use not in (Use.SCORE, Use.WEIGH):
-            return None
         unknown = [name for name in trainer.loss_types if name not in PAIR_LOSSES]
         if unknown:
             return f"loss_type: {unknown[0]} sorts the answers of a batch, so a pair has no loss of its own"
@@ -80,34 +80,24 @@ class FusedDPO(StageLoss):
             return chosen_B * rejected_B
 
 
-class FusedKTO(StageLoss):
+class FusedKTO(TaggedRows):
     """``KTOTrainer``: by tag, with the batch's KL estimate as a constant; or APO-zero of single answers."""
 
-    name = "kto"
     stands_on = ("compute_loss", "_compute_loss", "_compute_kl_logps", "compute_ref_log_probs")
+    reference = "ref_model"
 
     def rows_in(self, inputs: Mapping[str, Any]) -> int:
         """One sequence is a row."""
         return len(inputs["input_ids"])
 
-    def row_losses(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The KL estimate is that of the batch on all ranks."""
-        ratios_B, kl_B, tags_B = self._parts(trainer, model, inputs)
-        return kto_losses(trainer, ratios_B, batch_kl(trainer, kl_B) if trainer.calculate_KL else kl_B, tags_B)
-
-    def alone(self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The KL estimate is the row's own, of its prompt with another row's answer."""
-        ratios_B, kl_B, tags_B = self._parts(trainer, model, inputs)
-        return kto_losses(trainer, ratios_B, kl_B.detach().clamp(min=0), tags_B)
-
     def refused(self, trainer: Any, use: Use) -> str | None:
         """Losses that are computed over a batch."""
-        return _meets(trainer) if use in (Use.SCORE, Use.WEIGH) else None
+        return _meets(trainer)
 
-    def _parts(
+    def parts(
         self, trainer: Any, model: torch.nn.Module, inputs: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns (B,) log ratios, (B,) log ratios of the mismatched answers (0 without a KL term), (B,) tags."""
+        """See :meth:`TaggedRows.parts`."""
         kl_logps_B = trainer._compute_kl_logps(model, dict(inputs))
         logps_B = _answers(trainer, model, inputs).log_probs[:, -_shifted(inputs).size(1) :].sum(1)
         if trainer.precompute_ref_logps:

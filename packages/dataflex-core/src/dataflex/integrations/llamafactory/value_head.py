@@ -1,7 +1,8 @@
 """Checkpoints of a reward model: LLaMA-Factory writes its value head and the model under it into files of their own.
 
-``transformers`` looks for one file with both when a run is resumed: it finds none, or, of a model that is trained as a
-whole, takes names that do not fit and goes on with the weights that the run began with. Here both files are read.
+``transformers`` looks for one file with both when a run is resumed, or ends with its best model: it finds none, or, of
+a model that is trained as a whole, takes names that do not fit and goes on with the weights that are there. Here both
+files are read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def resuming(original: type[Any]) -> type[Any]:
-    """Returns LLaMA-Factory's trainer of reward models, which resumes from what it has written."""
+    """Returns LLaMA-Factory's trainer of reward models, which reads the checkpoints that it has written."""
 
     class ResumingTrainer(original):
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -30,6 +31,12 @@ def resuming(original: type[Any]) -> type[Any]:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
                 load_reward_model(whole, Path(resume_from_checkpoint))
+
+        def _load_best_model(self) -> None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                super()._load_best_model()
+            else:
+                load_reward_model(self.model, Path(self.state.best_model_checkpoint))
 
     ResumingTrainer.__name__ = original.__name__
     return ResumingTrainer
@@ -53,7 +60,8 @@ def load_reward_model(model: Any, checkpoint: Path) -> None:
         _load(inner, _state(checkpoint, _WHOLE, ""), checkpoint)
         inner.tie_weights()
     else:
-        load_sharded_checkpoint(inner, str(checkpoint), strict=False)  # type: ignore[no-untyped-call]
+        _require_fitting(inner, load_sharded_checkpoint(inner, str(checkpoint), strict=False), checkpoint)  # type: ignore[no-untyped-call]
+        inner.tie_weights()
 
 
 def _state(checkpoint: Path, names: tuple[str, ...], prefix: str) -> dict[str, torch.Tensor]:
@@ -70,8 +78,18 @@ def _state(checkpoint: Path, names: tuple[str, ...], prefix: str) -> dict[str, t
 
 
 def _load(module: torch.nn.Module, state: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    _require_fitting(module, module.load_state_dict(state, strict=False), checkpoint)
+
+
+def _require_fitting(module: torch.nn.Module, result: Any, checkpoint: Path) -> None:
+    """Refuses weights of another model.
+
+    Args:
+        module: What they were loaded into.
+        result: What did not fit, as torch says it.
+        checkpoint: Where they are from.
+    """
     tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - set(dict(module.named_parameters()))
-    result = module.load_state_dict(state, strict=False)
     wrong = [*(set(result.missing_keys) - tied), *result.unexpected_keys]
     if wrong:
         raise CheckpointError(
