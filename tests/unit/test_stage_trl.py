@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trl
 from dataflex import dynamic
 from dataflex.core.errors import ConfigError
@@ -64,3 +65,12 @@ def test_a_subclass_with_another_loss_is_planned_and_not_scored(tmp_path):
     made.train()
     with pytest.raises(ConfigError, match="Other overrides dpo_loss of DPOTrainer"):
         trl_trainer("dpo", tmp_path / "b", dynamic(Other, selector="loss", **UPDATES), save_strategy="no")
+
+
+@pytest.mark.parametrize("axis", [{"selector": "loss", **UPDATES}, {"weighter": "loss", "train_step": 3}], ids=str)
+def test_a_collator_of_other_rows_is_refused_before_training(axis, tmp_path):
+    def build(**given):
+        return dynamic(trl.DPOTrainer, **axis)(data_collator=lambda rows: {"tokens": torch.zeros(2, 3)}, **given)
+
+    with pytest.raises(ConfigError, match=r"made a batch of tokens, and .* of 'prompt_input_ids' -> use the collator"):
+        trl_trainer("dpo", tmp_path, build)

@@ -154,10 +154,14 @@ def test_a_reference_for_every_source_of_a_mixture_or_a_refusal_by_name(stage, t
     assert all(np.isfinite(losses(trainer)))
 
 
-def test_kto_pairs_the_rows_of_each_planned_batch_anew(tmp_path):
+@pytest.mark.parametrize("streams", [False, True], ids=["rows", "streams"])
+def test_kto_pairs_the_rows_of_each_planned_batch_anew(streams, tmp_path):
     if OLD:
         pytest.skip(f"KTOTrainer of TRL {RELEASE} holds whole mismatched answers: a log line says what that means")
-    trainer = made("kto", tmp_path, {"selector": "random"} | STEPS)
+    rows = {"a": texts_with_tags(12).to_iterable_dataset(), "b": texts_with_tags(12, seed=5).to_iterable_dataset()}
+    mixed = {"mixer": "static", "mixture_sample_rule": "uniform"}
+    axes, rows = (mixed, rows) if streams else ({"selector": "random"}, None)
+    trainer = made("kto", tmp_path, axes | STEPS, rows, max_steps=3)
     seen = watched(trainer)
     trainer.train()
     assert seen
@@ -231,6 +235,10 @@ def test_pairs_are_made_of_the_batch_with_the_last_row_before_the_first():
     made_of = PairsOfBatch(lambda batch: batch)(rows)
     assert [row["KL_completion_ids"] for row in made_of] == [[2], [0], [1]]
     assert [row["KL_completion_ids"] for row in rows] == [[9]] * 3, "the rows that were given stay as they are"
+    seen = [row | {"ref_logps": 0.5} for row in rows]
+    assert PairsOfBatch(lambda batch: batch)(seen) is seen, "a reference has seen these pairs"
+    texts = [{"input_ids": [1]}]
+    assert PairsOfBatch(lambda batch: batch)(texts) is texts
 
 
 def test_pairs_stay_where_the_reference_has_seen_them():

@@ -21,6 +21,7 @@ VERSION = 1
 CHARACTERS = 2000
 """Of a text, at most."""
 _TOKENS = 4 * CHARACTERS  # that are decoded: a character has at most four bytes, and a token at least one
+_LABEL = len("\n\nrejected: ")  # the longest that stands before a part
 MOST = 5000
 """Rows whose text is written by a run, at most, where these are not all rows."""
 
@@ -115,8 +116,16 @@ class RowTexts:
     def _text(self, ids: Sequence[int] | Tokens) -> dict[str, Any]:
         if isinstance(ids, Mapping):
             parts = {name: text_of(self._tokenizer, part, self._known) for name, part in ids.items()}
-            text = "\n\n".join(f"{name}: {part}" for name, (part, _) in parts.items())
-            cut = len(text) > CHARACTERS or any(goes_on for _, goes_on in parts.values())
-            return {"tokens": sum(map(len, ids.values())), "text": text[:CHARACTERS], "cut": cut}
+            text = _labelled({name: part for name, (part, _) in parts.items()})
+            cut = len(text) > CHARACTERS
+            if cut:  # a long prompt leaves room for both answers
+                room = CHARACTERS // len(parts) - _LABEL
+                text = _labelled({name: part[:room] for name, (part, _) in parts.items()})
+            goes_on = cut or any(is_longer for _, is_longer in parts.values())
+            return {"tokens": sum(map(len, ids.values())), "text": text, "cut": goes_on}
         text, cut = text_of(self._tokenizer, ids, self._known)
         return {"tokens": len(ids), "text": text, "cut": cut}
+
+
+def _labelled(parts: Mapping[str, str]) -> str:
+    return "\n\n".join(f"{name}: {part}" for name, part in parts.items())

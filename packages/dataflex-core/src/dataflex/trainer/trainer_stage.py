@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, listed
 from dataflex.scoring.stage_rows import StageCollator
 from dataflex.upstream.stage_loss import StageLoss, Use, stage_loss, stage_name
 from dataflex.utils.logging import logger
@@ -52,9 +52,16 @@ class TrainerStage:
         """Returns the rows of a batch.
 
         Raises:
-            ConfigError: The loss of the trainer's rows is not known.
+            ConfigError: The loss of the trainer's rows is not known, or it does not take such a batch.
         """
-        return self._known().rows_in(inputs)
+        loss = self._known()
+        try:
+            return loss.rows_in(inputs)
+        except KeyError as missing:
+            raise ConfigError(
+                f"data_collator: it made a batch of {listed(sorted(inputs))}, and the loss of stage {loss.name} is "
+                f"computed of {missing} -> use the collator of the stage's trainer"
+            ) from missing
 
     def require(self, use: Use, who: str) -> StageLoss:
         """Returns the loss, for who looks at it.

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -95,7 +95,7 @@ def with_pairs_of_batch(bases: Sequence[type], dataset: Any, collate: Callable[[
     if not any(_is_of_trl(base) and base.__name__ == "KTOTrainer" for base in bases):
         return collate
     columns = _columns(dataset.sources[0] if isinstance(dataset, MixedSources) else dataset)
-    if _KL in columns and not _OF_REFERENCE.intersection(columns):
+    if not columns or _is_paired(columns):  # a stream does not say which it has
         return PairsOfBatch(collate)
     if any(column.startswith("KL_") for column in columns):
         logger.info(
@@ -108,6 +108,8 @@ def with_pairs_of_batch(bases: Sequence[type], dataset: Any, collate: Callable[[
 class PairsOfBatch:
     """Gives each row of a batch the completion of the row before it, and the first that of the last.
 
+    Rows that have no completion of another row, or whose pairs the reference has seen, stay as they are.
+
     Args:
         collate: Makes a batch of a list of rows.
     """
@@ -117,7 +119,14 @@ class PairsOfBatch:
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
         """Returns the batch."""
+        if not _is_paired(rows[0]):
+            return self.collate(rows)
         return self.collate([{**row, _KL: rows[place - 1][_COMPLETION]} for place, row in enumerate(rows)])
+
+
+def _is_paired(columns: Collection[str]) -> bool:
+    """Whether rows have the completion of another row, and nothing that a reference gave to these two."""
+    return _KL in columns and _OF_REFERENCE.isdisjoint(columns)
 
 
 def _is_of_trl(base: type) -> bool:
