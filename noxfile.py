@@ -42,8 +42,8 @@ def install(session: nox.Session, *others: str, constraints: str = "constraints.
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests that need no accelerator, on the pinned versions."""
-    install(session, "-r", "tests/requirements.txt")
+    """The tests that need no accelerator, on the pinned versions; the documentation site too, without a browser."""
+    install(session, "-r", "tests/requirements.txt", "-r", "docs/requirements.txt")
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=CLEAN)
 
 

@@ -1,7 +1,7 @@
 """The documentation site, built once for all tests here, and a browser for it.
 
-`nox -s docs` runs these. They need what docs/requirements.txt names; those in a browser need Playwright and the
-system's Chromium as well, and are skipped without.
+They need what docs/requirements.txt names, as `nox -s tests` and `nox -s docs` install it, and are skipped without.
+Those in a browser need Playwright, of `nox -s docs` alone, and the system's Chromium.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ TOOLS = str(ROOT / "docs" / "tools")
 
 
 @pytest.fixture(scope="session")
-def site() -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the site. A warning of MkDocs is an error: a dead link or anchor, a page that nothing leads to."""
     pytest.importorskip("mkdocs", reason="needs MkDocs: pip install -r docs/requirements.txt")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--site-dir", str(ROOT / "site")]
+    side_by_side = "PYTEST_XDIST_WORKER" in os.environ  # two processes must not build into one folder
+    folder = tmp_path_factory.mktemp("site") if side_by_side else ROOT / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--site-dir", str(folder)]
     # where anything is asked from the network, this proxy, which nobody is, makes it fail
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return ROOT / "site"
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +75,8 @@ def address(site: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
     """A browser that is started once."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    from playwright import sync_api as api  # here: most tests of the site need none
+
     found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("needs Chromium: apt-get install chromium")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+pytest.importorskip("playwright.sync_api", reason="needs Playwright: nox -s docs")
+
 ENGLISH = [("zeroth", "selectors.html"), ("mixture_sample_rule", "configuration.html"), ("glossary", "glossary.html")]
 ENGLISH += [("StoppedError", "reference/errors.html"), ("get_weighted_loss", "reference/api/interfaces.html")]
 CHINESE = ["训练", "数据", "选择器"]

@@ -281,6 +281,10 @@ def test_what_cannot_be_run_is_refused_with_the_way_out(component, given, said):
         ({"a": 1}, {"a": 1, "b": 2}, False),
         ([1, 2], [1], False),
         (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64), False),
+        (torch.tensor([1.0]).double(), torch.tensor([1.0]).double() + 2**-50, False),
+        (torch.tensor([2**24]), torch.tensor([2**24 + 1]), False),
+        (torch.tensor([1.0, torch.nan]).bfloat16(), torch.tensor([1.0, torch.nan]).bfloat16(), True),
+        (torch.tensor([1.0]), torch.tensor([1.0, 1.0]), False),
     ],
 )
 def test_states_are_compared_to_the_last_bit(a, b, equal):

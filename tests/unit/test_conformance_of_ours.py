@@ -6,17 +6,12 @@ new needs a line only for that.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
-from dataflex.core import registry
 from dataflex.core.kinds import KINDS, Kind
 from dataflex.core.registry import provided
 from dataflex.testing import TokenRows, tiny_model
@@ -70,15 +65,6 @@ NEEDS = {  # what it is run on, beside what the kit gives; a function of a folde
     ("weighter", "adapt"): lambda folder: {"params": {"refresh": 2}},
 }
 OURS = [(kind, point.name) for kind in KINDS for point in provided(kind)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _in_seconds() -> Iterator[None]:
-    """Half of the time of such small runs goes into metadata of packages, and garbage among what is imported."""
-    gc.freeze()
-    with patch.object(registry, "entry_points", cache(entry_points)):
-        yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,12 @@ def total(number):
     return found.item()
 
 
+def kind_of_lock():
+    import tqdm
+
+    return type(tqdm.tqdm.get_lock()).__name__
+
+
 def one_raises():
     if torch.distributed.get_rank() == 1:
         raise RuntimeError("only here")
@@ -94,6 +100,7 @@ def test_two_ranks_answer_call_after_call_and_what_goes_wrong_ends_them_in_words
     ):
         two_ranks(one_raises)
     assert two_ranks(total, 4) == [9, 9]
+    assert two_ranks(kind_of_lock) == ["RLock"] * 2, "progress bars would leave a semaphore behind, with a warning"
 
 
 def test_ranks_that_hang_or_die_are_ended_with_where_they_were():

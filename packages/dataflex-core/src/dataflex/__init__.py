@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from dataflex.discovery.other_distribution import other_distribution
+from dataflex.discovery.other_distribution import is_command_line, other_distribution
 
 if TYPE_CHECKING:
     from dataflex.api.dynamic_call import dynamic
@@ -23,7 +23,7 @@ __all__ = ["__version__", "dynamic", "hookimpl", "run_report"]
 
 __version__ = "0.1.0"
 
-if (_beside := other_distribution()) is not None:
+if (_beside := other_distribution()) is not None and not is_command_line():
     warnings.warn(_beside, RuntimeWarning, stacklevel=2)
 
 hookimpl = pluggy.HookimplMarker("dataflex")

@@ -15,11 +15,11 @@ from importlib.metadata import EntryPoint
 
 def entry_points(group: str) -> list[EntryPoint]:
     """Returns the entry points of a group, as :func:`importlib.metadata.entry_points` does."""
-    return list(_read(group, _folders()))
+    return list(_read(group, package_places()))
 
 
-def _folders() -> tuple[tuple[str, int], ...]:
-    """Returns the places that packages are found in, each with the time of its last change."""
+def package_places() -> tuple[tuple[str, int], ...]:
+    """Returns the places that packages are found in, each with the time of its last change: a key for what was read."""
     return tuple((place, _changed(place)) for place in sys.path)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
+from dataflex.core.entry_points import package_places
 from dataflex.discovery.source_files import SourceNotFoundError, assigned, locate, module
 
 _IN_ITS_SOURCE: Mapping[str, tuple[str, str]] = {"llamafactory": ("llamafactory.extras.env", "VERSION")}
@@ -26,11 +28,18 @@ def has_package(package: str) -> bool:
 
 def version_of(package: str) -> str | None:
     """Returns the version of a package, or None where there is none of that name, or none that tells."""
+    found = _in_metadata(package, package_places())
+    home, name = _IN_ITS_SOURCE.get(package, ("", ""))
+    return _text(home, name) if found is None and home else found
+
+
+@lru_cache
+def _in_metadata(package: str, places: tuple[tuple[str, int], ...]) -> str | None:
+    """Returns the version that the installer wrote; read once for as long as no folder of packages changes."""
     try:
         return version(package)
     except PackageNotFoundError:
-        home, name = _IN_ITS_SOURCE.get(package, ("", ""))
-    return _text(home, name) if home else None
+        return None
 
 
 def _text(home: str, name: str) -> str | None:

@@ -105,12 +105,12 @@ def _state_of(trainer: Any) -> dict[str, Any]:
     """Returns everything of a run that a component must leave as it is, copied."""
     model = trainer.model
     optimizer = {} if trainer.optimizer is None else trainer.optimizer.state_dict()
-    named = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    parameters = dict(model.named_parameters())
     return {
-        "weights": named,
-        "gradients": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        "weights": {name: each.detach().clone() for name, each in (parameters | dict(model.named_buffers())).items()},
+        "gradients": {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()},
         "the training mode of modules": {name: module.training for name, module in model.named_modules()},
-        "what is trained": {name: p.requires_grad for name, p in model.named_parameters()},
+        "what is trained": {name: p.requires_grad for name, p in parameters.items()},
         "the optimizer": _copied(optimizer),
         "random numbers": {
             "torch": torch.get_rng_state(),
@@ -149,10 +149,10 @@ def _copied(value: Any) -> Any:
 def same(a: Any, b: Any) -> bool:
     """Returns whether two nested states are equal to the last bit; NaN equals NaN."""
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        return (
-            tensors and a.dtype == b.dtype and same(a.detach().cpu().float().numpy(), b.detach().cpu().float().numpy())
-        )
+        if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.dtype == b.dtype):
+            return False
+        a, b = a.detach().cpu(), b.detach().cpu()
+        return a.shape == b.shape and (torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()))
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         a, b = np.asarray(a), np.asarray(b)
         return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f" == b.dtype.kind)

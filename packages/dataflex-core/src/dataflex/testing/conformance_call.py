@@ -8,8 +8,9 @@ from typing import Any, TypedDict, Unpack
 
 from dataflex.core.errors import ConfigError, listed
 from dataflex.core.kinds import Kind
-from dataflex.testing.conformance_points import POINTS, Trials
+from dataflex.testing.conformance_points import POINTS
 from dataflex.testing.conformance_report import Conformance, Finding, NotConforming
+from dataflex.testing.conformance_shared_runs import Trials
 from dataflex.testing.conformance_subject import subject
 
 

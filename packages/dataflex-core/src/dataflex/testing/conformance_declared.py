@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from dataflex.core.component import Component
 from dataflex.core.cost import Ahead, Amount, Cost
 from dataflex.core.errors import DataflexError
-from dataflex.core.kinds import ORDER, SELECTOR
+from dataflex.core.kinds import ORDER
 from dataflex.discovery.describe import Expression, describe_class
 from dataflex.discovery.stated_checks import stated_problems
+from dataflex.interfaces.order import Order
 from dataflex.testing.conformance_report import Finding
+from dataflex.testing.conformance_shared_runs import Trials
 from dataflex.testing.conformance_subject import Subject
-from dataflex.testing.conformance_trial import Outcome
 
 _ROWS = Amount(48, 48 * 16, 48 * 13)
 _AHEAD = {
@@ -24,20 +25,6 @@ _AHEAD = {
 }  # fmt: skip
 
 
-class _Trials(Protocol):
-    """The runs of a component, see :mod:`dataflex.testing.conformance_points`."""
-
-    subject: Subject
-
-    @property
-    def whole(self) -> Outcome:
-        """The run."""
-
-    @property
-    def failed(self) -> str:
-        """What ended it."""
-
-
 class _NoSuchValue:
     """A value that no parameter takes."""
 
@@ -45,7 +32,7 @@ class _NoSuchValue:
         return "a value of no kind"
 
 
-def parameters_point(trials: _Trials) -> Finding:
+def parameters_point(trials: Trials) -> Finding:
     """Text and constructor have the same parameters; each refuses what is no value; ``draws`` says the truth."""
     subject = trials.subject
     info, real = subject.info, describe_class(subject.cls)
@@ -79,12 +66,12 @@ def _refuses(subject: Subject, name: str) -> bool:
     )
 
 
-def cost_point(trials: _Trials) -> Finding:
+def cost_point(trials: Trials) -> Finding:
     """What it says that an update costs is finite, not negative, and the same when it is asked again."""
     subject, point = trials.subject, "cost"
     if not issubclass(subject.cls, Component):
         return Finding(point, note="it inherits nothing, and says none")
-    if subject.kind is ORDER and subject.cls.cost.__func__ is vars(_base_order())["cost"].__func__:  # type: ignore[attr-defined]
+    if subject.kind is ORDER and subject.cls.cost.__func__ is vars(Order)["cost"].__func__:  # type: ignore[attr-defined]
         return Finding(point, note="an order costs nothing")
     params = {**subject.info.parameters, **subject.params}
     wrong = []
@@ -108,12 +95,6 @@ def cost_point(trials: _Trials) -> Finding:
     return Finding(point, tuple(dict.fromkeys(wrong)))
 
 
-def _base_order() -> Any:
-    from dataflex.interfaces.order import Order
-
-    return Order
-
-
 def _numbers(value: Any, name: str = "cost") -> list[tuple[str, float]]:
     """Returns every number of a cost, with its place."""
     if is_dataclass(value):
@@ -121,6 +102,3 @@ def _numbers(value: Any, name: str = "cost") -> list[tuple[str, float]]:
     if isinstance(value, dict):
         return [pair for key, item in value.items() for pair in _numbers(item, f"{name}[{key!r}]")]
     return [(name, float(value))] if isinstance(value, int | float) else []
-
-
-__all__ = ["SELECTOR", "cost_point", "parameters_point"]

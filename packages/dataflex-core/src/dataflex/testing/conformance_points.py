@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,59 +11,16 @@ import torch
 from dataflex.core.component import Component
 from dataflex.core.errors import ComponentError, DataflexError
 from dataflex.core.kinds import SELECTOR
-from dataflex.run.checkpoints import step_of
 from dataflex.run.state import load_state, require_savable, save_state
 from dataflex.testing.call_watch import DECIDES, same
 from dataflex.testing.conformance_declared import cost_point, parameters_point
 from dataflex.testing.conformance_ranks import ranks_point
 from dataflex.testing.conformance_report import Finding
-from dataflex.testing.conformance_subject import Subject
+from dataflex.testing.conformance_shared_runs import Trials
 from dataflex.testing.conformance_trial import SAVED, Outcome, made, of_subject, run
 from dataflex.testing.wrong_answers import TWICE, WRONG, Spoil
 
 _SHORT: Mapping[str, Any] = {"warmup_step": 1, "update_step": 1, "update_times": 1}
-
-
-class Trials:
-    """The runs of a component; each is made when a point asks for it, once.
-
-    Args:
-        subject: The component.
-    """
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self._root = Path(tempfile.mkdtemp(prefix="conformance-"))
-        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
-
-    def folder(self, name: str) -> Path:
-        """Returns a folder for a run."""
-        return self._root / name
-
-    @cached_property
-    def whole(self) -> Outcome:
-        """The run that nothing interrupts, on one rank."""
-        return run(self.subject, self.folder("whole"))
-
-    @cached_property
-    def failed(self) -> str:
-        """What ended that run; blank where it came to its end."""
-        try:
-            assert self.whole is not None
-        except DataflexError as error:
-            return str(error)
-        return ""
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint in the middle of it."""
-        found = sorted(self.folder("whole").glob("checkpoint-*"), key=step_of)
-        return next(path for path in found if step_of(path) == SAVED)
-
-    def resumed(self, scrambled: bool) -> Outcome:
-        """Returns the run that begins at that checkpoint, in a folder of its own."""
-        name = f"resumed{'-scrambled' * scrambled}"
-        return run(self.subject, self.folder(name), resume=self.checkpoint, scrambled=scrambled)
 
 
 def trains(trials: Trials) -> Finding:

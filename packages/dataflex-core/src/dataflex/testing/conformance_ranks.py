@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from dataflex.core.errors import DataflexError
 from dataflex.core.kinds import WEIGHTER
 from dataflex.testing.call_watch import same
 from dataflex.testing.conformance_report import Finding
+from dataflex.testing.conformance_shared_runs import Trials
 from dataflex.testing.conformance_subject import Subject
 from dataflex.testing.conformance_trial import Outcome, run
 from dataflex.testing.rank_processes import RankError, two_ranks
@@ -18,23 +18,6 @@ from dataflex.testing.rank_processes import RankError, two_ranks
 POINT = "ranks agree"
 CLOSE = 1e-4
 """Relative difference that two orders of adding up may make in a loss or a share."""
-
-
-class _Trials(Protocol):
-    """The runs of a component, see :mod:`dataflex.testing.conformance_points`."""
-
-    subject: Subject
-
-    @property
-    def whole(self) -> Outcome:
-        """The run."""
-
-    @property
-    def failed(self) -> str:
-        """What ended it."""
-
-    def folder(self, name: str) -> Path:
-        """Returns a folder."""
 
 
 def on_rank(subject: Subject, folder: Path) -> Outcome | str:
@@ -45,7 +28,7 @@ def on_rank(subject: Subject, folder: Path) -> Outcome | str:
         return str(error)
 
 
-def ranks_point(trials: _Trials) -> Finding:
+def ranks_point(trials: Trials) -> Finding:
     """Two ranks end with the same weights, and decide what one rank decides on the same rows of each step."""
     if trials.failed:
         return Finding(POINT, note="not looked at, as the run on one rank did not come to its end")
@@ -70,7 +53,7 @@ def ranks_point(trials: _Trials) -> Finding:
     return Finding(POINT, (*wrong, *different))
 
 
-def _together(trials: _Trials, two: Outcome) -> list[str]:
+def _together(trials: Trials, two: Outcome) -> list[str]:
     """Returns what differs where the micro-batches of all ranks are one on one rank: it may compare their samples."""
     return _against_one(run(trials.subject, trials.folder("together"), accumulation=1), two)
 

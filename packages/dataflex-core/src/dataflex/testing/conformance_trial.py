@@ -42,7 +42,7 @@ class Outcome:
     segments: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    end: dict[str, np.ndarray] = field(default_factory=dict)
+    end: dict[str, torch.Tensor] = field(default_factory=dict)
     state: Any = None
     changed: list[str] = field(default_factory=list)
     drew: int = 0
@@ -160,8 +160,8 @@ def _plain(line: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in _OF_THE_RECORD}
 
 
-def _end(trainer: Any) -> dict[str, np.ndarray]:
+def _end(trainer: Any) -> dict[str, torch.Tensor]:
     tensors = {f"weight {name}": value for name, value in trainer.model.state_dict().items()}
     for number, state in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer {number} {name}": torch.as_tensor(value) for name, value in state.items()}
-    return {name: value.detach().cpu().float().numpy().copy() for name, value in tensors.items()}
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}

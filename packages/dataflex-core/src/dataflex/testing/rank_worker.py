@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -30,9 +31,11 @@ def serve(pipe: Connection, environ: Mapping[str, str], stack: str) -> None:
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who closes the pipe
     import torch
+    import tqdm
 
     torch.set_num_threads(1)
-    gc.freeze()  # what is imported stays: a run collects garbage, and need not look at it
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore too, which would be left behind with a warning
+    imported = 0
     with open(stack, "w", encoding="utf-8") as file:
         faulthandler.register(STACK_SIGNAL, file=file, all_threads=False)
         torch.distributed.init_process_group("gloo", timeout=_GROUP)
@@ -43,6 +46,11 @@ def serve(pipe: Connection, environ: Mapping[str, str], stack: str) -> None:
             except (EOFError, OSError):
                 break
             pipe.send(_answer(path, folder, call))
+            if len(sys.modules) > imported:
+                # Each training collects garbage, which would look at all of torch and transformers again and again.
+                gc.collect()
+                gc.freeze()
+                imported = len(sys.modules)
     os._exit(0)  # a group whose other rank is gone already cannot be left in order
 
 
