@@ -199,6 +199,8 @@ def _own_registrations() -> Iterator[None]:
         yield
     for name in [name for name in sys.modules if name.startswith("dataflex_plugin_")]:
         del sys.modules[name]  # so that the next test's run registers what the file brings
+    if "dataflex.discovery.plugins" in sys.modules:
+        sys.modules["dataflex.discovery.plugins"].plugin_manager.cache_clear()  # its hooks
 
 
 @pytest.fixture(autouse=True)
