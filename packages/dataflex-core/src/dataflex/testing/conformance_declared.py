@@ -34,7 +34,7 @@ class _NoSuchValue:
 
 
 def parameters_point(trials: Trials) -> Finding:
-    """Text and constructor have the same parameters; each refuses what is no value; ``draws`` and ``asks`` can be read."""
+    """Text and constructor have the same parameters; each refuses what is no value; ``draws`` and ``asks`` are true."""
     subject = trials.subject
     info, real = subject.info, describe_class(subject.cls)
     wrong = []
