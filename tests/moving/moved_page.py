@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataflex.config.moved.moved_parameters import filled, shown
 from dataflex.config.moved.moved_table import (
     NOT_SAID,
     REFUSED,
@@ -24,6 +23,7 @@ from dataflex.config.moved.moved_table import (
     components,
     keys,
 )
+from dataflex.config.moved.moved_values import filled, shown
 from dataflex.core.kinds import BY_SECTION
 from dataflex.discovery.catalog import lookup
 

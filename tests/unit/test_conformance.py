@@ -39,6 +39,18 @@ class TakesAnything(InOrder):
         self.first = first
 
 
+class AsksForNothingKnown(InOrder):
+    """A word that no stage knows, so that none would refuse it."""
+
+    asks = "gradient"
+
+
+class AsksByNoParameter(InOrder):
+    """A condition that never holds."""
+
+    asks = "gradients if embeding=model"
+
+
 class SaysItDrawsNothing(InOrder):
     """It draws."""
 
@@ -176,6 +188,8 @@ class Backwards(Order):
 
 FAULTS = {
     TakesAnything: ("parameters", "first takes anything -> state what is allowed: require("),
+    AsksForNothingKnown: ("parameters", "asks: found 'gradient', allowed: gates, generated answers, gradients, "),
+    AsksByNoParameter: ("parameters", "asks: found 'gradients if embeding=model', allowed behind 'if':"),
     SaysItDrawsNothing: ("parameters", "its class says draws = False, and it draws from self.generator"),
     Raises: ("trains", "no rows today"),
     ChangesWeights: ("disturbs nothing", "select changed the weight model.embed_tokens.weight -> put it back"),

@@ -151,6 +151,7 @@ def test_held_out_rows_are_their_batches_times_their_size():
     read = read_preset("mixers", "dynamic_moe", {"c": 0.1, "collect_steps": 5, "eval_batch_size": 8}, "x", RunKeys())
     assert read.params == {"smoothing": 0.1, "eval_rows": 40}
     assert read_preset("mixers", "dynamic_moe", {"collect_steps": 5}, "x", RunKeys()).params == {"eval_rows": 160}
+    assert read_preset("mixers", "dynamic_moe", {"eval_batch_size": 8}, "x", RunKeys()).params == {"eval_rows": 80}
     told = list(differences("mixers", "dynamic_moe", {}, (), {"eval_rows": 64, "freeze_gate": True}, RunKeys()))
     assert told == [
         "freeze_gate is not given: false there, true here -> freeze_gate: false",

@@ -46,6 +46,12 @@ def test_a_package_holds_a_component_its_tests_a_run_and_a_licence_and_leaves_no
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)
+def test_a_component_named_as_its_kind_has_another_class_than_its_base(kind, tmp_path):
+    assert write_package(kind, kind.name, tmp_path).cls == kind.name.capitalize() * 2
+    assert write_package(kind, f"my_{kind.name}", tmp_path).cls == f"My{kind.name.capitalize()}"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
 def test_the_run_of_a_package_is_checked_as_every_run_and_finds_nothing_wrong(kind, tmp_path, monkeypatch, capsys):
     made = write_package(kind, f"quick_{kind.name}", tmp_path)
     monkeypatch.chdir(made.folder)
@@ -61,6 +67,7 @@ def test_the_run_of_a_package_is_checked_as_every_run_and_finds_nothing_wrong(ki
         (SELECTOR, "loss", "'loss' is a selector of dataflex-selectors -> a name such as my_loss"),
         (WEIGHTER, "Loss", "'loss' is a weighter of dataflex-weighters"),
         (MIXER, "9lives", "found '9lives', allowed: letters and digits"),
+        (MIXER, "dataflex-9lives", "'9lives' does not begin with a letter -> a name such as mixer_9lives"),
         (MIXER, "a/b", "found 'a/b', allowed"),
         (MIXER, "../up", "found '../up', allowed"),
         (MIXER, "", "found '', allowed"),

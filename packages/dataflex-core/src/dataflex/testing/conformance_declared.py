@@ -6,9 +6,10 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from dataflex.config.checks.stage_table import asked_for
 from dataflex.core.component import Component
 from dataflex.core.cost import Ahead, Amount, Cost
-from dataflex.core.errors import DataflexError
+from dataflex.core.errors import ConfigError, DataflexError
 from dataflex.core.kinds import ORDER
 from dataflex.discovery.describe import Expression, describe_class
 from dataflex.discovery.stated_checks import stated_problems
@@ -33,7 +34,7 @@ class _NoSuchValue:
 
 
 def parameters_point(trials: Trials) -> Finding:
-    """Text and constructor have the same parameters; each refuses what is no value; ``draws`` says the truth."""
+    """Text and constructor have the same parameters; each refuses what is no value; ``draws`` and ``asks`` are true."""
     subject = trials.subject
     info, real = subject.info, describe_class(subject.cls)
     wrong = []
@@ -53,9 +54,20 @@ def parameters_point(trials: Trials) -> Finding:
                 f"{name} takes anything -> state what is allowed: require('{subject.name}', ...) in __init__, see "
                 "dataflex.core.parameter_checks"
             )
+    if issubclass(subject.cls, Component):
+        wrong += _asks(subject)
     if issubclass(subject.cls, Component) and not subject.cls.draws and not trials.failed and trials.whole.drew:
         wrong.append("its class says draws = False, and it draws from self.generator -> leave draws out")
     return Finding("parameters", tuple(wrong))
+
+
+def _asks(subject: Subject) -> list[str]:
+    """Returns what is wrong with how the class says what it computes of rows."""
+    try:
+        asked_for(subject.cls.asks, {**subject.info.parameters, **subject.params})
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _refuses(subject: Subject, name: str) -> bool:

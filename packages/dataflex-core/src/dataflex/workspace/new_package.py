@@ -113,9 +113,12 @@ def _named(kind: Kind, name: str, into: str | Path) -> NewPackage:
             f"{_LONGEST} -> a name such as my_{kind.name}"
         )
     bare = re.sub(r"[-_.]+", "_", name.lower()).removeprefix("dataflex_")
+    if not bare[0].isalpha():  # nor can the name of a module or a class
+        raise ConfigError(f"NAME: '{bare}' does not begin with a letter -> a name such as {kind.name}_{bare}")
     distribution, package = PREFIX + bare.replace("_", "-"), f"dataflex_{bare}"
     words = [word for word in bare.split("_") if word]
-    cls = "".join(word.capitalize() for word in words) + kind.name.capitalize() * (words[-1] != kind.name)
+    says_kind = len(words) > 1 and words[-1] == kind.name  # one word alone would be the name of the base class
+    cls = "".join(word.capitalize() for word in words) + ("" if says_kind else kind.name.capitalize())
     if keyword.iskeyword(bare) or keyword.issoftkeyword(bare):
         raise ConfigError(f"NAME: '{bare}' is a word of Python -> a name such as {bare}_{kind.name}")
     owner = registry.official(kind).get(bare) or next(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dataflex.config.checks.parsed_config import Draft, KnownPart
-from dataflex.core.errors import Problem
+from dataflex.core.errors import ConfigError, Problem, listed
 from dataflex.core.score_names import LOSS, SEEN, ScoreName
 
 TEXTS = ("sft", "pt")
@@ -34,6 +34,8 @@ _REASONS: Mapping[str, str] = {
 }
 REFUSED: Mapping[str, Mapping[str, str]] = dict.fromkeys(ROWS, _REASONS)
 """Stage -> what a component may ask for that it has not -> why."""
+ASKS = tuple(_REASONS)
+"""What a class may name in ``asks``."""
 
 _ASKED = re.compile(r"(?P<what>[a-z ]+?)(?: if (?P<key>\w+)(?:=(?P<value>\w+))?)?")
 
@@ -42,16 +44,29 @@ def asked_for(asks: str, params: Mapping[str, Any]) -> str | None:
     """Returns what a component asks for with these parameters; None for nothing but losses.
 
     Args:
-        asks: As its class says it: ``WHAT``, ``WHAT if KEY`` where the parameter is given, or ``WHAT if KEY=VALUE``.
+        asks: As its class says it: ``WHAT``, ``WHAT if KEY`` where the parameter is given, or ``WHAT if KEY=VALUE``,
+            with the value as YAML writes it.
         params: Its parameters, defaults included.
+
+    Raises:
+        ConfigError: It says something else, which no stage would ever refuse.
     """
+    if not asks:
+        return None
     found = _ASKED.fullmatch(asks)
-    if found is None:
-        return None
-    key, value = found["key"], found["value"]
-    if key is not None and (params.get(key) is None if value is None else str(params.get(key)) != value):
-        return None
-    return found["what"]
+    if found is None or found["what"] not in ASKS:
+        raise ConfigError(
+            f"asks: found '{asks}', allowed: {listed(ASKS)}, each with 'if PARAMETER' or 'if PARAMETER=VALUE' behind "
+            "it -> name one in the class, or leave asks out"
+        )
+    what, key, value = found["what"], found["key"], found["value"]
+    if key is None:
+        return what
+    if key not in params:
+        raise ConfigError(f"asks: found '{asks}', allowed behind 'if': {listed(params)} -> name one of its parameters")
+    given = params[key]
+    text = str(given).lower() if isinstance(given, bool) else str(given)
+    return what if (given is not None if value is None else text == value) else None
 
 
 def unfit_parts(stage: str, parts: Iterable[KnownPart]) -> list[Problem]:
@@ -64,7 +79,11 @@ def unfit_parts(stage: str, parts: Iterable[KnownPart]) -> list[Problem]:
     problems = []
     for known in parts:
         params = {} if known.info is None else {**known.info.parameters}
-        what = asked_for(str(known.declares("asks", "")), params | dict(known.part.component.params))
+        try:
+            what = asked_for(str(known.declares("asks", "")), params | dict(known.part.component.params))
+        except ConfigError as error:
+            problems.append(Problem(known.where, f"{known.named}: {error}"))
+            continue
         reason = REFUSED.get(stage, {}).get(what or "")
         if reason is not None:
             said = f"{known.named} asks for {what}, and the rows of stage {stage} are {ROWS[stage]}: {reason}"

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex.config.known_keys import readable_keys
-from dataflex.config.moved.moved_parameters import THERE, RunKeys, among, shown
+from dataflex.config.moved.moved_parameters import THERE, RunKeys
 from dataflex.config.moved.moved_table import RENAMED, SAME, Move, keys
+from dataflex.config.moved.moved_values import among, shown
 from dataflex.core.errors import Problem
 
 

@@ -7,7 +7,7 @@ else here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from dataflex.config.moved.moved_table import (
     keys,
     parameters,
 )
+from dataflex.config.moved.moved_values import CONVERSIONS, among, filled, product, shares_in, shown
 from dataflex.core.errors import Problem
 
 THERE = "OpenDCAI/DataFlex"
@@ -86,6 +87,9 @@ def read_preset(section: str, component: str, params: Mapping[str, Any], where: 
             _read(move, value, flat, found, where, run)
         else:
             found.unused.append(f"{name} (without {_listed(move.beside)})")
+    for move in moves.values():
+        if move.name not in flat and not move.times.keys().isdisjoint(flat):  # a factor of what has its default there
+            _read(move, move.default, flat, found, where, run)
     return found
 
 
@@ -177,9 +181,9 @@ def _read(move: Move, value: Any, flat: Mapping[str, Any], found: MovedPreset, w
     elif move.fate == UNUSED or _without_effect(move, value, run):
         (found.differing if move.differs else found.unused).append(f"{move.name} ({move.why})")
     elif move.fate == RENAMED and not among(value, move.refused_as):
-        ours = _CONVERSIONS[move.convert](value) if move.convert else move.converted(value)
+        ours = CONVERSIONS[move.convert](value) if move.convert else move.converted(value)
         for other, default in move.times.items():
-            ours = _product(ours, flat.get(other, default))
+            ours = product(ours, flat.get(other, default))
         _take(found, move.to, ours, move.name, where)
         for name, beside in move.adds.items():
             _take(found, name, beside, move.name, where)
@@ -187,11 +191,6 @@ def _read(move: Move, value: Any, flat: Mapping[str, Any], found: MovedPreset, w
         way_out = filled(move.instead, value, run.start)
         way_out = f"write {way_out}" if ":" in way_out.split(" ")[0] else way_out
         found.problems.append(Problem(f"{where}.params.{move.name}", filled(move.refused, value, run.start), way_out))
-
-
-def filled(text: str, value: Any, start: int) -> str:
-    """Returns a sentence of the table with the value that was found and the step of the first update."""
-    return text.replace("{value}", shown(value)).replace("{start}", str(start))
 
 
 def _without_effect(move: Move, value: Any, run: RunKeys) -> bool:
@@ -202,9 +201,9 @@ def _without_effect(move: Move, value: Any, run: RunKeys) -> bool:
         return isinstance(value, int) and value <= run.start
     if not move.equal:
         return False
-    shares = _shares(value)
+    shares = shares_in(value)
     even = run.written.get("mixture_sample_rule") == "uniform" and shares is not None and len(set(shares)) == 1
-    return even or (shares is not None and shares == _shares(run.written.get(move.equal)))
+    return even or (shares is not None and shares == shares_in(run.written.get(move.equal)))
 
 
 def _take(found: MovedPreset, name: str, value: Any, written: str, where: str) -> None:
@@ -226,37 +225,6 @@ def _flat(params: Mapping[str, Any], moves: Moves, before: str = "") -> Iterator
             yield from _flat(value, moves, inside)
         else:
             yield f"{before}{name}", value
-
-
-def among(value: Any, values: tuple[Any, ...]) -> bool:
-    """Whether a value is one of those: ``false`` is not 0 here, 1.0 is 1."""
-    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values)
-
-
-def _shares(value: Any) -> list[float] | None:
-    """Returns proportions with sum 1, rounded; None where they are none."""
-    numbers = list(value) if isinstance(value, list | tuple) else []
-    usable = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
-    total = sum(numbers) if usable else 0
-    return [round(number / total, 9) for number in numbers] if total > 0 else None
-
-
-def _product(value: Any, times: Any) -> Any:
-    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in (value, times))
-    return value * times if whole else value  # a wrong value is told by the check of our parameter
-
-
-def _base_address(value: Any) -> Any:
-    return value.removesuffix("/").removesuffix("/chat/completions") if isinstance(value, str) else value
-
-
-_CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"base_address": _base_address}
-
-
-def shown(value: Any) -> str:
-    """Returns a value as YAML writes it."""
-    texts = {None: "null", True: "true", False: "false"}
-    return texts[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _listed(beside: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ class Move:
         becomes: Pairs of their value and our parameters.
         adds: Parameters of ours that come with it.
         times: The parameter of theirs, and its default, that the value is multiplied by.
-        convert: The name of a conversion of :mod:`dataflex.config.moved.moved_parameters`.
+        convert: The name of a conversion of :mod:`dataflex.config.moved.moved_values`.
         unused_as: Values with which it has no effect.
         refused_as: Values that are refused.
         only: Keys of the run -> values with which alone a key is theirs; with others it is unknown, as ever.

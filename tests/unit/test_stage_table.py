@@ -1,0 +1,52 @@
+"""What a class asks for is read as it says it; what no stage would understand is an error, and not silence."""
+
+from __future__ import annotations
+
+import pytest
+from dataflex.config.checks.stage_table import asked_for
+from dataflex.core.errors import ConfigError
+from dataflex.core.kinds import KINDS
+from dataflex.core.registry import provided
+from dataflex.discovery.catalog import lookup
+
+PARAMS = {"embedding": "model", "folder": None, "reject": True}
+
+
+@pytest.mark.parametrize(
+    ("asks", "found"),
+    [
+        ("", None),
+        ("gradients", "gradients"),
+        ("hidden states if embedding=model", "hidden states"),
+        ("hidden states if embedding=ngrams", None),
+        ("gates if folder", None),
+        ("gates if embedding", "gates"),
+        ("generated answers if reject=true", "generated answers"),
+        ("generated answers if reject=false", None),
+    ],
+)
+def test_what_is_asked_for_depends_on_the_parameters(asks, found):
+    assert asked_for(asks, PARAMS) == found
+
+
+@pytest.mark.parametrize(
+    ("asks", "said"),
+    [
+        ("gradient", "asks: found 'gradient', allowed: gates, generated answers, gradients, "),
+        ("Gradients", "asks: found 'Gradients', allowed: "),
+        ("gradients when folder", "asks: found 'gradients when folder', allowed: "),
+        ("gradients if folders", "asks: found 'gradients if folders', allowed behind 'if': embedding, folder, reject"),
+    ],
+)
+def test_what_nobody_understands_is_refused(asks, said):
+    with pytest.raises(ConfigError) as caught:
+        asked_for(asks, PARAMS)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_each_component_of_ours_says_it_so_that_it_is_read(kind):
+    for point in provided(kind):
+        info = lookup(kind, point.name)
+        assert info is not None
+        asked_for(str(info.constants.get("asks", "")), dict.fromkeys(info.required, "given") | dict(info.parameters))
