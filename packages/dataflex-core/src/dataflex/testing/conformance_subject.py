@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from dataflex.core import registry
@@ -135,10 +135,16 @@ class Subject:
         return self.model() if is_class or not _is_module(self.model) else copy.deepcopy(self.model)
 
     def made_tokenizer(self) -> Any:
-        """Returns the tokenizer; None where the component does not ask for one."""
+        """Returns the tokenizer, a new one for each run; None where the component does not ask for one."""
         if self.tokenizer is not None or "tokenizer" not in self.asks_for:
             return self.tokenizer
-        return tiny_tokenizer()
+        return copy.deepcopy(_trained_tokenizer())
+
+
+@cache
+def _trained_tokenizer() -> Any:
+    """Returns the tiny tokenizer, trained once in a process; each run has a copy."""
+    return tiny_tokenizer()
 
 
 def _is_module(model: Any) -> bool:
