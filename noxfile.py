@@ -185,7 +185,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Builds the documentation site in site/ and checks it: strictly, and in the system's Chromium if there is one."""
-    install(session, "-r", "tests/requirements.txt", "-r", "docs/requirements.txt", "playwright")
+    install(session, "-r", "tests/requirements.txt", "-r", "docs/requirements.txt", "jieba==0.42.1", "playwright")
     pages = ["tests/unit/test_docs.py", "tests/unit/test_site_nav.py", "tests/docs_site"]
     session.run("pytest", "-n0", *(session.posargs or pages), env=CLEAN)
 

@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 from dataflex.cli.main import run
 from dataflex.workspace.build import create
-
-QUICK = [
-    "per_device_train_batch_size=4",
-    "do_eval=false",
-    "plot_loss=false",
-    "logging_steps=1",
-    "save_steps=100",
-    "disable_tqdm=true",
-    "cutoff_len=64",
-    "max_samples=60",
-]
+from quick_keys import QUICK
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK
 from dataflex.cli.main import run
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import RunSpec
@@ -14,6 +13,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.run.record import read_trace
 from dataflex.run.row_file import read_row_file
 from dataflex.run.scoring_weights import scoring_weights
+from quick_keys import QUICK
 
 SHORT = ["warmup_step=2", "update_step=2", "update_times=2", "eval_dataset=instructions_eval", "save_steps=3"]
 
