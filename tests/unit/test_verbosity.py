@@ -63,7 +63,9 @@ def test_our_own_lines_are_left_out_only_where_errors_alone_are_asked_for():
 def test_the_flag_may_stand_anywhere_and_is_no_override(place, monkeypatch):
     seen = {}
     monkeypatch.setattr(run_file, "log_to_stderr", lambda level: seen.update(level=level))
-    monkeypatch.setattr(run_file, "read_config", lambda file, overrides: seen.update(file=file, overrides=overrides))
+    monkeypatch.setattr(
+        run_file, "read_config", lambda file, overrides: seen.update(file=file, overrides=overrides) or {}
+    )
     monkeypatch.setattr(run_file, "check", lambda config, folder, trains: seen.update(trains=trains))
     argv = [FILE, "a=1", "b=2"]
     argv.insert(place, QUIET)
