@@ -268,3 +268,12 @@ def test_a_run_without_their_keys_comes_back_as_it_is():
 def test_the_page_has_the_tables_of_the_code():
     page = PAGE.read_text(encoding="utf-8")
     assert written(page) == page, "run python tests/moving/moved_page.py"
+
+
+def test_no_message_holds_a_key_that_stands_beside_the_name_of_one():
+    """Both name one parameter of ours: the file says so without the key."""
+    theirs = {"reward_model_backend": "api", "reward_backend_params": {"api": {"api_key": "sk-1-very-secret"}}}
+    params = {"api_key_env": "FOO"} | theirs
+    (problem,) = read_preset("selectors", "nice", params, "x", RunKeys()).problems
+    assert "and api_key_env says FOO" in str(problem)
+    assert "very-secret" not in str(problem)

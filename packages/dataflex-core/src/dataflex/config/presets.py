@@ -31,7 +31,7 @@ from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, liste
 from dataflex.core.files import COMPONENTS
 from dataflex.core.kinds import BY_SECTION, ORDER, Kind
 from dataflex.discovery.source_files import SourceNotFoundError, package_folders
-from dataflex.utils.secret_values import masked
+from dataflex.utils.secret_values import masked, remember
 
 FILE_NAME = "components.yaml"
 ENTRY_KEYS = ("name", "params")
@@ -78,6 +78,7 @@ def read_components(path: Path) -> dict[str, dict[str, Entry]]:
         ConfigError: Everything that is wrong with the file, in one message.
     """
     content = read_mapping(path)
+    remember(content)  # before any of it can be in a message
     if path.name == COMPONENTS and not path.read_text(encoding="utf-8").rstrip().endswith(END):
         raise ConfigError(
             f"{path}: the file does not end with '{END}', as a run writes it: it was cut off -> restore it, or give a "

@@ -24,6 +24,7 @@ from dataflex.config.moved.moved_table import (
 )
 from dataflex.config.moved.moved_values import CONVERSIONS, among, filled, product, shares_in, shown
 from dataflex.core.errors import Problem
+from dataflex.utils.secret_values import masked
 
 THERE = "OpenDCAI/DataFlex"
 
@@ -209,7 +210,10 @@ def _without_effect(move: Move, value: Any, run: RunKeys) -> bool:
 def _take(found: MovedPreset, name: str, value: Any, written: str, where: str) -> None:
     if name in found.params and found.params[name] != value:
         other = found.spelled.get(name, name)
-        what = f"says {shown(value)} for {name}, and {other} says {shown(found.params[name])}"
+        here, there = (
+            shown(masked(said, *by.split("."))) for said, by in ((found.params[name], other), (value, written))
+        )
+        what = f"says {there} for {name}, and {other} says {here}"
         found.problems.append(Problem(f"{where}.params.{written}", what, "leave one out"))
         return
     found.params[name] = value
