@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import DistributedType
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
 from dataflex.run.state import load_state, save_state
 from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.testing import TokenRows, pad_collate, tiny_model
-from dataflex_selectors.parts import irreducible
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
+from dataflex_selectors.parts import irreducible, other_model
 from dataflex_selectors.rho_loss import RhoLossSelector, largest
 from every_component import run_objects
 
@@ -175,7 +175,7 @@ def test_the_reference_model_is_scored_once_and_its_losses_are_in_the_state(
     assert first.state_dict() == {"irreducible": None, "numbers": None}
     expected = [pick(first, 12, update, model) for update in range(3)]
     save_state(tmp_path, {"identity": {}, "component": first.state_dict()})
-    monkeypatch.setattr(irreducible.AutoModelForCausalLM, "from_pretrained", None)  # would raise
+    monkeypatch.setattr(other_model.AutoModelForCausalLM, "from_pretrained", None)  # would raise
     assert pick(first, 12, 1, model) == expected[1]
     resumed = build(rows, reference_model=held_out)
     resumed.load_state_dict(load_state(tmp_path)["component"])
@@ -332,3 +332,14 @@ def test_a_reference_model_is_refused_where_the_engine_shards_weights_and_a_file
     with pytest.raises(ConfigError, match="FSDP shards the weights over the ranks, and a reference model is loaded"):
         build(rows, reference_model="x", accelerator=accelerator)
     build(rows, file=file, accelerator=accelerator)
+
+
+def test_a_reference_model_with_another_tokenizer_is_refused_before_training(rows, model, tmp_path):
+    tiny_model(seed=1).save_pretrained(tmp_path)
+    other = tiny_tokenizer()
+    other.add_tokens(["<new>"])  # the run's tokenizer knows a token that the reference's does not
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ahead = RunAhead(updates=1, total_steps=4, most_rows=2)
+    build(rows, reference_model=str(tmp_path), tokenizer=tiny_tokenizer()).check_run(model, ahead)
+    with pytest.raises(ComponentError, match="gives tokens other numbers than that of the run"):
+        build(rows, reference_model=str(tmp_path), tokenizer=other).check_run(model, ahead)

@@ -57,6 +57,7 @@ class RhoLossSelector(Selector):
     Exactly one of ``column``, ``file`` and ``reference_model`` is given.
 
     Args:
+        tokenizer: What the rows were tokenised with; None where the run has none.
         column: Column of the train dataset with the irreducible loss of each row.
         file: A .npy, .npz or .parquet file with the irreducible loss of each row, see :mod:`dataflex.run.row_values`.
         reference_model: Name or path of a model whose losses are the irreducible ones; it is scored once.
@@ -75,6 +76,7 @@ class RhoLossSelector(Selector):
     def __init__(
         self,
         *,
+        tokenizer: Any = None,
         column: str | None = None,
         file: str | None = None,
         reference_model: str | None = None,
@@ -95,6 +97,7 @@ class RhoLossSelector(Selector):
             count_or_null("token_budget", token_budget),
             None if reference_model is None else whole_weights(self.accelerator, "a reference model is loaded whole"),
         )
+        self.tokenizer = tokenizer
         self.column = column
         self.reference_model = reference_model
         self._file = file
@@ -127,7 +130,7 @@ class RhoLossSelector(Selector):
             require_enough(run.most_rows, found, len(self.dataset), "have an irreducible loss", "give it for more rows")
         else:
             assert self.reference_model is not None
-            try_model(self.reference_model, self.dataset, self.data_collator, self.accelerator)
+            try_model(self.reference_model, self.dataset, self.data_collator, self.accelerator, self.tokenizer)
         try_losses(model, self.dataset, self._collator(), self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:

@@ -121,6 +121,12 @@ def share(key: str, found: Any) -> Problem | None:
     return _unless(is_number(found) and 0 < found <= 1, key, found, "a number above 0 and at most 1")
 
 
+def share_or_null(key: str, found: Any, null: str = "the default") -> Problem | None:
+    """Returns a problem unless ``found`` is None, which stands for ``null``, or a number above 0 and at most 1."""
+    allowed = found is None or (is_number(found) and 0 < found <= 1)
+    return _unless(allowed, key, found, f"a number above 0 and at most 1, or null for {null}")
+
+
 def count(key: str, found: Any, least: int = 1) -> Problem | None:
     """Returns a problem unless ``found`` is a whole number of at least ``least``."""
     return _unless(_is_count(found, least), key, found, f"a whole number of at least {least}")

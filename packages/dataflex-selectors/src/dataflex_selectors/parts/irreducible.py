@@ -8,29 +8,25 @@ is never selected.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import transformers
 from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST
-from dataflex.model.whole import whole_models
 from dataflex.rows.columns import number_column
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
 from numpy.typing import NDArray
-from packaging.version import Version
-from transformers import AutoModelForCausalLM
+
+from dataflex_selectors.parts.other_model import load_model, rows_for, within_vocabulary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 NAME = "irreducible_loss"
-_DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+KEY = "reference_model"
 
 
 def source_problem(column: Any, file: Any, reference_model: Any) -> Problem | None:
@@ -88,11 +84,11 @@ def from_model(
     Raises:
         ComponentError: The model cannot be loaded, or has fewer tokens than the dataset uses.
     """
-    model = _loaded(path, accelerator)
+    model = load_model(KEY, path, accelerator)
     return per_sample_losses(
         model,
         dataset,
-        collator=_within(model, collator, path),
+        collator=within_vocabulary(KEY, path, model, collator),
         accelerator=accelerator,
         token_budget=token_budget,
         desc=f"irreducible losses under {os.path.basename(path)}",
@@ -103,41 +99,22 @@ def from_model(
     )
 
 
-def try_model(path: str, dataset: Any, collator: Collator, accelerator: Accelerator | None) -> None:
+def try_model(
+    path: str, dataset: Any, collator: Collator, accelerator: Accelerator | None, tokenizer: Any = None
+) -> None:
     """Loads the model, scores two rows with it and frees it.
 
     Raises:
-        ComponentError: It cannot be loaded, gives rows no loss, or has fewer tokens than these rows use.
+        ComponentError: It cannot be loaded, gives rows no loss, has fewer tokens than these rows use, or its tokenizer
+            gives them other numbers: what cannot be learnt of a row is then another sum.
     """
-    model = _loaded(path, accelerator)
-    try_losses(model, dataset, _within(model, collator, path), None)
-
-
-def _loaded(path: str, accelerator: Accelerator | None) -> Any:
-    try:
-        with whole_models():
-            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
-    except (OSError, ValueError) as error:
-        raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
-    return model if accelerator is None else model.to(accelerator.device)
-
-
-def _within(model: Any, collator: Collator, path: str) -> Collator:
-    """Refuses unknown tokens: on a GPU they would end in an error that does not name them."""
-    embeddings: Any = model.get_input_embeddings()
-    vocabulary = len(embeddings.weight)
-
-    def collate(rows: list[Any]) -> Mapping[str, torch.Tensor]:
-        batch = collator(rows)
-        largest = int(batch["input_ids"].max())
-        if largest >= vocabulary:
-            raise ComponentError(
-                f"reference_model: {path} knows {vocabulary} tokens, and the dataset has token {largest} -> use a "
-                "model with the tokenizer of the run"
-            )
-        return batch
-
-    return collate
+    model = load_model(KEY, path, accelerator)
+    if rows_for(path, model, dataset, tokenizer)[0] is not dataset:
+        raise ComponentError(
+            f"{KEY}: the tokenizer of {path} gives tokens other numbers than that of the run, so its losses are of "
+            "other tokens -> use a model with the tokenizer of the run"
+        )
+    try_losses(model, dataset, within_vocabulary(KEY, path, model, collator), None)
 
 
 def checked(values: NDArray[np.float64], what: str) -> NDArray[np.float32]:
