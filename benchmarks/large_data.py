@@ -48,6 +48,7 @@ PIECE = 1_000_000
 PARAMS: dict[str, dict[str, Any]] = {
     "cluster_less": {"clusters": 16},  # the default, a cluster for 64 rows, is for less data
     "tsds": {"neighbours": 500, "kde_neighbours": 100},
+    "ifd": {"most": None},
     "rho_loss": {"column": "number"},
     "schedule": {"points": [{"at": 0, "proportions": {"a": 0.5, "b": 0.5}}]},
 }
@@ -99,6 +100,7 @@ def without_model() -> Iterator[None]:
 
     replaced = {
         "dataflex_selectors.parts.row_losses": {"per_sample_losses": losses},
+        "dataflex_selectors.ifd": {"per_sample_losses": losses},
         "dataflex_selectors.rho_loss": {"per_sample_losses": losses},
         "dataflex_selectors.zeroth": {"directional_derivatives": derivatives},
         "dataflex_selectors.parts.gradient_scores.GradientScores": {"scoring": scoring},

@@ -118,6 +118,7 @@ WORKS: dict[str, dict[str, Any]] = {
     "select loss": {**SELECT, "component_name": "loss"},
     "select loss seen": {**SELECT, "component_name": "loss", "component": {"scores": "seen"}},
     "select rho_loss": {**SELECT, "component_name": "rho_loss", "component": {"file": "NUMBERS"}},
+    "select perplexity": {**SELECT, "component_name": "perplexity"},
     "select scores": {**SELECT, "component_name": "scores", "component": {"file": "NUMBERS"}},
     "select custom": {**SELECT, "component_name": "custom"},
     "select delta_loss": {**SELECT, "component_name": "delta_loss"},
@@ -158,6 +159,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "select nice": ({**SELECT, **TARGET, "component_name": "nice"}, "generated answers"),
     "select rho_loss by a model": (
         {**SELECT, "component_name": "rho_loss", "component": {"reference_model": "somewhere"}},
+        "losses under another model",
+    ),
+    "select ifd": ({**SELECT, "component_name": "ifd"}, "losses of tokens"),
+    "select perplexity by a model": (
+        {**SELECT, "component_name": "perplexity", "component": {"model": "somewhere"}},
         "losses under another model",
     ),
     "select near by the model": (

@@ -14,6 +14,7 @@ from dataflex.testing import pad_collate, tiny_tokenizer
 
 QUICK: dict[str, dict[str, Any]] = {  # what makes a component quick, or what it cannot do without
     "nice": {"samples": 2, "max_new_tokens": 3, "reject": False, "top_k": 0, "top_p": 1.0, "fallback": "reference"},
+    "ifd": {"most": None},  # of random rows, half have a prompt that makes the answer less likely
     "tsds": {"neighbours": 5},
     "zeroth": {"directions": 2},
 }

@@ -38,8 +38,10 @@ MB = 2**20
 LOOK_AT_ALL = {  # and why; benchmarks/large_data.py says what that costs
     "cluster_less": "clusters are those of all rows",
     "delta_loss": "the loss of every row is compared with an earlier one",
+    "ifd": "the rows with the highest scores of all",
     "loss": "a bucket is a share of all losses",
     "near": "the nearest rows of all",
+    "perplexity": "a band is a share of all rows",
     "rho_loss": "the irreducible loss of every row is given",
     "scores": "the score of every row is given",
     "tsds": "the density of all rows",

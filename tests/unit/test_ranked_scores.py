@@ -31,6 +31,7 @@ from dataflex_selectors.parts.row_clusters import Clustering
 from dataflex_selectors.parts.row_losses import RowLosses
 from dataflex_selectors.parts.running_scores import RunningScores
 from dataflex_selectors.parts.smoothing import smoothed
+from dataflex_selectors.perplexity import PerplexitySelector
 from dataflex_selectors.rho_loss import RhoLossSelector
 from dataflex_selectors.scores import ScoresSelector
 from dataflex_selectors.zeroth import ZerothSelector
@@ -91,7 +92,13 @@ def _rho_loss(scores, patch, folder, **params):
     return RhoLossSelector(**run_objects(DATASET), file=_file(folder, np.zeros(ROWS)), **params)
 
 
+def _perplexity(scores, patch, folder, **params):
+    patch.setattr(RowLosses, "fresh", lambda self, model, step, shared: scores)
+    return PerplexitySelector(**run_objects(DATASET), share=None, **params)
+
+
 RANKING = {
+    "perplexity": (_perplexity, [{"band": band} for band in ("low", "medium", "high")]),
     "scores": (_scores, [{"mode": "topk"}, {"mode": "sample"}, {"mode": "sample", "temperature": 1e-3}]),
     "less": (_less, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
     "nice": (_nice, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
@@ -105,6 +112,7 @@ RANKING = {
 
 WITHOUT = {
     "random": "has no scores",
+    "ifd": "quotients of finite losses; one without end lies above every band",
     "custom": "has no scores",
     "near": "distances between embeddings, which are refused where they are not finite",
     "tsds": "masses that it computes itself from such distances",

@@ -7,7 +7,9 @@ from dataflex.core.context import UpdateContext
 from dataflex.testing import TokenRows, tiny_model
 from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
+from dataflex_selectors.ifd import IfdSelector
 from dataflex_selectors.near import NearSelector
+from dataflex_selectors.perplexity import PerplexitySelector
 from dataflex_selectors.rho_loss import RhoLossSelector
 from dataflex_selectors.tsds import TsdsSelector
 from every_component import run_objects
@@ -31,6 +33,10 @@ def choices(accelerator, folder):
         "cluster_less": ClusterLessSelector(**aimed, clusters=6, budget="ucb", **to_target),
         "cluster_less ngrams": ClusterLessSelector(**aimed, clusters=6, **options),
         "delta_loss": DeltaLossSelector(**common, **options),
+        "ifd": IfdSelector(**common, most=None, **options),
+        "ifd by a model": IfdSelector(**common, most=None, model=str(folder / "model"), header=1, **options),
+        "perplexity": PerplexitySelector(**common, **options),
+        "perplexity by a model": PerplexitySelector(**common, model=str(folder / "model"), **options),
         "rho_loss": RhoLossSelector(**common, reference_model=str(folder / "model"), pool_factor=2, **options),
     }
     found = {}
@@ -49,7 +55,7 @@ def test_two_ranks_choose_what_one_process_chooses(tmp_path):
     answers = on_ranks(choices, 2, tmp_path)
     with one_thread():
         alone = choices(None, tmp_path)
-    assert len(alone) == 8
+    assert len(alone) == 12
     for rank, answer in enumerate(answers):
         for name, expected in alone.items():
             np.testing.assert_array_equal(answer[name], expected, err_msg=f"{name} on rank {rank}")

@@ -38,7 +38,7 @@ from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.answer_rows import AnswersAlone, header_of, rows_with_answers
-from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough
+from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
 from dataflex_selectors.parts.other_model import losses_under, padded, text_tokenizer, try_losses_under
 from dataflex_selectors.parts.pick import pick
 from dataflex_selectors.parts.row_losses import RowLosses
@@ -164,6 +164,7 @@ class IfdSelector(Selector):
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a prompt and an answer, and models that give rows no loss. See the base class."""
+        require_labelled(self.dataset, run.most_rows)
         if run.most_rows:
             have, way_out = (
                 "have an answer behind a prompt",
