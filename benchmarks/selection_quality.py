@@ -52,6 +52,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "loss, high": ("loss", {"focus": "high"}),
     "delta_loss": ("delta_loss", {}),
     "rho_loss": ("rho_loss", {}),
+    "ifd": ("ifd", {}),
+    "ifd, perplexities": ("ifd", {"ratio": "perplexity"}),
+    "perplexity, low": ("perplexity", {"band": "low"}),
+    "perplexity, medium": ("perplexity", {"band": "medium"}),
+    "perplexity, high": ("perplexity", {"band": "high"}),
 }
 
 

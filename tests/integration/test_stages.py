@@ -118,6 +118,7 @@ WORKS: dict[str, dict[str, Any]] = {
     "select loss": {**SELECT, "component_name": "loss"},
     "select loss seen": {**SELECT, "component_name": "loss", "component": {"scores": "seen"}},
     "select rho_loss": {**SELECT, "component_name": "rho_loss", "component": {"file": "NUMBERS"}},
+    "select infobatch": {**SELECT, "component_name": "infobatch"},
     "select perplexity": {**SELECT, "component_name": "perplexity"},
     "select scores": {**SELECT, "component_name": "scores", "component": {"file": "NUMBERS"}},
     "select custom": {**SELECT, "component_name": "custom"},

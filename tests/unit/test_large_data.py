@@ -38,6 +38,7 @@ MB = 2**20
 LOOK_AT_ALL = {  # and why; benchmarks/large_data.py says what that costs
     "cluster_less": "clusters are those of all rows",
     "delta_loss": "the loss of every row is compared with an earlier one",
+    "infobatch": "the mean loss of all rows, and a pass over them",
     "ifd": "the rows with the highest scores of all",
     "loss": "a bucket is a share of all losses",
     "near": "the nearest rows of all",

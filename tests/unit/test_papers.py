@@ -18,6 +18,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "selector-less": {"gradient_type": "adam", "proj_dim": 8192, "decay": 1.0, "mode": "topk"},
     "selector-cluster_less": {"representatives": 3, "resample": True, "embedding": "model", "gradient_type": "adam"},
     "selector-ifd": {"ratio": "perplexity", "most": 1.0, "header": 0},
+    "selector-infobatch": {"prune": 0.5, "delta": 0.875, "draw": "independent", "least_kept": 0.0},
     "selector-perplexity": {"band": "high", "share": 0.5},
     "selector-rho_loss": {"pool_factor": 10.0},
     "selector-delta_loss": {"window": 0.2, "outside_weight": 0.025},

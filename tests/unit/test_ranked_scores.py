@@ -112,6 +112,7 @@ RANKING = {
 
 WITHOUT = {
     "random": "has no scores",
+    "infobatch": "compares losses that training has seen with their mean; those that are not finite are not kept",
     "ifd": "quotients of finite losses; one without end lies above every band",
     "custom": "has no scores",
     "near": "distances between embeddings, which are refused where they are not finite",
