@@ -8,8 +8,8 @@ import torch
 from dataflex.core.errors import ConfigError
 from dataflex.objective.hidden import caught_hidden_states, require_hidden_states
 from dataflex.testing import TokenRows, pad_collate, tiny_batch, tiny_model
-from dataflex_weighters import adapt
 from dataflex_weighters.adapt import AdaptWeighter, adapt_weights
+from dataflex_weighters.parts import embedded_target
 from weighted_run import weighted
 
 ROWS, TARGET = TokenRows(24, lengths=range(5, 17)), TokenRows(5, lengths=range(4, 9), seed=9)
@@ -79,13 +79,13 @@ def test_the_loss_is_a_mean_and_the_log_has_the_mean_weight(tmp_path):
 
 
 def test_the_target_is_embedded_every_refresh_steps_after_the_warm_up_and_once_per_step(tmp_path, monkeypatch):
-    calls, plain = [], adapt.hidden_state_embeddings
+    calls, plain = [], embedded_target.hidden_state_embeddings
 
     def counted(model, rows, **kwargs):
         calls.append((trainer.state.global_step, len(rows), len(kwargs["indices"])))
         return plain(model, rows, **kwargs)
 
-    monkeypatch.setattr(adapt, "hidden_state_embeddings", counted)
+    monkeypatch.setattr(embedded_target, "hidden_state_embeddings", counted)
     keys = {"warmup_step": 2, "explain_rows": 0}
     trainer = build(tmp_path, {"refresh": 3}, keys, max_steps=9, gradient_accumulation_steps=2)
     trainer.train()
@@ -93,13 +93,13 @@ def test_the_target_is_embedded_every_refresh_steps_after_the_warm_up_and_once_p
 
 
 def test_anchors_are_drawn_from_all_sets(tmp_path, monkeypatch):
-    calls, plain = [], adapt.hidden_state_embeddings
+    calls, plain = [], embedded_target.hidden_state_embeddings
 
     def counted(model, rows, **kwargs):
         calls.append((rows, kwargs["indices"].tolist()))
         return plain(model, rows, **kwargs)
 
-    monkeypatch.setattr(adapt, "hidden_state_embeddings", counted)
+    monkeypatch.setattr(embedded_target, "hidden_state_embeddings", counted)
     other = TokenRows(40, lengths=6, seed=3)
     keys = {"explain_rows": 0}
     trainer = build(tmp_path, {"anchors": 12, "refresh": 1}, keys, target={"a": TARGET, "b": other}, max_steps=2)

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from dataflex_weighters.parts.anchors import Anchors, explained_weights
 from dataflex_weighters.parts.caught_states import CatchesHiddenStates
 from dataflex_weighters.parts.compared_samples import compared, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.embedded_target import chosen_rows, embedded_target
 
 if TYPE_CHECKING:
     from dataflex.scoring.passes.row_pass import Collator
@@ -169,27 +170,13 @@ class AdaptWeighter(CatchesHiddenStates):
 
     def _embedded(self, ctx: StepContext, step: int) -> NDArray[np.float32]:
         """Returns u: (H,) the mean embedding of the target, the same on every rank."""
-        sizes = [len(rows) for rows in self.targets.values()]
-        chosen = np.arange(sum(sizes))
-        if self.anchors is not None and self.anchors < len(chosen):
-            chosen = np.sort(self.generator(step).choice(chosen, self.anchors, replace=False))
-        total, start = np.zeros(0, dtype=np.float64), 0
+        chosen = chosen_rows(self.targets, self.anchors, self.generator(step))
+        total = np.zeros(0, dtype=np.float64)
         kept, most = list[Anchors](), max(1, MOST_TARGETS // len(self.targets))
-        for (name, rows), size in zip(self.targets.items(), sizes, strict=True):
-            indices = chosen[(chosen >= start) & (chosen < start + size)] - start
-            start += size
-            if not len(indices):
-                continue
-            phi = hidden_state_embeddings(
-                ctx.model,
-                rows,
-                collator=self.data_collator,
-                accelerator=ctx.accelerator,
-                indices=indices,
-                pooling="weighted",
-                desc=f"{self.name}: the target at step {step}",
-                everywhere=False,  # their sum is all that is needed
-            )
+        desc = f"{self.name}: the target at step {step}"
+        for name, rows, indices, phi in embedded_target(
+            self.targets, chosen, ctx, self.data_collator, "weighted", desc
+        ):
             total = phi.sum(axis=0, dtype=np.float64) + (total if len(total) else 0)
             if len(phi):  # on rank 0
                 some = np.linspace(0, len(phi) - 1, min(most, len(phi))).astype(np.int64)

@@ -20,7 +20,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -142,6 +142,16 @@ class StepContext(Protocol):
 
         They are a :class:`~dataflex.objective.step_losses.StepLosses`, computed when the first micro-batch of a step
         asks, by a forward pass more over the step; every rank must ask then.
+        """
+
+    def step_embeddings(self, embed: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]) -> torch.Tensor:
+        """Returns embeddings of this rank's samples of the whole step: (S, D), by a forward pass more over the step.
+
+        Every rank must ask, at the same micro-batch. Where a step has one micro-batch, the training forward shows the
+        same (:func:`~dataflex.objective.hidden.caught_hidden_states`), with dropout.
+
+        Args:
+            embed: ``embed(hidden_SLH, inputs) -> (S, D)``, of a micro-batch whose ``inputs`` have a sample in each row.
         """
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

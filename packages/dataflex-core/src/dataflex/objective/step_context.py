@@ -14,6 +14,7 @@ from dataflex.interfaces.weighter import WeightsSamples
 from dataflex.model.output_losses import OutputLosses
 from dataflex.objective.present_step import PresentStep
 from dataflex.objective.samples import ROWS, Samples
+from dataflex.objective.step_hidden import Embed, step_embeddings
 from dataflex.objective.step_losses import StepLosses, step_losses
 from dataflex.objective.weighing import Weighing
 from dataflex.rows.batch_rows import BatchRows
@@ -157,6 +158,18 @@ class TrainerStep:
                 parts = list(zip(self._step.batches, self._step.samples, self._rows.of_step, strict=True))
                 self._step.losses = step_losses(self.model, parts, self.accelerator)
         return self._step.losses, self._step.losses.part(self._rows.micro_batch)
+
+    def step_embeddings(self, embed: Embed) -> torch.Tensor:
+        """Embeddings of the whole step."""
+        if self.refuses_step_losses is not None:
+            raise ComponentError(
+                f"hidden states of a whole step are those of texts, and this is stage {self.refuses_step_losses} -> "
+                "use a weighter that looks at losses"
+            )
+        assert isinstance(self.model, torch.nn.Module)
+        with nullcontext() if self.outputs is None else self.outputs.suspended():
+            parts = list(zip(self._step.batches, self._step.samples, strict=True))
+            return step_embeddings(self.model, parts, self.accelerator, embed)
 
     def plain_training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward as the trainer underneath does them."""

@@ -20,6 +20,7 @@ from dataflex.core.errors import ComponentError
 from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.model.autocast import autocast
 from dataflex.model.hidden_states import Forward, last_hidden_states
+from dataflex.model.label_logits import IGNORED
 from dataflex.model.undisturbed import undisturbed
 from dataflex.scoring.passes.row_pass import Collator, RowBatch, RowPass, without_replicas
 from dataflex.scoring.passes.score_store import ScoreStore
@@ -47,6 +48,8 @@ def hidden_state_embeddings(
     progress: bool = True,
     store: ScoreStore | None = None,
     everywhere: bool = True,
+    of_answers: bool = False,
+    normalise: bool = True,
 ) -> NDArray[np.float32]:
     """Returns the embedding of each row: (N, H) float32 of length 1, the same on every rank; (0, 0) for no rows.
 
@@ -67,6 +70,8 @@ def hidden_state_embeddings(
         progress: Whether rank 0 shows how far it is with its own share of the rows.
         store: Where embeddings are kept while the pass runs, so that an interrupted one goes on; None for nowhere.
         everywhere: Whether every rank gets them; otherwise rank 0 alone does, and the others (0, H).
+        of_answers: Whether only tokens with a label are pooled, where a row has any.
+        normalise: Whether embeddings have length 1; otherwise they are the pooled states themselves.
 
     Raises:
         ComponentError: On every rank: embeddings that are not finite; an encoder-decoder or a model that gives no
@@ -81,7 +86,7 @@ def hidden_state_embeddings(
         torch.no_grad(),  # not inference_mode: tensors that FSDP keeps from this forward must stay usable afterwards
         last_hidden_states(model) as forward,
     ):
-        found = rows.values(model, _scorer(forward, accelerator, pooling), everywhere=everywhere)
+        found = rows.values(model, _scorer(forward, accelerator, pooling, of_answers, normalise), everywhere=everywhere)
     chosen = rows.rows()
     if not len(chosen):
         return found.reshape(0, 0)
@@ -102,14 +107,15 @@ def _require_finite(found_NH: NDArray[np.float32], chosen_N: NDArray[np.int64]) 
         )
 
 
-def pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Returns one vector of length 1 for each row: (B, H) float32; zeros for a row without tokens.
+def pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling, normalise: bool = True) -> torch.Tensor:
+    """Returns one vector for each row, of length 1 unless asked otherwise: (B, H) float32; zeros without tokens.
 
     Args:
         hidden_BTH: (B, T, H) last hidden states.
         mask_BT: (B, T) True where there is a token, not padding.
         pooling: ``mean`` of the tokens; ``last`` token, the only one that has seen all others; ``weighted`` mean in
             which the t-th token counts t times, as later tokens have seen more (SGPT, Muennighoff 2022, section 3.1).
+        normalise: Whether each is scaled to length 1.
     """
     number_BT = mask_BT.long().cumsum(dim=1) * mask_BT  # 1 for the first token, wherever padding stands
     match pooling:
@@ -122,19 +128,37 @@ def pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> t
     # Padding is left out by a choice, not by a weight of 0: what a model computes there may be infinite.
     hidden_BTH = hidden_BTH.float().masked_fill(~mask_BT.unsqueeze(-1), 0.0)
     # The sum stands for the mean: its length is not kept.
-    return F.normalize((weight_BT / weight_BT.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(1).bmm(hidden_BTH)[:, 0])
+    pooled_BH = (weight_BT / weight_BT.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(1).bmm(hidden_BTH)[:, 0]
+    return F.normalize(pooled_BH) if normalise else pooled_BH
 
 
-def _scorer(forward: Forward, accelerator: Accelerator | None, pooling: Pooling) -> Callable[[RowBatch], torch.Tensor]:
+def answers_in(mask_BT: torch.Tensor, labels_BT: torch.Tensor | None) -> torch.Tensor:
+    """Returns where there are tokens with a label: (B, T) bool; all tokens of a row that has none.
+
+    Args:
+        mask_BT: (B, T) where there is a token.
+        labels_BT: (B, T) labels before the shift; None where the batch has none.
+    """
+    if labels_BT is None or labels_BT.shape != mask_BT.shape:
+        return mask_BT
+    labelled_BT = (labels_BT.to(mask_BT.device) != IGNORED) & mask_BT
+    return torch.where(labelled_BT.any(dim=1, keepdim=True), labelled_BT, mask_BT)
+
+
+def _scorer(
+    forward: Forward, accelerator: Accelerator | None, pooling: Pooling, of_answers: bool, normalise: bool
+) -> Callable[[RowBatch], torch.Tensor]:
     """Returns the function from a batch to its (B, H) embeddings."""
 
     def score(batch: RowBatch) -> torch.Tensor:
         inputs = dict(batch.inputs)
         lengths_B = inputs.pop(_LENGTHS)
         mask_BT = token_mask(inputs, lengths_B)
+        if of_answers:
+            mask_BT = answers_in(mask_BT, batch.token_labels)
         with autocast(accelerator):
             hidden_BTH = forward(inputs)
-        return pool(hidden_BTH, mask_BT.to(hidden_BTH.device), pooling)
+        return pool(hidden_BTH, mask_BT.to(hidden_BTH.device), pooling, normalise)
 
     return score
 

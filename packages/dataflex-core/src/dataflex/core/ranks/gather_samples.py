@@ -1,6 +1,6 @@
-"""The losses of one micro-batch over all ranks, for weighters that compare samples with each other.
+"""The losses of one micro-batch over all ranks, or vectors of its samples, for weighters that compare samples.
 
-Letters: B samples of a rank, W places of a rank, R ranks, G = R W.
+Letters: B samples of a rank, D numbers of a vector, W places of a rank, R ranks, G = R W.
 """
 
 from __future__ import annotations
@@ -65,3 +65,24 @@ def gather_samples(
     gathered_R2W = accelerator.gather(padded_2W).view(-1, 2, width)
     start = accelerator.process_index * width
     return gathered_R2W[:, 0].flatten(), gathered_R2W[:, 1].flatten() > 0, slice(start, start + own.numel())
+
+
+def gather_vectors(
+    vectors_BD: torch.Tensor, counted_B: torch.Tensor, accelerator: Accelerator, width: int
+) -> tuple[torch.Tensor, torch.Tensor, slice]:
+    """Returns what :func:`gather_samples` does, of a vector for each sample: (G, D), (G,) bool and a slice.
+
+    Args:
+        vectors_BD: (B, D) float vectors of this rank.
+        counted_B: (B,) bool, which of them count.
+        accelerator: The run's accelerator.
+        width: W, at least every rank's B and the same on each.
+    """
+    own = vectors_BD.detach()
+    if accelerator.num_processes == 1:
+        return own, counted_B, slice(0, len(own))
+    with_counted = torch.cat([own, counted_B.to(own)[:, None]], dim=1)
+    padded_WX = torch.nn.functional.pad(with_counted, (0, 0, 0, width - len(own)))
+    gathered_GX = torch.as_tensor(accelerator.gather(padded_WX))
+    start = accelerator.process_index * width
+    return gathered_GX[:, :-1], gathered_GX[:, -1] > 0, slice(start, start + len(own))
