@@ -153,6 +153,19 @@ def runtime(rows: datasets.Dataset, folder: Path) -> dict[str, Any]:
     }
 
 
+class Seen:
+    """Stands for the losses that training has seen."""
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self.size = len(rows)
+
+    def are_of(self, dataset: Any) -> bool:
+        return len(dataset) == self.size
+
+    def of(self, name: str, rows_S: Any = None, **how: Any) -> Any:
+        return np.random.default_rng(2).random(self.size)
+
+
 def walked(kind: Kind, name: str, params: dict[str, Any], given: dict[str, Any], batch: int) -> str:
     """Returns the cells of a component's line."""
     component: list[Any] = []
@@ -164,7 +177,8 @@ def walked(kind: Kind, name: str, params: dict[str, Any], given: dict[str, Any],
         update(0)
 
     def update(number: int) -> None:
-        context = UpdateContext(number, 10, number, 10, 1e-3, None)
+        seen = Seen(given["dataset"]) if component[0].takes_seen else None
+        context = UpdateContext(number, 10, number, 10, 1e-3, None, scores=seen)
         if kind is SELECTOR:
             component[0].select(model=None, step_id=number, num_samples=batch, context=context)
             return

@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "column": ("column", {"file": "{folder}/weights.npy"}, {}),
     "dataset": ("dataset", {}, {}),
     "adapt": ("adapt", {"refresh": 1_000_000}, {}),
+    "joint_update_aware": ("joint_update_aware", {"refresh": 1_000_000}, {}),
     "balancer": ("balancer", {}, {}),
     "loss, without logits": ("loss", {}, {"weight_logits": "chunked"}),
 }

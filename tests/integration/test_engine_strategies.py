@@ -54,6 +54,7 @@ STRATEGIES = {
     "dataset": Strategy("dynamic_weight", {"weights": {"a": 3.0}}),
     "trim": Strategy("dynamic_weight", {"share": 0.25, "scope": "step", "normalise": True}),
     "focal": Strategy("dynamic_weight", {"normalise": True}, {"weight_objective": "token"}),
+    "joint_update_aware": Strategy("dynamic_weight", {"refresh": 3, "tau": 0.3}, state=True),
     "adapt": Strategy("dynamic_weight", {"refresh": 3, "anchors": 4}, state=True),
     "balancer": Strategy("dynamic_weight", {"ema_decay": 0.5}, state=True),
     "loss": Strategy(

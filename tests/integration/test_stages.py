@@ -177,6 +177,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "mix dynamic_moe": ({**MIX, "component_name": "dynamic_moe", "val_size": 4}, "gates"),
     "weight balancer": ({**WEIGHT, "dataset": "both", "component_name": "balancer"}, "hidden states"),
+    "weight joint_update_aware": ({**WEIGHT, **TARGET, "component_name": "joint_update_aware"}, "hidden states"),
     "weight adapt": ({**WEIGHT, **TARGET, "component_name": "adapt"}, "hidden states"),
     "weight loss over a step": (
         {**WEIGHT, "component_name": "loss", "component": {"scope": "step"}},

@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     "trim": ("trim", {"share": 0.25, "scope": "step", "normalise": True}, {}),
     "focal": ("focal", {"normalise": False}, {"weight_objective": "token"}),
     "adapt": ("adapt", {"refresh": 2, "anchors": 4}, {}),
+    "joint_update_aware": ("joint_update_aware", {"refresh": 2, "anchors": 4, "tau": 0.3}, {}),
     "balancer": ("balancer", {"ema_decay": 0.5}, {}),
     "without logits": ("loss", {"scope": "step"}, {"weight_logits": "chunked"}),
 }

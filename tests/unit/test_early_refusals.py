@@ -145,7 +145,7 @@ def needed(name, folder):
 
 
 SELECTORS = installed(SELECTOR)
-NEED_NO_LABELS = {"random", "custom", "scores"}  # they look at no row
+NEED_NO_LABELS = {"random", "custom", "scores", "infobatch"}  # they look at no row
 LEARN_FROM_LABELS = [name for name in SELECTORS if name not in NEED_NO_LABELS]
 
 

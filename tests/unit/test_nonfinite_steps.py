@@ -209,6 +209,7 @@ OTHERS = {
     "tsds": "a distribution of one update; embeddings that are not finite are refused before",
     "scores": "a digest of the file, whose numbers are checked when it is read",
     "column": "a digest of the weights, which are checked when they are read",
+    "joint_update_aware": "the embedded target of one step; hidden states that are not finite are refused",
     "infobatch": "which rows a pass keeps; the losses are those that training keeps, without those that are not finite",
     "ifd": "scores under another model, computed once; a loss that is not finite stops the run",
     "perplexity": "losses under another model, computed once; one that is not finite stops the run",

@@ -65,6 +65,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "order-pacing": {"competence": "sqrt", "start": 0.01},
     "weighter-loss": {"strategy": "linupper", "delta": 1.0, "temperature": 1.0},
     "weighter-focal": {"gamma": 2.0},
+    "weighter-joint_update_aware": {"iterations": 5, "damping": 1.0, "scope": "batch", "pooling": "last"},
     "weighter-adapt": {"temperature": 1.0},
     "weighter-balancer": {"ema_decay": 0.999, "epsilon": 1e-12},
 }

@@ -28,7 +28,7 @@ from weighted_run import weighted
 
 SELECTS_AT_ONCE = {"random", "custom", "scores"}
 """Selectors that go through no rows; the others must be heard."""
-LOOKS_AT_ROWS = {MIXER: {"dynamic_moe"}, WEIGHTER: {"adapt"}}
+LOOKS_AT_ROWS = {MIXER: {"dynamic_moe"}, WEIGHTER: {"adapt", "joint_update_aware"}}
 """Mixers and weighters that do; the others compute from what training gives them."""
 NEEDS = {"rho_loss": {"column": "number"}, "less": {"gradient_type": "sgd"}, "cluster_less": {"gradient_type": "sgd"}}
 NEEDS["nice"] = {"gradient_type": "sgd"}
