@@ -160,9 +160,11 @@ class Seen:
         self.size = len(rows)
 
     def are_of(self, dataset: Any) -> bool:
+        """Returns whether these are those of a dataset."""
         return len(dataset) == self.size
 
     def of(self, name: str, rows_S: Any = None, **how: Any) -> Any:
+        """Returns a random loss for each row: (N,)."""
         return np.random.default_rng(2).random(self.size)
 
 
