@@ -240,7 +240,7 @@ class DsirSelector(Selector):
 
     def _shares(self) -> NDArray[np.float64]:
         found = self._by_count if self.shares is None else self.shares
-        return found / found.sum()
+        return np.asarray(found / found.sum())
 
     def _mixed(self, weights_EJ: NDArray[np.float32]) -> NDArray[np.float64]:
         """Returns ln sum_j share_j exp(l_ij): the log weight for the mixture of the targets, (E,)."""
@@ -261,7 +261,7 @@ class DsirSelector(Selector):
             ratio_BJ = np.stack([log_ratio(counts_B, raw_B, self.smoothing) for counts_B in targets_JB], axis=1)
             sums_EJ, lengths_E = self._grams.sums(self.dataset, rows, ratio_BJ, f"{self.name}: weights of rows")
             if self.per_ngram:
-                sums_EJ = sums_EJ / np.maximum(1, ngrams_of(lengths_E, self._grams.most))[:, None].astype(np.float32)
+                sums_EJ /= np.maximum(1, ngrams_of(lengths_E, self._grams.most))[:, None].astype(np.float32)
             self._weights = np.where((lengths_E >= self.min_length)[:, None], sums_EJ, np.float32(-np.inf))
         return self._weights
 

@@ -144,7 +144,8 @@ class _Taken:
         after = self._count + len(vectors_BD)
         if after > len(self._held):
             room = torch.empty((max(after, 2 * len(self._held)), vectors_BD.shape[1]), device=self._device)
-            room[: self._count] = self._held[: self._count]
+            if self._count:
+                room[: self._count] = self._held[: self._count]
             self._held = room
         self._held[self._count : after] = vectors_BD
         self._count = after

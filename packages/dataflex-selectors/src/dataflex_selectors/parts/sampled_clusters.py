@@ -11,6 +11,7 @@ Letters: N rows, D features, C clusters, S rows of the sample, B rows of a block
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _CELLS = 2**24  # cosines at a time: 64 MB
 
 def default_clusters(rows: int) -> int:
     """Returns how many clusters take least time: as many as a cluster then has rows."""
-    return max(1, round(float(rows) ** 0.5))
+    return max(1, math.isqrt(rows))
 
 
 def sampled_rows(rows: int, clusters: int) -> int:
@@ -74,4 +75,5 @@ def centres(vectors_SD: NDArray[np.float32], label_S: NDArray[np.int64]) -> NDAr
     starts = np.flatnonzero(np.diff(label_S[order], prepend=-1))
     sums_CD[label_S[order][starts]] = np.add.reduceat(vectors_SD[order].astype(np.float64), starts, axis=0)
     length_C = np.linalg.norm(sums_CD, axis=1, keepdims=True)
-    return np.divide(sums_CD, length_C, out=np.zeros_like(sums_CD), where=length_C > 0).astype(np.float32)
+    unit_CD = np.divide(sums_CD, length_C, out=np.zeros_like(sums_CD), where=length_C > 0)
+    return np.asarray(unit_CD, dtype=np.float32)

@@ -87,8 +87,8 @@ class VectorFile:
         wrong_B = ~np.isfinite(vectors_BD).all(axis=1)
         if wrong_B.any():
             raise ComponentError(
-                f"{self._key}: the vector of {rows_named(rows_B[wrong_B])} in {self._file} is not finite -> write "
-                "numbers; a vector of zeros is near to no other"
+                f"{self._key}: {rows_named(rows_B[wrong_B])} of {self._file} holds NaN or infinity -> write numbers; a "
+                "vector of zeros is near to no other"
             )
         length_B = np.linalg.norm(vectors_BD, axis=1, keepdims=True)
         unit_BD = np.divide(vectors_BD, length_B, out=np.zeros_like(vectors_BD), where=length_B > 0)
