@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import add_threads, at_least, chosen, machine, quieten
+from benchmarks.common import add_device, add_threads, at_least, chosen, machine, quieten
 from benchmarks.quality_data import Pool, Row, base_model, pool, world
 from benchmarks.selection_quality import BATCH, SEGMENT, UPDATES, spread, test_loss, trained
 
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--base-steps", type=at_least(1), default=3000, help="steps that the base model is trained for")
     parser.add_argument("--base", type=Path, help="folder to keep the base model in, or to take it from")
     add_threads(parser)
+    add_device(parser)
     options = parser.parse_args()
     names = list(dict.fromkeys(["random", *chosen(parser, options.only, METHODS)]))
     quieten(options.threads)
@@ -137,7 +138,7 @@ def main() -> None:
             base_model(shared, base, options.base_steps)
         outcomes = [one_seed(names, shared, base, Path(temporary, str(seed)), seed) for seed in range(options.seeds)]
     rows, _ = with_copies(pool(shared, None, 0), np.random.default_rng(0))
-    print(f"{machine('cpu')}; {options.seeds} seeds, mean ± standard deviation")
+    print(f"{machine(options.device)}; {options.seeds} seeds, mean ± standard deviation")
     print(
         f"{len(rows.rows)} rows, {COPIED * COPIES} of them copies of {COPIED}; {UPDATES} updates of {SEGMENT * BATCH} "
         "rows each\n"

@@ -326,6 +326,9 @@ def test_names_of_scores_say_what_the_run_must_keep():
     assert score_problems("length") == [None]
 
 
-def test_a_run_without_shared_scores_is_refused():
-    with pytest.raises(ComponentError, match="has none to share"):
-        build(TokenRows(9)).select(None, 0, 3, context=UpdateContext(0, 1, 0, 9, 1e-3, None))
+@pytest.mark.parametrize("score", ["length", "loss"])
+def test_scores_that_nobody_shares_are_made_by_itself(score):
+    rows, model = TokenRows(20, lengths=range(6, 30)), tiny_model()
+    alone = build(rows, score=score, threshold=1.0)
+    found = alone.select(model, 0, 9, context=UpdateContext(0, 9, 0, 90, 1e-3, None)).indices
+    assert found.tolist() == pick(build(rows, score=score, threshold=1.0), Scored(rows), 9, model=model)

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.context import PassOptions, UpdateContext
 from dataflex.core.cost import Ahead, Cost, Work
-from dataflex.core.errors import ComponentError, Problem
+from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import at_least, between, flag, one_of, require
 from dataflex.core.registry import register_selector
 from dataflex.core.score_names import COLUMN, FILE, LOSS, SEEN, ScoreName, score_name
 from dataflex.run.row_file import read_rows
 from dataflex.run.score_file import SCORE
+from dataflex.scoring.named_scores import NamedScores
 from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
@@ -159,7 +160,7 @@ class DeitaSelector(OwnVectors):
         NaN without a label or a score; with ``ascending`` the negative score, so that higher is better. See the base
         class.
         """
-        rows, values_E = self.eligible(), self._scores_of(step_id, kwargs["context"])
+        rows, values_E = self.eligible(), self._scores_of(model, kwargs["context"])
         scores_N = np.full(len(self.dataset), np.nan)
         order = self._order(rows, values_E)
         scores_N[rows[order]] = -np.inf
@@ -173,17 +174,17 @@ class DeitaSelector(OwnVectors):
     def _moves(self) -> bool:
         return self._given is None and self.embedder.moves
 
-    def _scores_of(self, step_id: int, context: UpdateContext) -> NDArray[np.float64]:
+    def _scores_of(self, model: torch.nn.Module, context: UpdateContext) -> NDArray[np.float64]:
         """Returns the product of the named scores of the eligible rows: (E,), NaN without one. Collective."""
-        if context.scores is None:
-            raise ComponentError(
-                "deita walks down scores by name, and this run has none to share: its rows have no numbers -> use a "
-                "dataset that is no stream"
-            )
+        shared = context.scores
+        if shared is None:  # nobody shares: made by hand
+            own = NamedScores(self.dataset, self.data_collator, self.accelerator)
+            own.begin_update(model, context.step)
+            shared = own
         how = PassOptions(self.token_budget, self.name, self.cache_dir, self.cache_owner)
         found_E = np.ones(len(self.eligible()))
         for name in self.score:
-            found_E = found_E * context.scores.of(name, self.eligible(), how=how)
+            found_E = found_E * shared.of(name, self.eligible(), how=how)
         return found_E
 
     def _order(self, rows: NDArray[np.int64], values_E: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -194,7 +195,7 @@ class DeitaSelector(OwnVectors):
 
     def _rank(self, model: torch.nn.Module, step_id: int, count: int, context: UpdateContext) -> None:
         """Walks until there are as many rows as the updates until the next walk ask for."""
-        rows, values_E = self.eligible(), self._scores_of(step_id, context)
+        rows, values_E = self.eligible(), self._scores_of(model, context)
         order = self._order(rows, values_E)
         have, way_out = "have a label and a score", "scores for more rows, a larger cutoff_len if it cuts answers off"
         require_enough(count, len(order), len(self.dataset), have, way_out)

@@ -103,8 +103,8 @@ class DsirSelector(Selector):
         smoothing: Added to the target's count of each bucket.
         per_ngram: Whether a row's weight is divided by the number of its n-grams.
         min_length: Rows with fewer words, or tokens, are never taken.
-        fit_ngrams: About how many n-grams of the train dataset its distribution is made from; null for 100,000 for each
-            bucket.
+        fit_ngrams: N-grams of the train dataset, ``ngrams`` for each token, that its distribution is made from, of rows
+            drawn at random; null for 100,000 for each bucket.
         separate: Whether each evaluation set takes rows of its own; otherwise all of them are one target.
         shares: Of separate: name -> share of the rows that the set takes; null for shares by their numbers of n-grams.
         mode: sample draws by the weights, topk takes the largest.
@@ -125,7 +125,7 @@ class DsirSelector(Selector):
         features: str = "words",
         ngrams: int = 2,
         buckets: int = 10_000,
-        smoothing: float = 0.0,
+        smoothing: float = 1.0,
         per_ngram: bool = False,
         min_length: int = 1,
         fit_ngrams: int | None = None,

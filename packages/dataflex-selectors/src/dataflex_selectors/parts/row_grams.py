@@ -59,7 +59,8 @@ class RowGrams:
             dataset: The tokenised dataset.
             rows: (n,) row numbers.
             desc: What a progress bar says.
-            enough: About how many n-grams are enough; then stretches of rows are drawn at random. None for all rows.
+            enough: How many n-grams are enough, at ``most`` for each token; then stretches of rows are drawn at random.
+                None for all rows.
             seed: Of the draw.
         """
         chunks = _chunks(rows)
