@@ -25,6 +25,7 @@ SAMPLE = 64
 """Rows of the sample for each cluster."""
 
 _CELLS = 2**24  # cosines at a time: 64 MB
+_ROWS = 2**14  # rows at a time, whatever their vectors are read from
 
 
 def default_clusters(rows: int) -> int:
@@ -57,7 +58,7 @@ def clustered(
     label_S = k_means(vectors_SD, clusters, generator, device)[:, 0]
     centres_CD = torch.from_numpy(centres(vectors_SD, label_S)).to(device or "cpu")
     label_N, cosine_N = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.float32)
-    step = max(1, _CELLS // max(len(centres_CD), centres_CD.shape[1]))
+    step = min(_ROWS, max(1, _CELLS // max(len(centres_CD), centres_CD.shape[1])))
     with Progress(f"putting {size:,} rows into {len(centres_CD):,} clusters", size) as progress:
         for start in range(0, size, step):
             rows_B = np.arange(start, min(start + step, size), dtype=np.int64)
