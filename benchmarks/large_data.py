@@ -50,8 +50,11 @@ PARAMS: dict[str, dict[str, Any]] = {
     "tsds": {"neighbours": 500, "kde_neighbours": 100},
     "ifd": {"most": None},
     "rho_loss": {"column": "number"},
+    "dsir": {"features": "tokens"},
     "schedule": {"points": [{"at": 0, "proportions": {"a": 0.5, "b": 0.5}}]},
 }
+READS_TEXT = "dsir"
+"""Walked a second time with the words of decoded tokens."""
 SCORED = ("less", "nice", "zeroth")
 """Selectors that draw candidates; walked a second time with all rows."""
 
@@ -217,6 +220,9 @@ def main() -> None:
         rows = rows_on_disk(Path(folder), given.rows)
         np.save(Path(folder) / "scores.npy", np.random.default_rng(2).random(given.rows))
         PARAMS["scores"] = {"file": str(Path(folder) / "scores.npy")}
+        vectors = np.random.default_rng(3).standard_normal((given.rows, WIDTH), np.float32)
+        np.save(Path(folder) / "vectors.npy", vectors)
+        PARAMS["semdedup"] = {"vectors": str(Path(folder) / "vectors.npy")}
         objects = runtime(rows, Path(folder))
         print("| component | first, s | MB | update, s | MB | |")
         print("| --- | --- | --- | --- | --- | --- |")
@@ -232,6 +238,9 @@ def main() -> None:
                 if name in SCORED:
                     few = walked(kind, name, {"candidates": 10 * given.batch}, objects, given.batch)
                     print(f"| {kind.name} {name}, candidates: {10 * given.batch} | {few} |", flush=True)
+                if name == READS_TEXT:
+                    words = walked(kind, name, {"features": "words"}, objects, given.batch)
+                    print(f"| {kind.name} {name}, words | {words} |", flush=True)
 
 
 if __name__ == "__main__":

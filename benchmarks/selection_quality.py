@@ -31,6 +31,7 @@ from dataflex.scoring import per_sample_losses
 from dataflex.testing import pad_collate, tiny_training_args
 from dataflex.train.trainer import SelectTrainer, trainer_class
 from dataflex.workspace.tasks import FAMILIES
+from numpy.typing import NDArray
 from transformers import PrinterCallback, Qwen2ForCausalLM, Trainer
 
 from benchmarks.common import add_device, add_threads, at_least, chosen, machine, quieten
@@ -57,7 +58,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "perplexity, low": ("perplexity", {"band": "low"}),
     "perplexity, medium": ("perplexity", {"band": "medium"}),
     "perplexity, high": ("perplexity", {"band": "high"}),
+    "dsir": ("dsir", {}),
+    "dsir, smoothing 1": ("dsir", {"smoothing": 1.0}),
+    "dsir, smoothing 1, per_ngram, topk": ("dsir", {"smoothing": 1.0, "per_ngram": True, "mode": "topk"}),
+    "dsir, tokens, smoothing 1": ("dsir", {"features": "tokens", "smoothing": 1.0}),
 }
+READ_TEXT = ("dsir",)
+"""Components that read the text of rows; runs with others are given no tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,33 @@ class Outcome:
     loss: float
 
 
-def run(name: str, params: Mapping[str, Any], rows: Pool, family: str, base: Path, folder: Path, seed: int) -> Outcome:
+def run(
+    name: str,
+    params: Mapping[str, Any],
+    rows: Pool,
+    family: str,
+    base: Path,
+    folder: Path,
+    seed: int,
+    tokenizer: Any = None,
+) -> Outcome:
     """Trains the base model with a selector and returns what came of it."""
+    chosen, model = trained(name, params, rows, base, folder, seed, tokenizer)
+    losses = {name: test_loss(model, held_out) for name, held_out in rows.test.items()}
+    return Outcome(
+        target=float(rows.in_target[chosen].mean()),
+        target_clean=float((rows.in_target & rows.clean)[chosen].mean()),
+        clean=float(rows.clean[chosen].mean()),
+        distinct=len(np.unique(chosen)) / len(chosen),
+        target_loss=losses[family],
+        loss=float(np.mean(list(losses.values()))),
+    )
+
+
+def trained(
+    name: str, params: Mapping[str, Any], rows: Pool, base: Path, folder: Path, seed: int, tokenizer: Any = None
+) -> tuple[NDArray[np.int64], torch.nn.Module]:
+    """Trains the base model with a selector and returns the rows of all updates, and the model."""
     arguments = DataflexArguments(
         train_type="dynamic_select",
         component_name=name,
@@ -104,22 +136,14 @@ def run(name: str, params: Mapping[str, Any], rows: Pool, family: str, base: Pat
         train_dataset=rows.rows,
         eval_dataset=rows.target,
         data_collator=pad_collate,
+        processing_class=tokenizer,
         dataflex=RunSpec(arguments, ComponentSpec(SELECTOR, name, name, params)),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     files = sorted((folder / "dataflex_selections").glob("step_*.npz"))[1:]  # the first is the warm-up
     assert len(files) == UPDATES, f"{len(files)} selections in {folder}"
-    chosen = np.concatenate([np.load(file)["indices"] for file in files])
-    losses = {name: test_loss(trainer.model, held_out) for name, held_out in rows.test.items()}
-    return Outcome(
-        target=float(rows.in_target[chosen].mean()),
-        target_clean=float((rows.in_target & rows.clean)[chosen].mean()),
-        clean=float(rows.clean[chosen].mean()),
-        distinct=len(np.unique(chosen)) / len(chosen),
-        target_loss=losses[family],
-        loss=float(np.mean(list(losses.values()))),
-    )
+    return np.concatenate([np.load(file)["indices"] for file in files]), trainer.model
 
 
 def test_loss(model: torch.nn.Module, rows: Sequence[Any]) -> float:
@@ -148,7 +172,8 @@ def one_seed(
         if component == "rho_loss":
             params = {**params, "file": str(irreducible(rows, base, folder / "reference"))}
         began = time.perf_counter()
-        found[name] = run(component, params, rows, family, base, folder / str(number), seed)
+        tokenizer = shared.tokenizer if component in READ_TEXT else None
+        found[name] = run(component, params, rows, family, base, folder / str(number), seed, tokenizer)
         print(f"seed {seed}  {name:<20} {time.perf_counter() - began:6.1f} s  {found[name]}", file=sys.stderr)
     return found
 

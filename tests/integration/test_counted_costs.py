@@ -101,6 +101,12 @@ RUNS = {
     "near, refreshed every second update": [part(SELECTOR, "near", MODEL | {"refresh": 2})],
     "near, rows again": [part(SELECTOR, "near", MODEL | {"exclude_seen": False, "refresh": 3})],
     "tsds by the model": [part(SELECTOR, "tsds", MODEL | {"refresh": 2})],
+    "deita by n-grams": [part(SELECTOR, "deita", {"threshold": 1.0})],
+    "deita by the model": [part(SELECTOR, "deita", MODEL | {"threshold": 1.0, "refresh": 2})],
+    "deita by the model and the loss": [part(SELECTOR, "deita", MODEL | {"threshold": 1.0, "score": "loss"})],
+    "semdedup by the model": [part(SELECTOR, "semdedup", MODEL | {"refresh": 2})],
+    "dsir": [part(SELECTOR, "dsir", {"features": "tokens"})],
+    "less of what semdedup keeps": [part(SELECTOR, "semdedup", MODEL, keep=0.5), part(SELECTOR, "less")],
     "cluster_less": [part(SELECTOR, "cluster_less", {"clusters": 5, "representatives": 3})],
     "cluster_less by the model": [
         part(SELECTOR, "cluster_less", MODEL | {"clusters": 5, "representatives": 3, "refresh": 2})

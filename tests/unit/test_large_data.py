@@ -37,14 +37,17 @@ HUGE = 10**8
 MB = 2**20
 LOOK_AT_ALL = {  # and why; benchmarks/large_data.py says what that costs
     "cluster_less": "clusters are those of all rows",
+    "deita": "the vectors and scores of all rows",
     "delta_loss": "the loss of every row is compared with an earlier one",
     "infobatch": "the mean loss of all rows, and a pass over them",
     "ifd": "the rows with the highest scores of all",
+    "dsir": "the n-grams of all rows",
     "loss": "a bucket is a share of all losses",
     "near": "the nearest rows of all",
     "perplexity": "a band is a share of all rows",
     "rho_loss": "the irreducible loss of every row is given",
     "scores": "the score of every row is given",
+    "semdedup": "copies among all rows",
     "tsds": "the density of all rows",
 }
 

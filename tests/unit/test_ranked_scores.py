@@ -18,6 +18,7 @@ from dataflex_mixers.parts.schedule_points import parse_curve
 from dataflex_mixers.parts.simplex import softmax
 from dataflex_mixers.temperature import tempered
 from dataflex_selectors.cluster_less import ClusterLessSelector
+from dataflex_selectors.deita import DeitaSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
 from dataflex_selectors.less import LessSelector
 from dataflex_selectors.loss import LossSelector, focus_log_weights
@@ -97,8 +98,14 @@ def _perplexity(scores, patch, folder, **params):
     return PerplexitySelector(**run_objects(DATASET), share=None, **params)
 
 
+def _deita(scores, patch, folder, **params):
+    patch.setattr(DeitaSelector, "_scores_of", lambda self, model, context: scores)
+    return DeitaSelector(**run_objects(DATASET), exclude_seen=False, **params)
+
+
 RANKING = {
     "perplexity": (_perplexity, [{"band": band} for band in ("low", "medium", "high")]),
+    "deita": (_deita, [{"threshold": 1.0}]),
     "scores": (_scores, [{"mode": "topk"}, {"mode": "sample"}, {"mode": "sample", "temperature": 1e-3}]),
     "less": (_less, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
     "nice": (_nice, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
@@ -111,6 +118,8 @@ RANKING = {
 """Selector -> how to make one that has these scores, and its ways of choosing by them."""
 
 WITHOUT = {
+    "semdedup": "draws from the rows that stay; vectors that are not finite are refused",
+    "dsir": "logarithms of shares above 0, which are finite",
     "random": "has no scores",
     "infobatch": "compares losses that training has seen with their mean; those that are not finite are not kept",
     "ifd": "quotients of finite losses; one without end lies above every band",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from dataflex.core.context import UpdateContext
-from dataflex.testing import TokenRows, tiny_model
+from dataflex.testing import TokenRows, tiny_model, tiny_tokenizer
 from dataflex_selectors.cluster_less import ClusterLessSelector
+from dataflex_selectors.deita import DeitaSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
 from dataflex_selectors.ifd import IfdSelector
+from dataflex_selectors.dsir import DsirSelector
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.perplexity import PerplexitySelector
 from dataflex_selectors.rho_loss import RhoLossSelector
+from dataflex_selectors.semdedup import SemDedupSelector
 from dataflex_selectors.tsds import TsdsSelector
 from every_component import run_objects
 from rank_group import on_ranks, one_thread
@@ -32,6 +35,14 @@ def choices(accelerator, folder):
         "tsds ngrams": TsdsSelector(**aimed),
         "cluster_less": ClusterLessSelector(**aimed, clusters=6, budget="ucb", **to_target),
         "cluster_less ngrams": ClusterLessSelector(**aimed, clusters=6, **options),
+        "deita": DeitaSelector(**common, score="loss", threshold=0.97, too_few="relax", **to_target),
+        "deita ngrams": DeitaSelector(**common, **options),
+        "semdedup": SemDedupSelector(**common, eps=0.01, keep="random", **to_target),
+        "semdedup ngrams": SemDedupSelector(**common, clusters=3, **options),
+        "dsir": DsirSelector(**aimed, tokenizer=tiny_tokenizer(), buckets=50),
+        "dsir tokens": DsirSelector(
+            **aimed | {"eval_dataset": {"a": target, "b": rows}}, features="tokens", separate=True
+        ),
         "delta_loss": DeltaLossSelector(**common, **options),
         "ifd": IfdSelector(**common, most=None, **options),
         "ifd by a model": IfdSelector(**common, most=None, model=str(folder / "model"), header=1, **options),
@@ -55,7 +66,7 @@ def test_two_ranks_choose_what_one_process_chooses(tmp_path):
     answers = on_ranks(choices, 2, tmp_path)
     with one_thread():
         alone = choices(None, tmp_path)
-    assert len(alone) == 12
+    assert len(alone) == 18
     for rank, answer in enumerate(answers):
         for name, expected in alone.items():
             np.testing.assert_array_equal(answer[name], expected, err_msg=f"{name} on rank {rank}")

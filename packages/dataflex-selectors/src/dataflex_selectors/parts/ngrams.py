@@ -32,20 +32,36 @@ def ngram_embeddings(tokens: Sequence[NDArray[np.integer]], dim: int) -> NDArray
         tokens: B arrays of token ids, of any lengths.
         dim: Number of buckets, D.
     """
-    lengths = np.array([len(row) for row in tokens], dtype=np.int64)
-    ids = np.concatenate([np.empty(0, dtype=np.int64), *tokens]).astype(np.uint64)
-    row = np.repeat(np.arange(len(tokens)), lengths)
-    single = _hashed(ids)
-    inside = row[1:] == row[:-1]  # both tokens of a pair belong to one row
-    pair = _hashed(single[:-1] + ids[1:])[inside]
-    grams = np.concatenate([single, pair])
-    places = np.concatenate([row, row[1:][inside]]) * dim + (grams % np.uint64(dim)).astype(np.int64)
+    grams, rows = hashed_ngrams(tokens, 2)
+    places = rows * dim + (grams % np.uint64(dim)).astype(np.int64)
     signs = np.where(grams >> np.uint64(63), -1.0, 1.0)
     counts_BD = np.bincount(places, signs, len(tokens) * dim).reshape(len(tokens), dim)
     damped_BD = np.sign(counts_BD) * np.log1p(np.abs(counts_BD))
     length_B = np.linalg.norm(damped_BD, axis=1, keepdims=True)
     unit_BD = np.divide(damped_BD, length_B, out=np.zeros_like(damped_BD), where=length_B > 0)
     return np.asarray(unit_BD, dtype=np.float32)
+
+
+def hashed_ngrams(tokens: Sequence[NDArray[np.integer]], most: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Returns 64 bits for each n-gram of 1 to ``most`` neighbouring tokens, and its row: (G,) twice.
+
+    All single tokens come first, row by row, then all pairs, and so on. The same n-gram has the same bits anywhere.
+
+    Args:
+        tokens: B arrays of token ids, of any lengths.
+        most: The largest n, at least 1.
+    """
+    lengths = np.array([len(row) for row in tokens], dtype=np.int64)
+    ids = np.concatenate([np.empty(0, dtype=np.int64), *tokens]).astype(np.uint64)
+    rows = np.repeat(np.arange(len(tokens)), lengths)
+    grams, places = [_hashed(ids)], [np.arange(len(ids))]
+    for size in range(2, most + 1):
+        first = places[-1][places[-1] + size - 1 < len(ids)]
+        first = first[rows[first] == rows[first + size - 1]]  # all tokens of an n-gram belong to one row
+        shorter = grams[-1][np.searchsorted(places[-1], first)]
+        grams.append(_hashed(shorter + ids[first + size - 1]))
+        places.append(first)
+    return np.concatenate(grams), rows[np.concatenate(places)]
 
 
 def _hashed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
