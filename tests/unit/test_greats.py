@@ -453,7 +453,9 @@ def test_more_numbers_than_are_kept_of_a_step_are_refused_with_what_sketches_the
 ):
     monkeypatch.setattr(greats, "MOST_KEPT", 5000)
     ahead = RunAhead(1, 2, 8, 4)
-    with pytest.raises(ComponentError, match=r"candidates of a step are 8 rows, of [\d,]+ numbers each.*proj_dim: 8192"):
+    with pytest.raises(
+        ComponentError, match=r"candidates of a step are 8 rows, of [\d,]+ numbers each.*proj_dim: 8192"
+    ):
         selector(rows, target, tmp_path).check_run(model, ahead)
     selector(rows, target, tmp_path, proj_dim=600).check_run(model, ahead)
 
@@ -462,7 +464,10 @@ def test_more_numbers_than_are_kept_of_a_step_are_refused_with_what_sketches_the
     ("params", "words"),
     [
         ({"ratio": 0.5}, "ratio of the greats selector: found 0.5, allowed: a number of at least 1"),
-        ({"rate": -1}, "rate of the greats selector: found -1, allowed: a number of at least 0, or null for the learning"),
+        (
+            {"rate": -1},
+            "rate of the greats selector: found -1, allowed: a number of at least 0, or null for the learning",
+        ),
         ({"eval_rows": 0}, "eval_rows of the greats selector: found 0, .*null for all"),
         ({"normalize": "yes"}, "normalize of the greats selector"),
         ({"gradient_type": "adamw"}, "gradient_type of the greats selector"),

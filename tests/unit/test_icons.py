@@ -193,7 +193,10 @@ def test_boundaries_count_the_rows_as_the_evaluation_set_was_given():
         ({"decay": 2}, "decay of the icons selector"),
         ({"gradient_type": "adamw"}, "gradient_type of the icons selector"),
         ({"candidates": 0}, "candidates of the icons selector"),
-        ({"task_boundaries": [6, 3]}, r"task_boundaries of the icons selector: the sizes sum to 9, .*'eval' has 6 rows"),
+        (
+            {"task_boundaries": [6, 3]},
+            r"task_boundaries of the icons selector: the sizes sum to 9, .*'eval' has 6 rows",
+        ),
         ({"task_boundaries": []}, r"task_boundaries of the icons selector: found \[\], allowed: a list"),
         ({"task_boundaries": [3, 2.5]}, "task_boundaries of the icons selector"),
         ({"task_groups": {"mme": []}}, "task_groups of the icons selector: found .*allowed: a mapping"),
@@ -207,14 +210,14 @@ def test_bad_parameters_are_named(params, words, rows, target, tmp_path):
 
 
 def test_boundaries_beside_several_sets_are_refused(rows, target, tmp_path):
-    with pytest.raises(ConfigError, match="task_boundaries .*there are 2: a, b -> leave it out"):
+    with pytest.raises(ConfigError, match=r"task_boundaries .*there are 2: a, b -> leave it out"):
         selector(rows, {"a": target, "b": target}, tmp_path, task_boundaries=[3, 3])
 
 
 def test_a_part_without_a_label_is_refused(rows, tmp_path):
     target = [TokenRows(4, lengths=8)[i] for i in range(4)]
     target[3]["labels"] = [-100] * 8
-    with pytest.raises(ConfigError, match="task_boundaries .*no row of task 1 has a token with a label"):
+    with pytest.raises(ConfigError, match=r"task_boundaries .*no row of task 1 has a token with a label"):
         selector(rows, target, tmp_path, task_boundaries=[3, 1])
 
 

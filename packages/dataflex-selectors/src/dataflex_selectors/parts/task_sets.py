@@ -24,7 +24,9 @@ def boundaries_problem(found: Any) -> Problem | None:
     if found is None or (fits and found):
         return None
     way_out = "give the number of rows of each task, in the order of the evaluation set"
-    return Problem("task_boundaries", f"found {found!r}, allowed: a list of whole numbers of at least 1, or null", way_out)
+    return Problem(
+        "task_boundaries", f"found {found!r}, allowed: a list of whole numbers of at least 1, or null", way_out
+    )
 
 
 def rows_problem(boundaries: Any, eval_dataset: Any) -> Problem | None:
