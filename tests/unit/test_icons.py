@@ -386,6 +386,19 @@ def test_it_says_which_target_rows_pull_a_row(model, rows, tasks, tmp_path):
     np.testing.assert_allclose(why.scores, scores_NJ[found.indices[:2]].max(axis=1), atol=1e-6)
 
 
+def test_it_names_rows_by_the_evaluation_set_whose_parts_are_the_tasks(model, rows, target, tmp_path):
+    explaining = UpdateContext(0, 5, 10, 60, 1e-3, None, explains=True)
+    found = []
+    for params in ({"task_boundaries": [2, 4]}, {}):
+        made = selector(rows, target, tmp_path, **params)
+        made.select(model, 10, 3, context=explaining)
+        found.append(made.explain(model, np.arange(20), 10, context=explaining))
+    parts, whole = found
+    assert {pull.set for pulls in parts.pulls for pull in pulls} == {"eval"}
+    assert {pull.target for pulls in parts.pulls for pull in pulls} == set(range(6))
+    assert all(parts.tokens[key] == tokens for key, tokens in whole.tokens.items() if key in parts.tokens)
+
+
 def work(accelerator, folder):
     """Rows of two updates on a rank."""
     sets = {name: TokenRows(5, vocab_size=64, lengths=range(4, 16), seed=seed) for seed, name in enumerate("abc")}

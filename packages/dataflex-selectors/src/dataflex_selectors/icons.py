@@ -27,7 +27,7 @@ from dataflex.core.cost import Ahead, Cost
 from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import between, count_or_null, one_of, require, share
 from dataflex.core.registry import register_selector
-from dataflex.scoring import read_target
+from dataflex.scoring import TargetSet, read_target
 from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
@@ -40,7 +40,6 @@ from dataflex_selectors.parts.gradient_scores import (
     GradientScores,
     GradientSettings,
     gradient_cost,
-    loss_targets,
 )
 from dataflex_selectors.parts.ranking import first_places
 from dataflex_selectors.parts.running_scores import RunningScores
@@ -145,7 +144,7 @@ class IconsSelector(ComparesSteps):
         combine: str = "votes",
         task_groups: Mapping[str, Sequence[str]] | None = None,
         task_boundaries: Sequence[int] | None = None,
-        gradient_type: str = "adam",
+        gradient_type: str = "sgd",
         proj_dim: int | None = None,
         factor_dim: int | None = None,
         decay: float = 0.0,
@@ -170,7 +169,9 @@ class IconsSelector(ComparesSteps):
         )
         sets = split(target.sets, task_boundaries)
         require("icons selector", empty_problem(sets), groups_problem(task_groups, tuple(sets)))
-        self.targets, self.settings = loss_targets(sets), settings
+        whole = "" if task_boundaries is None else next(iter(target.sets))
+        self.targets = [TargetSet(name, rows, known_as=whole) for name, rows in sets.items()]
+        self.settings = settings
         self.tasks = task_places(list(sets), task_groups)
         self.vote_share, self.combine, self.candidates = vote_share, combine, candidates
         self._running = RunningScores(len(self.targets), float(decay))

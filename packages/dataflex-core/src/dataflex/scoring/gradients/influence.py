@@ -45,6 +45,7 @@ class TargetSet:
         count: Over how many vectors the mean is taken, those of 0 among them; None: those that are not 0.
         evaluated: The evaluation set, where ``dataset`` is not that itself but made from its rows; else None.
         origins: The row of ``evaluated`` that the vector of each group comes from, by the group's number.
+        known_as: The evaluation set that it is a part of, which explanations name; blank: ``name`` is one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class TargetSet:
     count: int | None = None
     evaluated: Any = None
     origins: NDArray[np.int64] | None = None
+    known_as: str = ""
 
 
 def target_means(
