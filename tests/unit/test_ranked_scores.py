@@ -19,6 +19,7 @@ from dataflex_mixers.parts.simplex import softmax
 from dataflex_mixers.temperature import tempered
 from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
+from dataflex_selectors.icons import IconsSelector
 from dataflex_selectors.less import LessSelector
 from dataflex_selectors.loss import LossSelector, focus_log_weights
 from dataflex_selectors.nice.nice_selector import NiceSelector
@@ -54,6 +55,12 @@ def _less(scores, patch, folder, **params):
     patch.setattr(RunningScores, "add", lambda self, pool, *_: scores[pool][:, None])
     patch.setattr(GradientScores, "scores", lambda self, model, rows: scores[rows][:, None])
     return LessSelector(**run_objects(DATASET, TARGET), **params)
+
+
+def _icons(scores, patch, folder, **params):
+    patch.setattr(RunningScores, "add", lambda self, pool, *_: scores[pool][:, None])
+    patch.setattr(GradientScores, "scores", lambda self, model, rows: scores[rows][:, None])
+    return IconsSelector(**run_objects(DATASET, TARGET), **params)
 
 
 def _nice(scores, patch, folder, **params):
@@ -94,6 +101,7 @@ def _rho_loss(scores, patch, folder, **params):
 RANKING = {
     "scores": (_scores, [{"mode": "topk"}, {"mode": "sample"}, {"mode": "sample", "temperature": 1e-3}]),
     "less": (_less, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
+    "icons": (_icons, [{}, {"combine": "mean"}]),
     "nice": (_nice, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
     "cluster_less": (_cluster_less, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
     "zeroth": (_zeroth, [{}]),
@@ -106,6 +114,7 @@ RANKING = {
 WITHOUT = {
     "random": "has no scores",
     "custom": "has no scores",
+    "greats": "products of gradients, which are refused where they are not finite",
     "near": "distances between embeddings, which are refused where they are not finite",
     "tsds": "masses that it computes itself from such distances",
 }
