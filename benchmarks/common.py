@@ -85,12 +85,14 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budgets", type=at_least(1), nargs="*", default=[], help=told)
 
 
-def chosen(parser: argparse.ArgumentParser, only: str | None, methods: Mapping[str, object]) -> list[str]:
-    """Returns the methods that ``--only`` names, separated by ``;``; all without it. Ends where one is not known."""
+def chosen(
+    parser: argparse.ArgumentParser, only: str | None, methods: Mapping[str, object], option: str = "--only"
+) -> list[str]:
+    """Returns the methods that ``option`` names, separated by ``;``; all without it. Ends where one is not known."""
     names = list(methods) if only is None else [part.strip() for part in only.split(";")]
     for name in names:
         if name not in methods:
-            parser.error(f"argument --only: found {name!r}, allowed: {'; '.join(methods)}")
+            parser.error(f"argument {option}: found {name!r}, allowed: {'; '.join(methods)}")
     return names
 
 

@@ -152,7 +152,7 @@ def lucky(folder: Path, repetitions: int, seeds: int, base_steps: int) -> list[s
 def _difference(shared: World, folder: Path, seed: int) -> float:
     rows = pool(shared, TARGET, seed)
     losses = [
-        run(name, {}, rows, TARGET, folder / "base", folder / f"{name}-{seed}", seed).loss
+        run(name, {}, rows, {TARGET: rows.target}, folder / "base", folder / f"{name}-{seed}", seed).loss
         for name in ("renamed", "random")
     ]
     return losses[0] - losses[1]

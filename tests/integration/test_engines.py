@@ -39,7 +39,15 @@ KINDS = {
     "weight": ("dynamic_weight", "loss", {}),
 }
 
-GRADIENTS = {"sgd": {"gradient_type": "sgd"}, "adam": {}, "sketched": {"proj_dim": 64}}  # of the selector less
+SGD: dict[str, Any] = {"gradient_type": "sgd"}
+GRADIENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("less", SGD),
+    "adam": ("less", {}),
+    "sketched": ("less", {"proj_dim": 64}),
+    "icons": ("icons", SGD | {"task_boundaries": [4, 5]}),
+    "greats": ("greats", SGD | {"rate": 1.0}),
+    "greats, drawn": ("greats", {"gradient_type": "adam", "eval_rows": 2, "proj_dim": 64}),
+}
 TOGETHER = "together"
 PARTS = [FILTER, placed("selector", "rescaled"), MIX, ORDER, WEIGHT]  # a filter, a chooser that weighs its rows, ...
 RAY = "Ray Train"
@@ -58,11 +66,11 @@ def launched(folder: Path, engine: Engine, **changes: Any) -> Path:
     saved = folder / TOGETHER / f"checkpoint-{MIDDLE}"
     jobs.append(composed(folder / TOGETHER, PARTS, shards=engine.shards, **args))
     jobs.append(composed(folder / f"{TOGETHER} resumed", PARTS, saved, shards=engine.shards, **args))
-    for kind, params in GRADIENTS.items():
-        if kind == "sgd" or engine.moments:
+    for kind, (component, params) in GRADIENTS.items():
+        if params.items() >= SGD.items() or engine.moments:
             args = {"per_device_train_batch_size": 6} | engine.args | changes
             params = {"token_budget": 90, **params}
-            jobs.append(Job(str(folder / kind), "dynamic_select", "less", params, args, shards=engine.shards))
+            jobs.append(Job(str(folder / kind), "dynamic_select", component, params, args, shards=engine.shards))
     done = torchrun(folder, jobs, 2, **engine.environ)
     assert done.code == 0, done.stderr[-3000:]
     return folder
@@ -106,7 +114,7 @@ def test_an_engine_resumes_to_the_same_weights(run, kind):
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_per_sample_gradients_choose_the_same_rows_under_an_engine(run, plain, kind):
     engine, folder = run
-    if kind == "sgd" or engine.moments:
+    if GRADIENTS[kind][1].items() >= SGD.items() or engine.moments:
         assert answers(folder / kind)[0]["engine"] == engine.wraps
         assert selections(folder / kind) == selections(plain / kind)
 

@@ -155,6 +155,8 @@ WORKS: dict[str, dict[str, Any]] = {
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "select less": ({**SELECT, **TARGET, "component_name": "less"}, "gradients"),
+    "select icons": ({**SELECT, **TARGET, "component_name": "icons"}, "gradients"),
+    "select greats": ({**SELECT, **TARGET, "component_name": "greats"}, "gradients"),
     "select cluster_less": ({**SELECT, **TARGET, "component_name": "cluster_less"}, "gradients"),
     "select zeroth": ({**SELECT, **TARGET, "component_name": "zeroth"}, "losses of tokens"),
     "select nice": ({**SELECT, **TARGET, "component_name": "nice"}, "generated answers"),

@@ -15,6 +15,8 @@ from dataflex.forecast.page import _bytes
 LORA, FULL = 20_971_520, 8_030_261_248
 """Trained numbers of a model of 8 billion weights: LoRA of rank 8 on all linear layers, and all of them."""
 OTHERWISE: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("selector", "greats", {"proj_dim": 8192}),
+    ("selector", "icons", {"gradient_type": "adam"}),
     ("selector", "less", {"gradient_type": "sgd"}),
     ("selector", "less", {"proj_dim": 8192}),
     ("selector", "less", {"factor_dim": 64}),

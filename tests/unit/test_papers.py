@@ -16,6 +16,8 @@ COMPONENTS = [info for info in components() if info.name in registry.official(in
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "selector-less": {"gradient_type": "adam", "proj_dim": 8192, "decay": 1.0, "mode": "topk"},
+    "selector-icons": {"combine": "votes", "gradient_type": "sgd", "proj_dim": 5120, "decay": 0.0},
+    "selector-greats": {"ratio": 2.0, "rate": None, "eval_rows": 2, "normalize": False, "gradient_type": "sgd"},
     "selector-cluster_less": {"representatives": 3, "resample": True, "embedding": "model", "gradient_type": "adam"},
     "selector-ifd": {"ratio": "perplexity", "most": 1.0, "header": 0},
     "selector-infobatch": {"prune": 0.5, "delta": 0.875, "draw": "independent", "least_kept": 0.0},

@@ -20,6 +20,7 @@ from dataflex_mixers.temperature import tempered
 from dataflex_selectors.cluster_less import ClusterLessSelector
 from dataflex_selectors.deita import DeitaSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
+from dataflex_selectors.icons import IconsSelector
 from dataflex_selectors.less import LessSelector
 from dataflex_selectors.loss import LossSelector, focus_log_weights
 from dataflex_selectors.nice.nice_selector import NiceSelector
@@ -56,6 +57,12 @@ def _less(scores, patch, folder, **params):
     patch.setattr(RunningScores, "add", lambda self, pool, *_: scores[pool][:, None])
     patch.setattr(GradientScores, "scores", lambda self, model, rows: scores[rows][:, None])
     return LessSelector(**run_objects(DATASET, TARGET), **params)
+
+
+def _icons(scores, patch, folder, **params):
+    patch.setattr(RunningScores, "add", lambda self, pool, *_: scores[pool][:, None])
+    patch.setattr(GradientScores, "scores", lambda self, model, rows: scores[rows][:, None])
+    return IconsSelector(**run_objects(DATASET, TARGET), **params)
 
 
 def _nice(scores, patch, folder, **params):
@@ -108,6 +115,7 @@ RANKING = {
     "deita": (_deita, [{"threshold": 1.0}]),
     "scores": (_scores, [{"mode": "topk"}, {"mode": "sample"}, {"mode": "sample", "temperature": 1e-3}]),
     "less": (_less, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
+    "icons": (_icons, [{}, {"combine": "mean"}]),
     "nice": (_nice, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
     "cluster_less": (_cluster_less, [{"mode": mode} for mode in ("topk", "sample", "quota")]),
     "zeroth": (_zeroth, [{}]),
@@ -124,6 +132,7 @@ WITHOUT = {
     "infobatch": "compares losses that training has seen with their mean; those that are not finite are not kept",
     "ifd": "quotients of finite losses; one without end lies above every band",
     "custom": "has no scores",
+    "greats": "products of gradients, which are refused where they are not finite",
     "near": "distances between embeddings, which are refused where they are not finite",
     "tsds": "masses that it computes itself from such distances",
 }

@@ -80,11 +80,13 @@ class RunAhead:
         updates: Number of updates of the whole run.
         total_steps: Global optimizer steps of the whole run.
         most_rows: Most rows that one update asks a selector for; 0 where no update asks for rows.
+        step_rows: Rows of an optimizer step, over all ranks.
     """
 
     updates: int
     total_steps: int
     most_rows: int
+    step_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class UpdateContext:
         optimizer: The training optimizer, for its moments. A component must not change it.
         scores: Scores of rows that the run's components share; None where the run has none to share.
         device_batch: Rows that a rank puts through the model at once in training; they are padded to one length.
+        steps: Optimizer steps until the next update, for which rows are asked.
+        step_rows: Rows of an optimizer step, over all ranks.
         explains: Whether a selector is asked to explain itself after it has decided, so that it may keep what that
             takes; see :meth:`~dataflex.core.component.Component.explain`.
     """
@@ -113,4 +117,6 @@ class UpdateContext:
     optimizer: torch.optim.Optimizer | None
     scores: RowScores | None = None
     device_batch: int = 1
+    steps: int = 1
+    step_rows: int = 1
     explains: bool = False

@@ -24,7 +24,7 @@ from dataflex.core.kinds import Kind
 from dataflex.core.schedule import Schedule
 from dataflex.objective.objective import Objective
 from dataflex.objective.parts import Parts
-from dataflex.planning.run_schedule import run_schedule
+from dataflex.planning.run_schedule import global_batch_size, run_schedule
 from dataflex.planning.sources import mixture_of
 from dataflex.rows.batch_rows import BatchRows
 from dataflex.run.checkpoints import require_writable
@@ -331,8 +331,8 @@ class DynamicTrainer(PreparedRun):
         rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
         return UpdateContext(
             update, updates, self.state.global_step, total, float(rate), self.optimizer,
-            device_batch=self._train_batch_size, scores=self.shared_scores.at_update(),
-            explains=self.explanations.rows > 0,
+            device_batch=self._train_batch_size, step_rows=global_batch_size(self.args),
+            scores=self.shared_scores.at_update(), explains=self.explanations.rows > 0,
         )  # fmt: skip
 
     @cached_property

@@ -92,6 +92,7 @@ class Segments:
         if segment.update is not None:
             more = segment.update - (schedule.segment_at(segment.start).update or 0)
         context = trainer.update_context(segment.update or 0, schedule.updates + more, schedule.total)
+        context = replace(context, steps=segment.steps)
 
         def before(verb: str, name: str) -> None:
             call_hook("dataflex_before_update", kind=verb, component=name, context=context)

@@ -9,7 +9,7 @@ Letters: N rows, J target sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ class GradientSettings:
 
 
 @dataclass(frozen=True)
-class _Gradients:
+class RunGradients:
     """What forms the gradients of rows at an update.
 
     Attributes:
@@ -191,7 +191,7 @@ class GradientScores:
         best_S = running.best_sets(rows, list(range(len(sets))) if places is None else places, found_SJ)
         return explained_by_terms(self._targets, sets, best_S, exact=kept.exact, dim=kept.dim)
 
-    def _keeping(self, found: _Gradients, sketch: Sketch | None) -> KeptTargets:
+    def _keeping(self, found: RunGradients, sketch: Sketch | None) -> KeptTargets:
         sizes = {
             target.name: len(target.dataset) if target.groups is None else int(target.groups.max(initial=-1)) + 1
             for target in self._targets
@@ -205,26 +205,15 @@ class GradientScores:
             sketch,
         )
 
-    def _sketch(self, found: _Gradients) -> Sketch | None:
+    def _sketch(self, found: RunGradients) -> Sketch | None:
         if self._settings.proj_dim is None:
             return None
         sizes = [route.size for route in found.rows.routes]
         return Sketch(sizes, self._settings.proj_dim, self._selector.seed, found.device)
 
-    @contextmanager
-    def _gradients(self, model: torch.nn.Module) -> Iterator[_Gradients]:
-        """Yields what forms the gradients of rows, and their steps."""
-        accelerator, settings = self._rows.accelerator, self._settings
-        model = without_replicas(model)
-        with per_sample_gradients(model, accelerator, settings.factor_dim, self._selector.seed) as gradients:
-            moments = None
-            if settings.gradient_type == "adam":
-                moments = read_moments(self._context.optimizer, gradients.routes)
-                if moments is None:
-                    logger.info("the optimizer has no moments yet: rows are scored by their gradients")
-            rates = learning_rates(self._context.optimizer, gradients.routes)
-            device = next(model.parameters()).device if accelerator is None else accelerator.device
-            yield _Gradients(model, gradients, moments, rates, device)
+    def _gradients(self, model: torch.nn.Module) -> AbstractContextManager[RunGradients]:
+        seed = self._selector.seed
+        return gradients_at(model, self._settings, self._context.optimizer, self._rows.accelerator, seed)
 
     def _store(
         self,
@@ -250,6 +239,35 @@ class GradientScores:
 
         selector = self._selector
         return ScoreStore.of(selector.cache_dir, selector.accelerator, fingerprint, selector.cache_owner)
+
+
+@contextmanager
+def gradients_at(
+    model: torch.nn.Module,
+    settings: GradientSettings,
+    optimizer: torch.optim.Optimizer | None,
+    accelerator: Accelerator | None,
+    seed: int,
+) -> Iterator[RunGradients]:
+    """Yields what forms the gradients of rows, and their steps. Collective.
+
+    Args:
+        model: The model being trained, as an update gets it.
+        settings: What is compared.
+        optimizer: The training optimizer, for its moments and rates.
+        accelerator: The run's accelerator.
+        seed: Of projections.
+    """
+    model = without_replicas(model)
+    with per_sample_gradients(model, accelerator, settings.factor_dim, seed) as gradients:
+        moments = None
+        if settings.gradient_type == "adam":
+            moments = read_moments(optimizer, gradients.routes)
+            if moments is None:
+                logger.info("the optimizer has no moments yet: rows are scored by their gradients")
+        rates = learning_rates(optimizer, gradients.routes)
+        device = next(model.parameters()).device if accelerator is None else accelerator.device
+        yield RunGradients(model, gradients, moments, rates, device)
 
 
 class ComparesSteps(Selector):

@@ -86,6 +86,7 @@ def explained_by_terms(
 
 def _origin(target: TargetSet, place: int) -> tuple[tuple[str, int], Sequence[int]]:
     """Returns the evaluation row of a vector: set and number, and its token ids."""
+    name = target.known_as or target.name
     if target.evaluated is None or target.origins is None:
-        return named_row(target.name, target.dataset, place)
-    return named_row(target.name, target.evaluated, int(target.origins[place]))
+        return named_row(name, target.dataset, place)
+    return named_row(name, target.evaluated, int(target.origins[place]))

@@ -13,6 +13,7 @@ Letters: B rows, S slots, I inputs, O outputs of a layer, K_o and K_i dimensions
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -112,6 +113,13 @@ class FactoredAdam:
             return self._whole(route, grads_BD)
         first_D, share = self._terms[route.index]
         return torch.add(first_D, grads_BD, alpha=share)
+
+
+def projected_size(shape: tuple[int, ...], dim: int | None) -> int:
+    """Returns how many numbers the gradient of a parameter of this shape has where ``dim`` dimensions are kept."""
+    if dim is None or len(shape) != 2 or shape[0] * shape[1] <= dim * dim:
+        return math.prod(shape)
+    return min(shape[0], dim) * min(shape[1], dim)
 
 
 def factored(routes: list[Route], dim: int, seed: int, device: torch.device) -> tuple[list[Route], dict[int, Factors]]:

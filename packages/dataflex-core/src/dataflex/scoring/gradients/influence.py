@@ -45,6 +45,7 @@ class TargetSet:
         count: Over how many vectors the mean is taken, those of 0 among them; None: those that are not 0.
         evaluated: The evaluation set, where ``dataset`` is not that itself but made from its rows; else None.
         origins: The row of ``evaluated`` that the vector of each group comes from, by the group's number.
+        known_as: The evaluation set that it is a part of, which explanations name; blank: ``name`` is one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class TargetSet:
     count: int | None = None
     evaluated: Any = None
     origins: NDArray[np.int64] | None = None
+    known_as: str = ""
 
 
 def target_means(
@@ -64,6 +66,8 @@ def target_means(
     rows: RowPass,
     sketch: Sketch | None = None,
     kept: KeptTargets | None = None,
+    *,
+    normalised: bool = True,
 ) -> list[torch.Tensor]:
     """Returns, for each target set, the mean of its rows' normalised gradients, the same on every rank. Collective.
 
@@ -77,6 +81,8 @@ def target_means(
         rows: How to batch: collator, accelerator, token budget. Its dataset and indices are not used.
         sketch: Sketches the vectors, to save memory where there are many sets; None keeps them whole.
         kept: Takes each target row's vector as it passes by, for explaining; None for nobody.
+        normalised: Whether each vector is divided by its norm; a vector of 0 has no part in the mean either way. A sum
+            over a group (``TargetSet.groups``) always is.
 
     Returns:
         By parameter, (J, D) float32; with a sketch, one (J, K).
@@ -88,7 +94,7 @@ def target_means(
     device = next(model.parameters()).device if rows.accelerator is None else rows.accelerator.device
     for target in targets:
         keep = None if kept is None else kept.of_set(target.name)
-        sums, count = _sums(gradients, model, target, replace(rows, gradients=True), sketch, device, keep)
+        sums, count = _sums(gradients, model, target, replace(rows, gradients=True), sketch, device, keep, normalised)
         sums = [torch.from_numpy(sum_over_ranks(part.numpy(), rows.accelerator)) for part in sums]
         count = float(sum_over_ranks(np.array([count]), rows.accelerator)[0])
         if not count:
@@ -107,6 +113,8 @@ def influences(
     rows: RowPass,
     direction: Direction | None = None,
     sketch: Sketch | None = None,
+    *,
+    normalised: bool = True,
 ) -> NDArray[np.float32]:
     """Returns the influence of each row on each target set: (N, J) in [-1, 1], the same on every rank. Collective.
 
@@ -119,6 +127,7 @@ def influences(
         rows: The rows to score.
         direction: The step of a row, from its gradient; None for the gradient itself (SGD).
         sketch: The sketch that ``means`` were made with.
+        normalised: Whether each row's step is divided by its norm; else the products are of any size.
 
     Raises:
         ComponentError: A gradient is NaN or infinite.
@@ -133,7 +142,8 @@ def influences(
             sink = Sketched(count, device, direction, sketch)
         _run(gradients, batch, sink)
         dots_BJ = sink.dots_BJ if isinstance(sink, Dots) else sink.features_BK @ means[0].T
-        return dots_BJ / _norms(sink, batch).unsqueeze(1)
+        norms_B = row_norms(sink, batch)
+        return dots_BJ / (norms_B if normalised else norms_B / norms_B).unsqueeze(1)
 
     found = replace(rows, gradients=True).values(model, score)
     return found if found.ndim == 2 else found.reshape(0, len(means[0]))
@@ -162,7 +172,7 @@ def gradient_features(
         device = next(model.parameters()).device if rows.accelerator is None else rows.accelerator.device
         sink = Sketched(len(batch.labels()), device, direction, sketch)
         _run(gradients, batch, sink)
-        return sink.features_BK / _norms(sink, batch).unsqueeze(1)
+        return sink.features_BK / row_norms(sink, batch).unsqueeze(1)
 
     return replace(rows, gradients=True).values(model, score)
 
@@ -185,7 +195,7 @@ def step_features(
     def score(batch: RowBatch) -> torch.Tensor:
         sink = kept.sink(len(batch.labels()), direction)
         _run(gradients, batch, sink)
-        return kept.steps(sink) / _norms(sink, batch).unsqueeze(1)
+        return kept.steps(sink) / row_norms(sink, batch).unsqueeze(1)
 
     found = replace(rows, gradients=True).values(model, score)
     return found if found.ndim == 2 else found.reshape(0, kept.dim)
@@ -199,8 +209,9 @@ def _sums(
     sketch: Sketch | None,
     device: torch.device,
     keep: Keep | None,
+    normalised: bool,
 ) -> tuple[list[torch.Tensor], float]:
-    """Returns the sum of this rank's normalised vectors by parameter, float64 on the CPU, and how many there are."""
+    """Returns the sum of this rank's vectors by parameter, float64 on the CPU, and how many there are."""
     sizes = [route.size for route in gradients.routes] if sketch is None else [sketch.dim]
     sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
     most_rows = max(1, _WHOLE_NUMBERS // sum(sizes))
@@ -223,7 +234,7 @@ def _sums(
         if batch.repeated or not usable_B.any():
             continue
         factors_B = _on(weights_M[batch.rows], sink.squares_B)
-        factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt(), 0.0)
+        factors_B = torch.where(usable_B, factors_B * sink.squares_B.rsqrt() if normalised else factors_B, 0.0)
         _add(sums, sink, factors_B)
         if keep is not None:
             keep(batch.rows, _parts(sink), factors_B)
@@ -315,7 +326,7 @@ def require_finite_gradients(sink: Sink) -> None:
         )
 
 
-def _norms(sink: Sink, batch: RowBatch) -> torch.Tensor:
+def row_norms(sink: Sink, batch: RowBatch) -> torch.Tensor:
     """Returns (B,) norms, NaN for a row without labels: under Adam its direction is that of the moments alone."""
     labelled_B = (batch.labels()[:, 1:] != IGNORED).any(dim=1).to(sink.squares_B.device)
     return torch.where(labelled_B & (sink.squares_B > 0), sink.squares_B.sqrt(), torch.nan)
