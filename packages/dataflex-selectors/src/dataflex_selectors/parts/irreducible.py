@@ -16,7 +16,7 @@ import torch
 import transformers
 from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_named
 from dataflex.core.parameter_checks import FLOAT32_MOST
-from dataflex.model.whole import whole_models
+from dataflex.model.whole import load_whole
 from dataflex.rows.columns import number_column
 from dataflex.scoring import ScoreStore, per_sample_losses
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
@@ -24,7 +24,6 @@ from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
 from numpy.typing import NDArray
 from packaging.version import Version
-from transformers import AutoModelForCausalLM
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -115,8 +114,7 @@ def try_model(path: str, dataset: Any, collator: Collator, accelerator: Accelera
 
 def _loaded(path: str, accelerator: Accelerator | None) -> Any:
     try:
-        with whole_models():
-            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
+        model: Any = load_whole(path, **{_DTYPE: "auto"})
     except (OSError, ValueError) as error:
         raise ComponentError(f"reference_model: {path} cannot be loaded: {error}") from error
     return model if accelerator is None else model.to(accelerator.device)
