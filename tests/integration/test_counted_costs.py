@@ -101,6 +101,8 @@ RUNS = {
     "near, refreshed every second update": [part(SELECTOR, "near", MODEL | {"refresh": 2})],
     "near, rows again": [part(SELECTOR, "near", MODEL | {"exclude_seen": False, "refresh": 3})],
     "tsds by the model": [part(SELECTOR, "tsds", MODEL | {"refresh": 2})],
+    "coincide": [part(SELECTOR, "coincide", {"num_clusters": 4})],
+    "coincide, refreshed every second update": [part(SELECTOR, "coincide", {"num_clusters": 4, "refresh": 2})],
     "cluster_less": [part(SELECTOR, "cluster_less", {"clusters": 5, "representatives": 3})],
     "cluster_less by the model": [
         part(SELECTOR, "cluster_less", MODEL | {"clusters": 5, "representatives": 3, "refresh": 2})

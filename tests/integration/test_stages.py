@@ -154,6 +154,7 @@ WORKS: dict[str, dict[str, Any]] = {
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "select less": ({**SELECT, **TARGET, "component_name": "less"}, "gradients"),
     "select cluster_less": ({**SELECT, **TARGET, "component_name": "cluster_less"}, "gradients"),
+    "select coincide": ({**SELECT, "component_name": "coincide"}, "hidden states"),
     "select zeroth": ({**SELECT, **TARGET, "component_name": "zeroth"}, "losses of tokens"),
     "select nice": ({**SELECT, **TARGET, "component_name": "nice"}, "generated answers"),
     "select rho_loss by a model": (

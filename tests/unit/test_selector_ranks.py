@@ -6,6 +6,7 @@ import numpy as np
 from dataflex.core.context import UpdateContext
 from dataflex.testing import TokenRows, tiny_model
 from dataflex_selectors.cluster_less import ClusterLessSelector
+from dataflex_selectors.coincide import CoincideSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.rho_loss import RhoLossSelector
@@ -30,6 +31,8 @@ def choices(accelerator, folder):
         "tsds ngrams": TsdsSelector(**aimed),
         "cluster_less": ClusterLessSelector(**aimed, clusters=6, budget="ucb", **to_target),
         "cluster_less ngrams": ClusterLessSelector(**aimed, clusters=6, **options),
+        "coincide": CoincideSelector(**common, num_clusters=6, refresh=2, **options),
+        "coincide opendcai": CoincideSelector(**common, variant="opendcai", **options),
         "delta_loss": DeltaLossSelector(**common, **options),
         "rho_loss": RhoLossSelector(**common, reference_model=str(folder / "model"), pool_factor=2, **options),
     }
@@ -49,7 +52,7 @@ def test_two_ranks_choose_what_one_process_chooses(tmp_path):
     answers = on_ranks(choices, 2, tmp_path)
     with one_thread():
         alone = choices(None, tmp_path)
-    assert len(alone) == 8
+    assert len(alone) == 10
     for rank, answer in enumerate(answers):
         for name, expected in alone.items():
             np.testing.assert_array_equal(answer[name], expected, err_msg=f"{name} on rank {rank}")

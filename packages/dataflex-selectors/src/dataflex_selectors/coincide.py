@@ -43,7 +43,7 @@ from dataflex.core.registry import register_selector
 from dataflex.model.hidden_states import layer_count
 from dataflex.model.media_tokens import vision_token_ids
 from dataflex.rows.columns import labelled_rows
-from dataflex.scoring.layer_embeddings import layer_embeddings
+from dataflex.scoring.layer_embeddings import STRETCH_BYTES, layer_embeddings
 from dataflex.scoring.trial import try_layers
 from dataflex.train.selector.base_selector import Selection, Selector
 from dataflex.utils.progress import Progress
@@ -211,7 +211,8 @@ class CoincideSelector(Selector):
         if ahead.due(params["refresh"]) and size:
             rounds = ITERATIONS + 1 + tries(int(clusters) or 1)
             work = Work(hidden=ahead.rows, products=size * width * (clusters * rounds + 2 * size / max(1, clusters)))
-        return Cost(work, host_bytes=24 * size, state_bytes=24 * size + 16 * clusters, cache_bytes=4.0 * width * size)
+        host = 24 * size + min(STRETCH_BYTES, 4.0 * width * size)
+        return Cost(work, host_bytes=host, state_bytes=24 * size + 16 * clusters, cache_bytes=4.0 * width * size)
 
     def eligible(self) -> NDArray[np.int64]:
         """Returns the rows with a label, in row order: (E,). Looked up once."""
@@ -271,8 +272,8 @@ class CoincideSelector(Selector):
         self._concepts = None
         if (kept := state["concepts"]) is not None:
             label, turn = (np.asarray(kept[key], dtype=np.int64) for key in ("label", "turn"))
-            shares = (np.asarray(kept[key], dtype=np.float64) for key in ("transferability", "density"))
-            self._concepts = Concepts(label, turn, *shares, int(kept["update"]))
+            gain, density = (np.asarray(kept[key], dtype=np.float64) for key in ("transferability", "density"))
+            self._concepts = Concepts(label, turn, gain, density, int(kept["update"]))
 
     def _taken(self, concepts: Concepts, room_E: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
         values_C = concepts.values(self.temperature)

@@ -144,7 +144,7 @@ def pool_layers(
             kept_BTH = kept_BTH.tanh() if squash_tokens else kept_BTH  # tanh(0) = 0
             mean_BH = kept_BTH.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
             blocks.append(F.normalize(mean_BH if squash_tokens else mean_BH.tanh(), dim=1))
-    return torch.cat(blocks, dim=1) / len(blocks) ** 0.5
+    return torch.cat(blocks, dim=1).div(len(blocks) ** 0.5)
 
 
 def _scorer(

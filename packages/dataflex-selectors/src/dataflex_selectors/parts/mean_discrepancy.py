@@ -80,8 +80,9 @@ class KernelGroup:
     def row(self, place: int) -> NDArray[np.float64]:
         """Returns the kernel of one row with all rows: (n,)."""
         if self._whole_nn is not None:
-            return self._whole_nn[place]
-        return gaussian_kernel(self._vectors_nD[place : place + 1], self._vectors_nD, self._bandwidth)[0]
+            return np.asarray(self._whole_nn[place])
+        found_1n = gaussian_kernel(self._vectors_nD[place : place + 1], self._vectors_nD, self._bandwidth)
+        return found_1n.reshape(-1)
 
     def density(self, with_itself: bool, single: float = 1.0) -> float:
         """Returns the mean of the kernel over pairs of rows.
