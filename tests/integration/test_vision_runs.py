@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 import yaml
 from dataflex.cli.main import run
+from dataflex.config.check import check
+from dataflex.config.checks.dataset_entry import entry
+from dataflex.config.load import read_config
+from dataflex.forecast.data_size import data_size
+from dataflex.forecast.image_tokens import ImageTokens
 from dataflex.testing import write_image_rows
-from vision_data import vision_keys
+from vision_data import vision_data, vision_keys
 
 pytestmark = [
     pytest.mark.llamafactory,
@@ -50,12 +55,20 @@ RUNS: dict[str, dict[str, Any]] = {
     "weighter balancer": {**WEIGHT, "component_name": "balancer", "dataset": "pictures,words"},
     "weighter trim": {**WEIGHT, "component_name": "trim"},
     "weighter focal": {**WEIGHT, "component_name": "focal"},
+    "packed": {**SELECT, "component_name": "loss", "neat_packing": True, "cutoff_len": 256},
+    "packed, by gradients": {**SELECT, "component_name": "less", "neat_packing": True, "cutoff_len": 256},
+    "kept tokenised": {
+        **SELECT, "component_name": "coincide", "tokenized_path": "TOKENS", "component": {"num_clusters": 2},
+    },
     "all axes": {
         "train_type": "dynamic", "dataset": "pictures,words", "warmup_step": 1, "update_step": 1, "update_times": 2,
         "selector": {"component": "coincide", "params": {"num_clusters": 2}}, "mixer": "odm", "weighter": "loss",
         "order": {"component": "sorting", "by": "loss", "over": "stretch"},
     },
 }  # fmt: skip
+ALWAYS = ("coincide", "less", "all axes")
+"""The others take a minute or two together."""
+CASES = [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +84,14 @@ def written(folder: Path, keys: dict[str, Any], **changes: Any) -> Path:
     more = {"per_device_train_batch_size": 2, "output_dir": str(folder / "run"), "save_steps": 100, "logging_steps": 1}
     more |= {"disable_tqdm": True, "plot_loss": False, "learning_rate": 1e-3}
     content = json.loads(json.dumps(keys | more | changes).replace('"MODEL"', json.dumps(model)))
+    if content.get("tokenized_path"):
+        content["tokenized_path"] = str(folder / "tokens")
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CASES)
 def test_it_trains_on_rows_with_images(keys, tmp_path, name):
     assert run(["train", str(written(tmp_path, keys, **RUNS[name]))]) == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
@@ -85,10 +100,15 @@ def test_it_trains_on_rows_with_images(keys, tmp_path, name):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_it_trains_in_a_process_of_its_own(keys, tmp_path):
     file = written(tmp_path, keys, **RUNS["coincide"])
     found = subprocess.run(
-        [sys.executable, "-m", "dataflex", "train", str(file)], env=os.environ, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dataflex", "train", str(file)],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert found.returncode == 0, found.stderr[-3000:]
 
@@ -104,6 +124,16 @@ def test_nice_is_refused_before_anything_is_loaded(keys, tmp_path, capsys, comma
     assert not (tmp_path / "run").exists()
 
 
-def test_the_plan_counts_the_tokens_of_images(keys, tmp_path, capsys):
-    assert run(["plan", str(written(tmp_path, keys, **RUNS["coincide"]))]) == 0
-    print(capsys.readouterr().out)
+def test_the_plan_counts_the_tokens_of_images(keys, tmp_path):
+    spec = check(read_config(written(tmp_path, keys, **RUNS["coincide"])), tmp_path)
+    found = data_size(spec)
+    (rows,) = found.sources
+    assert rows.how == "8 rows of pictures.json, counted by the model's tokenizer, with those of their images"
+    data = vision_data(Path(keys["dataset_dir"]).parent)
+    seen = [sum(token == data.model.config.image_token_id for token in row["input_ids"]) for row in data.dataset]
+    images = ImageTokens(keys)
+    definition = entry("pictures", json.loads(Path(keys["dataset_dir"], "dataset_info.json").read_text())["pictures"])
+    raw = json.loads(Path(keys["dataset_dir"], "pictures.json").read_text())
+    said = [images.of(row, definition) for row in raw]
+    assert [bool(count) for count in said] == [bool(count) for count in seen]
+    assert sum(said) == pytest.approx(sum(seen), rel=0.25)  # sides are rounded to whole patches

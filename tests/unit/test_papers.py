@@ -17,6 +17,14 @@ COMPONENTS = [info for info in components() if info.name in registry.official(in
 PUBLISHED: dict[str, dict[str, Any]] = {
     "selector-less": {"gradient_type": "adam", "proj_dim": 8192, "decay": 1.0, "mode": "topk"},
     "selector-cluster_less": {"representatives": 3, "resample": True, "embedding": "model", "gradient_type": "adam"},
+    "selector-coincide": {
+        "num_clusters": 10000,
+        "temperature": 1.0,
+        "bandwidth": None,
+        "single_member_density": 1.0,
+        "variant": "authors",
+        "embedding_layers": None,
+    },
     "selector-rho_loss": {"pool_factor": 10.0},
     "selector-delta_loss": {"window": 0.2, "outside_weight": 0.025},
     "selector-near": {"exclude_seen": False},

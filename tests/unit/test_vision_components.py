@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import SELECTOR
-from every_component import installed, made, scores
+from every_component import made, scores
 from vision_data import VisionData, vision_data
 
 pytestmark = [

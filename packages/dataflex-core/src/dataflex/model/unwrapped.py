@@ -46,7 +46,8 @@ def beside_text(model: torch.nn.Module) -> set[torch.nn.Module]:
     Empty for a model of text alone. The model of the text is told by its configuration.
     """
     models = pretrained_models(model)
-    kinds = {base.config.get_text_config().model_type for base in models[:1]} - {base.config.model_type for base in models[:1]}
+    kinds = {base.config.get_text_config().model_type for base in models[:1]}
+    kinds -= {base.config.model_type for base in models[:1]}  # then it is a model of text
     texts = [base for base in models if base.config.model_type in kinds]
     outputs = output_embeddings(models)
     seen = {inner for text in texts for inner in text.modules()} | set(outputs.modules() if outputs is not None else ())

@@ -102,8 +102,8 @@ class Plan:
         found = [route for route in routes if all(use.module in beside for use in route.uses)]
         if found and self.rules_only:
             raise ComponentError(
-                f"there is no per-sample gradient for the trainable parameter {found[0].name}, which sees images, where "
-                "weights are in shards or code is compiled -> freeze_vision_tower: true and "
+                f"there is no per-sample gradient for the trainable parameter {found[0].name}, which sees images, "
+                "where weights are in shards or code is compiled -> freeze_vision_tower: true and "
                 "freeze_multi_modal_projector: true, or use a selector that needs no gradients"
             )
         if found:
