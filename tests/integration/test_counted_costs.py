@@ -115,6 +115,8 @@ RUNS = {
     "semdedup by the model": [part(SELECTOR, "semdedup", MODEL | {"refresh": 2})],
     "dsir": [part(SELECTOR, "dsir", {"features": "tokens"})],
     "less of what semdedup keeps": [part(SELECTOR, "semdedup", MODEL, keep=0.5), part(SELECTOR, "less")],
+    "coincide": [part(SELECTOR, "coincide", {"num_clusters": 4})],
+    "coincide, refreshed every second update": [part(SELECTOR, "coincide", {"num_clusters": 4, "refresh": 2})],
     "cluster_less": [part(SELECTOR, "cluster_less", {"clusters": 5, "representatives": 3})],
     "cluster_less by the model": [
         part(SELECTOR, "cluster_less", MODEL | {"clusters": 5, "representatives": 3, "refresh": 2})

@@ -158,6 +158,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "select icons": ({**SELECT, **TARGET, "component_name": "icons"}, "gradients"),
     "select greats": ({**SELECT, **TARGET, "component_name": "greats"}, "gradients"),
     "select cluster_less": ({**SELECT, **TARGET, "component_name": "cluster_less"}, "gradients"),
+    "select coincide": ({**SELECT, "component_name": "coincide"}, "hidden states"),
     "select zeroth": ({**SELECT, **TARGET, "component_name": "zeroth"}, "losses of tokens"),
     "select nice": ({**SELECT, **TARGET, "component_name": "nice"}, "generated answers"),
     "select rho_loss by a model": (

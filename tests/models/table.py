@@ -53,6 +53,37 @@ LoRA leaves out what PEFT cannot wrap: `out_proj` and `conv1d` of Mamba layers, 
 Encoder-decoders (T5, BART and the like as `...ForConditionalGeneration`) are refused by name for every component that
 looks at the loss or the states of a row. A component that never looks at the model (`random`, `scores`, `static`) trains
 what the base trainer can train.
+
+## Rows with images
+
+A run of LLaMA-Factory with a model of images and text (stage sft, `images` in `dataset_info.json`) goes through scoring
+as one of text does. Tokens of an image stand in `input_ids`, so lengths, budgets and labels count them. The collator
+makes the patches of a batch, which stand one after the other and not by row; where a row is needed alone, it is collated
+alone. Tried with a tiny Qwen2-VL, rows of 0 to 3 images, against each row alone.
+
+| what reads rows | with images |
+| --- | --- |
+| losses: `loss`, `delta_loss`, `rho_loss`, `zeroth`, orders `by: loss`, the weighters, `odm`, `ado`, `doremi` | as with text; a `reference_model` of images is loaded as one |
+| gradients: `less`, `cluster_less` | as with text while the vision tower and the projector are frozen, LLaMA-Factory's default. Where they are trained, their gradients come from the whole model, one row at a time: exact, and about as slow as batches of one row. Under FSDP and ZeRO-3 a trained tower is refused by name |
+| hidden states: `near`, `tsds`, `cluster_less` with `embedding: model`, `adapt`, `balancer` | as with text; tokens of images are pooled with the others |
+| `coincide` | tokens of images and of text are pooled apart |
+| `nice` | refused before the model is loaded where an evaluation row has images: answers are generated from tokens alone. Train rows may have them |
+| `embedding: ngrams` | works, and sees of an image only how many tokens it has |
+| a sentence-transformers model | works, and reads the text alone |
+| `random`, `custom`, `scores`, `static`, `temperature`, `schedule` | never look at the model |
+
+| rows | |
+| --- | --- |
+| without an image among others | LLaMA-Factory puts a masked image into a batch without any; the row's numbers are those that it has without |
+| videos | their tokens count as those of images |
+| sounds | not tried |
+| packed (`neat_packing`) | work; the packed row is scored as one |
+| `tokenized_path` | works |
+| DPO and KTO with images | TRL's trainers are refused with them; with LLaMA-Factory not tried |
+
+What a long pass keeps is not used again where an image file has another size or time of change. `dataflex-cli plan`
+counts the tokens of images by their sizes and the model's `patch_size` and `merge_size` (the Qwen-VL family) or its
+`image_seq_length`, and says so; the passes of the vision tower are counted as if every token went through it.
 """
 
 

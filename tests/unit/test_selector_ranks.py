@@ -6,10 +6,11 @@ import numpy as np
 from dataflex.core.context import UpdateContext
 from dataflex.testing import TokenRows, tiny_model, tiny_tokenizer
 from dataflex_selectors.cluster_less import ClusterLessSelector
+from dataflex_selectors.coincide import CoincideSelector
 from dataflex_selectors.deita import DeitaSelector
 from dataflex_selectors.delta_loss import DeltaLossSelector
-from dataflex_selectors.ifd import IfdSelector
 from dataflex_selectors.dsir import DsirSelector
+from dataflex_selectors.ifd import IfdSelector
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.perplexity import PerplexitySelector
 from dataflex_selectors.rho_loss import RhoLossSelector
@@ -43,6 +44,8 @@ def choices(accelerator, folder):
         "dsir tokens": DsirSelector(
             **aimed | {"eval_dataset": {"a": target, "b": rows}}, features="tokens", separate=True
         ),
+        "coincide": CoincideSelector(**common, num_clusters=6, refresh=2, **options),
+        "coincide opendcai": CoincideSelector(**common, variant="opendcai", **options),
         "delta_loss": DeltaLossSelector(**common, **options),
         "ifd": IfdSelector(**common, most=None, **options),
         "ifd by a model": IfdSelector(**common, most=None, model=str(folder / "model"), header=1, **options),
@@ -66,7 +69,7 @@ def test_two_ranks_choose_what_one_process_chooses(tmp_path):
     answers = on_ranks(choices, 2, tmp_path)
     with one_thread():
         alone = choices(None, tmp_path)
-    assert len(alone) == 18
+    assert len(alone) == 20
     for rank, answer in enumerate(answers):
         for name, expected in alone.items():
             np.testing.assert_array_equal(answer[name], expected, err_msg=f"{name} on rank {rank}")

@@ -522,3 +522,9 @@ def test_a_step_in_32_bits_is_too_small_in_16(rows, target, caplog):
     assert "noise" not in caplog.text
     select(build(rows, target, directions=2, step=1e-4), tiny_model().bfloat16(), 12)
     assert "noise" in caplog.text
+
+
+def test_jvp_works_beside_the_hooks_of_gradient_checkpointing(model, rows):
+    found = derivatives(model, rows, "jvp")
+    model.enable_input_require_grads()
+    assert derivatives(model, rows, "jvp").tolist() == found.tolist()

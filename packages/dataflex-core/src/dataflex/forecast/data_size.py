@@ -23,6 +23,7 @@ from dataflex.config.spec import RunSpec
 from dataflex.core.cost import Amount
 from dataflex.core.errors import ConfigError
 from dataflex.forecast.entry_texts import row_text
+from dataflex.forecast.image_tokens import ImageTokens
 from dataflex.forecast.kept_rows import kept_rows
 from dataflex.forecast.sampled_rows import sampled
 from dataflex.forecast.stage_passes import stage_passes
@@ -199,9 +200,15 @@ class _Reader:
         if not texts:
             unread = self._unread(found.name, f"the rows of {path.name} cannot be looked at without loading them")
             return replace(unread, count=self._limited(given.count, found))
+        images = ImageTokens(self._keys)
+        pictured = found.columns.get("images") is not None
+        if pictured:
+            texts = [replace(text, media=images.of(row, found)) for text, row in zip(texts, given.rows, strict=True)]
         counter = self._counts()
         counted = counter.counted(texts)
         how = f"{len(texts):,} rows of {path.name}, counted by {counter.by}"
+        if pictured:
+            how += ", with those of their images" if images.known else "; images are not counted"
         if not given.exact:
             how += "; how many there are is estimated from its size"
         count = self._limited(given.count, found)

@@ -18,11 +18,13 @@ class RowText:
         prompt: What the model is given.
         answer: What it learns to write.
         turns: Pairs of a prompt and an answer.
+        media: Tokens of its images.
     """
 
     prompt: str
     answer: str
     turns: int = 1
+    media: int = 0
 
 
 def row_text(row: Mapping[str, Any], entry: Entry, stage: str) -> RowText:

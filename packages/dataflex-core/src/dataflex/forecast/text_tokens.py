@@ -70,6 +70,7 @@ class TokenCounter:
         answers = np.array(self._count([text.answer for text in texts]), dtype=np.float64) + 1  # the end of the text
         if self._stage == "pt":
             return Counted(answers, answers)
+        prompts += np.array([text.media for text in texts], dtype=np.float64)
         turns = np.array([text.turns for text in texts], dtype=np.float64)
         prompts = prompts + self._around * turns
         answers = answers + turns - 1

@@ -12,7 +12,7 @@ Letters: B rows of the batch, T tokens, H width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,3 +91,63 @@ class _Catcher:
             return None
         self._caught = hidden
         return (hidden[:, :1], *args[1:])
+
+
+LayerForward = Callable[[Mapping[str, Any]], list[torch.Tensor]]
+"""``forward(inputs) -> hidden_BTH`` of each wanted layer."""
+
+
+def layer_count(model: torch.nn.Module) -> int:
+    """Returns L, the decoder layers of a model: its hidden states are numbered 0 (the embeddings) to L (the last).
+
+    Raises:
+        ComponentError: It is no model of ``transformers``, or does not say how many it has.
+    """
+    bases = pretrained_models(model)
+    found = bases[0].config.get_text_config().to_dict().get("num_hidden_layers") if bases else None
+    if not isinstance(found, int):
+        raise ComponentError(
+            f"{type(bases[0] if bases else model).__name__} does not say how many layers it has (num_hidden_layers) "
+            "-> use a strategy that does not read single layers"
+        )
+    return found
+
+
+@contextmanager
+def hidden_states_of_layers(model: torch.nn.Module, layers: Sequence[int]) -> Iterator[LayerForward]:
+    """Yields a function that runs ``model`` and returns the hidden states of some layers: (B, T, H) each.
+
+    0 are the embeddings, L the states after the final norm. A batch keeps the states of all layers, 2 (L + 1) H bytes a
+    token in bf16, in place of the logits, which are not computed where :func:`last_hidden_states` does not either.
+
+    Args:
+        model: A causal language model of ``transformers``, inside of any wrappers (PEFT, FSDP, DeepSpeed).
+        layers: Numbers in [0, L].
+
+    Raises:
+        ComponentError: The model is an encoder-decoder, or gives no hidden state per token.
+    """
+    bases = pretrained_models(model)
+    require_causal(bases)
+    layer = None if is_compiled(model) else output_embeddings(bases)
+    catcher = _Catcher()
+    handle = None if layer is None else layer.register_forward_pre_hook(catcher)
+
+    def forward(inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+        shape = inputs["input_ids"].shape
+        catcher.expect(shape)
+        output = model(**inputs, use_cache=False, return_dict=True, output_hidden_states=True) if bases else None
+        catcher.taken()
+        states = output.get("hidden_states") if isinstance(output, Mapping) else None
+        if states is None or len(states) <= max(layers) or any(states[i].shape[:2] != shape for i in layers):
+            raise ComponentError(
+                f"{type(bases[0] if bases else model).__name__} gives no hidden state per input token and layer -> use "
+                "a strategy that does not read single layers"
+            )
+        return [states[i] for i in layers]
+
+    try:
+        yield forward
+    finally:
+        if handle is not None:
+            handle.remove()

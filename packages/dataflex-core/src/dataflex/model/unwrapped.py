@@ -40,6 +40,20 @@ def output_embeddings(models: Sequence[PreTrainedModel]) -> torch.nn.Module | No
     return next((layer for layer in found if layer is not None), None)
 
 
+def beside_text(model: torch.nn.Module) -> set[torch.nn.Module]:
+    """Returns the modules of a model that see images or sounds and no tokens: vision towers and what projects them.
+
+    Empty for a model of text alone. The model of the text is told by its configuration.
+    """
+    models = pretrained_models(model)
+    kinds = {base.config.get_text_config().model_type for base in models[:1]}
+    kinds -= {base.config.model_type for base in models[:1]}  # then it is a model of text
+    texts = [base for base in models if base.config.model_type in kinds]
+    outputs = output_embeddings(models)
+    seen = {inner for text in texts for inner in text.modules()} | set(outputs.modules() if outputs is not None else ())
+    return {inner for inner in models[0].modules() if inner not in seen} if texts else set()
+
+
 def is_compiled(model: torch.nn.Module) -> bool:
     """Whether the model is compiled; compiled code would keep a removed hook."""
     return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in model.modules())

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "last", "weighted"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "weighted")
 
-_LENGTHS = "dataflex_row_lengths"
+LENGTHS = "dataflex_row_lengths"
+"""What :func:`with_lengths` puts into a batch: (B,) tokens of each row."""
 
 
 def hidden_state_embeddings(
@@ -79,7 +80,7 @@ def hidden_state_embeddings(
     """
     refuse_stage(collator, "hidden states")
     model = without_replicas(model)
-    counting = _with_lengths(collator)
+    counting = with_lengths(collator)
     rows = RowPass(dataset, counting, accelerator, indices, token_budget, None, desc, progress, store)
     with (
         undisturbed(model),
@@ -91,13 +92,22 @@ def hidden_state_embeddings(
     if not len(chosen):
         return found.reshape(0, 0)
     if everywhere or accelerator is None:
-        _require_finite(found, chosen)
+        require_finite_states(found, chosen)
     else:  # rank 0 has them, and the others must not wait for it
-        from_rank_0(accelerator, lambda: _require_finite(found, chosen))
+        from_rank_0(accelerator, lambda: require_finite_states(found, chosen))
     return found
 
 
-def _require_finite(found_NH: NDArray[np.float32], chosen_N: NDArray[np.int64]) -> None:
+def require_finite_states(found_NH: NDArray[np.float32], chosen_N: NDArray[np.int64]) -> None:
+    """Refuses vectors that are not finite.
+
+    Args:
+        found_NH: (N, H) vectors.
+        chosen_N: (N,) the rows that they belong to.
+
+    Raises:
+        ComponentError: A number is NaN or infinite.
+    """
     bad = np.flatnonzero(~np.isfinite(found_NH).all(axis=1))
     if len(bad):
         raise ComponentError(
@@ -152,7 +162,7 @@ def _scorer(
 
     def score(batch: RowBatch) -> torch.Tensor:
         inputs = dict(batch.inputs)
-        lengths_B = inputs.pop(_LENGTHS)
+        lengths_B = inputs.pop(LENGTHS)
         mask_BT = token_mask(inputs, lengths_B)
         if of_answers:
             mask_BT = answers_in(mask_BT, batch.token_labels)
@@ -176,9 +186,11 @@ def token_mask(inputs: Mapping[str, torch.Tensor], lengths_B: torch.Tensor) -> t
     return torch.arange(shape[1], device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
-def _with_lengths(collator: Collator) -> Collator:
+def with_lengths(collator: Collator) -> Collator:
+    """Returns a collator that adds the tokens of each row to what ``collator`` makes, as :data:`LENGTHS`."""
+
     def collate(rows: list[Any]) -> Mapping[str, torch.Tensor]:
         lengths = [len(row["input_ids"]) for row in rows]  # before the collator, which may change the rows
-        return {**collator(rows), _LENGTHS: torch.tensor(lengths)}
+        return {**collator(rows), LENGTHS: torch.tensor(lengths)}
 
     return collate

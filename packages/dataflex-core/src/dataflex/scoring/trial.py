@@ -6,6 +6,7 @@ They are meant for :meth:`~dataflex.core.component.Component.check_run`, whose c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from dataflex.scoring.gradients.influence import require_finite_gradients
 from dataflex.scoring.gradients.per_row import per_sample_gradients
 from dataflex.scoring.gradients.sinks import Norms
 from dataflex.scoring.gradients.uses import FAILURES
+from dataflex.scoring.layer_embeddings import layer_embeddings
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.own_loss import (
     model_name,
@@ -151,3 +153,35 @@ def try_embeddings(
         batched_NH = embed(rows)
         if len(rows) > 1:
             require_rows_alone(model, batched_NH, np.concatenate([embed(rows[i : i + 1]) for i in range(len(rows))]))
+
+
+def try_layers(
+    model: torch.nn.Module,
+    dataset: Any,
+    rows: NDArray[np.int64],
+    layers: Sequence[int],
+    collator: Collator,
+    accelerator: Accelerator | None,
+) -> None:
+    """Makes vectors of rows from the hidden states of several layers, in one batch and alone.
+
+    Args:
+        model: The model to be trained.
+        dataset: The tokenised dataset.
+        rows: Numbers of a row or two.
+        layers: See :func:`~dataflex.scoring.layer_embeddings.layer_embeddings`.
+        collator: Makes a batch of tensors from a list of rows.
+        accelerator: The run's accelerator, for mixed precision alone; None for none.
+
+    Raises:
+        ComponentError: The model gives no hidden states of these layers, or those of a row change with the rows beside
+            it.
+    """
+
+    def embed(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return layer_embeddings(model, dataset, layers, collator=collator, indices=indices, progress=False)
+
+    with autocast(accelerator):
+        batched_ND = embed(rows)
+        if len(rows) > 1:
+            require_rows_alone(model, batched_ND, np.concatenate([embed(rows[i : i + 1]) for i in range(len(rows))]))

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from dataflex.testing.rank_processes import RankError, RankProcesses, two_ranks
     from dataflex.testing.special_tokens import TINY_SPECIAL_TOKENS
     from dataflex.testing.tiny_models import tiny_model, tiny_tokenizer
+    from dataflex.testing.tiny_vision import (
+        tiny_vision_model,
+        tiny_vision_processor,
+        write_image_rows,
+        write_vision_model,
+    )
     from dataflex.testing.token_rows import TokenRows, pad_collate, tiny_batch
 
 __all__ = [
@@ -48,7 +54,11 @@ __all__ = [
     "tiny_model",
     "tiny_tokenizer",
     "tiny_training_args",
+    "tiny_vision_model",
+    "tiny_vision_processor",
     "two_ranks",
+    "write_image_rows",
+    "write_vision_model",
 ]
 
 _HOMES = {
@@ -59,6 +69,7 @@ _HOMES = {
     "rank_processes": ("RankError", "RankProcesses", "two_ranks"),
     "special_tokens": ("TINY_SPECIAL_TOKENS",),
     "tiny_models": ("tiny_model", "tiny_tokenizer"),
+    "tiny_vision": ("tiny_vision_model", "tiny_vision_processor", "write_image_rows", "write_vision_model"),
     "token_rows": ("TokenRows", "pad_collate", "tiny_batch"),
 }
 

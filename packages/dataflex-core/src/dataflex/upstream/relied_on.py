@@ -45,6 +45,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
         "get_batch_samples",
         "label_smoother",
     ),
+    "transformers.AutoModelForImageTextToText": ("_model_mapping",),
     "accelerate.Accelerator": ("_dataloaders",),
     "torch.nn.Module": ("_compiled_call_impl",),
     "torch._dynamo": ("OptimizedModule",),

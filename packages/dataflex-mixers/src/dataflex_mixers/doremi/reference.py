@@ -13,9 +13,8 @@ from dataflex.core.parameter_checks import text
 from dataflex.model.autocast import autocast
 from dataflex.model.label_logits import IGNORED
 from dataflex.model.unwrapped import output_embeddings, pretrained_models
-from dataflex.model.whole import full_shape, whole_models
+from dataflex.model.whole import full_shape, load_whole
 from dataflex.scoring import token_losses
-from transformers import AutoModelForCausalLM
 
 
 def reference_problem(key: str, path: Any) -> Problem | None:
@@ -51,8 +50,8 @@ class Reference:
     def __init__(self, path: str, like: torch.nn.Module, accelerator: Accelerator) -> None:
         types = [p.dtype for p in like.parameters() if p.is_floating_point()]
         dtype = types[0] if types else torch.float32
-        with whole_models(), torch.random.fork_rng():  # making a model draws random numbers, which the proxy needs
-            found: Any = AutoModelForCausalLM.from_pretrained(path)
+        with torch.random.fork_rng():  # making a model draws random numbers, which the proxy needs
+            found: Any = load_whole(path)
         self._accelerator = accelerator
         self.model: torch.nn.Module = found.to(accelerator.device, dtype).eval().requires_grad_(False)
         mine, theirs = _vocabulary(self.model), _vocabulary(like)

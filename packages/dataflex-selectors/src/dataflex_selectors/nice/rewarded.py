@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import stated
+from dataflex.rows.media import first_with_media
 from dataflex.scoring import read_target
 from dataflex.train.selector.base_selector import Selector
 
@@ -94,6 +96,7 @@ class RewardsAnswers(Selector):
         self.problems = stated(
             target.problem,
             *_generating(tokenizer, self.accelerator),
+            *_pictured(target.sets),
             *sampling.problems(),
             *rules.problems(),
             *rewards.problems(),
@@ -117,3 +120,14 @@ def _generating(tokenizer: Any, accelerator: Accelerator | None) -> list[Problem
     missing = Problem("tokenizer", "the run has none, and prompts and answers must be read", way_out)
     whole = whole_weights(accelerator, "answers are generated with all of them")
     return [missing if tokenizer is None else None, whole]
+
+
+def _pictured(sets: Mapping[str, Any]) -> list[Problem]:
+    """Returns a problem where a prompt has images, which generating would not see."""
+    for name, rows in sets.items():
+        row = first_with_media(rows)
+        if row is not None:
+            why = "answers are generated from the tokens of a prompt alone"
+            what = f"row {row} of the evaluation set '{name}' has images, videos or sounds, and {why}"
+            return [Problem("eval_dataset", what, "evaluate on rows of text alone, or take less, which sees images")]
+    return []

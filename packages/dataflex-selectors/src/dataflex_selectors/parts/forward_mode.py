@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ def exact_derivatives(model: torch.nn.Module, drawn: Directions) -> Callable[[Ro
                     return losses(batch)
 
                 weights = {name: parameter.detach() for name, parameter in drawn.parameters.items()}
-                change_B: torch.Tensor = jvp(of_weights, (weights,), (tangents,))[1]
+                with _no_leaves():
+                    change_B: torch.Tensor = jvp(of_weights, (weights,), (tangents,))[1]
                 labelled_B = _labelled(batch).to(change_B.device)
                 return change_B.float().masked_fill(~change_B.isfinite() & labelled_B, torch.inf)
 
@@ -85,6 +87,16 @@ class _GivenWeights(torch.nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return functional_call(self.model, self.weights, (), inputs)
+
+
+@contextmanager
+def _no_leaves() -> Iterator[None]:
+    """Inside of it, ``requires_grad_`` does nothing: gradient checkpointing hooks it to embeddings, and jvp refuses it.
+
+    Nothing goes back through the model there, so the mark has no use.
+    """
+    with patch.object(torch.Tensor, "requires_grad_", lambda tensor, requires_grad=True: tensor):
+        yield
 
 
 def _tangents(drawn: Directions, direction: int) -> Weights:

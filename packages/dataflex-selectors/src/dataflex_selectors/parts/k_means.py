@@ -24,6 +24,7 @@ ITERATIONS = 20
 """Most rounds of Lloyd's; later rounds change too little to be worth a pass over all rows."""
 
 _CELLS = 2**24  # distances at a time: 64 MB
+_NUMBERS = 2**26  # of vectors that are squared at a time: 256 MB
 _ROWS = 2**14  # rows that are added up at a time
 _DEVICE_SHARE = 8  # the model being trained has the rest of the device's memory
 
@@ -79,7 +80,7 @@ def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generato
     """
     each = tries(count)
     chosen = [int(generator.integers(len(vectors)))]
-    squares_N = _squares(vectors, vectors[chosen])[:, 0]
+    squares_N = _all_squares(vectors, vectors[chosen])[:, 0]
     with Progress(f"clustering {len(vectors):,} rows, where to begin", count, "centres") as progress:
         while len(chosen) < count:
             total_N = squares_N.cpu().double().cumsum(0)
@@ -87,13 +88,19 @@ def _spread_out(vectors: torch.Tensor, count: int, generator: np.random.Generato
                 break
             at = torch.from_numpy(generator.random(each)) * total_N[-1]
             drawn = torch.searchsorted(total_N, at, right=True).clamp(max=len(vectors) - 1)
-            after_NT = torch.minimum(squares_N.unsqueeze(1), _squares(vectors, vectors[drawn.to(vectors.device)]))
+            after_NT = torch.minimum(squares_N.unsqueeze(1), _all_squares(vectors, vectors[drawn.to(vectors.device)]))
             sums = torch.stack([part.sum(0) for part in torch.split(after_NT, _ROWS)])
             best = int(sums.cpu().double().sum(0).argmin())
             chosen.append(int(drawn[best]))
             squares_N = after_NT[:, best]
             progress.done()
     return chosen
+
+
+def _all_squares(vectors: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
+    """Returns the squared distances of all rows: (N, C); vectors in a file come into memory a block at a time."""
+    parts = torch.split(vectors, max(1, _NUMBERS // vectors.shape[1]))
+    return torch.cat([_squares(part, centres_CD) for part in parts])
 
 
 def _squares(vectors_BD: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
@@ -107,7 +114,7 @@ def _nearest(vectors: torch.Tensor, centres_CD: torch.Tensor) -> torch.Tensor:
     """Returns the two nearest centres of each row, the nearest first: (N, min(2, C))."""
     found = [
         _squares(part, centres_CD).topk(min(2, len(centres_CD)), dim=1, largest=False).indices
-        for part in torch.split(vectors, max(1, _CELLS // len(centres_CD)))
+        for part in torch.split(vectors, max(1, min(_CELLS // len(centres_CD), _NUMBERS // vectors.shape[1])))
     ]
     return torch.cat(found)
 
@@ -123,7 +130,8 @@ def _means(on_cpu_ND: torch.Tensor, label_N: torch.Tensor, centres_CD: torch.Ten
     device, centres_CD, label_N = centres_CD.device, centres_CD.cpu(), label_N.cpu()
     counts_C = torch.bincount(label_N, minlength=len(centres_CD))
     sums_CD = torch.zeros_like(centres_CD, dtype=torch.float64)
-    blocks = list(zip(torch.split(on_cpu_ND, _ROWS), torch.split(label_N, _ROWS), strict=True))
+    rows = max(1, min(_ROWS, _NUMBERS // on_cpu_ND.shape[1]))
+    blocks = list(zip(torch.split(on_cpu_ND, rows), torch.split(label_N, rows), strict=True))
     for part_BD, label_B in blocks:
         sums_CD.index_add_(0, label_B, part_BD.double())
     means_CD = (sums_CD / counts_C.clamp(min=1).unsqueeze(1)).float()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 from dataflex.core.errors import ComponentError
-from dataflex.model.whole import whole_models
+from dataflex.model.whole import load_whole
 from dataflex.rows.columns import IGNORED, columns_chunks
 from dataflex.rows.lengths import row_lengths
 from dataflex.scoring import ScoreStore, per_sample_losses
@@ -29,7 +29,7 @@ from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,8 +49,8 @@ def load_model(key: str, path: str, accelerator: Accelerator | None) -> Any:
         ComponentError: It cannot be loaded.
     """
     try:
-        with whole_models(), torch.random.fork_rng():  # making a model draws random numbers
-            model = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
+        with torch.random.fork_rng():  # making a model draws random numbers
+            model: Any = load_whole(path, **{_DTYPE: "auto"})
     except (OSError, ValueError) as error:
         raise ComponentError(f"{key}: {path} cannot be loaded: {error}") from error
     return model if accelerator is None else model.to(accelerator.device)

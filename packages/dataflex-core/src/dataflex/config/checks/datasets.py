@@ -14,7 +14,8 @@ from dataflex.config.arguments import COMPOSED
 from dataflex.config.checks.combination import column_problems
 from dataflex.config.checks.data_files import LARGEST, Table, data_files, read_table
 from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, Entry, entry, require_stage
-from dataflex.config.checks.formats import has_answers, no_answers, require_format, require_rows_of_stage
+from dataflex.config.checks.formats import MEDIA, has_answers, no_answers, require_format, require_rows_of_stage
+from dataflex.config.checks.media_rows import media_problems
 from dataflex.config.checks.parsed_config import Draft, names_in
 from dataflex.config.checks.streaming import no_epoch
 from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
@@ -60,6 +61,7 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
             rows[name] = count
         if count == 0:
             problems.append(Problem(key, f"the dataset '{name}' is empty", "put rows into its file, or name another"))
+    problems += media_problems(draft, looked.media)
     return [*problems, *column_problems(draft, {name: looked.columns.get(name) for name in trained})], rows
 
 
@@ -143,11 +145,13 @@ class _Looked:
 
     Attributes:
         columns: Dataset -> the columns of its files, where they are known.
+        media: Dataset -> which kind of media a row of its files has.
     """
 
     def __init__(self, draft: Draft, info: Mapping[str, Any]) -> None:
         self._draft, self._info, self._left = draft, info, MOST
         self.columns: dict[str, frozenset[str]] = {}
+        self.media: dict[str, str] = {}
         folder = draft.theirs.get("dataset_dir", "data")
         self._folder = folder if isinstance(folder, str) else "."
 
@@ -173,6 +177,9 @@ class _Looked:
         total = sum(counts) if len(counts) == len(tables) else None
         if all(table.columns is not None for table in tables):
             self.columns[name] = frozenset().union(*(table.columns or () for table in tables))
+        for use in MEDIA:
+            if (column := found.columns[use]) and any(row.get(column) for table in tables for row in table.rows):
+                self.media.setdefault(name, use)
         for table in tables:
             require_format(found, table, self._surely_read(found, total, alone=len(tables) == 1))
         if trained and total:  # LLaMA-Factory drops them one by one

@@ -13,9 +13,10 @@ from dataflex.config.checks.dataset_entry import INFO, Entry
 from dataflex.core.errors import ConfigError, listed
 
 _TYPES = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
-_MEDIA = ("images", "videos", "audios")
-_ALPACA = ("prompt", "query", "history", "system", "tools", "kto_tag", *_MEDIA)
-_CHAT = ("messages", "kto_tag", *_MEDIA)  # a system column is read only where no system message comes first
+MEDIA = ("images", "videos", "audios")
+"""What a row may have beside its text."""
+_ALPACA = ("prompt", "query", "history", "system", "tools", "kto_tag", *MEDIA)
+_CHAT = ("messages", "kto_tag", *MEDIA)  # a system column is read only where no system message comes first
 
 
 def require_format(found: Entry, table: Table, rows: int | None) -> None:

@@ -99,14 +99,18 @@ class BatchLosses:
         return weights_M if self.scales_B is None else weights_M * self.scales_B[self.row_M]
 
     def alone(self, row: int) -> BatchLosses:
-        """Returns the losses of one row, with the padding that it has in the batch."""
+        """Returns the losses of one row, with the padding that it has in the batch; of a row with images, its own."""
 
         def cut(value: Any) -> Any:
             tensor = isinstance(value, torch.Tensor)
             return self.rows.of_row(value, self.rows.layout(value, False), row) if tensor else value
 
-        inputs = {name: cut(value) for name, value in self._batch.inputs.items()}
-        found = BatchLosses(RowBatch(inputs, self._labels_BT[row : row + 1]), self._outputs, self._total)
+        if self._batch.alone is not None:
+            one = self._batch.alone(row)
+        else:
+            inputs = {name: cut(value) for name, value in self._batch.inputs.items()}
+            one = RowBatch(inputs, self._labels_BT[row : row + 1])
+        found = BatchLosses(one, self._outputs, self._total)
         found.scales_B = None if self.scales_B is None else self.scales_B[row : row + 1]
         if self._choices is not None:
             found._chosen = partial(self._choices.again, row)

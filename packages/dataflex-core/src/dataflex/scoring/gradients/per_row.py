@@ -112,6 +112,10 @@ class PerSampleGradients:
             self._hooks.close()
             self._plan.learn(find_uses(self._model, parameters, run), self._model, self.routes)
             self._planned = False
+        if batch.has_media and not self._plan.has_media:
+            self._hooks.close()
+            self._plan.see_media(self._model, self.routes)
+            self._planned = False
         with self.autocast():
             again = not self._plan.rules_only  # the ranks of a sharded engine go back together
             scales_B = row_scales(self._model, losses.counts_B, total, again=again)

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from dataflex.core.errors import ComponentError
-from dataflex.model.unwrapped import is_compiled
+from dataflex.model.unwrapped import beside_text, is_compiled
 from dataflex.scoring.gradients.routes import Route, Use, unsupported
 from dataflex.scoring.gradients.uses import Uses
 from dataflex.utils.logging import logger
@@ -38,12 +38,14 @@ class Plan:
         known: Whether the uses of parameters have been looked at.
         copied: Modules whose inputs are changed in place after they were given, so that copies must be kept.
         verified: Whether it was seen that rows alone give what they give in a batch, where the model goes by row.
+        has_media: Whether a batch with images has come.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.rules_only = is_compiled(model) or any(_sharded(module) for module in model.modules())
         self.known = self.verified = False
         self.copied: set[str] = set()
+        self.has_media = False
         self._uses = Uses()
         self._moved: dict[str, str] = {}  # module -> the one around it that is called by row in its place
         self._opened: set[str] = set()  # modules whose rule does not hold
@@ -88,6 +90,24 @@ class Plan:
         """From now on the gradients of these come from the whole model by row, as they have been seen to be wrong."""
         self._uses.places.update({id(parameter): {WHOLE} for parameter in parameters})
         self.verified = False
+
+    def see_media(self, model: nn.Module, routes: Sequence[Route]) -> None:
+        """Takes the whole model by row for what sees images: their patches stand one after the other, not by row.
+
+        Raises:
+            ComponentError: Such a part is trained, and modules cannot be called alone.
+        """
+        self.has_media = True
+        beside = beside_text(model)
+        found = [route for route in routes if all(use.module in beside for use in route.uses)]
+        if found and self.rules_only:
+            raise ComponentError(
+                f"there is no per-sample gradient for the trainable parameter {found[0].name}, which sees images, "
+                "where weights are in shards or code is compiled -> freeze_vision_tower: true and "
+                "freeze_multi_modal_projector: true, or use a selector that needs no gradients"
+            )
+        if found:
+            self.distrust(route.parameter for route in found)
 
     def assign(self, model: nn.Module, routes: Sequence[Route]) -> tuple[Closed, Replayed]:
         """Returns the uses that have a rule, and the modules to call by row with the parameters found there.

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, Subset
 
 from dataflex.rows.arrow import feed_array, is_stored, tables, whole
+from dataflex.rows.media import all_file_facts, file_facts, has_media
 from dataflex.rows.views import MixedSources, PlannedRows, fetch
 from dataflex.utils.progress import Progress
 
@@ -93,6 +94,8 @@ def _feed(state: Any, dataset: Any) -> None:
                         state.update(f"{name} {table.column(name).type}".encode())
                         feed_array(state, whole(table.column(name)))
                     progress.done(len(table))
+            for facts in all_file_facts(dataset):  # an image may have been painted over under the same name
+                state.update(repr(facts).encode())
         case Subset():
             state.update(dataset_digest(dataset.dataset).encode() + np.asarray(dataset.indices, np.int64).tobytes())
         case PlannedRows():
@@ -106,6 +109,7 @@ def _feed(state: Any, dataset: Any) -> None:
                 for start in range(0, len(dataset), _ROWS):
                     for row in fetch(dataset, range(start, min(start + _ROWS, len(dataset)))):
                         state.update(repr([(key, _plain(row[key])) for key in sorted(row)]).encode())
+                        state.update(repr(file_facts(row)).encode() if has_media(row) else b"")
                         progress.done()
 
 

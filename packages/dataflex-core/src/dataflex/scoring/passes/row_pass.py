@@ -23,6 +23,7 @@ from dataflex.core.errors import ComponentError, StoppedError
 from dataflex.core.ranks.by_row import gather_by_row
 from dataflex.model.unwrapped import is_sharded
 from dataflex.rows.lengths import row_lengths
+from dataflex.rows.media import is_text
 from dataflex.rows.views import fetch
 from dataflex.scoring.passes.batch_plan import Batch, plan_batches, shard_batches
 from dataflex.scoring.passes.budget import (
@@ -56,11 +57,18 @@ class RowBatch:
             of its own, the whole batch.
         token_labels: (B, T) labels, still on the CPU; None where the collator gives none.
         stage: The stage, where the rows have a loss of its own and none of their tokens.
+        alone: Makes a batch of one of the rows; None where its tensors have a dimension of rows and it can be cut out.
     """
 
     inputs: dict[str, torch.Tensor]
     token_labels: torch.Tensor | None
     stage: str | None = None
+    alone: Callable[[int], RowBatch] | None = None
+
+    @property
+    def has_media(self) -> bool:
+        """Whether the model is given more than tokens: parts of images, which are not told apart by row."""
+        return self.alone is not None
 
     def labels(self) -> torch.Tensor:
         """Returns the (B, T) labels.
@@ -229,9 +237,12 @@ class RowPass:
 
     def _loader(self, rows: NDArray[np.int64], device: torch.device) -> Callable[[NDArray[np.int64]], RowBatch]:
         def load(places: NDArray[np.int64]) -> RowBatch:
+            return batch_of(list(fetch(self.dataset, rows[places])))
+
+        def batch_of(read: list[Any]) -> RowBatch:
             # Collators change the rows they are given (LLaMA-Factory's pops keys); a dataset in memory hands out its
             # own.
-            given = [dict(row) for row in fetch(self.dataset, rows[places])]
+            given = [dict(row) for row in read]
             if isinstance(self.collator, StageCollator):
                 batch = dict(self.collator(given))
                 _require_stage_rows(self.collator, batch, len(given))
@@ -245,7 +256,8 @@ class RowPass:
             batch = dict(made)
             _require_apart(batch, len(given))
             token_labels = batch.pop("labels", None)
-            return RowBatch(send_to_device(batch, device), token_labels)
+            alone = None if is_text(batch) else lambda row: batch_of([read[row]])
+            return RowBatch(send_to_device(batch, device), token_labels, alone=alone)
 
         return load
 
