@@ -26,6 +26,7 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict]]:
     return {
         "odm": ("odm", {"variant": "code"}),
         "ado": ("ado", ADO),
+        "loss": ("loss", {"smoothing": 0.5}),
         "doremi": ("doremi", {"reference_model": str(folder / "reference"), "eta": 5.0}),
         "schedule": ("schedule", {"file": str(folder / "mixture.yaml")}),
         "tokens": (
@@ -36,7 +37,7 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict]]:
     }
 
 
-NAMES = ("odm", "ado", "doremi", "schedule", "tokens", "dynamic_moe")
+NAMES = ("odm", "ado", "loss", "doremi", "schedule", "tokens", "dynamic_moe")
 MODELS = {"dynamic_moe": {"kind": "mixtral"}}
 
 
