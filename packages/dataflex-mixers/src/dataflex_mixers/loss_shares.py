@@ -6,10 +6,10 @@ With K sources and the mean token loss L_i of source i over the steps since the 
     p_i  = exp(m_i / T) / sum_k exp(m_k / T)                 shares
     p_i <- max(p_i, min_share), the others scaled down       floor
 
-What modelscope/ms-swift's pull request 9142 does is a = 0 without a floor. There the loss of a source is the mean of the
-losses in the log since the last update, each of one logging interval; here it is the mean over all tokens of the window,
-whatever is logged. A source that the window did not show has, there, the mean loss of the others; here it keeps the
-running loss that it had, and has that mean only where it was never seen.
+What modelscope/ms-swift's pull request 9142 does is a = 0 without a floor. There the loss of a source is the mean of
+the losses in the log since the last update, each of one logging interval; here it is the mean over all tokens of the
+window, whatever is logged. A source that the window did not show has, there, the mean loss of the others; here it keeps
+the running loss that it had, and has that mean only where it was never seen.
 
 A high loss may be one that cannot fall: text that nobody can predict, or labels that are wrong. The shares of such a
 source stay high. ``odm`` with ``reward: loss_drop`` looks at what is learnt instead. Cost: none beyond the losses.

@@ -14,12 +14,12 @@ from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.rows.columns import labelled_rows
 from dataflex.rows.views import MixedSources
 from dataflex.scoring import read_target
+from dataflex.scoring.embedder import Embedder, embedding_problems
 from dataflex.scoring.target_rows import UsableRows
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.embedder import Embedder, embedding_problems
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.named_pulls import explained
 
