@@ -16,8 +16,8 @@ from dataflex.config.arguments import DataflexArguments, Shares
 from dataflex.config.checks.parsed_config import find_path
 from dataflex.config.text import is_decimal, shortened, unprintable
 from dataflex.core.errors import Problem, listed, nearest
+from dataflex.core.named_sources import LABEL_SUFFIXES, MOST_SOURCES
 from dataflex.core.parameter_checks import is_number
-from dataflex.core.source_labels import MOST_SOURCES, SUFFIXES
 
 KEY = "mixture_by"
 COLUMN, FILE, CLUSTER = "column", "file", "cluster"
@@ -90,8 +90,8 @@ def parse_mixture_by(value: Any, folder: Path) -> str | Problem:
         path = find_path(argument, folder)
         if not path.is_file():
             return Problem(KEY, f"{path} {'is no file' if path.exists() else 'does not exist'}", "name a label file")
-        if path.suffix not in SUFFIXES:
-            what = f"{path.name} ends in {path.suffix!r}, allowed: {', '.join(SUFFIXES)}"
+        if path.suffix not in LABEL_SUFFIXES:
+            what = f"{path.name} ends in {path.suffix!r}, allowed: {', '.join(LABEL_SUFFIXES)}"
             return Problem(KEY, what, "give a label for each row in one of these")
         return f"{FILE}:{path}"
     return f"{kind}:{argument}"

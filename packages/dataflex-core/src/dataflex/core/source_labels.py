@@ -17,11 +17,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ConfigError, rows_named
-
-MOST_SOURCES = 1000
-"""Sources that one dataset may be split into: more are a mistake, such as a column of texts or of row numbers."""
-SUFFIXES = (".json", ".npy", ".txt")
-"""Ends of the names of label files."""
+from dataflex.core.named_sources import LABEL_SUFFIXES, MOST_SOURCES
 
 
 @dataclass(frozen=True)
@@ -90,16 +86,20 @@ def coded(values: Sequence[Any], codes_N: NDArray[np.int64], key: str, origin: s
 
 def labels_of_values(values: Sequence[Any], key: str, origin: str) -> SourceLabels:
     """As :func:`coded`, from a value for each row; None, NaN and a blank text are no label."""
-    found: dict[Any, int] = {}
+    places: dict[Any, int] = {}
+    found: list[Any] = []
     codes_N = np.empty(len(values), dtype=np.int64)
     for row, value in enumerate(values):
         plain = value.item() if isinstance(value, np.generic) else value
         if _is_blank(plain):
             codes_N[row] = -1
-        else:
-            place = (type(plain).__name__, plain if isinstance(plain, str | int | float) else repr(plain))
-            codes_N[row] = found.setdefault(place, len(found))
-    return coded([value for _, value in found], codes_N, key, origin)
+            continue
+        place = plain if isinstance(plain, str) else (type(plain).__name__, repr(plain))
+        if place not in places:
+            places[place] = len(found)
+            found.append(plain)
+        codes_N[row] = places[place]
+    return coded(found, codes_N, key, origin)
 
 
 def read_label_file(path: Path, rows: int | None = None) -> SourceLabels:
@@ -145,7 +145,7 @@ def _values(path: Path) -> Sequence[Any]:
         return array.tolist()  # type: ignore[no-any-return]
     if path.suffix == ".txt":
         return path.read_text(encoding="utf-8").splitlines()
-    raise ValueError(f"it ends in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    raise ValueError(f"it ends in {path.suffix!r}; allowed: {', '.join(LABEL_SUFFIXES)}")
 
 
 def no_label(value: Any) -> bool:

@@ -21,7 +21,7 @@ def source_words(dataset: MixedSources, tokenizer: Any, seed: int) -> dict[str, 
     """Returns the words that stand out in each source; empty without a tokenizer. Reads some rows of each.
 
     They are those with the largest n ln(p / p_all): n of the rows that were read have the word, p is the share of these
-    among those read, and p_all the mean of this share over the sources.
+    among those read, and p_all the mean of this share over the sources; of as good ones the commonest.
 
     Args:
         dataset: The sources.
@@ -53,7 +53,7 @@ def standing_out(found: Sequence[Mapping[str, int]], read: Sequence[int], number
     for word, rows in own.items():
         mean = np.mean([each.get(word, 0) / size for each, size in zip(found, read, strict=True)])
         scores[word] = rows * float(np.log(rows / read[number] / mean))
-    best = sorted((word for word, score in scores.items() if score > 0), key=lambda word: (-scores[word], word))
+    best = sorted(scores, key=lambda word: (-scores[word], -own[word], word))
     return tuple(best[:_TOLD])
 
 

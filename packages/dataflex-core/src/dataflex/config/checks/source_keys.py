@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dataflex.config.checks.parsed_config import Draft
 from dataflex.config.checks.stage_table import HIDDEN, REFUSED
 from dataflex.config.mixture_sources import INITIAL, KEY, OBJECTIVE, MixtureBy, share_problems
 from dataflex.core.embedding_names import embedding_problem
 from dataflex.core.errors import ConfigError, Problem
-from dataflex.core.source_labels import read_label_file
+
+if TYPE_CHECKING:
+    from dataflex.core.source_labels import SourceLabels
 
 EMBEDDING = "mixture_embedding"
 METRIC = "objective_loss"
@@ -38,7 +41,7 @@ def source_problems(draft: Draft) -> list[Problem]:
         )
     if by.file is not None:
         try:
-            read_label_file(by.file)
+            _labels(by.file)
         except ConfigError as error:
             said = str(error).removeprefix(f"{KEY}: ")
             problems.append(Problem(KEY, *said.split(" -> ", 1)))
@@ -92,7 +95,7 @@ def known_sources(draft: Draft) -> Sequence[str] | None:
     if by.file is None:
         return None
     try:
-        return read_label_file(by.file).names
+        return _labels(by.file).names
     except ConfigError:  # which is said elsewhere
         return None
 
@@ -131,3 +134,9 @@ def _made_by(draft: Draft) -> MixtureBy | None:
     if KEY in draft.wrong or not (draft.arguments.mixes or draft.arguments.weighs):
         return None
     return MixtureBy.of(draft.arguments)
+
+
+def _labels(path: Path) -> SourceLabels:
+    from dataflex.core.source_labels import read_label_file  # here, as it imports NumPy: few runs have such a file
+
+    return read_label_file(path)

@@ -47,12 +47,7 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
             require_observable(spec)
         require_objective(spec)
         by_source = knows_sources(spec, data_args)
-        made = MixtureBy.of(spec.arguments) if mixes or spec.weighs else None
-        several = data_args.dataset is not None and len(data_args.dataset) > 1 and not by_source and made is None
-        if made is not None:
-            refuse(data_problems_of(made, streaming=bool(data_args.streaming), packing=bool(data_args.packing)))
-        label = None if made is None else made.column
-        kept = KeptColumns(wanted_columns(spec), data_args.dataset if several else (), label)
+        made, kept = _kept(spec, data_args, by_source)
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
         def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
@@ -90,6 +85,20 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         return module
 
     return get_dataset
+
+
+def _kept(spec: RunSpec, data_args: Any, by_source: bool) -> tuple[MixtureBy | None, KeptColumns]:
+    """Returns how the sources are made where they are not the datasets, and what is kept of the raw data.
+
+    Raises:
+        ConfigError: Sources cannot be made of such rows.
+    """
+    made = MixtureBy.of(spec.arguments) if spec.mixes or spec.weighs else None
+    several = data_args.dataset is not None and len(data_args.dataset) > 1 and not by_source and made is None
+    if made is not None:
+        refuse(data_problems_of(made, streaming=bool(data_args.streaming), packing=bool(data_args.packing)))
+    label = None if made is None else made.column
+    return made, KeptColumns(wanted_columns(spec), data_args.dataset if several else (), label)
 
 
 def _split(module: dict[str, Any], made: MixtureBy, kept: KeptColumns, spec: RunSpec, on_disk: bool) -> None:
