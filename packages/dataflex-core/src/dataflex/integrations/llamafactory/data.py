@@ -80,7 +80,8 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         if isinstance(dataset, SplitSources):
             require_mixture(dataset, spec.arguments)
         require_map_style(dataset, spec.arguments.train_type, spec.arguments)
-        require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
+        if made is None or made.clusters is None:  # else the trainer compares them, once it knows the sources
+            require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
         run_schedule(spec, training_args, dataset)
         return module
 
