@@ -245,5 +245,6 @@ def test_validate_knows_clusters_by_name(workspace, tmp_path, capsys):
     own = ["mixture_by=cluster:2", "dataset=code", "mixture_sample_rule=mixture", f"output_dir={tmp_path}"]
     file = str(workspace / "mix_random.yaml")
     assert run(["validate", file, *own, "init_mixture_proportions={cluster_1: 1, cluster_2: 3}"]) == 0
+    assert run(["plan", file, *own, "init_mixture_proportions={cluster_1: 1, cluster_2: 3}"]) == 0
     assert run(["validate", file, *own, "init_mixture_proportions={cluster_1: 1, cluster_3: 3}"]) == 2
     assert "found the source cluster_3, and the sources are cluster_1, cluster_2" in capsys.readouterr().err

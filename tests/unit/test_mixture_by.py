@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +26,9 @@ from dataflex.run.row_file import RowFile
 from dataflex.run.row_values import placed
 from dataflex.scoring.k_means import k_means
 from dataflex.scoring.ngrams import ngram_embeddings
-from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
+from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.testing.small_trainers import small_trainer
+from dataflex.train.trainer import MixTrainer, trainer_class
 from dataflex.trainer.clustered_rows import by_size, clustered_sources, kept_codes, save_sources
 from rank_group import on_ranks, one_thread
 from transformers import Trainer
@@ -316,6 +318,19 @@ def test_a_score_file_is_read_in_the_order_as_given_by_an_order(tmp_path):
 def test_rows_that_cannot_be_sorted_are_refused(tmp_path, rows, said):
     with pytest.raises(ConfigError, match=said):
         small_trainer(tmp_path, rows, mixer="static", mixture_by="column:topic", **STEPS)
+
+
+def test_clusters_of_no_rows_and_shares_for_others_are_refused_where_a_run_is_made_by_hand(tmp_path):
+    keys = {"mixer": "static", "mixture_by": "cluster:2"} | STEPS
+    with pytest.raises(ConfigError, match="needs a train dataset"):
+        small_trainer(tmp_path, None, **keys)
+    made = dynamic(Trainer, **keys)
+    spec = made.recipe[1].spec
+    wrong = replace(spec, arguments=replace(spec.arguments, init_mixture_proportions=(1.0, 1.0, 1.0)))
+    trainer = trainer_class(MixTrainer, Trainer)
+    args = tiny_training_args(tmp_path, max_steps=-1)
+    with pytest.raises(ConfigError, match=r"found 3 numbers for 2 datasets .cluster_1, cluster_2."):
+        trainer(tiny_model(), args, train_dataset=family_rows()[0], data_collator=pad_collate, dataflex=wrong)
 
 
 def test_a_checkpoint_of_other_labels_is_refused(tmp_path):

@@ -143,7 +143,11 @@ def mixture_of(spec: RunSpec, dataset: Any, seed: int) -> MixtureManager | None:
     Raises:
         ConfigError: As :func:`mixed_sources` and :func:`first_mixture`.
     """
-    return first_mixture(mixed_sources(dataset), spec.arguments)(seed=seed) if spec.mixes else None
+    if not spec.mixes:
+        return None
+    mixed = mixed_sources(dataset)
+    require_mixture(mixed, spec.arguments)  # of clusters nobody has looked yet
+    return first_mixture(mixed, spec.arguments)(seed=seed)
 
 
 def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[..., MixtureManager]:

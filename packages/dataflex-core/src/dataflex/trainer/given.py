@@ -126,6 +126,7 @@ def given_rows(spec: RunSpec, dataset: Any, args: Any) -> Any:
     if spec.mixes or spec.weighs:
         dataset = split_by_labels(dataset, keys)
     if clustered(keys) and not isinstance(dataset, SplitSources):  # once the rows are tokenised
+        require_map_style(dataset, keys.train_type, keys)
         return dataset
     if not spec.mixes:
         if isinstance(dataset, Mapping) and spec.weighs:
