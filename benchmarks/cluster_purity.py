@@ -27,11 +27,12 @@ from dataflex.trainer.clustered_rows import clustered_sources
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common import add_threads, at_least, machine, quieten
+from benchmarks.common import add_device, add_threads, at_least, machine, quieten
 from benchmarks.quality_data import base_model, pool, world
 from benchmarks.selection_quality import spread
 
 GROUPS = (10, 20, 40)
+EMBEDDINGS = ("ngrams", "model")
 BASE_STEPS = 300
 """Optimizer steps of the model whose hidden states are taken."""
 
@@ -49,7 +50,7 @@ def grouped(rows: list[Any], count: int, embedding: str, model: Any, seed: int, 
     keys = DataflexArguments("dynamic_mix", mixture_by=f"cluster:{count}", mixture_embedding=embedding)
     host: Any = SimpleNamespace(
         spec=RunSpec(keys),
-        accelerator=Accelerator(cpu=True),
+        accelerator=Accelerator(cpu=model is None or model.device.type == "cpu"),
         seed=seed,
         model=model,
         output_dir=str(folder),
@@ -63,19 +64,24 @@ def grouped(rows: list[Any], count: int, embedding: str, model: Any, seed: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=at_least(1), default=5)
+    parser.add_argument("--only", choices=EMBEDDINGS, help="one of what rows are alike by; default: both")
     add_threads(parser)
+    add_device(parser)
     options = parser.parse_args()
     quieten(options.threads)
     shared = world()
     with tempfile.TemporaryDirectory() as temporary:
-        base_model(shared, Path(temporary, "model"), BASE_STEPS)
-        model = AutoModelForCausalLM.from_pretrained(Path(temporary, "model"))
+        wanted = (options.only,) if options.only else EMBEDDINGS
+        model: Any = None
+        if "model" in wanted:
+            base_model(shared, Path(temporary, "model"), BASE_STEPS)
+            model = AutoModelForCausalLM.from_pretrained(Path(temporary, "model")).to(options.device)
         pools = [pool(shared, None, seed) for seed in range(options.seeds)]
         families = len(set(pools[0].families))
-        print(f"{machine('cpu')}; {options.seeds} seeds, {len(pools[0].rows)} rows of {families} families")
+        print(f"{machine(options.device)}; {options.seeds} seeds, {len(pools[0].rows)} rows of {families} families")
         print("| rows are alike by | groups | purity | of random groups | seconds |")
         print("| --- | --- | --- | --- | --- |")
-        for embedding in ("ngrams", "model"):
+        for embedding in wanted:
             for count in GROUPS:
                 found, chance, seconds = [], [], []
                 for seed, own in enumerate(pools):
