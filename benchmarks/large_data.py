@@ -107,7 +107,7 @@ def without_model() -> Iterator[None]:
         "dataflex_selectors.rho_loss": {"per_sample_losses": losses},
         "dataflex_selectors.zeroth": {"directional_derivatives": derivatives},
         "dataflex_selectors.parts.gradient_scores.GradientScores": {"scoring": scoring},
-        "dataflex_selectors.parts.embedder.Embedder": {"embed": embed},
+        "dataflex.scoring.embedder.Embedder": {"embed": embed},
         "dataflex_selectors.nice.goal.PolicyGoal": {"targets": targets},
         "dataflex_mixers.dynamic_moe.DynamicMoeMixer": {"loads": loads},
     }

@@ -53,6 +53,7 @@ class Method:
         rule: Where the initial shares come from: ``uniform``, or ``stratified`` for the sizes.
         update_step: Steps between two updates; 1 in the papers of mixers that learn.
         reference: The fixed shares that DoReMi's reference model is trained on.
+        objective: The shares of the loss, where they are not those of the rows: ``uniform``, or ``stratified``.
     """
 
     mixer: str
@@ -60,6 +61,7 @@ class Method:
     rule: str = "stratified"
     update_step: int = 1
     reference: str = SIZE
+    objective: str | None = None
 
 
 FIXED = 100
@@ -71,6 +73,10 @@ METHODS = {
     "temperature": Method("temperature", {}, update_step=FIXED),
     "odm": Method("odm", {}),
     "odm, code": Method("odm", {"variant": "code"}),
+    "loss": Method("loss", {}, update_step=10),
+    "loss, T 4": Method("loss", {"temperature": 4.0}, update_step=10),
+    "rows even, loss by size": Method("static", {}, "uniform", FIXED, objective="stratified"),
+    "rows by size, loss even": Method("static", {}, "stratified", FIXED, objective="uniform"),
     "ado": Method("ado", SOONER),
     "doremi": Method("doremi", {}, "uniform", FIXED),
     "doremi, eta 0.1": Method("doremi", {"eta": 0.1}, "uniform", FIXED),
@@ -126,6 +132,7 @@ def run(method: Method, setting: Setting, folder: Path, seed: int) -> tuple[Outc
     """Trains a model and returns what came of it, and the model."""
     data, names = setting.data, list(setting.data.train)
     warmup = setting.steps // 100  # as in the paper of odm
+    sizes = tuple(len(rows) if method.objective == "stratified" else 1 for rows in data.train.values())
     arguments = DataflexArguments(
         train_type="dynamic_mix",
         component_name=method.mixer,
@@ -133,6 +140,7 @@ def run(method: Method, setting: Setting, folder: Path, seed: int) -> tuple[Outc
         warmup_step=warmup,
         update_step=method.update_step,
         train_step=setting.steps,
+        objective_proportions=sizes if method.objective else None,
     )
     trainer = trainer_class(MixTrainer, Trainer)(
         model=tiny_model(data.vocabulary, hidden=96, layers=2, seed=seed, kind="qwen2"),
@@ -204,6 +212,25 @@ def loss_table(outcomes: Sequence[Mapping[str, Outcome]], names: Sequence[str]) 
     return "\n".join(lines)
 
 
+def objective_table(outcomes: Sequence[Mapping[str, Outcome]], sizes: Mapping[str, int]) -> str:
+    """Returns a Markdown table of the held-out loss by two objectives: the sizes of the domains, and even shares."""
+    lines = ["| method | loss by size | - by size's | even loss | - uniform's |", "| --- | --- | --- | --- | --- |"]
+    total = sum(sizes.values())
+
+    def by_size(outcome: Outcome) -> float:
+        return sum(outcome.losses[name] * size / total for name, size in sizes.items())
+
+    for method in outcomes[0]:
+        cells = []
+        for measure, base in ((by_size, SIZE), (lambda o: o.mean, UNIFORM)):
+            found = [measure(seed[method]) for seed in outcomes]
+            gaps = [value - measure(seed[base]) for value, seed in zip(found, outcomes, strict=True)]
+            lower = f"{spread(gaps, 3, '+')} ({sum(gap < 0 for gap in gaps)} of {len(gaps)})"
+            cells += [spread(found, 3), "-" if method == base else lower]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def difference_table(outcomes: Sequence[Mapping[str, Outcome]]) -> str:
     """Returns a Markdown table of differences of losses to fixed shares of the same seed, and how many are below 0."""
     lines = [
@@ -266,6 +293,8 @@ def main() -> None:
     print(loss_table(outcomes, list(documents)))
     print()
     print(difference_table(outcomes))
+    print()
+    print(objective_table(outcomes, {name: len(found) for name, found in setting.data.train.items()}))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict]]:
     return {
         "odm": ("odm", {"variant": "code"}),
         "ado": ("ado", ADO),
+        "loss": ("loss", {"smoothing": 0.5}),
         "doremi": ("doremi", {"reference_model": str(folder / "reference"), "eta": 5.0}),
         "schedule": ("schedule", {"file": str(folder / "mixture.yaml")}),
         "tokens": (
@@ -33,10 +34,12 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict]]:
             {"points": [{"at": 0, "proportions": [1, 1]}, {"at": 9999, "proportions": [0, 1]}], "by": "tokens"},
         ),
         "dynamic_moe": ("dynamic_moe", {"eval_rows": 5, "layers": "all"}),
+        "objective": ("schedule", {"file": str(folder / "mixture.yaml")}),
     }
 
 
-NAMES = ("odm", "ado", "doremi", "schedule", "tokens", "dynamic_moe")
+NAMES = ("odm", "ado", "loss", "doremi", "schedule", "tokens", "dynamic_moe", "objective")
+KEYS = {"objective": {"objective_proportions": [1, 4]}}
 MODELS = {"dynamic_moe": {"kind": "mixtral"}}
 
 
@@ -48,7 +51,7 @@ def jobs(folder: Path, out: Path, batch: int, accumulation: int, resume: Path | 
         Job(
             str(out / name), "dynamic_mix", component, params, args,
             None if resume is None else str(resume / name / "checkpoint-5"),
-            model=MODELS.get(name, {}), keys=keys,
+            model=MODELS.get(name, {}), keys=keys | KEYS.get(name, {}),
         )
         for name, (component, params) in kinds(folder).items()
     ]  # fmt: skip

@@ -133,6 +133,7 @@ WORKS: dict[str, dict[str, Any]] = {
         "component_name": "schedule",
         "component": {"points": [{"at": 0, "proportions": [0.5, 0.5]}, {"at": 1, "proportions": [0.2, 0.8]}]},
     },
+    "mix loss": {**MIX, "component_name": "loss"},
     "mix odm": {**MIX, "component_name": "odm"},
     "mix ado": {**MIX, "component_name": "ado"},
     "order length": {**ORDER, "component_name": "length"},

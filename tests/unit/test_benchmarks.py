@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dataflex.testing import tiny_model
@@ -134,6 +135,12 @@ def test_a_few_thousand_rows_are_planned(benchmark, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "| saw over the run: arranged, first update | " in said
     assert "| rows without replacement, pool of a thousandth | " in said
+
+
+def test_purity_is_the_share_of_the_commonest_family_of_each_group(benchmark):
+    purity = benchmark("cluster_purity").purity
+    assert purity(np.array([0, 0, 0, 1, 1]), ["a", "a", "b", "b", "c"]) == 3 / 5
+    assert purity(np.arange(3), ["a", "a", "b"]) == 1
 
 
 @pytest.mark.parametrize("asked_for", [10, 19])

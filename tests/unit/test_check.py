@@ -230,7 +230,12 @@ BAD = [
     (SELECT, {"plugins": ["~nouser/x.py"]}, "plugins", ["~nouser/x.py does not exist"]),
     (SELECT, {"plugins": ["a\0.py"]}, "plugins", ["holds a NUL character", "remove it"]),
     (MIX, {"init_mixture_proportions": "0.5,half"}, "init_mixture_proportions", ["found 'half'", "finite"]),
-    (MIX, {"init_mixture_proportions": {"a": 1}}, "init_mixture_proportions", ["found {'a': 1}", "a list of numbers"]),
+    (
+        MIX,
+        {"init_mixture_proportions": {"a": 1}},
+        "init_mixture_proportions",
+        ["names no share of b", "give every source one"],
+    ),
     (MIX, {"init_mixture_proportions": []}, "init_mixture_proportions", ["nothing would be drawn"]),
     (
         MIX,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dataflex_selectors.parts import k_means as module
+from dataflex.scoring import k_means as module
+from dataflex.scoring.k_means import k_means
 from dataflex_selectors.parts.arms import next_pulls, quotas
-from dataflex_selectors.parts.k_means import k_means
 from dataflex_selectors.parts.smoothing import smoothed
 
 

@@ -10,11 +10,11 @@ from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
+from dataflex.scoring.ngrams import hashed_ngrams
 from dataflex.testing import TokenRows, tiny_tokenizer
 from dataflex_selectors.dsir import DsirSelector, counts_by_share, in_turn, log_ratio, ngrams_of
 from dataflex_selectors.parts import row_grams
 from dataflex_selectors.parts.hashed_words import WordBuckets, bucket_of, words_of
-from dataflex_selectors.parts.ngrams import hashed_ngrams
 from every_component import run_objects
 from golden_numbers import golden_cases
 from hypothesis import given

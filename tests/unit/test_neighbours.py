@@ -14,12 +14,12 @@ import torch
 from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import require
 from dataflex.rows.columns import column_chunks, labelled_rows
+from dataflex.scoring.embedder import Embedder, embedding_problems
+from dataflex.scoring.ngrams import ngram_embeddings
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors.near import NearSelector
 from dataflex_selectors.parts import neighbours
-from dataflex_selectors.parts.embedder import Embedder, embedding_problems
 from dataflex_selectors.parts.neighbours import backend_problem, nearest
-from dataflex_selectors.parts.ngrams import ngram_embeddings
 from every_component import run_objects
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,7 +224,7 @@ class Encoder:
 @pytest.fixture
 def encoders(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Encoder))
-    monkeypatch.setattr("dataflex_selectors.parts.embedder.find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr("dataflex.core.embedding_names.find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(Encoder, "asked", [])
 
 
@@ -299,9 +299,9 @@ def test_a_sentence_encoder_needs_its_package_and_a_tokenizer(encoders, monkeypa
     (problem,) = problems("some/encoder")
     assert "the run has no tokenizer" in problem
     assert problems("some/encoder", tokenizer=tiny_tokenizer()) == []
-    monkeypatch.setattr("dataflex_selectors.parts.embedder.find_spec", lambda name: None)
+    monkeypatch.setattr("dataflex.core.embedding_names.find_spec", lambda name: None)
     (problem,) = problems("some/encoder")
-    assert 'pip install "dataflex-selectors[sentence-transformers]"' in problem
+    assert 'pip install "sentence-transformers>=3.0"' in problem
 
 
 def test_ngram_embeddings_of_the_nearest_row_are_those_of_the_row_that_shares_most():

@@ -62,6 +62,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "mode": "topk",
     },
     "mixer-temperature": {"temperature": 5.0},
+    "mixer-loss": {"temperature": 1.0, "smoothing": 0.0, "min_share": 0.0},
     "mixer-odm": {"variant": "code", "smoothing": 0.9, "reward": "loss", "min_share": 0.0},
     "mixer-ado": {
         "fit_every": 1000,

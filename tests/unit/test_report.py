@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from dataflex.cli.main import run as command
 from dataflex.core.errors import ConfigError
 from dataflex.core.files import REPORT
@@ -178,6 +179,20 @@ def test_shares_are_those_of_the_files_and_of_the_trace(tmp_path):
         realised = [((rows >= low) & (rows < high)).mean() for rows in planned(path)]
         assert stack["units"]["rows"][place] == pytest.approx(realised, abs=1e-4)
         assert stack["planned"]["rows"][place][1:] == pytest.approx([shares[name] for shares in asked], rel=1e-3)
+
+
+def test_groups_of_rows_are_named_with_their_words_and_first_shares_may_be_given_by_name(tmp_path):
+    path = KINDS["mix"](tmp_path / "run")
+    about = json.loads((path / "dataflex_run.json").read_text())
+    about["sources"][0]["words"] = ["def", "return"]
+    (path / "dataflex_run.json").write_text(json.dumps(about))
+    config = yaml.safe_load((path / "dataflex_config.yaml").read_text())
+    config["init_mixture_proportions"] = {"prose": 2, "code": 1, "docstrings": 1}
+    (path / "dataflex_config.yaml").write_text(yaml.safe_dump(config))
+    stack = block(page(path), "shares", kind="stack")
+    assert sorted(stack["names"]) == ["code (def, return)", "docstrings", "prose"]
+    first = {name: stack["planned"]["rows"][place][0] for place, name in enumerate(stack["names"])}
+    assert first == {"code (def, return)": 0.25, "docstrings": 0.25, "prose": 0.5}
 
 
 def test_quartiles_that_an_older_trace_lacks_come_from_the_files(tmp_path):

@@ -17,6 +17,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_mixers.ado import AdoMixer
 from dataflex_mixers.doremi.doremi_mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
+from dataflex_mixers.loss_shares import LossMixer
 from dataflex_mixers.odm import OdmMixer
 from dataflex_mixers.parts.simplex import log_mixed_with_uniform, log_softmax, logarithm, softmax
 from every_component import installed
@@ -98,7 +99,18 @@ def odm():
     return made, step
 
 
-DRIVEN = ("doremi", "dynamic_moe", "ado", "odm")
+@pytest.fixture
+def loss():
+    made = LossMixer(manager(), temperature=0.005)
+
+    def step(wanted):
+        made.observe(1, np.where(np.arange(2) == wanted, 9.0, 1.0), TOKENS)
+        return made.mix(None, 1, context=context(1))
+
+    return made, step
+
+
+DRIVEN = ("doremi", "dynamic_moe", "ado", "loss", "odm")
 OTHERS = {"schedule": "follows the points that it is given"}
 
 

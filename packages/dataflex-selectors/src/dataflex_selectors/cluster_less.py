@@ -27,12 +27,13 @@ from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import at_least, count, count_or_null, flag, one_of, positive, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring.embedder import embedding_work, vector_width
+from dataflex.scoring.k_means import ITERATIONS, tries
 from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.arms import next_pulls, quotas
-from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.finite_scores import scored_places
 from dataflex_selectors.parts.gradient_scores import (
@@ -43,7 +44,6 @@ from dataflex_selectors.parts.gradient_scores import (
     gradient_cost,
     loss_targets,
 )
-from dataflex_selectors.parts.k_means import ITERATIONS, tries
 from dataflex_selectors.parts.pick import pick, picking_problems
 from dataflex_selectors.parts.row_clusters import Clustering, cluster_rows
 from dataflex_selectors.parts.running_scores import RunningScores

@@ -43,6 +43,7 @@ from dataflex.core.registry import register_selector
 from dataflex.model.hidden_states import layer_count
 from dataflex.model.media_tokens import vision_token_ids
 from dataflex.rows.columns import labelled_rows
+from dataflex.scoring.k_means import ITERATIONS, k_means, tries
 from dataflex.scoring.layer_embeddings import STRETCH_BYTES, layer_embeddings
 from dataflex.scoring.trial import try_layers
 from dataflex.train.selector.base_selector import Selection, Selector
@@ -51,7 +52,6 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.parts.concept_shares import TOO_ALIKE, counts_by_remainder, counts_in_turn, transferability
 from dataflex_selectors.parts.enough import require_enough
-from dataflex_selectors.parts.k_means import ITERATIONS, k_means, tries
 from dataflex_selectors.parts.mean_discrepancy import KernelGroup, greedy_order
 
 VARIANTS: Mapping[str, float] = {"authors": 1.0, "opendcai": 0.5**0.5}

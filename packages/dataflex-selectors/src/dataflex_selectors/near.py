@@ -24,11 +24,11 @@ from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import flag, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring.embedder import embedding_work, vector_width
 from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.neighbours import Search, backend_problem, nearest
 from dataflex_selectors.parts.ranking import first_places

@@ -27,13 +27,13 @@ from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count_or_null, is_number, one_of, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring.k_means import ITERATIONS, tries
 from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.enough import require_enough
-from dataflex_selectors.parts.k_means import ITERATIONS, tries
 from dataflex_selectors.parts.near_copies import cosine_above, nearest_earlier, walked_apart
 from dataflex_selectors.parts.own_vectors import OwnVectors, RowVectors, vectors_wide, vectors_work
 from dataflex_selectors.parts.ranking import first_places

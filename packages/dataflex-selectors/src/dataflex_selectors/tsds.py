@@ -19,11 +19,11 @@ from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import at_least, between, count, flag, positive, require
 from dataflex.core.registry import register_selector
+from dataflex.scoring.embedder import embedding_work, vector_width
 from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.drawing import draw, logarithms
-from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.neighbours import backend_problem, nearest
 from dataflex_selectors.parts.to_target import ToTarget

@@ -39,7 +39,10 @@ class Keywords(TypedDict, total=False):
     static_mix: bool
     mixture_sample_rule: str
     mixture_unit: str
-    init_mixture_proportions: Sequence[float] | None
+    init_mixture_proportions: Sequence[float] | Mapping[str, float] | None
+    objective_proportions: Sequence[float] | Mapping[str, float] | None
+    mixture_by: str | None
+    mixture_embedding: str
     weight_objective: str
     weight_logits: str
     explain_rows: int

@@ -15,6 +15,7 @@ from dataflex.config.checks.combination import combination_problems
 from dataflex.config.checks.keys import of_component, parse_arguments
 from dataflex.config.checks.known_component import resolved_components
 from dataflex.config.checks.parsed_config import Draft, KnownPart
+from dataflex.config.checks.source_keys import source_problems
 from dataflex.config.checks.steps import STEP_KEYS, schedule_problems
 from dataflex.config.checks.warnings import notes
 from dataflex.config.known_keys import training_keys
@@ -60,7 +61,7 @@ def checked_run(base: type[Any], keywords: Mapping[str, Any]) -> CheckedRun:
         found: list[Problem] = []
         if not said.axis or said.axis not in {where.partition(".")[0] for where in wrong}:
             found, draft = resolved_components(draft)
-            found += combination_problems(draft)
+            found += [*combination_problems(draft), *source_problems(draft)]
         problems += schedule_problems(draft) if wrong.isdisjoint(STEP_KEYS) else []
         problems += [_in_keywords(problem, said.axis, given) for problem in found]
     if problems:

@@ -20,6 +20,10 @@ EPOCHS = 3.0
 """``num_train_epochs`` of transformers where nobody gives it."""
 
 
+Shares = tuple[float, ...] | Mapping[str, float]
+"""A number for each source, in their order, or by name."""
+
+
 def _key(default: Any, doc: str) -> Any:
     return field(default=default, metadata={"doc": doc})
 
@@ -53,7 +57,20 @@ class DataflexArguments:
         "when that is absent) | stratified (the sources' sizes) | uniform (equal shares)",
     )
     mixture_unit: str = _key("rows", "what proportions are shares of: rows | tokens, by each source's mean row length")
-    init_mixture_proportions: tuple[float, ...] | None = _key(None, "one non-negative number per dataset, in order")
+    init_mixture_proportions: tuple[float, ...] | Mapping[str, float] | None = _key(
+        None, "one non-negative number per source, in order, or a mapping from source to number"
+    )
+    objective_proportions: tuple[float, ...] | Mapping[str, float] | None = _key(
+        None, "with a mixture: the shares of the sources in the loss, where they are others than those in the rows"
+    )
+    mixture_by: str | None = _key(
+        None,
+        "what makes the sources where they are not the datasets: column:NAME | file:PATH (a label for each row) | "
+        "cluster:K (groups of rows that are alike)",
+    )
+    mixture_embedding: str = _key(
+        "ngrams", "mixture_by: cluster:K only: what rows are alike by: ngrams | model | a sentence-transformers model"
+    )
     mixer_eval_dataset: tuple[str, ...] | None = _key(
         None, "dynamic_mix only: one held-out dataset per dataset, in order"
     )
@@ -91,6 +108,11 @@ class DataflexArguments:
     def mixes(self) -> bool:
         """Whether the train dataset is several sources in shares."""
         return MIXER in self.kinds
+
+    @property
+    def by_dataset(self) -> bool:
+        """Whether the sources of a mixture are its datasets."""
+        return self.mixes and self.mixture_by is None
 
     @property
     def weighs(self) -> bool:
@@ -146,4 +168,6 @@ class DataflexArguments:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -17,6 +17,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.utils.secret_values import is_secret
 
 _PART = re.compile(r"[^\s.\[\]{}()'\"=,:;\0][^.\[\]{}'\"\0]*(?<!\s)")  # of a key, between dots
+_SHARES = ("init_mixture_proportions", "objective_proportions")
 _KEY_OR_ADDRESS = re.compile("[:@]")
 
 
@@ -32,6 +33,10 @@ def overridden(config: Mapping[str, Any], text: str) -> dict[str, Any]:
     """
     key, value = parse_override(text)
     axis, *rest = key.split(".")
+    if axis in _SHARES and rest and isinstance(config.get(axis), list | tuple):
+        raise ConfigError(f"override '{key}=...': {axis} is a list of numbers -> write {axis}={{NAME: SHARE, ...}}")
+    if axis in _SHARES and not rest:  # a mapping takes the place of a list, and of the names of another mapping
+        return {**config, axis: value}
     if axis not in AXES or not rest:
         return dict(_merged(config, text))
     return {**config, axis: _reached(config.get(axis), rest, value, text)}

@@ -28,6 +28,7 @@ ROWS = "dataflex_rows.jsonl"
 WHY = "dataflex_why.jsonl"
 LAST_SCORES = "dataflex_last_scores.npz"
 ROW_SOURCES = "dataflex_row_sources.npz"
+SOURCES = "dataflex_sources.npz"
 REPORT = "dataflex_report.html"
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MOST_SOURCES = 1000
+"""Sources that one dataset may be split into: more are a mistake, such as a column of texts or of row numbers."""
+LABEL_SUFFIXES = (".json", ".npy", ".txt")
+"""Ends of the names of files with a label for each row."""
+
 
 class NamedSources:
     """Sources in the order of the ``dataset`` key.

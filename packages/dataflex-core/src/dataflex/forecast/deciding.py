@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataflex.config.checks.enough_rows import rows_kept
+from dataflex.config.mixture_sources import shares_in_order
 from dataflex.config.spec import Part, RunSpec, changes, places
 from dataflex.core.component import Component
 from dataflex.core.cost import NOTHING, Ahead, Amount, Cost, Work
@@ -183,7 +184,9 @@ def row_shares(spec: RunSpec, data: DataSize) -> list[float]:
     sizes = counts / counts.sum() if counts.all() else even
     if not spec.mixes:
         return [float(share) for share in sizes]
-    given = keys.init_mixture_proportions
+    if keys.mixture_by is not None:  # the sources are known once the rows are read
+        return [float(share) for share in sizes]
+    given = shares_in_order(keys.init_mixture_proportions, [source.name for source in sources])
     if keys.mixture_sample_rule == "uniform":
         shares = even
     elif keys.starts_from_sizes or given is None:

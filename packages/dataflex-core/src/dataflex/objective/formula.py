@@ -7,7 +7,9 @@ and ranks; sample i has m_i labels and token losses c_it. It minimises
 
 * v_i, the weight of the row's source: of a mixer that weighs. It stands below as well, so only ratios matter, and
   doubling it doubles the share of the source in the gradient.
-* u_i, the weight of the row: of a selector that gives its rows weights.
+* u_i, the weight of the row: of a selector that gives its rows weights, and of its source where
+  ``objective_proportions`` give the sources other shares in the loss than they have in the rows: w_k / q_k of
+  :attr:`dataflex.planning.mixture.MixtureManager.objective_weights`.
 * w_i, the weight of the sample: of a weighter. It returns a scalar s(l) of the mean token losses l_i of a micro-batch;
   w_i = (ds/dl_i) / (d mean/dl_i), so that the plain mean weighs every sample 1.
 * b_i = 1 / m_i with a weighter, which makes L a mean over samples; 1 without one, during its warm-up and with

@@ -119,6 +119,9 @@ class Objective:
             ComponentError: The weights of sources are no weights, or rows have weights that were not declared.
         """
         weighing, sources, rows = self._loss.weighing, self._loss.sources, self._rows
+        weighs_rows = self.parts.rows is not None or self.parts.objective is not None
+        if self.parts.objective is not None:
+            rows.weigh_sources(self.parts.objective())
         if rows.weighed and self.parts.rows is None:
             raise ComponentError(
                 "rows came with weights, but nobody was to give any -> set weighs = True in the class of the selector"
@@ -127,7 +130,7 @@ class Objective:
             batches = as_samples(self._stage, batches, self._trainer.args.device)
         self._step.begin(batches, documents=weighing is not None or any(rows.flattened))
         accelerator = self._trainer.accelerator
-        if weighing is not None or (self.parts.rows is not None and sources is None):
+        if weighing is not None or (weighs_rows and sources is None):
             needed = self._loss.outputs is not None or self._trainer.compute_loss_func is not None
             self._step.count(accelerator, self._trainer.args.device, on_host=needed and weighing is not None)
         if sources is not None and batches:

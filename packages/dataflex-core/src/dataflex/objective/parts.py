@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dataflex.interfaces.mixer import Mixer
 from dataflex.interfaces.weighter import WeightsSamples
@@ -15,6 +17,10 @@ Seen = Callable[[torch.Tensor, torch.Tensor, int], None]
 """``seen(rows_B, losses_B, step)``: told the numbers of the rows of a micro-batch (int64), their mean token losses
 before the step (float32, NaN for a row without a label to predict), both on the device, and the global optimizer steps
 done. On each rank for its own micro-batches. A row may come twice; a packed row does so with the same loss."""
+
+
+OBJECTIVE = "key objective_proportions"
+"""Who weighs the sources against their shares in the rows, behind "the"."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +75,21 @@ class Parts:
         weighter: Weighs samples.
         mixer: Looks at the losses of sources, and may weigh them.
         rows: Who gives rows weights, in words (``selector 'prune'``); None where nobody does.
+        objective: Returns (K,) what a row of each source counts, so that the sources have other shares in the loss than
+            in the rows; None where they have not.
         seen: Told the losses of the rows that were just trained on; None where nobody keeps them.
     """
 
     weighter: WeighterPart | None = None
     mixer: MixerPart | None = None
     rows: str | None = None
+    objective: Callable[[], NDArray[np.float64]] | None = None
     seen: Seen | None = None
 
     @property
     def there(self) -> bool:
         """Whether there is a part at all."""
-        return any(part is not None for part in (self.weighter, self.mixer, self.rows, self.seen))
+        return any(part is not None for part in (self.weighter, self.mixer, self.rows, self.objective, self.seen))
 
     @property
     def in_words(self) -> str:
@@ -89,6 +98,8 @@ class Parts:
             return "a weighter"
         if self.mixer is not None:
             return f"the mixer '{self.mixer.name}'"
+        if self.objective is not None:
+            return f"the {OBJECTIVE}"
         return f"the {self.rows}" if self.rows is not None else "the run"
 
     @property
@@ -103,13 +114,15 @@ class Parts:
             return f"weighter '{self.weighter.preset}'"
         if self.mixer is not None and self.mixer.weighs:
             return f"mixer '{self.mixer.preset}'"
-        return self.rows
+        return OBJECTIVE if self.objective is not None else self.rows
 
     @property
     def unweighted(self) -> str:
         """Who weighs without a weighter, by name, and what: for messages."""
         if self.mixer is not None and self.mixer.weighs:
             return f"mixer '{self.mixer.name}' weighs the loss of each source"
+        if self.objective is not None:
+            return f"{OBJECTIVE} weighs the loss of each source"
         return f"{self.rows} gives rows weights"
 
     @property

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dataflex.core.component import seeded
-from dataflex.core.errors import CheckpointError, ConfigError
+from dataflex.core.errors import CheckpointError, ComponentError, ConfigError, Problem
 from dataflex.core.permutation import Permutation, ReadingOrder, RowOrder
 
 MANY = 5
@@ -74,8 +74,11 @@ class MixtureManager:
         mean_lengths: (K,) mean tokens of a row of each source, where shares are shares of tokens; None where they are
             shares of rows.
         streams: Whether the sources are streams, whose sizes nobody knows: ``sizes`` are where each is numbered from.
+        objective: (K,) the shares that the sources have in the loss, where these are others than in the rows; scaled to
+            sum 1. None where a row of one source counts as much as one of another.
 
     Attributes:
+        objective: (K,) float64 the same, sum 1; None.
         names: (K) names, in the order of the user's ``dataset`` key.
         sizes: (K,) int64 rows of each source.
         unit: What proportions are shares of: ``rows`` or ``tokens``.
@@ -90,6 +93,7 @@ class MixtureManager:
         seed: int,
         mean_lengths: ArrayLike | None = None,
         streams: bool = False,
+        objective: ArrayLike | None = None,
     ) -> None:
         self.names = tuple(names)
         self.sizes: NDArray[np.int64] = np.asarray(sizes, dtype=np.int64)
@@ -107,6 +111,7 @@ class MixtureManager:
             ReadingOrder() if streams else RowOrder(int(size), seed, "domain", name)
             for size, name in zip(self.sizes, self.names, strict=True)
         ]
+        self.objective = None if objective is None else _scaled(np.array(objective, dtype=np.float64))
         self.set_proportions(proportions)
 
     def set_proportions(self, proportions: ArrayLike) -> None:
@@ -120,7 +125,33 @@ class MixtureManager:
             raise ValueError(f"expected one share for each of {', '.join(self.names)}; got shape {shares_K.shape}")
         if not np.isfinite(shares_K).all() or (shares_K < 0).any() or not shares_K.any():
             raise ValueError(f"shares must be finite, non-negative and not all zero; got {shares_K.tolist()}")
+        if self.objective is not None:
+            lost = never_seen(self.names, shares_K, self.objective)
+            if lost:
+                raise ComponentError(str(lost[0]))
         self.proportions: NDArray[np.float64] = _scaled(shares_K)
+
+    @property
+    def objective_weights(self) -> NDArray[np.float64]:
+        """(K,) v = w / q: what a row of each source counts in the loss, so that its share there is as wanted.
+
+        q are the proportions of the moment, w those of the objective, both in the unit of the shares; the mean of v
+        over what is drawn is 1. 1 for a source that is not drawn; 1 for each where there is no objective.
+        """
+        if self.objective is None:
+            return np.ones(len(self.names))
+        drawn_K = self.proportions > 0
+        return np.divide(self.objective, self.proportions, out=np.ones(len(self.names)), where=drawn_K)
+
+    def objective_by_name(self) -> dict[str, float]:
+        """Returns the shares of the sources in the loss by their names; nothing where there is no objective."""
+        return {} if self.objective is None else dict(zip(self.names, self.objective.tolist(), strict=True))
+
+    def weights_by_name(self) -> dict[str, dict[str, float]]:
+        """Returns what a row of each source counts, for the trace; nothing where there is no objective."""
+        if self.objective is None:
+            return {}
+        return {"objective_weights": dict(zip(self.names, self.objective_weights.tolist(), strict=True))}
 
     @property
     def places(self) -> list[tuple[str, int, int]]:
@@ -226,6 +257,23 @@ class MixtureManager:
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._owed = np.array(state["owed"], dtype=np.float64)
         self._planned = int(state["planned"])
+
+
+def never_seen(names: Sequence[str], shares_K: NDArray[np.float64], objective_K: NDArray[np.float64]) -> list[Problem]:
+    """Returns a problem where a source has a share in the objective and none in the rows: no weight makes up for that.
+
+    Args:
+        names: (K) the sources.
+        shares_K: (K,) the proportions that rows are drawn by.
+        objective_K: (K,) those of the objective.
+    """
+    lost = [name for name, q, w in zip(names, shares_K, objective_K, strict=True) if q == 0 < w]
+    if not lost:
+        return []
+    what = (
+        f"give {', '.join(lost)} a share of the loss, and the proportions of the rows are 0 there: none would be seen"
+    )
+    return [Problem("objective_proportions", what, "give it a share of the rows (min_share of the mixer), or 0 here")]
 
 
 def shares_in_words(names: Sequence[str], shares_K: NDArray[np.float64]) -> str:

@@ -118,7 +118,7 @@ class Planner:
         place = len(self._decisions) - 1
 
         def with_seen() -> None:  # the rows of this segment among them
-            details = {"proportions": shares, **mixture.seen(), **more}
+            details = {"proportions": shares, **mixture.weights_by_name(), **mixture.seen(), **more}
             self._decisions[place] = replace(self._decisions[place], details=details)
 
         self._when_filled = with_seen

@@ -11,13 +11,19 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.datasets import proportion_problems
+from dataflex.config.checks.source_keys import data_problems_of
 from dataflex.config.checks.streaming import many_readers, no_sizes, no_sizes_for
+from dataflex.config.mixture_sources import INITIAL, OBJECTIVE, MixtureBy, share_problems, shares_in_order
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, refuse
+from dataflex.core.source_labels import read_label_file
 from dataflex.discovery.component_classes import find
-from dataflex.planning.mixture import MixtureManager, initial_proportions, shares_in_words
+from dataflex.interfaces.mixer import Mixer
+from dataflex.planning.mixture import MixtureManager, initial_proportions, never_seen, shares_in_words
+from dataflex.planning.run_schedule import require_map_style
+from dataflex.rows.label_columns import labels_of_column
 from dataflex.rows.lengths import row_lengths
+from dataflex.rows.split_sources import SplitSources, split
 from dataflex.rows.streams import Stream, told_rows
 from dataflex.rows.views import MixedSources
 from dataflex.utils.logging import logger
@@ -46,6 +52,37 @@ def mixed_sources(datasets: Any) -> MixedSources:
     return mixed
 
 
+def split_by_labels(dataset: Any, keys: DataflexArguments) -> Any:
+    """Returns a dataset as the sources that ``mixture_by`` makes of it: by a column or a file, if it says so.
+
+    Clusters are made once the trainer has prepared the rows: see :mod:`dataflex.trainer.clustered_rows`.
+
+    Args:
+        dataset: The train dataset as it was given; one that is split already comes back as it is.
+        keys: The keys of the run.
+
+    Raises:
+        ConfigError: It is several datasets or a stream, or its rows do not all have a label.
+    """
+    by = MixtureBy.of(keys)
+    if by is None or isinstance(dataset, SplitSources) or dataset is None:
+        return dataset
+    if isinstance(dataset, IterableDataset | Stream):
+        refuse(data_problems_of(by, streaming=True, packing=False))
+    if isinstance(dataset, Mapping | MixedSources):
+        names = dataset.names if isinstance(dataset, MixedSources) else tuple(map(str, dataset))
+        raise ConfigError(
+            f"train_dataset: found a mapping of datasets ({', '.join(names)}), and mixture_by makes the sources of one "
+            "-> leave mixture_by out, or give all as one with datasets.concatenate_datasets"
+        )
+    require_map_style(dataset, keys.train_type, keys)
+    if by.column is not None:
+        return split(dataset, labels_of_column(dataset, by.column))
+    if by.file is not None:
+        return split(dataset, read_label_file(by.file, len(dataset)))
+    return dataset
+
+
 def are_streams(mixed: MixedSources) -> bool:
     """Returns whether the sources are streams."""
     return isinstance(mixed.sources[0], Stream)
@@ -69,7 +106,35 @@ def require_mixture(mixed: MixedSources, keys: DataflexArguments) -> None:
         ConfigError: The sizes of streams are asked for, or the proportions are not one for each source.
     """
     refuse(no_sizes(keys) if are_streams(mixed) else [])
-    refuse(proportion_problems(keys.init_mixture_proportions, mixed.names))
+    refuse(share_problems(INITIAL, keys.init_mixture_proportions, mixed.names))
+    refuse(share_problems(OBJECTIVE, keys.objective_proportions, mixed.names))
+
+
+def require_objective(spec: RunSpec) -> None:
+    """Refuses ``objective_proportions`` where the loss of the sources cannot be weighed by them. Loads no model.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    if spec.arguments.objective_proportions is None:
+        return
+    if not spec.mixes:
+        raise ConfigError(
+            f"{OBJECTIVE}: they weigh the sources of a mixture, and the run has none -> use a mixer, or leave them out"
+        )
+    if spec.mixer is not None:
+        component = spec.mixer.component
+        mixer: Any = find(component.kind, component.name)
+        if mixer.loss_weights is not Mixer.loss_weights:
+            raise ConfigError(
+                f"{OBJECTIVE}: the mixer '{component.preset}' weighs the loss of each source itself, by what it learns "
+                "-> leave one of the two out"
+            )
+    if spec.llamafactory.get("use_asft_loss"):
+        raise ConfigError(
+            f"use_asft_loss: computes the loss of a batch itself, so its sources cannot be weighed by {OBJECTIVE} -> "
+            "set use_asft_loss: false, or leave them out"
+        )
 
 
 def mixture_of(spec: RunSpec, dataset: Any, seed: int) -> MixtureManager | None:
@@ -78,7 +143,11 @@ def mixture_of(spec: RunSpec, dataset: Any, seed: int) -> MixtureManager | None:
     Raises:
         ConfigError: As :func:`mixed_sources` and :func:`first_mixture`.
     """
-    return first_mixture(mixed_sources(dataset), spec.arguments)(seed=seed) if spec.mixes else None
+    if not spec.mixes:
+        return None
+    mixed = mixed_sources(dataset)
+    require_mixture(mixed, spec.arguments)  # of clusters nobody has looked yet
+    return first_mixture(mixed, spec.arguments)(seed=seed)
 
 
 def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[..., MixtureManager]:
@@ -90,9 +159,15 @@ def first_mixture(mixed: MixedSources, keys: DataflexArguments) -> Callable[...,
     streams = are_streams(mixed)
     lengths = _mean_lengths(mixed) if keys.mixture_unit == "tokens" else None
     amounts = mixed.sizes if lengths is None else mixed.sizes * lengths
-    shares = initial_proportions(keys.mixture_sample_rule, keys.init_mixture_proportions, amounts)
+    given = shares_in_order(keys.init_mixture_proportions, mixed.names)
+    shares = initial_proportions(keys.mixture_sample_rule, given, amounts)
     logger.debug("the mixture begins with %s: %s", origin_in_words(keys), shares_in_words(mixed.names, shares))
-    return functools.partial(MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths, streams=streams)
+    objective = shares_in_order(keys.objective_proportions, mixed.names)
+    if objective is not None:
+        refuse(never_seen(mixed.names, shares, np.array(objective)))
+    return functools.partial(
+        MixtureManager, mixed.names, mixed.sizes, shares, mean_lengths=lengths, streams=streams, objective=objective
+    )
 
 
 def origin_in_words(keys: DataflexArguments) -> str:

@@ -20,12 +20,19 @@ class RunSource:
         first: The number of its first row; None where its rows are not one after the other.
         rows: How many it has; None for a stream.
         tokens: How many tokens they have; None where that is not known.
+        words: The words that stand out in it, where it is a group of rows without a name of its own.
     """
 
     name: str
     first: int | None
     rows: int | None = None
     tokens: int | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """Its name, with its words where it has any."""
+        return f"{self.name} ({', '.join(self.words)})" if self.words else self.name
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _stack(shown: Shown, alone: bool) -> Block | None:
     rest = order[len(drawn) :]
     kept = evenly(len(steps), _STRETCHES)
     tokens_US = _tokens(run, names, steps)
-    shown_names = [names[place] for place in drawn] + ([f"{len(rest)} other sources"] if len(rest) else [])
+    shown_names = [seen.sources[place].shown for place in drawn] + ([f"{len(rest)} other sources"] if len(rest) else [])
 
     def together(values_US: NDArray[np.float64]) -> list[list[Any]]:
         total = values_US.sum(axis=1, keepdims=True)
@@ -102,7 +102,9 @@ def _tokens(run: RunData, names: Sequence[str], steps: Sequence[int]) -> NDArray
 def _planned(run: RunData, names: Sequence[str], steps: Sequence[int]) -> NDArray[np.float64] | None:
     """Returns (U, S) the shares that were in force, NaN where they are not known; None for a run without a mixer."""
     lines = run.lines("mix")
-    first = numbers(run.config.get("init_mixture_proportions"))
+    said_first = run.config.get("init_mixture_proportions")
+    by_name = mapping(said_first)
+    first = numbers([by_name.get(name) for name in names] if by_name else said_first)
     now = np.full(len(names), np.nan)
     if len(first) == len(names) and None not in first and sum(value or 0.0 for value in first) > 0:
         now = np.array(first, dtype=np.float64)

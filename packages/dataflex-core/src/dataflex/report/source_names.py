@@ -15,11 +15,21 @@ from dataflex.report.run_data import RowText, RunSource
 def source_list(about: Mapping[str, Any], trace: Sequence[Mapping[str, Any]]) -> tuple[RunSource, ...]:
     """Returns the sources of a run in the order of their rows; empty where they are not known."""
     said = [
-        RunSource(str(each.get("name")), whole(each.get("first")), whole(each.get("rows")), whole(each.get("tokens")))
+        RunSource(
+            str(each.get("name")),
+            whole(each.get("first")),
+            whole(each.get("rows")),
+            whole(each.get("tokens")),
+            _words(each.get("words")),
+        )
         for each in objects(about.get("sources"))
     ]
     in_order = all(source.first is not None for source in said)
     return tuple(sorted(said, key=lambda source: source.first or 0) if in_order else said) or _of_old(trace)
+
+
+def _words(found: Any) -> tuple[str, ...]:
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _of_old(trace: Sequence[Mapping[str, Any]]) -> tuple[RunSource, ...]:

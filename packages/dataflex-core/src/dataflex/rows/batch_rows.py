@@ -41,6 +41,7 @@ class BatchRows:
         self.flattened: list[bool] = []
         self.weighed = False
         self._weights: list[torch.Tensor | None] = []
+        self._source_weights: torch.Tensor | None = None  # (K,) float32; None where a row of each counts the same
         self.micro_batch = -1
         self._ends: NDArray[np.int64] | None = None  # of the sources
         self._tables: dict[int, tuple[NDArray[Any], torch.Tensor]] = {}
@@ -71,8 +72,26 @@ class BatchRows:
 
     @property
     def weights(self) -> torch.Tensor | None:
-        """(B,) float32 weights of these rows; None where a selector gave none."""
-        return self._weights[self.micro_batch]
+        """(B,) float32 weights of these rows: a selector's, times those of their sources; None where there are none."""
+        own_B = self._weights[self.micro_batch]
+        if self._source_weights is None:
+            return own_B
+        rows_B = self.rows
+        if self._source_weights.device != rows_B.device:  # once for each set of weights
+            self._source_weights = self._source_weights.to(rows_B.device)
+        weights_B = self._source_weights[self.sources_of(rows_B)]
+        return weights_B if own_B is None else own_B.to(rows_B.device) * weights_B
+
+    def weigh_sources(self, weights_K: NDArray[np.float64]) -> None:
+        """Sets what a row of each source counts from now on, beside what a selector says of it.
+
+        Args:
+            weights_K: (K,) weights. Where all are 1, rows have none.
+        """
+        new = torch.from_numpy(weights_K.astype(np.float32))
+        before = self._source_weights
+        if before is None or not torch.equal(before.cpu(), new):
+            self._source_weights = None if bool((new == 1).all()) else new
 
     @property
     def source_names(self) -> tuple[str, ...]:

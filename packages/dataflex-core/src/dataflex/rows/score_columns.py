@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.rows.columns import column_chunks, number_column
+from dataflex.rows.split_sources import by_row_number
 from dataflex.rows.views import MixedSources, fetch
 
 
@@ -43,7 +44,7 @@ class ScoreColumns:
                 that had it.
         """
         if column in self._kept:
-            return np.asarray(self._kept[column], dtype=np.float64)
+            return self._by_row_number(np.asarray(self._kept[column], dtype=np.float64))
         found = _numbers(self._dataset, column)
         if found is not None:
             return found
@@ -60,7 +61,11 @@ class ScoreColumns:
                 f"column:{column}: {what}, so a value is not that of one row -> set packing: false, or give the "
                 "scores as file:PATH"
             )
-        return earlier
+        return earlier if isinstance(self._before, MixedSources) else self._by_row_number(earlier)
+
+    def _by_row_number(self, values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns numbers of rows in the order that they were given in, in the order of their sources."""
+        return by_row_number(self._dataset, values_N)
 
 
 def column_names(dataset: Any) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.rows.lengths import lengths_at_hand, row_lengths, token_total
+from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 
@@ -54,9 +55,17 @@ class SourceTable:
         self.knows_lengths = lengths_at_hand(dataset)
 
     def described(self) -> list[dict[str, Any]]:
-        """Returns ``name``, ``first``, ``rows`` and ``tokens`` of each source; null for what is not known."""
+        """Returns ``name``, ``first``, ``rows`` and ``tokens`` of each source; null for what is not known.
+
+        Of groups of rows also the ``words`` that stand out in them.
+        """
+        words = self._dataset.words if isinstance(self._dataset, SplitSources) else {}
         columns = zip(self.names, self.first, self.sizes, self._tokens(), strict=True)
-        return [{"name": name, "first": first, "rows": size, "tokens": tokens} for name, first, size, tokens in columns]
+        return [
+            {"name": name, "first": first, "rows": size, "tokens": tokens}
+            | ({"words": list(words[name])} if name in words else {})
+            for name, first, size, tokens in columns
+        ]
 
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the number of each row's source: same shape, in [0, K)."""

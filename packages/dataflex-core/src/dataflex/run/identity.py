@@ -322,6 +322,8 @@ def _plain(value: Any) -> Any:
 def _compared(key: str, value: Any) -> Any:
     if key in NAMES:
         return _last_parts(value)
+    if key == "mixture_by" and str(value).startswith(FILE):  # it may lie elsewhere
+        return FILE + PurePath(str(value)).name
     if key == "component_name":  # with its package or without it: which component it is, the checkpoint knows
         return split_name(str(value))[1]
     return names_in(value) or _plain(value) if key in LISTS else _plain(value)

@@ -7,6 +7,8 @@ is not left to chance:
 * Without it the numbers are those of the rows in their order, and there must be as many.
 * What ``dataflex-cli score`` wrote holds a digest of the rows that it scored. It must be that of the train dataset,
   with ``row`` and without: the same row number means another row after another split.
+* Where ``mixture_by`` has put the rows of a dataset in the order of its sources, row numbers of files are those that
+  rows had before.
 * A file without a digest is somebody's own. It is taken on trust, and a log line says so.
 """
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import CheckpointError, Problem, rows_named
 from dataflex.rows.digest import rows_digest
+from dataflex.rows.split_sources import by_row_number, in_given_order
 from dataflex.run.row_file import DIGEST, ROW, RowFile
 from dataflex.utils.logging import logger
 
@@ -40,17 +43,18 @@ def placed(key: str, file: str, found: RowFile, dataset: Any) -> NDArray[np.floa
     Returns:
         (N,) float64, NaN for null.
     """
-    problem = _of_another_dataset(key, file, found, dataset) or _misplaced(key, file, found, len(dataset))
+    as_given = in_given_order(dataset)
+    problem = _of_another_dataset(key, file, found, as_given) or _misplaced(key, file, found, len(dataset))
     if problem is not None:
         return problem
     if DIGEST not in found.about:
         how = "by its column row" if found.rows is not None else "in its order"
         logger.warning("%s does not say which dataset it is for: its numbers are taken on trust, %s", file, how)
     if found.rows is None:
-        return found.values
+        return by_row_number(dataset, found.values)
     placed_N = np.empty_like(found.values)
     placed_N[found.rows] = found.values
-    return placed_N
+    return by_row_number(dataset, placed_N)
 
 
 def require_same_numbers(saved: str, values_N: NDArray[Any], file: str | None) -> None:

@@ -27,15 +27,17 @@ from dataflex.objective.parts import Parts
 from dataflex.planning.run_schedule import global_batch_size, run_schedule
 from dataflex.planning.sources import mixture_of
 from dataflex.rows.batch_rows import BatchRows
+from dataflex.rows.split_sources import SplitSources
 from dataflex.run.checkpoints import require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
 from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
+from dataflex.trainer.clustered_rows import clustered_sources
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import Evaluation
 from dataflex.trainer.explanations import Explanations
-from dataflex.trainer.given import by_name, given_rows, require_spec
+from dataflex.trainer.given import by_name, clustered, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
@@ -122,6 +124,8 @@ class DynamicTrainer(PreparedRun):
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         add_reference_columns(self, self.bases(), super().get_train_dataloader)
         self.stage = TrainerStage(self)
+        if clustered(dataflex.arguments) and not isinstance(self.train_dataset, SplitSources):
+            self.train_dataset = clustered_sources(self, self.train_dataset)
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type, dataflex.plans)
@@ -133,6 +137,7 @@ class DynamicTrainer(PreparedRun):
         self._dataflex_evaluation = Evaluation(self)
         self.early = EarlyChecks(self)
         self.mixture_manager: Any = mixture_of(dataflex, self.train_dataset, self.seed)
+        self._dataflex_evaluation.weigh(self.mixture_manager)
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
         self.row_sources = row_sources
         self.shared_scores = SharedScores(self, score_columns, rows)

@@ -13,13 +13,22 @@ from transformers.trainer_utils import RemoveColumnsCollator
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.keys import parse_arguments
+from dataflex.config.mixture_sources import MixtureBy
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, DataflexError, Problem, refuse
 from dataflex.core.kinds import BY_TRAIN_TYPE, MIXER, Kind
 from dataflex.objective.samples import ROWS, samples_of
 from dataflex.planning.run_schedule import require_map_style, require_observable
-from dataflex.planning.sources import are_streams, mixed_sources, require_mixture, require_streamable
+from dataflex.planning.sources import (
+    are_streams,
+    mixed_sources,
+    require_mixture,
+    require_objective,
+    require_streamable,
+    split_by_labels,
+)
 from dataflex.rows.row_numbers import documents as documents_of
+from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 from dataflex.scoring.trial import trial_rows
@@ -113,6 +122,12 @@ def given_rows(spec: RunSpec, dataset: Any, args: Any) -> Any:
         ConfigError: It cannot be planned by row number, mixed, or observed.
     """
     keys = spec.arguments
+    require_objective(spec)
+    if spec.mixes or spec.weighs:
+        dataset = split_by_labels(dataset, keys)
+    if clustered(keys) and not isinstance(dataset, SplitSources):  # once the rows are tokenised
+        require_map_style(dataset, keys.train_type, keys)
+        return dataset
     if not spec.mixes:
         if isinstance(dataset, Mapping) and spec.weighs:
             dataset = MixedSources(dataset)
@@ -127,6 +142,12 @@ def given_rows(spec: RunSpec, dataset: Any, args: Any) -> Any:
             args.max_steps = spec.steps().total or args.max_steps
     require_map_style(mixed, keys.train_type, keys)
     return mixed
+
+
+def clustered(keys: DataflexArguments) -> bool:
+    """Returns whether the sources of a run are groups of rows that are alike."""
+    by = MixtureBy.of(keys)
+    return by is not None and by.clusters is not None and (keys.mixes or keys.weighs)
 
 
 def first_rows(dataset: Any) -> list[Any]:

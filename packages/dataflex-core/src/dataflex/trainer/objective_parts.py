@@ -13,11 +13,14 @@ from dataflex.upstream.stage_loss import Use
 def parts_of(trainer: Host) -> Parts:
     """Returns what a run has that weighs its loss or looks at losses."""
     spec, seen = trainer.spec, trainer.shared_scores.seen
+    manager = trainer.mixture_manager
+    objective = None if manager is None or manager.objective is None else lambda: manager.objective_weights
     weighs_rows = spec.selector is not None and trainer.components.selector_weighs
     return Parts(
         weighter=_weighter(trainer),
         mixer=_mixer(trainer),
         rows=spec.selector.component.in_words if spec.selector is not None and weighs_rows else None,
+        objective=objective,
         seen=None if seen is None else seen.note,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 from dataflex.upstream.trl_datasets import PREPARE, require_separate_sources
@@ -46,7 +47,8 @@ class SourcesApart:
         if self._mixed is None or dataset is not self._awaited:
             return prepare(dataset)
         parts = {name: prepare(_given(part)) for name, part in zip(self._mixed.names, self._mixed.sources, strict=True)}
-        self._mixed = MixedSources({name: _readable(part, self._mixed) for name, part in parts.items()})
+        made = {name: _readable(part, self._mixed) for name, part in parts.items()}
+        self._mixed = self._mixed.with_sources(made) if isinstance(self._mixed, SplitSources) else MixedSources(made)
         self._awaited = next(iter(parts.values()))
         return self._awaited
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from dataflex.planning.decisions import Plan
 from dataflex.planning.run_schedule import global_batch_size
 from dataflex.planning.selecting import Candidates
 from dataflex.rows.source_table import SourceTable
+from dataflex.rows.split_sources import SplitSources
 from dataflex.run.heard_warnings import HeardWarnings
 from dataflex.run.run_clock import RunClock
 from dataflex.run.run_facts import (
@@ -35,6 +37,7 @@ from dataflex.run.run_facts import (
     what_runs,
     write_facts,
 )
+from dataflex.trainer.clustered_rows import save_sources
 from dataflex.trainer.host import Host
 from dataflex.trainer.row_recording import RowRecording
 from dataflex.trainer.trained_tokens import TrainedTokens
@@ -79,6 +82,8 @@ class Recording:
         before = read_facts(trainer.output_dir, trainer.run_id)
         self._table = SourceTable(trainer.train_dataset, dataset_name(trainer.spec), trainer.row_sources)
         trainer.record.row_sources(self._table.names, self._table.codes, trainer.run_id)
+        if isinstance(trainer.train_dataset, SplitSources):
+            save_sources(Path(trainer.output_dir), trainer.train_dataset)
         self._tokens = TrainedTokens(self._table, self._batch)
         self._resume_tokens(step)
         self._texts = RowRecording(trainer, self._table)

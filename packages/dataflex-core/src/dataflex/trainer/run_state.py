@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.planning.run_schedule import global_batch_size
+from dataflex.rows.split_sources import SplitSources
 from dataflex.run.identity import (
     TRAIN_DATASET,
     identity_of_arguments,
@@ -13,6 +14,7 @@ from dataflex.run.identity import (
     identity_of_rows,
     identity_of_run,
 )
+from dataflex.trainer.clustered_rows import STATE, KeptSources
 from dataflex.trainer.host import Host
 from dataflex.upstream.trl_datasets import without_reference_columns
 
@@ -34,12 +36,14 @@ class RunState:
             "objective": trainer.training_objective,
             "trained_rows": trainer.trained_rows,
         }
+        if isinstance(trainer.train_dataset, SplitSources):
+            parts[STATE] = KeptSources(trainer.train_dataset)
         self._parts: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
 
     def identity(self) -> dict[str, Any]:
         """Returns what a checkpoint must share with the run that resumes it; plain values. Reads some of the rows."""
         trainer = self._trainer
-        spec = trainer.spec
+        spec, dataset = trainer.spec, trainer.train_dataset
         weighs = {} if spec.weighter is None else {"warmup_step": spec.arguments.warmup_step}
         return {
             **identity_of_run(spec, trainer.seed),
@@ -48,6 +52,7 @@ class RunState:
             "data": identity_of_rows(TRAIN_DATASET, without_reference_columns(trainer.train_dataset)),
             "global_batch_size": global_batch_size(trainer.args),
             **weighs,
+            **({"row labels": dataset.digest} if isinstance(dataset, SplitSources) else {}),
         }
 
     def gather(self) -> None:

@@ -10,10 +10,10 @@ from dataflex.core.context import RunAhead
 from dataflex.core.parameter_checks import count, count_or_null, stated
 from dataflex.core.ranks.agreement import from_rank_0
 from dataflex.rows.columns import labelled_rows
+from dataflex.scoring.embedder import Embedder, embedding_problems
 from dataflex.train.selector.base_selector import Selector
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.embedder import Embedder, embedding_problems
 from dataflex_selectors.parts.enough import require_enough
 
 if TYPE_CHECKING:

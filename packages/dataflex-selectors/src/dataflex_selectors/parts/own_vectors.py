@@ -11,9 +11,9 @@ from dataflex.core.cost import Ahead, Amount, Work
 from dataflex.core.errors import CheckpointError, ComponentError
 from dataflex.core.parameter_checks import flag, one_of, require, stated
 from dataflex.rows.columns import labelled_rows
+from dataflex.scoring.embedder import embedding_work, vector_width
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.embedder import embedding_work, vector_width
 from dataflex_selectors.parts.embeds_rows import EmbedsRows
 from dataflex_selectors.parts.enough import require_enough
 from dataflex_selectors.parts.vector_file import VectorFile, vectors_problem

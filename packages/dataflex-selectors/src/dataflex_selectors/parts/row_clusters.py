@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from dataflex.scoring.k_means import k_means
 from numpy.typing import NDArray
-
-from dataflex_selectors.parts.k_means import k_means
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

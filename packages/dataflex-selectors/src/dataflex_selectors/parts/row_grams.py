@@ -19,11 +19,11 @@ from dataflex.core.ranks.by_row import sum_over_ranks
 from dataflex.rows.columns import read_chunks
 from dataflex.rows.lengths import row_lengths
 from dataflex.scoring import gather_by_row
+from dataflex.scoring.ngrams import hashed_ngrams
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.hashed_words import WordBuckets
-from dataflex_selectors.parts.ngrams import hashed_ngrams
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

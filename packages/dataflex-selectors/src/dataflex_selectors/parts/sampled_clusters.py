@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from dataflex.scoring.k_means import k_means
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
-
-from dataflex_selectors.parts.k_means import k_means
 
 SAMPLE = 64
 """Rows of the sample for each cluster."""

@@ -9,6 +9,7 @@ from dataflex.config.arguments import COMPOSED
 from dataflex.config.axis_keys import BY, COLUMN, FILE, KEEP, OVER
 from dataflex.config.checks.enough_rows import repeats
 from dataflex.config.checks.parsed_config import Draft, KnownPart
+from dataflex.config.mixture_sources import MixtureBy
 from dataflex.core.errors import Problem, listed, nearest
 from dataflex.core.kinds import ORDER, SELECTOR
 
@@ -34,6 +35,16 @@ def column_problems(draft: Draft, columns: Mapping[str, frozenset[str] | None]) 
         columns: Train dataset -> the columns of its files; None where they are not known.
     """
     problems = []
+    made = (
+        None
+        if "mixture_by" in draft.wrong or not (draft.arguments.mixes or draft.arguments.weighs)
+        else (MixtureBy.of(draft.arguments))
+    )
+    if made is not None and made.column is not None:
+        for dataset, there in columns.items():
+            if there is not None and made.column not in there:
+                what = f"the dataset '{dataset}' has no column '{made.column}'; its columns: {listed(there)}"
+                problems.append(Problem("mixture_by", what, nearest(made.column, there) or "add it to every row"))
     for order in (known for known in draft.known if known.kind is ORDER):
         by = order.part.by or ""
         name = by.removeprefix(COLUMN)

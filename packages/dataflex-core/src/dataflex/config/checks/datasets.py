@@ -6,7 +6,7 @@ Their paths are relative to the working directory, as LLaMA-Factory reads them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dataflex.config.checks.parsed_config import Draft, names_in
 from dataflex.config.checks.streaming import no_epoch
 from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
 from dataflex.config.load import read_file
+from dataflex.config.mixture_sources import INITIAL, share_problems
 from dataflex.core.errors import ConfigError, Problem, listed, nearest
 
 MOST = 4 * LARGEST
@@ -35,7 +36,8 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
         return [Problem("dataset", "no dataset is named", "name one of those in dataset_info.json")], {}
     problems = [*_sources(draft, names), *_proportions(draft, names), *_held_out(draft, names)]
     kept = draft.theirs.get("tokenized_path")
-    by_source = True if draft.arguments.mixes else None if draft.arguments.weighs else False
+    by_source = True if draft.arguments.by_dataset else None if draft.arguments.weighs else False
+    by_source = by_source if draft.arguments.mixture_by is None else False
     problems += tokenized_problems(kept, by_source)
     if is_kept(kept) and not by_source:
         return problems, {}  # LLaMA-Factory looks at no dataset file then
@@ -49,7 +51,7 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     if draft.arguments.mixes and draft.on("streaming") and _endless(draft, names, info):
         problems += no_epoch(draft.theirs)
     looked = _Looked(draft, info)
-    alone = draft.arguments.mixes or len(names) == 1  # else the other datasets have the rows
+    alone = draft.arguments.by_dataset or len(names) == 1  # else the other datasets have the rows
     trained = [n for n in dict.fromkeys(names) if not (is_kept(kept) and is_kept(source_folder(str(kept), n)))]
     for key, name in [*(("dataset", n) for n in trained), *evaluated]:
         try:
@@ -74,7 +76,7 @@ def _endless(draft: Draft, names: list[str], info: Mapping[str, Any]) -> bool:
 
 
 def _sources(draft: Draft, names: list[str]) -> list[Problem]:
-    if not draft.arguments.mixes:
+    if not draft.arguments.by_dataset:
         return []
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -83,7 +85,11 @@ def _sources(draft: Draft, names: list[str]) -> list[Problem]:
         composed = draft.arguments.train_type == COMPOSED
         who, other = ("a mixer", "leave mixer out") if composed else ("dynamic_mix", "use another train_type")
         what = f"{who} needs two sources or more, found one: {names[0]}"
-        return [Problem("dataset", what, f"name more datasets, as in dataset: a,b, or {other}")]
+        return [
+            Problem(
+                "dataset", what, f"name more datasets, as in dataset: a,b, or {other}; mixture_by makes sources of one"
+            )
+        ]
     return []
 
 
@@ -99,15 +105,8 @@ def _proportions(draft: Draft, names: list[str]) -> list[Problem]:
             "uniform for equal shares"
         )
         return [Problem("init_mixture_proportions", what, way_out)]
-    return proportion_problems(draft.arguments.init_mixture_proportions, names)
-
-
-def proportion_problems(given: Sequence[float] | None, names: Sequence[str]) -> list[Problem]:
-    """Returns a problem where initial proportions are given and are not one for each source."""
-    if given is None or len(given) == len(names):
-        return []
-    what = f"found {len(given)} numbers for {len(names)} datasets ({', '.join(names)})"
-    return [Problem("init_mixture_proportions", what, "give one number per dataset, in their order")]
+    given = draft.arguments.init_mixture_proportions
+    return share_problems(INITIAL, given, names) if draft.arguments.by_dataset else []
 
 
 def _held_out(draft: Draft, names: list[str]) -> list[Problem]:

@@ -19,10 +19,10 @@ from dataflex.config.axis_keys import AXES, BY, OVER, keys_of, parse_axis
 from dataflex.config.checks.parsed_config import find_path, names_in
 from dataflex.config.checks.ranges import MOST_STEPS
 from dataflex.config.known_keys import argument_sources, enabled, llamafactory_keys, readable_keys
+from dataflex.config.mixture_sources import parse_mixture_by, parse_shares
 from dataflex.config.text import is_decimal, shortened, unprintable
 from dataflex.core.errors import Problem, nearest
 from dataflex.core.kinds import KINDS, ORDER
-from dataflex.core.parameter_checks import is_number
 from dataflex.discovery.catalog import components
 
 _CHOICES = {
@@ -34,7 +34,7 @@ _CHOICES = {
 }
 _LEAST = {"warmup_step": 0, "update_step": 0, "update_times": -1, "train_step": 0}
 _MOST_EXPLAINED = 1024
-_TEXTS = ("component_name", "components_cfg_file")
+_TEXTS = ("component_name", "components_cfg_file", "mixture_embedding")
 KIND_KEYS = frozenset(name for kind in KINDS for name in (kind.name, kind.section))
 """What people write as a key of a run where they mean the component."""
 
@@ -159,7 +159,9 @@ def _parse(key: str, value: Any, folder: Path) -> Any:
     if key == "mixer_eval_dataset":
         names = tuple(names_in(value))
         return names or Problem(key, f"found {value!r}, allowed: one dataset per dataset, in order", "write [a, b]")
-    return _proportions(value)
+    if key == "mixture_by":
+        return parse_mixture_by(value, folder)
+    return parse_shares(key, value)
 
 
 def _parameters(value: Any) -> Mapping[str, Any] | Problem:
@@ -204,25 +206,3 @@ def _once(files: Iterable[Path]) -> Iterator[str]:
         if known not in seen:
             seen.add(known)
             yield str(file)
-
-
-def _proportions(value: Any) -> tuple[float, ...] | Problem:
-    key = "init_mixture_proportions"
-    numbers = _floats(value.split(",")) if isinstance(value, str) else value
-    if not isinstance(numbers, list | tuple):
-        return Problem(key, f"found {value!r}, allowed: a list of numbers, one per dataset", "write [0.7, 0.3]")
-    wrong = [number for number in numbers if not is_number(number) or number < 0]
-    if wrong:
-        found = ", ".join(shortened(repr(number)) for number in wrong)
-        return Problem(key, f"found {found}, allowed: finite numbers of 0 or more", "one share per dataset")
-    if not any(float(number) for number in numbers):
-        return Problem(key, f"found {value!r}: nothing would be drawn", "give at least one dataset a share above 0")
-    return tuple(float(n) for n in numbers)
-
-
-def _floats(parts: list[str]) -> list[Any]:
-    """Returns ``"0.7,0.3"``, the way LLaMA-Factory writes its own lists, as numbers; what is no number stays text.
-
-    A number is what it is in the file: decimal, in the digits of ASCII.
-    """
-    return [float(part) if is_decimal(part.strip()) else part for part in parts]

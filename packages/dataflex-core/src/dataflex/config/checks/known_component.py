@@ -14,6 +14,7 @@ from dataflex.config.arguments import COMPOSED
 from dataflex.config.axis_keys import AXES, BY, EVERY, KEEP, NEEDS_SCORES, OVER
 from dataflex.config.checks.asked import Asked, asked_for
 from dataflex.config.checks.parsed_config import Draft, KnownPart, names_in
+from dataflex.config.checks.source_keys import known_sources
 from dataflex.config.component_choice import resolve
 from dataflex.config.moved.moved_parameters import RunKeys
 from dataflex.config.presets import read_components
@@ -56,7 +57,7 @@ def resolved_components(draft: Draft) -> tuple[list[Problem], Draft]:
 def _found(draft: Draft, asked: Asked, from_files: list[ComponentInfo], broken: bool) -> KnownPart | Sequence[Problem]:
     """Returns a component that is asked for, or what is wrong."""
     kind, a = asked.kind, draft.arguments
-    sources = None if draft.theirs.get("tokenized_path") else draft.dataset_names or None
+    sources = None if draft.theirs.get("tokenized_path") else known_sources(draft)
     try:
         written = {key: getattr(a, key) for key in a.names() if key in draft.written}
         run = RunKeys(written, max(asked.start, a.warmup_step))

@@ -14,6 +14,7 @@ from dataflex.core.kinds import SELECTOR
 _MIXING = frozenset(
     {"static_mix", "mixture_sample_rule", "mixture_unit", "init_mixture_proportions", "mixer_eval_dataset"}
 )
+_MADE = frozenset({"mixture_by", "mixture_embedding"})
 _WEIGHING = frozenset({"weight_objective", "weight_logits"})
 _EXPLAINING = frozenset({"explain_rows"})
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
@@ -68,6 +69,7 @@ def _without_effect(draft: Draft) -> frozenset[str]:
     if not draft.dynamic:
         return frozenset(DataflexArguments.names()) - {"train_type"}
     idle = frozenset() if a.mixes else _MIXING
+    idle |= frozenset() if a.mixes or a.weighs else _MADE
     idle |= frozenset() if a.weighs else _WEIGHING
     idle |= frozenset() if a.weighs or SELECTOR in a.kinds else _EXPLAINING
     if draft.static_mix:

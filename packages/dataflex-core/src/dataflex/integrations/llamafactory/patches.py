@@ -150,14 +150,15 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: boo
 
 
 def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps Liger's fused loss out of a weighted run, which needs the losses of single tokens; its kernels stay.
+    """Keeps Liger's fused loss out of a run that weighs samples or sources; its kernels stay.
 
-    What the fused loss saves, the memory of the logits, the trainer saves in its own way.
+    Such a run needs the losses of single tokens. What the fused loss saves, the memory of the logits, the trainer saves
+    in its own way where there is a weighter.
     """
 
     @functools.wraps(original)
     def apply_liger_kernel(*args: Any, **kwargs: Any) -> Any:
-        if spec.weighs:
+        if spec.weighs or spec.arguments.objective_proportions is not None:
             kwargs["require_logits"] = True
         return original(*args, **kwargs)
 

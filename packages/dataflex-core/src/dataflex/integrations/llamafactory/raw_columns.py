@@ -7,7 +7,8 @@ out again, and the train dataset is, to the last bit, the one that a run without
 
     read and sampled (num_samples, max_samples) -> aligned + ours -> merged -> val_size -> tokenised + ours -> taken out
 
-The dataset that a row comes from travels in the same way, for the record of a run over several.
+The dataset that a row comes from travels in the same way, for the record of a run over several, and so does the label
+by which ``mixture_by`` makes sources, also with the rows that ``val_size`` holds out.
 
 Tokenising tells nobody which rows it dropped. Where a batch has fewer rows than it was made of, its rows are tokenised
 once more, one by one; not where all of them have the same values.
@@ -37,6 +38,7 @@ from dataflex.core.errors import ConfigError, blaming, listed, nearest, refuse
 from dataflex.core.files import replacing
 from dataflex.core.score_names import COLUMN, ScoreName
 from dataflex.discovery.component_classes import find
+from dataflex.integrations.llamafactory.raw_labels import LABEL, LABELS, RawLabels
 from dataflex.rows.arrow import column_type, is_number
 from dataflex.rows.columns import number_column
 from dataflex.rows.digest import rows_digest
@@ -73,10 +75,12 @@ class KeptColumns:
         columns: Their names in the raw data.
         sources: The datasets of the run, where each row's is to be known. Without any and without columns, nothing is
             done. Of streams and packed rows it is not known.
+        label: The column of the labels that make the sources; None where there is none.
     """
 
-    def __init__(self, columns: Sequence[str], sources: Sequence[str] = ()) -> None:
+    def __init__(self, columns: Sequence[str], sources: Sequence[str] = (), label: str | None = None) -> None:
         self.columns, self._sources = tuple(dict.fromkeys(columns)), tuple(sources)
+        self.labels = None if label is None else RawLabels(label)
         self._aligned_so_far = 0  # train datasets
         self._kept: list[tuple[Any, Columns]] = []  # by dataset, which is held so that its identity stays its own
         self._names: dict[str, None] = {}  # of all columns in the raw data
@@ -94,7 +98,7 @@ class KeptColumns:
         refuse(column_problems(self.columns, streaming=bool(data_args.streaming), packing=bool(data_args.packing)))
         if data_args.streaming or data_args.packing:
             self._sources = ()
-        if not (self.columns or self._sources):
+        if not (self.columns or self._sources or self.labels):
             yield
             return
         stand_ins = {
@@ -118,7 +122,7 @@ class KeptColumns:
 
         @functools.wraps(original)
         def get_dataset(*args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
-            path = data_args.tokenized_path if self.columns or self._sources else None
+            path = data_args.tokenized_path if self.columns or self._sources or self.labels else None
             was_kept = is_kept(path)
             module = original(*args, data_args=data_args, training_args=training_args, **kwargs)
             if path is not None and module.get("train_dataset") is not None:
@@ -152,6 +156,11 @@ class KeptColumns:
                 ]
             )
         return found
+
+    def labels_of(self, dataset: Any) -> NDArray[np.int64] | None:
+        """Returns the number of each row's label: (N,); None where the rows were read without."""
+        codes_N = self._of_part(dataset, LABEL)
+        return None if codes_N is None else codes_N.astype(np.int64)
 
     def sources_of(self, dataset: Any) -> tuple[tuple[str, ...], NDArray[np.int16]] | None:
         """Returns the names of the sources and the number of each row's: (N,); None where they are not known."""
@@ -193,19 +202,21 @@ class KeptColumns:
             if not self._of_train:
                 return original(dataset, dataset_attr, *args, **kwargs)
             values = {column: self._raw(dataset, column, str(dataset_attr)) for column in self.columns}
+            labels_N = None if self.labels is None else self.labels.read(dataset, str(dataset_attr))
             aligned = original(dataset, dataset_attr, *args, **kwargs)
             if self._sources:
                 number = self._aligned_so_far % len(self._sources)  # they are loaded in the order of the key
                 aligned = aligned.add_column(SOURCE, np.full(len(aligned), number, dtype=np.int16))
                 self._aligned_so_far += 1
-            if self.columns and len(aligned) != len(dataset):
+            if (self.columns or self.labels) and len(aligned) != len(dataset):
+                column = [*self.columns, *([] if self.labels is None else [self.labels.column])][0]
                 raise ConfigError(
-                    f"column:{self.columns[0]}: the converter of the dataset '{dataset_attr}' made {len(aligned)} rows "
-                    f"of {len(dataset)}, so a value is not that of one row -> give the scores as file:PATH"
+                    f"column:{column}: the converter of the dataset '{dataset_attr}' made {len(aligned)} rows of "
+                    f"{len(dataset)}, so a value is not that of one row -> give the scores as file:PATH"
                 )
             for column, values_N in values.items():
                 aligned = aligned.add_column(PREFIX + column, values_N)
-            return aligned
+            return aligned if labels_N is None else aligned.add_column(LABEL, labels_N)
 
         return align_dataset
 
@@ -222,7 +233,7 @@ class KeptColumns:
 
     def _processor(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_dataset_processor(*args: Any, **kwargs: Any) -> Any:
-            return _Carrying(original(*args, **kwargs), [*(PREFIX + column for column in self.columns), SOURCE])
+            return _Carrying(original(*args, **kwargs), [*(PREFIX + column for column in self.columns), SOURCE, LABEL])
 
         return get_dataset_processor
 
@@ -230,11 +241,11 @@ class KeptColumns:
         def get_preprocessed_dataset(*args: Any, is_eval: bool = False, **kwargs: Any) -> Any:
             found = original(*args, is_eval=is_eval, **kwargs)
             names = [] if found is None else found.column_names
-            ours = [name for name in names if name.startswith(PREFIX) or name == SOURCE]
+            ours = [name for name in names if name.startswith(PREFIX) or name in (SOURCE, LABEL)]
             if not ours:
                 return found
             plain = found.remove_columns(ours)
-            if not is_eval:
+            if not is_eval or LABEL in ours:
                 columns = {name.removeprefix(PREFIX): number_column(found, name) for name in ours}
                 empty = np.full(len(found), np.nan)
                 self._kept.append((plain, {c: empty if v is None else v for c, v in columns.items()}))
@@ -243,21 +254,23 @@ class KeptColumns:
         return get_preprocessed_dataset
 
     def _write(self, path: str, dataset: Any) -> None:
-        own = {column: self._of_part(dataset, column) for column in (*self.columns, SOURCE)}
+        own = {column: self._of_part(dataset, column) for column in (*self.columns, SOURCE, LABEL)}
         kept = {column: values for column, values in own.items() if values is not None}
         with replacing(Path(path) / FILE) as temporary, open(temporary, "wb") as file:
-            arrays = {SOURCE if name == SOURCE else PREFIX + name: values for name, values in kept.items()}
+            arrays = {name if name in (SOURCE, LABEL) else PREFIX + name: values for name, values in kept.items()}
             about = {_ROWS: np.array(rows_digest(dataset)), _NAMES: np.array(self._sources, dtype=np.str_)}
+            if self.labels is not None:
+                about[LABELS] = self.labels.state()
             np.savez(file, **arrays, **about)  # type: ignore[arg-type]
 
     def _read(self, path: str, dataset: Any) -> Columns:
         wanted = [column for column in self.columns if column not in dataset.column_names]
-        if not (wanted or self._sources):
+        if not (wanted or self._sources or self.labels):
             return {}
         try:
             found = _arrays(Path(path) / FILE)
         except (OSError, ValueError, BadZipFile) as error:
-            if not wanted:  # nothing but the record asks for the sources
+            if not (wanted or self.labels):  # nothing but the record asks for the sources
                 logger.warning("tokenized_path: %s cannot be read: %s; the source of a row is not known", FILE, error)
                 return {}
             raise ConfigError(
@@ -272,6 +285,9 @@ class KeptColumns:
                 "-> name another folder, or leave it out"
             )
         kept = {column: found[PREFIX + column] for column in wanted}
+        if self.labels is not None:
+            self.labels.restore(found if own else {}, path)
+            kept[LABEL] = found[LABEL]
         same = own and SOURCE in found and tuple(found.get(_NAMES, ())) == self._sources
         return kept | ({SOURCE: found[SOURCE]} if same else {})
 

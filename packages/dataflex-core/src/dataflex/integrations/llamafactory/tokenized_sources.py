@@ -58,7 +58,9 @@ def knows_sources(spec: RunSpec, data_args: Any) -> bool:
         ConfigError: It must, and LLaMA-Factory was told to mix the sources in a way that forgets them; or
             ``tokenized_path`` holds data of the other kind.
     """
-    by_source = (spec.mixes or _weighter_needs_sources(spec, data_args)) and data_args.dataset is not None
+    by_dataset = spec.arguments.mixture_by is None
+    by_source = by_dataset and data_args.dataset is not None
+    by_source = by_source and (spec.mixes or _weighter_needs_sources(spec, data_args))
     refuse(tokenized_problems(data_args.tokenized_path, by_source))
     return by_source
 

@@ -1,4 +1,4 @@
-"""One vector per row by the key ``embedding``, for the selectors that compare rows with a target.
+"""One vector per row by the key ``embedding``, for whoever compares rows with a target or with each other.
 
 ngrams        hashed n-grams of the tokens; the same at every update, computed in seconds (see ngrams.py)
 model         the pooled last hidden states of the model being trained; one forward pass, and it moves with training
@@ -10,24 +10,24 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from dataflex.core.cost import Ahead, Amount, Work
-from dataflex.core.errors import ComponentError, Problem, nearest
+from dataflex.core.embedding_names import BUILT_IN, embedding_problem
+from dataflex.core.errors import ComponentError, Problem
 from dataflex.core.parameter_checks import count, one_of
+from dataflex.core.ranks.by_row import gather_by_row
 from dataflex.model.autocast import autocast
 from dataflex.rows.columns import read_chunks
-from dataflex.scoring import gather_by_row, hidden_state_embeddings
-from dataflex.scoring.embeddings import POOLINGS
+from dataflex.scoring.embeddings import POOLINGS, hidden_state_embeddings
+from dataflex.scoring.ngrams import ngram_embeddings
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_embeddings
 from dataflex.utils.progress import Progress, tracked
-from numpy.typing import NDArray
-
-from dataflex_selectors.parts.ngrams import ngram_embeddings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 SENTENCE_WIDTH = 768
 """Taken for the vectors of a sentence-transformers model, which tells its width when it is loaded."""
 
-_BUILT_IN = ("ngrams", "model")
 _HEAD = 64  # tokens that nearly always show whether a row has text
 _TEXTS = 256  # texts that go to a sentence-transformers model at a time
 
@@ -64,7 +63,7 @@ class Embedder:
 
     def without_tokenizer(self) -> Problem | None:
         """Returns a problem where text is to be read and the run has no tokenizer."""
-        if self.tokenizer is not None or self.embedding in _BUILT_IN or embedding_problem(self.embedding) is not None:
+        if self.tokenizer is not None or self.embedding in BUILT_IN or embedding_problem(self.embedding) is not None:
             return None
         what = f"{self.embedding!r} reads text, and the run has no tokenizer to turn tokens into text"
         return Problem("embedding", what, "give the trainer a processing_class, or use ngrams or model")
@@ -207,17 +206,3 @@ def vector_width(params: Mapping[str, Any], ahead: Ahead) -> int:
 def embedding_problems(embedding: Any, dim: Any, pooling: Any) -> list[Problem | None]:
     """Returns what is wrong with these parameters of an :class:`Embedder`."""
     return [embedding_problem(embedding), count("dim", dim), one_of("pooling", pooling, POOLINGS)]
-
-
-def embedding_problem(found: Any) -> Problem | None:
-    """Returns a problem unless ``found`` names an embedding whose package is installed."""
-    if isinstance(found, str) and found in _BUILT_IN:
-        return None
-    close = nearest(str(found), _BUILT_IN)
-    if not isinstance(found, str) or not found.strip() or close:
-        what = f"found {found!r}, allowed: ngrams, model, or the name or path of a sentence-transformers model"
-        return Problem("embedding", what, close)
-    if find_spec("sentence_transformers") is None:
-        way_out = 'pip install "dataflex-selectors[sentence-transformers]", or use embedding: ngrams or model'
-        return Problem("embedding", f"{found!r} needs sentence-transformers, which is not installed", way_out)
-    return None

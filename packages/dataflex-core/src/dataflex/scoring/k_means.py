@@ -7,7 +7,7 @@
 Distances are taken in blocks of rows, so memory is that of the vectors: on the device where they take no more than a
 share of its memory, else on the CPU. Sums are in float64 on the CPU, as not every device has it. The generator alone
 decides: the same vectors and the same generator give the same clusters. A centre that loses all of its rows takes the
-row that is farthest from its own centre. One process computes; the selector hands the result to the other ranks.
+row that is farthest from its own centre. One process computes; whoever asks hands the result to the other ranks.
 
 Letters: N rows, B of a block, D features, C clusters.
 """
@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from dataflex.scoring.passes.budget import device_memory
 from dataflex.utils.progress import Progress
-from numpy.typing import NDArray
 
 ITERATIONS = 20
 """Most rounds of Lloyd's; later rounds change too little to be worth a pass over all rows."""
