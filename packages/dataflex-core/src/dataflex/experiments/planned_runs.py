@@ -87,9 +87,8 @@ class PlannedRun:
         config, secrets = taken_out(self.config())
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(
-                f"{_MARK.format(self.command)}\n{_COMPONENTS}{_components(self.arm.spec)}\n{_JOBS}{self.jobs or _NO_JOBS}\n"
-            )
+            file.write(f"{_MARK.format(self.command)}\n{_COMPONENTS}{_components(self.arm.spec)}\n")
+            file.write(f"{_JOBS}{self.jobs or _NO_JOBS}\n")
             yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
         return secrets
 

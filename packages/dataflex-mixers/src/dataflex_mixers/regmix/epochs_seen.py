@@ -53,8 +53,8 @@ def prior_of(main: Main, sizes: Sizes) -> Array:
     never = [name for name, share in zip(main.names, found, strict=True) if not share > 0]
     if never:
         raise ConfigError(
-            f"prior: the share of {', '.join(never)} is 0, so that no mixture would have it -> give it a share, or leave "
-            "it out of dataset"
+            f"prior: the share of {', '.join(never)} is 0, so that no mixture would have it -> give it a share, or "
+            "leave it out of dataset"
         )
     return found
 
@@ -102,9 +102,9 @@ def unlike_passes(main: Mapping[str, float | None], proxy: Mapping[str, float | 
             continue
         if not 1 / _ALIKE <= seen / wanted <= _ALIKE:
             yield (
-                f"a row of {name} comes {wanted:.3g} times in the main run and {seen:.3g} times in a proxy, which cannot "
-                f"show what repeating it costs -> give the proxies {seen / wanted:.2g} times its rows (num_samples in "
-                "dataset_info.json of a dataset_dir of theirs), or train them as many passes"
+                f"a row of {name} comes {wanted:.3g} times in the main run and {seen:.3g} times in a proxy, which "
+                f"cannot show what repeating it costs -> give the proxies {seen / wanted:.2g} times its rows "
+                "(num_samples in dataset_info.json of a dataset_dir of theirs), or train them as many passes"
             )
 
 

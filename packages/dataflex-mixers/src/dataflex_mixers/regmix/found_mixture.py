@@ -32,14 +32,14 @@ class Found:
     """What came of the search.
 
     Attributes:
-        shares_K: The mixture, (K,) sum 1.
+        shares: The mixture, (K,) sum 1.
         predicted: Its predicted loss, the weighted mean over the targets.
         predicted_mean: The mean predicted loss of all simulated mixtures.
         quality: Target -> quality of its fit; the weighted mean of all targets under :data:`ALL`.
         flat: Whether the regression tells no mixture from another.
     """
 
-    shares_K: Array
+    shares: Array
     predicted: float
     predicted_mean: float
     quality: Mapping[str, Quality]
@@ -125,8 +125,8 @@ def warnings_of(found: Found, mixtures_NK: Array, losses_N: Sequence[float], nam
         said.append(f"the rank correlation on held-out proxies {told}: the fit hardly knows which mixtures are better")
     for k, name in enumerate(names):
         low, high = float(mixtures_NK[:, k].min()), float(mixtures_NK[:, k].max())
-        if not low <= found.shares_K[k] <= high:
-            said.append(f"{name} has {found.shares_K[k]:.3f}, and no proxy more than {high:.3f} or less than {low:.3f}")
+        if not low <= found.shares[k] <= high:
+            said.append(f"{name} has {found.shares[k]:.3f}, and no proxy more than {high:.3f} or less than {low:.3f}")
     if found.predicted > min(losses_N):
         said.append(f"a proxy has a lower loss ({min(losses_N):.4f}) than is predicted for the mixture")
     return said

@@ -1,7 +1,7 @@
 """The mixtures of the proxies: Dirichlet draws around a prior, of many strengths, rounded and distinct.
 
-Liu et al., "RegMix: Data Mixture as Regression for Language Model Pre-training" (ICLR 2025), arXiv 2407.01492. Letters: N
-mixtures, K sources, S strengths.
+Liu et al., "RegMix: Data Mixture as Regression for Language Model Pre-training" (ICLR 2025), arXiv 2407.01492. Letters:
+N mixtures, K sources, S strengths.
 
     q = p^T / sum p^T                           the prior, flattened by the temperature
     w ~ Dirichlet(s q)                          s one of S strengths, evenly spaced in its logarithm, chosen at random
@@ -60,7 +60,7 @@ def bounds(prior_K: Array, max_usage: float | None) -> Array:
 
 
 def concentrations(prior_K: Array, drawing: Drawing) -> Array:
-    """Returns the parameters of the Dirichlet distribution for each strength, rising: (S, K), one row for one strength."""
+    """Returns the parameters of the Dirichlet distribution for each strength, rising: (S, K); one row for one."""
     low, high = drawing.min_strength, drawing.max_strength
     strengths_S = np.logspace(np.log10(low), np.log10(high), STRENGTHS) if low < high else np.array([low])
     return np.asarray(strengths_S[:, None] * tempered(prior_K, drawing.temperature))
@@ -117,5 +117,5 @@ def drawn(prior_K: Array, count: int, drawing: Drawing, seed: int) -> Array:
             return np.asarray(found_NK / found_NK.sum(axis=1, keepdims=True))
     raise ConfigError(
         f"{count} mixtures are asked for, and of {_CHUNK * _MOST_ROUNDS:,} candidates {within:,} are within max_usage, "
-        f"{len(found_NK):,} of them distinct -> ask for fewer mixtures, raise max_usage or max_strength, or lower minimum"
+        f"{len(found_NK):,} of them distinct -> ask for fewer, raise max_usage or max_strength, or lower minimum"
     )

@@ -138,14 +138,14 @@ def _one(run: PlannedRun, state: str, work: _Work) -> None:
             work.free.append(device)
         work.done += 1
         work.finished += 1
-        left = work.left
+        far = f"{work.finished} of {work.total} are finished{work.left}"
     if code in SIGNALS:
         raise StoppedSearchError(code, "stopped; finished proxies are kept, and the same command goes on")
     if code or run.state() != FINISHED:
         why = f"failed with exit code {code}" if code else "ended without its results"
         logger.error("%s %s. Why stands at the end of %s", run.arm.name, why, run.log)
         raise StoppedSearchError(1, "no more proxies are started; finished ones are kept")
-    logger.info("%s has ended: %d of %d are finished%s", run.arm.name, work.finished, work.total, left)
+    logger.info("%s has ended: %s", run.arm.name, far)
 
 
 def _train(run: PlannedRun, overrides: Sequence[str], environ: Mapping[str, str], programs: Programs) -> int:
@@ -167,7 +167,7 @@ def losses_of(run: PlannedRun, metrics: Sequence[str]) -> list[float]:
     bad = [metric for metric in metrics if not math.isfinite(numbers[metric])]
     if bad:
         raise ConfigError(
-            f"{run.arm.name}: its {bad[0]} is {numbers[bad[0]]}: it has diverged -> lower learning_rate in proxy, and use "
-            "another output_dir"
+            f"{run.arm.name}: its {bad[0]} is {numbers[bad[0]]}: it has diverged -> lower learning_rate in proxy, and "
+            "use another output_dir"
         )
     return [numbers[metric] for metric in metrics]

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 USAGE = "dataflex-cli regmix FILE [--quiet] [key=value ...]"
 DETAILS = """\
-FILE names a base (the YAML of a run on fixed shares), the number of mixtures, and what differs in the proxies; key=value
-overrides it. A proxy is trained on each mixture, a regression of their losses is fitted, many mixtures are predicted,
-and the mean of the best is written: regmix.json, regmix.yaml for the mixer static, and final.yaml, the base on it.
+FILE names a base (the YAML of a run on fixed shares), the number of mixtures, and what differs in the proxies;
+key=value overrides it. A proxy is trained on each mixture, a regression of their losses is fitted, many mixtures are
+predicted, and the mean of the best is written: regmix.json, regmix.yaml for the mixer static, and final.yaml, the base
+on it.
 What is finished is kept: the same command goes on where it was stopped, and with more mixtures trains the further ones.
 dataflex-cli validate FILE and dataflex-cli plan FILE say what it would do and take."""
 
@@ -94,7 +95,7 @@ def plan(argv: Sequence[str]) -> int:
     takes = cost(planned)
     steps = f"{takes.steps_of_main:,.0f} steps of the main run ({takes.counted})"
     lines = [in_words(planned.main), f"the proxies take about {steps}"]
-    lines += [f"warning: at the shares of the prior {text}" for text in repetition(planned, planned.prior_K)]
+    lines += [f"warning: at the shares of the prior {text}" for text in repetition(planned, planned.prior)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 

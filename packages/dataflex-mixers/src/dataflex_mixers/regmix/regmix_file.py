@@ -96,7 +96,7 @@ class Search:
     simulate: int = 100_000
     top_k: int = 128
     prior: Mapping[str, float] | Sequence[float] | None = None
-    drawing: Drawing = Drawing()
+    drawing: Drawing = field(default_factory=Drawing)
     seed: int = 42
     jobs: int | None = None
     ranks: int = 1
@@ -164,7 +164,7 @@ def _together(search: Search) -> list[Problem]:
     if search.regressor == LIGHTGBM and not has_package("lightgbm"):
         problems.append(Problem("regressor", "lightgbm is not installed", f"{EXTRA}, or set regressor: ridge"))
     if search.regressor == LIGHTGBM and fit < LEAST_OF_TREES:
-        what = f"lightgbm fits {fit} mixtures; its trees split from {LEAST_OF_TREES} on, and would predict the mean for all"
+        what = f"lightgbm fits {fit} mixtures; its trees split from {LEAST_OF_TREES} on, and predict the mean"
         problems.append(Problem("regressor", what, "ask for more mixtures, or set regressor: ridge"))
     if search.top_k > search.simulate:
         problems.append(Problem("top_k", f"is {search.top_k}, and {search.simulate} are simulated", "lower it"))

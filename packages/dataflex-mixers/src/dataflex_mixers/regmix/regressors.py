@@ -57,7 +57,7 @@ def fitted(name: str, mixtures_NK: Array, losses_N: Array, minimum: float) -> Pr
 
 
 def linear(mixtures_NK: Array, losses_N: Array) -> Predict:
-    """Returns the least-squares plane. Weights sum to 1, so the intercept and the slopes are not unique; the plane is."""
+    """Returns the least-squares plane, which is unique though intercept and slopes are not: weights sum to 1."""
     slopes_K, *_ = np.linalg.lstsq(_with_one(mixtures_NK), losses_N, rcond=None)
     return lambda new_NK: np.asarray(_with_one(new_NK) @ slopes_K)
 
@@ -132,7 +132,7 @@ def rank_correlation(predicted_N: Array, losses_N: Array) -> float:
     """Returns Spearman's correlation, ties by their mean rank; NaN where one side is all ties or has one number."""
     if len(losses_N) < 2 or len(set(predicted_N.tolist())) < 2 or len(set(losses_N.tolist())) < 2:
         return float("nan")
-    from scipy.stats import spearmanr  # here: help needs no SciPy
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # here: help needs no SciPy
 
     return float(spearmanr(predicted_N, losses_N).statistic)
 

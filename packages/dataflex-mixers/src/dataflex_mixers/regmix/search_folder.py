@@ -90,13 +90,14 @@ def write_table(path: Path, main: Main, mixtures_NK: Array, losses: Sequence[Seq
         lines = csv.writer(file)
         lines.writerow(["proxy", "held_out", *main.names, *main.targets])
         for number, (row, out, own) in enumerate(zip(mixtures_NK, main.search.is_held_out, losses, strict=True), 1):
-            lines.writerow([number, out, *row.tolist(), *(own or [""] * len(main.targets))])
+            known: list[Any] = list(own or [""] * len(main.targets))
+            lines.writerow([number, out, *row.tolist(), *known])
 
 
 def write_result(main: Main, found: Found, content: Mapping[str, Any]) -> None:
     """Writes ``regmix.json``, ``regmix.yaml`` and ``final.yaml``."""
     folder, names = main.search.output_dir, main.names
-    shares = [float(share) for share in found.shares_K]
+    shares = [float(share) for share in found.shares]
     with replacing(folder / RESULT) as temporary:
         text = json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
         temporary.write_text(scrubbed(text), encoding="utf-8")
@@ -113,7 +114,7 @@ def result(
     """Returns what stands in ``regmix.json``."""
     search, names = main.search, main.names
     return {
-        "proportions": dict(zip(names, found.shares_K.tolist(), strict=True)),
+        "proportions": dict(zip(names, found.shares.tolist(), strict=True)),
         "unit": main.spec.arguments.mixture_unit,
         "predicted": found.predicted,
         "predicted_of_all_simulated": found.predicted_mean,
@@ -144,7 +145,7 @@ def summary(main: Main, prior_K: Array, found: Found, said: Mapping[str, Any]) -
     """Returns what is printed at the end."""
     wide = max(len(name) for name in (*main.names, "source"))
     lines = [f"{'source':<{wide}}  prior   mixture"]
-    for name, prior, share in zip(main.names, prior_K, found.shares_K, strict=True):
+    for name, prior, share in zip(main.names, prior_K, found.shares, strict=True):
         lines.append(f"{name:<{wide}}  {prior:.4f}  {share:.4f}")
     whole, out = found.quality[ALL], sum(main.search.is_held_out)
     correlation = "not defined" if math.isnan(whole.rank_correlation) else f"{whole.rank_correlation:.3f}"

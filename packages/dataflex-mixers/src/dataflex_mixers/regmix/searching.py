@@ -45,14 +45,14 @@ class Planned:
     Attributes:
         main: The main run and its proxies.
         sizes: What was read of data and models.
-        prior_K: (K,) the prior.
-        mixtures_NK: (N, K) the mixtures of the proxies.
+        prior: (K,) the prior.
+        mixtures: (N, K) the mixtures of the proxies.
     """
 
     main: Main
     sizes: Sizes
-    prior_K: Array
-    mixtures_NK: Array
+    prior: Array
+    mixtures: Array
 
     @property
     def search(self) -> Search:
@@ -87,25 +87,25 @@ def run_search(planned: Planned, train: Train | None = None) -> int:
     from dataflex.run.lock import locked  # here: it imports torch
 
     search, main = planned.search, planned.main
-    plan = require_same_search(main, planned.prior_K)
+    plan = require_same_search(main, planned.prior)
     available = visible_devices()
     jobs = min(search.jobs or max(1, len(available)), search.mixtures)
     logger.info("%s; %d at a time", in_words(main), jobs)
-    for text in repetition(planned, planned.prior_K):
+    for text in repetition(planned, planned.prior):
         logger.warning("at the shares of the prior %s", text)
     search.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(search.output_dir):
         write_plan(search.output_dir, plan)
-        runs = main.proxies(planned.mixtures_NK)
+        runs = main.proxies(planned.mixtures)
         table = search.output_dir / TABLE
-        write_table(table, main, planned.mixtures_NK, [None] * len(runs))
+        write_table(table, main, planned.mixtures, [None] * len(runs))
         try:
             train_all(runs, jobs, available, train)
         except StoppedSearchError as stopped:
             logger.info("%s", stopped.why)
             return stopped.code
         losses_NT = np.array([losses_of(run, list(main.targets)) for run in runs])
-        write_table(table, main, planned.mixtures_NK, losses_NT.tolist())
+        write_table(table, main, planned.mixtures, losses_NT.tolist())
         _finish(planned, losses_NT)
     return 0
 
@@ -114,20 +114,20 @@ def _finish(planned: Planned, losses_NT: Array) -> None:
     main, search = planned.main, planned.search
     fit = Fit(search.regressor, search.simulate, search.top_k, search.drawing.minimum, search.seed)
     held_out_N = np.array(search.is_held_out)
-    found = find(planned.mixtures_NK, losses_NT, held_out_N, main.targets, planned.prior_K, fit)
+    found = find(planned.mixtures, losses_NT, held_out_N, main.targets, planned.prior, fit)
     losses_N = losses_NT @ np.array(list(main.targets.values()))
     best = int(np.argmin(losses_N))
     said = {
         "cost": asdict(cost(planned)),
         "best_proxy": {"proxy": best + 1, "loss": float(losses_N[best])},
         "warnings": [
-            *warnings_of(found, planned.mixtures_NK, losses_N.tolist(), main.names),
-            *(f"on the mixture {text}" for text in repetition(planned, found.shares_K)),
+            *warnings_of(found, planned.mixtures, losses_N.tolist(), main.names),
+            *(f"on the mixture {text}" for text in repetition(planned, found.shares)),
         ],
     }
-    content = result(main, planned.prior_K, planned.mixtures_NK, losses_NT, found, said)
+    content = result(main, planned.prior, planned.mixtures, losses_NT, found, said)
     write_result(main, found, content)
-    sys.stdout.write(summary(main, planned.prior_K, found, said))
+    sys.stdout.write(summary(main, planned.prior, found, said))
 
 
 def repetition(planned: Planned, shares_K: Array) -> list[str]:
@@ -142,7 +142,7 @@ def repetition(planned: Planned, shares_K: Array) -> list[str]:
 
 def cost(planned: Planned) -> SearchCost:
     """Returns what the proxies take."""
-    shares = planned.prior_K.tolist()
+    shares = planned.prior.tolist()
     main = on_shares(planned.main.spec, planned.sizes.main, shares)
     proxy = on_shares(planned.main.proxy_spec, planned.sizes.proxy, shares)
     return search_cost(main, proxy, planned.search.mixtures)
