@@ -3,7 +3,7 @@
     python -m benchmarks.regmix_proxies --seeds 5 --threads 1
 
 Domains and their rows are those of :mod:`benchmarks.mixture_quality`. For each seed, small proxies are trained on drawn
-mixtures, one in six is held out, and each regressor is fitted to the others. Every model on fixed shares is trained by a
+mixtures, one in six is held out, and each regressor is fitted to the others. Each model on fixed shares is trained by a
 plain loop with AdamW and a cosine schedule, as to make a trainer takes longer than these steps; DoReMi's proxy has the
 real trainer. Held-out rows are split in two: by one half the proxies are told apart, by the other everything is
 measured. The target is the mean loss over the domains. What the proxies cost is counted in steps of the main run, by

@@ -1,4 +1,4 @@
-"""Several rounds of DoReMi: each reference is trained on the mixture of the round before (arXiv 2305.10429, section 4).
+"""Several rounds of DoReMi: each reference is trained on the mixture of the round before (arXiv 2305.10429).
 
     w_0: the mixture of the first reference
     round r: a reference on w_(r-1), a proxy against it, w_r the averaged weights of the proxy

@@ -20,10 +20,9 @@ from dataflex.experiments.experiment_arms import Arm, each_warning_once, merged,
 from dataflex.experiments.planned_runs import PlannedRun
 
 from dataflex_mixers.regmix.mixture_drawing import Array
-from dataflex_mixers.regmix.regmix_file import GIVEN, Search
+from dataflex_mixers.regmix.regmix_file import OF_EVERY_RUN, Search
 
 COMMAND = "regmix"
-_KEPT = ("train_type", "dataset", "eval_dataset")  # given keys that the base has the say of
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,9 @@ def read_main(search: Search) -> Main:
     Raises:
         ConfigError: Everything that is wrong with the base, with the proxies, or with what they are asked for.
     """
-    content = read_config(search.base)
-    given = {key for key in GIVEN if key not in _KEPT} - {"mixture_sample_rule", "init_mixture_proportions"}
-    kept = {key: content[key] for key in ("static_mix", "component_name", MIXER.name) if key in content}
-    config = {key: value for key, value in content.items() if key not in given} | kept
+    config = {key: value for key, value in read_config(search.base).items() if key not in OF_EVERY_RUN}
     with each_warning_once():
-        config = with_absolute_paths(config, search.base.parent)
+        config = merged(with_absolute_paths(config, search.base.parent), search.main, None)
         spec = _checked("base", config, search)
         names = tuple(names_in(spec.llamafactory.get("dataset")))
         problems = _not_fixed(spec) + _too_few(names, search) + _unlike_the_names(names, search)

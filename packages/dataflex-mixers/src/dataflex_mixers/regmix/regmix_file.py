@@ -1,6 +1,7 @@
 """The file of ``dataflex-cli regmix``, taken apart.
 
 base: mix.yaml                    # the main run, with fixed shares; relative to this file
+main: {do_eval: true}             # keys in which the main run and the proxies differ from it
 output_dir: saves/regmix
 mixtures: 64                      # proxies, one for each
 proxy: {model_name_or_path: models/small, train_step: 500}    # keys of the proxies that differ from the base
@@ -61,6 +62,8 @@ GIVEN = {
     "eval_dataset": "the targets are evaluated in every proxy; name them in the base",
 }
 """Keys that a proxy may not set, and why."""
+OF_EVERY_RUN = ("output_dir", "seed", "data_seed", "resume_from_checkpoint", "overwrite_output_dir")
+"""Those of them that stand for no run in the file, and are left out of the base."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Search:
         base: The YAML of the main run, absolute.
         output_dir: The folder of the search, absolute.
         mixtures: Proxies, N.
-        proxy: Keys of the proxies that differ from the base's.
+        main: Keys of the main run that differ from the base's.
+        proxy: Keys of the proxies that differ from the main run's.
         held_out: Share of the proxies that is kept from the fit.
         targets: Evaluation set or metric -> weight; None for every loss of an evaluation.
         regressor: One of :data:`REGRESSORS`.
@@ -89,6 +93,7 @@ class Search:
     base: Path
     output_dir: Path
     mixtures: int
+    main: Mapping[str, Any] = field(default_factory=dict)
     proxy: Mapping[str, Any] = field(default_factory=dict)
     held_out: float = 0.2
     targets: Mapping[str, float] | None = None
@@ -178,13 +183,13 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, str) and is_decimal(value) else value
 
 
-def _proxy(key: str, value: Any) -> Problem | list[Problem] | None:
+def _section(key: str, value: Any) -> Problem | list[Problem] | None:
     if not isinstance(value, Mapping):
         return Problem(key, f"found {masked(value, key)!r:.80}, allowed: keys of a run that differ from the base")
     return [
         Problem(f"{key}.{name}", f"is given by regmix: {why}", "remove it")
         for name, why in GIVEN.items()
-        if name in value
+        if name in value and (key == "proxy" or name in OF_EVERY_RUN)
     ]
 
 
@@ -217,7 +222,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], Problem | list[Problem] | None]] = {
     "base": text,
     "output_dir": text,
     "mixtures": count,
-    "proxy": _proxy,
+    "main": _section,
+    "proxy": _section,
     "held_out": _held_out,
     "targets": _targets,
     "regressor": lambda key, value: one_of(key, value, REGRESSORS),
