@@ -16,7 +16,7 @@ import pytest
 import yaml
 from dataflex.cli.main import run as cli
 from dataflex.core.errors import ConfigError
-from dataflex_mixers.regmix.proxy_losses import devices
+from dataflex_mixers.regmix.proxy_losses import _train, devices
 from dataflex_mixers.regmix.regmix_command import run
 
 pytestmark = pytest.mark.llamafactory
@@ -253,29 +253,29 @@ def test_mistakes_of_the_command_line_end_with_2(file, capsys):
 
 
 @pytest.mark.slow
-def test_real_proxies_are_cut_by_a_signal_and_taken_up(file, tmp_path, capsys):
-    """Two real proxies of twenty; a signal comes to this process while the second trains."""
-    from dataflex_mixers.regmix.proxy_losses import _train
-
+def test_real_proxies_are_cut_by_a_signal_and_kept(file, tmp_path, capsys):
+    """A signal comes to this process while the second of two real proxies trains; the others are pretended."""
     pretended = Pretended()
 
     def train(one, overrides, environ, programs):
         if int(one.folder.name) > 2:
             return pretended(one, overrides, environ, programs)
         if int(one.folder.name) == 2:
-            mark = one.folder
-            threading.Thread(target=_interrupt, args=(mark,)).start()
+            threading.Thread(target=interrupt_once_it_trains, args=(one.log,)).start()
         return _train(one, overrides, environ, programs)
 
-    def _interrupt(folder):
-        while not (
-            folder.with_name("0002.log").exists() and "Running training" in folder.with_name("0002.log").read_text()
-        ):
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    changed(file, proxy=SHORT | {"train_step": 200})
-    assert run([str(file), "proxy.train_step=200"], train) == 130
+    changed(file, proxy=SHORT | {"train_step": 2}, main={"max_samples": 60})
+    assert run([str(file)], train) == 130
     assert "finished proxies are kept, and the same command goes on" in capsys.readouterr().err
-    log = (tmp_path / "found" / "proxies" / "0001" / "all_results.json").read_text()
-    assert 0 < json.loads(log)["eval_pretrain_eval_loss"] < 20
+    results = json.loads((tmp_path / "found" / "proxies" / "0001" / "all_results.json").read_text())
+    assert 0 < results["eval_pretrain_eval_loss"] < 20
+    assert pretended.seen == []
+    assert run([str(file)], pretended) == 0
+    assert pretended.seen == list(range(2, 21)), "the first is finished"
+
+
+def interrupt_once_it_trains(log: Path) -> None:
+    while not log.exists() or "dataflex-cli regmix starts this proxy" not in log.read_text():
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGINT)

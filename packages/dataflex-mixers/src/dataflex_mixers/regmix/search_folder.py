@@ -90,7 +90,7 @@ def write_table(path: Path, main: Main, mixtures_NK: Array, losses: Sequence[Seq
         lines = csv.writer(file)
         lines.writerow(["proxy", "held_out", *main.names, *main.targets])
         for number, (row, out, own) in enumerate(zip(mixtures_NK, main.search.is_held_out, losses, strict=True), 1):
-            known: list[Any] = list(own or [""] * len(main.targets))
+            known: list[Any] = [""] * len(main.targets) if own is None else list(own)
             lines.writerow([number, out, *row.tolist(), *known])
 
 
