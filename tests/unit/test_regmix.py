@@ -14,6 +14,7 @@ from dataflex_mixers.regmix.mixture_drawing import (
     concentrations,
     distinct,
     drawn,
+    rare_sources,
     tempered,
 )
 from dataflex_mixers.regmix.regressors import LINEAR, RIDGE, boosted, fitted, linear, rank_correlation, ridge, trees
@@ -233,6 +234,23 @@ def test_a_fit_that_tells_nothing_apart_says_so_and_gives_the_prior():
     said = warnings_of(found, mixtures_NK, [2.5] * 30, ("a", "b", "c"))
     assert "predicts one loss for all mixtures" in said[0]
     assert "is not defined" in said[1]
+
+
+def test_a_source_of_a_twentieth_of_a_per_cent_is_in_few_proxies_and_that_is_said():
+    prior_K = np.array([0.6, 0.3995, 0.0005])
+    names = ("web", "code", "rare")
+    mixtures_NK = drawn(prior_K, 512, Drawing(), seed=1)
+    (said,) = rare_sources(mixtures_NK, bounds(prior_K, 15.0), names)
+    assert said.startswith("rare is in 38 of 512 proxies, and can have 0.0075 at most: what it is worth can hardly")
+    loose = Drawing(min_strength=1.0, temperature=0.2)
+    assert not list(rare_sources(drawn(prior_K, 512, loose, seed=1), bounds(prior_K, 15.0), names))
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 1e-4, 1e-9, 1e-300])
+def test_the_smallest_strengths_give_mixtures_of_one_source_and_no_nan(alpha):
+    mixtures_NK = drawn(PRIOR, 3, Drawing(min_strength=alpha, max_strength=alpha, max_usage=None), seed=1)
+    assert np.isfinite(mixtures_NK).all()
+    np.testing.assert_allclose(mixtures_NK.max(axis=1), 1, atol=0.5)
 
 
 def test_the_rank_correlation_takes_ties_by_their_mean_rank():

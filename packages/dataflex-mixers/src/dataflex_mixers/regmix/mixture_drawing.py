@@ -15,6 +15,7 @@ number of candidates, sort them and choose at random.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ Array = NDArray[np.float64]
 STRENGTHS = 15
 SAME = 1e-5
 """Two mixtures are one where their weights differ by no more than this in all."""
+_RARE = 0.2  # share of the proxies that have a source, below which it is said to be rare
 _CHUNK = 1024  # candidates of a round
 _MOST_ROUNDS = 100  # without enough mixtures after so many, the bounds leave too little
 
@@ -119,3 +121,20 @@ def drawn(prior_K: Array, count: int, drawing: Drawing, seed: int) -> Array:
         f"{count} mixtures are asked for, and of {_CHUNK * _MOST_ROUNDS:,} candidates {within:,} are within max_usage, "
         f"{len(found_NK):,} of them distinct -> ask for fewer, raise max_usage or max_strength, or lower minimum"
     )
+
+
+def rare_sources(mixtures_NK: Array, limits_K: Array, names: Sequence[str]) -> Iterator[str]:
+    """Yields a sentence for each source that few proxies have: of a small prior most mixtures have nothing.
+
+    Args:
+        mixtures_NK: (N, K).
+        limits_K: (K,) what :func:`bounds` returned.
+        names: The K sources.
+    """
+    for k, name in enumerate(names):
+        own = int((mixtures_NK[:, k] > 0).sum())
+        if own < _RARE * len(mixtures_NK):
+            yield (
+                f"{name} is in {own} of {len(mixtures_NK)} proxies, and can have {limits_K[k]:.2g} at most: what it "
+                "is worth can hardly be told -> raise max_usage or min_strength, lower temperature, or give it more prior"
+            )

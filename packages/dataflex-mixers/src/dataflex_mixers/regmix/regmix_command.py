@@ -89,13 +89,13 @@ def validate(argv: Sequence[str]) -> int:
 def plan(argv: Sequence[str]) -> int:
     """Prints what a search will take. Returns the exit code."""
     file, overrides = _arguments(argv, "dataflex-cli plan FILE [key=value ...]")
-    from dataflex_mixers.regmix.searching import cost, in_words, plan_search, repetition
+    from dataflex_mixers.regmix.searching import beforehand, cost, in_words, plan_search
 
     planned = plan_search(file, overrides)
     takes = cost(planned)
     steps = f"{takes.steps_of_main:,.0f} steps of the main run ({takes.counted})"
     lines = [in_words(planned.main), f"the proxies take about {steps}"]
-    lines += [f"warning: at the shares of the prior {text}" for text in repetition(planned, planned.prior)]
+    lines += [f"warning: {text}" for text in beforehand(planned)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 

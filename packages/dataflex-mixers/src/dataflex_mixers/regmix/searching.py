@@ -23,7 +23,7 @@ from dataflex_mixers.regmix.epochs_seen import (
     unlike_passes,
 )
 from dataflex_mixers.regmix.found_mixture import Fit, find, warnings_of
-from dataflex_mixers.regmix.mixture_drawing import Array, drawn
+from dataflex_mixers.regmix.mixture_drawing import Array, bounds, drawn, rare_sources
 from dataflex_mixers.regmix.proxies import Main, read_main
 from dataflex_mixers.regmix.proxy_losses import StoppedSearchError, Train, losses_of, train_all, visible_devices
 from dataflex_mixers.regmix.regmix_file import Search, read_search
@@ -91,8 +91,8 @@ def run_search(planned: Planned, train: Train | None = None) -> int:
     available = visible_devices()
     jobs = min(search.jobs or max(1, len(available)), search.mixtures)
     logger.info("%s; %d at a time", in_words(main), jobs)
-    for text in repetition(planned, planned.prior):
-        logger.warning("at the shares of the prior %s", text)
+    for text in beforehand(planned):
+        logger.warning("%s", text)
     search.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(search.output_dir):
         write_plan(search.output_dir, plan)
@@ -121,6 +121,7 @@ def _finish(planned: Planned, losses_NT: Array) -> None:
         "cost": asdict(cost(planned)),
         "best_proxy": {"proxy": best + 1, "loss": float(losses_N[best])},
         "warnings": [
+            *rare(planned),
             *warnings_of(found, planned.mixtures, losses_N.tolist(), main.names),
             *(f"on the mixture {text}" for text in repetition(planned, found.shares)),
         ],
@@ -128,6 +129,17 @@ def _finish(planned: Planned, losses_NT: Array) -> None:
     content = result(main, planned.prior, planned.mixtures, losses_NT, found, said)
     write_result(main, found, content)
     sys.stdout.write(summary(main, planned.prior, found, said))
+
+
+def beforehand(planned: Planned) -> list[str]:
+    """Returns what speaks against a search before it starts."""
+    return [*rare(planned), *(f"at the shares of the prior {text}" for text in repetition(planned, planned.prior))]
+
+
+def rare(planned: Planned) -> list[str]:
+    """Returns a sentence for each source that few proxies have."""
+    limits_K = bounds(planned.prior, planned.search.drawing.max_usage)
+    return list(rare_sources(planned.mixtures, limits_K, planned.main.names))
 
 
 def repetition(planned: Planned, shares_K: Array) -> list[str]:
