@@ -164,33 +164,31 @@ def test_the_linear_fit_is_a_plane_and_ridge_is_a_line_in_the_logarithms():
     mixtures_NK = drawn(PRIOR, 40, Drawing(), seed=2)
     plane = 1.0 + mixtures_NK @ np.array([0.3, -0.2, 0.5])
     np.testing.assert_allclose(linear(mixtures_NK[:20], plane[:20])(mixtures_NK[20:]), plane[20:], rtol=1e-9)
-    logs = 2.0 - np.log(np.maximum(mixtures_NK, 2e-4)) @ np.array([0.3, 0.2, 0.1])
+    logs = 2.0 - np.log(mixtures_NK + 0.01) @ np.array([0.3, 0.2, 0.1])
     np.testing.assert_allclose(ridge(mixtures_NK[:20], logs[:20], 2e-4)(mixtures_NK[20:]), logs[20:], atol=1e-3)
 
 
-def test_the_penalty_is_that_of_the_least_leave_one_out_error_by_leaving_each_out():
-    from dataflex_mixers.regmix.regressors import _PENALTIES
-
+def test_offset_and_penalty_are_those_of_the_least_leave_one_out_error_by_leaving_each_out():
     mixtures_NK = drawn(PRIOR, 15, Drawing(), seed=4)
     y = losses(mixtures_NK, noise=0.3)
-    logs = np.log(np.maximum(mixtures_NK, 2e-4))
-    X = (logs - logs.mean(axis=0)) / logs.std(axis=0)
 
     def coefficients(X, y, penalty):  # the slow way, with an intercept that is not penalised
         A = np.column_stack([np.ones(len(X)), X])
         return np.linalg.solve(A.T @ A + penalty * np.diag([0.0, *np.ones(X.shape[1])]), A.T @ y)
 
-    errors = []
-    for penalty in _PENALTIES * len(y):
-        left = []
-        for i in range(len(y)):
-            keep = np.arange(len(y)) != i
-            b = coefficients(X[keep], y[keep], penalty)
-            left.append(y[i] - b[0] - X[i] @ b[1:])
-        errors.append(np.mean(np.square(left)))
-    best = _PENALTIES[int(np.argmin(errors))] * len(y)
-    b = coefficients(X, y, best)
-    np.testing.assert_allclose(ridge(mixtures_NK, y, 2e-4)(mixtures_NK), b[0] + X @ b[1:], rtol=1e-8)
+    errors = {}
+    for offset in (2e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3):
+        logs = np.log(mixtures_NK + offset)
+        X = (logs - logs.mean(axis=0)) / logs.std(axis=0)
+        for penalty in np.logspace(-6, 3, 37) * len(y):
+            left = []
+            for i in range(len(y)):
+                keep = np.arange(len(y)) != i
+                b = coefficients(X[keep], y[keep], penalty)
+                left.append(y[i] - b[0] - X[i] @ b[1:])
+            b = coefficients(X, y, penalty)
+            errors[np.mean(np.square(left))] = b[0] + X @ b[1:]
+    np.testing.assert_allclose(ridge(mixtures_NK, y, 2e-4)(mixtures_NK), errors[min(errors)], rtol=1e-8)
 
 
 def test_held_out_proxies_are_never_fitted_nor_stopped_by():

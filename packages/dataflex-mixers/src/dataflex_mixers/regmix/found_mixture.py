@@ -57,7 +57,7 @@ class Fit:
         regressor: One of the names of :mod:`dataflex_mixers.regmix.regressors`.
         simulate: M, mixtures that are predicted.
         top_k: Of these, how many the mixture is the mean of.
-        minimum: The weight that 0 counts as in ``ridge``.
+        minimum: The least that ``ridge`` adds to a weight.
         seed: Of the simulation.
     """
 

@@ -135,6 +135,6 @@ def rare_sources(mixtures_NK: Array, limits_K: Array, names: Sequence[str]) -> I
         own = int((mixtures_NK[:, k] > 0).sum())
         if own < _RARE * len(mixtures_NK):
             yield (
-                f"{name} is in {own} of {len(mixtures_NK)} proxies, and can have {limits_K[k]:.2g} at most: what it "
-                "is worth can hardly be told -> raise max_usage or min_strength, lower temperature, or give it more prior"
+                f"{name} is in {own} of {len(mixtures_NK)} proxies, and can have {limits_K[k]:.2g} at most: what it is "
+                "worth can hardly be told -> raise max_usage or min_strength, lower temperature, or raise its prior"
             )

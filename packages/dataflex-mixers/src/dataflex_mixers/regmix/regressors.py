@@ -2,7 +2,7 @@
 
 `lightgbm`   boosted trees with the settings of RegMix's authors: squared error, 1000 rounds at most, learning rate 0.01
 `linear`     y = a + sum_k b_k w_k, least squares; the paper's baseline
-`ridge`      y = a + sum_k b_k ln max(w_k, m), ridge regression; the penalty with the least leave-one-out error
+`ridge`      y = a + sum_k b_k ln(w_k + c), ridge regression; c and the penalty of the least leave-one-out error
 
 How many rounds the trees have is found by leaving out a fifth of the fitted mixtures at a time, and never by those that
 the quality is told by: the authors stop by the same mixtures that they report the correlation on.
@@ -11,6 +11,7 @@ the quality is told by: the authors stop by the same mixtures that they report t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ _TREES: dict[str, Any] = {
     "verbosity": -1,
 }
 _PENALTIES = np.logspace(-6, 3, 37)
+_OFFSETS = (1e-3, 1e-2, 3e-2, 0.1, 0.3)
+"""c of ``ridge``, beside the least weight that a proxy may have."""
 
 
 def fitted(name: str, mixtures_NK: Array, losses_N: Array, minimum: float) -> Predict:
@@ -47,7 +50,7 @@ def fitted(name: str, mixtures_NK: Array, losses_N: Array, minimum: float) -> Pr
         name: One of :data:`REGRESSORS`.
         mixtures_NK: (N, K).
         losses_N: (N,) finite.
-        minimum: m of ``ridge``, the weight that 0 counts as.
+        minimum: The least c of ``ridge``, what is added to a weight.
     """
     if name == LINEAR:
         return linear(mixtures_NK, losses_N)
@@ -63,28 +66,62 @@ def linear(mixtures_NK: Array, losses_N: Array) -> Predict:
 
 
 def ridge(mixtures_NK: Array, losses_N: Array, minimum: float) -> Predict:
-    """Returns a ridge regression on the logarithms of the weights, each scaled to variance 1."""
-    logs_NK = np.log(np.maximum(mixtures_NK, minimum))
-    mean_K, spread_K = logs_NK.mean(axis=0), logs_NK.std(axis=0)
-    spread_K = np.where(spread_K > 0, spread_K, 1.0)
-    X_NK, mean = (logs_NK - mean_K) / spread_K, losses_N.mean()
-    left_NR, sizes_R, right_RK = np.linalg.svd(X_NK, full_matrices=False)
-    errors = [_left_out_error(left_NR, sizes_R, losses_N - mean, penalty * len(losses_N)) for penalty in _PENALTIES]
-    penalty = float(_PENALTIES[int(np.argmin(errors))]) * len(losses_N)
-    shrunk_R = sizes_R / (sizes_R**2 + penalty)
-    slopes_K = right_RK.T @ (shrunk_R * (left_NR.T @ (losses_N - mean)))  # (X'X + penalty)^-1 X'y
-    return lambda new_NK: np.asarray(mean + (np.log(np.maximum(new_NK, minimum)) - mean_K) / spread_K @ slopes_K)
+    """Returns a ridge regression on ln(w + c), each scaled to variance 1.
 
-
-def _left_out_error(left_NR: Array, sizes_R: Array, centred_N: Array, penalty: float) -> float:
-    """Returns the mean squared error of each row by the fit to the others, without making these fits.
-
-    e_i / (1 - h_ii), h the diagonal of the smoother; 1 / N of it is the mean's.
+    c and the penalty are those with the least leave-one-out error. A small c makes a weight of 0 far worse than a few
+    per cent; a large one makes the plane of ``linear``.
     """
-    kept_R = sizes_R**2 / (sizes_R**2 + penalty)
-    residual_N = centred_N - left_NR @ (kept_R * (left_NR.T @ centred_N))
-    own_N = (left_NR**2 * kept_R).sum(axis=1) + 1 / len(centred_N)
-    return float(np.mean((residual_N / np.maximum(1 - own_N, 1e-12)) ** 2))
+    offsets = sorted({minimum, *(offset for offset in _OFFSETS if offset > minimum)})
+    errors = {
+        (offset, penalty): _Ridge.of(mixtures_NK, losses_N, offset).left_out_error(penalty)
+        for offset in offsets
+        for penalty in _PENALTIES
+    }
+    offset, penalty = min(errors, key=errors.__getitem__)
+    return _Ridge.of(mixtures_NK, losses_N, offset).fitted(penalty)
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """ln(w + c) of the fitted mixtures, taken apart: X = left sizes right."""
+
+    offset: float
+    mean_K: Array  # noqa: N815  # letters of dimensions
+    spread_K: Array  # noqa: N815
+    mean: float
+    centred_N: Array  # noqa: N815
+    left_NR: Array  # noqa: N815
+    sizes_R: Array  # noqa: N815
+    right_RK: Array  # noqa: N815
+
+    @classmethod
+    def of(cls, mixtures_NK: Array, losses_N: Array, offset: float) -> _Ridge:
+        logs_NK = np.log(mixtures_NK + offset)
+        mean_K, spread_K = logs_NK.mean(axis=0), logs_NK.std(axis=0)
+        spread_K = np.where(spread_K > 0, spread_K, 1.0)
+        left_NR, sizes_R, right_RK = np.linalg.svd((logs_NK - mean_K) / spread_K, full_matrices=False)
+        mean = float(losses_N.mean())
+        return cls(offset, mean_K, spread_K, mean, losses_N - mean, left_NR, sizes_R, right_RK)
+
+    def fitted(self, penalty: float) -> Predict:
+        shrunk_R = self.sizes_R / (self.sizes_R**2 + penalty * len(self.centred_N))
+        slopes_K = self.right_RK.T @ (shrunk_R * (self.left_NR.T @ self.centred_N))  # (X'X + penalty N)^-1 X'y
+
+        def predict(new_NK: Array) -> Array:
+            logs_NK = (np.log(new_NK + self.offset) - self.mean_K) / self.spread_K
+            return np.asarray(self.mean + logs_NK @ slopes_K)
+
+        return predict
+
+    def left_out_error(self, penalty: float) -> float:
+        """Returns the mean squared error of each row by the fit to the others, without making these fits.
+
+        e_i / (1 - h_ii), h the diagonal of the smoother; 1 / N of it is the mean's.
+        """
+        kept_R = self.sizes_R**2 / (self.sizes_R**2 + penalty * len(self.centred_N))
+        residual_N = self.centred_N - self.left_NR @ (kept_R * (self.left_NR.T @ self.centred_N))
+        own_N = (self.left_NR**2 * kept_R).sum(axis=1) + 1 / len(self.centred_N)
+        return float(np.mean((residual_N / np.maximum(1 - own_N, 1e-12)) ** 2))
 
 
 def trees(mixtures_NK: Array, losses_N: Array) -> Predict:
