@@ -122,10 +122,14 @@ class Setting:
     Attributes:
         data: The rows.
         steps: Optimizer steps of a run.
+        hidden: Width of the model.
+        layers: Its layers.
     """
 
     data: Domains
     steps: int
+    hidden: int = 96
+    layers: int = 2
 
 
 def run(method: Method, setting: Setting, folder: Path, seed: int) -> tuple[Outcome, Any]:
@@ -143,7 +147,7 @@ def run(method: Method, setting: Setting, folder: Path, seed: int) -> tuple[Outc
         objective_proportions=sizes if method.objective else None,
     )
     trainer = trainer_class(MixTrainer, Trainer)(
-        model=tiny_model(data.vocabulary, hidden=96, layers=2, seed=seed, kind="qwen2"),
+        model=tiny_model(data.vocabulary, hidden=setting.hidden, layers=setting.layers, seed=seed, kind="qwen2"),
         args=tiny_training_args(
             folder,
             max_steps=setting.steps,

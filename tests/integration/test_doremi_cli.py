@@ -200,6 +200,86 @@ def test_three_real_runs_end_with_a_model_on_the_mixture_that_was_found(file, tm
     assert final["init_mixture_proportions"] == list(weights["proportions"].values())
 
 
+class Rounds:
+    """Trains nothing: the proxy of each round finds the next of given weights."""
+
+    def __init__(self, *found: list[float], fails: str | None = None) -> None:
+        self.found, self.fails, self.seen = found, fails, []
+
+    def __call__(self, file: Path, *overrides: str) -> int:
+        step, folder = file.stem.partition("_")[2], Path(read(file)["output_dir"])
+        place = f"{folder.parent.name}/{step}"
+        self.seen.append(place)
+        if place == self.fails:
+            return 7
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trainer_state.json").write_text("{}")
+        if step == "proxy":
+            weights = self.found[int(folder.parent.name.removeprefix("round-")) - 1]
+            shares = dict(zip(("code", "docstrings", "prose"), weights, strict=True))
+            (folder / FILE).write_text(json.dumps({"proportions": shares}))
+        return 0
+
+
+FAR = [[0.5, 0.125, 0.375], [0.25, 0.25, 0.5], [0.2501, 0.2501, 0.4998]]
+
+
+def test_each_round_has_the_reference_that_the_round_before_found(file, tmp_path):
+    file.write_text(yaml.safe_dump(read(file) | {"rounds": 2}))
+    train = Rounds(*FAR)
+    assert run([str(file)], train) == 0
+    assert train.seen == ["round-1/reference", "round-1/proxy", "round-2/reference", "round-2/proxy", "out/final"]
+    out = tmp_path / "out"
+    first, second = (read(out / f"round-{number}" / "1_reference.yaml") for number in (1, 2))
+    assert first["mixture_sample_rule"] == "stratified"
+    assert (second["mixture_sample_rule"], second["init_mixture_proportions"]) == ("mixture", FAR[0])
+    assert (second["static_mix"], second["train_step"]) == (True, 2), "it is as small as the first reference"
+    params = read(out / "round-2" / "proxy_components.yaml")["mixers"]["doremi"]["params"]
+    assert params["reference_model"] == str(out / "round-2" / "reference")
+    assert read(out / "3_final.yaml")["init_mixture_proportions"] == FAR[1]
+
+
+def test_rounds_end_when_no_weight_moves_by_a_thousandth(file, tmp_path):
+    file.write_text(yaml.safe_dump(read(file) | {"rounds": 9}))
+    train = Rounds(*FAR)
+    assert run([str(file)], train) == 0
+    assert train.seen[-3:] == ["round-3/reference", "round-3/proxy", "out/final"]
+    assert read(tmp_path / "out" / "3_final.yaml")["init_mixture_proportions"] == FAR[2]
+
+
+def test_rounds_go_on_where_they_were_stopped(file, tmp_path):
+    file.write_text(yaml.safe_dump(read(file) | {"rounds": 2}))
+    broken = Rounds(*FAR, fails="round-2/proxy")
+    assert run([str(file)], broken) == 7
+    again = Rounds(*FAR)
+    assert run([str(file)], again) == 0
+    assert again.seen == ["round-2/proxy", "out/final"]
+    weights = tmp_path / "out" / "round-1" / "proxy" / FILE
+    weights.write_text(json.dumps({"proportions": {"code": 0.1, "docstrings": 0.1, "prose": 0.8}}))
+    with pytest.raises(
+        ConfigError, match=r"'reference' is finished in .*round-2.*not as 1_reference.yaml would have it"
+    ):
+        run([str(file)], again)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "step", "said"),
+    [
+        (2, "proxy", "proxy: found a step alone, and rounds: 2 -> leave the step out"),
+        (0, None, "rounds: found 0, allowed: a whole number from 1 to 100"),
+        (True, None, "rounds: found True, allowed: a whole number"),
+        ("2", None, "rounds: found '2', allowed: a whole number"),
+    ],
+)
+def test_rounds_that_cannot_be_run_are_refused(file, rounds, step, said):
+    file.write_text(yaml.safe_dump(read(file) | {"rounds": rounds}))
+    train = Rounds(*FAR)
+    with pytest.raises(ConfigError) as error:
+        run([str(file), *filter(None, [step])], train)
+    assert said in str(error.value)
+    assert train.seen == []
+
+
 def test_a_flag_alone_names_no_file():
     with pytest.raises(ConfigError, match="no file given -> dataflex-cli doremi FILE"):
         run(["--overwrite"])

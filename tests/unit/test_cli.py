@@ -289,6 +289,31 @@ def test_a_plugin_adds_a_command_but_cannot_take_a_name_of_ours(monkeypatch, cap
         plugins.plugin_manager.cache_clear()
 
 
+def test_validate_and_plan_leave_a_file_of_a_plugins_command_to_it(monkeypatch, capsys, tmp_path):
+    class Plugin:
+        @plugins.hookspecs.pluggy.HookimplMarker("dataflex")
+        def dataflex_cli_commands(self):
+            return {
+                "brew": Command(
+                    "brew tea", "dataflex-cli brew FILE", lambda argv: 1, owns=lambda content: "tea" in content,
+                    validate=lambda argv: print("checked", *argv[1:]) or 0, plan=lambda argv: print("planned") or 0,
+                )
+            }  # fmt: skip
+
+    (tmp_path / "tea.yaml").write_text("tea: green")
+    (tmp_path / "run.yaml").write_text("tea: green\ntrain_type: dynamic_select")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    plugins.plugin_manager.cache_clear()
+    try:
+        plugins.plugin_manager().register(Plugin())
+        assert main.run(["validate", str(tmp_path / "tea.yaml"), "a=1"]) == 0
+        assert main.run(["plan", str(tmp_path / "tea.yaml")]) == 0
+        assert capsys.readouterr().out == "checked a=1\nplanned\n"
+        assert main.run(["validate", str(tmp_path / "run.yaml")]) == 2, "a run has a train_type"
+    finally:
+        plugins.plugin_manager.cache_clear()
+
+
 SCHEDULES = [
     (
         {"warmup_step": 10, "update_step": 5, "update_times": 2},

@@ -24,7 +24,7 @@ from dataflex.discovery.installed import has_package
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 FILES = sorted(EXAMPLES.rglob("*.yaml"))
-PIPELINES = {"mix/doremi_three_runs.yaml"}  # three runs in one file, which `dataflex-cli doremi` reads
+PIPELINES = {"mix/doremi_three_runs.yaml", "mix/regmix.yaml"}  # several runs, read by `doremi` and `regmix`
 RUNS = [path for path in FILES if path.relative_to(EXAMPLES).as_posix() not in PIPELINES]
 COMPONENTS = [info for info in components() if info.name in registry.official(info.kind)]
 FOLDERS = {"selector": "select", "mixer": "mix", "order": "order", "weighter": "weigh"}
@@ -83,7 +83,7 @@ def test_there_is_one_file_for_each_component_and_none_for_what_is_not_there():
 def test_the_files_are_counted():
     folders = (*SHORT_FORMS, "combine", "stages", "static")
     by_folder = {folder: len(list((EXAMPLES / folder).glob("*.yaml"))) for folder in folders}
-    assert by_folder == {"select": 21, "mix": 10, "order": 9, "weigh": 9, "combine": 13, "stages": 12, "static": 5}
+    assert by_folder == {"select": 21, "mix": 11, "order": 9, "weigh": 9, "combine": 13, "stages": 12, "static": 5}
     assert sum(by_folder.values()) == len(FILES)
 
 
@@ -187,20 +187,29 @@ def test_doremis_three_runs_validate(place: Path, monkeypatch):
         check(config, EXAMPLES)
 
 
+def test_the_search_of_regmix_validates(place: Path, monkeypatch, capsys):
+    from dataflex_mixers.regmix.regmix_command import validate
+
+    monkeypatch.chdir(place)
+    assert validate([str(EXAMPLES / "mix/regmix.yaml")]) == 0
+    assert "64 proxies, 12 of them held out of the fit" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_each_file_begins_with_what_it_is_and_has_the_groups_of_llamafactory(path: Path):
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
     assert text.endswith("\n")
     groups = re.findall(r"^ *### (\w+)$", text, flags=re.MULTILINE)
-    expected = ["method", "dataset", "output", "train"] if name(path) in PIPELINES else GROUPS
+    expected = {"mix/doremi_three_runs.yaml": ["method", "dataset", "output", "train"], "mix/regmix.yaml": []}
+    expected = expected.get(name(path), GROUPS)
     assert groups == expected
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_the_commands_in_comments_name_files_that_are_there(path: Path):
     for words in commands(path):
-        assert words[0] in ("train", "score", "doremi")
+        assert words[0] in ("train", "score", "doremi", "regmix")
         assert (ROOT / words[1]).is_file()
         assert all("=" in word for word in words[2:])
 

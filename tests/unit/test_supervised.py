@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from dataflex.core.errors import ConfigError
-from dataflex.launch.supervised import stop_seconds, supervised
+from dataflex.launch.supervised import Programs, stop_seconds, supervised
 
 LATE = """
 import sys
@@ -185,3 +187,44 @@ def test_a_signal_to_a_program_at_its_end_keeps_the_next_one_from_starting(tmp_p
     (tmp_path / "late.py").write_text(LATE)
     ended = subprocess.run([sys.executable, "late.py", follows], cwd=tmp_path, capture_output=True, check=False)
     assert ended.returncode == code, ended.stderr
+
+
+WAITS = """
+import signal, sys, time
+from pathlib import Path
+def told(number, frame):
+    Path(sys.argv[1]).write_text(signal.Signals(number).name)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, told)
+Path(sys.argv[1]).touch()
+while True:
+    time.sleep(0.02)
+"""
+
+
+def test_a_signal_goes_on_to_every_program_that_runs_and_none_is_started_after_it(tmp_path):
+    marks = [tmp_path / name for name in "ab"]
+    programs = Programs()
+
+    def stop_once_all_run():
+        while not all(mark.exists() for mark in marks):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_once_all_run).start()
+    with programs.listening(), ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda mark: programs.run([sys.executable, "-c", WAITS, str(mark)]), marks))
+    assert codes == [143, 143]
+    assert [mark.read_text() for mark in marks] == ["SIGTERM", "SIGTERM"]
+    late = tmp_path / "late"
+    assert programs.run([sys.executable, "-c", WAITS, str(late)]) == 143
+    assert not late.exists()
+
+
+def test_programs_end_with_their_own_codes_where_no_signal_comes():
+    programs = Programs()
+    with programs.listening(), ThreadPoolExecutor(3) as pool:
+        ends = [f"raise SystemExit({code})" for code in (0, 7)] + ["import os; os.kill(os.getpid(), 9)"]
+        codes = list(pool.map(lambda text: programs.run([sys.executable, "-c", text]), ends))
+    assert codes == [0, 7, 137]
+    assert programs.number is None

@@ -105,7 +105,10 @@ def test_the_three_runs_of_doremi_are_as_quiet_as_the_command(argv, monkeypatch)
     seen = []
 
     class Pipeline:
-        names = ()
+        names, rounds = (), 1
+
+        def of_round(self, number):
+            return self
 
         def finished(self, step):
             return step != "final"
@@ -125,7 +128,7 @@ def test_a_step_of_doremi_hands_the_flag_to_its_process(quiet, monkeypatch, tmp_
     started = []
 
     class Pipeline:
-        names = ()
+        names, rounds, number = (), 1, 1
 
         def finished(self, step):
             return False

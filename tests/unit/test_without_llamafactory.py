@@ -29,7 +29,7 @@ dataset: rows
 dataset_dir: data
 template: qwen
 """
-THROUGH_LLAMAFACTORY = ["train", "score", "doremi"]
+THROUGH_LLAMAFACTORY = ["train", "score", "doremi", "regmix"]
 
 
 class Done(NamedTuple):

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from dataflex.cli.llamafactory_commands import NAMES as LLAMAFACTORY
 from dataflex.cli.llamafactory_commands import llamafactory_command, no_predict
+from dataflex.cli.plugin_commands import plugin_commands
 from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.core.hookspecs import Command
 
@@ -65,9 +66,4 @@ def _built_in(name: str) -> Command:
 
 
 def _from_plugins() -> dict[str, Command]:
-    from dataflex.discovery.plugins import call_hook  # here: reading the plugins' metadata is not needed to train
-
-    found: dict[str, Command] = {}
-    for commands in call_hook("dataflex_cli_commands"):
-        found |= {name: command for name, command in commands.items() if name not in BUILT_IN}
-    return dict(sorted(found.items()))
+    return {name: found for name, found in plugin_commands().items() if name not in BUILT_IN}

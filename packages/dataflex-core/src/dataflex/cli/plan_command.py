@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 
+from dataflex.cli.plugin_commands import command_of_file
 from dataflex.cli.run_file import checked_run
 from dataflex.core.errors import ConfigError
 from dataflex.discovery.plugins import load_plugin_files
@@ -27,6 +28,9 @@ _NUMBERS = {"--rows": 1.0, "--ranks": 1.0, "--tflops": 1e-6}
 
 def run(argv: Sequence[str]) -> int:
     """Prints the forecast. Returns the exit code."""
+    own = command_of_file(argv)
+    if own is not None and own.plan is not None:
+        return own.plan(argv)
     left, numbers = _options([argument for argument in argv if argument != _JSON])
     spec = checked_run(left, USAGE)
     load_plugin_files(spec.arguments.plugins)

@@ -1,6 +1,7 @@
 """``dataflex-cli validate``: everything that can be known about a run without loading a model, all problems at once.
 
-FILE is a YAML or JSON file, key=value overrides it; both as for train.
+FILE is a YAML or JSON file, key=value overrides it; both as for train. The file of a command that reads one of its
+own, such as those that plugins add, is checked as that command checks it.
 The exit code is 0 where nothing wrong was found, else 2; 1 where a plugin of the run ends the process when it is
 imported. Without LLaMA-Factory dataflex's keys and those of transformers are checked, and the others are named: then 0
 does not mean that the run can start, and the first line says so.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
+from dataflex.cli.plugin_commands import command_of_file
 from dataflex.cli.run_file import checked_run
 from dataflex.config.checks.parsed_config import names_in
 from dataflex.config.known_keys import handed_on, unchecked_keys, why_unchecked
@@ -28,6 +30,9 @@ USAGE = "dataflex-cli validate FILE [key=value ...]"
 
 def run(argv: Sequence[str]) -> int:
     """Prints what the run would be, or raises with everything that is wrong. Returns the exit code."""
+    own = command_of_file(argv)
+    if own is not None and own.validate is not None:
+        return own.validate(argv)
     spec = checked_run(argv, USAGE)
     sys.stdout.write(
         f"{without_flag(argv)[0]}{_verdict(spec)}\n"

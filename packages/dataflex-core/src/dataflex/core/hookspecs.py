@@ -36,12 +36,19 @@ class Command:
         run: Gets the arguments after the command's name, returns the exit code: 0, 1 for a run that failed, 2 for
             something that could not be started. It may call ``sys.exit`` in place of returning.
         details: What ``--help`` shows below the summary.
+        owns: Of a command that reads a file of its own: whether the content of a file is one for it, told by its keys.
+        validate: Gets the arguments after ``dataflex-cli validate``, where the file is one for this command; prints
+            what it would do, or raises with everything that is wrong. Trains nothing and imports no torch.
+        plan: The same for ``dataflex-cli plan``: prints what it will take.
     """
 
     summary: str
     usage: str
     run: Callable[[Sequence[str]], int]
     details: str = ""
+    owns: Callable[[Mapping[str, Any]], bool] | None = None
+    validate: Callable[[Sequence[str]], int] | None = None
+    plan: Callable[[Sequence[str]], int] | None = None
 
     def help(self) -> str:
         """Returns what ``--help`` shows."""

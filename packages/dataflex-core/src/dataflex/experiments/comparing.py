@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dataflex.core.errors import ConfigError
 from dataflex.experiments.arm_steps import LENGTHS, steps_in_words
@@ -14,11 +12,11 @@ from dataflex.experiments.equal_arms import longer
 from dataflex.experiments.equal_tokens import Measurements
 from dataflex.experiments.experiment_arms import Arm
 from dataflex.experiments.experiment_file import Experiment
+from dataflex.experiments.going_on import SIGNALS, going_on
 from dataflex.experiments.planned_runs import (
     ALL_RESULTS,
     FINISHED,
     NEW,
-    STOPPED,
     TRAINER_STATE,
     PlannedRun,
     planned,
@@ -27,9 +25,6 @@ from dataflex.experiments.planned_runs import (
 from dataflex.experiments.run_figures import RunFigures, figures, metrics_found
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import duration
-
-SIGNALS = (129, 130, 131, 143)
-"""Exit codes of a run that ended by a signal which this process got: SIGHUP, SIGINT, SIGQUIT, SIGTERM."""
 
 Train = Callable[[PlannedRun, Sequence[str], Mapping[str, str]], int]
 """Trains a run as its plan says, with overrides and more environment; returns the exit code."""
@@ -171,7 +166,7 @@ def _run(run: PlannedRun, ran: Ran, work: _Work) -> RunFigures | None:
         return ran.figures[key]
     state = run.state()
     if state != FINISHED:
-        overrides, how = _going_on(run, state)
+        overrides, how = going_on(run, state)
         work.begin(run, how)
         began = time.monotonic()
         code = work.train(run, overrides, run.write())
@@ -192,32 +187,3 @@ def _run(run: PlannedRun, ran: Ran, work: _Work) -> RunFigures | None:
     ran.figures[key] = found = figures(run)
     metrics_found(work.experiment.metrics, {f"{name}, seed {seed}": each for (name, seed), each in ran.figures.items()})
     return found
-
-
-def _going_on(run: PlannedRun, state: str) -> tuple[list[str], str]:
-    """Returns the overrides with which a run goes on or starts anew, and that in words."""
-    if state == NEW:
-        return [], ""
-    checkpoint = _checkpoint(run) if state == STOPPED else None
-    if checkpoint is None:
-        why = "it was stopped before a checkpoint" if state == STOPPED else "it was stopped while it was evaluated"
-        return ["overwrite_output_dir=true"], f", again from its first step, as {why}"
-    named = "true" if run.arm.spec.arguments.dynamic else json.dumps(str(checkpoint), ensure_ascii=False)
-    return [f"resume_from_checkpoint={named}"], f", from {checkpoint.name}"
-
-
-def _checkpoint(run: PlannedRun) -> Path | None:
-    """Returns the checkpoint that a run goes on from; of a static run, one that its trainer has written to the end."""
-    if run.arm.spec.arguments.dynamic:
-        from dataflex.run.newest import newest_of_run  # here: it imports torch, and most comparisons are not taken up
-
-        found = newest_of_run(run.folder)
-        return None if found is None else Path(found)
-    whole = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in run.folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdecimal()
-        and read_json(path / TRAINER_STATE).get("global_step") is not None
-        and (path / "optimizer.pt").exists()
-    ]
-    return max(whole)[1] if whole else None

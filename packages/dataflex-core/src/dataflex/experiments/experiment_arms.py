@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -58,7 +59,7 @@ def arms_of(experiment: Experiment) -> list[Arm]:
     Raises:
         InvalidConfigError: Everything that is wrong with the base, or with the arms, each with its name.
     """
-    with _each_once():
+    with each_warning_once():
         base = _base(experiment)
         own, problems = _own(experiment, base)
         if problems:
@@ -86,7 +87,7 @@ def checked(name: str, config: Mapping[str, Any], experiment: Experiment, **fact
 
 
 def _base(experiment: Experiment) -> Arm:
-    return checked("base", _absolute(experiment.config, experiment), experiment)
+    return checked("base", with_absolute_paths(experiment.config, experiment.base.parent), experiment)
 
 
 def _own(experiment: Experiment, base: Arm) -> tuple[list[Arm], list[Problem]]:
@@ -96,7 +97,7 @@ def _own(experiment: Experiment, base: Arm) -> tuple[list[Arm], list[Problem]]:
     for name, keys in experiment.arms.items():
         try:
             config = merged(experiment.config, keys, base.steps)
-            arms.append(checked(f"arms.{name}", _absolute(config, experiment), experiment))
+            arms.append(checked(f"arms.{name}", with_absolute_paths(config, experiment.base.parent), experiment))
         except InvalidConfigError as error:
             problems += error.problems
         except ConfigError as error:
@@ -137,9 +138,14 @@ def _in_a_line(value: Any) -> str:
     return yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True).strip()[1:-1]
 
 
-def _absolute(config: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """Returns a run whose file may lie anywhere: paths that are looked for beside the base's file made absolute."""
-    folder, found = experiment.base.parent, dict(config)
+def with_absolute_paths(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a run whose file may lie anywhere: paths that are looked for beside its file made absolute.
+
+    Args:
+        config: The run.
+        folder: The folder of its file.
+    """
+    found = dict(config)
     if isinstance(found.get("components_cfg_file"), str):
         found["components_cfg_file"] = str(find_path(found["components_cfg_file"], folder))
     if found.get("plugins"):
@@ -228,7 +234,7 @@ def _not_evaluated(experiment: Experiment, arms: list[Arm]) -> list[Problem]:
 
 
 @contextmanager
-def _each_once() -> Iterator[None]:
+def each_warning_once() -> Iterator[None]:
     """Lets a warning through once that the checks of several arms give."""
     heard: set[str] = set()
 

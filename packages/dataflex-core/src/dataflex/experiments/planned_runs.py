@@ -1,4 +1,4 @@
-"""The runs of a comparison on disk: one folder, one written plan and one log for each arm and seed.
+"""The runs of an experiment on disk: one folder, one written plan and one log for each arm and seed.
 
     OUT/ARM/seed-S.yaml     the plan: what dataflex-cli train was given
     OUT/ARM/seed-S.log      what it said, of all starts
@@ -28,7 +28,7 @@ from dataflex.experiments.experiment_arms import Arm
 from dataflex.experiments.experiment_file import Experiment
 from dataflex.utils.secret_values import masked, taken_out, without_secrets
 
-_MARK = "# Written by dataflex-cli compare, which knows the folder beside it by this file."
+_MARK = "# Written by dataflex-cli {}, which knows the folder beside it by this file."
 _COMPONENTS, _JOBS = "# components: ", "# jobs: "
 _NO_JOBS = "as the environment says"
 _TOKENS = "include_num_input_tokens_seen"
@@ -51,12 +51,14 @@ class PlannedRun:
         seed: The seed.
         folder: Its ``output_dir``, absolute.
         jobs: Its ranks under torchrun; None where the environment decides.
+        command: The command that it is a run of.
     """
 
     arm: Arm
     seed: int
     folder: Path
     jobs: int | None = None
+    command: str = "compare"
 
     @property
     def file(self) -> Path:
@@ -85,7 +87,8 @@ class PlannedRun:
         config, secrets = taken_out(self.config())
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(f"{_MARK}\n{_COMPONENTS}{_components(self.arm.spec)}\n{_JOBS}{self.jobs or _NO_JOBS}\n")
+            file.write(f"{_MARK.format(self.command)}\n{_COMPONENTS}{_components(self.arm.spec)}\n")
+            file.write(f"{_JOBS}{self.jobs or _NO_JOBS}\n")
             yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
         return secrets
 
@@ -101,8 +104,8 @@ class PlannedRun:
         if not self.file.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise ConfigError(
-                    f"{self.folder} holds something, and {self.file.name} beside it, by which a run of a comparison is "
-                    "known, is missing -> choose another output_dir, or move the folder away"
+                    f"{self.folder} holds something, and {self.file.name} beside it, by which a run of {self.command} "
+                    "is known, is missing -> choose another output_dir, or move the folder away"
                 )
             return []
         before, now = self._written(), masked(self.config())
@@ -132,7 +135,7 @@ class PlannedRun:
             raise ConfigError(
                 f"{self.folder} holds a run of another configuration:\n  - "
                 + "\n  - ".join(lines)
-                + "\n-> choose another output_dir for the comparison, restore the configuration, or move the folder "
+                + f"\n-> choose another output_dir for {self.command}, restore the configuration, or move the folder "
                 f"and {self.file.name} away"
             )
 
@@ -171,7 +174,7 @@ class PlannedRun:
         return ["train_"] + ["eval_"] * evaluates + ["predict_"] * (theirs.get("do_predict") is True)
 
     def _written(self) -> dict[str, Any]:
-        if not self.file.read_text(encoding="utf-8").startswith(_MARK):
+        if not self.file.read_text(encoding="utf-8").startswith(_MARK.format(self.command)):
             raise ConfigError(
                 f"{self.file} does not say that this command wrote it -> move it away, or choose another output_dir"
             )

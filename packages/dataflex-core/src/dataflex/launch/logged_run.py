@@ -10,12 +10,19 @@ from pathlib import Path
 import psutil
 
 from dataflex.core.errors import ConfigError
-from dataflex.launch.supervised import stop_seconds, supervised
+from dataflex.launch.supervised import Programs, stop_seconds, supervised
 from dataflex.launch.torchrun import followed
 from dataflex.utils.logging import logger
 
 
-def run_logged(argv: Sequence[str], file: Path, log: Path, heading: str, environ: Mapping[str, str]) -> int:
+def run_logged(
+    argv: Sequence[str],
+    file: Path,
+    log: Path,
+    heading: str,
+    environ: Mapping[str, str],
+    programs: Programs | None = None,
+) -> int:
     """Runs ``dataflex-cli train FILE ...`` and returns its exit code; 128 + N after a signal N to this process.
 
     Where the process that started it before was killed, that run may still be saving its checkpoint: it is waited for.
@@ -26,6 +33,7 @@ def run_logged(argv: Sequence[str], file: Path, log: Path, heading: str, environ
         log: Where what it says is added.
         heading: A line that begins what is added.
         environ: More environment.
+        programs: Where several run at a time, what they are run by.
 
     Raises:
         ConfigError: An earlier start of the run does not end.
@@ -35,6 +43,8 @@ def run_logged(argv: Sequence[str], file: Path, log: Path, heading: str, environ
         output.write(f"{heading}\n".encode())
         output.flush()
         command = [sys.executable, "-m", "dataflex", "train", str(file), *argv]
+        if programs is not None:
+            return programs.run(command, followed() | dict(environ), output)
         return supervised(command, followed() | dict(environ), output=output, more_follows=True)
 
 

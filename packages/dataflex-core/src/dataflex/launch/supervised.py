@@ -55,14 +55,78 @@ def supervised(
         ConfigError: ``DATAFLEX_STOP_SECONDS`` is no number of 0 or more.
     """
     group = _Group(to, stop_seconds(os.environ))
-    with group.listening():
-        # A session of its own: Ctrl-C in a terminal reaches this process alone, and once.
-        said: dict[str, Any] = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
-        group.start(subprocess.Popen(command, env=environ, start_new_session=True, **said))
+    with _listening(group.received):
+        group.start(_started(command, environ, output))
         code = group.wait()
     if group.number is not None and (code != 0 or more_follows):
         return 128 + group.number
     return code if code >= 0 else 128 - code
+
+
+class Programs:
+    """Several programs at a time, each waited for by a thread of its own; a signal to this process goes on to all.
+
+    Attributes:
+        number: The first signal that came; None before. After it, none is started any more.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._groups: list[_Group] = []
+        self._lock = threading.RLock()  # the handler of a signal may interrupt the thread that holds it
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Passes signals on meanwhile. For the main thread, which gets them."""
+        with _listening(self._received):
+            yield
+
+    def run(
+        self, command: Sequence[str], environ: Mapping[str, str] | None = None, output: IO[bytes] | None = None
+    ) -> int:
+        """Runs a program and returns its exit code; 128 + N after signal N to this process, as :func:`supervised`."""
+        group = _Group(pass_on, stop_seconds(os.environ))
+        with self._lock:
+            if self.number is not None:
+                return 128 + self.number
+            group.start(_started(command, environ, output))
+            self._groups.append(group)
+        code = group.wait()
+        with self._lock:
+            self._groups.remove(group)
+        if self.number is not None:
+            return 128 + self.number
+        return code if code >= 0 else 128 - code
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        with self._lock:
+            self.number = self.number or number
+            for group in self._groups:
+                group.received(number, frame)
+
+
+def _started(
+    command: Sequence[str], environ: Mapping[str, str] | None, output: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C in a terminal reaches this process alone, and once.
+    said: dict[str, Any] = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environ, start_new_session=True, **said)
+
+
+@contextmanager
+def _listening(received: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Has signals to this process handled meanwhile, but for those that it ignores."""
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        kept = {number: signal.getsignal(number) for number in _PASSED_ON}
+    kept = {number: handler for number, handler in kept.items() if handler not in (signal.SIG_IGN, None)}
+    for number in kept:
+        signal.signal(number, received)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def stop_seconds(environ: Mapping[str, str]) -> float:
@@ -91,20 +155,6 @@ class _Group:
         self._first = 0.0
         self.number: int | None = None  # the first signal that this process got
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        kept = {}
-        if threading.current_thread() is threading.main_thread():
-            kept = {number: signal.getsignal(number) for number in _PASSED_ON}
-        kept = {number: handler for number, handler in kept.items() if handler not in (signal.SIG_IGN, None)}
-        for number in kept:
-            signal.signal(number, self._received)
-        try:
-            yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
-
     def start(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
         if self.number is not None:  # it came before there was anybody to send it to
@@ -118,7 +168,8 @@ class _Group:
             _kill(process)
         return code
 
-    def _received(self, number: int, frame: FrameType | None) -> None:
+    def received(self, number: int, frame: FrameType | None) -> None:
+        """Sends a signal on; a second one kills."""
         now = time.monotonic()
         if self.number is None:
             self.number, self._first = number, now

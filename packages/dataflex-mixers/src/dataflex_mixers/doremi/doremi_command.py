@@ -26,6 +26,7 @@ from dataflex.utils.logging import log_to_stderr, logger
 from dataflex.utils.secret_values import masked, remember, taken_out, without_secrets
 
 from dataflex_mixers.doremi.handover import read_weights, reference_of
+from dataflex_mixers.doremi.rounds import run_rounds
 from dataflex_mixers.doremi.three_runs import STEPS, Pipeline, parse, read_yaml, write_yaml
 
 USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [--overwrite] [--quiet] [key=value ...]"
@@ -34,7 +35,9 @@ _THEIRS = "overwrite_output_dir"
 DETAILS = """\
 FILE has the sections common, reference, proxy and final, each with keys of a run; key=value overrides a key in all
 three. Without a step, all are run in their order: the reference model on the initial mixture, the proxy, whose
-weights are written to output_dir/proxy/doremi_weights.json, and the final model on the mixture of these weights. A
+weights are written to output_dir/proxy/doremi_weights.json, and the final model on the mixture of these weights. With
+rounds: N, reference and proxy are trained N times, each reference on the mixture of the round before, until no weight
+moves by 0.001 (output_dir/round-1, round-2, ...); the final model is trained once. A
 step that is finished is passed over, one that was stopped goes on from its last checkpoint. --overwrite trains the
 steps anew in place of both; overwrite_output_dir, which would do so at each start, is left out with a warning. Each
 step's file is left in output_dir and can be given to dataflex-cli train. --quiet is as for train."""
@@ -64,8 +67,16 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
     log_to_stderr(verbosity.own)
     wanted = [rest.pop(0)] if rest and rest[0] in STEPS else list(STEPS)
     pipeline = _read(Path(file), rest)
-    _require_same_proxy(pipeline, anew=overwrites and "proxy" in wanted)
+    if pipeline.rounds > 1 and len(wanted) == 1:
+        raise ConfigError(
+            f"{wanted[0]}: found a step alone, and rounds: {pipeline.rounds} -> leave the step out: what is finished "
+            "is passed over"
+        )
+    for number in range(1, pipeline.rounds + 1):
+        _require_same_proxy(pipeline.of_round(number), anew=overwrites and "proxy" in wanted)
     _check(pipeline, Path(file).absolute().parent)
+    if pipeline.rounds > 1:
+        return run_rounds(pipeline, lambda own, step: _step(own, step, train or _train, overwrites, QUIET in argv))
     for step in wanted:
         code = _step(pipeline, step, train or _train, overwrites, QUIET in argv)
         if code:
@@ -135,7 +146,8 @@ def _check(pipeline: Pipeline, folder: Path) -> None:
     Raises:
         InvalidConfigError: Every problem, with the step it belongs to.
     """
-    write_yaml(pipeline.components_file, masked(pipeline.components()))
+    for number in range(1, pipeline.rounds + 1):
+        write_yaml(pipeline.of_round(number).components_file, masked(pipeline.of_round(number).components()))
     problems: list[Problem] = []
     for step in STEPS:
         try:
@@ -155,7 +167,7 @@ def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool, quiet: 
         raise ConfigError(f"{pipeline.output_dir('proxy')} holds no finished proxy -> train it first")
     if step == "final" or (step == "proxy" and pipeline.finished("proxy") and not overwrites):
         _require_same_reference(pipeline)
-    weights = read_weights(pipeline.output_dir("proxy"), pipeline.names) if step == "final" else None
+    weights = _mixture(pipeline, step)
     config, file = pipeline.config(step, weights), pipeline.run_file(step)
     written, secrets = taken_out(config)
     if pipeline.finished(step) and not overwrites:
@@ -167,12 +179,22 @@ def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool, quiet: 
     write_yaml(file, written)
     if weights is not None:
         logger.info("doremi: the mixture is %s", dict(zip(pipeline.names, weights, strict=True)))
-    logger.info("doremi: step %d of %d, '%s': %s", STEPS.index(step) + 1, len(STEPS), step, file)
+    which = f", round {pipeline.number} of {pipeline.rounds}" if pipeline.rounds > 1 and step != "final" else ""
+    logger.info("doremi: step %d of %d, '%s'%s: %s", STEPS.index(step) + 1, len(STEPS), step, which, file)
     with _environment(secrets):  # the file leaves them out
         code = train(file, *([f"{_THEIRS}=true"] if overwrites else []), *([QUIET] if quiet else []))
     if code == 2 and not overwrites:
         logger.info("doremi: where the message says %s: true, give this command %s", _THEIRS, OVERWRITE)
     return code
+
+
+def _mixture(pipeline: Pipeline, step: str) -> list[float] | None:
+    """Returns the weights that a step is trained on: of its own round's proxy, or of that of the round before."""
+    if step == "final":
+        return read_weights(pipeline.output_dir("proxy"), pipeline.names)
+    if step == "reference" and pipeline.number > 1:
+        return read_weights(pipeline.of_round(pipeline.number - 1).output_dir("proxy"), pipeline.names)
+    return None
 
 
 @contextmanager

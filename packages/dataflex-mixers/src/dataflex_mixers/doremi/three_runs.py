@@ -4,6 +4,7 @@
     reference:   {model_name_or_path: small, train_step: 1000}                      # step 1
     proxy:       {model_name_or_path: small, train_step: 1000, params: {eta: 1.0}}  # step 2
     final:       {model_name_or_path: large, train_step: 10000}                     # step 3
+    rounds:      1                                  # steps 1 and 2 so many times, each on the mixture of the one before
 
 Each section overrides ``common``. What makes it a step of DoReMi is added here: a static mixture for the reference, the
 doremi mixer with that reference for the proxy, and a static mixture with the proxy's averaged weights for the final
@@ -13,7 +14,7 @@ model. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dataflex.core.kinds import MIXER
 STEPS = ("reference", "proxy", "final")
 COMMON = "common"
 PARAMS = "params"
+ROUNDS, MOST_ROUNDS = "rounds", 100
 _MARK = "# Written by dataflex-cli doremi, which writes it again."
 FINISHED = "trainer_state.json"  # what the trainer writes into output_dir last
 _GIVEN = {
@@ -45,16 +47,29 @@ class Pipeline:
         params: Parameters of the doremi mixer.
         folder: ``output_dir``; each step has a folder of its own in it.
         names: The sources.
+        rounds: How often a reference and a proxy are trained, at most.
+        number: The round, from 1 on.
     """
 
     sections: Mapping[str, Mapping[str, Any]]
     params: Mapping[str, Any]
     folder: Path
     names: tuple[str, ...]
+    rounds: int = 1
+    number: int = 1
+
+    @property
+    def own_folder(self) -> Path:
+        """The folder of the round; the pipeline's where there is one."""
+        return self.folder / f"round-{self.number}" if self.rounds > 1 else self.folder
+
+    def of_round(self, number: int) -> Pipeline:
+        """Returns the pipeline of another round."""
+        return replace(self, number=number)
 
     def output_dir(self, step: str) -> Path:
-        """Returns the folder of a step."""
-        return self.folder / step
+        """Returns the folder of a step; the final model has one for all rounds."""
+        return (self.folder if step == "final" else self.own_folder) / step
 
     def finished(self, step: str) -> bool:
         """Returns whether a step's training has ended."""
@@ -65,11 +80,12 @@ class Pipeline:
 
         Args:
             step: One of :data:`STEPS`.
-            weights: The mixture of the final model; None stands for equal shares, to check the rest.
+            weights: The mixture of the final model, and of a reference after the first round; None stands for equal
+                shares, to check the rest.
         """
         keys: dict[str, Any] = {"mixture_unit": "tokens"} | dict(self.sections[step])
         keys |= {"train_type": "dynamic_mix", "output_dir": str(self.output_dir(step))}
-        if step == "reference":
+        if step == "reference" and self.number == 1:
             return {"mixture_sample_rule": "stratified"} | keys | {"static_mix": True}
         if step == "proxy":
             files = {"component_name": "doremi", "components_cfg_file": str(self.components_file)}
@@ -80,7 +96,7 @@ class Pipeline:
     @property
     def components_file(self) -> Path:
         """The file with the proxy's parameters."""
-        return self.folder / "proxy_components.yaml"
+        return self.own_folder / "proxy_components.yaml"
 
     def components(self) -> dict[str, Any]:
         """Returns what stands in it."""
@@ -90,7 +106,7 @@ class Pipeline:
 
     def run_file(self, step: str) -> Path:
         """Returns the YAML of a step, which ``dataflex-cli train`` takes as well."""
-        return self.folder / f"{STEPS.index(step) + 1}_{step}.yaml"
+        return self.output_dir(step).with_name(f"{STEPS.index(step) + 1}_{step}.yaml")
 
 
 def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
@@ -103,11 +119,16 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
     Raises:
         InvalidConfigError: Everything that is wrong with the sections; the keys inside are checked as each run's.
     """
+    allowed = (COMMON, *STEPS, ROUNDS)
     problems = [
-        Problem(str(key), f"no such section; allowed: {listed((COMMON, *STEPS))}", nearest(str(key), (COMMON, *STEPS)))
+        Problem(str(key), f"no such section; allowed: {listed(allowed)}", nearest(str(key), allowed))
         for key in content
-        if key not in (COMMON, *STEPS)
+        if key not in allowed
     ]
+    rounds = content.get(ROUNDS, 1)
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 1 <= rounds <= MOST_ROUNDS:
+        what = f"found {rounds!r:.80}, allowed: a whole number from 1 to {MOST_ROUNDS}"
+        problems.append(Problem(ROUNDS, what, "leave it out for one round"))
     for name in (COMMON, *STEPS):
         if not isinstance(content.get(name) or {}, Mapping):
             problems.append(Problem(name, f"found {content[name]!r}, allowed: keys of a run"))
@@ -142,7 +163,7 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
         problems.append(Problem("reference: finetuning_type", what, "set finetuning_type: full"))
     if problems:
         raise InvalidConfigError(problems)
-    return Pipeline(sections, params, Path(str(folder)).absolute(), names)
+    return Pipeline(sections, params, Path(str(folder)).absolute(), names, rounds)
 
 
 def read_yaml(path: Path) -> Any:
