@@ -54,6 +54,7 @@ class ToTarget(Selector):
     """
 
     asks = "hidden states if embedding=model"
+    reads_tokens = True
 
     def __init__(
         self,
