@@ -109,5 +109,5 @@ def spreads(found: RowRewards) -> NDArray[np.float64]:
     square_S = np.divide(found.squares, found.counts, out=np.full(len(found.sums), np.nan), where=found.counts > 0)
     variance_S = square_S - mean_S**2
     # Of equal rewards the difference is rounding, which grows with their size: it must be 0, and not its square root.
-    variance_S = np.where(variance_S <= 1e-12 * square_S, 0.0, variance_S)
+    variance_S = np.where(variance_S <= 1e-14 * square_S, 0.0, variance_S)
     return np.asarray(np.sqrt(variance_S))

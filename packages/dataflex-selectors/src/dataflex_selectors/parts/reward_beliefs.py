@@ -56,7 +56,7 @@ def evidence(sums_N: Numbers, squares_N: Numbers, counts_N: Numbers, binary: boo
         return Evidence(True, sums_N, np.maximum(counts_N - sums_N, 0.0), there)
     mean_square_N = np.divide(sums_N**2, counts_N, out=np.zeros(len(sums_N)), where=there)
     about_mean_N = squares_N - mean_square_N
-    about_mean_N = np.where(about_mean_N <= 1e-12 * squares_N, 0.0, about_mean_N)  # equal rewards: rounding, not spread
+    about_mean_N = np.where(about_mean_N <= 1e-14 * squares_N, 0.0, about_mean_N)  # equal rewards: rounding, not spread
     return Evidence(False, about_mean_N, np.maximum(counts_N - 1, 0.0), there)
 
 
