@@ -4,7 +4,7 @@
 
 GRPO over a Llama of random weights that answers with one token. 30 % of the prompts are impossible (reward 0 whatever
 is answered), 30 % trivial (1 whatever), and 40 % learnable: of four kinds, told by a word, each of which is answered
-rightly by a quarter of the vocabulary, another one for each kind. Both arms sample the same number of answers in each step, as
+rightly by a quarter of the vocabulary, another one for each kind. Each arm samples as many answers in a step:
 reward_spread samples none of its own. Measured, on learnable prompts that are never trained on: the probability of a
 right answer, which is computed and not sampled. Printed: that at some steps, mean and deviation over the seeds; the
 answers after which random prompts' last value is reached; the share of prompts whose answers all had one reward; and
@@ -103,7 +103,7 @@ def run(axes: dict[str, Any] | None, steps: int, every: int, count: int, seed: i
     settings: dict[str, Any] = {
         "output_dir": folder, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "bf16": False,
         "per_device_train_batch_size": PROMPTS * ANSWERS, "num_generations": ANSWERS, "max_completion_length": 1,
-        "max_steps": steps, "logging_steps": every, "learning_rate": 3e-3, "lr_scheduler_type": "constant", "beta": 0.0,
+        "max_steps": steps, "logging_steps": every, "learning_rate": 5e-3, "lr_scheduler_type": "constant", "beta": 0.0,
         "use_cpu": not torch.cuda.is_available(), "seed": seed, "data_seed": seed,
     }  # fmt: skip
     tokenizer = tiny_tokenizer()

@@ -294,7 +294,7 @@ def test_rows_of_steps_are_what_a_count_of_micro_batches_finds(rows, every, accu
 def test_an_update_inside_of_a_generation_is_refused_with_the_numbers(tmp_path):
     with pytest.raises(ConfigError) as refused:
         online_trainer(
-            "grpo", tmp_path, prompts(16), {"selector": "random", "warmup_step": 1, "update_step": 3, "update_times": 2},
+            "grpo", tmp_path, prompts(16), {"selector": "random", **STEPS, "warmup_step": 1, "update_step": 3},
             steps_per_generation=4,
         )  # fmt: skip
     said = str(refused.value)

@@ -247,7 +247,9 @@ def test_every_wrong_parameter_is_named_in_one_message():
     wrong = {"target": 0, "explore": "greedy", "max_age": 0, "prior": 0, "decay": 2, "neighbours": -1, "dim": 0}
     with pytest.raises(ConfigError) as refused:
         made(**wrong)
-    assert all(f"{key}: found" in str(refused.value) for key in wrong)
+    assert all(
+        f"{key} of the reward_spread selector: found {value!r}," in str(refused.value) for key, value in wrong.items()
+    )
 
 
 def test_one_prompt_is_enough():
