@@ -1,4 +1,4 @@
-"""Planned prompts on two ranks: both keep the same rewards, as one rank does, and a resumed run ends as the whole one."""
+"""Planned prompts on two ranks: both keep the rewards that one rank keeps, and a resumed run ends as the whole one."""
 
 from __future__ import annotations
 
