@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from dataflex.api.dynamic_call import dynamic
 from dataflex.api.keywords import allowed
 from dataflex.testing.devices import device
 from dataflex.testing.tiny_models import tiny_model, tiny_tokenizer
+from dataflex.upstream.trl_packages import trl_with_absent_packages
 
 ANSWERS = 2
 """Answers to a prompt."""
@@ -43,7 +43,7 @@ def small_online_trainer(
     Raises:
         ConfigError: What ``dynamic`` or the trainer refuses.
     """
-    trl: Any = importlib.import_module("trl")  # no dependency of the kit
+    trl = trl_with_absent_packages()  # here, as it is no dependency of the kit
 
     tokenizer = tiny_tokenizer()
     made = tiny_model(len(tokenizer), layers=1) if model is None else model
