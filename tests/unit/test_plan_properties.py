@@ -14,6 +14,7 @@ from dataflex.core.component import seeded
 from dataflex.core.schedule import Schedule, Steps
 from dataflex.planning.loader import PlannedLoader
 from dataflex.planning.mixture import MixtureManager
+from dataflex.planning.step_rows import StepRows
 from dataflex.run.state import load_state, save_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +66,8 @@ def stream(schedule: Schedule, shape: Shape, rank: int, start: int = 0) -> list[
         asked.append(segment.start)
         return planned(segment, shape)
 
-    def batches(rows):
+    def batches(rows, served):
+        assert served == 0
         sampler = BatchSampler(SequentialSampler(rows), shape.per_device, drop_last=False)
         shard = BatchSamplerShard(sampler, shape.world, rank, split_batches=False, even_batches=True)
         return DataLoader(rows, batch_sampler=shard, collate_fn=lambda rows: [int(row) for row in rows])
@@ -74,7 +76,7 @@ def stream(schedule: Schedule, shape: Shape, rank: int, start: int = 0) -> list[
         schedule=schedule,
         dataset=None,
         accumulation=shape.accumulation,
-        global_batch_size=shape.global_batch_size,
+        step_rows=StepRows(shape.global_batch_size, shape.accumulation, shape.accumulation),
         position=lambda: start,
         plan=plan,
         batches=batches,

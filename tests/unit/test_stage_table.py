@@ -32,7 +32,7 @@ def test_what_is_asked_for_depends_on_the_parameters(asks, found):
 @pytest.mark.parametrize(
     ("asks", "said"),
     [
-        ("gradient", "asks: found 'gradient', allowed: gates, generated answers, gradients, "),
+        ("gradient", "asks: found 'gradient', allowed: counts of tokens, gates, generated answers, gradients, "),
         ("Gradients", "asks: found 'Gradients', allowed: "),
         ("gradients when folder", "asks: found 'gradients when folder', allowed: "),
         ("gradients if folders", "asks: found 'gradients if folders', allowed behind 'if': embedding, folder, reject"),

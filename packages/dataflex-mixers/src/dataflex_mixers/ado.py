@@ -88,6 +88,7 @@ class AdoMixer(Mixer):
     """
 
     draws = False
+    asks = "loss curves"
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class ScheduleMixer(Mixer):
     """
 
     draws = False
+    asks = "counts of tokens if by=tokens"
 
     def __init__(
         self,

@@ -117,6 +117,8 @@ class DsirSelector(Selector):
             has no tokenizer; the message holds everything that is wrong.
     """
 
+    reads_tokens = True
+
     def __init__(
         self,
         *,

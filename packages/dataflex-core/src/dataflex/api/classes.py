@@ -11,6 +11,7 @@ from dataflex.api.keywords import Keywords
 from dataflex.api.run import CheckedRun, checked_run
 from dataflex.api.run_report import Reported
 from dataflex.trainer import BY_TRAIN_TYPE, DynamicTrainer
+from dataflex.upstream.online_trainers import online_stage, require_known
 from dataflex.upstream.stage_loss import stage_name
 
 
@@ -34,11 +35,13 @@ def dynamic_class(base: type[Any], run: CheckedRun) -> type[Any]:
         base: ``transformers.Trainer`` or a subclass.
         run: What it is to train with.
     """
-    mixin = BY_TRAIN_TYPE[run.spec.arguments.train_type]
+    mixin, online = BY_TRAIN_TYPE[run.spec.arguments.train_type], online_stage(base)
+    if online is not None:
+        require_known(base)
 
     def __init__(self: DynamicTrainer, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # of the class below
         kwargs = self.named(args, kwargs)
-        require_fitting(run, kwargs, stage_name(base))
+        require_fitting(run, kwargs, online or stage_name(base))
         super(made, self).__init__(dataflex=run.spec, **kwargs)
 
     body = {

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from datasets import IterableDataset
+
 from dataflex.api.run import CheckedRun
 from dataflex.config.checks.known_component import no_held_out, no_target
-from dataflex.config.checks.stage_table import unfit_parts
+from dataflex.config.checks.stage_table import PROMPTS, unfit_parts
 from dataflex.config.component_choice import SHORT_FORM
 from dataflex.config.component_parameters import range_problems
 from dataflex.core.errors import InvalidConfigError, Problem
 from dataflex.objective.fused_head import require_weighable
 from dataflex.planning.run_schedule import require_steps
 from dataflex.trainer.engine import require_loader
+from dataflex.trainer.rollouts import boundary_problems
+from dataflex.upstream.online_trainers import Generation
 from dataflex.utils.logging import logger
 
 _GIVE_TARGET = "give eval_dataset, or target_dataset where they are other rows than those to evaluate on"
@@ -39,8 +43,9 @@ def require_fitting(run: CheckedRun, given: Mapping[str, Any], stage: str | None
     problems = [*no_target(infos, target is not None, _GIVE_TARGET)]
     problems += no_held_out(infos, held_out, _GIVE_HELD_OUT)
     problems += _sources(run, given.get("train_dataset"))
-    if stage is not None:
-        problems += unfit_parts(stage, run.known)
+    problems += unfit_parts(stage or "sft", run.known)
+    if stage in PROMPTS:
+        problems += _prompts(run, given)
     if problems:
         raise InvalidConfigError(problems)
     args, weighs = given.get("args"), run.spec.weighs
@@ -53,6 +58,20 @@ def require_fitting(run: CheckedRun, given: Mapping[str, Any], stage: str | None
         require_loader(args, run.spec.arguments.train_type, run.spec.plans)
         require_steps(run.spec, args)
         _tell_of_epochs(run, args)
+
+
+def _prompts(run: CheckedRun, given: Mapping[str, Any]) -> list[Problem]:
+    """Returns what is wrong with a run that plans the prompts of a trainer that samples answers."""
+    args, rows = given.get("args"), given.get("train_dataset")
+    parts = list(rows.values()) if isinstance(rows, Mapping) else [rows]
+    if any(isinstance(part, IterableDataset) for part in parts):
+        what = "is a stream, whose prompts cannot be told apart by a number"
+        return [Problem("train_dataset", what, "give a datasets.Dataset, or train without dynamic()")]
+    if args is None or not run.spec.plans:
+        return []
+    steps = run.spec.steps(args.max_steps, float(args.num_train_epochs))
+    updates = 0 if not steps.decides else steps.update_times if steps.update_times in (0, 1) else 2
+    return boundary_problems(Generation.of(args), steps.warmup_step, steps.update_step, updates)
 
 
 def _sources(run: CheckedRun, dataset: Any) -> list[Problem]:

@@ -25,7 +25,7 @@ from dataflex.utils.secret_values import masked
 
 COMPONENT, PARAMS, EVERY, FROM, KEEP, BY, OVER = "component", "params", "every", "from", "keep", "by", "over"
 FILE, COLUMN = "file:", "column:"
-BY_NAMES = ("loss", "length", "selector", "seen")
+BY_NAMES = ("loss", "length", "selector", "seen", "reward", "reward:spread")
 SEEN = "seen:"
 BY_ALLOWED = f"{' | '.join(BY_NAMES)} | {SEEN}STEPS | {COLUMN}NAME | {FILE}PATH"
 OVER_NAMES = ("run", "stretch")

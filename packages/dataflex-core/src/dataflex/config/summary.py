@@ -50,7 +50,8 @@ def _scores(order: Part) -> str:
         return f" by the file {PurePath(by.removeprefix(FILE)).name}{over}"
     steps = by.removeprefix(SEEN) if by.startswith(SEEN) else ""
     seen = f"the losses seen in the last {steps} steps" if steps else "the losses seen in training"
-    named = {"selector": "the selector's scores", "seen": seen, f"{SEEN}{steps}": seen}.get(by, by)
+    known = {"selector": "the selector's scores", "reward": "the rewards", "reward:spread": "the spread of rewards"}
+    named = {**known, "seen": seen, f"{SEEN}{steps}": seen}.get(by, by)
     return f" by {f'the column {by.removeprefix(COLUMN)}' if by.startswith(COLUMN) else named}{over}"
 
 

@@ -41,10 +41,14 @@ class Component:
             collator that flattens rows into one, or makes pairs, is then refused before training.
         asks: What it computes of rows besides their loss, as ``WHAT``, ``WHAT if PARAMETER`` or ``WHAT if
             PARAMETER=VALUE``, where WHAT is one of ``gradients``, ``hidden states``, ``losses of tokens``, ``generated
-            answers``, ``losses under another model``, ``gates`` and ``losses of a step``. Stages whose rows are no
+            answers``, ``losses under another model``, ``gates``, ``losses of a step``, ``loss curves`` and ``counts of
+            tokens`` (of a mixer that observes these: rewards in their place would not do). Stages whose rows are no
             texts then refuse it before anything is loaded. Empty for nothing.
+        reads_tokens: Whether it looks at the tokens of rows itself. Stages whose rows are prompts then refuse it.
         takes_seen: Whether it asks ``context.scores`` for losses that training has seen. They are kept, in memory and
             in checkpoints (8 bytes per row), where a component of the run says so.
+        takes_rewards: Whether it needs the rewards of prompts, ``context.scores.rewards()``, which only trainers that
+            sample answers have (TRL's GRPO and RLOO). Any other trainer then refuses it before anything is loaded.
     """
 
     draws: ClassVar[bool] = True
@@ -54,7 +58,9 @@ class Component:
     left_out: int = 0
     reads_batches: bool = False
     takes_seen: bool = False
+    takes_rewards: ClassVar[bool] = False
     asks: ClassVar[str] = ""
+    reads_tokens: ClassVar[bool] = False
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:
         """Sets the name, the seed and the run's folder. Called once by the trainer, after the constructor.

@@ -31,6 +31,25 @@ class PassOptions:
     owner: str = ""
 
 
+@dataclass(frozen=True)
+class RowRewards:
+    """What is known of the rewards of rows that are prompts, summed over all answers that training has sampled.
+
+    Attributes:
+        sums: (S,) float64 sum of the rewards.
+        squares: (S,) float64 sum of their squares.
+        counts: (S,) int64 how many there are; 0 where none was sampled.
+        ages: (S,) int64 optimizer steps since the last of them, at least 1; -1 for never.
+        binary: Whether every reward of the run so far is 0 or 1.
+    """
+
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    ages: NDArray[np.int64]
+    binary: bool
+
+
 class RowScores(Protocol):
     """Scores of rows that several components want at one update, each computed once.
 
@@ -58,7 +77,8 @@ class RowScores(Protocol):
         """Returns the scores of rows: (S,) float64, NaN for a row without one. See docs/scores.md for the names.
 
         Args:
-            name: ``loss``, ``length``, ``seen``, ``seen:STEPS``, ``column:NAME`` or ``file:PATH``.
+            name: ``loss``, ``length``, ``seen``, ``seen:STEPS``, ``column:NAME`` or ``file:PATH``; where rows are
+                prompts, ``reward``, ``reward:spread``, ``column:NAME`` or ``file:PATH``.
             rows_S: (S,) row numbers of the component's dataset; None for all of its rows.
             max_age: Of ``loss``: a loss that training saw at most so many optimizer steps ago is taken as it is, and
                 the others are computed; 0 computes all, :data:`SEEN_ONLY` computes none.
@@ -67,6 +87,13 @@ class RowScores(Protocol):
 
     def within(self, rows_S: NDArray[np.int64]) -> RowScores:
         """Returns these scores for a component that is made on some rows: its row ``i`` is ``rows_S[i]`` here."""
+
+    def rewards(self, rows_S: NDArray[np.int64] | None = None) -> RowRewards:
+        """Returns the rewards of the answers that training has sampled for rows, which are prompts: (S,) each.
+
+        Args:
+            rows_S: (S,) row numbers of the component's dataset; None for all of its rows.
+        """
 
     def ages(self, rows_S: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Returns how many optimizer steps ago training saw the loss of each row: (S,), at least 1; -1 for never."""

@@ -12,6 +12,10 @@ SEEN = "seen"
 LENGTH = "length"
 COLUMN = "column"
 FILE = "file"
+REWARD = "reward"
+"""Mean of the rewards of a prompt's sampled answers."""
+SPREAD = f"{REWARD}:spread"
+"""Their standard deviation."""
 SELECTOR = "selector"
 """Of an order alone: what the run's own selector gave."""
 STATIC = (LENGTH, COLUMN, FILE)
@@ -53,14 +57,16 @@ def score_name(key: str, found: Any, *others: str) -> Problem | None:
         *others: More names that are allowed here.
     """
     shown = [*others, *(kind if what is None else f"{kind}:{what}" for kind, what in _ARGUMENTS.items())]
-    allowed = f"found {found!r}, allowed: {', '.join([*shown, SEEN])}"
+    allowed = f"found {found!r}, allowed: {', '.join([*shown, SEEN, REWARD, SPREAD])}"
     if not isinstance(found, str):
         return Problem(key, allowed)
     if found in others:
         return None
     name = ScoreName.of(found)
+    if name.kind == REWARD:
+        return None if found in (REWARD, SPREAD) else Problem(key, allowed, f"write {REWARD} or {SPREAD}")
     if name.kind not in _ARGUMENTS:
-        return Problem(key, allowed, nearest(name.kind, [*others, *_ARGUMENTS]) or "use one of these")
+        return Problem(key, allowed, nearest(name.kind, [*others, *_ARGUMENTS, REWARD]) or "use one of these")
     what = _ARGUMENTS[name.kind]
     if what is None and ":" in found:
         return Problem(key, allowed, f"write {name.kind}")

@@ -124,6 +124,11 @@ class Mixer(Component, ABC):
             losses_K: (K,) float64, mean token loss of each source under the weights before the step; NaN for a source
                 that had no token in it.
             tokens_K: (K,) int64, how many tokens with a label that is predicted each source had.
+
+        Where rows are prompts, whose answers training samples (TRL's GRPO and RLOO), it receives in their place the
+        mean over the source's prompts of the standard deviation of their answers' rewards, and the number of its
+        answers; NaN and 0 for a source that had none in the step. A mixer for which that would not do says so in
+        ``asks``.
         """
 
     def token_values(self, inputs: Mapping[str, Any], losses_BT: torch.Tensor) -> torch.Tensor:

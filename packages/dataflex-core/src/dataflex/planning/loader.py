@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.schedule import Schedule, Segment
+from dataflex.planning.step_rows import StepRows
 
 
 class PlannedLoader:
@@ -25,10 +26,11 @@ class PlannedLoader:
         schedule: When segments begin and end.
         dataset: The train dataset; for its length alone.
         accumulation: Batches per optimizer step on this rank.
-        global_batch_size: Rows per optimizer step over all ranks.
+        step_rows: How many rows optimizer steps take, over all ranks.
         position: Returns the global steps done. A resumed run starts there, however large the dataset is.
         plan: Returns all rows of a segment, the same on every rank.
-        batches: Makes this rank's batches from the rows that are left of a segment.
+        batches: Makes this rank's batches from the rows that are left of a segment, without the first few micro-batches
+            where these have been trained on.
         segment_at: Returns the segment that holds the step after so many steps; None asks the schedule.
     """
 
@@ -38,16 +40,16 @@ class PlannedLoader:
         schedule: Schedule,
         dataset: Any,
         accumulation: int,
-        global_batch_size: int,
+        step_rows: StepRows,
         position: Callable[[], int],
         plan: Callable[[Segment], NDArray[np.int64]],
-        batches: Callable[[NDArray[np.int64]], Iterable[Any]],
+        batches: Callable[[NDArray[np.int64], int], Iterable[Any]],
         segment_at: Callable[[int], Segment] | None = None,
     ) -> None:
         self.schedule = schedule
         self.dataset = dataset
         self._accumulation = accumulation
-        self._global_batch_size = global_batch_size
+        self._step_rows = step_rows
         self._position = position
         self._plan = plan
         self._batches = batches
@@ -67,5 +69,6 @@ class PlannedLoader:
         while step < self.schedule.total:
             segment = self._segment_at(step)
             rows = self._plan(segment)
-            yield from self._batches(rows[(step - segment.start) * self._global_batch_size :])
+            done, served = self._step_rows.done(step - segment.start)
+            yield from self._batches(rows[done:], served)
             step = segment.stop

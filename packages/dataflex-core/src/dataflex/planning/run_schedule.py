@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.checks.enough_rows import Asked, too_few_kept, too_few_rows
+from dataflex.config.checks.enough_rows import Asked, rows_kept, too_few_kept, too_few_rows
 from dataflex.config.checks.stage_table import rows_meet
 from dataflex.config.checks.steps import never_there, step_problems, total_key, two_totals
 from dataflex.config.checks.streaming import EPOCH_KEYS, no_end, no_epoch, no_streams
@@ -18,6 +18,7 @@ from dataflex.config.spec import Part, RunSpec, places
 from dataflex.core.errors import ConfigError, Problem, blaming, refuse
 from dataflex.core.schedule import Schedule, Steps
 from dataflex.discovery.component_classes import find
+from dataflex.planning.step_rows import StepRows
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 
@@ -30,8 +31,19 @@ def global_batch_size(args: TrainingArguments) -> int:
     return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
-def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedule:
+def rows_of_steps(args: TrainingArguments) -> StepRows:
+    """Returns how many rows optimizer steps take where each takes a batch."""
+    return StepRows(global_batch_size(args), args.gradient_accumulation_steps, args.gradient_accumulation_steps)
+
+
+def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any, prompts: StepRows | None = None) -> Schedule:
     """Returns the schedule of a run over a train dataset.
+
+    Args:
+        spec: The run.
+        args: Its training arguments.
+        dataset: The train dataset.
+        prompts: How many rows optimizer steps take where these are prompts; None where each step takes a batch.
 
     Raises:
         ConfigError: The numbers of steps contradict each other; a selector without replacement would be asked for more
@@ -44,14 +56,18 @@ def run_schedule(spec: RunSpec, args: TrainingArguments, dataset: Any) -> Schedu
         refuse([*no_end(steps), *no_epoch({key: getattr(args, key) for key in EPOCH_KEYS})])
         schedule = steps.plan(steps.total_over(0))  # the run is the one epoch that is known
     else:
-        schedule = steps.plan(_steps_per_pass(rows, args, spec.plans))
+        per_pass = _steps_per_pass(rows, args, spec.plans) if prompts is None else _generations(rows, prompts)
+        schedule = steps.plan(per_pass)
     pieces = spec.plans and spec.selector is None and (spec.order is None or spec.order.over == "run")
     if pieces:  # what begins with no update may be planned in pieces; a selector is asked for its warm-up once
-        schedule = replace(schedule, longest=max(1, PIECE // batch))
+        whole = 1 if prompts is None else prompts.unit
+        schedule = replace(schedule, longest=max(1, PIECE // batch // whole) * whole)
     if spec.parts:
         refuse(never_there(places(spec), spec.axes, replace(steps, train_step=schedule.total)))
-    if rows is not None and spec.trains:
+    if rows is not None and spec.trains and prompts is None:
         refuse(_too_few(spec, Asked(steps, batch, rows, rows, named)))
+    elif rows is not None and spec.trains and prompts is not None:
+        refuse(_too_few_prompts(spec, schedule, prompts, rows))
     return schedule
 
 
@@ -64,6 +80,33 @@ def _too_few(spec: RunSpec, asked: Asked) -> list[Problem]:
         return problems
     kept = [(where, part.keep) for where, part in zip(places(spec), spec.axes, strict=True) if part.keep is not None]
     return too_few_kept(asked, kept)
+
+
+def _too_few_prompts(spec: RunSpec, schedule: Schedule, prompts: StepRows, rows: int) -> list[Problem]:
+    """Returns a problem where the selector that chooses would be asked for more prompts than there are, or are kept."""
+    if spec.selector is None or spec.mixes or _repeats(spec.selector):
+        return []
+    kept = rows
+    for part in spec.filters:
+        assert part.keep is not None
+        kept = rows_kept(kept, part.keep)
+    longest = schedule.longest_segment
+    there, wanted = kept if longest.update is not None else rows, prompts.of(longest.steps)
+    if wanted <= there:
+        return []
+    found = f"the dataset has {rows}" if there == rows else f"the filters keep {there} of the dataset's {rows}"
+    what = (
+        f"a stretch of {longest.steps} steps asks for {wanted} prompts at once ({prompts.rows} for each generation), "
+        f"and {found}"
+    )
+    fits = there // prompts.rows * prompts.every // prompts.accumulation // prompts.unit * prompts.unit
+    way_out = f"an update every {fits} steps or fewer (update_step, warmup_step)" if fits else "give more prompts"
+    return [Problem("update_step", what, f"{way_out}, or a selector with `replacement: true`")]
+
+
+def _generations(rows: int, prompts: StepRows) -> int:
+    """Returns the steps in which every prompt is sampled once, the last few left out as the trainer's sampler does."""
+    return max(1, -(-max(1, rows // prompts.rows) * prompts.every // prompts.accumulation))
 
 
 def require_steps(spec: RunSpec, args: TrainingArguments) -> tuple[Steps, str]:

@@ -94,3 +94,19 @@ class NumberingCollator:
         if rows and rows[0].weight is not None:
             batch[ROW_WEIGHTS] = torch.tensor([row.weight for row in numbered], dtype=torch.float32)
         return batch
+
+
+class NumberingRows:
+    """Puts each row's number into the row, where a batch is a list of rows: until the trainer takes it out.
+
+    Args:
+        collate: The collator of the static run, which returns a list of mappings; it gets plain rows.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: list[NumberedRow]) -> list[dict[str, Any]]:
+        """Returns the batch: a copy of each row, as a dataset may give the same one for each of its answers."""
+        batch = self.collate([row.row for row in rows])
+        return [{**each, ROW_NUMBERS: row.number} for each, row in zip(batch, rows, strict=True)]

@@ -80,12 +80,13 @@ class RowTexts:
         self.written = {line["row"] for line in kept if isinstance(line.get("row"), int)}
         self._targets = {(str(line.get("set")), line["target"]) for line in kept if isinstance(line.get("target"), int)}
 
-    def add(self, rows: Iterable[tuple[int, str, Tokens]]) -> None:
+    def add(self, rows: Iterable[tuple[int, str, Tokens | str]]) -> None:
         """Writes rows that are not in the file yet.
 
         Args:
             rows: The number of each, its source, and its tokens: (T,), empty for a row of which nothing is written; or
-                those of its parts, each of which is written under its name.
+                those of its parts, each of which is written under its name. A prompt that is tokenised when answers to
+                it are sampled is its text.
         """
         lines = []
         for row, source, ids in rows:
@@ -113,7 +114,9 @@ class RowTexts:
             self._targets.add((name, target))
             append(self._path, [{"set": name, "target": target, **self._text(ids)}])
 
-    def _text(self, ids: Sequence[int] | Tokens) -> dict[str, Any]:
+    def _text(self, ids: Sequence[int] | Tokens | str) -> dict[str, Any]:
+        if isinstance(ids, str):
+            return {"tokens": None, "text": ids[:CHARACTERS], "cut": len(ids) > CHARACTERS}
         if isinstance(ids, Mapping):
             parts = {name: text_of(self._tokenizer, part, self._known) for name, part in ids.items()}
             text = _labelled({name: part for name, (part, _) in parts.items()})

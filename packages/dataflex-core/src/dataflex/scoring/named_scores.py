@@ -10,6 +10,8 @@ are missing only. Scores that never change (a length, a column, a file) are made
     length         tokens of the row
     column:NAME    a column of the train dataset, or of the raw data
     file:PATH      a number per row, from a file
+    reward         where rows are prompts: mean reward of the answers that training sampled, NaN for none; no rollout
+    reward:spread  their standard deviation
 
 Memory: 5 bytes per row and update for losses, 8 for each of the others. Letters: N rows of the train dataset, S rows
 that are asked for.
@@ -26,15 +28,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataflex.core.context import SEEN_ONLY, PassOptions
+from dataflex.core.context import SEEN_ONLY, PassOptions, RowRewards
 from dataflex.core.errors import ComponentError, listed, nearest
-from dataflex.core.score_names import LOSS, SEEN, ScoreName
+from dataflex.core.score_names import LOSS, REWARD, SEEN, SPREAD, ScoreName
 from dataflex.rows.views import rows_within
 from dataflex.scoring.fixed_scores import FixedScores
 from dataflex.scoring.losses import per_sample_losses
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.score_sources import ScoreSource, fixed_sources, loss_store
 from dataflex.scoring.seen_losses import SeenLosses
+from dataflex.scoring.seen_rewards import SeenRewards, means, spreads
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,6 +66,7 @@ class NamedScores:
         collator: Makes a batch of tensors from a list of rows, as scoring calls it.
         accelerator: The run's accelerator; None means a single process.
         seen: The losses that training saw; None where the run keeps none.
+        rewards: The rewards that training sampled; None where it samples no answers.
         sources: Kind -> what makes scores that never change; None for those of the table above without kept columns
             (:func:`~dataflex.scoring.score_sources.fixed_sources`).
     """
@@ -74,10 +78,11 @@ class NamedScores:
         accelerator: Accelerator | None = None,
         *,
         seen: SeenLosses | None = None,
+        rewards: SeenRewards | None = None,
         sources: Mapping[str, ScoreSource] | None = None,
     ) -> None:
         self._dataset, self._collator, self._accelerator = dataset, collator, accelerator
-        self._seen = seen
+        self._seen, self._rewards = seen, rewards
         self._fixed = FixedScores(len(dataset), fixed_sources(dataset) if sources is None else sources, accelerator)
         self._update = _Update()
         self._rows: NDArray[np.int64] | None = None  # the rows of the dataset that are rows here
@@ -155,8 +160,22 @@ class NamedScores:
             return self._losses(rows_S, age, how or PassOptions())
         if name == LOSS:
             return self._losses(rows_S, max_age, how or PassOptions())
+        if name in (REWARD, SPREAD):
+            found = self._sampled().of(rows_S, self._update.step)
+            return means(found) if name == REWARD else spreads(found)
         values_N = self._of_all(name)
         return values_N if rows_S is None else values_N[rows_S]
+
+    def rewards(self, rows_S: NDArray[np.int64] | None = None) -> RowRewards:
+        """Returns the rewards of the answers that training has sampled for rows, which are prompts: (S,) each.
+
+        Args:
+            rows_S: (S,) row numbers; None for all rows.
+
+        Raises:
+            ComponentError: Training samples no answers.
+        """
+        return self._sampled().of(self._numbers(rows_S), self._update.step)
 
     def ages(self, rows_S: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Returns how many optimizer steps ago training saw the loss of each row: (S,), at least 1; -1 for never.
@@ -174,6 +193,8 @@ class NamedScores:
             asked = ScoreName.of(name)
             if asked.kind == SEEN:
                 self._kept()
+            elif asked.kind == REWARD:
+                self._sampled()
             elif name != LOSS:
                 self._of_all(name)
 
@@ -253,11 +274,19 @@ class NamedScores:
             )
         return self._seen
 
+    def _sampled(self) -> SeenRewards:
+        if self._rewards is None:
+            raise ComponentError(
+                "the run has no rewards: its trainer samples no answers -> train with TRL's GRPOTrainer or "
+                "RLOOTrainer, or use scores that its rows have"
+            )
+        return self._rewards
+
     def _of_all(self, name: str) -> NDArray[np.float64]:
         """Returns scores that never change, of all rows: (N,), not to be written to."""
         kind = ScoreName.of(name).kind
         if kind not in self._fixed.sources:
-            allowed = [LOSS, SEEN, *self._fixed.sources]
+            allowed = [LOSS, SEEN, REWARD, SPREAD, *self._fixed.sources]
             way_out = nearest(kind, allowed) or "use one of these"
             raise ComponentError(f"there are no scores {name!r}, only {listed(allowed)} -> {way_out}")
         return self._fixed.of(name)

@@ -16,6 +16,7 @@ from dataflex.discovery.catalog import ComponentInfo, lookup
 from dataflex.discovery.component_classes import find, is_component
 from dataflex.discovery.construct import constructor_parameters
 from dataflex.discovery.describe import describe_class
+from dataflex.testing.small_online import small_prompts
 from dataflex.testing.tiny_models import tiny_model, tiny_tokenizer
 from dataflex.testing.token_rows import TokenRows, pad_collate
 
@@ -98,6 +99,11 @@ class Subject:
         return bool(told)
 
     @property
+    def takes_rewards(self) -> bool:
+        """Whether it is run over a trainer that samples answers, whose rows are prompts."""
+        return issubclass(self.cls, Component) and self.cls.takes_rewards
+
+    @property
     def part(self) -> dict[str, Any]:
         """What the keyword of its kind is given."""
         found: dict[str, Any] = {"name": self.chosen, "params": dict(self.params)}
@@ -109,11 +115,15 @@ class Subject:
         """Returns the sources."""
         if self.sources is not None:
             return dict(self.sources)
+        if self.takes_rewards:
+            return {"a": small_prompts(20), "b": small_prompts(36, "blue")}
         return {"a": TokenRows(20, lengths=LENGTHS, seed=1), "b": TokenRows(36, lengths=LENGTHS, seed=2)}
 
     def train_rows(self) -> Any:
         """Returns the train dataset of one source."""
-        return TokenRows(48, lengths=LENGTHS) if self.rows is None else self.rows
+        if self.rows is None:
+            return small_prompts(48) if self.takes_rewards else TokenRows(48, lengths=LENGTHS)
+        return self.rows
 
     def target_rows(self) -> Any:
         """Returns the evaluation rows."""

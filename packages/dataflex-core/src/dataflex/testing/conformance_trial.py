@@ -16,6 +16,7 @@ from dataflex.run.record import read_trace
 from dataflex.testing.call_watch import CallWatch
 from dataflex.testing.conformance_doubles import DOUBLES
 from dataflex.testing.conformance_subject import BATCH, STEPS, Subject
+from dataflex.testing.small_online import small_online_trainer
 from dataflex.testing.small_trainers import small_trainer
 
 SAVED = 3
@@ -88,9 +89,14 @@ def made(
         given["eval_dataset"] = subject.target_rows()
     if "mixer_eval_dataset" in subject.asks_for:
         given["mixer_eval_dataset"] = subject.held_out_rows()
+    rows = subject.source_rows() if mixes or subject.by_source else subject.train_rows()
+    if subject.takes_rewards:
+        answering = subject.model if subject.model is None else subject.made_model()
+        of_run = args | dict(subject.arguments)
+        return small_online_trainer(folder, rows, model=answering, args=of_run, **steps, **given, **parts)
     return small_trainer(
         folder,
-        subject.source_rows() if mixes or subject.by_source else subject.train_rows(),
+        rows,
         model=subject.made_model(),
         args=args | dict(subject.arguments),
         data_collator=subject.collator,
@@ -107,6 +113,7 @@ def _beside(subject: Subject) -> dict[Kind, type[Any]]:
         for kind, double in DOUBLES.items()
         if kind is not subject.kind
         and not (whole_pass and kind is SELECTOR)
+        and not (subject.takes_rewards and kind is WEIGHTER)  # the loss is that of answers
         and (subject.beside is None or kind.name in subject.beside)
     }
 

@@ -39,10 +39,11 @@ from dataflex.trainer.evaluation import Evaluation
 from dataflex.trainer.explanations import Explanations
 from dataflex.trainer.given import by_name, clustered, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
+from dataflex.trainer.online_run import OnlineRun
 from dataflex.trainer.planned_batches import PlannedBatches
 from dataflex.trainer.prepared import SourcesApart
-from dataflex.trainer.prepared_run import PreparedRun
 from dataflex.trainer.recording import Recording
+from dataflex.trainer.rollouts import Rollouts
 from dataflex.trainer.run_components import Components
 from dataflex.trainer.run_folder import RunFolder
 from dataflex.trainer.run_lines import say_start
@@ -56,13 +57,14 @@ from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
 from dataflex.trainer.trainer_stage import TrainerStage
 from dataflex.trainer.workers import outliving_sigterm
+from dataflex.upstream.online_trainers import online_stage
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.sampler_pass import PassKeeper
 from dataflex.upstream.trl_datasets import add_reference_columns
 from dataflex.utils.progress import without_bars
 
 
-class DynamicTrainer(PreparedRun):
+class DynamicTrainer(OnlineRun):
     """Trains on data that changes while the model learns.
 
     Every public method of ``transformers.Trainer`` keeps its meaning.
@@ -140,6 +142,7 @@ class DynamicTrainer(PreparedRun):
         self._dataflex_evaluation.weigh(self.mixture_manager)
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
         self.row_sources = row_sources
+        self.rollouts = None if online_stage(type(self)) is None else Rollouts(self)
         self.shared_scores = SharedScores(self, score_columns, rows)
         self.components.require_fitting()
         self.explanations = Explanations(self)
@@ -153,6 +156,9 @@ class DynamicTrainer(PreparedRun):
         if self.training_objective is not None:
             self.add_callback(ObjectiveCallback(self.training_objective.step_done, self.training_done))
             self.early.of_model = self._dataflex_require_weighable
+        if self.rollouts is not None:
+            self.rollouts.require_boundaries(self.schedule)
+            self.add_callback(ObjectiveCallback(self.rollouts.step_done, self.training_done))
         if self.segments is None:
             self._dataflex_static = StaticBatches(self)
         self._dataflex_state = RunState(self)
@@ -232,6 +238,8 @@ class DynamicTrainer(PreparedRun):
         self.keep_batch_size()
         self.early.begin()
         self._dataflex_folder.begin()
+        if self.rollouts is not None:
+            self.rollouts.begin()
         if self.training_objective is not None:
             for kind, first in self.training_objective.open_lines.items():
                 self.record.take_back(kind, first)
@@ -282,10 +290,11 @@ class DynamicTrainer(PreparedRun):
         super().log(logs if self.training_objective is None else self.training_objective.logged(logs), *args, **kwargs)
 
     def training_done(self) -> None:
-        """Tells the objective that the run is over, and writes down what was collected last. Collective."""
-        if self.training_objective is not None:
-            self.training_objective.training_done()
-            self.record_weights()
+        """Tells those who look at steps that the run is over, and writes down what was collected last. Collective."""
+        for looking in (self.training_objective, self.rollouts):
+            if looking is not None:
+                looking.training_done()
+                self.record_weights()
         if self.trained_rows is not None:
             self.trained_rows.finish()
 
@@ -374,7 +383,8 @@ class DynamicTrainer(PreparedRun):
         return self._dataflex_static.sampler(super()._get_train_sampler, args, kwargs)
 
     def _dataflex_schedule(self) -> None:
-        self.schedule: Schedule = run_schedule(self.spec, self.args, self.train_dataset)
+        rows = None if self.rollouts is None else self.rollouts.step_rows
+        self.schedule: Schedule = run_schedule(self.spec, self.args, self.train_dataset, rows)
         if self.components.stages is not None:
             self.args.ignore_data_skip = True  # the loader itself starts at the right step
         if self.components.stages is not None or self.spec.steps(self.args.max_steps).total is not None:
@@ -385,7 +395,7 @@ class DynamicTrainer(PreparedRun):
 
     def _dataflex_rows_of_an_update(self) -> int:
         """Returns the most rows that an update trains on."""
-        return 0 if self.segments is None else self.schedule.longest_update * self.segments.batch_size
+        return 0 if self.segments is None else self.segments.step_rows.of(self.schedule.longest_update)
 
     def _dataflex_require_weighable(self) -> None:
         assert self.training_objective is not None

@@ -41,6 +41,7 @@ class Host(Protocol):
     explanations: Any
     tokens: Any
     stage: Any
+    rollouts: Any
 
     @classmethod
     def bases(cls) -> Sequence[type]:

@@ -12,6 +12,8 @@ from dataflex.upstream.stage_loss import Use
 
 def parts_of(trainer: Host) -> Parts:
     """Returns what a run has that weighs its loss or looks at losses."""
+    if trainer.rollouts is not None:
+        return Parts()  # the loss is that of answers: nothing here can weigh it, and a mixer observes rewards
     spec, seen = trainer.spec, trainer.shared_scores.seen
     manager = trainer.mixture_manager
     objective = None if manager is None or manager.objective is None else lambda: manager.objective_weights

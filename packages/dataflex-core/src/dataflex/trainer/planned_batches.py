@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -15,12 +16,13 @@ from torch.utils.data import DataLoader, SequentialSampler
 from dataflex.core.component import seeded
 from dataflex.planning.loader import PlannedLoader
 from dataflex.planning.sources import are_streams
-from dataflex.rows.row_numbers import NumberedRows, NumberingCollator
+from dataflex.rows.row_numbers import NumberedRows, NumberingCollator, NumberingRows
 from dataflex.rows.stream_places import StreamPlaces
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.trainer.host import Host
 from dataflex.trainer.segments import Segments
 from dataflex.trainer.workers import outliving_sigterm
+from dataflex.upstream.online_trainers import rows_loaded, sampler_of
 from dataflex.upstream.trl_datasets import with_pairs_of_batch
 
 
@@ -50,20 +52,31 @@ class PlannedBatches:
         else:
             collate = trainer._get_collator_with_removed_columns(collate, description="training")
         collate = with_pairs_of_batch(trainer.bases(), trainer.train_dataset, collate)
-        counted = range(trainer.schedule.total * self._segments.batch_size) if self.places else trainer.train_dataset
+        step_rows = self._segments.step_rows
+        counted = range(step_rows.of(trainer.schedule.total)) if self.places else trainer.train_dataset
         return PlannedLoader(
             schedule=trainer.schedule,
             dataset=counted,  # what the loop counts as the examples that it trains on
             accumulation=trainer.args.gradient_accumulation_steps,
-            global_batch_size=self._segments.batch_size,
+            step_rows=step_rows,
             position=lambda: trainer.state.global_step,
             plan=trainer._dataflex_plan,
             batches=partial(self._batches, dataset, trainer.tokens.counting(collate)),
             segment_at=self._segments.at,
         )
 
-    def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
-        """Yields this rank's batches of the rows that are left of a segment, on the device."""
+    def _batches(self, dataset: Any, collate: Any, rows: NDArray[np.int64], served: int) -> Iterator[Any]:
+        """Yields this rank's batches of the rows that are left of a segment, on the device.
+
+        Args:
+            dataset: The train dataset, without unused columns.
+            collate: Makes a batch of rows.
+            rows: (S,) the rows.
+            served: Batches that were trained on; above 0 only where the rows of one are trained on several times.
+        """
+        if self._trainer.rollouts is not None:
+            yield from islice(self._of_prompts(dataset, collate, rows), served, None)
+            return
         given = self._segments.chosen.weights
         weights = None if given is None else given[len(given) - len(rows) :].astype(np.float32)
         if self.places is None:
@@ -72,19 +85,36 @@ class PlannedBatches:
         self.places.enter()
         yield from self.places.follow(self._of_rows(dataset, self.places.placing(collate), rows, weights))
 
+    def _of_prompts(self, dataset: Any, collate: Any, rows: NDArray[np.int64]) -> Iterator[Any]:
+        """Yields the prompts of each micro-batch's generation, as the sampler of the trainer lays them out."""
+        planned = NumberedRows(PlannedRows(dataset, rows), rows)
+        sampler, size = sampler_of(self._trainer, planned), rows_loaded(self._trainer)
+        return self._loaded(planned, NumberingRows(collate), sampler, size)
+
     def _of_rows(
         self, dataset: Any, collate: Any, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
     ) -> Iterator[Any]:
+        planned: Any = PlannedRows(dataset, rows)
+        if self._trainer.training_objective is not None:
+            planned, collate = NumberedRows(planned, rows, weights), NumberingCollator(collate)
+        return self._loaded(planned, collate, SequentialSampler(planned), self._trainer._train_batch_size)
+
+    def _loaded(self, planned: Any, collate: Any, sampler: Any, size: int) -> Iterator[Any]:
+        """Yields this rank's batches of planned rows.
+
+        Args:
+            planned: The rows of a segment, of all ranks.
+            collate: Makes a batch of some of them.
+            sampler: Their order.
+            size: Rows of a batch.
+        """
         trainer, args = self._trainer, self._trainer.args
         generator = torch.Generator()
         generator.manual_seed(seeded(trainer.seed, "loader", trainer.state.global_step))
-        planned: Any = PlannedRows(dataset, rows)
-        if trainer.training_objective is not None:
-            planned, collate = NumberedRows(planned, rows, weights), NumberingCollator(collate)
         loader = DataLoader(
             planned,
-            batch_size=trainer._train_batch_size,
-            sampler=SequentialSampler(planned),
+            batch_size=size,
+            sampler=sampler,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,

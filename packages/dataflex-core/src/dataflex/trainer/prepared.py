@@ -12,6 +12,7 @@ from typing import Any
 from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
+from dataflex.upstream.online_trainers import online_stage
 from dataflex.upstream.trl_datasets import PREPARE, require_separate_sources
 
 
@@ -24,7 +25,8 @@ class SourcesApart:
         args: Its TrainingArguments, or None.
 
     Attributes:
-        shown: What goes to its constructor: the first source of a mixture that it would prepare, else the dataset.
+        shown: What goes to its constructor: the first source of a mixture that it would prepare, or takes one dataset
+            of, as a trainer that samples answers does; else the dataset.
 
     Raises:
         InvalidConfigError: The trainer underneath cannot keep the sources apart.
@@ -32,7 +34,7 @@ class SourcesApart:
 
     def __init__(self, dataset: Any, bases: Sequence[type], args: Any) -> None:
         require_separate_sources(bases, dataset, args)
-        prepares = any(PREPARE in vars(base) for base in bases)
+        prepares = any(PREPARE in vars(base) or online_stage(base) is not None for base in bases)
         self._mixed = dataset if prepares and isinstance(dataset, MixedSources) else None
         self.shown = dataset if self._mixed is None else _given(self._mixed.sources[0])
         self._awaited = self.shown  # by which the next stage of the train dataset is known from other datasets

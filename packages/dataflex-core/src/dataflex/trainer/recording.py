@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dataflex.core.errors import StoppedError
 from dataflex.core.schedule import Segment
 from dataflex.planning.decisions import Plan
-from dataflex.planning.run_schedule import global_batch_size
+from dataflex.planning.run_schedule import rows_of_steps
 from dataflex.planning.selecting import Candidates
 from dataflex.rows.source_table import SourceTable
 from dataflex.rows.split_sources import SplitSources
@@ -84,7 +84,7 @@ class Recording:
         trainer.record.row_sources(self._table.names, self._table.codes, trainer.run_id)
         if isinstance(trainer.train_dataset, SplitSources):
             save_sources(Path(trainer.output_dir), trainer.train_dataset)
-        self._tokens = TrainedTokens(self._table, self._batch)
+        self._tokens = TrainedTokens(self._table, max(1, round(self._batch)))
         self._resume_tokens(step)
         self._texts = RowRecording(trainer, self._table)
         self._texts.begin()
@@ -236,8 +236,9 @@ class Recording:
             self._trainer.record.scores(candidates.of_all(size), step, self._trainer.run_id, component)
 
     @property
-    def _batch(self) -> int:
-        return global_batch_size(self._trainer.args)
+    def _batch(self) -> int | float:
+        rollouts = self._trainer.rollouts
+        return rows_of_steps(self._trainer.args).shown if rollouts is None else rollouts.step_rows.shown
 
     def _ended(self, status: str, error: BaseException | None = None) -> None:
         self.clock.stop()

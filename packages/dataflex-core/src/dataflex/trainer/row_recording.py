@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from dataflex.model.undisturbed import same_random_states
 from dataflex.planning.selecting import Candidates
 from dataflex.rows.arrow import is_stored
 from dataflex.rows.columns import Tokens, stored_parts, token_ids
+from dataflex.rows.prompt_texts import prompt_texts
 from dataflex.rows.source_table import SourceTable
 from dataflex.run.notable_rows import TimesChosen, by_score
 from dataflex.run.row_texts import MOST, Decodes, RowTexts
@@ -46,7 +48,7 @@ class RowRecording:
         self._times = TimesChosen(0)
         self._all = False
         self._unread: deque[int] = deque()  # of a small dataset
-        self._undecoded: deque[tuple[int, Tokens]] = deque()
+        self._undecoded: deque[tuple[int, Tokens | str]] = deque()
         self._since = self._spent = 0.0
 
     def begin(self) -> None:
@@ -134,11 +136,13 @@ class RowRecording:
             self._undecoded.extend(zip(rows.tolist(), self._read(rows), strict=True))
         self._write([self._undecoded.popleft() for _ in range(min(_DECODED, len(self._undecoded)))])
 
-    def _read(self, rows: NDArray[np.int64]) -> list[Tokens]:
+    def _read(self, rows: NDArray[np.int64]) -> Sequence[Tokens | str]:
         with same_random_states():  # a dataset may make its rows at random when they are read
+            if self._trainer.rollouts is not None:
+                return prompt_texts(self._trainer.train_dataset, rows) if len(rows) else []
             return token_ids(self._trainer.train_dataset, rows) if len(rows) else []
 
-    def _write(self, found: list[tuple[int, Tokens]]) -> None:
+    def _write(self, found: list[tuple[int, Tokens | str]]) -> None:
         if self.texts is not None and found:
             numbers = self._table.of(np.array([row for row, _ in found], dtype=np.int64))
             self.texts.add([(row, self._table.names[k], ids) for (row, ids), k in zip(found, numbers, strict=True)])

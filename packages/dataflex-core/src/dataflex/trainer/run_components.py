@@ -114,7 +114,7 @@ class Components:
         model = self._trainer.model
         with blaming(part.component.in_words):
             self.observing_mixer = mixer if mixer.observes else None
-        if self.observing_mixer is not None:
+        if self.observing_mixer is not None and self._trainer.rollouts is None:
             if self._rows_in is None:
                 require_causal(pretrained_models(model))
             self._require_rows_apart(f"the {part.component.in_words}")

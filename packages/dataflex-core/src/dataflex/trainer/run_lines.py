@@ -29,7 +29,7 @@ def say_start(trainer: Host) -> None:
 def start_in_words(trainer: Host) -> str:
     """Returns what a run is about to do: its components, steps, updates, rows and folder."""
     schedule, done = trainer.schedule, trainer.state.global_step
-    steps = f"{trainer.state.max_steps:,} steps of {global_batch_size(trainer.args):,} rows"
+    steps = f"{trainer.state.max_steps:,} steps of {_rows_of_a_step(trainer)}"
     if done:
         steps = f"from step {done:,} on, {steps}"
     return "; ".join(
@@ -41,6 +41,12 @@ def start_in_words(trainer: Host) -> str:
             f"output_dir: {trainer.output_dir}",
         ]
     )
+
+
+def _rows_of_a_step(trainer: Host) -> str:
+    if trainer.rollouts is None:
+        return f"{global_batch_size(trainer.args):,} rows"
+    return f"{trainer.rollouts.step_rows.shown:,} prompts, {trainer.rollouts.generation.answers} answers to each"
 
 
 def _updates(trainer: Host, first: Segment | None) -> str:

@@ -35,6 +35,7 @@ class RunState:
             "shared_scores": trainer.shared_scores,
             "objective": trainer.training_objective,
             "trained_rows": trainer.trained_rows,
+            "rollouts": trainer.rollouts,
         }
         if isinstance(trainer.train_dataset, SplitSources):
             parts[STATE] = KeptSources(trainer.train_dataset)
@@ -63,10 +64,12 @@ class RunState:
             trainer.training_objective.settle()
         if trainer.trained_rows is not None:
             trainer.trained_rows.settle()
+        if trainer.rollouts is not None:
+            trainer.rollouts.gather()
 
     def forget(self) -> None:
         """Forgets what an earlier training by the same trainer left."""
-        for name in ("segments", "shared_scores", "objective", "trained_rows"):
+        for name in ("segments", "shared_scores", "objective", "trained_rows", "rollouts"):
             if name in self._parts:
                 self._parts[name].forget()
 

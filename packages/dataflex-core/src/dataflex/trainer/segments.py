@@ -18,7 +18,7 @@ from dataflex.discovery.plugins import call_hook
 from dataflex.model.undisturbed import undisturbed
 from dataflex.planning.decisions import Plan
 from dataflex.planning.planner import Planner
-from dataflex.planning.run_schedule import global_batch_size
+from dataflex.planning.run_schedule import rows_of_steps
 from dataflex.planning.selecting import Chosen
 from dataflex.planning.stages import Stages
 from dataflex.run.run_length import require_continues
@@ -39,7 +39,7 @@ class Segments:
         stages: The components that decide.
 
     Attributes:
-        batch_size: Rows of an optimizer step over all ranks.
+        step_rows: How many rows optimizer steps take, over all ranks.
         now: The segment that is trained on; None before the first.
         chosen: Its rows.
     """
@@ -47,7 +47,7 @@ class Segments:
     def __init__(self, trainer: Host, stages: Stages) -> None:
         self._trainer, self._stages = trainer, stages
         stages.updates = trainer.schedule.updates > 0
-        self.batch_size = global_batch_size(trainer.args)
+        self.step_rows = rows_of_steps(trainer.args) if trainer.rollouts is None else trainer.rollouts.step_rows
         self.now: Segment | None = None
         self.chosen = _NONE
         self._state_checked = False
@@ -101,8 +101,8 @@ class Segments:
             require_agreement(digest, trainer.accelerator, who)
 
         started, model = time.perf_counter(), trainer.model
-        count = segment.steps * self.batch_size
-        done = (segment.start - schedule.segment_at(segment.start).start) * self.batch_size
+        count = self.step_rows.of(segment.steps)
+        done, _ = self.step_rows.done(segment.start - schedule.segment_at(segment.start).start)
         try:
             with undisturbed(model):
                 planned = Planner(self._stages, segment, context, model, before, agree).plan(count, done)

@@ -44,8 +44,9 @@ class SharedScores:
         if numbered:
             columns = ScoreColumns(rows, kept, before, joins=vars(trainer.args).get("packing") is True)
             sources = fixed_sources(rows, columns)
+            rewards = None if trainer.rollouts is None else trainer.rollouts.rewards
             self._scores = NamedScores(
-                rows, trainer.scoring_collator, trainer.accelerator, seen=self.seen, sources=sources
+                rows, trainer.scoring_collator, trainer.accelerator, seen=self.seen, rewards=rewards, sources=sources
             )
             self._scores.prepare(*self._read_first())
 

@@ -36,6 +36,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
         "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_maybe_log_save_evaluate",
+        "_prepare_inputs",
         "_remove_unused_columns",
         "_save",
         "_save_checkpoint",
@@ -66,6 +67,11 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
 }
 """The same, of what newer releases have and older ones do elsewhere: :mod:`dataflex.upstream.trl_datasets`
 and :mod:`dataflex.upstream.stage_loss` know both."""
+
+_SAMPLING = ("_buffered_inputs", "_calculate_rewards", "_get_train_sampler", "_prepare_inputs", "_step")
+_NOT_PRIVATE = ("num_generations", "num_iterations", "reward_weights", "shuffle_dataset")
+ROLLOUTS: dict[str, tuple[str, ...]] = dict.fromkeys(("trl.GRPOTrainer", "trl.RLOOTrainer"), _SAMPLING + _NOT_PRIVATE)
+"""The same, of the trainers that sample answers: :mod:`dataflex.upstream.online_trainers`."""
 
 SINCE: dict[str, tuple[str, tuple[str, ...]]] = {
     "trl.trainer.utils": ("1.15.0", ("FusedCausalLMOutput",)),
@@ -122,6 +128,19 @@ def require_fused_head() -> None:
         IncompatiblePackagesError: A name is gone.
     """
     _require(missing(later("trl")))
+
+
+@functools.cache
+def require_rollouts(trainer: str) -> None:
+    """Looks for the names of :data:`ROLLOUTS`. Imports TRL.
+
+    Args:
+        trainer: The trainer, as that table has it.
+
+    Raises:
+        IncompatiblePackagesError: A name is gone.
+    """
+    _require(missing({trainer: ROLLOUTS[trainer]}))
 
 
 def later(package: str) -> dict[str, tuple[str, ...]]:

@@ -43,6 +43,7 @@ class EmbedsRows(Selector):
     """
 
     asks = "hidden states if embedding=model"
+    reads_tokens = True
 
     def __init__(
         self,

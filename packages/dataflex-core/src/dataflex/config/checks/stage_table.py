@@ -1,4 +1,4 @@
-"""What a component cannot do where rows are no texts: pairs of answers (rm, dpo), answers with a tag (kto).
+"""What a component cannot do where rows are no texts: pairs of answers (rm, dpo), answers with a tag (kto), prompts.
 
 A component class says in ``asks`` what it computes of rows besides their loss. What a stage has not is in one table,
 with the reason; ``validate`` and ``train`` read it for the stages of LLaMA-Factory, ``dynamic()`` for TRL's trainers.
@@ -12,7 +12,7 @@ from typing import Any
 
 from dataflex.config.checks.parsed_config import Draft, KnownPart
 from dataflex.core.errors import ConfigError, Problem, listed
-from dataflex.core.score_names import LOSS, SEEN, ScoreName
+from dataflex.core.score_names import LENGTH, LOSS, REWARD, SEEN, SPREAD, ScoreName
 
 TEXTS = ("sft", "pt")
 """The stages of LLaMA-Factory whose rows are texts."""
@@ -20,8 +20,12 @@ TEXTS = ("sft", "pt")
 ROWS: Mapping[str, str] = {"rm": "pairs of answers", "dpo": "pairs of answers", "kto": "answers with a tag"}
 """The other stages that train dynamically -> what their rows are. PPO makes its rows as it trains."""
 
+PROMPTS: Mapping[str, str] = {"grpo": "prompts", "rloo": "prompts"}
+"""The stages of TRL's trainers that sample answers -> what their rows are. LLaMA-Factory has none of them."""
+
 GRADIENTS, HIDDEN, TOKENS = "gradients", "hidden states", "losses of tokens"
 GENERATED, OTHER_MODEL, GATES, STEP = "generated answers", "losses under another model", "gates", "losses of a step"
+CURVES, COUNTS = "loss curves", "counts of tokens"
 
 _REASONS: Mapping[str, str] = {
     GRADIENTS: "gradients of rows are formed of the losses of their tokens, by rules for each layer",
@@ -32,9 +36,11 @@ _REASONS: Mapping[str, str] = {
     GATES: "it puts held-out texts through the experts",
     STEP: "the losses of a whole step would need a forward pass of the stage before it",
 }
-REFUSED: Mapping[str, Mapping[str, str]] = dict.fromkeys(ROWS, _REASONS)
+_NO_ANSWER = "a prompt has no answer of its own to compute them of: training samples several, and keeps their rewards"
+_OF_PROMPTS = dict.fromkeys((*_REASONS, CURVES, COUNTS), _NO_ANSWER)
+REFUSED: Mapping[str, Mapping[str, str]] = dict.fromkeys(ROWS, _REASONS) | dict.fromkeys(PROMPTS, _OF_PROMPTS)
 """Stage -> what a component may ask for that it has not -> why."""
-ASKS = tuple(_REASONS)
+ASKS = (*_REASONS, CURVES, COUNTS)
 """What a class may name in ``asks``."""
 
 _ASKED = re.compile(r"(?P<what>[a-z ]+?)(?: if (?P<key>\w+)(?:=(?P<value>\w+))?)?")
@@ -73,22 +79,65 @@ def unfit_parts(stage: str, parts: Iterable[KnownPart]) -> list[Problem]:
     """Returns a problem for each component that asks for what rows of a stage have not.
 
     Args:
-        stage: One of :data:`ROWS`; for any other there is no problem.
+        stage: One of :data:`ROWS` or :data:`PROMPTS`; for any other only rewards are missing.
         parts: The components, as far as they are known.
     """
-    problems = []
-    for known in parts:
-        params = {} if known.info is None else {**known.info.parameters}
-        try:
-            what = asked_for(str(known.declares("asks", "")), params | dict(known.part.component.params))
-        except ConfigError as error:
-            problems.append(Problem(known.where, f"{known.named}: {error}"))
-            continue
-        reason = REFUSED.get(stage, {}).get(what or "")
-        if reason is not None:
-            said = f"{known.named} asks for {what}, and the rows of stage {stage} are {ROWS[stage]}: {reason}"
-            problems.append(Problem(known.where, said, "take a component that scores rows by their loss, or by none"))
-    return problems
+    if stage in PROMPTS:
+        return [problem for known in parts if (problem := _unfit_for_prompts(stage, known)) is not None]
+    found = [_without_rewards(known) or _refused(stage, known, _BY_LOSS) for known in parts]
+    return [problem for problem in found if problem is not None]
+
+
+_BY_LOSS = "take a component that scores rows by their loss, or by none"
+_BY_REWARD = "take one that goes by rewards, as the selector reward_spread, or by a column"
+
+
+def _refused(stage: str, known: KnownPart, way_out: str) -> Problem | None:
+    """Returns a problem where a component says that it asks for what a stage has not."""
+    params = {} if known.info is None else {**known.info.parameters}
+    try:
+        what = asked_for(str(known.declares("asks", "")), params | dict(known.part.component.params))
+    except ConfigError as error:
+        return Problem(known.where, f"{known.named}: {error}")
+    reason = REFUSED.get(stage, {}).get(what or "")
+    if reason is None:
+        return None
+    rows = {**ROWS, **PROMPTS}[stage]
+    return Problem(
+        known.where, f"{known.named} asks for {what}, and the rows of stage {stage} are {rows}: {reason}", way_out
+    )
+
+
+def _without_rewards(known: KnownPart) -> Problem | None:
+    by = known.part.by
+    if not known.declares("takes_rewards") and (by is None or ScoreName.of(by).kind != REWARD):
+        return None
+    what = f"{known.named} goes by the rewards of sampled answers, and this trainer samples none"
+    return Problem(
+        known.where, what, "use it as dynamic(GRPOTrainer, ...) or dynamic(RLOOTrainer, ...), see docs/prompts.md"
+    )
+
+
+def _unfit_for_prompts(stage: str, known: KnownPart) -> Problem | None:
+    """Returns a problem where a component needs of its rows what prompts have not: a loss, tokens, an answer."""
+    by, rows = known.part.by, f"the rows of stage {stage} are prompts"
+    if known.kind.name == "weighter":
+        what = f"{known.named} weighs the loss of rows, and {rows}: the loss is that of sampled answers"
+        return Problem(known.where, what, "take a selector, as reward_spread, or a mixer: they choose the prompts")
+    refused = _refused(stage, known, _BY_REWARD)
+    if refused is not None:
+        return refused
+    if by is not None and ScoreName.of(by).kind in (LOSS, SEEN, LENGTH):
+        what = f"found '{by}', and {rows}, which have no loss and are tokenised when answers are sampled"
+        return Problem(f"{known.where}.by", what, f"write by: {REWARD} | {SPREAD} | column:NAME | file:PATH")
+    if _looks(known) or known.declares("reads_tokens"):
+        return Problem(
+            known.where, f"{known.named} looks at the loss or the tokens of rows, and {rows}: {_NO_ANSWER}", _BY_REWARD
+        )
+    if known.declares("weighs"):
+        what = f"{known.named} gives rows weights in the loss, and {rows}: the loss is that of sampled answers"
+        return Problem(known.where, what, _BY_REWARD)
+    return None
 
 
 def stage_problems(draft: Draft) -> list[Problem]:
@@ -99,7 +148,7 @@ def stage_problems(draft: Draft) -> list[Problem]:
         what = f"found 'ppo', which makes its rows as it trains; allowed with train_type: {train_type}: {allowed}"
         return [Problem("stage", what, "use train_type: static, or stage: dpo")]
     if stage not in ROWS:
-        return []
+        return unfit_parts(stage, draft.known)
     return [*unfit_parts(stage, draft.known), *_settings(draft), *_weights(draft), *_resumes(draft)]
 
 
