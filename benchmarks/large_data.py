@@ -37,6 +37,7 @@ from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import construct
 from dataflex.planning.mixture import MixtureManager
 from dataflex.rows.lengths import row_lengths
+from dataflex.scoring.gradients.overlaps import RowProducts
 from dataflex.scoring.passes.fingerprint import dataset_digest
 from dataflex.testing import TokenRows, pad_collate, tiny_tokenizer
 
@@ -55,7 +56,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 READS_TEXT = "dsir"
 """Walked a second time with the words of decoded tokens."""
-SCORED = ("less", "nice", "zeroth")
+SCORED = ("less", "icons", "nice", "zeroth")
 """Selectors that draw candidates; walked a second time with all rows."""
 
 
@@ -90,6 +91,14 @@ def without_model() -> Iterator[None]:
     def scoring(self: Any, model: Any) -> Iterator[Callable[[Any], Any]]:
         yield lambda rows: generator.random((len(rows), len(self._targets)), np.float32)
 
+    @contextlib.contextmanager
+    def products(self: Any, model: Any, context: Any, number: int) -> Iterator[Callable[[Any], RowProducts]]:
+        def made(rows: Any) -> RowProducts:
+            vectors = generator.standard_normal((len(rows), WIDTH))
+            return RowProducts(vectors.sum(axis=1), np.linalg.norm(vectors, axis=1), [vectors @ vectors.T])
+
+        yield made
+
     def embed(self: Any, model: Any, dataset: Any, rows: Any, desc: str, everywhere: bool = True) -> Any:
         vectors = generator.standard_normal((len(rows), WIDTH), np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -107,6 +116,7 @@ def without_model() -> Iterator[None]:
         "dataflex_selectors.rho_loss": {"per_sample_losses": losses},
         "dataflex_selectors.zeroth": {"directional_derivatives": derivatives},
         "dataflex_selectors.parts.gradient_scores.GradientScores": {"scoring": scoring},
+        "dataflex_selectors.greats.GreatsSelector": {"scoring": products},
         "dataflex.scoring.embedder.Embedder": {"embed": embed},
         "dataflex_selectors.nice.goal.PolicyGoal": {"targets": targets},
         "dataflex_mixers.dynamic_moe.DynamicMoeMixer": {"loads": loads},

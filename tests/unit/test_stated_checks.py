@@ -31,6 +31,9 @@ BAD = [
     "0x10", 2**70, 10**400, "a\0b", "./nowhere",
 ]  # fmt: skip
 
+BY_ROWS = {("icons", "task_boundaries"): [[1]]}
+"""Values that are wrong for the number of rows of an evaluation set alone, which is known when it is read."""
+
 
 @pytest.fixture
 def valid(tmp_path):
@@ -75,7 +78,7 @@ def test_validate_refuses_exactly_the_values_that_the_constructor_refuses(kind, 
     info, cls, given = lookup(kind, name), component_classes.find(kind, name), objects(kind)
     wrong = []
     for parameter in sorted(info.accepts):
-        for value in BAD:
+        for value in [value for value in BAD if value not in BY_ROWS.get((name, parameter), [])]:
             params = valid(kind, name) | {parameter: value}
             try:
                 construct(cls, params, given)

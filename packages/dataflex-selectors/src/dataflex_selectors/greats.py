@@ -183,7 +183,7 @@ class GreatsSelector(ComparesSteps):
         seen, influence = [np.empty(0, dtype=np.int64)], [np.empty(0)]
         with Progress(f"{self.name}: step {context.step}", len(sizes), "steps") as progress:
             for number, own in enumerate([sizes] if self.eval_rows is None else [[size] for size in sizes]):
-                with self._scoring(model, context, number) as products:
+                with self.scoring(model, context, number) as products:
                     for size in own:
                         rows = dealt.draw(candidates_of(size, self.ratio), np.concatenate(chosen))
                         influence_C, picks, found = self._picked(products(rows), size, rate)
@@ -224,7 +224,7 @@ class GreatsSelector(ComparesSteps):
             yield found
 
     @contextmanager
-    def _scoring(self, model: torch.nn.Module, context: UpdateContext, number: int) -> Iterator[Products]:
+    def scoring(self, model: torch.nn.Module, context: UpdateContext, number: int) -> Iterator[Products]:
         """Yields what scores candidates by the target, or by the rows of it drawn for step ``number``. Collective."""
         with self._gradients(model, context) as found:
             mean = self._mean(found, number, context)
