@@ -73,6 +73,8 @@ class DynamicTrainer(PreparedRun):
             evaluation dataset if that is such a mapping.
         score_columns: Column -> (N,) numbers of the raw data, one for each row of the train dataset, for components and
             orders that score rows by a column which the rows do not have.
+        token_columns: Column -> a list of numbers for each row of the train dataset, one for each of its tokens, which
+            the rows do not have: :class:`~dataflex.rows.token_lists.TokenLists`.
         row_sources: Names of sources and (N,) the number of each row's, where the train dataset is made of several that
             the run does not tell apart: for its record.
         overwrite_output_dir: Whether a run that ``output_dir`` holds may be replaced by one that starts anew.
@@ -104,6 +106,7 @@ class DynamicTrainer(PreparedRun):
         target_dataset: Any = None,
         mixer_eval_dataset: Mapping[str, Any] | None = None,
         score_columns: Mapping[str, Any] | None = None,
+        token_columns: Mapping[str, Any] | None = None,
         row_sources: tuple[Sequence[str], Any] | None = None,
         overwrite_output_dir: bool = False,
         **kwargs: Any,
@@ -133,6 +136,7 @@ class DynamicTrainer(PreparedRun):
         self._dataflex_evaluation = Evaluation(self)
         self.early = EarlyChecks(self)
         self.mixture_manager: Any = mixture_of(dataflex, self.train_dataset, self.seed)
+        self.token_columns = token_columns or {}
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
         self.row_sources = row_sources
         self.shared_scores = SharedScores(self, score_columns, rows)
