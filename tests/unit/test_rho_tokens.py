@@ -126,7 +126,7 @@ def test_selective_language_modeling_ranks_by_raw_logits_which_is_not_done_here(
     torch.testing.assert_close(raw.sort(dim=1, descending=True).values[:, k - 1 : k], edge, atol=1e-6, rtol=0)
     theirs = (raw >= edge - 1e-6).nonzero().tolist()
     assert torch.stack([-log_p[0][i, t] for i, t in theirs]).mean().item() == pytest.approx(wanted["loss"], rel=1e-6)
-    assert theirs != ours
+    assert (theirs == ours) == case["name"].startswith("excess")  # there the order happens to be the same
 
 
 # -- the function
@@ -153,13 +153,13 @@ def test_a_share_is_rounded_down_as_written_and_not_as_floats_have_it():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, "reference_model: found None, allowed: a text"),
-        ({"reference_model": "/no/such/folder"}, "reference_model: there is no folder /no/such/folder"),
-        ({"reference_model": "x", "share": 0}, "share: found 0, allowed: a number above 0 and at most 1"),
-        ({"reference_model": "x", "scope": "step"}, "scope: found 'step', allowed: batch, row"),
-        ({"reference_model": "x", "cached": 1}, "cached: found 1, allowed: true, false"),
-        ({"reference_model": "x", "cache_dtype": "bf16"}, "cache_dtype: found 'bf16', allowed: float32, float16"),
-        ({"reference_model": "x", "token_budget": 0}, "token_budget: found 0"),
+        ({}, "reference_model of the rho_tokens weighter: found None, allowed: a text"),
+        ({"reference_model": "/no/such/folder"}, "reference_model of the rho_tokens weighter: there is no folder /no/such/folder"),
+        ({"reference_model": "x", "share": 0}, "share of the rho_tokens weighter: found 0, allowed: a number above 0 and at most 1"),
+        ({"reference_model": "x", "scope": "step"}, "scope of the rho_tokens weighter: found 'step', allowed: batch, row"),
+        ({"reference_model": "x", "cached": 1}, "cached of the rho_tokens weighter: found 1, allowed: true, false"),
+        ({"reference_model": "x", "cache_dtype": "bf16"}, "cache_dtype of the rho_tokens weighter: found 'bf16', allowed: float32, float16"),
+        ({"reference_model": "x", "token_budget": 0}, "token_budget of the rho_tokens weighter: found 0"),
     ],
 )
 def test_a_bad_parameter_is_refused_by_key_found_and_allowed(params, message):
@@ -342,7 +342,7 @@ def test_a_reference_that_is_not_sound_is_refused(tmp_path, reference):
     with pytest.raises(ComponentError, match="knows 64 tokens, and the dataset has token"):
         run(tmp_path / "s", {"reference_model": str(tmp_path / "small")})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ComponentError, match="reference_model: .*empty cannot be loaded"):
+    with pytest.raises(ComponentError, match=r"reference_model: .*empty cannot be loaded"):
         run(tmp_path / "n", {"reference_model": str(tmp_path / "empty")})
 
 
@@ -373,7 +373,7 @@ def test_a_resumed_run_must_have_the_same_reference(tmp_path, reference):
     weighter = done.components.weighter
     state = weighter.state_dict()
     weighter.load_state_dict(state)
-    with pytest.raises(CheckpointError, match="reference_model: .* holds other weights than when the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"reference_model: .* holds other weights than when the checkpoint"):
         weighter.load_state_dict({"reference": "another"})
 
 

@@ -5,8 +5,10 @@ Letters: B rows of a micro-batch, T tokens, M labels that are predicted.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +23,7 @@ from dataflex.model.unwrapped import sharding_engine
 from dataflex.model.whole import whole_models
 from dataflex.utils.logging import logger
 from packaging.version import Version
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 KEY = "reference_model"
 _DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # one of which a tokenizer leaves in a folder
 _SHOWN = 3  # tokens that a message names
 
 
@@ -75,10 +78,11 @@ def require_same_tokens(path: str, tokenizer: Any) -> None:
     own = vars(tokenizer).get("tokenizer", tokenizer) if tokenizer is not None else None
     if own is None:
         return
-    try:
-        AutoConfig.from_pretrained(path)
-        other = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):
+    folder, other = Path(path).expanduser(), None
+    if not folder.is_dir() or any(file for pattern in _FILES for file in folder.glob(pattern)):
+        with contextlib.suppress(OSError, ValueError):  # of a folder without one, a made-up tokenizer would be returned
+            other = AutoTokenizer.from_pretrained(path)
+    if other is None:
         logger.warning("%s: %s holds no tokenizer, so its tokens are taken for those of the run", KEY, path)
         return
     theirs = {number: token for token, number in other.get_vocab().items()}
