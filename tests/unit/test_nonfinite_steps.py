@@ -209,6 +209,9 @@ OTHERS = {
     "tsds": "a distribution of one update; embeddings that are not finite are refused before",
     "scores": "a digest of the file, whose numbers are checked when it is read",
     "column": "a digest of the weights, which are checked when they are read",
+    "rho_tokens": "a digest of the reference model",
+    "token_column": "a digest of the weights, which are checked when they are read",
+    "spans": "the markers and their weights",
     "rho_loss": "losses of a reference model, computed once; rows without a finite one are never taken",
 }
 """Name -> what its state is, where it estimates nothing from step to step."""

@@ -62,13 +62,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "order-pacing": {"competence": "sqrt", "start": 0.01},
     "weighter-loss": {"strategy": "linupper", "delta": 1.0, "temperature": 1.0},
     "weighter-focal": {"gamma": 2.0},
+    "weighter-rho_tokens": {"share": 0.6},
     "weighter-adapt": {"temperature": 1.0},
     "weighter-balancer": {"ema_decay": 0.999, "epsilon": 1e-12},
 }
 """What the authors' program, or the strategy that ours is named after, has."""
 
 WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
-WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "order-shuffle", "order-length"}
+WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "weighter-token_column", "weighter-spans", "order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
 

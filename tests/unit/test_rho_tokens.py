@@ -154,11 +154,23 @@ def test_a_share_is_rounded_down_as_written_and_not_as_floats_have_it():
     ("params", "message"),
     [
         ({}, "reference_model of the rho_tokens weighter: found None, allowed: a text"),
-        ({"reference_model": "/no/such/folder"}, "reference_model of the rho_tokens weighter: there is no folder /no/such/folder"),
-        ({"reference_model": "x", "share": 0}, "share of the rho_tokens weighter: found 0, allowed: a number above 0 and at most 1"),
-        ({"reference_model": "x", "scope": "step"}, "scope of the rho_tokens weighter: found 'step', allowed: batch, row"),
+        (
+            {"reference_model": "/no/such/folder"},
+            "reference_model of the rho_tokens weighter: there is no folder /no/such/folder",
+        ),
+        (
+            {"reference_model": "x", "share": 0},
+            "share of the rho_tokens weighter: found 0, allowed: a number above 0 and at most 1",
+        ),
+        (
+            {"reference_model": "x", "scope": "step"},
+            "scope of the rho_tokens weighter: found 'step', allowed: batch, row",
+        ),
         ({"reference_model": "x", "cached": 1}, "cached of the rho_tokens weighter: found 1, allowed: true, false"),
-        ({"reference_model": "x", "cache_dtype": "bf16"}, "cache_dtype of the rho_tokens weighter: found 'bf16', allowed: float32, float16"),
+        (
+            {"reference_model": "x", "cache_dtype": "bf16"},
+            "cache_dtype of the rho_tokens weighter: found 'bf16', allowed: float32, float16",
+        ),
         ({"reference_model": "x", "token_budget": 0}, "token_budget of the rho_tokens weighter: found 0"),
     ],
 )

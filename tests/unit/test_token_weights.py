@@ -54,7 +54,13 @@ class OwnTokens(Weighter):
 
 
 def run(folder, name="own_tokens", params=None, rows=ROWS, keys=None, train=True, **args):
-    plain = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "per_device_train_batch_size": 4}
+    plain = {
+        "max_steps": 3,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "max_grad_norm": 0.0,
+        "per_device_train_batch_size": 4,
+    }
     done = weighted(folder, name, params, rows, keys=keys, **(plain | args))
     if train:
         done.train()

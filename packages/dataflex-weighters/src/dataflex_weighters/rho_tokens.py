@@ -237,9 +237,7 @@ class RhoTokensWeighter(Weighter):
     def _counted(self, batches: Sequence[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns how many tokens each micro-batch has and how many are taken, over all ranks: (M,) each."""
         own_M = np.array([batch.predicted.sum() for batch in self._batches], dtype=np.int64)
-        taken_M = np.array(
-            [self._of_rows(batch) for batch in batches] if self.scope == "row" else own_M, dtype=np.int64
-        )
+        taken_M = self._of_rows(batches) if self.scope == "row" else own_M
         width = max(batch.tokens.size for batch in self._batches)
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             mine = torch.from_numpy(np.concatenate([own_M, taken_M, [width]])).to(self.accelerator.device)
@@ -249,10 +247,11 @@ class RhoTokensWeighter(Weighter):
         self._width = width
         return own_M, taken_M if self.scope == "row" else kept_tokens(own_M, self.share)
 
-    def _of_rows(self, batch: Any) -> int:
-        """Returns how many tokens of a micro-batch of this rank are taken, row by row."""
-        counts_S = batch.samples.loss_sums(predicted(batch.inputs["labels"]))
-        return int(kept_tokens(counts_S.cpu().numpy(), self.share).sum())
+    def _of_rows(self, batches: Sequence[Any]) -> NDArray[np.int64]:
+        """Returns how many tokens of each micro-batch of this rank are taken, row by row: (M,). One read."""
+        counts = [batch.samples.loss_sums(predicted(batch.inputs["labels"])) for batch in batches]
+        read = torch.cat(counts).cpu().split([len(counts_S) for counts_S in counts])
+        return np.array([kept_tokens(counts_S.numpy(), self.share).sum() for counts_S in read], dtype=np.int64)
 
     def _load(self) -> Any:
         reference = loaded_reference(self.reference_model, self.accelerator)

@@ -46,7 +46,7 @@ def on_host(batches: Sequence[MicroBatch]) -> list[HostBatch]:
     Raises:
         ComponentError: A batch holds no tokens or no labels.
     """
-    found = []
+    parts: list[torch.Tensor] = []
     for batch in batches:
         tokens, labels = batch.inputs.get("input_ids"), batch.inputs.get("labels")
         if not isinstance(tokens, torch.Tensor) or not isinstance(labels, torch.Tensor) or tokens.shape != labels.shape:
@@ -54,10 +54,14 @@ def on_host(batches: Sequence[MicroBatch]) -> list[HostBatch]:
                 "tokens cannot be weighed: the data collator makes no input_ids and labels of one shape -> use one "
                 "that makes both, (rows, tokens)"
             )
-        predicted = (labels != IGNORED).cpu().numpy()
-        predicted[:, 0] = False  # the first token of a row is predicted from nothing
-        rows = None if batch.rows is None else batch.rows.cpu().numpy()
-        found.append(HostBatch(tokens.cpu().numpy(), predicted, rows))
+        parts += [tokens.long(), labels.long(), *([] if batch.rows is None else [batch.rows.long()])]
+    read = iter(torch.cat([part.flatten() for part in parts]).cpu().split([part.numel() for part in parts]))
+    found = []
+    for batch in batches:
+        shape = batch.inputs["labels"].shape
+        tokens_BT, predicted_BT = next(read).view(shape).numpy(), (next(read).view(shape) != IGNORED).numpy()
+        predicted_BT[:, 0] = False  # the first token of a row is predicted from nothing
+        found.append(HostBatch(tokens_BT, predicted_BT, None if batch.rows is None else next(read).numpy()))
     return found
 
 

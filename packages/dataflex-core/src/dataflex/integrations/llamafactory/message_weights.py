@@ -39,7 +39,7 @@ _IGNORED = -100
 
 def wanted_column(spec: RunSpec) -> str | None:
     """Returns the column of token weights that a component of the run asks for; None for none."""
-    for part in spec.parts:
+    for part in spec.axes:
         cls = find(part.component.kind, part.component.name)
         if issubclass(cls, Component):
             with blaming(part.component.in_words):
