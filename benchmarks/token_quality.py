@@ -74,6 +74,7 @@ class CountedRho(RhoTokensWeighter, Counted):
     """``rho_tokens``, counted."""
 
     def token_weights(self, losses_BT: torch.Tensor, *, ctx: Any, **given: Any) -> torch.Tensor:
+        """See the base class."""
         return self.count(super().token_weights(losses_BT, ctx=ctx, **given), ctx, self.dataset)
 
 
@@ -88,12 +89,14 @@ class ByRule(Weighter, Counted):
         self.dataset, self.rule, self.share = dataset, rule, share
 
     def mean_token_weight(self, batches: Any, *, ctx: Any) -> float:
+        """See the base class."""
         if self.rule != "learnable":
             return int(self.share * (2 * PAIRS - 1) * BATCH) / ((2 * PAIRS - 1) * BATCH)
         clean = [self.dataset[row]["clean"][1:] for batch in batches for row in batch.rows.tolist()]
         return float(np.mean(clean))
 
     def token_weights(self, losses_BT: torch.Tensor, *, ctx: Any, model: Any, inputs: Any) -> torch.Tensor:
+        """See the base class."""
         there_BT = predicted(inputs["labels"])
         if self.rule == "learnable":
             clean_BT = torch.tensor([self.dataset[row]["clean"] for row in ctx.batch_rows.tolist()])
@@ -108,6 +111,7 @@ class ByRule(Weighter, Counted):
         return self.count(z_BT, ctx, self.dataset)
 
     def get_weighted_loss(self, losses: torch.Tensor, **given: Any) -> torch.Tensor:
+        """See the base class."""
         return losses.mean()
 
 
@@ -158,9 +162,8 @@ def one_seed(seed: int, steps: int, only: Sequence[str]) -> dict[str, tuple[floa
     found, held_out = {}, rows(64, 1000 + seed, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        reference = trained(
-            model_of(100 + seed), rows(512, 500 + seed, 0.0).remove_columns("clean"), 200, path / "r", None, seed
-        )
+        sound = rows(512, 500 + seed, 0.0).remove_columns("clean")
+        reference = trained(model_of(100 + seed), sound, 200, path / "r", None, seed)
         reference.save_pretrained(path / "reference")
         found["reference"] = (held_out_loss(reference, held_out), float("nan"))
         data = rows(steps * BATCH * 4 // 3 + BATCH, seed, NOISE)
@@ -182,7 +185,7 @@ def one_seed(seed: int, steps: int, only: Sequence[str]) -> dict[str, tuple[floa
 def report(seeds: Sequence[dict[str, tuple[float, float]]]) -> str:
     """Returns a Markdown table."""
     lines = [
-        "| run | held-out loss of f(x), mean (least to greatest) | lower than plain | noise among the tokens trained on |",
+        "| run | held-out loss of f(x), mean (least to greatest) | lower than plain | noise among tokens trained on |",
         "| --- | --- | --- | --- |",
     ]
     for name in seeds[0]:

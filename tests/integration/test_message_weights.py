@@ -120,7 +120,7 @@ def test_each_token_of_an_answer_has_the_weight_of_its_message(load, keys):
 
 
 def test_a_question_has_its_weight_where_it_is_trained_on(load):
-    module, tokenizer = load("dataset=chats", "train_on_prompt=true")
+    module, _ = load("dataset=chats", "train_on_prompt=true")
     dataset, lists = module["train_dataset"], module["token_columns"]["messages.weight"]
     for row, own in zip(dataset, lists.of(np.arange(len(dataset))), strict=True):
         assert 9.0 in own.tolist()

@@ -56,7 +56,11 @@ ONCE_A_STEP = {
 
 def sources():
     rows = {name: TokenRows(16, seed=i, lengths=range(6, 12)) for i, name in enumerate("ab")}
-    return {name: [row | {"weight": 1.5, "token_weights": [0.5] * len(row["labels"])} for row in own] for name, own in rows.items()}
+    return {name: [row | _weights(row) for row in own] for name, own in rows.items()}
+
+
+def _weights(row):
+    return {"weight": 1.5, "token_weights": [0.5] * len(row["labels"])}
 
 
 def in_file(reads, file):

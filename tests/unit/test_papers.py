@@ -69,7 +69,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """What the authors' program, or the strategy that ours is named after, has."""
 
 WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
-WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "weighter-token_column", "weighter-spans", "order-shuffle", "order-length"}
+WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "weighter-token_column", "weighter-spans"}
+WITHOUT |= {"order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
 

@@ -160,8 +160,9 @@ class MessageWeights:
         return align_dataset
 
     def _processor(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_dataset_processor(*args: Any, **kwargs: Any) -> Any:
-            return _Weighing(original(*args, **kwargs), str(self.column))
+        def get_dataset_processor(*args: Any, do_generate: bool = False, **kwargs: Any) -> Any:
+            made = original(*args, do_generate=do_generate, **kwargs)
+            return made if do_generate else _Weighing(made, str(self.column))
 
         return get_dataset_processor
 
