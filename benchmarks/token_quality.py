@@ -17,6 +17,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +33,7 @@ from dataflex.objective.label_counts import predicted
 from dataflex.testing import pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import WeightTrainer, trainer_class
 from dataflex.train.weighter.base_weighter import Weighter
+from dataflex_weighters.parts.kept_token_losses import KeptTokenLosses
 from dataflex_weighters.rho_tokens import RhoTokensWeighter
 from transformers import Trainer
 
@@ -182,6 +184,33 @@ def one_seed(seed: int, steps: int, only: Sequence[str]) -> dict[str, tuple[floa
     return found
 
 
+def memory(counts: Sequence[int]) -> str:
+    """Returns a Markdown table of the peak of Python's and NumPy's memory while losses are kept, and while read.
+
+    Rows of 8 tokens, in an Arrow table that is made before.
+    """
+    lines = [
+        "| rows | on disk | peak while the reference reads them | peak of a step of 16 rows |",
+        "| --- | --- | --- | --- |",
+    ]
+    for count in counts:
+        ids = np.random.default_rng(0).integers(3, 128, (count, 8))
+        data = datasets.Dataset.from_dict(dict.fromkeys(("input_ids", "labels", "attention_mask"), ids.tolist()))
+        with tempfile.TemporaryDirectory() as folder:
+            kept = KeptTokenLosses(folder, "float32", None)
+            peaks = []
+            for do in (
+                lambda kept=kept, data=data: kept.read_or_make(tiny_model(layers=1), data, pad_collate, None, "rows"),
+                lambda kept=kept, count=count: kept.losses_of(np.arange(0, count, count // 16)),
+            ):
+                tracemalloc.start()
+                do()
+                peaks.append(tracemalloc.get_traced_memory()[1] / 1e6)
+                tracemalloc.stop()
+            lines.append(f"| {count:,} | {32 * count / 1e6:.1f} MB | {peaks[0]:.1f} MB | {peaks[1]:.2f} MB |")
+    return "\n".join(lines)
+
+
 def report(seeds: Sequence[dict[str, tuple[float, float]]]) -> str:
     """Returns a Markdown table."""
     lines = [
@@ -201,9 +230,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=at_least(1), default=5)
     parser.add_argument("--steps", type=at_least(3), default=150)
     parser.add_argument("--only", nargs="+", default=(), choices=list(runs("", 3)), help="runs; default: all")
+    parser.add_argument(
+        "--memory", action="store_true", help="of the losses of 3,000 and 100,000 rows, and nothing else"
+    )
     add_threads(parser, default=1)
     options = parser.parse_args()
     quieten(options.threads)
+    if options.memory:
+        print(memory([3_000, 100_000]))
+        return
     seeds = [one_seed(seed, options.steps, options.only) for seed in range(options.seeds)]
     print(f"{machine('cpu')}, {options.steps} steps of {BATCH} rows, {options.seeds} seeds\n")
     print(report(seeds))
