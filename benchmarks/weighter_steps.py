@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from dataflex.config.arguments import DataflexArguments
@@ -35,22 +36,27 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "trim": ("trim", {}, {}),
     "column": ("column", {"file": "{folder}/weights.npy"}, {}),
     "dataset": ("dataset", {}, {}),
+    "token_column": ("token_column", {"column": "token_weights"}, {}),
+    "rho_tokens": ("rho_tokens", {"reference_model": "{folder}/reference"}, {}),
+    "rho_tokens, cached: false": ("rho_tokens", {"reference_model": "{folder}/reference", "cached": False}, {}),
     "adapt": ("adapt", {"refresh": 1_000_000}, {}),
     "joint_update_aware": ("joint_update_aware", {"refresh": 1_000_000}, {}),
     "balancer": ("balancer", {}, {}),
     "loss, without logits": ("loss", {}, {"weight_logits": "chunked"}),
 }
+PATHS = ("file", "reference_model")
 OF_SOURCE = 16  # rows of each of the two sources
 TIMES_10 = ("adapt", "balancer")  # their bound is 1.10, that of the others 1.03
 
 
-def sources(vocabulary: int) -> dict[str, TokenRows]:
-    """Returns two sources of rows of 96 to 128 tokens, a third of them prompt."""
-    lengths = range(96, 129)
-    return {
-        name: TokenRows(OF_SOURCE, vocab_size=vocabulary, lengths=lengths, prompt=32, seed=i)
-        for i, name in enumerate("ab")
-    }
+def sources(vocabulary: int) -> dict[str, datasets.Dataset]:
+    """Returns two sources of rows of 96 to 128 tokens, a third of them prompt, with a weight for each token."""
+    found = {}
+    for seed, name in enumerate("ab"):
+        rows = TokenRows(OF_SOURCE, vocab_size=vocabulary, lengths=range(96, 129), prompt=32, seed=seed)
+        weighed = [rows[i] | {"token_weights": [1.0] * len(rows[i]["input_ids"])} for i in range(OF_SOURCE)]
+        found[name] = datasets.Dataset.from_list(weighed)
+    return found
 
 
 def prepared(trainer: Any) -> Any:
@@ -64,7 +70,9 @@ def prepared(trainer: Any) -> Any:
 
     def step() -> None:
         if isinstance(trainer, WeightTrainer):
-            trainer._micro_batch = -1  # the same micro-batch of the same step, again and again
+            trainer.batch_rows.micro_batch = -1  # the same micro-batch of the same step, again and again
+            if trainer.components.weighter.weighs_tokens:  # what it looks up for a step belongs to the step
+                trainer.training_objective.begin_step(batches)
         trainer.training_step(trainer.model, dict(batches[0]), tokens)
         trainer.model.zero_grad(set_to_none=True)
 
@@ -80,11 +88,12 @@ def steps(vocabulary: int, device: str, rows: int, folder: Path) -> dict[str, An
     found: dict[str, Any] = {}
     shared = small_model(device, vocabulary)
     np.save(folder / "weights.npy", np.linspace(0.5, 1.5, sum(len(source) for source in data.values())))
-    mixed = [row for source in data.values() for row in source]  # type: ignore[attr-defined]  # it has __getitem__
+    small_model(device, vocabulary).save_pretrained(folder / "reference")
+    mixed = [row for source in data.values() for row in source.remove_columns("token_weights")]
     plain = Trainer(shared, tiny_training_args(folder, **arguments), train_dataset=mixed, **common)
     found["plain"] = prepared(plain)
     for name, (component, written, keys) in RUNS.items():
-        params = {key: value.format(folder=folder) if key == "file" else value for key, value in written.items()}
+        params = {key: value.format(folder=folder) if key in PATHS else value for key, value in written.items()}
         spec = RunSpec(
             DataflexArguments(train_type="dynamic_weight", component_name=component, **keys),
             ComponentSpec(WEIGHTER, component, component, params),

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.yaml"))
 
 LEFT_OUT = {"mix/doremi_three_runs.yaml", "mix/regmix.yaml"}  # test_doremi_cli.py, test_regmix_cli.py train the like
+LEFT_OUT |= {"weigh/token_column.yaml"}  # the stand-ins have no messages; test_message_weights.py trains the like
 CHANGED = {
     "mix/doremi.yaml": ["component.reference_model=model"],
     "mix/dynamic_moe.yaml": ["model_name_or_path=experts"],
@@ -29,6 +30,8 @@ CHANGED = {
         "component.reward=contains", "component.reward_model=null", "component.fallback=reference",
         "component.samples=2", "component.max_new_tokens=4", "component.prompts=2",
     ],
+    "weigh/rho_tokens.yaml": ["component.reference_model=model"],
+    "weigh/spans.yaml": ["component.between=[{start: e, end: t, weight: 0.5}]"],
     "combine/filter_mix_order.yaml": ["mixer.from=2"],
     "combine/mix_select_weigh.yaml": ["weighter.from=3"],
     "combine/all_axes.yaml": ["weighter.from=3"],

@@ -183,6 +183,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "weight balancer": ({**WEIGHT, "dataset": "both", "component_name": "balancer"}, "hidden states"),
     "weight joint_update_aware": ({**WEIGHT, **TARGET, "component_name": "joint_update_aware"}, "hidden states"),
     "weight adapt": ({**WEIGHT, **TARGET, "component_name": "adapt"}, "hidden states"),
+    "weight rho_tokens": (
+        {**WEIGHT, "component_name": "rho_tokens", "component": {"reference_model": "somewhere"}},
+        "losses under another model",
+    ),
+    "weight token_column": ({**WEIGHT, "component_name": "token_column"}, "losses of tokens"),
+    "weight spans": (
+        {**WEIGHT, "component_name": "spans", "component": {"between": [{"start": "a", "end": "b", "weight": 0.5}]}},
+        "losses of tokens",
+    ),
     "weight loss over a step": (
         {**WEIGHT, "component_name": "loss", "component": {"scope": "step"}},
         "losses of a step",

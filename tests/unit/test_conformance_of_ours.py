@@ -36,7 +36,8 @@ class Numbered(TokenRows):
 
     def __getitem__(self, index):
         row = super().__getitem__(index)
-        return row | {"number": 0.5 + sum(row["input_ids"]) % 7}
+        ids = row["input_ids"]
+        return row | {"number": 0.5 + sum(ids) % 7, "weights": [0.5 + token % 3 for token in ids]}
 
 
 def numbered() -> dict[str, Any]:
@@ -62,6 +63,9 @@ NEEDS = {  # what it is run on, beside what the kit gives; a function of a folde
         "beside": ["order", "weighter"],
     },
     ("weighter", "column"): lambda folder: {"params": {"column": "number"}, **numbered()},
+    ("weighter", "rho_tokens"): lambda folder: {"params": {"reference_model": reference(folder), "share": 0.5}},
+    ("weighter", "token_column"): lambda folder: {"params": {"column": "weights"}, **numbered()},
+    ("weighter", "spans"): lambda folder: {"params": {"between": [{"start": "e", "end": "t", "weight": 0.5}]}},
     ("weighter", "adapt"): lambda folder: {"params": {"refresh": 2}},
 }
 OURS = [(kind, point.name) for kind in KINDS for point in provided(kind)]

@@ -40,6 +40,8 @@ PARAMS = {  # the ways of a weighter that compute something else
     "trim": [{"share": 0.5}],
     "adapt": [{"normalise": True}],
     "dataset": [{"weights": {"a": 2.0}}],
+    "rho_tokens": [],  # below, as it needs a reference
+    "spans": [],  # its weights go the way of those of token_column
 }
 CASES = [(name, params) for name in installed(WEIGHTER) for params in PARAMS.get(name, [{}])]
 ONCE_A_STEP = {
@@ -47,13 +49,18 @@ ONCE_A_STEP = {
     "dataflex_weighters/balancer.py": 1,  # the norms of the step
     "dataflex/objective/step_losses.py": 1,  # scope: step, for a forward pass of its own
     "dataflex/objective/present_step.py": 1,  # chunked: how many labels each micro-batch has
+    "dataflex_weighters/parts/token_places.py": 1,  # the tokens of the step and which rows they are of
     "dataflex/objective/samples.py": 1,  # packed rows: how many documents
 }
 
 
 def sources():
     rows = {name: TokenRows(16, seed=i, lengths=range(6, 12)) for i, name in enumerate("ab")}
-    return {name: [row | {"weight": 1.5} for row in own] for name, own in rows.items()}
+    return {name: [row | _weights(row) for row in own] for name, own in rows.items()}
+
+
+def _weights(row):
+    return {"weight": 1.5, "token_weights": [0.5] * len(row["labels"])}
 
 
 def in_file(reads, file):

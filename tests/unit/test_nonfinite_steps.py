@@ -213,6 +213,9 @@ OTHERS = {
     "infobatch": "which rows a pass keeps; the losses are those that training keeps, without those that are not finite",
     "ifd": "scores under another model, computed once; a loss that is not finite stops the run",
     "perplexity": "losses under another model, computed once; one that is not finite stops the run",
+    "rho_tokens": "a digest of the reference model",
+    "token_column": "a digest of the weights, which are checked when they are read",
+    "spans": "the markers and their weights",
     "rho_loss": "losses of a reference model, computed once; rows without a finite one are never taken",
 }
 """Name -> what its state is, where it estimates nothing from step to step."""

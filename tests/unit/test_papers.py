@@ -87,13 +87,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "weighter-loss": {"strategy": "linupper", "delta": 1.0, "temperature": 1.0},
     "weighter-focal": {"gamma": 2.0},
     "weighter-joint_update_aware": {"iterations": 5, "damping": 1.0, "scope": "batch", "pooling": "last"},
+    "weighter-rho_tokens": {"share": 0.6},
     "weighter-adapt": {"temperature": 1.0},
     "weighter-balancer": {"ema_decay": 0.999, "epsilon": 1e-12},
 }
 """What the authors' program, or the strategy that ours is named after, has."""
 
 WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
-WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "order-shuffle", "order-length"}
+WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "weighter-token_column", "weighter-spans"}
+WITHOUT |= {"order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
 

@@ -26,6 +26,7 @@ from every_component import QUICK, installed
 
 ROWS, NAMES = 12, ("a", "b")
 INSTALLED = [(kind, name) for kind in KINDS for name in installed(kind)]
+OWN = {"weight": 1.0, "token_weights": [1.0] * 6}
 BAD = [
     None, "", " ", "abc", -1, 0, 1.5, 1e308, float("inf"), float("nan"), True, [], [1], {}, {"a": -1}, {"nope": 1},
     "0x10", 2**70, 10**400, "a\0b", "./nowhere",
@@ -47,6 +48,8 @@ def valid(tmp_path):
         ("selector", "scores"): file,
         ("selector", "rho_loss"): file,
         ("weighter", "column"): file,
+        ("weighter", "rho_tokens"): {"reference_model": str(reference)},
+        ("weighter", "spans"): {"between": [{"start": "a", "end": "b", "weight": 0.5}]},
         ("mixer", "doremi"): {"reference_model": str(reference)},
         ("mixer", "schedule"): {"points": [{"at": 0, "proportions": [1, 1]}]},
     }
@@ -56,7 +59,7 @@ def valid(tmp_path):
 def objects(kind):
     """Returns the run's objects for a component of that kind."""
     rows = TokenRows(ROWS, lengths=6)
-    sources = {name: [{**row, "weight": 1.0} for row in TokenRows(ROWS // 2, lengths=6)] for name in NAMES}
+    sources = {name: [{**row, **OWN} for row in TokenRows(ROWS // 2, lengths=6)] for name in NAMES}
     accelerator = SimpleNamespace(
         num_processes=1, process_index=0, is_main_process=True, device="cpu", distributed_type="NO"
     )

@@ -86,6 +86,19 @@ class Component:
         return ()
 
     @classmethod
+    def needs_token_column(cls, params: Mapping[str, Any]) -> str | None:
+        """Returns the column of the raw data that holds weights of its tokens, or messages. Optional.
+
+        LLaMA-Factory drops columns when it tokenises. This one becomes a number for each token of the rows that are
+        left, and is given to the constructor as ``token_columns``: name ->
+        :class:`~dataflex.rows.token_lists.TokenLists`.
+
+        Args:
+            params: The constructor parameters that the user gave.
+        """
+        return None
+
+    @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost | None:
         """Returns what an update of the run costs, and each step, for ``dataflex-cli plan``. Optional.
 

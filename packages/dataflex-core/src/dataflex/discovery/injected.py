@@ -14,6 +14,7 @@ INJECTED = frozenset(
         "mixer_eval_dataset",
         "output_dir",
         "tokenizer",
+        "token_columns",
         "seed",
         "cache_dir",
     }

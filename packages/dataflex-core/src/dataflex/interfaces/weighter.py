@@ -8,11 +8,15 @@
 It runs with ``train_type: dynamic_weight``, ``component_name: ignore_hardest``. The weight of a sample is the
 derivative of the returned scalar by its loss, relative to that of the plain mean; see docs/weighters.md for the
 objective this gives under gradient accumulation and on several ranks.
+
+A weighter that says ``weighs_tokens = True`` gives each token of the micro-batch a weight, too:
+:meth:`Weighter.token_weights`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from dataflex.core.component import Component
@@ -20,7 +24,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -28,7 +32,23 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import TrainerState
 
-__all__ = ["StepContext", "Weighter", "WeightsSamples", "logger"]
+__all__ = ["MicroBatch", "StepContext", "Weighter", "WeightsSamples", "logger"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A micro-batch of the step that begins, of this rank: for :meth:`Weighter.mean_token_weight`.
+
+    Attributes:
+        inputs: What the model will be given, with ``labels`` (B, T) before the shift.
+        samples: What its samples are, see :mod:`dataflex.objective.samples`.
+        rows: (B,) int64 the rows of the train dataset in it; (S,) one for each document, where the collator put them
+            one after the other into one; None where the batch does not say.
+    """
+
+    inputs: Mapping[str, Any]
+    samples: Any
+    rows: torch.Tensor | None
 
 
 class StepContext(Protocol):
@@ -45,6 +65,7 @@ class StepContext(Protocol):
         samples: What the samples are, see :mod:`dataflex.objective.samples`.
         batch_rows: (S,) int64 the row of each sample in the train dataset, on the device.
         source_names: (K) the sources; empty where the train dataset does not say where each begins.
+        micro_batch: The present micro-batch of the step, from 0.
         micro_batches: Micro-batches of the step.
         is_last_micro_batch: Whether the optimizer step follows the present one.
         most_samples: The most samples of a micro-batch of the step, over its micro-batches and all ranks. On several
@@ -85,6 +106,10 @@ class StepContext(Protocol):
 
     @property
     def source_names(self) -> tuple[str, ...]:
+        """See the attributes of the class."""
+
+    @property
+    def micro_batch(self) -> int:
         """See the attributes of the class."""
 
     @property
@@ -196,6 +221,10 @@ class Weighter(Component, ABC):
     """Whether it uses :func:`~dataflex.objective.hidden.caught_hidden_states`; a model that shows none is then
     refused before training."""
 
+    weighs_tokens: ClassVar[bool] = False
+    """Whether it has :meth:`token_weights`. The loss of a step is then a mean over tokens, whatever
+    ``weight_objective`` says. Stages whose rows have no losses of tokens are refused."""
+
     def __init__(self, **kwargs: Any) -> None:
         if kwargs:
             raise ConfigError(f"{type(self).__name__} has no parameter {', '.join(sorted(kwargs))}")
@@ -241,6 +270,44 @@ class Weighter(Component, ABC):
         Returns:
             A scalar that depends on ``losses``.
         """
+
+    def mean_token_weight(self, batches: Sequence[MicroBatch], *, ctx: StepContext) -> torch.Tensor | float:
+        """Returns the mean of the weights of all tokens of the step that are predicted: what the loss is divided by.
+
+        Called with ``weighs_tokens`` before each step that it weighs, on every rank, and may be collective; every rank
+        returns the same. The loss is a sum over the step, so its divisor must be known before the first micro-batch is
+        trained on. Where it is the mean, the loss is sum z c / sum z; where it is 1, sum z c over the number of tokens.
+
+        Args:
+            batches: This rank's micro-batches of the step.
+            ctx: The step, and what it holds; none of its micro-batches is the present one yet.
+
+        Returns:
+            A number, or a scalar on the device; 0 where every weight is 0.
+        """
+        return 1.0
+
+    def token_weights(
+        self,
+        losses_BT: torch.Tensor,
+        *,
+        ctx: StepContext,
+        model: torch.nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """Returns z, the weight of each token of the micro-batch: (B, T), at the position before it; without gradient.
+
+        Called with ``weighs_tokens`` on every rank for its own micro-batch. It multiplies what
+        :meth:`get_weighted_loss` makes of the samples. Weights of tokens that are not predicted do not matter.
+
+        Args:
+            losses_BT: (B, T) fp32 cross entropies at the position before each label, 0 where there is none; without
+                gradient.
+            ctx: The step, and what it holds.
+            model: The model being trained, in train mode.
+            inputs: The micro-batch as the model gets it, with its labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says weighs_tokens, and has no token_weights")
 
     def training_step(
         self,

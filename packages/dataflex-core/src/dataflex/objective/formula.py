@@ -3,7 +3,7 @@
 A step has samples i (rows, or documents of packed rows: :mod:`dataflex.objective.samples`), over all its micro-batches
 and ranks; sample i has m_i labels and token losses c_it. It minimises
 
-    L = sum_i b_i v_i u_i w_i sum_t c_it  /  sum_i b_i v_i m_i
+    L = sum_i b_i v_i u_i w_i sum_t z_it c_it  /  (Z sum_i b_i v_i m_i)
 
 * v_i, the weight of the row's source: of a mixer that weighs. It stands below as well, so only ratios matter, and
   doubling it doubles the share of the source in the gradient.
@@ -12,12 +12,15 @@ and ranks; sample i has m_i labels and token losses c_it. It minimises
   :attr:`dataflex.planning.mixture.MixtureManager.objective_weights`.
 * w_i, the weight of the sample: of a weighter. It returns a scalar s(l) of the mean token losses l_i of a micro-batch;
   w_i = (ds/dl_i) / (d mean/dl_i), so that the plain mean weighs every sample 1.
+* z_it, the weight of the token: of a weighter of tokens. Z is its mean over the predicted tokens of the step where the
+  weighter says so, and 1 where it does not. With Z, L is the sum of z c over the sum of z.
 * b_i = 1 / m_i with a weighter, which makes L a mean over samples; 1 without one, during its warm-up and with
   ``weight_objective: token``, which makes it a mean over tokens. Long samples then count more, as in the plain loss.
+  With a weighter of tokens it is always 1.
 
-What a run does not have is 1. u and w stand above alone: weights of 0.5 throughout halve the gradient. Where all
-factors of the step are exactly 1 (and samples are of equal length or the mean is over tokens) loss and gradient are the
-plain ones, bit for bit.
+What a run does not have is 1. u and w stand above alone: weights of 0.5 throughout halve the gradient, and so do z of
+0.5 where Z is 1. Where all factors of the step are exactly 1 (and samples are of equal length or the mean is over
+tokens) loss and gradient are the plain ones, bit for bit.
 
 The sums are those of the whole step. A micro-batch gives its terms; what the training loop does to them afterwards is
 undone (:mod:`dataflex.objective.loop_scale`). m_i counts labels as the plain loss counts them for its own mean: where
@@ -47,9 +50,13 @@ Weigh = Callable[[torch.Tensor], torch.Tensor]
 Total = Callable[[], torch.Tensor]
 """The sum of a micro-batch's token losses, added up as the plain loss adds it up."""
 
+WeighTokens = Callable[[torch.Tensor], torch.Tensor]
+"""The weighter of tokens: (B, T) cross entropies at the position before each label -> (B, T) weights z."""
+
 Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Told the (S,) weights w, the (S,) factors that the samples' losses l_i have in the loss of the step, the (S,) labels
-that are predicted of each, and the (S,) sums of the losses of these."""
+"""Told the (S,) weights w, times the mean z of the sample where tokens have weights; the (S,) factors that the samples'
+losses l_i have in the loss of the step; the (S,) labels that are predicted of each; and the (S,) sums of their losses.
+"""
 
 Note = Callable[[torch.Tensor], None]
 """Told the (B, T) cross entropies of the tokens, without gradient, at the position before each label."""
@@ -66,6 +73,8 @@ class StepPart:
         scale: What the micro-batch's part is multiplied by, so that what the loop does to it is undone.
         sources: (S,) v of each sample; None where all are alike.
         rows: (S,) u of each sample; None where there are none.
+        tokens: Gives z of each token; None where there are none.
+        mean_token: Z, a number or a scalar on the device.
     """
 
     step: StepCounts
@@ -74,6 +83,8 @@ class StepPart:
     scale: float = 1.0
     sources: torch.Tensor | None = None
     rows: torch.Tensor | None = None
+    tokens: WeighTokens | None = None
+    mean_token: torch.Tensor | float = 1.0
 
 
 def weighted_loss(
@@ -99,8 +110,11 @@ def weighted_loss(
         note: Told the cross entropies.
     """
     labels_BT = labels_BT.to(logits_BTV.device)
-    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss, note)
-    batch = _MicroBatch(c_BT, labels_BT, samples, token_loss.counts_first)
+    noted: list[torch.Tensor] = []
+    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss, note if part.tokens is None else noted.append)
+    if noted and note is not None:
+        note(noted[0])
+    batch = _MicroBatch(c_BT, labels_BT, samples, token_loss.counts_first, noted[0] if noted else None)
     return _joined(batch, part, weigh, total, watch)
 
 
@@ -126,8 +140,8 @@ def weighted_loss_of_tokens(
         samples: What the samples are.
         plain_total: The sum of the losses as the plain loss adds them up, where that is another order than here.
     """
-    c_BT = token_loss.from_cross_entropy(c_BT)
-    batch = _MicroBatch(c_BT, labels_BT.to(c_BT.device), samples, token_loss.counts_first)
+    plain_BT, c_BT = c_BT.detach(), token_loss.from_cross_entropy(c_BT)
+    batch = _MicroBatch(c_BT, labels_BT.to(c_BT.device), samples, token_loss.counts_first, plain_BT)
     return _joined(batch, part, weigh, plain_total or c_BT.sum, watch)
 
 
@@ -174,6 +188,7 @@ class _MicroBatch:
     labels: torch.Tensor  # (B, T)
     samples: Samples
     counts_first: bool
+    cross_entropies: torch.Tensor | None  # (B, T) without gradient, where they are needed
 
     def predicted(self) -> torch.Tensor:
         """Returns n: (S,) labels that are predicted."""
@@ -186,7 +201,7 @@ class _MicroBatch:
 
 def _joined(batch: _MicroBatch, part: StepPart, weigh: Weigh, plain_total: Total, watch: Watch | None) -> torch.Tensor:
     """Returns 1/N sum_i a_i sum_t c_it, a_i = b v u w N / sum b v m; where all are 1, by the plain loss's own sum."""
-    n_S = batch.predicted()
+    n_S, z_BT = batch.predicted(), _token_weights(batch, part)
     sums_S = batch.samples.loss_sums(batch.losses.detach())
     w_S, scalar = _weights(sums_S, n_S, weigh)
     first = part.counts_first and batch.counts_first
@@ -202,12 +217,31 @@ def _joined(batch: _MicroBatch, part: StepPart, weigh: Weigh, plain_total: Total
         a_S = torch.where(m_S > 0, x_S * (N / (m_S.clamp(min=1) * R)), 1.0).to(batch.losses.dtype)
         share = _by_source(n_S > 0, part).sum() / R
     if watch is not None:
-        watch(w_S, a_S * n_S / N, n_S, sums_S)
-    total = (batch.samples.at_losses(a_S) * batch.losses).sum()
-    loss = _of_value(total, plain_total, (a_S == 1).all()) / N
+        watch(w_S if z_BT is None else w_S * _means(z_BT, batch, n_S), a_S * n_S / N, n_S, sums_S)
+    factors, uniform = batch.samples.at_losses(a_S), (a_S == 1).all()
+    if z_BT is not None:
+        relative_BT = z_BT / _at_least(part.mean_token, n_S)  # exactly 1 where all are equal and Z is their mean
+        relative_BT = torch.where(predicted(batch.labels), relative_BT, 1.0)
+        factors, uniform = factors * relative_BT, uniform & (relative_BT == 1).all()
+    total = (factors * batch.losses).sum()
+    loss = _of_value(total, plain_total, uniform) / N
     # A term of the weighter's own that reaches the parameters other than through the losses counts as well, by the
     # micro-batch's share of the step; its value is not added, so that the logged loss stays the weighted loss.
     return (loss + share * (scalar - scalar.detach())) * part.scale
+
+
+def _token_weights(batch: _MicroBatch, part: StepPart) -> torch.Tensor | None:
+    """Returns z: (B, T) without gradient, of any value where no token is predicted; None where there are none."""
+    if part.tokens is None:
+        return None
+    assert batch.cross_entropies is not None
+    with torch.no_grad(), torch.autocast(batch.losses.device.type, enabled=False):
+        return part.tokens(batch.cross_entropies).to(batch.losses)
+
+
+def _means(z_BT: torch.Tensor, batch: _MicroBatch, n_S: torch.Tensor) -> torch.Tensor:
+    """Returns the mean weight of the tokens of each sample: (S,), 0 for one without any."""
+    return batch.samples.loss_sums(torch.where(predicted(batch.labels), z_BT, 0.0)) / n_S.clamp(min=1)
 
 
 def _at_least(count: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:

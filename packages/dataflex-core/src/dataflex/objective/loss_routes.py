@@ -85,7 +85,7 @@ class LossRoutes:
         # now, as the trainer underneath takes the labels out where it needs them itself
         given = dict(inputs) if self._measuring is not None else {}
         if weighing is not None and weighing.active is not None:
-            weighing.inputs = one_by_one(inputs, loss.context.samples)
+            weighing.inputs, weighing.batch = one_by_one(inputs, loss.context.samples), dict(inputs)
         loss.begin(kwargs.get("num_items_in_batch"))
         by_output = loss.outputs is not None and (loss.weighs or self._trainer.compute_loss_func is None)
         if self._head is not None and labels_BT is not None and model.training:

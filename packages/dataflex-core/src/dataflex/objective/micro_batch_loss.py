@@ -6,6 +6,7 @@ Letters: B rows of the micro-batch, T tokens, V vocabulary, S samples.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,7 +159,11 @@ class MicroBatchLoss:
         rows = None if self._rows.weights is None else samples.of_rows(self._rows.weights.to(device))
         by_step = self.counted is not None and self.takes_count()  # what the plain loss is divided by
         first = by_step and counts_first(self._trainer)
-        return StepPart(counts, first, self.by_tokens, self._scale(), sources, rows)
+        plain = StepPart(counts, first, self.by_tokens, self._scale(), sources, rows)
+        assert self.weighing is not None
+        if self.weighing.of_tokens is None:
+            return plain
+        return replace(plain, by_tokens=True, tokens=self.weighing.weigh_tokens, mean_token=self.weighing.mean_token)
 
     def _factors(
         self, logits: torch.Tensor, labels: torch.Tensor, token_loss: TokenLoss

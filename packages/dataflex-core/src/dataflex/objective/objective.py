@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
-from dataflex.interfaces.weighter import WeightsSamples
+from dataflex.interfaces.weighter import MicroBatch, Weighter, WeightsSamples
 from dataflex.model.unwrapped import pretrained_models, require_causal
 from dataflex.objective.loss_function import ReplacedLoss
 from dataflex.objective.loss_routes import LossRoutes
@@ -90,6 +90,12 @@ class Objective:
         if keys.stage is None:
             return LossRoutes(self._trainer, self.parts, keys, self._loss, self._step, self._measuring)
         self.context.refuses_step_losses = keys.stage.name
+        weighter = self.parts.weighter
+        if weighter is not None and isinstance(weighter.weighter, Weighter) and weighter.weighter.weighs_tokens:
+            raise ConfigError(
+                f"{self.parts.who_weighs} gives tokens weights, and a row of stage {keys.stage.name} has one loss as a "
+                "whole -> use a weighter of samples, or stage: sft or pt"
+            )
         return StageRoute(self._trainer, keys.stage, self._loss, self._measuring)
 
     def require(self, collator: Collator, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -137,6 +143,8 @@ class Objective:
             assert self.parts.mixer is not None
             with blaming(self.parts.mixer.at(self._trainer.state.global_step)):
                 sources.begin_step(batches, self._step.samples, rows.sources_of_step(), accelerator)
+        if weighing is not None and batches and self._trainer.state.global_step >= weighing.part.start:
+            weighing.begin_step(list(map(MicroBatch, batches, self._step.samples, rows.of_step)))
 
     def training_step(self, train: Train, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trains on the next micro-batch of the step, by the ``training_step`` of the weighter where there is one.

@@ -77,6 +77,8 @@ class DynamicTrainer(OnlineRun):
             evaluation dataset if that is such a mapping.
         score_columns: Column -> (N,) numbers of the raw data, one for each row of the train dataset, for components and
             orders that score rows by a column which the rows do not have.
+        token_columns: Column -> a list of numbers for each row of the train dataset, one for each of its tokens, which
+            the rows do not have: :class:`~dataflex.rows.token_lists.TokenLists`.
         row_sources: Names of sources and (N,) the number of each row's, where the train dataset is made of several that
             the run does not tell apart: for its record.
         overwrite_output_dir: Whether a run that ``output_dir`` holds may be replaced by one that starts anew.
@@ -108,6 +110,7 @@ class DynamicTrainer(OnlineRun):
         target_dataset: Any = None,
         mixer_eval_dataset: Mapping[str, Any] | None = None,
         score_columns: Mapping[str, Any] | None = None,
+        token_columns: Mapping[str, Any] | None = None,
         row_sources: tuple[Sequence[str], Any] | None = None,
         overwrite_output_dir: bool = False,
         **kwargs: Any,
@@ -140,6 +143,7 @@ class DynamicTrainer(OnlineRun):
         self.early = EarlyChecks(self)
         self.mixture_manager: Any = mixture_of(dataflex, self.train_dataset, self.seed)
         self._dataflex_evaluation.weigh(self.mixture_manager)
+        self.token_columns = token_columns or {}
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
         self.row_sources = row_sources
         self.rollouts = None if online_stage(type(self)) is None else Rollouts(self)

@@ -32,6 +32,7 @@ class Host(Protocol):
     batch_rows: Any
     shared_scores: Any
     row_sources: Any
+    token_columns: Any
     mixture_manager: Any
     data_collator: Any
     _train_batch_size: int

@@ -178,6 +178,7 @@ class Components:
             "output_dir": trainer.output_dir,
             "cache_dir": folder if source is None else os.path.join(folder, f"source_{source}"),
             "tokenizer": trainer.processing_class,
+            "token_columns": trainer.token_columns,
             "seed": trainer.seed,
             **mixing,
         }

@@ -15,6 +15,7 @@ from dataflex.integrations.llamafactory.generating_targets import (
     require_tokenised_as_trained,
     rows_as_trained,
 )
+from dataflex.integrations.llamafactory.message_weights import MessageWeights, wanted_column
 from dataflex.integrations.llamafactory.raw_columns import KeptColumns, wanted_columns
 from dataflex.integrations.llamafactory.reading import named
 from dataflex.integrations.llamafactory.stream_datasets import in_one_piece
@@ -29,7 +30,8 @@ from dataflex.utils.progress import Progress, without_bars
 def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
     """Loads the data as LLaMA-Factory does, per source for a mixture, and refuses what cannot be planned.
 
-    Columns of the raw data that rows are scored by are kept as ``score_columns``.
+    Columns of the raw data that rows are scored by are kept as ``score_columns``, and weights of messages, as those of
+    tokens, as ``token_columns``.
 
     What a component aims at is loaded a second time where ``predict_with_generate`` gives it another form.
 
@@ -48,10 +50,12 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         require_objective(spec)
         by_source = knows_sources(spec, data_args)
         made, kept = _kept(spec, data_args, by_source)
+        weights = MessageWeights(wanted_column(spec), kwargs["stage"])
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
         def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
-            return functools.partial(kept.loading(original), template, model_args, training_args=args, **kwargs)
+            load = weights.loading(kept.loading(original))
+            return functools.partial(load, template, model_args, training_args=args, **kwargs)
 
         def loaded(args: Any, data_args: Any) -> dict[str, Any]:
             if by_source and data_args.dataset is not None:
@@ -60,11 +64,12 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
 
         what = Progress("reading and tokenising the data", bar=None)
         with named(data_args), without_bars(bool(training_args.disable_tqdm)), what:
-            with kept.keeping(data_args):
+            with weights.tokenising(), kept.keeping(data_args), weights.keeping():
                 module = loaded(args, data_args)
             columns = kept.of(module.get("train_dataset"))
             if columns:
                 module["score_columns"] = columns
+            module |= weights.of(module.get("train_dataset"))
             sources = kept.sources_of(module.get("train_dataset"))
             if sources is not None:
                 module["row_sources"] = sources
