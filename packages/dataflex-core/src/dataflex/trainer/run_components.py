@@ -20,6 +20,7 @@ from dataflex.discovery.injected import SEED, TARGETS
 from dataflex.model.unwrapped import pretrained_models, require_causal
 from dataflex.planning.mixture import MixtureManager
 from dataflex.planning.stages import Stages, load, saved
+from dataflex.rows.token_lists import by_rows_of
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.scoring.target_rows import named_sets, whole_sets
 from dataflex.trainer.given import first_rows, require_rows_apart, rows_to_learn
@@ -178,7 +179,7 @@ class Components:
             "output_dir": trainer.output_dir,
             "cache_dir": folder if source is None else os.path.join(folder, f"source_{source}"),
             "tokenizer": trainer.processing_class,
-            "token_columns": trainer.token_columns,
+            "token_columns": by_rows_of(trainer.train_dataset, trainer.token_columns),
             "seed": trainer.seed,
             **mixing,
         }
