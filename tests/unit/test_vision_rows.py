@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from dataflex.core.errors import ComponentError
 from dataflex.rows.media import first_with_media, has_media
 from dataflex.scoring import hidden_state_embeddings, per_sample_losses
 from dataflex.scoring.gradients.per_row import per_sample_gradients
+from dataflex.scoring.gradients.plan import Plan
+from dataflex.scoring.gradients.routes import gradient_routes
 from dataflex.scoring.gradients.sinks import Norms
 from dataflex.scoring.layer_embeddings import layer_embeddings
 from dataflex.scoring.passes.fingerprint import dataset_digest
@@ -95,6 +98,26 @@ def test_layers_are_pooled_by_modality(data):
     assert not found[1][:32].any()
     assert found[0][:32].any()
     try_layers(data.model, data.dataset, np.arange(2), [1, 2], data.collator, None)
+
+
+def test_tokens_of_an_image_that_are_cut_off_are_said(data):
+    """As in public reports on truncated prompts: the features of the image are more than its tokens."""
+    rows = [dict(data.dataset[row]) for row in range(4)]
+    start = rows[2]["input_ids"].index(data.model.config.image_token_id)
+    rows[2] = {
+        key: value[: start + 1] if isinstance(value[0], int) else value for key, value in rows[2].items() if value
+    }
+    with pytest.raises(ComponentError, match=r"cannot take the images of rows \[.*cutoff_len"):
+        per_sample_losses(data.model, rows, collator=data.collator, progress=False)
+
+
+def test_a_trained_tower_in_shards_is_refused_by_name(folder):
+    model = vision_data(folder, **TRAINED["lora with vision"]).model
+    routes = gradient_routes(model)
+    plan = Plan(model)
+    plan.rules_only = True
+    with pytest.raises(ComponentError, match=r"visual.*which sees images, where weights are in shards.*freeze_vision"):
+        plan.see_media(model, routes)
 
 
 @pytest.mark.parametrize("trained", TRAINED)

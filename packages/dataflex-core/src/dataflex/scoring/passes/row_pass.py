@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dataflex.core import sigterm
-from dataflex.core.errors import ComponentError, StoppedError
+from dataflex.core.errors import ComponentError, DataflexError, StoppedError
 from dataflex.core.ranks.by_row import gather_by_row
 from dataflex.model.unwrapped import is_sharded
 from dataflex.rows.lengths import row_lengths
-from dataflex.rows.media import is_text
+from dataflex.rows.media import has_media, is_text
 from dataflex.rows.views import fetch
 from dataflex.scoring.passes.batch_plan import Batch, plan_batches, shard_batches
 from dataflex.scoring.passes.budget import (
@@ -202,7 +202,23 @@ class RowPass:
         load = self._loader(rows, device)
         with self._progress(batches, lengths, 0 if done is None else len(rows) - sum(map(len, planned))) as progress:
             memory = _Memory(model, self.gradients, limit, not is_sharded(self.accelerator), device)
-            for batch, result in _within_memory(lambda places: score(load(places)), batches, lengths, memory):
+
+            def scored(places: NDArray[np.int64]) -> T:
+                pictured = False
+                try:
+                    given = load(places)
+                    pictured = given.has_media
+                    return score(given)
+                except (ValueError, RuntimeError) as error:
+                    pictured = pictured or any(map(has_media, fetch(self.dataset, rows[places])))
+                    if not pictured or isinstance(error, DataflexError) or is_out_of_memory(error):
+                        raise
+                    raise ComponentError(
+                        f"the model cannot take the images of rows {rows[places].tolist()[:8]}: {error} -> use a "
+                        "larger cutoff_len where it cuts through the tokens of an image, or a smaller image_max_pixels"
+                    ) from error
+
+            for batch, result in _within_memory(scored, batches, lengths, memory):
                 yield batch, result
                 progress.done(len(batch.rows), _tokens(batch, lengths))
                 if sigterm.asked():
