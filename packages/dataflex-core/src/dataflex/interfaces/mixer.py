@@ -80,19 +80,25 @@ class Mixer(Component, ABC):
 
     @classmethod
     def may_observe(cls, params: Mapping[str, Any]) -> bool:
-        """Returns whether :meth:`observe` would be called with these parameters: where it, or what comes with it, is
-        overridden.
+        """Returns whether :meth:`observe` would be called: where it, or one that is called with it, is overridden.
 
         Asked before the model is loaded, to refuse what could not be observed.
         """
-        return (
-            cls.observe is not Mixer.observe or cls.may_observe_gradients(params) or cls.may_observe_logits(params)
-        )
+        return cls.observe is not Mixer.observe or cls.may_observe_gradients(params) or cls.may_observe_logits(params)
 
     @property
     def observes(self) -> bool:
         """Whether :meth:`observe` is to be called: where it is overridden. Asked once, before training."""
         return self.may_observe({})
+
+    @classmethod
+    def needs_held_out(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether it looks at held-out rows of each source with these parameters.
+
+        Optional, for a constructor that does without ``mixer_eval_dataset`` with other ones. Asked before the model is
+        loaded, to refuse a run that has none.
+        """
+        return False
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Looks at the model once, on every rank, before there is an optimizer.

@@ -71,26 +71,26 @@ class SourceGradients:
 
     Attributes:
         learning_rate: The rate that the step was made with, of the first group of parameters.
-        sums_KD: (K, D) float64 sums of the gradients of the rows of each source.
-        squares_K: (K,) float64 sums of their squared norms.
-        counts_K: (K,) float64 what :attr:`means_KD` divides by: tokens or rows, by the sketch's ``unit``.
-        rows_K: (K,) int64 rows of each source.
+        sums: (K, D) float64 sums of the gradients of the rows of each source.
+        squares: (K,) float64 sums of their squared norms.
+        counts: (K,) float64 what :attr:`means` divides by: tokens or rows, by the sketch's ``unit``.
+        rows: (K,) int64 rows of each source.
         left_out: How many rows had a gradient that is not finite, and do not count.
     """
 
     learning_rate: float
-    sums_KD: NDArray[np.float64]
-    squares_K: NDArray[np.float64]
-    counts_K: NDArray[np.float64]
-    rows_K: NDArray[np.int64]
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    rows: NDArray[np.int64]
     left_out: int = 0
 
     @property
-    def means_KD(self) -> NDArray[np.float64]:
+    def means(self) -> NDArray[np.float64]:
         """(K, D) gradient of each source's mean loss; NaN for a source without rows."""
-        means_KD = np.full_like(self.sums_KD, np.nan)
-        seen_K = self.counts_K > 0
-        means_KD[seen_K] = self.sums_KD[seen_K] / self.counts_K[seen_K, None]
+        means_KD = np.full_like(self.sums, np.nan)
+        seen_K = self.counts > 0
+        means_KD[seen_K] = self.sums[seen_K] / self.counts[seen_K, None]
         return means_KD
 
 

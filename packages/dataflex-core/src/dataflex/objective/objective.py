@@ -94,9 +94,7 @@ class Objective:
 
     def _route(self, keys: Keys) -> LossRoutes | StageRoute:
         if keys.stage is None:
-            return LossRoutes(
-                self._trainer, self.parts, keys, self._loss, self._step, self._measuring, self._sketches
-            )
+            return LossRoutes(self._trainer, self.parts, keys, self._loss, self._step, self._measuring, self._sketches)
         self.context.refuses_step_losses = keys.stage.name
         return StageRoute(self._trainer, keys.stage, self._loss, self._measuring)
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.ranks.by_row import sum_over_ranks
@@ -124,7 +123,7 @@ class SourceSketches:
         self._tokens_B2 = torch.zeros(len(labels_BT), 2, device=device)
         self._begun = True
         self._own_factors: torch.Tensor | None = None
-        self._of_tokens, self._loss, self._back = False, 0.0, torch.zeros(())
+        self._of_tokens, self._loss, self._back = False, torch.zeros(()), torch.zeros(())
 
     def of_tokens(self, c_BT: torch.Tensor) -> None:
         """Takes the token losses that our formula makes the loss of, with their graph: what they get back is f."""
@@ -161,7 +160,7 @@ class SourceSketches:
             f_B = torch.zeros_like(c_B) if self._own_factors is None else self._own_factors
         else:
             total = c_B.sum()
-            f_B = (torch.where(total > 0, self._loss / total, 0.0) * self._back.to(total)).expand_as(c_B)
+            f_B = (torch.where(total > 0, self._loss.to(total) / total, 0.0) * self._back.to(total)).expand_as(c_B)
         self._add(f_B, n_B)
 
     def step_done(self, step: int) -> None:
@@ -190,7 +189,7 @@ class SourceSketches:
 
     @torch.no_grad()
     def _add(self, f_B: torch.Tensor, n_B: torch.Tensor) -> None:
-        """Adds the micro-batch, x_i = gradient of row i's loss, to its sources; the order of sums is always the same."""
+        """Adds x_i, the gradient of row i's loss, to its source for each row; in an order that is always the same."""
         scale_B = n_B * f_B if self._wanted.unit == ROW else f_B
         there_B = (f_B != 0) & (n_B > 0)
         x_BD = self._features_BD / torch.where(there_B, scale_B, 1.0)[:, None]

@@ -124,6 +124,14 @@ def require_observable(spec: RunSpec) -> None:
     with blaming(f"mixer '{component.preset}'"):
         observes = mixer.may_observe(component.params)  # type: ignore[attr-defined]  # a Mixer
         takes_gradients = mixer.may_observe_gradients(component.params)  # type: ignore[attr-defined]  # a Mixer
+        held_out = mixer.needs_held_out(component.params)  # type: ignore[attr-defined]  # a Mixer
+    theirs = spec.llamafactory
+    split = bool(theirs.get("val_size")) and not theirs.get("eval_dataset")
+    if held_out and theirs and not (spec.arguments.mixer_eval_dataset or split):
+        raise ConfigError(
+            f"mixer_eval_dataset is missing; the mixer '{component.name}' looks at held-out rows of each source -> "
+            "name one dataset per dataset, or set val_size, without eval_dataset, to hold rows out of each"
+        )
     if not observes:
         return
     for key, why in _WITHOUT_GRADIENTS.items() if takes_gradients else ():

@@ -84,7 +84,7 @@ def _projected(projection: Projection, route: Route, grad: torch.Tensor) -> torc
 
 
 def _apart(found: torch.Tensor | None, expected: torch.Tensor | None, allowed: float, whole: float) -> bool:
-    """Whether two gradients differ by more than rounding: of themselves, or of the whole, where they are small in it."""
+    """Whether two gradients differ by more than rounding: of themselves, or of the whole where they are small in it."""
     if found is None or expected is None:
         other = expected if found is None else found
         return other is not None and bool(other.any())

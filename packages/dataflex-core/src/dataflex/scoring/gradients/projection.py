@@ -2,8 +2,8 @@
 
 Two steps, each optional. A matrix of more than F * F numbers is projected to F dimensions from each side before it is
 formed (:mod:`dataflex.scoring.gradients.factors`), which costs F (I + O) products for a token in place of I * O. What
-that leaves of all parameters is summed into D numbers (:mod:`dataflex.scoring.gradients.sketch`). Both maps are drawn
-from the seed and independent, so inner products stay unbiased. A parameter that is used in two places adds up by itself.
+that leaves of all parameters is summed into D numbers (:mod:`dataflex.scoring.gradients.sketch`). Both maps are
+drawn from the seed and independent, so inner products stay unbiased. The uses of a parameter in two places add up.
 
 Letters: B rows, D numbers of a sketch.
 """
