@@ -49,6 +49,8 @@ STRATEGIES = {
     "odm": Strategy("dynamic_mix", {"variant": "code"}, state=True),
     "ado": Strategy("dynamic_mix", ADO, {"warmup_step": 3, "update_step": 3, "update_times": 3}, state=True),
     "doremi": Strategy("dynamic_mix", {"reference_model": "FOLDER/reference", "eta": 5.0}, state=True),
+    "doge": Strategy("dynamic_mix", {"mu": 0.001, "use": "loss_weights"}, state=True),
+    "pike": Strategy("dynamic_mix", {"gradient_every": 2}, state=True),
     "dynamic_moe": Strategy("dynamic_mix", {"eval_rows": 5}, kind="mixtral", state=True),
     "column": Strategy("dynamic_weight", {"file": "FOLDER/column.npy"}),
     "dataset": Strategy("dynamic_weight", {"weights": {"a": 3.0}}),

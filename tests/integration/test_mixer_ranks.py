@@ -33,10 +33,16 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict]]:
             {"points": [{"at": 0, "proportions": [1, 1]}, {"at": 9999, "proportions": [0, 1]}], "by": "tokens"},
         ),
         "dynamic_moe": ("dynamic_moe", {"eval_rows": 5, "layers": "all"}),
+        "doge": ("doge", {"mu": 0.001, "target": "eval"}),
+        "doge, weights": ("doge", {"mu": 0.001, "use": "loss_weights", "layers": "all"}),
+        "pike": ("pike", {"tau": 2.0}),
+        "entropy": ("odm", {"reward": "entropy", "variant": "code"}),
+        "norm": ("odm", {"reward": "gradient_norm", "variant": "code"}),
     }
 
 
 NAMES = ("odm", "ado", "doremi", "schedule", "tokens", "dynamic_moe")
+NAMES += ("doge", "doge, weights", "pike", "entropy", "norm")
 MODELS = {"dynamic_moe": {"kind": "mixtral"}}
 
 

@@ -145,9 +145,9 @@ def trained(folder: Path, params: Mapping[str, Any], **kwargs: Any) -> Run:
 
 
 def row_gradients(model: Any, step: Seen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns (N, P) float64 gradients of the sums of token losses by all trained parameters, (N,) sources, (N,) labels.
+    """Returns (N, P) float64 gradients of the rows' sums of token losses, (N,) sources, (N,) labels.
 
-    One forward and one backward pass for each row, without padding of others.
+    By all trained parameters. One forward and one backward pass for each row, without padding of others.
     """
     model.load_state_dict(step.state)
     model.double().eval()

@@ -40,6 +40,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "mixer-temperature": {"temperature": 5.0},
     "mixer-odm": {"variant": "code", "smoothing": 0.9, "reward": "loss", "min_share": 0.0},
+    "mixer-doge": {"mu": 0.05, "smoothing": 0.0, "least": 0.0, "most": 5.0, "max_grad_norm": 5.0},
     "mixer-ado": {
         "fit_every": 1000,
         "start_step": 1000,
@@ -68,7 +69,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """What the authors' program, or the strategy that ours is named after, has."""
 
 WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
-WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "order-shuffle", "order-length"}
+WITHOUT |= {"mixer-pike", "weighter-column", "weighter-dataset", "weighter-trim", "order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
 
