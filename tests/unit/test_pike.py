@@ -93,7 +93,7 @@ def test_an_update_is_the_formula_by_hand(relative, tau):
         x = np.concatenate([rows[k] for rows in every])
         variances.append(np.square(x - x.mean(axis=0)).sum() / (len(x) - 1))
         means.append(np.square(x.mean(axis=0)).sum() - variances[-1] / len(x))
-    scale = np.mean(np.maximum(means, 0)) if relative else 1.0
+    scale = np.mean(np.maximum(means, 0) + np.array(variances) / 12) if relative else 1.0
     for k in range(3):
         y = 1.0 if tau is None else 3 * np.exp(tau * LOSSES[k]) / np.exp(tau * LOSSES).sum()
         exponent.append(y * (0.02 * max(means[k], 0) - 0.3 / (2 * 12) * variances[k]) / scale)
@@ -173,6 +173,18 @@ def test_the_state_goes_through_a_checkpoint(tmp_path):
     np.testing.assert_array_equal(found.mix(None, 2), other.mix(None, 2))
     assert found.details() == other.details()
     assert set(found.details()) == {"squared_gradients", "variances", "exponents"}
+
+
+@given(st.lists(st.integers(2, 9), min_size=2, max_size=5), st.integers(0, 99))
+def test_relative_exponents_are_bounded_however_few_rows_there_are(counts, seed):
+    """By K zeta_1 above and K zeta_2 / 2 below; over the squared gradients alone, of which one may be 0, they are not."""
+    K = len(counts)
+    found = mixer(K, zeta_1=0.2, zeta_2=0.6)
+    found.observe_gradients(1, told(rows_of(counts, seed=seed)))
+    found.mix(None, 1)
+    values = list(found.details()["exponents"].values())
+    assert max(values) <= K * 0.2 + 1e-9
+    assert min(values) >= -K * 0.3 - 1e-9
 
 
 def test_a_share_stays_above_its_floor():

@@ -13,7 +13,10 @@ gradients g_i of the rows of the measured steps since the last update, of which 
 
 The balanced form minimises (1 / tau) ln sum exp(tau L_k): source k's exponent is multiplied by K softmax(tau L)_k. This
 is the paper's y_k with tau / K taken into the zetas. They are constants to be tuned; with ``relative``, ours, both
-terms are divided by the mean of |grad L_k|^2 over the sources, so that they need not follow the scale of gradients.
+terms are divided by the mean over the sources of |grad L_k|^2 + sigma_k^2 / b, the squared gradient of a batch, so that
+they need not follow the scale of gradients: no exponent is then above K zeta_1 or below -K zeta_2 / 2. Not by |grad
+L_k|^2 alone: where rows are few its estimate is often 0. The rule has no restoring force but the gradients themselves,
+so many updates in a row add up: the paper makes one in hundreds of steps.
 
 Gradients are sketches that come out of training's own backward pass. The sketch keeps squared norms in expectation, so
 both moments are unbiased. Cost: no pass of its own.
@@ -110,7 +113,7 @@ class PikeMixer(Mixer):
         zeta_1: What the squared gradient of a source counts, at least 0.
         zeta_2: What the variance of its rows' gradients counts, at least 0.
         tau: Of the balanced form, above 0; null for the plain one.
-        relative: Whether both are divided by the mean squared gradient over the sources.
+        relative: Whether both are divided by the mean over the sources of the squared gradient of a batch.
         min_share: Least share of each source; 0 up to, not including, 1 / K.
         gradient_every: Steps from one whose gradients are measured to the next.
         proj_dim: Numbers of a sketch; null: every number that ``factor_dim`` leaves.
@@ -189,7 +192,8 @@ class PikeMixer(Mixer):
         if window.sums_KD is not None:
             norms_K, variances_K = moments(window.sums_KD, window.squares_K, window.rows_K)
             batch = float(window.rows_K.sum()) / window.steps
-            scale = float(np.nanmean(norms_K)) if self.relative and np.isfinite(norms_K).any() else 1.0
+            squares_K = norms_K + variances_K / batch if batch > 0 else norms_K
+            scale = float(np.nanmean(squares_K)) if self.relative and np.isfinite(squares_K).any() else 1.0
             found_K = np.full(len(norms_K), np.nan)
             if scale > 0 and batch > 0:
                 found_K = exponents(norms_K / scale, variances_K / scale, batch, self.zeta_1, self.zeta_2)

@@ -23,7 +23,7 @@ from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.ranks.by_row import sum_over_ranks
 from dataflex.interfaces.source_gradients import ROW, SourceGradients
 from dataflex.model.label_logits import IGNORED
-from dataflex.model.unwrapped import pretrained_models
+from dataflex.model.unwrapped import is_compiled, pretrained_models
 from dataflex.objective.parts import MixerPart
 from dataflex.rows.batch_rows import BatchRows
 from dataflex.scoring.gradients.layer_trial import unlike_autograd
@@ -254,7 +254,8 @@ def require_plain_loss(trainer: Trainer, mixer: MixerPart) -> None:
         "label_smoothing_factor: it is no mean of cross entropies -> set it to 0": trainer.label_smoother is not None,
         "compute_loss_func: it may be anything -> leave it out": trainer.compute_loss_func is not None,
         "output_router_logits (moe_aux_loss_coef): the loss of the router is of no row -> switch it off": routed,
-        "torch_compile: hooks do not reach what is compiled -> set it to false": bool(args.torch_compile),
+        "torch_compile: hooks do not reach what is compiled -> set it to false": args.torch_compile
+        or is_compiled(model),
     }
     for reason, holds in reasons.items():
         if holds:
