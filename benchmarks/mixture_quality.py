@@ -27,7 +27,6 @@ from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.kinds import MIXER
 from dataflex.testing import pad_collate, tiny_model, tiny_training_args
 from dataflex.train.trainer import MixTrainer, trainer_class
-from dataflex_mixers.doremi.handover import read_weights
 from transformers import PrinterCallback, Trainer
 
 from benchmarks.common import add_device, add_threads, at_least, chosen, machine, quieten
@@ -77,13 +76,27 @@ METHODS = {
     "loss, T 4": Method("loss", {"temperature": 4.0}, update_step=10),
     "rows even, loss by size": Method("static", {}, "uniform", FIXED, objective="stratified"),
     "rows by size, loss even": Method("static", {}, "stratified", FIXED, objective="uniform"),
+    "odm, eval_loss": Method("odm", {"reward": "eval_loss", "eval_rows": 16}),
+    "odm, entropy": Method("odm", {"reward": "entropy"}),
+    "odm, gradient_norm": Method("odm", {"reward": "gradient_norm"}),
     "ado": Method("ado", SOONER),
+    "doge": Method("doge", {}, "uniform"),
+    "doge, loss_weights": Method("doge", {"use": "loss_weights"}, "uniform", FIXED),
+    "pike": Method("pike", {}, "uniform", 20),
+    "pike, tau 3": Method("pike", {"tau": 3.0}, "uniform", 20),
+    "pike, each step": Method("pike", {}, "uniform"),
     "doremi": Method("doremi", {}, "uniform", FIXED),
     "doremi, eta 0.1": Method("doremi", {"eta": 0.1}, "uniform", FIXED),
     "doremi, even reference": Method("doremi", {}, "uniform", FIXED, UNIFORM),
 }
-"""The fixed shares come first: they train DoReMi's reference models. A method of the mixer ``doremi`` is its proxy, and
-the main model is trained after it."""
+"""The fixed shares come first: they train DoReMi's reference models. A method of the mixer ``doremi`` is its proxy, as
+one of ``doge`` with loss_weights is, and the main model is trained after it."""
+
+PROXIES = {"doremi": "doremi_weights.json", "doge": "doge_weights.json"}
+"""Mixer -> where its proxy writes the shares of the main model."""
+
+HELD_OUT = 64
+"""Rows of each domain that a reward of held-out rows is measured on; no run trains on them."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +171,8 @@ def run(method: Method, setting: Setting, folder: Path, seed: int) -> tuple[Outc
             logging_steps=setting.steps,
             seed=seed,
         ),
-        train_dataset=data.train,
+        train_dataset={name: rows[:-HELD_OUT] for name, rows in data.train.items()},
+        mixer_eval_dataset={name: rows[-HELD_OUT:] for name, rows in data.train.items()},
         data_collator=pad_collate,
         dataflex=RunSpec(arguments, ComponentSpec(MIXER, method.mixer, method.mixer, method.params)),
     )
@@ -174,13 +188,14 @@ def run(method: Method, setting: Setting, folder: Path, seed: int) -> tuple[Outc
     return outcome, trainer.model
 
 
-def doremi(proxy: Method, setting: Setting, reference: Path, folder: Path, seed: int) -> tuple[Outcome, Outcome]:
-    """Trains the proxy against a reference model, and the main model on its averaged weights; returns both outcomes."""
+def by_proxy(proxy: Method, setting: Setting, reference: Path, folder: Path, seed: int) -> tuple[Outcome, Outcome]:
+    """Trains the proxy, and the main model on its averaged weights; returns both outcomes."""
     names = list(setting.data.train)
-    against = replace(proxy, params={**proxy.params, "reference_model": str(reference)})
-    found, _ = run(against, setting, folder / "proxy", seed)
-    average = read_weights(folder / "proxy", names)
-    last = json.loads((folder / "proxy" / "doremi_weights.json").read_text(encoding="utf-8"))["last"]
+    if proxy.mixer == "doremi":
+        proxy = replace(proxy, params={**proxy.params, "reference_model": str(reference)})
+    found, _ = run(proxy, setting, folder / "proxy", seed)
+    written = json.loads((folder / "proxy" / PROXIES[proxy.mixer]).read_text(encoding="utf-8"))
+    average, last = [written["proportions"][name] for name in names], written["last"]
     found = replace(found, final=last, drawn=dict(zip(names, average, strict=True)))
     main_model = Method("static", {"proportions": average}, update_step=FIXED)
     return found, run(main_model, setting, folder / "main", seed)[0]
@@ -192,8 +207,8 @@ def one_seed(names: Sequence[str], setting: Setting, folder: Path, seed: int) ->
     for number, name in enumerate(names):
         began = time.perf_counter()
         method, own = METHODS[name], folder / str(number)
-        if method.mixer == "doremi":
-            found[f"{name}: proxy"], found[name] = doremi(method, setting, folder / method.reference, own, seed)
+        if method.mixer == "doremi" or method.params.get("use") == "loss_weights":
+            found[f"{name}: proxy"], found[name] = by_proxy(method, setting, folder / method.reference, own, seed)
         else:
             found[name], model = run(method, setting, own, seed)
             if name in (UNIFORM, SIZE):

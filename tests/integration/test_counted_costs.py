@@ -148,6 +148,26 @@ def test_a_selector_of_each_source_is_asked_for_what_whole_passes_leave(tmp_path
     agree(found, declared(spec, rows, schedule)[0])
 
 
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        ("doge", {}),
+        ("doge", {"target": "eval"}),
+        ("pike", {}),
+        ("odm", {"reward": "gradient_norm"}),
+        ("odm", {"reward": "entropy"}),
+    ],
+    ids=str,
+)
+def test_mixers_that_look_at_gradients_make_no_pass_but_for_held_out_targets(tmp_path, mixer):
+    rows = {"a": TokenRows(N, lengths=LENGTH), "b": TokenRows(15, lengths=LENGTH, seed=1)}
+    spec = spec_of([part(MIXER, *mixer)])
+    found, schedule = counted(tmp_path, spec, rows)
+    if 0 in found:  # a row of two is tried when the trainer is made, before the first step
+        del found[0]
+    agree(found, declared(spec, rows, schedule)[0])
+
+
 def test_adapt_embeds_its_target_as_often_as_it_declares(tmp_path):
     keys = {"warmup_step": 2, "train_step": 13, "explain_rows": 0}
     spec = spec_of([part(WEIGHTER, "adapt", {"refresh": 4, "anchors": 5}, start=2)], keys)

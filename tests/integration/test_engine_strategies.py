@@ -49,6 +49,8 @@ STRATEGIES = {
     "odm": Strategy("dynamic_mix", {"variant": "code"}, state=True),
     "ado": Strategy("dynamic_mix", ADO, {"warmup_step": 3, "update_step": 3, "update_times": 3}, state=True),
     "doremi": Strategy("dynamic_mix", {"reference_model": "FOLDER/reference", "eta": 5.0}, state=True),
+    "doge": Strategy("dynamic_mix", {"mu": 0.001, "use": "loss_weights"}, state=True),
+    "pike": Strategy("dynamic_mix", {"gradient_every": 2}, state=True),
     "dynamic_moe": Strategy("dynamic_mix", {"eval_rows": 5}, kind="mixtral", state=True),
     "column": Strategy("dynamic_weight", {"file": "FOLDER/column.npy"}),
     "dataset": Strategy("dynamic_weight", {"weights": {"a": 3.0}}),
@@ -150,12 +152,18 @@ def test_an_engine_resumes_with_every_estimate(run, name):
 
 
 @pytest.mark.slow
+def test_weights_of_losses_move_in_the_run_that_is_compared(plain):
+    weights = [line["weights"] for line in read_trace(plain / "doge") if "proportions" in line]
+    assert np.ptp(list(weights[-1].values())) > 1e-6
+
+
+@pytest.mark.slow
 def test_what_is_compared_differs_from_a_run_that_does_nothing(plain):
     """Fails where a strategy is without effect, so that any engine would agree on it."""
     for name, strategy in STRATEGIES.items():
         if strategy.train_type == "dynamic_weight":
             assert max(answers(plain / name)[0]["weighed"]) != pytest.approx(1.0, abs=1e-3), name
-        elif name != "doremi":  # which draws by fixed shares
+        elif name not in ("doremi", "doge"):  # which draw by fixed shares, and weigh the loss
             natural = [11 / 61, 24 / 61, 26 / 61] if name == "dynamic_moe" else [11 / 61, 50 / 61]
             assert shares(plain / name)[-1] != pytest.approx(natural, rel=1e-3), name
 

@@ -35,10 +35,16 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict]]:
         ),
         "dynamic_moe": ("dynamic_moe", {"eval_rows": 5, "layers": "all"}),
         "objective": ("schedule", {"file": str(folder / "mixture.yaml")}),
+        "doge": ("doge", {"mu": 0.001, "target": "eval"}),
+        "doge, weights": ("doge", {"mu": 0.001, "use": "loss_weights", "layers": "all"}),
+        "pike": ("pike", {"tau": 2.0}),
+        "entropy": ("odm", {"reward": "entropy", "variant": "code"}),
+        "norm": ("odm", {"reward": "gradient_norm", "variant": "code"}),
     }
 
 
 NAMES = ("odm", "ado", "loss", "doremi", "schedule", "tokens", "dynamic_moe", "objective")
+NAMES += ("doge", "doge, weights", "pike", "entropy", "norm")
 KEYS = {"objective": {"objective_proportions": [1, 4]}}
 MODELS = {"dynamic_moe": {"kind": "mixtral"}}
 

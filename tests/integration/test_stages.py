@@ -175,6 +175,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**SELECT, **TARGET, "component_name": "near", "component": {"embedding": "model"}},
         "hidden states",
     ),
+    "mix doge": ({**MIX, "component_name": "doge"}, "gradients"),
+    "mix pike": ({**MIX, "component_name": "pike"}, "gradients"),
+    "mix odm by gradients": (
+        {**MIX, "component_name": "odm", "component": {"reward": "gradient_norm"}},
+        "gradients",
+    ),
+    "mix odm by entropy": (
+        {**MIX, "component_name": "odm", "component": {"reward": "entropy"}},
+        "losses of tokens",
+    ),
     "mix doremi": (
         {**MIX, "component_name": "doremi", "component": {"reference_model": "MODEL"}},
         "losses under another model",

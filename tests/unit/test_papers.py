@@ -64,6 +64,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "mixer-temperature": {"temperature": 5.0},
     "mixer-loss": {"temperature": 1.0, "smoothing": 0.0, "min_share": 0.0},
     "mixer-odm": {"variant": "code", "smoothing": 0.9, "reward": "loss", "min_share": 0.0},
+    "mixer-doge": {"mu": 0.05, "smoothing": 0.0, "least": 0.0, "most": 5.0, "max_grad_norm": 5.0},
     "mixer-ado": {
         "fit_every": 1000,
         "start_step": 1000,
@@ -95,7 +96,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
 WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "weighter-token_column", "weighter-spans"}
-WITHOUT |= {"order-shuffle", "order-length"}
+WITHOUT |= {"mixer-pike", "order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
 

@@ -13,7 +13,7 @@ gates, since a gate that moves would move the fingerprints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +23,12 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.parameter_checks import between, count, flag, one_of, positive, require
 from dataflex.core.registry import register_mixer
 from dataflex.model.autocast import autocast
-from dataflex.rows.views import MixedSources
 from dataflex.scoring import RowPass, undisturbed, without_replicas
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
 from dataflex_mixers.parts.gate_load import distances, experts_per_token, gates, router
+from dataflex_mixers.parts.held_out_rows import held_out
 from dataflex_mixers.parts.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
 
 if TYPE_CHECKING:
@@ -50,21 +50,6 @@ def reweighted(log_shares_K: Shares, distances_K: NDArray[np.float64], eta: floa
         smoothing: c, the part that is shared out evenly.
     """
     return log_mixed_with_uniform(log_softmax(log_shares_K + eta * distances_K), smoothing)
-
-
-def held_out(names: Sequence[str], given: Mapping[str, Any] | None) -> MixedSources:
-    """Returns the held-out rows as one dataset, in the order of the sources.
-
-    Raises:
-        ConfigError: A source has none.
-    """
-    missing = [name for name in names if given is None or name not in given or not len(given[name])]
-    if missing or given is None:
-        raise ConfigError(
-            f"the dynamic_moe mixer looks at held-out rows of each source, and there are none for {', '.join(missing)} "
-            "-> set mixer_eval_dataset to one dataset per source, or val_size to hold rows out of each"
-        )
-    return MixedSources({name: given[name] for name in names})
 
 
 @register_mixer("dynamic_moe")
@@ -115,7 +100,7 @@ class DynamicMoeMixer(Mixer):
             flag("freeze_gate", freeze_gate),
         )
         self.data_collator, self.accelerator = data_collator, accelerator
-        self.held_out = held_out(mixture_manager.names, mixer_eval_dataset)
+        self.held_out = held_out("dynamic_moe mixer", mixture_manager.names, mixer_eval_dataset)
         self.eta, self.smoothing, self.eval_rows = float(eta), float(smoothing), eval_rows
         self.distance, self.layers, self.freeze_gate = distance, layers, freeze_gate
         self._distances_K: NDArray[np.float64] = np.zeros(0)

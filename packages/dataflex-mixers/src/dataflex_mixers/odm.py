@@ -15,35 +15,54 @@ L_d is the mean token loss of source d over the steps since the last update, ove
 is what they were drawn by; R begins at 0. ``code`` is what the authors' program does. Both variants learn from the
 steps after the warm-up alone: the first update, which ends the warm-up, drops its losses and keeps the proportions that
 the run began with. The paper draws one source per micro-batch and updates at each step; here every source of the window
-is an arm that was pulled. The reward may also be how far the loss has fallen since the last update, or how far it lies
-above its running mean. Cost: none beyond the losses.
+is an arm that was pulled. Something else may stand in the place of L_d, all seen while training goes by but the second:
+
+    loss_drop, excess_over_ema   how far the loss has fallen since the last update, how far it lies above its mean
+    eval_loss                    the mean loss of held-out rows of d at the update: a forward pass over them
+    entropy                      the mean entropy of the model's next token at the labels of d, over ln V
+    gradient_norm                1 / (|gradient of L_d| + 1e-4): less of what moves the model most
+
+The last three are rewards of IBM's fms-acceleration (plugin ``odm``), which runs a batch of held-out rows through the
+model for the entropy, and takes the norm of the whole step's gradient for that of its one source. Cost: none beyond the
+losses but of ``eval_loss``, and products of a sketch in the measured steps of ``gradient_norm``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.cost import Ahead, Cost
+from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.errors import CheckpointError
-from dataflex.core.parameter_checks import between, one_of, require
+from dataflex.core.parameter_checks import between, count, one_of, require
 from dataflex.core.registry import register_mixer
+from dataflex.interfaces.source_gradients import GradientSketch, SourceGradients, sketch_problems
+from dataflex.model.label_logits import IGNORED
+from dataflex.scoring import per_sample_losses
 from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
+from dataflex_mixers.parts.gradient_window import GradientWindow
+from dataflex_mixers.parts.held_out_rows import held_out
 from dataflex_mixers.parts.loss_window import LossWindow
 from dataflex_mixers.parts.simplex import Shares, raised, softmax
+from dataflex_mixers.parts.token_entropy import token_entropies
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from dataflex.core.context import UpdateContext
     from dataflex.planning.mixture import MixtureManager
 
 VARIANTS = ("paper", "code")
-REWARDS = ("loss", "loss_drop", "excess_over_ema")
+NORM_FLOOR = 1e-4
+"""What is added to the norm of a gradient before its inverse is taken, as in fms-acceleration."""
+LOSSES = ("loss", "train_loss")
+"""Two names of the same reward: the paper's, and that of fms-acceleration."""
+REWARDS = (*LOSSES, "loss_drop", "excess_over_ema", "eval_loss", "entropy", "gradient_norm")
 
 
 def exploration(step: int, sources: int) -> float:
@@ -103,16 +122,27 @@ class OdmMixer(Mixer):
         mixture_manager: The sources.
         variant: ``paper``: rewards weighed by importance, softmax; ``code``: exp(loss), divided by the sum.
         smoothing: a of the running reward, in [0, 1).
-        reward: ``loss``; ``loss_drop``, how far a source's loss has fallen since the update before; or
-            ``excess_over_ema``, how far it lies above its running mean.
+        reward: ``loss``, or ``train_loss``, which is the same; ``loss_drop``, how far a source's loss has fallen since
+            the update before; ``excess_over_ema``, how far it lies above its running mean; ``eval_loss``, the loss of
+            its held-out rows; ``entropy``, of the model's next token; or ``gradient_norm``, the smaller the better.
         min_share: Least share of each source; 0 up to, not including, 1 / K. What a share lacks is taken from the
             others in proportion to what they have.
+        eval_rows: Of ``eval_loss``: held-out rows of each source, the same at every update; all where there are fewer.
+        gradient_every: Of ``gradient_norm``: steps from one whose gradients are measured to the next.
+        proj_dim: Of ``gradient_norm``: numbers of a sketch; null: every number that ``factor_dim`` leaves.
+        factor_dim: Of ``gradient_norm``: dimensions kept of each side of a larger matrix; null for whole matrices.
+        layers: Of ``gradient_norm``: ``linear``, the weights of linear layers; or ``all``, every trained parameter.
+        data_collator: Makes a batch of tensors from a list of held-out rows.
+        accelerator: The run's accelerator.
+        mixer_eval_dataset: Source -> held-out rows, for ``eval_loss``.
 
     Raises:
-        ConfigError: A parameter has another value; the message holds every problem.
+        ConfigError: A parameter has another value, or a source has no held-out rows for ``eval_loss``; the message
+            holds every problem.
     """
 
     draws = False
+    asks = "gradients if reward=gradient_norm, losses of tokens if reward=entropy"
 
     def __init__(
         self,
@@ -121,6 +151,14 @@ class OdmMixer(Mixer):
         smoothing: float = 0.9,
         reward: str = "loss",
         min_share: float = 0.0,
+        eval_rows: int = 64,
+        gradient_every: int = 1,
+        proj_dim: int | None = 4096,
+        factor_dim: int | None = 16,
+        layers: str = "linear",
+        data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
+        accelerator: Accelerator | None = None,
+        mixer_eval_dataset: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(mixture_manager)
         K = len(mixture_manager.names)  # the paper's letter
@@ -130,18 +168,83 @@ class OdmMixer(Mixer):
             between("smoothing", smoothing, 0, 1, exclusive=True),
             one_of("reward", reward, REWARDS),
             between("min_share", min_share, 0, 1 / K, exclusive=True),
+            count("eval_rows", eval_rows),
+            *sketch_problems(proj_dim, factor_dim, layers, gradient_every),
         )
+        self.data_collator, self.accelerator, self.eval_rows = data_collator, accelerator, eval_rows
+        self.held_out = None
+        if reward == "eval_loss":
+            self.held_out = held_out("odm mixer, reward: eval_loss,", mixture_manager.names, mixer_eval_dataset)
+        self.gradient_every, self._sketch = gradient_every, GradientSketch(proj_dim, factor_dim, layers)
+        self.gradients = GradientWindow()
         self.variant, self.smoothing, self.reward = variant, float(smoothing), reward
         self.min_share = float(min_share)
         self.step: int | None = None  # t of the last update; None before the first
         self.rewards_K: Shares = np.full(K, -np.inf if variant == "code" else 0.0)  # ln R, or R
         self.reference_K: NDArray[np.float64] = np.full(K, np.nan)  # the losses that gains are measured from
         self.window = LossWindow(K)
+        self._told: dict[str, Any] = {}
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
-        """The losses are those of training. See the base class."""
-        return Cost()
+        """Losses, entropies and gradients are those of training; held-out rows cost a pass. See the base class."""
+        if params["reward"] == "eval_loss" and ahead.update > ahead.first:
+            return Cost(Work(forward=ahead.held_out.at_most(params["eval_rows"] * ahead.sources)))
+        if params["reward"] != "gradient_norm":
+            return Cost()
+        width = float(params["proj_dim"] or ahead.trainable)
+        return Cost(
+            device_bytes=4 * width * (ahead.sources + ahead.step.rows / max(1, ahead.micro_batches)),
+            host_bytes=8 * width * ahead.sources,
+            state_bytes=8 * width * ahead.sources,
+            notes=("sketches of gradients are made in the backward pass of each measured step",),
+        )
+
+    @classmethod
+    def may_observe_gradients(cls, params: Mapping[str, Any]) -> bool:
+        """Only with ``gradient_norm``. See the base class."""
+        return params.get("reward") == "gradient_norm"
+
+    @classmethod
+    def may_observe_logits(cls, params: Mapping[str, Any]) -> bool:
+        """Only with ``entropy``. See the base class."""
+        return params.get("reward") == "entropy"
+
+    @classmethod
+    def needs_held_out(cls, params: Mapping[str, Any]) -> bool:
+        """Only with ``eval_loss``. See the base class."""
+        return params.get("reward") == "eval_loss"
+
+    @property
+    def observes_gradients(self) -> bool:
+        """See the base class."""
+        return self.reward == "gradient_norm"
+
+    @property
+    def observes_logits(self) -> bool:
+        """See the base class."""
+        return self.reward == "entropy"
+
+    @property
+    def gradient_sketch(self) -> GradientSketch:
+        """See the base class."""
+        return self._sketch
+
+    def wants_gradients(self, step: int) -> bool:
+        """Returns whether the step is one of every ``gradient_every``."""
+        return step % self.gradient_every == 0
+
+    def observe_gradients(self, step: int, gradients: SourceGradients) -> None:
+        """Adds the gradients of a step to the window."""
+        self.gradients.add(gradients)
+
+    def logit_values(
+        self, inputs: Mapping[str, Any], losses_BT: torch.Tensor, logits_BTV: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the entropy of the next token over ln V where there is a label: (B, T)."""
+        there_BT = inputs["labels"].to(logits_BTV.device).roll(-1, dims=1) != IGNORED
+        there_BT[:, -1] = False  # nothing follows
+        return token_entropies(logits_BTV, there_BT)
 
     def observe(self, step: int, losses_K: NDArray[np.float64], tokens_K: NDArray[np.int64]) -> None:
         """Adds a step to the window."""
@@ -153,8 +256,12 @@ class OdmMixer(Mixer):
         if first:  # the window holds the warm-up, which the authors' program does not learn from
             self._look_ahead(kwargs.get("context"))
             self.window = LossWindow(len(shares_K))
+            self.gradients.clear()
             return shares_K.copy()
-        gains_K = self._gains(self.window.close())
+        gains_K = self._gains(self.window.close(), model)
+        if self.reward in ("eval_loss", "gradient_norm"):
+            found = zip(self.mixture_manager.names, gains_K.tolist(), strict=True)
+            self._told = {"gains": {name: gain for name, gain in found if math.isfinite(gain)}}
         self.rewards_K = rewarded(self.rewards_K, gains_K, shares_K, self.smoothing, self.variant)
         return raised(policy(self.rewards_K, step_id, self.variant), self.min_share)
 
@@ -167,25 +274,54 @@ class OdmMixer(Mixer):
             )
 
     def details(self) -> dict[str, Any]:
-        """Returns the losses of the window, the rewards, or the logarithms of those above 0, and the exploration."""
+        """Returns the losses of the window, the rewards, or the logarithms of those above 0, and the exploration.
+
+        With ``entropy``, its entropies stand in the place of losses; with ``gradient_norm`` and ``eval_loss`` the gains
+        come beside them.
+        """
         names = self.mixture_manager.names
         rewards = zip(names, self.rewards_K.tolist(), strict=True)
         return {
-            "losses": self.window.last(names),
+            "entropies" if self.reward == "entropy" else "losses": self.window.last(names),
+            **self._told,
             self._rewards_key: {name: reward for name, reward in rewards if math.isfinite(reward)},
             "exploration": exploration(self.step or 0, len(names)),
         }
 
-    def _gains(self, losses_K: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns (K,) gains of the window, NaN for a source that was not seen or has no earlier loss."""
-        if self.reward == "loss":
+    def _gains(self, losses_K: NDArray[np.float64], model: torch.nn.Module) -> NDArray[np.float64]:
+        """Returns (K,) gains of the window, NaN for a source that was not seen or has no earlier loss.
+
+        Collective with ``eval_loss``.
+        """
+        if self.reward in LOSSES or self.reward == "entropy":
             return losses_K
+        if self.reward == "eval_loss":
+            return self._held_out_losses(model)
+        if self.reward == "gradient_norm":
+            norms_K = self.gradients.norms(len(losses_K))
+            self.gradients.clear()
+            return np.asarray(1 / (norms_K + NORM_FLOOR))
         before_K, seen_K = self.reference_K, np.isfinite(losses_K)
         keep = self.smoothing if self.reward == "excess_over_ema" else 0.0
         first_K = seen_K & np.isnan(before_K)
         moved_K = np.where(first_K, losses_K, keep * before_K + (1 - keep) * losses_K)
         self.reference_K = np.where(seen_K, moved_K, before_K)
         return before_K - losses_K if self.reward == "loss_drop" else losses_K - before_K
+
+    def _held_out_losses(self, model: torch.nn.Module) -> NDArray[np.float64]:
+        """Returns the mean loss of each source's held-out rows: (K,), NaN where none has a label. Collective."""
+        assert self.held_out is not None
+        assert self.data_collator is not None
+        parts = [
+            first + np.unique(np.linspace(0, size - 1, min(self.eval_rows, size)).round().astype(np.int64))
+            for first, size in zip(self.held_out.offsets.tolist(), self.held_out.sizes.tolist(), strict=False)
+        ]
+        losses_N = per_sample_losses(
+            model, self.held_out, collator=self.data_collator, accelerator=self.accelerator,
+            indices=np.concatenate(parts), desc=f"{self.name}: losses of held-out rows",
+        ).astype(np.float64)  # fmt: skip
+        found = np.split(losses_N, np.cumsum([len(part) for part in parts])[:-1])
+        return np.array([rows[~np.isnan(rows)].mean() if (~np.isnan(rows)).any() else np.nan for rows in found])
 
     @property
     def _rewards_key(self) -> str:
@@ -198,6 +334,7 @@ class OdmMixer(Mixer):
             self._rewards_key: self.rewards_K.copy(),
             "reference": self.reference_K.copy(),
             "window": self.window.state_dict(),
+            "gradients": self.gradients.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,3 +352,5 @@ class OdmMixer(Mixer):
         self.rewards_K = np.array(state[self._rewards_key], dtype=np.float64)
         self.reference_K = np.array(state["reference"], dtype=np.float64)
         self.window.load_state_dict(state["window"])
+        if "gradients" in state:  # a checkpoint of an earlier version has none
+            self.gradients.load_state_dict(state["gradients"])

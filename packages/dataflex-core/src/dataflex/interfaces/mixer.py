@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dataflex.core.component import Component
+from dataflex.interfaces.source_gradients import GradientSketch, SketchesRows, SourceGradients
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
@@ -60,9 +61,12 @@ class Mixer(Component, ABC):
 
     Attributes:
         needs_sizes: Whether it looks at the sizes of the sources, which streams do not have.
+        sketcher: Sketches gradients of rows that are not trained on; set before training where the mixer looks at
+            gradients, else None.
     """
 
     needs_sizes: ClassVar[bool] = False
+    sketcher: SketchesRows | None = None
 
     contract: ClassVar[str] = "it needs mix(model, step_id, **kwargs) -> one share per source"
 
@@ -76,16 +80,25 @@ class Mixer(Component, ABC):
 
     @classmethod
     def may_observe(cls, params: Mapping[str, Any]) -> bool:
-        """Returns whether :meth:`observe` would be called with these parameters: where it is overridden.
+        """Returns whether :meth:`observe` would be called: where it, or one that is called with it, is overridden.
 
         Asked before the model is loaded, to refuse what could not be observed.
         """
-        return cls.observe is not Mixer.observe
+        return cls.observe is not Mixer.observe or cls.may_observe_gradients(params) or cls.may_observe_logits(params)
 
     @property
     def observes(self) -> bool:
         """Whether :meth:`observe` is to be called: where it is overridden. Asked once, before training."""
         return self.may_observe({})
+
+    @classmethod
+    def needs_held_out(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether it looks at held-out rows of each source with these parameters.
+
+        Optional, for a constructor that does without ``mixer_eval_dataset`` with other ones. Asked before the model is
+        loaded, to refuse a run that has none.
+        """
+        return False
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Looks at the model once, on every rank, before there is an optimizer.
@@ -141,6 +154,74 @@ class Mixer(Component, ABC):
             losses_BT: (B, T) float32; the loss at t is that of predicting token t + 1, and 0 where that has no label.
         """
         return losses_BT
+
+    @classmethod
+    def may_observe_logits(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether :meth:`logit_values` takes the place of :meth:`token_values` with these parameters.
+
+        Asked before the model is loaded, as :meth:`may_observe` is.
+        """
+        return cls.logit_values is not Mixer.logit_values
+
+    @property
+    def observes_logits(self) -> bool:
+        """Whether :meth:`logit_values` is called: where it is overridden. Asked once, before training."""
+        return self.may_observe_logits({})
+
+    def logit_values(
+        self, inputs: Mapping[str, Any], losses_BT: torch.Tensor, logits_BTV: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns what :meth:`observe` gets the means of, from the logits of training: (B, T). Optional.
+
+        As :meth:`token_values`, which is not called then. A loss that is computed without logits is refused.
+
+        Args:
+            inputs: The micro-batch: ``input_ids`` (B, T), ``labels`` (B, T), ...
+            losses_BT: (B, T) float32; the loss at t is that of predicting token t + 1, and 0 where that has no label.
+            logits_BTV: (B, T, V) logits without gradient, in the type that the model computed them in.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def may_observe_gradients(cls, params: Mapping[str, Any]) -> bool:
+        """Returns whether :meth:`observe_gradients` would be called with these parameters: where it is overridden.
+
+        Asked before the model is loaded, to refuse what could not be observed.
+        """
+        return cls.observe_gradients is not Mixer.observe_gradients
+
+    @property
+    def observes_gradients(self) -> bool:
+        """Whether :meth:`observe_gradients` is to be called. Asked once, before training."""
+        return self.may_observe_gradients({})
+
+    @property
+    def gradient_sketch(self) -> GradientSketch:
+        """Which gradients are measured, and what is kept of them. Asked once, before training."""
+        return GradientSketch()
+
+    def wants_gradients(self, step: int) -> bool:
+        """Returns whether the gradients of the step that begins are to be measured; a step that is not costs nothing.
+
+        Called before each optimizer step on every rank, which must all return the same.
+
+        Args:
+            step: Global optimizer steps done.
+        """
+        return True
+
+    def observe_gradients(self, step: int, gradients: SourceGradients) -> None:
+        """Receives the gradients of the sources in the last optimizer step, sketched.
+
+        Optional. Called right after :meth:`observe` of a step for which :meth:`wants_gradients` was True, on every rank
+        with the same numbers. They come from the backward pass of training itself, with what the objective multiplied
+        each row's loss by taken out. It must not draw from global random generators; what it keeps belongs into
+        :meth:`state_dict`.
+
+        Args:
+            step: Global optimizer steps done, this one included.
+            gradients: The gradients.
+        """
 
     @property
     def weighs(self) -> bool:

@@ -96,6 +96,7 @@ def weighted_loss(
     watch: Watch | None = None,
     samples: Samples = ROWS,
     note: Note | None = None,
+    graph: Note | None = None,
 ) -> torch.Tensor:
     """Returns this micro-batch's part of the step's loss, a scalar.
 
@@ -108,10 +109,12 @@ def weighted_loss(
         watch: Told the weights.
         samples: What the samples are.
         note: Told the cross entropies.
+        graph: Told the token losses, with their graph.
     """
     labels_BT = labels_BT.to(logits_BTV.device)
     noted: list[torch.Tensor] = []
-    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss, note if part.tokens is None else noted.append)
+    own_note = note if part.tokens is None else noted.append
+    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss, own_note, graph)
     if noted and note is not None:
         note(noted[0])
     batch = _MicroBatch(c_BT, labels_BT, samples, token_loss.counts_first, noted[0] if noted else None)
@@ -157,7 +160,11 @@ def scaled_loss(c_BT: torch.Tensor, factors_BT: torch.Tensor, scale: torch.Tenso
 
 
 def losses_of_tokens(
-    logits_BTV: torch.Tensor, labels_BT: torch.Tensor, token_loss: TokenLoss, note: Note | None = None
+    logits_BTV: torch.Tensor,
+    labels_BT: torch.Tensor,
+    token_loss: TokenLoss,
+    note: Note | None = None,
+    graph: Note | None = None,
 ) -> tuple[torch.Tensor, Total]:
     """Returns (B, T) losses, at the position before each label and 0 where there is none, and what adds them up.
 
@@ -166,6 +173,7 @@ def losses_of_tokens(
         labels_BT: Labels before the shift, on the same device.
         token_loss: What a token costs.
         note: Told the cross entropies, which cost no second look at the vocabulary here.
+        graph: Told the losses that are returned, with their graph.
     """
     B, T, V = logits_BTV.shape
     targets_M = targets(labels_BT).view(-1)
@@ -175,7 +183,10 @@ def losses_of_tokens(
     if note is not None:
         with torch.no_grad():
             note(c_M.detach().view(B, T) if token_loss is CROSS_ENTROPY else _cross_entropies(logp, targets_M, (B, T)))
-    return c_M.view(B, T), lambda: token_loss.total(logp, targets_M, c_M)
+    c_BT = c_M.view(B, T)
+    if graph is not None:
+        graph(c_BT)
+    return c_BT, lambda: token_loss.total(logp, targets_M, c_M)
 
 
 def _cross_entropies(logp_MV: torch.Tensor, targets_M: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from dataflex.objective.micro_batch_loss import MicroBatchLoss
 from dataflex.objective.parts import Keys, Parts
 from dataflex.objective.present_step import PresentStep
 from dataflex.objective.samples import one_by_one
+from dataflex.objective.source_sketches import SourceSketches
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -37,6 +38,7 @@ class LossRoutes:
         loss: Is asked for the loss; is told its output layer.
         step: The present step.
         measuring: Shows the losses to who looks, if anybody does.
+        sketches: Measures the gradients of the sources, if a mixer looks at them.
 
     Raises:
         ConfigError: There is no route for this run.
@@ -50,8 +52,10 @@ class LossRoutes:
         loss: MicroBatchLoss,
         step: PresentStep,
         measuring: Measuring | None,
+        sketches: SourceSketches | None = None,
     ) -> None:
         self._trainer, self._parts, self._loss, self._step, self._measuring = trainer, parts, loss, step, measuring
+        self._sketches = sketches
         if parts.weighter is not None:
             assert isinstance(trainer.model, torch.nn.Module)
             weighter = parts.weighter.weighter
@@ -59,7 +63,7 @@ class LossRoutes:
                 who = f"the weighter '{parts.weighter.preset}'"
                 require_hidden_states(trainer.model, who, compiled=trainer.args.torch_compile)
             loss.outputs = output_losses(
-                keys.logits,
+                keys.logits if parts.without_logits is None else "full",
                 trainer.model,
                 smoothed=trainer.label_smoother is not None and trainer.compute_loss_func is None,
                 compiled=trainer.args.torch_compile,
@@ -73,6 +77,12 @@ class LossRoutes:
                     f"the {parts.unweighted}, which use_eaft_loss or a compute_loss_func replaces -> leave it out"
                 )
         self._head: FusedHead | None = fused_head(trainer.model, keys.bases)
+        if parts.without_logits is not None and (self._head is not None or keys.logits == "chunked"):
+            what = "TRL's fused output layer (loss_type: chunked_nll)" if self._head is not None else "weight_logits"
+            raise ConfigError(
+                f"{what} computes the loss without logits, and the {parts.without_logits} -> switch it off, or use "
+                "another mixer"
+            )
 
     def compute(self, compute: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss of the present micro-batch, as ``Objective.compute_loss`` is to.
@@ -87,6 +97,8 @@ class LossRoutes:
         if weighing is not None and weighing.active is not None:
             weighing.inputs, weighing.batch = one_by_one(inputs, loss.context.samples), dict(inputs)
         loss.begin(kwargs.get("num_items_in_batch"))
+        if self._sketches is not None and labels_BT is not None:
+            self._sketches.begin_micro_batch(labels_BT)
         by_output = loss.outputs is not None and (loss.weighs or self._trainer.compute_loss_func is None)
         if self._head is not None and labels_BT is not None and model.training:
             found, outputs = self._by_head(self._head, compute, model, inputs, *args, **kwargs), None
@@ -96,6 +108,8 @@ class LossRoutes:
             found, outputs = self._by_logits(compute, model, inputs, *args, **kwargs)
         if self._measuring is not None:
             self._measuring.add(loss.losses, outputs, given)
+        if self._sketches is not None:
+            self._sketches.of_loss(found[0] if isinstance(found, tuple) else found)
         deepspeed = self._trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
         if weighing is not None and deepspeed and loss.context.is_last_micro_batch:
             weighing.checks.examine()  # its backward pass makes the step

@@ -27,8 +27,9 @@ from dataflex.objective.samples import ROWS, Samples
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-TokenValues = Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]
-"""``values(inputs, losses_BT) -> (B, T)``: what is summed in place of the losses."""
+TokenValues = Callable[..., torch.Tensor]
+"""``values(inputs, losses_BT) -> (B, T)``, or of ``(inputs, losses_BT, logits_BTV)``: what is summed in place of the
+losses."""
 
 
 class SourceLosses:
@@ -50,7 +51,12 @@ class SourceLosses:
 
     @torch.no_grad()
     def add(
-        self, losses_BT: torch.Tensor, targets_BT: torch.Tensor, sources_B: torch.Tensor, inputs: Mapping[str, Any]
+        self,
+        losses_BT: torch.Tensor,
+        targets_BT: torch.Tensor,
+        sources_B: torch.Tensor,
+        inputs: Mapping[str, Any],
+        logits_BTV: torch.Tensor | None = None,
     ) -> None:
         """Adds a micro-batch.
 
@@ -59,9 +65,10 @@ class SourceLosses:
             targets_BT: (B, T) the token to predict at each position, -100 for none.
             sources_B: (B,) the number of each row's source.
             inputs: The batch as the model got it, with its labels.
+            logits_BTV: What the loss came from, where the values are of them.
         """
         mask_BT = targets_BT != IGNORED
-        values_BT = self._values(inputs, losses_BT)
+        values_BT = self._values(inputs, losses_BT, *(() if logits_BTV is None else (logits_BTV,)))
         sums_B = values_BT.masked_fill(~mask_BT, 0.0).sum(dim=1)
         if sums_B.dtype not in (torch.float32, torch.float64):
             sums_B = sums_B.float()  # which holds the number of each source, too

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dataflex.core.errors import blaming
+from dataflex.core.errors import ConfigError, blaming
 from dataflex.objective.measured import SourceLosses, SourceTotals, losses_of_logits, require_rows, row_means
 from dataflex.objective.parts import Parts
+from dataflex.objective.source_sketches import SourceSketches
 from dataflex.objective.step_context import TrainerStep
 from dataflex.rows.batch_rows import BatchRows
 
@@ -24,15 +25,21 @@ class Measuring:
         parts: Who looks.
         rows: The rows of the micro-batches.
         context: What their samples are, and the steps done.
+        sketches: Is shown the losses, where gradients of the sources are measured; None where they are not.
 
     Attributes:
         totals: The losses of the sources since the last line of the record.
     """
 
-    def __init__(self, parts: Parts, rows: BatchRows, context: TrainerStep) -> None:
-        self._parts, self._rows, self._context = parts, rows, context
+    def __init__(
+        self, parts: Parts, rows: BatchRows, context: TrainerStep, sketches: SourceSketches | None = None
+    ) -> None:
+        self._parts, self._rows, self._context, self._sketches = parts, rows, context, sketches
         mixer = parts.mixer
-        self._by_source = None if mixer is None else SourceLosses(mixer.sources, mixer.mixer.token_values)
+        self._by_source: SourceLosses | None = None
+        if mixer is not None:
+            values = mixer.mixer.logit_values if mixer.logits else mixer.mixer.token_values
+            self._by_source = SourceLosses(mixer.sources, values)
         self.totals = SourceTotals(0 if mixer is None else mixer.sources)
 
     def add(self, losses_BT: torch.Tensor | None, logits_BTV: torch.Tensor | None, inputs: Mapping[str, Any]) -> None:
@@ -48,6 +55,11 @@ class Measuring:
             ComponentError: The mixer raised.
         """
         mixer, seen, rows = self._parts.mixer, self._parts.seen, self._rows.rows
+        if mixer is not None and mixer.logits and logits_BTV is None:
+            raise ConfigError(
+                f"the mixer '{mixer.preset}' looks at the logits of training, and this run computes its loss without "
+                "them -> switch off what does (a fused loss, weight_logits: chunked), or use another reward"
+            )
         shaped = logits_BTV if losses_BT is None else losses_BT[..., None]
         expected = None if mixer is None else len(rows)
         targets_BT = require_rows(shaped, inputs.get("labels"), expected, self._parts.who_measures)
@@ -55,10 +67,13 @@ class Measuring:
             assert logits_BTV is not None
             losses_BT = losses_of_logits(logits_BTV, targets_BT)
         losses_BT = losses_BT.float()
+        if self._sketches is not None:
+            self._sketches.losses(losses_BT, targets_BT)
         if mixer is not None:
             assert self._by_source is not None
             with blaming(mixer.at(self._context.state.global_step)):
-                self._by_source.add(losses_BT, targets_BT, self._rows.sources_of(rows), inputs)
+                logits = logits_BTV.detach() if mixer.logits and logits_BTV is not None else None
+                self._by_source.add(losses_BT, targets_BT, self._rows.sources_of(rows), inputs, logits)
         if seen is not None:
             means = row_means(losses_BT, targets_BT, rows, self._context.samples)
             seen(rows, means, self._context.state.global_step)
@@ -78,3 +93,5 @@ class Measuring:
         self.totals.add(self._by_source.loss_sums, tokens_K, step - 1)
         with blaming(mixer.at(step)):
             mixer.mixer.observe(step, losses_K, tokens_K)
+        if self._sketches is not None:
+            self._sketches.step_done(step)

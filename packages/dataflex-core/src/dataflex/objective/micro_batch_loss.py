@@ -14,6 +14,7 @@ import torch
 from dataflex.core.errors import ComponentError
 from dataflex.model.output_losses import OutputLosses
 from dataflex.objective.formula import (
+    Note,
     StepPart,
     Total,
     Watch,
@@ -56,6 +57,7 @@ class MicroBatchLoss:
         training: Whether a micro-batch is being trained on; a loss of anything else is left as it is.
         asked: Whether it was asked for the micro-batch.
         losses: (B, T) cross entropies of the micro-batch without gradient, where they came by.
+        graph: Told the (B, T) token losses that a loss of our own is made of, with their graph; None for nobody.
         counted: The labels of the step, where the loop counts them.
         without_logits: Whether losses are given in the place of logits at this moment.
     """
@@ -72,6 +74,7 @@ class MicroBatchLoss:
         self.notes = False
         self.training = self.asked = self.without_logits = False
         self.losses: torch.Tensor | None = None
+        self.graph: Note | None = None
         self.counted: torch.Tensor | int | None = None
 
     def begin(self, counted: torch.Tensor | int | None) -> None:
@@ -105,11 +108,11 @@ class MicroBatchLoss:
         note = self.note if self.notes else None
         if self.weighs:
             weigh, part, samples = self._asking(), self._part(labels.device), self.context.samples
-            return weighted_loss(logits, labels, part, weigh, token_loss, self._watch, samples, note)
+            return weighted_loss(logits, labels, part, weigh, token_loss, self._watch, samples, note, self.graph)
         found = self._factors(logits, labels, token_loss)
         if found is None:
             return None
-        losses_BT, _ = losses_of_tokens(logits, labels.to(logits.device), token_loss, note)
+        losses_BT, _ = losses_of_tokens(logits, labels.to(logits.device), token_loss, note, self.graph)
         return scaled_loss(losses_BT, *found)
 
     def of_tokens(self, losses_BT: torch.Tensor, labels_BT: torch.Tensor, plain_total: Total) -> torch.Tensor | None:

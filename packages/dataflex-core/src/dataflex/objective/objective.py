@@ -18,13 +18,15 @@ import torch
 
 from dataflex.core.errors import ComponentError, ConfigError, blaming, not_exiting
 from dataflex.interfaces.weighter import MicroBatch, Weighter, WeightsSamples
-from dataflex.model.unwrapped import pretrained_models, require_causal
+from dataflex.model.unwrapped import is_sharded, pretrained_models, require_causal
 from dataflex.objective.loss_function import ReplacedLoss
 from dataflex.objective.loss_routes import LossRoutes
 from dataflex.objective.measuring import Measuring
 from dataflex.objective.micro_batch_loss import MicroBatchLoss
 from dataflex.objective.parts import Keys, Parts
 from dataflex.objective.present_step import PresentStep
+from dataflex.objective.samples import ROWS
+from dataflex.objective.source_sketches import SourceSketches
 from dataflex.objective.source_weights import SourceWeights
 from dataflex.objective.stage_route import StageRoute, as_samples
 from dataflex.objective.step_context import TrainerStep
@@ -78,7 +80,11 @@ class Objective:
         mixer = parts.mixer
         if mixer is not None and mixer.weighs:
             self._loss.sources = SourceWeights(mixer.mixer.loss_weights)
-        self._measuring = Measuring(parts, rows, self.context) if parts.measures else None
+        self._sketches: SourceSketches | None = None
+        if mixer is not None and mixer.gradients:
+            self._sketches = SourceSketches(trainer, mixer, rows)
+            self._loss.graph = self._sketches.of_tokens
+        self._measuring = Measuring(parts, rows, self.context, self._sketches) if parts.measures else None
         self._stage, self._routes = keys.stage, self._route(keys)
         self.context.outputs = self._loss.outputs
         self._replaced: ReplacedLoss | None = None
@@ -88,7 +94,7 @@ class Objective:
 
     def _route(self, keys: Keys) -> LossRoutes | StageRoute:
         if keys.stage is None:
-            return LossRoutes(self._trainer, self.parts, keys, self._loss, self._step, self._measuring)
+            return LossRoutes(self._trainer, self.parts, keys, self._loss, self._step, self._measuring, self._sketches)
         self.context.refuses_step_losses = keys.stage.name
         weighter = self.parts.weighter
         if weighter is not None and isinstance(weighter.weighter, Weighter) and weighter.weighter.weighs_tokens:
@@ -108,6 +114,8 @@ class Objective:
         Raises:
             ConfigError: The model's loss cannot be weighed.
         """
+        if self._sketches is not None and not is_sharded(self._trainer.accelerator):
+            self._sketches.require(collator, rows)
         if self._replaced is None:
             return
         assert isinstance(self._trainer.model, torch.nn.Module)
@@ -139,6 +147,13 @@ class Objective:
         if weighing is not None or (weighs_rows and sources is None):
             needed = self._loss.outputs is not None or self._trainer.compute_loss_func is not None
             self._step.count(accelerator, self._trainer.args.device, on_host=needed and weighing is not None)
+        if self._sketches is not None:
+            self._sketches.begin_step(self._trainer.state.global_step)
+            if weighing is not None and any(samples is not ROWS for samples in self._step.samples):
+                raise ComponentError(
+                    "documents of packed rows are weighed each for itself, and the mixer takes gradients of whole rows "
+                    "-> leave packing out, or use a mixer that does not look at gradients"
+                )
         if sources is not None and batches:
             assert self.parts.mixer is not None
             with blaming(self.parts.mixer.at(self._trainer.state.global_step)):
@@ -160,8 +175,12 @@ class Objective:
         self._train, self._loss.training, self._loss.asked = train, True, False
         try:
             if self._loss.weighing is None:
-                return train(model, inputs, *args, **kwargs)
-            return self._weighted_training_step(self._loss.weighing, model, inputs, *args, **kwargs)
+                found = train(model, inputs, *args, **kwargs)
+            else:
+                found = self._weighted_training_step(self._loss.weighing, model, inputs, *args, **kwargs)
+            if self._sketches is not None:
+                self._sketches.end_micro_batch()
+            return found
         finally:
             self._train, self._loss.training = None, False
 

@@ -54,6 +54,8 @@ class MixerPart:
         preset: The preset that it was made from.
         sources: K, the number of its sources.
         weighs: Whether it weighs the loss of each source, too.
+        gradients: Whether it looks at the gradients of the sources, too.
+        logits: Whether it looks at the logits of training, too.
     """
 
     mixer: Mixer
@@ -61,6 +63,8 @@ class MixerPart:
     preset: str
     sources: int
     weighs: bool = False
+    gradients: bool = False
+    logits: bool = False
 
     def at(self, step: int) -> str:
         """Returns who it is at a step, for messages."""
@@ -124,6 +128,14 @@ class Parts:
         if self.objective is not None:
             return f"{OBJECTIVE} weighs the loss of each source"
         return f"{self.rows} gives rows weights"
+
+    @property
+    def without_logits(self) -> str | None:
+        """Who could not work without the logits of training, and why, in words; None where nobody needs them."""
+        if self.mixer is None or not (self.mixer.gradients or self.mixer.logits):
+            return None
+        what = "takes gradients of the output layer" if self.mixer.gradients else "looks at them"
+        return f"mixer '{self.mixer.preset}' {what}"
 
     @property
     def measures(self) -> bool:

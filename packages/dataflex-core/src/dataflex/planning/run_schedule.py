@@ -142,6 +142,16 @@ def rows_in_pass(dataset: Any) -> int | None:
 
 # What computes the training loss without the logits of each row, so that no source has a loss of its own.
 _WITHOUT_LOGITS = ("enable_liger_kernel", "use_asft_loss")
+# What a mixer cannot look through that takes gradients of rows from the backward pass of training.
+_WITHOUT_GRADIENTS = {
+    "use_badam": "trains other layers in turn, so that gradients of two steps are of other weights",
+    "use_unsloth": "computes layers by kernels of its own, without calling them",
+    "torch_compile": "compiles the layers, which hooks do not reach then",
+    "label_smoothing_factor": "makes the loss something else than a mean of cross entropies",
+    "use_dft_loss": "makes the loss something else than a mean of cross entropies",
+    "use_eaft_loss": "makes the loss something else than a mean of cross entropies",
+    "moe_aux_loss_coef": "adds the loss of the router, which is of no row",
+}
 
 
 def require_observable(spec: RunSpec) -> None:
@@ -156,8 +166,23 @@ def require_observable(spec: RunSpec) -> None:
     mixer = find(component.kind, component.name)
     with blaming(f"mixer '{component.preset}'"):
         observes = mixer.may_observe(component.params)  # type: ignore[attr-defined]  # a Mixer
+        takes_gradients = mixer.may_observe_gradients(component.params)  # type: ignore[attr-defined]  # a Mixer
+        held_out = mixer.needs_held_out(component.params)  # type: ignore[attr-defined]  # a Mixer
+    theirs = spec.llamafactory
+    split = bool(theirs.get("val_size")) and not theirs.get("eval_dataset")
+    if held_out and theirs and not (spec.arguments.mixer_eval_dataset or split):
+        raise ConfigError(
+            f"mixer_eval_dataset is missing; the mixer '{component.name}' looks at held-out rows of each source -> "
+            "name one dataset per dataset, or set val_size, without eval_dataset, to hold rows out of each"
+        )
     if not observes:
         return
+    for key, why in _WITHOUT_GRADIENTS.items() if takes_gradients else ():
+        if spec.llamafactory.get(key):
+            raise ConfigError(
+                f"{key}: the mixer '{component.name}' takes gradients of rows from training, and this {why} -> leave "
+                f"{key} out, or use a mixer that looks at losses"
+            )
     together = rows_meet(str(spec.llamafactory.get("stage")), spec.llamafactory, in_training=True)
     if together is not None:
         raise ConfigError(

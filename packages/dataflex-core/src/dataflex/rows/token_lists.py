@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from dataflex.rows.columns import column_chunks
 from dataflex.rows.split_sources import SplitSources
 
-
 _CHUNK = 1024  # rows at a time
 
 

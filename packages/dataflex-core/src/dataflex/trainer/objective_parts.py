@@ -65,6 +65,6 @@ def _mixer(trainer: Host) -> MixerPart | None:
     if part is None or mixer is None:
         return None
     with blaming(part.component.in_words):
-        weighs = mixer.weighs
+        weighs, gradients, logits = mixer.weighs, mixer.observes_gradients, mixer.observes_logits
     sources = len(trainer.mixture_manager.names)
-    return MixerPart(mixer, part.component.name, part.component.preset, sources, weighs)
+    return MixerPart(mixer, part.component.name, part.component.preset, sources, weighs, gradients, logits)

@@ -16,7 +16,13 @@ FILE = "doremi_weights.json"
 
 
 def write_weights(
-    folder: Path, mean: Mapping[str, float], last: Mapping[str, float], steps: int, unit: str, reference: str | None
+    folder: Path,
+    mean: Mapping[str, float],
+    last: Mapping[str, float],
+    steps: int,
+    unit: str,
+    reference: str | None,
+    file: str = FILE,
 ) -> None:
     """Writes the averaged weights, and for information the last ones; the file is there whole or not at all.
 
@@ -26,10 +32,11 @@ def write_weights(
         last: Source -> weight after the last step.
         steps: How many there were.
         unit: What the proxy drew shares of: rows or tokens.
-        reference: The run that made the reference model; None where that is not known.
+        reference: The run that made the reference model; None where that is not known, or there is none.
+        file: What the file is called.
     """
     content = {"proportions": dict(mean), "unit": unit, "steps": steps, "last": dict(last), "reference": reference}
-    with replacing(folder / FILE) as temporary:
+    with replacing(folder / file) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

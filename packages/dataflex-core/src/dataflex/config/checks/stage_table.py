@@ -51,14 +51,18 @@ def asked_for(asks: str, params: Mapping[str, Any]) -> str | None:
 
     Args:
         asks: As its class says it: ``WHAT``, ``WHAT if KEY`` where the parameter is given, or ``WHAT if KEY=VALUE``,
-            with the value as YAML writes it.
+            with the value as YAML writes it; or several of these with a comma between them, of which the first counts
+            that holds.
         params: Its parameters, defaults included.
 
     Raises:
         ConfigError: It says something else, which no stage would ever refuse.
     """
-    if not asks:
-        return None
+    every = [_asked_by(part.strip(), params) for part in asks.split(",")] if asks else []
+    return next((what for what in every if what is not None), None)
+
+
+def _asked_by(asks: str, params: Mapping[str, Any]) -> str | None:
     found = _ASKED.fullmatch(asks)
     if found is None or found["what"] not in ASKS:
         raise ConfigError(
