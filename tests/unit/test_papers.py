@@ -96,7 +96,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
 WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "weighter-token_column", "weighter-spans"}
-WITHOUT |= {"mixer-pike", "order-shuffle", "order-length"}
+WITHOUT |= {"mixer-pike", "selector-reward_spread", "order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
 

@@ -36,6 +36,7 @@ from dataflex.run.state import load_state
 from dataflex.scoring.embedder import Embedder
 from dataflex.scoring.k_means import k_means
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
+from dataflex.trainer.given import clustered
 from dataflex.trainer.host import Host
 from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
@@ -44,6 +45,13 @@ DIM = 1024
 """Buckets of hashed n-grams, as the selector ``near`` has them."""
 STATE = "sources"
 """The part of a checkpoint that holds the groups."""
+
+
+def sources_of(trainer: Host, dataset: Any) -> Any:
+    """Returns the train dataset, as groups of rows where its run makes sources of it and none were made yet."""
+    if not clustered(trainer.spec.arguments) or isinstance(dataset, SplitSources):
+        return dataset
+    return clustered_sources(trainer, dataset)
 
 
 def clustered_sources(trainer: Host, dataset: Any) -> SplitSources:

@@ -27,17 +27,16 @@ from dataflex.objective.parts import Parts
 from dataflex.planning.run_schedule import global_batch_size, run_schedule
 from dataflex.planning.sources import mixture_of
 from dataflex.rows.batch_rows import BatchRows
-from dataflex.rows.split_sources import SplitSources
 from dataflex.run.checkpoints import require_writable
 from dataflex.run.lock import locked_on_rank_0
 from dataflex.run.record import RunRecord
 from dataflex.trainer.callbacks import ObjectiveCallback, ScheduleCallback
-from dataflex.trainer.clustered_rows import clustered_sources
+from dataflex.trainer.clustered_rows import sources_of
 from dataflex.trainer.early_checks import EarlyChecks
 from dataflex.trainer.engine import require_engine, require_loader
 from dataflex.trainer.evaluation import Evaluation
 from dataflex.trainer.explanations import Explanations
-from dataflex.trainer.given import by_name, clustered, given_rows, require_spec
+from dataflex.trainer.given import by_name, given_rows, require_spec
 from dataflex.trainer.objective_parts import objective_of, parts_of
 from dataflex.trainer.online_run import OnlineRun
 from dataflex.trainer.planned_batches import PlannedBatches
@@ -57,7 +56,6 @@ from dataflex.trainer.stopping import StepStop
 from dataflex.trainer.token_count import TokenCount
 from dataflex.trainer.trainer_stage import TrainerStage
 from dataflex.trainer.workers import outliving_sigterm
-from dataflex.upstream.online_trainers import online_stage
 from dataflex.upstream.relied_on import require_training
 from dataflex.upstream.sampler_pass import PassKeeper
 from dataflex.upstream.trl_datasets import add_reference_columns
@@ -129,15 +127,13 @@ class DynamicTrainer(OnlineRun):
         self.train_dataset = self._dataflex_sources.whole(self.train_dataset)
         add_reference_columns(self, self.bases(), super().get_train_dataloader)
         self.stage = TrainerStage(self)
-        if clustered(dataflex.arguments) and not isinstance(self.train_dataset, SplitSources):
-            self.train_dataset = clustered_sources(self, self.train_dataset)
+        self.train_dataset = sources_of(self, self.train_dataset)
         self.tokens = TokenCount(dataflex.llamafactory.get("include_effective_tokens_per_second") is True)
         require_engine(self.args, self.accelerator.distributed_type)
         require_loader(self.args, self.arguments.train_type, dataflex.plans)
         self.saving = CheckpointWriter(self)
         self._dataflex_stop = StepStop(self)
-        overwrites = overwrite_output_dir or bool(vars(self.args).get("overwrite_output_dir"))
-        self._dataflex_folder = RunFolder(self, overwrites)
+        self._dataflex_folder = RunFolder(self, overwrite_output_dir)
         self.recording = Recording(self)
         self._dataflex_evaluation = Evaluation(self)
         self.early = EarlyChecks(self)
@@ -146,7 +142,7 @@ class DynamicTrainer(OnlineRun):
         self.token_columns = token_columns or {}
         self.components = Components(self, self.mixture_manager, target_dataset, mixer_eval_dataset)
         self.row_sources = row_sources
-        self.rollouts = None if online_stage(type(self)) is None else Rollouts(self)
+        self.rollouts = Rollouts.of(self)
         self.shared_scores = SharedScores(self, score_columns, rows)
         self.components.require_fitting()
         self.explanations = Explanations(self)
@@ -160,9 +156,7 @@ class DynamicTrainer(OnlineRun):
         if self.training_objective is not None:
             self.add_callback(ObjectiveCallback(self.training_objective.step_done, self.training_done))
             self.early.of_model = self._dataflex_require_weighable
-        if self.rollouts is not None:
-            self.rollouts.require_boundaries(self.schedule)
-            self.add_callback(ObjectiveCallback(self.rollouts.step_done, self.training_done))
+        self.follow_answers(self.schedule, self.training_done)
         if self.segments is None:
             self._dataflex_static = StaticBatches(self)
         self._dataflex_state = RunState(self)
@@ -242,8 +236,7 @@ class DynamicTrainer(OnlineRun):
         self.keep_batch_size()
         self.early.begin()
         self._dataflex_folder.begin()
-        if self.rollouts is not None:
-            self.rollouts.begin()
+        self.begin_answers()
         if self.training_objective is not None:
             for kind, first in self.training_objective.open_lines.items():
                 self.record.take_back(kind, first)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from dataflex.core.schedule import Schedule
+from dataflex.trainer.callbacks import ObjectiveCallback
 from dataflex.trainer.prepared_run import PreparedRun
 from dataflex.trainer.rollouts import Rollouts
 
@@ -16,6 +19,22 @@ class OnlineRun(PreparedRun):
     """
 
     rollouts: Rollouts | None = None
+
+    def follow_answers(self, schedule: Schedule, done: Callable[[], None]) -> None:
+        """Refuses a schedule that cuts through the answers of a generation, and looks at each step.
+
+        Args:
+            schedule: Of the run.
+            done: Called when the run is over.
+        """
+        if self.rollouts is not None:
+            self.rollouts.require_boundaries(schedule)
+            self.add_callback(ObjectiveCallback(self.rollouts.step_done, done))
+
+    def begin_answers(self) -> None:
+        """Called when training begins."""
+        if self.rollouts is not None:
+            self.rollouts.begin()
 
     def record_weights(self) -> None:
         """Also writes what the rewards were since the last line into the record."""

@@ -24,6 +24,7 @@ from dataflex.trainer.host import Host
 from dataflex.upstream.online_trainers import (
     Generation,
     left_of_generation,
+    online_stage,
     require_known,
     set_position,
     total_rewards,
@@ -55,6 +56,11 @@ class Rollouts:
         self.totals, self._step = GroupSpreads(sources), GroupSpreads(sources)
         self._rows: list[int] | None = None  # of the batch that answers are sampled for; None in an evaluation
         self._left: list[Any] | None = None  # of the generation, of each rank
+
+    @classmethod
+    def of(cls, trainer: Host) -> Rollouts | None:
+        """Returns what is known of the answers of a trainer that samples any."""
+        return None if online_stage(type(trainer)) is None else cls(trainer)
 
     @property
     def step_rows(self) -> StepRows:

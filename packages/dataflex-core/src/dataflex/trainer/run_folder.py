@@ -26,7 +26,7 @@ class RunFolder:
 
     Args:
         trainer: The trainer.
-        overwrites: Whether another run there may be replaced.
+        overwrites: Whether another run there may be replaced; the arguments of the trainer may say so as well.
 
     Attributes:
         id: The run: made when it begins, kept when it is resumed; None before training.
@@ -36,7 +36,7 @@ class RunFolder:
 
     def __init__(self, trainer: Host, overwrites: bool) -> None:
         self._trainer = trainer
-        self._overwrites = overwrites
+        self._overwrites = overwrites or bool(vars(trainer.args).get("overwrite_output_dir"))
         self.id: str | None = None
         self._before: RecordedRun | None = None  # what the folder held when training was asked for
         self._resumed: tuple[str, int] | None = None  # the checkpoint, and the steps that its run was to have

@@ -81,16 +81,20 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
                 _split(module, made, kept, spec, data_args.tokenized_path is not None)
             if generated:
                 module["target_dataset"] = rows_as_trained(spec, loaded, args, data_args, module.get("eval_dataset"))
-        dataset: Any = module.get("train_dataset")
-        if isinstance(dataset, SplitSources):
-            require_mixture(dataset, spec.arguments)
-        require_map_style(dataset, spec.arguments.train_type, spec.arguments)
-        if made is None or made.clusters is None:  # else the trainer compares them, once it knows the sources
-            require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
-        run_schedule(spec, training_args, dataset)
+        _require_plannable(module.get("train_dataset"), made, spec, training_args)
         return module
 
     return get_dataset
+
+
+def _require_plannable(dataset: Any, made: MixtureBy | None, spec: RunSpec, training_args: Any) -> None:
+    """Refuses train rows that the run cannot be planned over, and those of another checkpoint."""
+    if isinstance(dataset, SplitSources):
+        require_mixture(dataset, spec.arguments)
+    require_map_style(dataset, spec.arguments.train_type, spec.arguments)
+    if made is None or made.clusters is None:  # else the trainer compares them, once it knows the sources
+        require_rows_of_checkpoint(dataset, training_args.resume_from_checkpoint)
+    run_schedule(spec, training_args, dataset)
 
 
 def _kept(spec: RunSpec, data_args: Any, by_source: bool) -> tuple[MixtureBy | None, KeptColumns]:
