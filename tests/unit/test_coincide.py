@@ -57,6 +57,13 @@ def test_clusters_too_alike_have_the_mean_of_all_others_and_no_nan_as_the_author
     assert found.min() > TOO_ALIKE
 
 
+def test_transferability_does_not_depend_on_the_blocks_of_clusters(monkeypatch):
+    centroids = np.random.default_rng(0).normal(size=(23, 3))
+    whole = [transferability(centroids, alike) for alike in (TOO_ALIKE, None)]
+    monkeypatch.setattr("dataflex_selectors.parts.concept_shares._CELLS", 60)
+    assert np.allclose([transferability(centroids, alike) for alike in (TOO_ALIKE, None)], whole, rtol=1e-12)
+
+
 def test_a_single_cluster_has_no_transferability():
     assert transferability(np.ones((1, 4)), TOO_ALIKE).tolist() == [0.0]
     assert transferability(np.ones((1, 4)), None).tolist() == [0.0]

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 TOO_ALIKE = 0.9
 """Cosine above which the authors take two clusters for one."""
 
+_CELLS = 2**22  # cosines at a time: 32 MB
+
 
 def transferability(centroids_CD: NDArray[np.floating], alike: float | None) -> NDArray[np.float64]:
     """Returns S of each cluster: (C,).
@@ -31,11 +33,17 @@ def transferability(centroids_CD: NDArray[np.floating], alike: float | None) -> 
     """
     unit_CD = centroids_CD.astype(np.float64)
     unit_CD /= np.linalg.norm(unit_CD, axis=1, keepdims=True).clip(min=1e-12)
-    cosines_CC = unit_CD @ unit_CD.T
-    others_CC = ~np.eye(len(unit_CD), dtype=np.bool_)
-    kept_CC = others_CC if alike is None else others_CC & (cosines_CC <= alike)
-    kept_CC = np.where(kept_CC.any(axis=1, keepdims=True), kept_CC, others_CC)
-    return np.asarray(np.where(kept_CC, cosines_CC, 0.0).sum(axis=1) / kept_CC.sum(axis=1).clip(min=1))
+    found_C = np.empty(len(unit_CD))
+    step = max(1, _CELLS // len(unit_CD))
+    for start in range(0, len(unit_CD), step):
+        cosines_bC = unit_CD[start : start + step] @ unit_CD.T
+        others_bC = np.ones(cosines_bC.shape, dtype=np.bool_)
+        others_bC[np.arange(len(others_bC)), start + np.arange(len(others_bC))] = False
+        kept_bC = others_bC if alike is None else others_bC & (cosines_bC <= alike)
+        kept_bC = np.where(kept_bC.any(axis=1, keepdims=True), kept_bC, others_bC)
+        sums_b = np.where(kept_bC, cosines_bC, 0.0).sum(axis=1)
+        found_C[start : start + step] = sums_b / kept_bC.sum(axis=1).clip(min=1)
+    return found_C
 
 
 def counts_in_turn(
