@@ -67,7 +67,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """What the authors' program, or the strategy that ours is named after, has."""
 
-WITHOUT = {"selector-random", "selector-scores", "mixer-random", "mixer-static", "mixer-schedule"}
+WITHOUT = {
+    "selector-random",
+    "selector-reward_spread",
+    "selector-scores",
+    "mixer-random",
+    "mixer-static",
+    "mixer-schedule",
+}
 WITHOUT |= {"weighter-column", "weighter-dataset", "weighter-trim", "order-shuffle", "order-length"}
 """Those without a program that has such parameters."""
 
