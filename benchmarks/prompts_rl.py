@@ -8,7 +8,7 @@ rightly by a quarter of the vocabulary, another one for each kind. Each arm samp
 reward_spread samples none of its own. Measured, on learnable prompts that are never trained on: the probability of a
 right answer, which is computed and not sampled. Printed: that at some steps, mean and deviation over the seeds; the
 answers after which random prompts' last value is reached; the share of prompts whose answers all had one reward; and
-seconds per step, with the plain trainer's own.
+the processor's time for a step, with the plain trainer's own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Watch(transformers.TrainerCallback):
         texts = tokenizer(list(rows["prompt"]), return_tensors="pt", padding=True, padding_side="left")
         self.inputs = {key: texts[key] for key in ("input_ids", "attention_mask")}
         self.kinds = torch.tensor(list(rows["kind"]))
-        self.every, self.found, self.seconds = every, {0: self.rate(model)}, 0.0
+        self.every, self.found = every, {0: self.rate(model)}
 
     @torch.no_grad()
     def rate(self, model: Any) -> float:
@@ -76,13 +76,8 @@ class Watch(transformers.TrainerCallback):
         right = torch.arange(chances.shape[1]) % 4 == self.kinds[:, None]
         return float((chances * right).sum(-1).mean())
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Starts the clock."""
-        self.started = time.perf_counter()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Stops it, and looks."""
-        self.seconds += time.perf_counter() - self.started
+        """Looks."""
         if state.global_step % self.every == 0:
             model = more["model"]
             model.eval()
@@ -95,7 +90,7 @@ def run(axes: dict[str, Any] | None, steps: int, every: int, count: int, seed: i
 
     Returns:
         What was seen, the share of prompts whose answers all had one reward (NaN of the plain trainer), and the seconds
-        of a step, in which the plan of its segment is counted.
+        of the processor for a step, in which the plan of its segment is counted.
     """
     import trl  # here: --help needs none of it
 
@@ -116,9 +111,9 @@ def run(axes: dict[str, Any] | None, steps: int, every: int, count: int, seed: i
         model=model, args=trl.GRPOConfig(**settings), train_dataset=prompts(count, 0, 0.4, seed), reward_funcs=reward,
         processing_class=tokenizer, callbacks=[watch],
     )  # fmt: skip
-    started = time.perf_counter()
+    started = time.process_time()
     trainer.train()
-    seconds = (time.perf_counter() - started) / steps
+    seconds = (time.process_time() - started) / steps
     lines = [] if axes is None else [line for line in read_trace(folder) if line["kind"] == "reward"]
     own = [(each["prompts"], each["alike"]) for line in lines for each in line["sources"].values()]
     alike = sum(n * share for n, share in own) / sum(n for n, _ in own) if own else float("nan")

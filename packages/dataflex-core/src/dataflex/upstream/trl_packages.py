@@ -14,6 +14,6 @@ def trl_with_absent_packages() -> Any:
     """Returns TRL, which takes packages that are absent for absent. Imports it, and none of its trainers."""
     told = importlib.import_module("trl.import_utils")
     for name, value in list(vars(told).items()):
-        if name.endswith("_available") and isinstance(value, tuple):
+        if name.rpartition("_")[2] == "available" and isinstance(value, tuple):
             setattr(told, name, bool(value[0]))
     return importlib.import_module("trl")
