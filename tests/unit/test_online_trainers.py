@@ -338,10 +338,6 @@ REFUSED = {
     "found 'loss', and the rows": {"order": {"name": "sorting", "by": "loss"}, **STEPS},
     "found 'length', and the rows": {"order": {"name": "sorting", "by": "length"}, **STEPS},
     "asks for loss curves": {"mixer": "ado", **STEPS},
-    "asks for losses under another model": {
-        "mixer": {"name": "doremi", "params": {"reference_model": "absent/model"}},
-        **STEPS,
-    },
     "found 'seen:5', and the rows": {"order": {"name": "sorting", "by": "seen:5"}, **STEPS},
 }
 

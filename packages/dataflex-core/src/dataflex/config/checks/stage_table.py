@@ -93,7 +93,7 @@ def unfit_parts(stage: str, parts: Iterable[KnownPart]) -> list[Problem]:
 
 
 _BY_LOSS = "take a component that scores rows by their loss, or by none"
-_BY_REWARD = "take one that goes by rewards, as the selector reward_spread, or by a column"
+_BY_REWARD = "take one that goes by rewards, or by a column, see docs/prompts.md"
 
 
 def _refused(stage: str, known: KnownPart, way_out: str) -> Problem | None:
@@ -127,7 +127,7 @@ def _unfit_for_prompts(stage: str, known: KnownPart) -> Problem | None:
     by, rows = known.part.by, f"the rows of stage {stage} are prompts"
     if known.kind.name == "weighter":
         what = f"{known.named} weighs the loss of rows, and {rows}: the loss is that of sampled answers"
-        return Problem(known.where, what, "take a selector, as reward_spread, or a mixer: they choose the prompts")
+        return Problem(known.where, what, "take a selector or a mixer, which choose the prompts")
     refused = _refused(stage, known, _BY_REWARD)
     if refused is not None:
         return refused
