@@ -213,7 +213,7 @@ AXES = {
 RESUMED = [(name, 3, {}) for name in AXES]  # in the middle of a segment
 RESUMED += [
     ("two sources", 3, {"num_iterations": 2}),
-    ("a selector", 5, {"steps_per_generation": 4}),
+    ("a selector", 3, {"steps_per_generation": 4}),
 ]  # of a generation
 
 
