@@ -48,10 +48,10 @@ def here(move: Move) -> str:
 
 def remarks(move: Move, default: object) -> Iterator[str]:
     """Yields what else is to be known of it."""
-    for there, ours in (*move.values, *((there, None) for there, _ in move.becomes)):
-        become = dict(move.becomes)
-        said = ", ".join(f"{k}: {v}" for k, v in become[there].items()) if ours is None else shown(ours)
-        yield f"`{shown(there)}` is `{said}`"
+    for there, ours in move.values:
+        yield f"`{shown(there)}` is `{shown(ours)}`"
+    for there, become in move.becomes:
+        yield f"`{shown(there)}` is `{', '.join(f'{k}: {v}' for k, v in become.items())}`"
     for name, value in move.adds.items():
         yield f"with `{name}: {shown(value)}`"
     if move.fate == REFUSED and move.why and move.why in move.refused:

@@ -41,7 +41,12 @@ COMPONENTS: dict[str, Any] = {
         "random": {"cache_dir": "../s", "seed": 3, "replacement": False},
         "custom": {"cache_dir": "../s"},
         "icons": {"proj_dim": 64, "seed": 1, "save_interval": 4, "task_boundaries": None},
-        "coincide": {"num_clusters": 10, "temperature": 1.0},
+        "coincide": {
+            "embedding_model_name_or_path": None, "embedding_model_dtype": "auto", "embedding_layers": None,
+            "num_clusters": 10, "clustering_batch_size": 4, "clustering_num_workers": 1, "clustering_device": "auto",
+            "clustering_max_iter": 5, "assignment_chunk_size": 64, "temperature": 1.0, "density_chunk_size": 64,
+            "single_member_density": 1.0,
+        },
     },
     "mixers": {
         "random": {"seed": 3},
@@ -56,7 +61,11 @@ COMPONENTS: dict[str, Any] = {
     "weighters": {
         "loss": {"strategy": "quadratic", "delta": 0.9},
         "adapt": {"tau": 0.9, "refresh_interval": 4, "anchor_batch_size": 4, "clip": None},
-        "joint_update_aware": {"beta": 0.1, "tau": 0.05},
+        "joint_update_aware": {
+            "beta": 0.1, "tau": 0.05, "fixed_point_iters": 5, "damping": 1.0, "target_update_step": 50,
+            "target_batch_size": 1, "target_num_batches": 1, "embed_normalize": True, "pooling": "last_token",
+            "embed_layer": -1, "objective_mode": "full",
+        },
         "custom": {"strategy": "uniform"},
     },
 }  # fmt: skip
@@ -101,8 +110,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
         for name, verdict in {
             "less": AS_IS, "cluster_less": AS_IS, "loss": AS_IS, "delta_loss": AS_IS, "random": AS_IS, "custom": AS_IS,
             "near": LEFT_OUT, "tsds": LEFT_OUT, "nice": LEFT_OUT,
-            "icons": "refused: component_name: the selector 'icons'",
-            "coincide": "refused: component_name: the selector",
+            "icons": AS_IS, "coincide": AS_IS,
         }.items()
     },
     "select without evaluation": ({**SELECT, "component_name": "delta_loss"}, AS_IS),
@@ -121,7 +129,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "weight-loss": ({**WEIGH, "component_name": "loss"}, AS_IS),
     "weight-adapt": ({**WEIGH, "component_name": "adapt", "eval_dataset": "a"}, AS_IS),
     "weight-custom": ({**WEIGH, "component_name": "custom"}, AS_IS),
-    "weight-joint": ({**WEIGH, "component_name": "joint_update_aware"}, "refused: component_name: the weighter"),
+    "weight-joint": ({**WEIGH, "component_name": "joint_update_aware", "eval_dataset": "a"}, AS_IS),
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def well_learnt(losses_N: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     Args:
         losses_N: (N,) the losses seen last, NaN for none.
     """
-    known_N = ~np.isnan(losses_N)
+    known_N: NDArray[np.bool_] = ~np.isnan(losses_N)
     if not known_N.any():
         return known_N
     with np.errstate(invalid="ignore"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dataflex.config.mixture_sources import shares_in_order
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError
 from dataflex.forecast.forecast import Facts, Forecast, estimated, read_facts
@@ -62,9 +63,9 @@ def prior_of(main: Main, sizes: Sizes) -> Array:
 def _initial(spec: RunSpec, facts: Facts) -> Array:
     keys = spec.arguments
     own = None if spec.mixer is None else spec.mixer.component.params.get("proportions")
-    given = own or keys.init_mixture_proportions
     rule = "mixture" if own else keys.mixture_sample_rule
     sources = facts.data.sources
+    given = own or shares_in_order(keys.init_mixture_proportions, [source.name for source in sources])
     if rule != "uniform" and not (rule == "mixture" and given is not None):
         unknown = [source.how.partition(":")[0] for source in sources if source.count is None]
         if unknown:

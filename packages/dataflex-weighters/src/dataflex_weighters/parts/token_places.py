@@ -55,7 +55,8 @@ def on_host(batches: Sequence[MicroBatch]) -> list[HostBatch]:
                 "that makes both, (rows, tokens)"
             )
         parts += [tokens.long(), labels.long(), *([] if batch.rows is None else [batch.rows.long()])]
-    read = iter(torch.split(torch.cat([part.flatten() for part in parts]).cpu(), [part.numel() for part in parts]))
+    sizes = [part.numel() for part in parts]
+    read = iter(torch.cat([part.flatten() for part in parts]).cpu().split(sizes))  # read once
     found = []
     for batch in batches:
         shape = batch.inputs["labels"].shape

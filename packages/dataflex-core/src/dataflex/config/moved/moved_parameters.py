@@ -83,7 +83,7 @@ def read_preset(section: str, component: str, params: Mapping[str, Any], where: 
     for name, value in flat.items():
         move = moves.get(name)
         if move is None or move.fate == SAME:
-            _take(found, name, value, name, where)
+            _take(found, name, value if move is None else move.converted(value), name, where)
         elif all(flat.get(key) == wanted for key, wanted in move.beside.items()):
             _read(move, value, flat, found, where, run)
         else:
