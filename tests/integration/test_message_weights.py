@@ -180,6 +180,8 @@ def test_a_run_through_the_command_line_trains_on_them(train, folder, tmp_path):
         "do_eval=false",
         "val_size=0",
         f"components_cfg_file={components}",
+        "warmup_step=1",
+        "train_step=3",
     ]
     assert train("weight_loss", *keys, "component_name=answers") == 0
     trace = (tmp_path / "run" / "dataflex_trace.jsonl").read_text()
