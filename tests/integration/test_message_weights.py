@@ -171,7 +171,7 @@ def test_a_run_through_the_command_line_trains_on_them(train, folder, tmp_path):
     components = tmp_path / "own.yaml"
     components.write_text(
         "weighters:\n  answers:\n    name: token_column\n    params: {column: messages.weight}\n"
-        "  alone:\n    name: spans\n    params: {between: [{start: answer, end: yes, weight: 0.5}]}\n"
+        "  alone:\n    name: spans\n    params: {between: [{start: answer, end: 'yes', weight: 0.5}]}\n"
     )
     keys = [
         f"dataset_dir={folder}",
@@ -180,6 +180,8 @@ def test_a_run_through_the_command_line_trains_on_them(train, folder, tmp_path):
         "do_eval=false",
         "val_size=0",
         f"components_cfg_file={components}",
+        "warmup_step=1",
+        "train_step=3",
     ]
     assert train("weight_loss", *keys, "component_name=answers") == 0
     trace = (tmp_path / "run" / "dataflex_trace.jsonl").read_text()
