@@ -177,7 +177,7 @@ def test_the_state_goes_through_a_checkpoint(tmp_path):
 
 @given(st.lists(st.integers(2, 9), min_size=2, max_size=5), st.integers(0, 99))
 def test_relative_exponents_are_bounded_however_few_rows_there_are(counts, seed):
-    """By K zeta_1 above and K zeta_2 / 2 below; over squared gradients alone, of which one may be 0, they are not."""
+    """K zeta_1 above, K zeta_2 / 2 below; over the squared gradients alone, of which one may be 0, they are not."""
     K = len(counts)
     found = mixer(K, zeta_1=0.2, zeta_2=0.6)
     found.observe_gradients(1, told(rows_of(counts, seed=seed)))

@@ -33,6 +33,7 @@ from dataflex.core.parameter_checks import at_least, between, is_number, one_of,
 from dataflex.core.registry import register_mixer
 from dataflex.interfaces.source_gradients import GradientSketch, SourceGradients, sketch_problems
 from dataflex.scoring import read_target
+from dataflex.scoring.trial import try_gradients
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
@@ -43,6 +44,7 @@ from dataflex_mixers.parts.simplex import Shares, log_mixed_with_uniform, log_so
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+    from dataflex.core.context import RunAhead
     from dataflex.planning.mixture import MixtureManager
 
 TARGETS = ("sources", "eval")
@@ -189,6 +191,11 @@ class DogeMixer(Mixer):
             state_bytes=kept,
             notes=("sketches of gradients are made in the backward pass of each measured step",),
         )
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Tries two of the held-out rows. See the base class."""
+        for rows in self.sets.values():
+            try_gradients(model, rows, self.data_collator, self.accelerator, self._sketch.factor_dim)
 
     @property
     def gradient_sketch(self) -> GradientSketch:
