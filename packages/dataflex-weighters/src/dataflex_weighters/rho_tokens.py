@@ -250,7 +250,8 @@ class RhoTokensWeighter(Weighter):
     def _of_rows(self, batches: Sequence[Any]) -> NDArray[np.int64]:
         """Returns how many tokens of each micro-batch of this rank are taken, row by row: (M,). One read."""
         counts = [batch.samples.loss_sums(predicted(batch.inputs["labels"])) for batch in batches]
-        read = torch.cat(counts).cpu().split([len(counts_S) for counts_S in counts])
+        sizes = [len(counts_S) for counts_S in counts]
+        read: tuple[torch.Tensor, ...] = torch.split(torch.cat(counts).cpu(), sizes)  # type: ignore[no-untyped-call]
         return np.array([kept_tokens(counts_S.numpy(), self.share).sum() for counts_S in read], dtype=np.int64)
 
     def _load(self) -> Any:

@@ -56,7 +56,7 @@ def on_host(batches: Sequence[MicroBatch]) -> list[HostBatch]:
             )
         parts += [tokens.long(), labels.long(), *([] if batch.rows is None else [batch.rows.long()])]
     sizes = [part.numel() for part in parts]
-    read = iter(torch.cat([part.flatten() for part in parts]).cpu().split(sizes))  # read once
+    read = iter(torch.split(torch.cat([part.flatten() for part in parts]).cpu(), sizes))  # type: ignore[no-untyped-call]
     found = []
     for batch in batches:
         shape = batch.inputs["labels"].shape
