@@ -251,8 +251,8 @@ class RhoTokensWeighter(Weighter):
         """Returns how many tokens of each micro-batch of this rank are taken, row by row: (M,). One read."""
         counts = [batch.samples.loss_sums(predicted(batch.inputs["labels"])) for batch in batches]
         sizes = [len(counts_S) for counts_S in counts]
-        read: tuple[torch.Tensor, ...] = torch.split(torch.cat(counts).cpu(), sizes)  # type: ignore[no-untyped-call]
-        return np.array([kept_tokens(counts_S.numpy(), self.share).sum() for counts_S in read], dtype=np.int64)
+        read = np.split(torch.cat(counts).cpu().numpy(), np.cumsum(sizes)[:-1])
+        return np.array([kept_tokens(counts_S, self.share).sum() for counts_S in read], dtype=np.int64)
 
     def _load(self) -> Any:
         reference = loaded_reference(self.reference_model, self.accelerator)

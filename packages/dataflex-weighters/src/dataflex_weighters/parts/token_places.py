@@ -55,14 +55,14 @@ def on_host(batches: Sequence[MicroBatch]) -> list[HostBatch]:
                 "that makes both, (rows, tokens)"
             )
         parts += [tokens.long(), labels.long(), *([] if batch.rows is None else [batch.rows.long()])]
-    sizes = [part.numel() for part in parts]
-    read = iter(torch.split(torch.cat([part.flatten() for part in parts]).cpu(), sizes))  # type: ignore[no-untyped-call]
+    ends = np.cumsum([part.numel() for part in parts])
+    read = iter(np.split(torch.cat([part.flatten() for part in parts]).cpu().numpy(), ends[:-1]))  # one read
     found = []
     for batch in batches:
         shape = batch.inputs["labels"].shape
-        tokens_BT, predicted_BT = next(read).view(shape).numpy(), (next(read).view(shape) != IGNORED).numpy()
+        tokens_BT, predicted_BT = next(read).reshape(shape), next(read).reshape(shape) != IGNORED
         predicted_BT[:, 0] = False  # the first token of a row is predicted from nothing
-        found.append(HostBatch(tokens_BT, predicted_BT, None if batch.rows is None else next(read).numpy()))
+        found.append(HostBatch(tokens_BT, predicted_BT, None if batch.rows is None else next(read)))
     return found
 
 
