@@ -67,6 +67,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "loss, high": ("loss", {"focus": "high"}),
     "delta_loss": ("delta_loss", {}),
     "rho_loss": ("rho_loss", {}),
+    "infobatch": ("infobatch", {}),
     "ifd": ("ifd", {}),
     "ifd, perplexities": ("ifd", {"ratio": "perplexity"}),
     "perplexity, low": ("perplexity", {"band": "low"}),
