@@ -37,7 +37,7 @@ from dataflex_weighters.parts.kept_token_losses import KeptTokenLosses
 from dataflex_weighters.rho_tokens import RhoTokensWeighter
 from transformers import Trainer
 
-from benchmarks.common import add_threads, at_least, machine, quieten
+from benchmarks.common import add_device, add_threads, at_least, machine, quieten
 
 PAIRS, SYMBOLS, FIRST, NOISE = 16, 30, 4, 0.3
 BATCH = 16
@@ -234,13 +234,14 @@ def main() -> None:
         "--memory", action="store_true", help="of the losses of 3,000 and 100,000 rows, and nothing else"
     )
     add_threads(parser, default=1)
+    add_device(parser)
     options = parser.parse_args()
     quieten(options.threads)
     if options.memory:
         print(memory([3_000, 100_000]))
         return
     seeds = [one_seed(seed, options.steps, options.only) for seed in range(options.seeds)]
-    print(f"{machine('cpu')}, {options.steps} steps of {BATCH} rows, {options.seeds} seeds\n")
+    print(f"{machine(options.device)}, {options.steps} steps of {BATCH} rows, {options.seeds} seeds\n")
     print(report(seeds))
 
 

@@ -69,7 +69,7 @@ class Combined(MixTrainer):
         found = super()._dataflex_parts()
         part = None if self.weighter is None else WeighterPart(self.weighter, "own", "own", 0)
         rows = None if self.row_weights is None else "selector 'rescales'"
-        return Parts(part, found.mixer, rows, self.seen)
+        return Parts(part, found.mixer, rows, seen=self.seen)
 
     def _dataflex_plan(self, segment: Any) -> Any:
         rows = super()._dataflex_plan(segment)

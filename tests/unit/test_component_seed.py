@@ -15,6 +15,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, MIXER, SELECTOR
 from dataflex.discovery import component_classes
 from dataflex.discovery.construct import construct
+from dataflex.interfaces.mixer import Mixer
 from dataflex.run.identity import identity_of_run
 from dataflex.testing import TokenRows, pad_collate
 from every_component import installed
@@ -26,6 +27,8 @@ def draws_in_its_text(cls):
     """Whether a class of the strategy packages, a base or a helper that is given it, asks for a seed or a generator."""
     if any(kind.name == "selector" and issubclass(cls, registry_base(kind)) for kind in KINDS):
         return True  # every selector draws its warm-up
+    if issubclass(cls, Mixer) and cls.may_observe_gradients({}):
+        return True  # the map that gradients are sketched by
     texts = [inspect.getsource(base) for base in cls.__mro__ if base.__module__.startswith("dataflex_")]
     return any("self.generator(" in text or "self.seed" in text for text in texts)
 
