@@ -188,7 +188,10 @@ class Backwards(Order):
 
 FAULTS = {
     TakesAnything: ("parameters", "first takes anything -> state what is allowed: require("),
-    AsksForNothingKnown: ("parameters", "asks: found 'gradient', allowed: gates, generated answers, gradients, "),
+    AsksForNothingKnown: (
+        "parameters",
+        "asks: found 'gradient', allowed: counts of tokens, gates, generated answers, gradients, ",
+    ),
     AsksByNoParameter: ("parameters", "asks: found 'gradients if embeding=model', allowed behind 'if':"),
     SaysItDrawsNothing: ("parameters", "its class says draws = False, and it draws from self.generator"),
     Raises: ("trains", "no rows today"),
