@@ -34,14 +34,6 @@ OFFICIAL = json.loads(files("dataflex.core").joinpath("official.json").read_text
 CORE = ROOT / "packages" / "dataflex-core" / "src" / "dataflex"
 WORDS = {"column", "custom", "dataset", "less", "loss", "near", "nice", "random", "schedule", "scores", "static"}
 WORDS |= {"adapt", "balancer", "focal", "perplexity", "spans", "temperature", "trim"}  # words of the language too
-    "adapt",
-    "balancer",
-    "focal",
-    "perplexity",
-    "spans",
-    "temperature",
-    "trim",
-}  # names that are words of the language too
 WORDS |= {"folding", "length", "pacing", "saw", "segment", "shuffle", "sorting", "stair"}
 NAMES = {name for table in OFFICIAL.values() for names in table.values() for name in names}
 UNMISTAKABLE = re.compile(
