@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 from dataflex.config.arguments import DataflexArguments
-from dataflex.config.spec import RunSpec
+from dataflex.config.spec import ComponentSpec, RunSpec
+from dataflex.core.kinds import SELECTOR
 
 MIXED = ["dataset=[instructions, instructions_eval]", "eval_dataset=null"]
 WEIGHT = ["warmup_step=0", "train_step=3", "weight_objective=token"]
@@ -74,5 +75,9 @@ def test_liger_keeps_its_kernels_and_leaves_its_fused_loss_out_of_weighted_runs_
     for train_type in ("dynamic_weight", "dynamic_select"):
         with installed(RunSpec(DataflexArguments(train_type=train_type))):
             loader.apply_liger_kernel(None, None, True, require_logits=False)
-    assert calls == [True, False]
+    for name in ("infobatch", "random"):  # the one gives rows weights in the loss
+        selector = ComponentSpec(SELECTOR, name, name, {})
+        with installed(RunSpec(DataflexArguments(train_type="dynamic_select", component_name=name), selector)):
+            loader.apply_liger_kernel(None, None, True, require_logits=False)
+    assert calls == [True, False, True, False]
     assert loader.apply_liger_kernel is apply_liger_kernel

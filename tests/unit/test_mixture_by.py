@@ -29,8 +29,10 @@ from dataflex.scoring.ngrams import ngram_embeddings
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer, tiny_training_args
 from dataflex.testing.small_trainers import small_trainer
 from dataflex.train.trainer import MixTrainer, trainer_class
+from dataflex.train.weighter.base_weighter import Weighter
 from dataflex.trainer.clustered_rows import by_size, clustered_sources, kept_codes, save_sources
 from rank_group import on_ranks, one_thread
+from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 STEPS = {"warmup_step": 1, "update_step": 1, "update_times": 3}
@@ -292,6 +294,44 @@ def test_other_axes_know_the_sources(tmp_path, axes, rows):
     trainer.train()
     about = json.loads((tmp_path / "dataflex_run.json").read_text())
     assert [source["name"] for source in about["sources"]] == ["high", "low", "mid"]
+
+
+@pytest.mark.parametrize("by", ["column:topic", "cluster:3"])
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_a_run_that_only_weighs_trains_on_the_rows_of_a_static_run(by, in_turn, tmp_path):
+    """Not source after source where the loader does not shuffle, nor in another order where it does."""
+    dataset, _ = stored(24)
+    base = InTurn if in_turn else Trainer
+    made = {"args": tiny_training_args(tmp_path, max_steps=3), "train_dataset": dataset, "data_collator": pad_collate}
+    trainer = dynamic(base, weighter=RowNumbers, mixture_by=by)(model=tiny_model(), **made)
+    tokens = []
+    trainer.components.weighter.tokens = tokens
+    trainer.train()
+    plain = base(model=tiny_model(), **made)
+    expected = [row for batch in plain.get_train_dataloader() for row in batch["input_ids"].tolist()]
+    assert [row for row, _ in tokens] == expected[: len(tokens)]
+    rows = trainer.train_dataset
+    assert all(row[: len(rows[number]["input_ids"])] == list(rows[number]["input_ids"]) for row, number in tokens)
+
+
+class InTurn(Trainer):
+    """Takes rows in the order of the dataset."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+
+NUMBERS = np.arange(24)
+
+
+class RowNumbers(Weighter):
+    """Keeps the tokens of each row that it is shown, and its number."""
+
+    draws = False
+
+    def get_weighted_loss(self, losses, *, ctx, model, inputs):
+        self.tokens += zip(inputs["input_ids"].tolist(), ctx.of_batch(NUMBERS).tolist(), strict=True)
+        return losses.mean()
 
 
 def test_a_score_file_is_read_in_the_order_as_given_by_an_order(tmp_path):

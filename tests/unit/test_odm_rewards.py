@@ -137,8 +137,30 @@ def test_held_out_losses_need_held_out_rows(tmp_path):
     require_observable(RunSpec(arguments, spec.component, llamafactory={"stage": "sft", "val_size": 0.1}))
 
 
+@pytest.mark.parametrize("by", ["cluster:2", "file:labels.json"])
+def test_val_size_holds_no_rows_out_of_sources_that_it_does_not_know(by, tmp_path):
+    arguments = DataflexArguments(train_type="dynamic_mix", component_name="odm", mixture_by=by)
+    for reward, refused in (("eval_loss", True), ("loss", False)):
+        part = ComponentSpec(MIXER, "odm", "odm", {"reward": reward})
+        spec = RunSpec(arguments, part, llamafactory={"stage": "sft", "val_size": 0.1})
+        if refused:
+            with pytest.raises(ConfigError, match=f"{by} says nothing of -> write mixture_by: column:NAME"):
+                require_observable(spec)
+        else:
+            require_observable(spec)
+    by_column = DataflexArguments(train_type="dynamic_mix", component_name="odm", mixture_by="column:topic")
+    part = ComponentSpec(MIXER, "odm", "odm", {"reward": "eval_loss"})
+    require_observable(RunSpec(by_column, part, llamafactory={"stage": "sft", "val_size": 0.1}))
+
+
 @pytest.mark.parametrize(
-    ("reward", "asks"), [("gradient_norm", "gradients"), ("entropy", "losses of tokens"), ("loss", None)]
+    ("reward", "asks"),
+    [
+        ("gradient_norm", "gradients"),
+        ("entropy", "losses of tokens"),
+        ("eval_loss", "losses of held-out rows"),
+        ("loss", None),
+    ],
 )
 def test_stages_whose_rows_are_no_texts_refuse_what_they_have_not(reward, asks):
     assert asked_for(OdmMixer.asks, {"reward": reward}) == asks

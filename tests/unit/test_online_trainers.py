@@ -14,7 +14,7 @@ import torch
 import transformers
 import trl
 from dataflex import dynamic
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import CheckpointError, ConfigError
 from dataflex.core.schedule import Steps
 from dataflex.planning import run_schedule
 from dataflex.planning.step_rows import StepRows
@@ -291,6 +291,23 @@ def test_rows_of_steps_are_what_a_count_of_micro_batches_finds(rows, every, accu
     assert counted.per_step * every == rows * accumulation
 
 
+@pytest.mark.parametrize(("more", "rows"), [({}, 2), ({"steps_per_generation": 4}, 4)])
+def test_a_component_is_told_the_prompts_of_a_step_and_not_its_answers(more, rows, tmp_path):
+    made = online_trainer("grpo", tmp_path, prompts(16), {"selector": InOrder, **STEPS}, max_steps=4, **more)
+    context = made.update_context(0, 1, 4)
+    assert context.step_rows == rows
+    made.train()
+    assert made.component.asked == [2 * 2] * 2 if not more else [4] * 2
+
+
+def test_a_checkpoint_of_generations_of_other_prompts_is_refused(tmp_path):
+    first = online_trainer("grpo", tmp_path, prompts(16), SPREAD, max_steps=4, save_strategy="steps", save_steps=2)
+    first.train()
+    other = online_trainer("grpo", tmp_path, prompts(16), SPREAD, max_steps=4, num_generations=2)
+    with pytest.raises(CheckpointError, match=r"generation: .*'num_generations': 4.* in the checkpoint, .*: 2"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_an_update_inside_of_a_generation_is_refused_with_the_numbers(tmp_path):
     with pytest.raises(ConfigError) as refused:
         online_trainer(
@@ -339,12 +356,16 @@ REFUSED = {
     "found 'length', and the rows": {"order": {"name": "sorting", "by": "length"}, **STEPS},
     "asks for loss curves": {"mixer": "ado", **STEPS},
     "found 'seen:5', and the rows": {"order": {"name": "sorting", "by": "seen:5"}, **STEPS},
+    "asks for losses of held-out rows": {"mixer": {"name": "odm", "params": {"reward": "eval_loss"}}, **STEPS},
+    "objective_proportions: weigh the loss of the sources": {"mixer": "odm", "objective_proportions": [1, 1], **STEPS},
+    "mixture_unit: found 'tokens'": {"mixer": "temperature", "mixture_unit": "tokens", **STEPS},
+    "mixture_by: found 'cluster:2'": {"mixer": "odm", "mixture_by": "cluster:2", **STEPS},
 }
 
 
 @pytest.mark.parametrize(("said", "axes"), REFUSED.items())
 def test_what_needs_a_loss_of_rows_is_refused_with_the_reason(said, axes, tmp_path):
-    rows = {"a": prompts(8), "b": prompts(8)} if "mixer" in axes else prompts(8)
+    rows = {"a": prompts(8), "b": prompts(8)} if "mixer" in axes and "mixture_by" not in axes else prompts(8)
     with pytest.raises(ConfigError) as refused:
         online_trainer("grpo", tmp_path, rows, axes)
     assert said in str(refused.value)

@@ -11,11 +11,13 @@ import torch
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.spec import ComponentSpec, RunSpec
 from dataflex.core.errors import ComponentError, ConfigError
-from dataflex.core.kinds import MIXER
+from dataflex.core.kinds import MIXER, WEIGHTER
+from dataflex.core.registry import register_weighter
 from dataflex.interfaces.source_gradients import GradientSketch, SourceGradients
 from dataflex.planning.run_schedule import require_observable
 from dataflex.scoring.gradients.projection import Projection
 from dataflex.testing import pad_collate, tiny_model
+from dataflex.train.weighter.base_weighter import Weighter
 from gradient_runs import EXACT, WEIGHTERS, apart, made, row_gradients, sources, trained
 
 CHECKPOINTING = {"gradient_checkpointing": True}
@@ -79,6 +81,56 @@ def test_a_source_of_weight_0_has_no_gradient_and_is_not_counted(tmp_path):
 def test_the_weights_of_a_weighter_are_taken_out(name, tmp_path):
     run = trained(tmp_path, EXACT, weighter=WEIGHTERS[name], gradient_accumulation_steps=2)
     assert apart(run, tiny_model()) < 5e-6
+
+
+@register_weighter("every_third")
+class EveryThird(Weighter):
+    """3 for every third token of a batch and 0 for the others; divided by Z = 1.5."""
+
+    draws = False
+    weighs_tokens = True
+
+    def mean_token_weight(self, batches, *, ctx):
+        return 1.5
+
+    def token_weights(self, losses_BT, *, ctx, model, inputs):
+        return third(losses_BT)
+
+    def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
+        return (losses * torch.arange(1, len(losses) + 1)).mean()
+
+
+def third(like_BT):
+    return ((torch.arange(like_BT.shape[1]) % 3 == 0).to(like_BT) * 3).expand_as(like_BT)
+
+
+@pytest.mark.parametrize("unit", ["token", "row"])
+def test_the_weights_of_tokens_stay_and_those_of_samples_are_taken_out(unit, tmp_path):
+    """A row of which few tokens are trained on has a small gradient, and not that of as many tokens as it has."""
+    weighter = ComponentSpec(WEIGHTER, "every_third", "every_third", {})
+    run = trained(tmp_path, {**EXACT, "unit": unit}, weighter=weighter, gradient_accumulation_steps=2)
+    model = tiny_model()
+    for (_, told), step in zip(run.told, run.steps, strict=True):
+        model.load_state_dict(step.state)
+        model.double().eval()
+        expected_KP, rows = [0, 0], [0, 0]
+        for batch, numbers in step.batches:
+            logp = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+            wanted = batch["labels"].roll(-1, dims=1)
+            wanted[:, -1] = -100
+            there = wanted != -100
+            z_BT = third(logp[..., 0]) / 1.5 * there
+            sums_B = -(z_BT * logp.gather(2, wanted.clamp(min=0)[..., None])[..., 0]).sum(dim=1)
+            for row, loss, count in zip(numbers.tolist(), sums_B, there.sum(dim=1), strict=True):
+                found = torch.autograd.grad(
+                    loss / (count if unit == "row" else 1), model.parameters(), retain_graph=True
+                )
+                expected_KP[row >= 20] += torch.cat([grad.flatten() for grad in found]).numpy()
+                rows[row >= 20] += 1
+        assert told.rows.tolist() == rows
+        for k in range(2):
+            scale = np.abs(expected_KP[k]).max() if rows[k] else 1.0
+            np.testing.assert_allclose(told.sums[k], expected_KP[k], atol=2e-6 * scale)
 
 
 def test_what_the_loss_is_multiplied_by_on_its_way_back_is_taken_out(tmp_path):

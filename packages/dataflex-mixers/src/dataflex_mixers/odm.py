@@ -142,7 +142,10 @@ class OdmMixer(Mixer):
     """
 
     draws = False
-    asks = "gradients if reward=gradient_norm, losses of tokens if reward=entropy"
+    asks = (
+        "gradients if reward=gradient_norm, losses of tokens if reward=entropy, "
+        "losses of held-out rows if reward=eval_loss"
+    )
 
     def __init__(
         self,

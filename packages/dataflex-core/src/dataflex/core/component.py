@@ -42,8 +42,8 @@ class Component:
         asks: What it computes of rows besides their loss, as ``WHAT``, ``WHAT if PARAMETER`` or ``WHAT if
             PARAMETER=VALUE``, or several of these with commas between them, where WHAT is one of ``gradients``,
             ``hidden states``, ``losses of tokens``, ``generated answers``, ``losses under another model``, ``gates``,
-            ``losses of a step``, ``loss curves`` and ``counts of tokens`` (the last two of a mixer that observes
-            these: rewards in their place would not do). Stages whose rows are no
+            ``losses of a step``, ``loss curves`` and ``counts of tokens`` (these two of a mixer that observes them:
+            rewards in their place would not do) and ``losses of held-out rows``. Stages whose rows are no
             texts then refuse it before anything is loaded. Empty for nothing.
         reads_tokens: Whether it looks at the tokens of rows itself. Stages whose rows are prompts then refuse it.
         takes_seen: Whether it asks ``context.scores`` for losses that training has seen. They are kept, in memory and

@@ -107,7 +107,8 @@ class RunAhead:
         updates: Number of updates of the whole run.
         total_steps: Global optimizer steps of the whole run.
         most_rows: Most rows that one update asks a selector for; 0 where no update asks for rows.
-        step_rows: Rows of an optimizer step, over all ranks.
+        step_rows: Rows of an optimizer step, over all ranks; of prompts whose answers serve several steps, those of the
+            first of these.
     """
 
     updates: int
@@ -131,7 +132,8 @@ class UpdateContext:
         scores: Scores of rows that the run's components share; None where the run has none to share.
         device_batch: Rows that a rank puts through the model at once in training; they are padded to one length.
         steps: Optimizer steps until the next update, for which rows are asked.
-        step_rows: Rows of an optimizer step, over all ranks.
+        step_rows: Rows of an optimizer step, over all ranks; of prompts whose answers serve several steps, those of the
+            first of these.
         explains: Whether a selector is asked to explain itself after it has decided, so that it may keep what that
             takes; see :meth:`~dataflex.core.component.Component.explain`.
     """

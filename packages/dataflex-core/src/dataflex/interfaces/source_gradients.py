@@ -1,7 +1,9 @@
 """Gradients of the sources, as a mixer receives them: sums over the rows of an optimizer step, sketched.
 
-A row's gradient is that of its loss by the trained weights. Its inner products with those of other rows are kept in
-expectation by the sketch (exactly, without one), so norms, angles and variances of gradients follow from K vectors.
+A row's gradient is that of its loss by the trained weights. Where a weighter weighs tokens, it is that of the losses of
+its tokens times their weights, these relative to the mean weight of the step; all other weights are taken out. Inner
+products of gradients of rows are kept in expectation by the sketch (exactly, without one), so norms, angles and
+variances of gradients follow from K vectors.
 
 Letters: K sources, D numbers of a sketch.
 """
@@ -67,7 +69,8 @@ def sketch_problems(proj_dim: Any, factor_dim: Any, layers: Any, gradient_every:
 class SourceGradients:
     """The gradients of the sources in one optimizer step, over all its micro-batches and ranks; the same on each rank.
 
-    Rows whose weight in the loss is 0 have no gradient that could be measured, and do not count.
+    Rows whose weight in the loss is 0 have no gradient that could be measured, and do not count; one whose tokens all
+    weigh 0 counts, with a gradient of 0.
 
     Attributes:
         learning_rate: The rate that the step was made with, of the first group of parameters.

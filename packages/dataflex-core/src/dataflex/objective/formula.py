@@ -109,16 +109,16 @@ def weighted_loss(
         watch: Told the weights.
         samples: What the samples are.
         note: Told the cross entropies.
-        graph: Told the token losses, with their graph.
+        graph: Told the token losses, with their graph; where tokens have weights, times z / Z.
     """
     labels_BT = labels_BT.to(logits_BTV.device)
     noted: list[torch.Tensor] = []
     own_note = note if part.tokens is None else noted.append
-    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss, own_note, graph)
+    c_BT, total = losses_of_tokens(logits_BTV, labels_BT, token_loss, own_note)
     if noted and note is not None:
         note(noted[0])
     batch = _MicroBatch(c_BT, labels_BT, samples, token_loss.counts_first, noted[0] if noted else None)
-    return _joined(batch, part, weigh, total, watch)
+    return _joined(batch, part, weigh, total, watch, graph)
 
 
 def weighted_loss_of_tokens(
@@ -210,7 +210,14 @@ class _MicroBatch:
         return self.samples.label_sums(self.labels != IGNORED)
 
 
-def _joined(batch: _MicroBatch, part: StepPart, weigh: Weigh, plain_total: Total, watch: Watch | None) -> torch.Tensor:
+def _joined(
+    batch: _MicroBatch,
+    part: StepPart,
+    weigh: Weigh,
+    plain_total: Total,
+    watch: Watch | None,
+    graph: Note | None = None,
+) -> torch.Tensor:
     """Returns 1/N sum_i a_i sum_t c_it, a_i = b v u w N / sum b v m; where all are 1, by the plain loss's own sum."""
     n_S, z_BT = batch.predicted(), _token_weights(batch, part)
     sums_S = batch.samples.loss_sums(batch.losses.detach())
@@ -229,12 +236,14 @@ def _joined(batch: _MicroBatch, part: StepPart, weigh: Weigh, plain_total: Total
         share = _by_source(n_S > 0, part).sum() / R
     if watch is not None:
         watch(w_S if z_BT is None else w_S * _means(z_BT, batch, n_S), a_S * n_S / N, n_S, sums_S)
-    factors, uniform = batch.samples.at_losses(a_S), (a_S == 1).all()
+    factors, uniform, losses_BT = batch.samples.at_losses(a_S), (a_S == 1).all(), batch.losses
     if z_BT is not None:
         relative_BT = z_BT / _at_least(part.mean_token, n_S)  # exactly 1 where all are equal and Z is their mean
         relative_BT = torch.where(predicted(batch.labels), relative_BT, 1.0)
-        factors, uniform = factors * relative_BT, uniform & (relative_BT == 1).all()
-    total = (factors * batch.losses).sum()
+        losses_BT, uniform = relative_BT * losses_BT, uniform & (relative_BT == 1).all()
+    if graph is not None:
+        graph(losses_BT)
+    total = (factors * losses_BT).sum()
     loss = _of_value(total, plain_total, uniform) / N
     # A term of the weighter's own that reaches the parameters other than through the losses counts as well, by the
     # micro-batch's share of the step; its value is not added, so that the logged loss stays the weighted loss.

@@ -3,7 +3,9 @@
 The backward pass of training gives row i the gradient f_i sum_t d c_it, where f_i is whatever the objective, the loop,
 the engine and the loss scale of fp16 have multiplied its token losses by. f_i is measured and divided out:
 
-* where our own formula made the loss (:mod:`dataflex.objective.formula`), it is what the token losses c_it get back;
+* where our own formula made the loss (:mod:`dataflex.objective.formula`), it is what the token losses c_it get back.
+  The weights of tokens are no part of f_i, as no hook tells the tokens of a row apart: where there are any, c_it stands
+  for (z_it / Z) c_it, and a token that is not trained on adds nothing to the gradient of its source;
 * where the model computed it, all tokens of the micro-batch weigh the same: loss / sum c_it, times what the loss gets
   back. This needs a loss that is a mean of the cross entropies; others are refused.
 

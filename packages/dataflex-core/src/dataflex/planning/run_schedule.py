@@ -14,6 +14,7 @@ from dataflex.config.checks.enough_rows import Asked, rows_kept, too_few_kept, t
 from dataflex.config.checks.stage_table import rows_meet
 from dataflex.config.checks.steps import never_there, step_problems, total_key, two_totals
 from dataflex.config.checks.streaming import EPOCH_KEYS, no_end, no_epoch, no_streams
+from dataflex.config.mixture_sources import MixtureBy
 from dataflex.config.spec import Part, RunSpec, places
 from dataflex.core.errors import ConfigError, Problem, blaming, refuse
 from dataflex.core.schedule import Schedule, Steps
@@ -170,6 +171,13 @@ def require_observable(spec: RunSpec) -> None:
         held_out = mixer.needs_held_out(component.params)  # type: ignore[attr-defined]  # a Mixer
     theirs = spec.llamafactory
     split = bool(theirs.get("val_size")) and not theirs.get("eval_dataset")
+    by = MixtureBy.of(spec.arguments)
+    if held_out and theirs and by is not None and by.column is None:
+        raise ConfigError(
+            f"mixture_by: the mixer '{component.name}' looks at held-out rows of each source, and val_size holds rows "
+            f"out that {spec.arguments.mixture_by} says nothing of -> write mixture_by: column:NAME, or use a mixer "
+            "that looks at training losses"
+        )
     if held_out and theirs and not (spec.arguments.mixer_eval_dataset or split):
         raise ConfigError(
             f"mixer_eval_dataset is missing; the mixer '{component.name}' looks at held-out rows of each source -> "

@@ -76,7 +76,7 @@ def split(dataset: Any, labels: SourceLabels) -> SplitSources:
 
 
 def in_given_order(dataset: Any) -> Any:
-    """Returns a dataset with its rows in the order that they were given in."""
+    """Returns a dataset with its rows in the order that they were given in: a view, where that is another one."""
     if not isinstance(dataset, SplitSources):
         return dataset
     places = np.empty(len(dataset.given), dtype=np.int64)

@@ -24,7 +24,7 @@ from dataflex.core.kinds import Kind
 from dataflex.core.schedule import Schedule
 from dataflex.objective.objective import Objective
 from dataflex.objective.parts import Parts
-from dataflex.planning.run_schedule import global_batch_size, run_schedule
+from dataflex.planning.run_schedule import run_schedule
 from dataflex.planning.sources import mixture_of
 from dataflex.rows.batch_rows import BatchRows
 from dataflex.run.checkpoints import require_writable
@@ -114,7 +114,7 @@ class DynamicTrainer(OnlineRun):
         **kwargs: Any,
     ) -> None:
         kwargs = self.named(args, kwargs)
-        require_spec(dataflex, self.kind)
+        require_spec(dataflex, self.kind, type(self))
         self.spec = dataflex
         rows = given_rows(dataflex, kwargs.get("train_dataset"), kwargs.get("args"))
         given = kwargs.get("args")
@@ -342,7 +342,7 @@ class DynamicTrainer(OnlineRun):
         rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
         return UpdateContext(
             update, updates, self.state.global_step, total, float(rate), self.optimizer,
-            device_batch=self._train_batch_size, step_rows=global_batch_size(self.args),
+            device_batch=self._train_batch_size, step_rows=self.rows_of_a_step,
             scores=self.shared_scores.at_update(), explains=self.explanations.rows > 0,
         )  # fmt: skip
 

@@ -11,7 +11,6 @@ from dataflex.core.context import RunAhead
 from dataflex.core.errors import blaming
 from dataflex.core.ranks.agreement import from_rank_0, on_every_rank
 from dataflex.model.undisturbed import undisturbed
-from dataflex.planning.run_schedule import global_batch_size
 from dataflex.trainer.engine import computes_before_training
 from dataflex.trainer.host import Host
 from dataflex.utils.progress import Progress, without_bars
@@ -78,7 +77,7 @@ class EarlyChecks:
         with undisturbed(trainer.model):
             self.of_model()
         for part, component, rows in self._components():
-            ahead = RunAhead(trainer.schedule.updates, trainer.schedule.total, rows, global_batch_size(trainer.args))
+            ahead = RunAhead(trainer.schedule.updates, trainer.schedule.total, rows, trainer.rows_of_a_step)
             with undisturbed(trainer.model), self._followed(part, "a first try on two rows"):
                 component.check_run(trainer.model, ahead)
 

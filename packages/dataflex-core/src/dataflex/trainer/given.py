@@ -13,6 +13,7 @@ from transformers.trainer_utils import RemoveColumnsCollator
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.keys import parse_arguments
+from dataflex.config.checks.source_keys import prompt_problems
 from dataflex.config.mixture_sources import MixtureBy
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, DataflexError, Problem, refuse
@@ -32,6 +33,7 @@ from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.streams import Stream
 from dataflex.rows.views import MixedSources
 from dataflex.scoring.trial import trial_rows
+from dataflex.upstream.online_trainers import online_stage
 
 
 def by_name(bases: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,12 +66,13 @@ def by_name(bases: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any
     return named
 
 
-def require_spec(spec: RunSpec, kind: Kind | None) -> None:
+def require_spec(spec: RunSpec, kind: Kind | None, trainer: type) -> None:
     """Refuses a run that was built by hand and is not what ``validate`` would let through, or is another trainer's.
 
     Args:
         spec: The run.
         kind: What its one component must be; None for any run.
+        trainer: The class that trains.
 
     Raises:
         InvalidConfigError: Every problem, by key.
@@ -85,6 +88,7 @@ def require_spec(spec: RunSpec, kind: Kind | None) -> None:
         problems.append(Problem("train_type", what, f"write train_type={kind.train_type!r}, or take the other trainer"))
     wanted = kind or BY_TRAIN_TYPE.get(keys.train_type)
     problems += _unfit(spec, wanted) if wanted is not None else _unlike(spec)
+    problems += prompt_problems(keys, online_stage(trainer) or "")
     if spec.epochs is not None and not spec.epochs >= 0:
         problems.append(Problem("epochs", f"found {spec.epochs!r}, allowed: a number above 0", "None for no repeats"))
     refuse(problems)

@@ -49,6 +49,10 @@ class Host(Protocol):
         """Returns the classes of the trainer underneath."""
 
     @property
+    def rows_of_a_step(self) -> int:
+        """Rows of the plan that an optimizer step takes, over all ranks."""
+
+    @property
     def stream_places(self) -> Any:
         """Where the sources are read, which are streams; None where they are not."""
 

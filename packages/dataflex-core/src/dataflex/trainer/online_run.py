@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dataflex.core.schedule import Schedule
+from dataflex.planning.run_schedule import global_batch_size
 from dataflex.trainer.callbacks import ObjectiveCallback
 from dataflex.trainer.prepared_run import PreparedRun
 from dataflex.trainer.rollouts import Rollouts
@@ -19,6 +20,12 @@ class OnlineRun(PreparedRun):
     """
 
     rollouts: Rollouts | None = None
+    args: Any
+
+    @property
+    def rows_of_a_step(self) -> int:
+        """Rows of the plan that an optimizer step takes, over all ranks; prompts, where it samples answers to them."""
+        return global_batch_size(self.args) if self.rollouts is None else self.rollouts.step_rows.of(1)
 
     def follow_answers(self, schedule: Schedule, done: Callable[[], None]) -> None:
         """Refuses a schedule that cuts through the answers of a generation, and looks at each step.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dataflex.planning.run_schedule import global_batch_size
 from dataflex.rows.row_numbers import NumberedRows, NumberingCollator
+from dataflex.rows.split_sources import SplitSources, in_given_order
 from dataflex.trainer.host import Host
 from dataflex.trainer.trained_rows import TrainedRows
 
@@ -46,7 +47,11 @@ class StaticBatches:
         self._visible = (
             trainer._remove_unused_columns(rows, description="training") if isinstance(rows, datasets.Dataset) else rows
         )
-        with self._training_on(NumberedRows(self._visible)):
+        numbers = None
+        if isinstance(rows, SplitSources):  # the loader's rows are those of a static run
+            self._visible = in_given_order(rows)
+            numbers = self._visible.rows
+        with self._training_on(NumberedRows(self._visible, numbers)):
             try:
                 return make()
             finally:

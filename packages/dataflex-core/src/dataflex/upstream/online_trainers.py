@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ class Generation:
             every=args.steps_per_generation * args.num_iterations,
             accumulation=args.gradient_accumulation_steps,
         )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which prompts a step trains on, however it is split: what a checkpoint and the run that resumes it share."""
+        steps = str(Fraction(self.every, self.accumulation))
+        return {"prompts": self.prompts, "num_generations": self.answers, "steps": steps}
 
     @property
     def unit(self) -> int:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex.config.checks.parsed_config import Draft
-from dataflex.config.checks.stage_table import HIDDEN, REFUSED
+from dataflex.config.checks.stage_table import HIDDEN, PROMPTS, REFUSED
 from dataflex.config.mixture_sources import INITIAL, KEY, OBJECTIVE, MixtureBy, share_problems
 from dataflex.core.embedding_names import embedding_problem
 from dataflex.core.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from dataflex.config.arguments import DataflexArguments
     from dataflex.core.source_labels import SourceLabels
 
 EMBEDDING = "mixture_embedding"
@@ -83,6 +84,29 @@ def embedding_problems(embedding: Any, stage: str) -> list[Problem]:
     if embedding == "model" and reason is not None:
         return [Problem(EMBEDDING, f"is model, and with stage: {stage} {reason}", "write ngrams, which is the default")]
     return []
+
+
+def prompt_problems(arguments: DataflexArguments, stage: str) -> list[Problem]:
+    """Returns what the sources of a run cannot be made by, or weighed by, where rows are prompts.
+
+    Args:
+        arguments: dataflex's keys.
+        stage: The stage of the trainer; without problems for one whose rows are no prompts.
+    """
+    if stage not in PROMPTS or not arguments.mixes:
+        return []
+    found, rows = [], f"the rows of stage {stage} are {PROMPTS[stage]}"
+    if arguments.objective_proportions is not None:
+        what = f"weigh the loss of the sources, and {rows}: the loss is that of sampled answers"
+        found.append(Problem(OBJECTIVE, what, "leave them out: the mixer says how many prompts of each source come"))
+    if arguments.mixture_unit == "tokens":
+        what = f"found 'tokens', and {rows}, which are tokenised when answers are sampled"
+        found.append(Problem("mixture_unit", what, "write rows"))
+    by = MixtureBy.of(arguments)
+    if by is not None and by.clusters is not None:
+        what = f"found '{arguments.mixture_by}', and {rows}, which have no tokens and no hidden states to be alike by"
+        found.append(Problem(KEY, what, f"write {KEY}: column:NAME or file:PATH, with groups of your own"))
+    return found
 
 
 def known_sources(draft: Draft) -> Sequence[str] | None:

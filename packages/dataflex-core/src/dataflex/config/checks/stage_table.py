@@ -25,7 +25,7 @@ PROMPTS: Mapping[str, str] = {"grpo": "prompts", "rloo": "prompts"}
 
 GRADIENTS, HIDDEN, TOKENS = "gradients", "hidden states", "losses of tokens"
 GENERATED, OTHER_MODEL, GATES, STEP = "generated answers", "losses under another model", "gates", "losses of a step"
-CURVES, COUNTS = "loss curves", "counts of tokens"
+CURVES, COUNTS, HELD_OUT = "loss curves", "counts of tokens", "losses of held-out rows"
 
 _REASONS: Mapping[str, str] = {
     GRADIENTS: "gradients of rows are formed of the losses of their tokens, by rules for each layer",
@@ -37,13 +37,13 @@ _REASONS: Mapping[str, str] = {
     STEP: "the losses of a whole step would need a forward pass of the stage before it",
 }
 _NO_ANSWER = "a prompt has no answer of its own to compute them of: training samples several, and keeps their rewards"
-_OF_PROMPTS = dict.fromkeys((*_REASONS, CURVES, COUNTS), _NO_ANSWER)
+_OF_PROMPTS = dict.fromkeys((*_REASONS, CURVES, COUNTS, HELD_OUT), _NO_ANSWER)
 REFUSED: Mapping[str, Mapping[str, str]] = dict.fromkeys(ROWS, _REASONS) | dict.fromkeys(PROMPTS, _OF_PROMPTS)
 """Stage -> what a component may ask for that it has not -> why."""
-ASKS = (*_REASONS, CURVES, COUNTS)
+ASKS = (*_REASONS, CURVES, COUNTS, HELD_OUT)
 """What a class may name in ``asks``."""
 
-_ASKED = re.compile(r"(?P<what>[a-z ]+?)(?: if (?P<key>\w+)(?:=(?P<value>\w+))?)?")
+_ASKED = re.compile(r"(?P<what>[a-z -]+?)(?: if (?P<key>\w+)(?:=(?P<value>\w+))?)?")
 
 
 def asked_for(asks: str, params: Mapping[str, Any]) -> str | None:

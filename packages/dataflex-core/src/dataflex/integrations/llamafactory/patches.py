@@ -27,6 +27,7 @@ from transformers import Trainer
 
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import CheckpointError, ConfigError, DataflexError
+from dataflex.discovery.component_classes import find
 from dataflex.integrations.llamafactory import printed_numbers, reading
 from dataflex.integrations.llamafactory.data import reading_dataset
 from dataflex.integrations.llamafactory.predicting import predicting
@@ -150,7 +151,7 @@ def _get_train_args(spec: RunSpec, original: Callable[..., Any], writes_run: boo
 
 
 def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps Liger's fused loss out of a run that weighs samples or sources; its kernels stay.
+    """Keeps Liger's fused loss out of a run that weighs samples, sources or rows; its kernels stay.
 
     Such a run needs the losses of single tokens. What the fused loss saves, the memory of the logits, the trainer saves
     in its own way where there is a weighter.
@@ -158,11 +159,19 @@ def _apply_liger_kernel(spec: RunSpec, original: Callable[..., Any]) -> Callable
 
     @functools.wraps(original)
     def apply_liger_kernel(*args: Any, **kwargs: Any) -> Any:
-        if spec.weighs or spec.arguments.objective_proportions is not None:
+        if spec.weighs or spec.arguments.objective_proportions is not None or _weighs_rows(spec):
             kwargs["require_logits"] = True
         return original(*args, **kwargs)
 
     return apply_liger_kernel
+
+
+def _weighs_rows(spec: RunSpec) -> bool:
+    """Returns whether the selector may give its rows weights in the loss."""
+    if spec.selector is None:
+        return False
+    selector: Any = find(spec.selector.component.kind, spec.selector.component.name)
+    return bool(selector.weighs)
 
 
 def _pissa_convert(original: type[Any]) -> type[Any]:
