@@ -12,11 +12,11 @@ from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
+from dataflex.scoring import model_beside
 from dataflex.testing import TokenRows, tiny_model, tiny_tokenizer
 from dataflex_selectors.ifd import IfdSelector, in_band, instruction_following_difficulty
-from dataflex_selectors.parts import other_model
 from dataflex_selectors.parts.answer_rows import AnswersAlone, answers_of, header_of
-from dataflex_selectors.parts.other_model import ReencodedRows, parts
+from dataflex_selectors.parts.other_model import ReencodedRows, parts, rows_for
 from every_component import run_objects
 from golden_numbers import golden_cases
 
@@ -311,7 +311,7 @@ def test_another_model_scores_once_and_its_scores_resume(rows, model, other, tmp
     np.testing.assert_allclose(found, brute(tiny_model(seed=3), rows, "loss", 3), rtol=2e-5)
     resumed = build(rows, tmp_path, model=other, tokenizer=tiny_tokenizer(), most=None)
     resumed.load_state_dict(selector.state_dict())
-    monkeypatch.setattr(other_model, "load_whole", None)  # would raise
+    monkeypatch.setattr(model_beside, "load_whole", None)  # would raise
     np.testing.assert_array_equal(resumed.scores(model, 5, context=context(1)), found)
     np.testing.assert_array_equal(selector.scores(model, 5, context=context(1)), found)
 
@@ -346,3 +346,11 @@ def test_nothing_of_the_run_is_disturbed(rows, model):
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_folder_without_a_tokenizer_has_the_tokens_of_the_run(rows, tmp_path):
+    """For such a folder transformers makes up a tokenizer, in whose tokens the rows would be encoded again."""
+    tiny_model(seed=3).save_pretrained(tmp_path)
+    dataset, tokenizer = rows_for(str(tmp_path), tiny_model(seed=3), rows, own := tiny_tokenizer())
+    assert dataset is rows
+    assert tokenizer is own

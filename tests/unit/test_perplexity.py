@@ -8,9 +8,8 @@ from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
-from dataflex.scoring import per_sample_losses
+from dataflex.scoring import model_beside, per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
-from dataflex_selectors.parts import other_model
 from dataflex_selectors.parts.ranking import first_places
 from dataflex_selectors.perplexity import BANDS, PerplexitySelector, band_of, widest
 from every_component import run_objects
@@ -144,7 +143,7 @@ def test_a_reference_model_scores_once_and_its_losses_resume(rows, model, tmp_pa
     np.testing.assert_allclose(found.candidates, wanted, rtol=1e-5)
     resumed = build(rows, tmp_path / "cache", **given)
     resumed.load_state_dict(selector.state_dict())
-    monkeypatch.setattr(other_model, "load_whole", None)  # would raise
+    monkeypatch.setattr(model_beside, "load_whole", None)  # would raise
     assert resumed.select(model, 0, 7, context=context()).indices.tolist() == found.indices.tolist()
 
 

@@ -16,9 +16,9 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
 from dataflex.run.state import load_state, save_state
-from dataflex.scoring import ScoreStore, per_sample_losses
+from dataflex.scoring import ScoreStore, model_beside, per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
-from dataflex_selectors.parts import irreducible, other_model
+from dataflex_selectors.parts import irreducible
 from dataflex_selectors.rho_loss import RhoLossSelector, largest
 from every_component import run_objects
 
@@ -175,7 +175,7 @@ def test_the_reference_model_is_scored_once_and_its_losses_are_in_the_state(
     assert first.state_dict() == {"irreducible": None, "numbers": None}
     expected = [pick(first, 12, update, model) for update in range(3)]
     save_state(tmp_path, {"identity": {}, "component": first.state_dict()})
-    monkeypatch.setattr(other_model, "load_whole", None)  # would raise
+    monkeypatch.setattr(model_beside, "load_whole", None)  # would raise
     assert pick(first, 12, 1, model) == expected[1]
     resumed = build(rows, reference_model=held_out)
     resumed.load_state_dict(load_state(tmp_path)["component"])

@@ -31,6 +31,7 @@ from dataflex.core.errors import ComponentError, Problem
 from dataflex.core.parameter_checks import at_least, count, count_or_null, model_or_null, one_of, positive, require
 from dataflex.core.registry import register_selector
 from dataflex.scoring import ScoreStore, per_sample_losses
+from dataflex.scoring.model_beside import text_tokenizer
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection, Selector
@@ -39,7 +40,7 @@ from numpy.typing import NDArray
 
 from dataflex_selectors.parts.answer_rows import AnswersAlone, header_of, rows_with_answers
 from dataflex_selectors.parts.enough import SHOW_LABELS, require_enough, require_labelled
-from dataflex_selectors.parts.other_model import losses_under, padded, text_tokenizer, try_losses_under
+from dataflex_selectors.parts.other_model import losses_under, padded, try_losses_under
 from dataflex_selectors.parts.pick import pick
 from dataflex_selectors.parts.row_losses import RowLosses
 from dataflex_selectors.parts.whole_weights import whole_weights

@@ -28,6 +28,7 @@ from dataflex.core.parameter_checks import share as a_share
 from dataflex.core.ranks.gather_samples import gather_samples
 from dataflex.core.registry import register_weighter
 from dataflex.objective.label_counts import predicted
+from dataflex.scoring.model_beside import within_vocabulary
 from dataflex.scoring.passes.fingerprint import model_digest
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
@@ -36,11 +37,11 @@ from numpy.typing import NDArray
 
 from dataflex_weighters.parts.kept_token_losses import DTYPES, KeptTokenLosses
 from dataflex_weighters.parts.reference_model import (
+    KEY,
     engine_problem,
     loaded_reference,
     reference_losses,
     require_same_tokens,
-    within_vocabulary,
 )
 from dataflex_weighters.parts.token_places import HostBatch, before_labels, on_host, placed_numbers
 
@@ -163,7 +164,7 @@ class RhoTokensWeighter(Weighter):
         """Refuses a reference that cannot be loaded, has other tokens, or gives rows no loss. See the base class."""
         require_same_tokens(self.reference_model, self.tokenizer)
         reference = self._load()
-        collator = within_vocabulary(self.reference_model, reference, self.data_collator)
+        collator = within_vocabulary(KEY, self.reference_model, reference, self.data_collator)
         try_losses(reference, self.dataset, collator, None)
         self._reference = None if self.cached else reference
 
@@ -265,7 +266,7 @@ class RhoTokensWeighter(Weighter):
         if self._kept is None:
             self._reference = reference
             return
-        collator = within_vocabulary(self.reference_model, reference, self.data_collator)
+        collator = within_vocabulary(KEY, self.reference_model, reference, self.data_collator)
         self._kept.read_or_make(
             reference, self.dataset, collator, self.accelerator, f"{self.name}: {self.reference_model}"
         )

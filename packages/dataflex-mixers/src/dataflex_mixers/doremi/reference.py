@@ -13,8 +13,9 @@ from dataflex.core.parameter_checks import text
 from dataflex.model.autocast import autocast
 from dataflex.model.label_logits import IGNORED
 from dataflex.model.unwrapped import output_embeddings, pretrained_models
-from dataflex.model.whole import full_shape, load_whole
+from dataflex.model.whole import full_shape
 from dataflex.scoring import token_losses
+from dataflex.scoring.model_beside import load_beside
 
 
 def reference_problem(key: str, path: Any) -> Problem | None:
@@ -50,8 +51,7 @@ class Reference:
     def __init__(self, path: str, like: torch.nn.Module, accelerator: Accelerator) -> None:
         types = [p.dtype for p in like.parameters() if p.is_floating_point()]
         dtype = types[0] if types else torch.float32
-        with torch.random.fork_rng():  # making a model draws random numbers, which the proxy needs
-            found: Any = load_whole(path)
+        found = load_beside("reference_model", path, None, "train the reference model again")
         self._accelerator = accelerator
         self.model: torch.nn.Module = found.to(accelerator.device, dtype).eval().requires_grad_(False)
         mine, theirs = _vocabulary(self.model), _vocabulary(like)

@@ -15,12 +15,13 @@ from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_name
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.rows.columns import number_column
 from dataflex.scoring import ScoreStore, per_sample_losses
+from dataflex.scoring.model_beside import load_beside, within_vocabulary
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.other_model import load_model, rows_for, within_vocabulary
+from dataflex_selectors.parts.other_model import rows_for
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,7 +85,7 @@ def from_model(
     Raises:
         ComponentError: The model cannot be loaded, or has fewer tokens than the dataset uses.
     """
-    model = load_model(KEY, path, accelerator)
+    model = load_beside(KEY, path, accelerator)
     return per_sample_losses(
         model,
         dataset,
@@ -108,7 +109,7 @@ def try_model(
         ComponentError: It cannot be loaded, gives rows no loss, has fewer tokens than these rows use, or its tokenizer
             gives them other numbers: what cannot be learnt of a row is then another sum.
     """
-    model = load_model(KEY, path, accelerator)
+    model = load_beside(KEY, path, accelerator)
     if rows_for(path, model, dataset, tokenizer)[0] is not dataset:
         raise ComponentError(
             f"{KEY}: the tokenizer of {path} gives tokens other numbers than that of the run, so its losses are of "

@@ -1,4 +1,4 @@
-"""A model besides the one that is trained: loaded whole, and rows as its own tokenizer has them.
+"""Losses under a model besides the one that is trained, of rows as its own tokenizer has them.
 
 A small model may score rows for a large one. Where its tokenizer gives the same numbers to all tokens of the run's, the
 rows are scored as they are. Where not, their texts are decoded and encoded again: special tokens are left out, and what
@@ -12,74 +12,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from dataflex.core.errors import ComponentError
-from dataflex.model.whole import load_whole
 from dataflex.rows.columns import IGNORED, columns_chunks
 from dataflex.rows.lengths import row_lengths
 from dataflex.scoring import ScoreStore, per_sample_losses
+from dataflex.scoring.model_beside import load_beside, text_tokenizer, tokenizer_beside, within_vocabulary
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selector
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
-from packaging.version import Version
-from transformers import AutoTokenizer
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-_DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-
-
-def load_model(key: str, path: str, accelerator: Accelerator | None) -> Any:
-    """Returns a causal model, whole on every rank, in the precision that it was saved in.
-
-    Args:
-        key: The parameter that names it, for messages.
-        path: As ``from_pretrained`` takes it.
-        accelerator: The run's accelerator, for the device; None leaves the model where it is loaded.
-
-    Raises:
-        ComponentError: It cannot be loaded.
-    """
-    try:
-        with torch.random.fork_rng():  # making a model draws random numbers
-            model: Any = load_whole(path, **{_DTYPE: "auto"})
-    except (OSError, ValueError) as error:
-        raise ComponentError(f"{key}: {path} cannot be loaded: {error}") from error
-    return model if accelerator is None else model.to(accelerator.device)
-
-
-def within_vocabulary(key: str, path: str, model: Any, collator: Collator) -> Collator:
-    """Returns a collator that refuses tokens which a model does not know.
-
-    On a GPU they would end in an error that does not name them.
-
-    Args:
-        key: The parameter that names the model.
-        path: Its name.
-        model: The model.
-        collator: Makes a batch of tensors from a list of rows.
-    """
-    vocabulary = len(model.get_input_embeddings().weight)
-
-    def collate(rows: list[Any]) -> Mapping[str, torch.Tensor]:
-        batch = collator(rows)
-        largest = int(batch["input_ids"].max())
-        if largest >= vocabulary:
-            raise ComponentError(
-                f"{key}: {path} knows {vocabulary} tokens, and the dataset has token {largest} -> use a model with the "
-                "tokenizer of the run"
-            )
-        return batch
-
-    return collate
 
 
 def padded(rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
@@ -157,10 +103,8 @@ def rows_for(path: str, model: Any, dataset: Any, tokenizer: Any) -> tuple[Any, 
     """
     if tokenizer is None:
         return dataset, None
-    run = text_tokenizer(tokenizer)
-    try:
-        other: Any = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):
+    run, other = text_tokenizer(tokenizer), tokenizer_beside(path)
+    if other is None:
         logger.warning("%s holds no tokenizer: its tokens are taken for those of the run", path)
         return dataset, run
     theirs = other.get_vocab()
@@ -235,7 +179,7 @@ class OtherModel:
     @classmethod
     def of(cls, key: str, path: str, selector: Selector, tokenizer: Any) -> OtherModel:
         """Loads the model. See :func:`losses_under`."""
-        model = load_model(key, path, selector.accelerator)
+        model = load_beside(key, path, selector.accelerator)
         rows, own = rows_for(path, model, selector.dataset, tokenizer)
         collator = selector.data_collator if rows is selector.dataset else padded
         return cls(path, model, rows, own, within_vocabulary(key, path, model, collator))
@@ -260,11 +204,6 @@ class OtherModel:
 
         folder = os.path.join(selector.cache_dir, what.replace(" ", "_"))
         return ScoreStore.of(folder, selector.accelerator, fingerprint, selector.cache_owner)
-
-
-def text_tokenizer(tokenizer: Any) -> Any:
-    """Returns a tokenizer, or that of a processor for images and text."""
-    return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def _begin(tokenizer: Any) -> list[int]:

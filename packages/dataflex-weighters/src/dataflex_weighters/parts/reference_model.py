@@ -5,33 +5,24 @@ Letters: B rows of a micro-batch, T tokens, M labels that are predicted.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from dataflex.core.errors import ComponentError, Problem, listed
 from dataflex.model.autocast import autocast
 from dataflex.model.cross_entropy import at_positions
 from dataflex.model.label_logits import label_positions
 from dataflex.model.label_losses import losses_at_labels
-from dataflex.model.undisturbed import same_random_states
 from dataflex.model.unwrapped import sharding_engine
-from dataflex.model.whole import whole_models
+from dataflex.scoring.model_beside import load_beside, text_tokenizer, tokenizer_beside
 from dataflex.utils.logging import logger
-from packaging.version import Version
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from dataflex.scoring.passes.row_pass import Collator
 
 KEY = "reference_model"
-_DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # one of which a tokenizer leaves in a folder
 _SHOWN = 3  # tokens that a message names
 
 
@@ -54,19 +45,13 @@ def loaded_reference(path: str, accelerator: Accelerator | None) -> Any:
     Raises:
         ComponentError: It cannot be loaded.
     """
-    try:
-        with whole_models(), same_random_states():  # making a model draws random numbers
-            loaded: Any = AutoModelForCausalLM.from_pretrained(path, **{_DTYPE: "auto"})
-    except (OSError, ValueError) as error:
-        raise ComponentError(f"{KEY}: {path} cannot be loaded: {error} -> name a causal model") from error
-    model: Any = loaded.eval().requires_grad_(False)
-    return model if accelerator is None else model.to(accelerator.device)
+    return load_beside(KEY, path, accelerator, "name a causal model").eval().requires_grad_(False)
 
 
 def require_same_tokens(path: str, tokenizer: Any) -> None:
     """Refuses a reference whose tokenizer means other tokens by the same numbers. Reads no weights.
 
-    Numbers that only one of the two has do not matter here: :func:`within_vocabulary` looks at those of the rows.
+    Numbers that only one of the two has do not matter here: ``within_vocabulary`` looks at those of the rows.
 
     Args:
         path: The reference.
@@ -75,13 +60,9 @@ def require_same_tokens(path: str, tokenizer: Any) -> None:
     Raises:
         ComponentError: It names the first such tokens.
     """
-    own = vars(tokenizer).get("tokenizer", tokenizer) if tokenizer is not None else None
-    if own is None:
+    if tokenizer is None:
         return
-    folder, other = Path(path).expanduser(), None
-    if not folder.is_dir() or any(file for pattern in _FILES for file in folder.glob(pattern)):
-        with contextlib.suppress(OSError, ValueError):  # of a folder without one, a made-up tokenizer would be returned
-            other = AutoTokenizer.from_pretrained(path)
+    own, other = text_tokenizer(tokenizer), tokenizer_beside(path)
     if other is None:
         logger.warning("%s: %s holds no tokenizer, so its tokens are taken for those of the run", KEY, path)
         return
@@ -94,29 +75,6 @@ def require_same_tokens(path: str, tokenizer: Any) -> None:
             f"{KEY}: the tokens of {path} are not those of the run: {listed(shown)} -> use a model with the tokenizer "
             "of the run"
         )
-
-
-def within_vocabulary(path: str, model: Any, collator: Collator) -> Collator:
-    """Returns a collator that refuses tokens without an embedding: a GPU would fail without a name for them.
-
-    Args:
-        path: The reference.
-        model: It, loaded.
-        collator: Makes a batch of tensors from a list of rows.
-    """
-    known = len(model.get_input_embeddings().weight)
-
-    def collate(rows: list[Any]) -> Mapping[str, torch.Tensor]:
-        batch = collator(rows)
-        largest = int(batch["input_ids"].max())
-        if largest >= known:
-            raise ComponentError(
-                f"{KEY}: {path} knows {known} tokens, and the dataset has token {largest} -> use a model with the "
-                "tokenizer of the run"
-            )
-        return batch
-
-    return collate
 
 
 def reference_losses(
