@@ -166,6 +166,7 @@ def test_a_folder_of_another_search_is_refused(file, tmp_path):
         ({"mixtrues": 9}, "mixtrues: no such key of regmix; allowed: base, "),
         ({"regressor": "lightgbm"}, "regressor: lightgbm fits 16 mixtures; its trees split from 50 on"),
         ({"regressor": "forest"}, "regressor: found 'forest', allowed: lightgbm, linear, ridge"),
+        ({"min_strength": 5, "max_strength": 3}, "min_strength: is 5, above max_strength: 3 -> lower it, or raise"),
         ({"top_k": 900}, "top_k: is 900, and 500 are simulated"),
         ({"prior": {"code": 1, "prose": 1}}, "prior: names code, prose; the sources are code, docstrings, prose"),
         ({"prior": [1, 0, 1]}, "prior: found [1, 0, 1], allowed: a number above 0 for each source"),

@@ -24,13 +24,16 @@ INSTALLED = [pytest.param(kind, name, id=f"{kind.name} {name}") for kind in KIND
 
 
 def draws_in_its_text(cls):
-    """Whether a class of the strategy packages, a base or a helper that is given it, asks for a seed or a generator."""
+    """Whether a class of the strategy packages, a base or a helper that is given it, asks for a seed or a generator.
+
+    Sketches of gradients are drawn by the seed of the mixer that asks for them.
+    """
     if any(kind.name == "selector" and issubclass(cls, registry_base(kind)) for kind in KINDS):
         return True  # every selector draws its warm-up
     if issubclass(cls, Mixer) and cls.may_observe_gradients({}):
         return True  # the map that gradients are sketched by
     texts = [inspect.getsource(base) for base in cls.__mro__ if base.__module__.startswith("dataflex_")]
-    return any("self.generator(" in text or "self.seed" in text for text in texts)
+    return any(any(word in text for word in ("self.generator(", "self.seed", "GradientSketch(")) for text in texts)
 
 
 def registry_base(kind):

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
@@ -294,6 +294,7 @@ def test_rows_without_a_label_are_never_taken(planted):
     ("params", "said"),
     [
         ({"score": "lenght"}, "length"),
+        ({"score": ["length", "reward:spread"]}, "found 'reward:spread', which prompts have"),
         ({"score": []}, r"score .*found \[\]"),
         ({"score": ["length", 3]}, "a name of scores, or a list"),
         ({"score": "file:nowhere.npy"}, "there is no such file"),
@@ -324,6 +325,16 @@ def test_names_of_scores_say_what_the_run_must_keep():
     assert selector.takes_seen
     assert not build(TokenRows(4)).takes_seen
     assert score_problems("length") == [None]
+
+
+def test_a_loss_as_a_score_is_tried_on_batches_before_the_first_step():
+    tried, rows = [], TokenRows(20, lengths=range(6, 26))
+    for score in ("length", "seen", "loss", "seen:5"):
+        selector = build(rows, score=score)
+        selector.data_collator = lambda given: tried.append(len(given)) or pad_collate(given)
+        tried.clear()
+        selector.check_run(tiny_model(), RunAhead(1, 9, 4, 4))
+        assert bool(tried) == selector.reads_batches == (score in ("loss", "seen:5"))
 
 
 @pytest.mark.parametrize("score", ["length", "loss"])

@@ -204,7 +204,7 @@ def test_errors_name_the_parameter_and_what_is_allowed(params, found, tmp_path):
 
 
 def test_a_source_that_is_never_drawn_cannot_be_weighed(tmp_path):
-    with pytest.raises(ConfigError, match="the initial share of source 1 is 0"):
+    with pytest.raises(ConfigError, match="the initial share of source 1 is 0 -> give it a share, leave"):
         mixer(tmp_path, shares=[0.5, 0.0, 0.5], use="loss_weights")
     assert mixer(tmp_path, shares=[0.5, 0.0, 0.5]).weights[1] == 0
 

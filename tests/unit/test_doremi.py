@@ -306,7 +306,7 @@ def test_loading_the_reference_draws_nothing_from_the_global_generator(reference
 
 
 def test_a_source_without_a_share_and_wrong_numbers_are_refused(reference):
-    with pytest.raises(ConfigError, match="the initial share of code is 0"):
+    with pytest.raises(ConfigError, match="the initial share of code is 0 -> give it a share"):
         mixer(reference, shares=(1, 0, 1))
     with pytest.raises(ConfigError) as error:
         mixer(reference, eta=0, smoothing=-1, excess_smoothing=1)

@@ -15,7 +15,7 @@ from dataflex.discovery.component_classes import find
 from dataflex.scoring import RowPass, Sketch, TargetSet, per_sample_gradients, target_means
 from dataflex.scoring.gradients import overlaps
 from dataflex.scoring.gradients.factors import factored, projected_size
-from dataflex.scoring.gradients.overlaps import row_products
+from dataflex.scoring.gradients.overlaps import RowProducts, row_products
 from dataflex.scoring.gradients.routes import gradient_routes
 from dataflex.testing import TokenRows, pad_collate, tiny_batch
 from dataflex_selectors import greats
@@ -505,3 +505,12 @@ def test_two_ranks_pick_as_one_does(tmp_path):
         for found in both:
             np.testing.assert_allclose(found[key], expected, rtol=1e-4, atol=1e-7, err_msg=key)
         np.testing.assert_array_equal(both[0][key], both[1][key], err_msg=key)
+
+
+def test_a_row_whose_step_has_no_length_is_a_candidate_like_others(rows, target, tmp_path):
+    """Divided by its length, it would have no influence, and a step could run out of rows."""
+    made = selector(rows, target, tmp_path, normalize=True)
+    products = RowProducts(np.array([0.0, 2.0, np.nan]), np.array([0.0, 4.0, np.nan]), [np.diag([0.0, 16.0, 0.0])])
+    influence_C, picks, found = made._picked(products, 3, 0.1)
+    np.testing.assert_array_equal(influence_C, [0.0, 0.5, np.nan])
+    assert (picks.tolist(), found.tolist()) == ([1, 0], [0.5, 0.0])

@@ -190,6 +190,8 @@ def test_boundaries_count_the_rows_as_the_evaluation_set_was_given():
         ({"vote_share": 0}, "vote_share of the icons selector: found 0, allowed: a number above 0 and at most 1"),
         ({"vote_share": 1.5}, "vote_share of the icons selector"),
         ({"combine": "vote"}, "combine of the icons selector: found 'vote', allowed: votes, mean"),
+        ({"combine": "mean", "vote_share": 0.2}, "vote_share of the icons selector: found 0.2 beside combine: mean"),
+        ({"combine": "mean", "task_groups": {"a": ["eval"]}}, "task_groups of the icons selector: .* counts no votes"),
         ({"decay": 2}, "decay of the icons selector"),
         ({"gradient_type": "adamw"}, "gradient_type of the icons selector"),
         ({"candidates": 0}, "candidates of the icons selector"),

@@ -205,7 +205,7 @@ def test_the_state_takes_two_bits_for_each_row():
 
 
 def test_a_run_that_keeps_no_seen_losses_is_refused():
-    with pytest.raises(ComponentError, match="takes the losses that training has seen"):
+    with pytest.raises(ComponentError, match="there are none for these rows -> run it in a trainer of dataflex"):
         select(build(4), 2, None)
 
 

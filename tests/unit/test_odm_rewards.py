@@ -166,6 +166,12 @@ def test_stages_whose_rows_are_no_texts_refuse_what_they_have_not(reward, asks):
     assert asked_for(OdmMixer.asks, {"reward": reward}) == asks
 
 
+def test_held_out_losses_alone_put_batches_of_the_collator_through_the_model():
+    held = {"a": TokenRows(3), "b": TokenRows(3)}
+    assert mixer(reward="eval_loss", data_collator=pad_collate, mixer_eval_dataset=held).reads_batches
+    assert not mixer().reads_batches
+
+
 def test_only_held_out_losses_cost_a_pass():
     ahead = Ahead(update=1, held_out=Amount(100, 900, 800), sources=K)
     defaults = {"eval_rows": 8, "proj_dim": 64, "factor_dim": 4}

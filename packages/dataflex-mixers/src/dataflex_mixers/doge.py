@@ -23,6 +23,7 @@ Letters: K sources, J targets, D numbers of a sketch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from numpy.typing import NDArray
 
 from dataflex_mixers.doremi.group_dro import entropy
 from dataflex_mixers.doremi.handover import write_weights
+from dataflex_mixers.parts.gradient_window import sketch_cost
 from dataflex_mixers.parts.simplex import Shares, log_mixed_with_uniform, log_softmax, logarithm, softmax
 
 if TYPE_CHECKING:
@@ -158,7 +160,10 @@ class DogeMixer(Mixer):
         names, shares_K = mixture_manager.names, mixture_manager.proportions
         never = [name for name, share in zip(names, shares_K, strict=True) if share == 0]
         if never and use == "loss_weights":
-            raise ConfigError(f"the doge mixer draws from each source, but the initial share of {never[0]} is 0")
+            raise ConfigError(
+                f"the doge mixer draws from each source, but the initial share of {never[0]} is 0 -> give it a share, "
+                "leave it out of dataset, or set use: sampling"
+            )
         self.sets: dict[str, Any] = {}
         if target == "eval":
             found = read_target(eval_dataset, "mixer")
@@ -181,16 +186,10 @@ class DogeMixer(Mixer):
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
         """Gradients are those of training; held-out rows cost a pass at each update. See the base class."""
-        width = float(params["proj_dim"] or ahead.trainable)
-        update = Work(gradients=ahead.target, factor_dim=params["factor_dim"]) if params["target"] == "eval" else Work()
-        kept = 8 * width * (ahead.sources + (ahead.sets if params["target"] == "eval" else 0))
-        return Cost(
-            update,
-            device_bytes=4 * width * (ahead.sources + ahead.step.rows / max(1, ahead.micro_batches)),
-            host_bytes=kept,
-            state_bytes=kept,
-            notes=("sketches of gradients are made in the backward pass of each measured step",),
-        )
+        if params["target"] != "eval":
+            return sketch_cost(params, ahead)
+        update = Work(gradients=ahead.target, factor_dim=params["factor_dim"])
+        return replace(sketch_cost(params, ahead, ahead.sets), update=update)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Tries two of the held-out rows. See the base class."""

@@ -45,7 +45,7 @@ from dataflex.train.mixer.base_mixer import Mixer
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_mixers.parts.gradient_window import GradientWindow
+from dataflex_mixers.parts.gradient_window import GradientWindow, sketch_cost
 from dataflex_mixers.parts.held_out_rows import held_out
 from dataflex_mixers.parts.loss_window import LossWindow
 from dataflex_mixers.parts.simplex import Shares, raised, softmax
@@ -141,7 +141,6 @@ class OdmMixer(Mixer):
             holds every problem.
     """
 
-    draws = False
     asks = (
         "gradients if reward=gradient_norm, losses of tokens if reward=entropy, "
         "losses of held-out rows if reward=eval_loss"
@@ -195,13 +194,7 @@ class OdmMixer(Mixer):
             return Cost(Work(forward=ahead.held_out.at_most(params["eval_rows"] * ahead.sources)))
         if params["reward"] != "gradient_norm":
             return Cost()
-        width = float(params["proj_dim"] or ahead.trainable)
-        return Cost(
-            device_bytes=4 * width * (ahead.sources + ahead.step.rows / max(1, ahead.micro_batches)),
-            host_bytes=8 * width * ahead.sources,
-            state_bytes=8 * width * ahead.sources,
-            notes=("sketches of gradients are made in the backward pass of each measured step",),
-        )
+        return sketch_cost(params, ahead)
 
     @classmethod
     def may_observe_gradients(cls, params: Mapping[str, Any]) -> bool:
@@ -217,6 +210,11 @@ class OdmMixer(Mixer):
     def needs_held_out(cls, params: Mapping[str, Any]) -> bool:
         """Only with ``eval_loss``. See the base class."""
         return params.get("reward") == "eval_loss"
+
+    @property
+    def reads_batches(self) -> bool:  # type: ignore[override]  # it depends on a parameter
+        """Only with ``eval_loss``, of held-out rows. See the base class."""
+        return self.reward == "eval_loss"
 
     @property
     def observes_gradients(self) -> bool:

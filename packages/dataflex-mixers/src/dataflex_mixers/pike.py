@@ -37,7 +37,7 @@ from dataflex.interfaces.source_gradients import ROW, GradientSketch, SourceGrad
 from dataflex.train.mixer.base_mixer import Mixer
 from numpy.typing import NDArray
 
-from dataflex_mixers.parts.gradient_window import GradientWindow
+from dataflex_mixers.parts.gradient_window import GradientWindow, sketch_cost
 from dataflex_mixers.parts.loss_window import LossWindow
 from dataflex_mixers.parts.simplex import Shares, log_softmax, logarithm, raised, softmax
 
@@ -161,13 +161,7 @@ class PikeMixer(Mixer):
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
         """Gradients are those of training. See the base class."""
-        width = float(params["proj_dim"] or ahead.trainable)
-        return Cost(
-            device_bytes=4 * width * (ahead.sources + ahead.step.rows / max(1, ahead.micro_batches)),
-            host_bytes=8 * width * ahead.sources,
-            state_bytes=8 * width * ahead.sources,
-            notes=("sketches of gradients are made in the backward pass of each measured step",),
-        )
+        return sketch_cost(params, ahead)
 
     @property
     def gradient_sketch(self) -> GradientSketch:

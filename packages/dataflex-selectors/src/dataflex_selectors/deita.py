@@ -21,15 +21,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import PassOptions, UpdateContext
+from dataflex.core.context import PassOptions, RunAhead, UpdateContext
 from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import at_least, between, flag, one_of, require
 from dataflex.core.registry import register_selector
-from dataflex.core.score_names import COLUMN, FILE, LOSS, SEEN, ScoreName, score_name
+from dataflex.core.score_names import COLUMN, FILE, LOSS, REWARD, SEEN, ScoreName, score_name
 from dataflex.run.row_file import read_rows
 from dataflex.run.score_file import SCORE
 from dataflex.scoring.named_scores import NamedScores
+from dataflex.scoring.trial import try_losses
 from dataflex.train.selector.base_selector import Selection
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
@@ -109,6 +110,17 @@ class DeitaSelector(OwnVectors):
         self._ahead: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # the next rows
         self._values: NDArray[np.float64] = np.empty(0)  # their scores
         self._ranked_at = -1  # the update at which the rows ahead were ranked
+
+    @property
+    def reads_batches(self) -> bool:  # type: ignore[override]  # it depends on parameters
+        """Whether the embedding is the model's, or a score is a loss that may be computed."""
+        return self.embedder.moves or any(may_compute_losses(name) for name in self.score)
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses what the base class refuses, and a model that gives rows no loss where that is the score."""
+        super().check_run(model, run)
+        if any(may_compute_losses(name) for name in self.score):
+            try_losses(model, self.dataset, self.data_collator, self.accelerator)
 
     @classmethod
     def needs_columns(cls, params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -277,6 +289,12 @@ class DeitaSelector(OwnVectors):
         self._ranked_at = int(state["ranked_at"])
 
 
+def may_compute_losses(name: str) -> bool:
+    """Returns whether scores of a name may take a pass of the model: losses, and seen ones of a greatest age."""
+    found = ScoreName.of(name)
+    return found.kind == LOSS or (found.kind == SEEN and bool(found.argument))
+
+
 def score_list(found: Any) -> tuple[str, ...]:
     """Returns the names of scores that a parameter gives, one or several."""
     return (found,) if isinstance(found, str) else tuple(found)
@@ -291,6 +309,9 @@ def score_problems(found: Any) -> list[Problem | None]:
             else [Problem("score", f"found {found!r}, allowed: a name of scores, or a list of names")]
         )
     problem = score_name("score", found)
+    if problem is None and ScoreName.of(found).kind == REWARD:
+        what = f"found {found!r}, which prompts have, and rows are compared here by their tokens"
+        problem = Problem("score", what, "write loss, seen, length, column:NAME or file:PATH")
     if problem is not None or ScoreName.of(found).kind != FILE:
         return [problem]
     contents = read_rows("score", ScoreName.of(found).argument, SCORE, sole=True)

@@ -268,8 +268,8 @@ class GreatsSelector(ComparesSteps):
         """Returns the influence of each candidate, and the picks with their scores, as rank 0 has them. Collective."""
         influence_C, overlap_CC = products.target, products.overlaps[0]
         if self.normalize:
-            influence_C = influence_C / products.norms
-            overlap_CC = overlap_CC / np.outer(products.norms, products.norms)
+            norms_C = np.where(products.norms > 0, products.norms, 1.0)  # a step of length 0 has influence 0, not NaN
+            influence_C, overlap_CC = influence_C / norms_C, overlap_CC / np.outer(norms_C, norms_C)
         if self.accelerator is None:
             return influence_C, *greedy_picks(influence_C, overlap_CC, count, rate)
         picks, found = from_rank_0(self.accelerator, lambda: greedy_picks(influence_C, overlap_CC, count, rate))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.cost import Ahead, Cost
+from dataflex.core.errors import Problem
 from dataflex.core.explain import Explanation
 from dataflex.core.parameter_checks import between, count_or_null, one_of, require, share
 from dataflex.core.registry import register_selector
@@ -161,6 +162,7 @@ class IconsSelector(ComparesSteps):
             None if vote_share is None else share("vote_share", vote_share),
             one_of("combine", combine, COMBINES),
             groups_problem(task_groups),
+            *_of_votes_alone(combine, vote_share=vote_share, task_groups=task_groups),
             boundaries_problem(task_boundaries),
             rows_problem(task_boundaries, eval_dataset),
             *settings.problems(),
@@ -259,3 +261,15 @@ class IconsSelector(ComparesSteps):
         self._scored = GradientScores(self, self.settings, self.targets, context)
         found_PJ = self._scored.scores(model, pool)
         return self._running.add(pool, list(range(len(self.targets))), found_PJ, context.learning_rate)
+
+
+def _of_votes_alone(combine: str, **given: Any) -> list[Problem]:
+    """Returns a problem for each parameter that says how votes are counted where none are."""
+    if combine != "mean":
+        return []
+    way_out = "remove it, or set combine: votes"
+    return [
+        Problem(key, f"found {value!r} beside combine: mean, which counts no votes", way_out)
+        for key, value in given.items()
+        if value is not None
+    ]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 DRAWS = ("number", "independent")
 LEAST_KEPT = 0.1  # of the authors' package, whatever r is
+WITHOUT_LOSSES = "run it in a trainer of dataflex, which keeps them"
 _ROUNDING = 1e-9  # 0.2 of 5 rows is one row, not 0.9999999999999998
 
 
@@ -121,7 +122,7 @@ class InfoBatchSelector(Selector):
         )
         self.keep = min(1.0, max(float(least_kept), 1 - prune))
         self.delta, self.draw = float(delta), draw
-        self._losses = RowLosses(self, "seen", 0, None)
+        self._losses = RowLosses(self, "seen", 0, None, without_seen=WITHOUT_LOSSES)
         self._number = -1  # of the pass
         self._cursor = 0  # rows of it that are trained on
         self._prunes = True

@@ -83,7 +83,10 @@ class DoremiMixer(Mixer):
         )
         never = [n for n, p in zip(mixture_manager.names, mixture_manager.proportions, strict=True) if p == 0]
         if never:
-            raise ConfigError(f"the doremi mixer draws from each source, but the initial share of {never[0]} is 0")
+            raise ConfigError(
+                f"the doremi mixer draws from each source, but the initial share of {never[0]} is 0 -> give it a "
+                "share, or leave it out of dataset"
+            )
         self.accelerator, self.output_dir, self.reference_model = accelerator, Path(output_dir), reference_model
         self.eta, self.smoothing, self.excess_smoothing = float(eta), float(smoothing), float(excess_smoothing)
         K = len(mixture_manager.names)

@@ -2,7 +2,7 @@
 
     w_0: the mixture of the first reference
     round r: a reference on w_(r-1), a proxy against it, w_r the averaged weights of the proxy
-    until max_k |w_r,k - w_(r-1),k| < 0.001, or there are as many rounds as were asked for
+    until max_k |w_r,k - w_(r-1),k| < 0.001 for some r > 1, or there are as many rounds as were asked for
 
 So what one round would train as its final model is, as small as a reference, the reference of the next; the large final
 model is trained once, on the mixture of the last round.

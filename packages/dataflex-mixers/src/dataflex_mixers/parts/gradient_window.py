@@ -9,8 +9,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from dataflex.core.cost import Ahead, Cost
 from dataflex.interfaces.source_gradients import SourceGradients
 from numpy.typing import NDArray
+
+
+def sketch_cost(params: Mapping[str, Any], ahead: Ahead, more: int = 0) -> Cost:
+    """Returns the memory that sketches of the sources take. They come out of training's backward pass.
+
+    Args:
+        params: Those of the mixer, ``proj_dim`` among them.
+        ahead: What is known of the run.
+        more: Sketches that are kept beside those of the sources.
+    """
+    width = float(params["proj_dim"] or ahead.trainable)
+    kept = 8 * width * (ahead.sources + more)
+    return Cost(
+        device_bytes=4 * width * (ahead.sources + ahead.step.rows / max(1, ahead.micro_batches)),
+        host_bytes=kept,
+        state_bytes=kept,
+        notes=("sketches of gradients are made in the backward pass of each measured step",),
+    )
 
 
 class GradientWindow:

@@ -174,7 +174,8 @@ def _together(search: Search) -> list[Problem]:
     if search.top_k > search.simulate:
         problems.append(Problem("top_k", f"is {search.top_k}, and {search.simulate} are simulated", "lower it"))
     if d.min_strength > d.max_strength:
-        problems.append(Problem("min_strength", f"is {d.min_strength:g}, above max_strength: {d.max_strength:g}"))
+        what = f"is {d.min_strength:g}, above max_strength: {d.max_strength:g}"
+        problems.append(Problem("min_strength", what, "lower it, or raise max_strength"))
     return problems
 
 

@@ -51,11 +51,19 @@ class RowLosses:
         max_age: Most optimizer steps that a seen loss may be old; 0 for any age.
         token_budget: Tokens that are scored at once; None for a default that suits the device.
         keeps: Whether an interrupted pass is kept in the selector's ``cache_dir``.
+        without_seen: What to do where seen losses are wanted and there are none.
     """
 
     def __init__(
-        self, selector: Selector, scores: str, max_age: int, token_budget: int | None, keeps: bool = False
+        self,
+        selector: Selector,
+        scores: str,
+        max_age: int,
+        token_budget: int | None,
+        keeps: bool = False,
+        without_seen: str = "set scores: fresh",
     ) -> None:
+        self._without_seen = without_seen
         self._selector, self._token_budget, self._keeps = selector, token_budget, keeps
         self.are_seen = scores == "seen"
         self._max_age = max_age or SEEN_ONLY
@@ -76,8 +84,8 @@ class RowLosses:
             return self.fresh(model, step_id, shared)
         if not self._is_shared(shared):
             raise ComponentError(
-                "scores: seen takes the losses that training has seen, and there are none for these rows -> set "
-                "scores: fresh"
+                "scores: seen takes the losses that training has seen, and there are none for these rows -> "
+                f"{self._without_seen}"
             )
         assert shared is not None
         return shared.of("loss", max_age=self._max_age, how=self._options()).astype(np.float32)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from dataflex.core.errors import ConfigError
+from dataflex.scoring.model_beside import text_tokenizer
 from numpy.typing import NDArray
 
 _UNFINISHED = "\ufffd"
@@ -26,7 +27,7 @@ class TokenTexts:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = vars(tokenizer).get("tokenizer", tokenizer)
+        self._tokenizer = text_tokenizer(tokenizer)
         self._alone: dict[int, str] = {}
 
     def of(self, ids_T: NDArray[np.int64], row: int) -> tuple[str, NDArray[np.int64]]:
