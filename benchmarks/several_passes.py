@@ -82,8 +82,8 @@ def run(arm: str, rows: Pool, family: str, base: Path, folder: Path, seed: int) 
 def table(found: Sequence[Mapping[str, tuple[float, float, float]]]) -> str:
     """Returns a Markdown table; losses are differences to the baseline of the same seed."""
     lines = [
-        "| arm | target loss - baseline's | lower in | loss of all families - baseline's | lower in | rarest row seen, times |",
-        "was seen |",
+        "| arm | target loss - baseline's | lower in | loss of all families - baseline's | lower in "
+        "| times the rarest row was seen |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for arm in found[0]:
