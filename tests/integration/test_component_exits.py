@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dataflex.cli import commands
 from dataflex.cli.commands import BUILT_IN, Command
 from dataflex.config.arguments import DataflexArguments
@@ -59,9 +60,25 @@ class Shares(Mixer):
         return np.ones(len(self.mixture_manager.names))
 
 
+class Sketched(Shares):
+    """Looks at gradients, so that the hooks for these are called; it does not weigh, which the sketches would see."""
+
+    loss_weights = Mixer.loss_weights
+
+    def observe_gradients(self, step, gradients):
+        pass
+
+
 class Plain(Weighter):
     def get_weighted_loss(self, losses, *, ctx=None, model=None, inputs=None):
         return losses.mean()
+
+
+class Tokens(Plain):
+    weighs_tokens = True
+
+    def token_weights(self, losses_BT, *, ctx=None, model=None, inputs=None):
+        return torch.ones_like(losses_BT)
 
 
 class Ascending(Order):
@@ -90,7 +107,18 @@ def hooks_of(base: type) -> list[str]:
     return sorted(set(found) - NOT_CALLED_BY_A_RUN - ({"explain"} if issubclass(base, EXPLAIN_NOTHING) else set()))
 
 
-LOADED = {"needs_sources", "needs_columns"}  # asked for where LLaMA-Factory loads the rows, and by nothing else
+NEEDS = {
+    "gradient_sketch": Sketched,
+    "wants_gradients": Sketched,
+    "token_weights": Tokens,
+    "mean_token_weight": Tokens,
+}
+"""Hooks that are called of a component that says or does something more."""
+LOADED = {
+    "needs_sources",
+    "needs_columns",
+    "needs_token_column",
+}  # asked for where LLaMA-Factory loads the rows, and by nothing else
 WALK = [
     pytest.param(kind, hook, marks=[pytest.mark.llamafactory] if hook in LOADED else [])
     for kind, (base, *_) in KINDS.items()
@@ -122,6 +150,10 @@ def run_all(kind: Any, cls: type, folder: Any, monkeypatch: Any, hook: str) -> N
         from dataflex.integrations.llamafactory.raw_columns import wanted_columns
 
         wanted_columns(spec)
+    if hook == "needs_token_column":
+        from dataflex.integrations.llamafactory.message_weights import wanted_column
+
+        wanted_column(spec)
     if hook == "needs_sources":
         from dataflex.integrations.llamafactory.tokenized_sources import _weighter_needs_sources
 
@@ -157,7 +189,7 @@ def test_the_walk_holds_every_hook_of_every_kind():
 
 @pytest.mark.parametrize(("kind", "hook"), WALK, ids=lambda value: getattr(value, "name", value))
 def test_a_component_that_exits_in_any_hook_is_named_and_the_run_has_failed(kind, hook, tmp_path, monkeypatch):
-    cls = ending(KINDS[kind][1], hook, SystemExit(0))
+    cls = ending(NEEDS.get(hook, KINDS[kind][1]), hook, SystemExit(0))
     with pytest.raises(ComponentError, match=r"SystemExit: 0") as caught:
         run_all(kind, cls, tmp_path, monkeypatch, hook)
     assert caught.value.exit_code == 1

@@ -55,7 +55,8 @@ class SourceSketches:
     def __init__(self, trainer: Trainer, mixer: MixerPart, rows: BatchRows) -> None:
         require_plain_loss(trainer, mixer)
         self._trainer, self._mixer, self._rows = trainer, mixer, rows
-        self._wanted, self._left_out = mixer.mixer.gradient_sketch, frozenset[str]()
+        with blaming(mixer.at(trainer.state.global_step)):
+            self._wanted, self._left_out = mixer.mixer.gradient_sketch, frozenset[str]()
         self._projection: Projection | None = None
         self._projected()  # before an engine cuts the weights into shards: their shapes are those of the layers now
         self._layers: WatchedLayers | None = None
