@@ -56,6 +56,13 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 READS_TEXT = "dsir"
 """Walked a second time with the words of decoded tokens."""
+NOT_WALKED = {
+    "doremi": "needs a reference model",
+    "coincide": "needs the hidden states of a model",
+    "reward_spread": "needs the rewards of prompts",
+    "doge": "needs a trainer",
+}
+"""Components that cannot be walked without a model or a trainer, with why."""
 SCORED = ("less", "icons", "nice", "zeroth")
 """Selectors that draw candidates; walked a second time with all rows."""
 
@@ -183,6 +190,8 @@ class Seen:
 
 def walked(kind: Kind, name: str, params: dict[str, Any], given: dict[str, Any], batch: int) -> str:
     """Returns the cells of a component's line."""
+    if name in NOT_WALKED:
+        return f"- | - | - | - | {NOT_WALKED[name]}"
     component: list[Any] = []
 
     def first() -> None:

@@ -43,6 +43,7 @@ PARAMS = {  # the ways of a weighter that compute something else
     "rho_tokens": [],  # below, as it needs a reference
     "spans": [],  # its weights go the way of those of token_column
 }
+HIDDEN = ("adapt", "balancer", "joint_update_aware")
 CASES = [(name, params) for name in installed(WEIGHTER) for params in PARAMS.get(name, [{}])]
 ONCE_A_STEP = {
     "dataflex/objective/step_checks.py": 1,  # before the optimizer steps
@@ -95,7 +96,10 @@ def test_no_micro_batch_of_a_weighted_run_waits_for_the_device(tmp_path, name, p
     per_micro_batch, per_step = watched(trainer)
     assert len(per_micro_batch) == 6
     first, second, last = per_micro_batch[3:]  # of the second step: in the first, adapt embeds its target
-    assert first == (in_file(first, "step_losses.py") if params.get("scope") == "step" else [])
+    at_once = (
+        "step_losses.py" if params.get("scope") == "step" else "token_places.py" if name == "token_column" else None
+    )
+    assert first == ([] if at_once is None else in_file(first, at_once))
     assert second == []
     for file, most in ONCE_A_STEP.items():
         assert len(in_file([*per_step[1], *first, *last], file)) <= most, (file, last)
@@ -260,9 +264,9 @@ def test_a_pass_of_scoring_waits_for_the_device_once_and_not_once_a_batch(tmp_pa
 
 
 @pretends
-@pytest.mark.parametrize(("name", "params"), [case for case in CASES if case[0] not in ("adapt", "balancer")])
+@pytest.mark.parametrize(("name", "params"), [case for case in CASES if case[0] not in HIDDEN])
 def test_weights_are_computed_where_the_losses_are(tmp_path, name, params):
-    """adapt and balancer look into a forward and a backward pass, which only a real device can make."""
+    """Weighters of hidden states look into a forward and a backward pass, which only a real device can make."""
     rows = sources()
     weighter = weighted(tmp_path, name, params, rows).component
     batch = pad_collate([rows["a"][0], rows["b"][0], rows["b"][1] | {"labels": [-100] * len(rows["b"][1]["labels"])}])

@@ -130,9 +130,11 @@ NEEDS = {  # a parameter without which these cannot be made
     "rho_loss": lambda folder: {"file": saved(folder / "il.npy", np.zeros(32))},
     "scores": lambda folder: {"file": saved(folder / "scores.npy", np.arange(32.0))},
     "column": lambda folder: {"file": saved(folder / "weights.npy", np.ones(32))},
+    "spans": lambda folder: {"between": [{"start": "<a>", "end": "</a>", "weight": 0.5}]},
     "schedule": lambda folder: {"points": [{"at": 0, "proportions": {"a": 0.5, "b": 0.5}}]},
 }
 ELSEWHERE = {"dynamic_moe", "doremi", "static"}  # need another model, another run, or no update
+ELSEWHERE |= {"rho_tokens", "token_column"}  # need another model, or rows with weights of tokens
 
 
 def saved(path, values) -> str:
@@ -144,8 +146,9 @@ def needed(name, folder):
     return NEEDS[name](folder) if name in NEEDS else {}
 
 
-SELECTORS = installed(SELECTOR)
+SELECTORS = [name for name in installed(SELECTOR) if not find(SELECTOR, name).takes_rewards]  # of prompts, elsewhere
 NEED_NO_LABELS = {"random", "custom", "scores", "infobatch"}  # they look at no row
+FROM_TOKENS = {"near", "tsds", "deita", "semdedup", "dsir"}  # these look at tokens alone, with their defaults
 LEARN_FROM_LABELS = [name for name in SELECTORS if name not in NEED_NO_LABELS]
 
 
@@ -201,9 +204,9 @@ class NoLosses(nn.Module):
         return {"loss": logits.sum(), "logits": logits}
 
 
-@pytest.mark.parametrize("name", [name for name in LEARN_FROM_LABELS if name not in ("near", "tsds")])  # tokens alone
+@pytest.mark.parametrize("name", [name for name in LEARN_FROM_LABELS if name not in FROM_TOKENS])
 def test_a_model_without_a_loss_for_each_row_is_refused_when_the_trainer_is_made(name, tmp_path):
-    with pytest.raises(ComponentError, match="model"):
+    with pytest.raises(ComponentError, match=r"model|NoLosses"):
         made(SELECTOR, name, tmp_path, model=NoLosses(), params=needed(name, tmp_path))
 
 
@@ -310,6 +313,11 @@ def test_a_component_of_somebody_elses_is_asked_once_and_its_refusal_is_said(tmp
         made(WEIGHTER, "asked", tmp_path, params={"refuses": True})
 
 
+def of_transformers(hook) -> bool:
+    """Whether it is one of those that transformers leaves in a model which was asked for all hidden states."""
+    return hook.__module__.startswith("transformers.")
+
+
 @pytest.mark.parametrize("name", SELECTORS)
 def test_the_trial_leaves_no_trace(name, tmp_path):
     model = tiny_model()
@@ -326,7 +334,8 @@ def test_the_trial_leaves_no_trace(name, tmp_path):
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
     assert model.training
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    hooks = [hook for m in model.modules() for own in (m._forward_hooks, m._forward_pre_hooks) for hook in own.values()]
+    assert [hook for hook in hooks if not of_transformers(hook)] == []
 
 
 @register_weighter("plain_mean")

@@ -27,6 +27,7 @@ from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_mixers.ado import AdoMixer
 from dataflex_mixers.doremi.doremi_mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
+from dataflex_mixers.loss_shares import LossMixer
 from dataflex_mixers.odm import OdmMixer
 from dataflex_mixers.schedule import ScheduleMixer
 from dataflex_selectors.delta_loss import DeltaLossSelector
@@ -97,6 +98,10 @@ def doremi(request, bad):
     folder = request.getfixturevalue("tmp_path")
     given = {"reference_model": request.getfixturevalue("reference"), "excess_smoothing": 0.5}
     return mixed(DoremiMixer(manager(), Accelerator(cpu=True), str(folder), **given), bad)
+
+
+def loss(request, bad):
+    return mixed(LossMixer(manager()), bad)
 
 
 def schedule(request, bad):
@@ -189,6 +194,7 @@ def delta_loss(request, bad):
 
 LEARNING = {
     "odm": odm,
+    "loss": loss,
     "ado": ado,
     "doremi": doremi,
     "schedule": schedule,
@@ -203,6 +209,15 @@ LEARNING = {
 """Name -> what feeds it. Of less, nice and cluster_less the part that remembers scores is fed."""
 
 OTHERS = {
+    "icons": "sums of votes' scores over updates, of finite scores alone, as those of less",
+    "greats": "a position",
+    "coincide": "the order of rows inside of clusters; hidden states that are not finite are refused before",
+    "deita": "rows in order; embeddings that are not finite are refused before",
+    "semdedup": "which rows are copies; embeddings that are not finite are refused before",
+    "dsir": "rows in order, by counts of n-grams",
+    "doge": "a window of gradients; rows whose gradient is not finite are left out where these are summed",
+    "pike": "as doge; losses that are not finite are left out and counted",
+    "reward_spread": "rewards of prompts; an answer without a finite one is left out where they are kept",
     "custom": "a position",
     "random": "positions",
     "near": "rows in order; embeddings that are not finite are refused before",
@@ -268,7 +283,7 @@ def test_steps_that_are_not_finite_leave_the_state_as_if_they_had_not_been(reque
     assert sum("is left out" in record.message for record in caplog.records) <= 1
 
 
-@pytest.mark.parametrize("name", ["odm", "ado", "doremi", "balancer"])
+@pytest.mark.parametrize("name", ["odm", "loss", "ado", "doremi", "balancer"])
 def test_a_source_whose_loss_is_not_finite_is_a_source_that_the_step_did_not_have(request, name):
     made = LEARNING[name](request, "one source")
     require_same(learnt(made), learnt(LEARNING[name](request, "one source away")))

@@ -101,9 +101,10 @@ def layer_count(model: torch.nn.Module) -> int:
     """Returns L, the decoder layers of a model: its hidden states are numbered 0 (the embeddings) to L (the last).
 
     Raises:
-        ComponentError: It is no model of ``transformers``, or does not say how many it has.
+        ComponentError: It is no model of ``transformers``, an encoder-decoder, or does not say how many it has.
     """
     bases = pretrained_models(model)
+    require_causal(bases)
     found = bases[0].config.get_text_config().to_dict().get("num_hidden_layers") if bases else None
     if not isinstance(found, int):
         raise ComponentError(
