@@ -24,8 +24,8 @@ CHANGED = {
     "order/pacing.yaml": ["component.until_step=4"],
     "select/near.yaml": ["component.embedding=ngrams"],
     "select/rho_loss.yaml": ["component.reference_model=model"],
-    "select/ifd.yaml": ["component.model=model", "component.most=null"],
-    "select/perplexity.yaml": ["component.model=model"],
+    "select/ifd.yaml": ["component.reference_model=model", "component.most=null"],
+    "select/perplexity.yaml": ["component.reference_model=model"],
     "select/nice.yaml": [
         "component.reward=contains", "component.reward_model=null", "component.fallback=reference",
         "component.samples=2", "component.max_new_tokens=4", "component.prompts=2",

@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "select ifd": ({**SELECT, "component_name": "ifd"}, "losses of tokens"),
     "select perplexity by a model": (
-        {**SELECT, "component_name": "perplexity", "component": {"model": "somewhere"}},
+        {**SELECT, "component_name": "perplexity", "component": {"reference_model": "somewhere"}},
         "losses under another model",
     ),
     "select near by the model": (

@@ -189,7 +189,7 @@ def test_the_state_goes_through_a_checkpoint(tmp_path):
         ({"target": "evaluation"}, "target of the doge mixer: found 'evaluation', allowed: sources, eval"),
         ({"use": "weights"}, "use of the doge mixer: found 'weights'"),
         ({"mu": 0}, "mu of the doge mixer: found 0"),
-        ({"least": 5.0}, "least of the doge mixer: found 5.0, allowed: a number below most"),
+        ({"least": 5.0}, "least, most of the doge mixer: found 5.0 and 5.0, allowed: least below most"),
         ({"most": "high"}, "most of the doge mixer: found 'high', allowed: a number"),
         ({"max_grad_norm": -1}, "max_grad_norm of the doge mixer: found -1"),
         ({"gradient_every": 0}, "gradient_every of the doge mixer: found 0"),

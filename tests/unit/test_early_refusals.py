@@ -130,11 +130,10 @@ NEEDS = {  # a parameter without which these cannot be made
     "rho_loss": lambda folder: {"file": saved(folder / "il.npy", np.zeros(32))},
     "scores": lambda folder: {"file": saved(folder / "scores.npy", np.arange(32.0))},
     "column": lambda folder: {"file": saved(folder / "weights.npy", np.ones(32))},
-    "spans": lambda folder: {"between": [{"start": "<a>", "end": "</a>", "weight": 0.5}]},
     "schedule": lambda folder: {"points": [{"at": 0, "proportions": {"a": 0.5, "b": 0.5}}]},
 }
 ELSEWHERE = {"dynamic_moe", "doremi", "static"}  # need another model, another run, or no update
-ELSEWHERE |= {"rho_tokens", "token_column"}  # need another model, or rows with weights of tokens
+ELSEWHERE |= {"rho_tokens", "token_column", "spans"}  # need another model, or rows with weights of tokens or markers
 
 
 def saved(path, values) -> str:

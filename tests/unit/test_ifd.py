@@ -287,7 +287,7 @@ def test_rows_without_prompts_are_refused_before_training(model):
         ({"most": 0}, "most of the ifd selector: found 0, allowed: a number above 0"),
         ({"header": -1}, "header of the ifd selector: found -1, allowed: a whole number of at least 0"),
         ({"mode": "quota"}, "mode of the ifd selector: found 'quota', allowed: topk, sample"),
-        ({"model": "./nowhere"}, "model of the ifd selector: there is no folder"),
+        ({"reference_model": "./nowhere"}, "reference_model of the ifd selector: there is no folder"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_is_allowed(rows, params, said):
@@ -306,10 +306,10 @@ def other(tmp_path_factory):
 
 
 def test_another_model_scores_once_and_its_scores_resume(rows, model, other, tmp_path, monkeypatch):
-    selector = build(rows, tmp_path, model=other, tokenizer=tiny_tokenizer(), most=None)
+    selector = build(rows, tmp_path, reference_model=other, tokenizer=tiny_tokenizer(), most=None)
     found = selector.scores(model, 0, context=context())
     np.testing.assert_allclose(found, brute(tiny_model(seed=3), rows, "loss", 3), rtol=2e-5)
-    resumed = build(rows, tmp_path, model=other, tokenizer=tiny_tokenizer(), most=None)
+    resumed = build(rows, tmp_path, reference_model=other, tokenizer=tiny_tokenizer(), most=None)
     resumed.load_state_dict(selector.state_dict())
     monkeypatch.setattr(model_beside, "load_whole", None)  # would raise
     np.testing.assert_array_equal(resumed.scores(model, 5, context=context(1)), found)

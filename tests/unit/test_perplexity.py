@@ -135,7 +135,7 @@ def test_a_row_without_a_label_has_no_score_and_is_never_drawn(model):
 def test_a_reference_model_scores_once_and_its_losses_resume(rows, model, tmp_path, monkeypatch):
     tiny_model(seed=3).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    given = {"model": str(tmp_path), "tokenizer": tiny_tokenizer(), "band": "high", "share": None}
+    given = {"reference_model": str(tmp_path), "tokenizer": tiny_tokenizer(), "band": "high", "share": None}
     selector = build(rows, tmp_path / "cache", **given)
     selector.check_run(model, RunAhead(updates=1, total_steps=4, most_rows=7))
     found = selector.select(model, 0, 7, context=context())
@@ -152,7 +152,7 @@ def test_a_reference_model_scores_once_and_its_losses_resume(rows, model, tmp_pa
     [
         ({"band": "middle"}, "band of the perplexity selector: found 'middle', allowed: low, medium, high"),
         ({"share": 0}, "share of the perplexity selector: found 0, allowed: a number above 0 and at most 1, or null"),
-        ({"model": "./nowhere"}, "model of the perplexity selector: there is no folder"),
+        ({"reference_model": "./nowhere"}, "reference_model of the perplexity selector: there is no folder"),
         ({"token_budget": 0}, "token_budget of the perplexity selector: found 0"),
     ],
 )

@@ -126,6 +126,7 @@ RANKING = {
 """Selector -> how to make one that has these scores, and its ways of choosing by them."""
 
 WITHOUT = {
+    "coincide": "shares of clusters; hidden states that are not finite are refused",
     "reward_spread": "draws by beliefs of rewards, of which those that are not finite are not kept",
     "semdedup": "draws from the rows that stay; vectors that are not finite are refused",
     "dsir": "logarithms of shares above 0, which are finite",

@@ -48,9 +48,9 @@ def choices(accelerator, folder):
         "coincide opendcai": CoincideSelector(**common, variant="opendcai", **options),
         "delta_loss": DeltaLossSelector(**common, **options),
         "ifd": IfdSelector(**common, most=None, **options),
-        "ifd by a model": IfdSelector(**common, most=None, model=str(folder / "model"), header=1, **options),
+        "ifd by a model": IfdSelector(**common, most=None, reference_model=str(folder / "model"), header=1, **options),
         "perplexity": PerplexitySelector(**common, **options),
-        "perplexity by a model": PerplexitySelector(**common, model=str(folder / "model"), **options),
+        "perplexity by a model": PerplexitySelector(**common, reference_model=str(folder / "model"), **options),
         "rho_loss": RhoLossSelector(**common, reference_model=str(folder / "model"), pool_factor=2, **options),
     }
     found = {}

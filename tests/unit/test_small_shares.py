@@ -111,7 +111,11 @@ def loss():
 
 
 DRIVEN = ("doremi", "dynamic_moe", "ado", "loss", "odm")
-OTHERS = {"schedule": "follows the points that it is given"}
+OTHERS = {
+    "schedule": "follows the points that it is given",
+    "doge": "follows gradients; test_doge.py holds the least share",
+    "pike": "follows gradients; test_pike.py holds the least share",
+}
 
 
 def test_every_mixer_with_a_state_is_driven_or_follows_no_shares_of_its_own():

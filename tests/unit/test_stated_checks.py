@@ -32,8 +32,8 @@ BAD = [
     "0x10", 2**70, 10**400, "a\0b", "./nowhere",
 ]  # fmt: skip
 
-BY_ROWS = {("icons", "task_boundaries"): [[1]]}
-"""Values that are wrong for the number of rows of an evaluation set alone, which is known when it is read."""
+BY_ROWS = {("icons", "task_boundaries"): [[1]], ("token_column", "column"): ["abc", "0x10", "a\0b", "./nowhere"]}
+"""Values that are wrong for the given rows alone: for the number of them, or for the columns that they have."""
 
 
 @pytest.fixture

@@ -156,9 +156,12 @@ def test_every_selector_scores_as_if_they_had_never_been_apart(name, sets, rows,
     assert np.isfinite(plain).all()
 
 
+WEIGHTERS = ["adapt", "joint_update_aware"]
+
+
 def test_every_weighter_and_mixer_with_a_target_is_known_here():
     found = {kind.name: asking_for(kind, "eval_dataset", "mixer_eval_dataset") for kind in KINDS}
-    assert found == {"selector": TO_TARGET, "mixer": ["dynamic_moe"], "order": [], "weighter": ["adapt"]}
+    assert found == {"selector": TO_TARGET, "mixer": ["doge", "dynamic_moe", "odm"], "order": [], "weighter": WEIGHTERS}
 
 
 @pytest.mark.parametrize("name", asking_for(WEIGHTER, "eval_dataset"))
@@ -229,7 +232,7 @@ def test_a_train_row_without_tokens_is_never_chosen_and_has_no_score(name, token
         pytest.skip("takes the numbers of a file")
     runtime = {"eval_dataset": target} if name in TO_TARGET else {}
     selector = made(SELECTOR, name, params, dataset=given, cache_dir=str(tmp_path), **runtime)
-    if scores_rows(selector):
+    if scores_rows(selector) and not selector.takes_rewards:
         found = scores(selector, model)
         assert np.flatnonzero(np.isnan(found)).tolist() == [0, 21, 22]
         assert np.isfinite(found[1:21]).all()
@@ -250,8 +253,8 @@ def test_a_selector_that_puts_batches_through_the_model_says_so(name, rows, targ
     runtime = {"eval_dataset": target} if name in TO_TARGET else {}
     runtime |= {"dataset": given, "data_collator": collate, "cache_dir": str(tmp_path)}
     selector = made(SELECTOR, name, params, **runtime)
-    if selector.takes_seen:
-        pytest.skip("takes the losses of training")
+    if selector.takes_seen or selector.takes_rewards:
+        pytest.skip("takes the losses or rewards of training")
     if scores_rows(selector):
         scores(selector, model)
     else:

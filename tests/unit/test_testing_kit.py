@@ -133,11 +133,12 @@ MADE = {
 }
 """What each factory of the kit that makes something for a device makes there."""
 ELSEWHERE = {"TINY_SPECIAL_TOKENS", "TokenRows", "device", "pad_collate", "tiny_tokenizer"}  # no tensors, or a loader's
+VISION = {"tiny_vision_model", "tiny_vision_processor", "write_image_rows", "write_vision_model"}  # test_vision_runs.py
 RUNS = {"Conformance", "NotConforming", "RankError", "RankProcesses", "conformance", "conformance_cases", "two_ranks"}
 
 
 def test_everything_in_the_kit_is_made_on_the_device_of_the_tests(monkeypatch, tmp_path):
-    assert {*MADE, *ELSEWHERE, *RUNS} == set(testing.__all__)
+    assert {*MADE, *ELSEWHERE, *RUNS, *VISION} == set(testing.__all__)
     assert {value.device.type for make in MADE.values() for value in make(tmp_path)} == {device().type}
     for module in ("quiet_arguments", "tiny_models", "token_rows"):
         monkeypatch.setattr(f"dataflex.testing.{module}.device", lambda: torch.device("meta"))

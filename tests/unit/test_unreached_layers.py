@@ -197,9 +197,13 @@ def test_directions_along_an_unused_layer_change_no_loss(method, mixed, text):
 
 @pytest.mark.parametrize("name", installed(WEIGHTER))
 def test_every_weighter_trains_as_if_it_were_not_there(name, mixed, text, tmp_path):
-    sources = MixedSources(
-        {"a": [row | {"weight": 0.5} for row in mixed], "b": [row | {"weight": 2.0} for row in text]}
-    )
+    if name in ("rho_tokens", "spans"):
+        pytest.skip("needs a reference model, or markers; weights of tokens are those of token_column here")
+
+    def given(row, weight):
+        return row | {"weight": weight, "token_weights": [weight] * len(row["input_ids"])}
+
+    sources = MixedSources({"a": [given(row, 0.5) for row in mixed], "b": [given(row, 2.0) for row in text]})
     params = {"column": {"column": "weight"}, "dataset": {"weights": {"a": 2.0}}}.get(name)
     ends = []
     for make in (with_unused, lambda model: model):

@@ -300,4 +300,8 @@ def _limits(least: Any, most: Any) -> list[Problem | None]:
         return [Problem(key, f"found {given[key]!r}, allowed: a number") for key in wrong]
     if least < most:
         return []
-    return [Problem("least", f"found {least!r}, allowed: a number below most ({most!r})")]
+    return [
+        Problem(
+            "least, most", f"found {least!r} and {most!r}, allowed: least below most", "exchange them, or give both"
+        )
+    ]

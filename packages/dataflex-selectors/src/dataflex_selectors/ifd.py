@@ -9,7 +9,7 @@ the mean token loss of the answer behind its prompt, and alone:
     IFD      = exp(L(A | Q)) / exp(L(A))            ratio: perplexity    (Superfiltering)
 
 A row with an IFD above ``most`` is never taken: its answer does not follow from its instruction. Of the others, those
-with the highest are. Both losses are those of the model being trained at each update, or once those of ``model``, which
+with the highest are. Both losses are those of the model being trained at each update, or once those of ``reference_model``, which
 may be small and have another tokenizer, as in Superfiltering.
 
 What stands before an answer alone: see :mod:`dataflex_selectors.parts.answer_rows`. Cost: a forward pass over the rows
@@ -100,7 +100,7 @@ class IfdSelector(Selector):
         ratio: loss divides the loss behind the prompt by the loss alone; perplexity divides their exponentials.
         least: Rows with an IFD at or below it are never taken; 0 for no such end.
         most: Rows with an IFD above it are never taken, with ``ratio: perplexity`` also those at it; null for no end.
-        model: Name or path of a model that scores the rows once, which may have another tokenizer; null for the model
+        reference_model: Name or path of a model that scores the rows once, which may have another tokenizer; null for the model
             being trained, at each update.
         header: How many tokens of a prompt's end stay before the answer alone; 0 for none, the first token of an answer
             is then not predicted; null for those that all prompts end with.
@@ -123,7 +123,7 @@ class IfdSelector(Selector):
         ratio: str = "loss",
         least: float = 0.0,
         most: float | None = 1.0,
-        model: str | None = None,
+        reference_model: str | None = None,
         header: int | None = None,
         mode: str = "topk",
         temperature: float = 1.0,
@@ -136,31 +136,31 @@ class IfdSelector(Selector):
             one_of("ratio", ratio, RATIOS),
             at_least("least", least, 0),
             _above("most", most, least),
-            model_or_null("model", model),
+            model_or_null("reference_model", reference_model),
             None if header is None else count("header", header, least=0),
             one_of("mode", mode, MODES),
             positive("temperature", temperature),
             count_or_null("token_budget", token_budget),
-            None if model is None else whole_weights(self.accelerator, "a model that scores is loaded whole"),
+            None if reference_model is None else whole_weights(self.accelerator, "a model that scores is loaded whole"),
         )
         self.tokenizer = tokenizer
         self.ratio, self.least, self.most = ratio, float(least), most
-        self.model, self.header = model, header
+        self.reference_model, self.header = reference_model, header
         self.mode, self.temperature = mode, float(temperature)
         self.token_budget = token_budget
         self._losses = RowLosses(self, "fresh", 0, token_budget, keeps=True)
-        self._kept: NDArray[np.float32] | None = None  # the IFD under ``model``, once it has scored
+        self._kept: NDArray[np.float32] | None = None  # the IFD under ``reference_model``, once it has scored
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
-        """A pass over the rows and one over their answers; with ``model`` that of it, once. See the base class."""
+        """A pass over the rows and one over their answers; with ``reference_model`` that of it, once. See the base class."""
         answers = Amount(
             ahead.rows.rows, ahead.rows.labels + (params["header"] or 0) * ahead.rows.rows, ahead.rows.labels
         )
         size = 4.0 * ahead.rows.rows
-        if params["model"] is None:
+        if params["reference_model"] is None:
             return Cost(Work(losses=ahead.rows, forward=answers), host_bytes=10 * size, cache_bytes=2 * size)
-        others = {params["model"]: ahead.rows + answers} if ahead.due() else {}
+        others = {params["reference_model"]: ahead.rows + answers} if ahead.due() else {}
         return Cost(Work(others=others), host_bytes=10 * size, state_bytes=size, cache_bytes=2 * size)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
@@ -173,10 +173,10 @@ class IfdSelector(Selector):
             )
             found = rows_with_answers(self.dataset, run.most_rows)
             require_enough(run.most_rows, found, len(self.dataset), have, way_out)
-        if self.model is None:
+        if self.reference_model is None:
             try_losses(model, self.dataset, self.data_collator, self.accelerator)
             return
-        try_losses_under("model", self.model, self, self.tokenizer)
+        try_losses_under("reference_model", self.reference_model, self, self.tokenizer)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and takes ``num_samples`` of the band; the scores are their IFD.
@@ -196,7 +196,7 @@ class IfdSelector(Selector):
         """Returns the IFD of every row: (N,), -inf outside of the band, NaN without an answer behind a prompt."""
         context: UpdateContext | None = kwargs.get("context")
         shared = None if context is None else context.scores
-        found_N = self._under_model() if self.model is not None else self._now(model, step_id, shared)
+        found_N = self._under_model() if self.reference_model is not None else self._now(model, step_id, shared)
         return in_band(found_N.astype(np.float64), self.least, self.most, self.ratio)
 
     def _now(self, model: torch.nn.Module, step_id: int, shared: RowScores | None) -> NDArray[np.float64]:
@@ -213,11 +213,16 @@ class IfdSelector(Selector):
         return self._divided(model, self.dataset, self.tokenizer, given_N, store, desc)
 
     def _under_model(self) -> NDArray[np.float32]:
-        """Returns the IFD under ``model``: (N,), computed the first time. Collective."""
+        """Returns the IFD under ``reference_model``: (N,), computed the first time. Collective."""
         if self._kept is None:
-            assert self.model is not None
+            assert self.reference_model is not None
             given_N, other = losses_under(
-                "model", self.model, self, self.tokenizer, self.token_budget, "answers behind their prompts"
+                "reference_model",
+                self.reference_model,
+                self,
+                self.tokenizer,
+                self.token_budget,
+                "answers behind their prompts",
             )
             desc = f"{self.name}: answers alone under {other.shown}"
             store = partial(other.store, self, ALONE)
@@ -272,7 +277,7 @@ class IfdSelector(Selector):
         return found_N
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the IFD under ``model``, once it has scored the rows."""
+        """Returns the IFD under ``reference_model``, once it has scored the rows."""
         return {"ifd": self._kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ section 2.1. With PPL(z) = exp(mean token loss of z under a small model) and F i
 
 s is ``share``; rows are drawn from the band at random. Without a share the band is as wide as rows are asked for, which
 is what a filter wants: its ``keep`` is the share. Rows of equal perplexity stand in the order of the file. Cost: a
-forward pass over all rows, once with ``model``.
+forward pass over all rows, once with ``reference_model``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class PerplexitySelector(Selector):
         tokenizer: What the rows were tokenised with; None where the run has none.
         band: low, medium or high perplexity.
         share: Share of the rows that the band holds; null: as many as are asked for.
-        model: Name or path of the reference model, which scores the rows once and may have another tokenizer; null for
+        reference_model: Name or path of the reference model, which scores the rows once and may have another tokenizer; null for
             the model being trained, at each update.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
         **run: What every selector is given; ``cache_dir`` keeps what a long scoring pass has computed.
@@ -82,7 +82,7 @@ class PerplexitySelector(Selector):
     """
 
     reads_batches = True
-    asks = "losses under another model if model"
+    asks = "losses under another model if reference_model"
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class PerplexitySelector(Selector):
         tokenizer: Any = None,
         band: str = "medium",
         share: float | None = 0.5,
-        model: str | None = None,
+        reference_model: str | None = None,
         token_budget: int | None = None,
         **run: Any,
     ) -> None:
@@ -99,32 +99,32 @@ class PerplexitySelector(Selector):
             "perplexity selector",
             one_of("band", band, BANDS),
             share_or_null("share", share, null="as many rows as are asked for"),
-            model_or_null("model", model),
+            model_or_null("reference_model", reference_model),
             count_or_null("token_budget", token_budget),
-            None if model is None else whole_weights(self.accelerator, "a reference model is loaded whole"),
+            None if reference_model is None else whole_weights(self.accelerator, "a reference model is loaded whole"),
         )
         self.tokenizer = tokenizer
-        self.band, self.share, self.model = band, share, model
+        self.band, self.share, self.reference_model = band, share, reference_model
         self.token_budget = token_budget
         self._losses = RowLosses(self, "fresh", 0, token_budget, keeps=True)
-        self._kept: NDArray[np.float32] | None = None  # under ``model``, once it has scored
+        self._kept: NDArray[np.float32] | None = None  # under ``reference_model``, once it has scored
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
-        """A pass over the rows; with ``model`` that of it, once. See the base class."""
+        """A pass over the rows; with ``reference_model`` that of it, once. See the base class."""
         size = 4.0 * ahead.rows.rows
-        if params["model"] is None:
+        if params["reference_model"] is None:
             return Cost(Work(losses=ahead.rows), host_bytes=4 * size, cache_bytes=size)
-        others = {params["model"]: ahead.rows} if ahead.due() else {}
+        others = {params["reference_model"]: ahead.rows} if ahead.due() else {}
         return Cost(Work(others=others), host_bytes=4 * size, state_bytes=size, cache_bytes=size)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a label, and models that give rows no loss. See the base class."""
         require_labelled(self.dataset, run.most_rows)
-        if self.model is None:
+        if self.reference_model is None:
             try_losses(model, self.dataset, self.data_collator, self.accelerator)
         else:
-            try_losses_under("model", self.model, self, self.tokenizer)
+            try_losses_under("reference_model", self.reference_model, self, self.tokenizer)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Scores all rows and draws ``num_samples`` from the band; the scores are the logarithms of their perplexity.
@@ -164,14 +164,16 @@ class PerplexitySelector(Selector):
 
     def _found(self, model: torch.nn.Module, step_id: int, context: UpdateContext | None) -> NDArray[np.float32]:
         """Returns the mean token losses of the rows: (N,), NaN without a label. Collective."""
-        if self.model is None:
+        if self.reference_model is None:
             return self._losses.fresh(model, step_id, None if context is None else context.scores)
         if self._kept is None:
-            self._kept, _ = losses_under("model", self.model, self, self.tokenizer, self.token_budget, "losses")
+            self._kept, _ = losses_under(
+                "reference_model", self.reference_model, self, self.tokenizer, self.token_budget, "losses"
+            )
         return self._kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the losses under ``model``, once it has scored the rows."""
+        """Returns the losses under ``reference_model``, once it has scored the rows."""
         return {"losses": self._kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
