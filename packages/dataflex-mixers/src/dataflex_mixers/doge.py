@@ -300,8 +300,5 @@ def _limits(least: Any, most: Any) -> list[Problem | None]:
         return [Problem(key, f"found {given[key]!r}, allowed: a number") for key in wrong]
     if least < most:
         return []
-    return [
-        Problem(
-            "least, most", f"found {least!r} and {most!r}, allowed: least below most", "exchange them, or give both"
-        )
-    ]
+    found = f"found {least!r} and {most!r}, allowed: least below most"
+    return [Problem("least, most", found, "exchange them, or give both")]

@@ -9,8 +9,8 @@ the mean token loss of the answer behind its prompt, and alone:
     IFD      = exp(L(A | Q)) / exp(L(A))            ratio: perplexity    (Superfiltering)
 
 A row with an IFD above ``most`` is never taken: its answer does not follow from its instruction. Of the others, those
-with the highest are. Both losses are those of the model being trained at each update, or once those of ``reference_model``, which
-may be small and have another tokenizer, as in Superfiltering.
+with the highest are. Both losses are those of the model being trained at each update, or once those of
+``reference_model``, which may be small and have another tokenizer, as in Superfiltering.
 
 What stands before an answer alone: see :mod:`dataflex_selectors.parts.answer_rows`. Cost: a forward pass over the rows
 and one over their answers. Rejected: one pass with the prompt masked by attention, which moves the positions of the
@@ -100,8 +100,8 @@ class IfdSelector(Selector):
         ratio: loss divides the loss behind the prompt by the loss alone; perplexity divides their exponentials.
         least: Rows with an IFD at or below it are never taken; 0 for no such end.
         most: Rows with an IFD above it are never taken, with ``ratio: perplexity`` also those at it; null for no end.
-        reference_model: Name or path of a model that scores the rows once, which may have another tokenizer; null for the model
-            being trained, at each update.
+        reference_model: Name or path of a model that scores the rows once, which may have another tokenizer; null for
+            the model being trained, at each update.
         header: How many tokens of a prompt's end stay before the answer alone; 0 for none, the first token of an answer
             is then not predicted; null for those that all prompts end with.
         mode: topk takes the highest, sample draws by them.
@@ -153,7 +153,7 @@ class IfdSelector(Selector):
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
-        """A pass over the rows and one over their answers; with ``reference_model`` that of it, once. See the base class."""
+        """A pass over the rows and one over their answers; those of ``reference_model`` once. See the base class."""
         answers = Amount(
             ahead.rows.rows, ahead.rows.labels + (params["header"] or 0) * ahead.rows.rows, ahead.rows.labels
         )

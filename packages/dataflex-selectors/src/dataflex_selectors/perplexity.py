@@ -72,8 +72,8 @@ class PerplexitySelector(Selector):
         tokenizer: What the rows were tokenised with; None where the run has none.
         band: low, medium or high perplexity.
         share: Share of the rows that the band holds; null: as many as are asked for.
-        reference_model: Name or path of the reference model, which scores the rows once and may have another tokenizer; null for
-            the model being trained, at each update.
+        reference_model: Name or path of the reference model, which scores the rows once and may have another
+            tokenizer; null for the model being trained, at each update.
         token_budget: Tokens that are scored at once; null for a default that suits the device.
         **run: What every selector is given; ``cache_dir`` keeps what a long scoring pass has computed.
 
