@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,25 @@ def test_a_run_that_measures_sources_trains_as_the_run_that_does_not(stage, tmp_
     losses = [line for line in lines if line.get("kind") == "loss"]
     assert losses
     assert {name for line in losses for name in line["sources"]} == {"a", "b"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_source_that_has_the_whole_of_the_objective_makes_the_loss_alone(stage, tmp_path):
+    first, other = (tagged_rows if stage == "kto" else pair_rows)(2)
+    found = {}
+    for name, rows, objective in (("alone", [first, first], None), ("weighed", [first, other], (1.0, 0.0))):
+        sources = {key: Dataset.from_list([row] * 8) for key, row in zip("ab", rows, strict=True)}
+        run = spec(MIXER, "static", None)
+        run = replace(run, arguments=replace(run.arguments, objective_proportions=objective))
+        args = {"per_device_train_batch_size": 4, "max_grad_norm": 1e9, "logging_steps": 1}
+        mixed = trainer_class(MIXINS[MIXER], base_of(stage))
+        made = llamafactory_trainer(stage, tmp_path / name, mixed, dataflex=run, rows=sources, args=args)
+        for module in made.model.modules():  # that of the value head would draw another mask for each row
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        made.train()
+        found[name] = next((line["loss"], line["grad_norm"]) for line in made.state.log_history if "loss" in line)
+    assert found["weighed"] == pytest.approx(found["alone"], rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)
