@@ -78,6 +78,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dsir, smoothing 1, per_ngram, topk": ("dsir", {"smoothing": 1.0, "per_ngram": True, "mode": "topk"}),
     "dsir, tokens, smoothing 1": ("dsir", {"features": "tokens", "smoothing": 1.0}),
 }
+LONGER = {f"random, {times} times the steps": times for times in (2, 3, 5, 10)}
+"""Random rows for as many times the steps behind the warm-up: what a method is worth at equal compute."""
+METHODS |= dict.fromkeys(LONGER, ("random", {}))
 READ_TEXT = ("dsir",)
 """Components that read the text of rows; runs with others are given no tokenizer."""
 
@@ -93,6 +96,7 @@ class Outcome:
         distinct: Different rows among those of all updates, as a share.
         target_loss: Mean loss of the trained model on held-out rows of the target family.
         loss: The same over all families.
+        seconds: CPU time of the run, from the construction of its trainer to its end.
     """
 
     target: float
@@ -101,6 +105,7 @@ class Outcome:
     distinct: float
     target_loss: float
     loss: float
+    seconds: float
 
 
 def run(
@@ -112,9 +117,12 @@ def run(
     folder: Path,
     seed: int,
     tokenizer: Any = None,
+    times: int = 1,
 ) -> Outcome:
     """Trains the base model with a selector that aims at ``targets``, family by family; returns what came of it."""
-    chosen, model = trained(name, params, rows, base, folder, seed, tokenizer, targets)
+    began = time.process_time()
+    chosen, model = trained(name, params, rows, base, folder, seed, tokenizer, targets, times)
+    seconds = time.process_time() - began
     losses = {name: test_loss(model, held_out) for name, held_out in rows.test.items()}
     return Outcome(
         target=float(rows.in_target[chosen].mean()),
@@ -123,6 +131,7 @@ def run(
         distinct=len(np.unique(chosen)) / len(chosen),
         target_loss=float(np.mean([losses[family] for family in targets])),
         loss=float(np.mean(list(losses.values()))),
+        seconds=seconds,
     )
 
 
@@ -135,17 +144,18 @@ def trained(
     seed: int,
     tokenizer: Any = None,
     targets: Mapping[str, Any] | None = None,
+    times: int = 1,
 ) -> tuple[NDArray[np.int64], torch.nn.Module]:
     """Trains the base model with a selector and returns the rows of all updates, and the model.
 
-    ``targets`` are the evaluation sets; None for the one of the pool.
+    ``targets`` are the evaluation sets, None for the one of the pool; each update has ``times`` as many steps.
     """
     targets = {"target": rows.target} if targets is None else targets
     arguments = DataflexArguments(
         train_type="dynamic_select",
         component_name=name,
         warmup_step=WARMUP,
-        update_step=SEGMENT,
+        update_step=SEGMENT * times,
         update_times=UPDATES,
     )
     trainer = trainer_class(SelectTrainer, Trainer)(
@@ -207,7 +217,8 @@ def one_seed(
             params = {**params, "file": str(irreducible(rows, base, folder / "reference"))}
         began = time.perf_counter()
         tokenizer = shared.tokenizer if component in READ_TEXT else None
-        found[name] = run(component, params, rows, targets, base, folder / str(number), seed, tokenizer)
+        place, times = folder / str(number), LONGER.get(name, 1)
+        found[name] = run(component, params, rows, targets, base, place, seed, tokenizer, times)
         print(f"seed {seed}  {name:<20} {time.perf_counter() - began:6.1f} s  {found[name]}", file=sys.stderr)
     return found
 
@@ -221,8 +232,8 @@ def table(outcomes: Sequence[Mapping[str, Outcome]]) -> str:
     """Returns a Markdown table with a row for each method; losses are differences to ``random`` of the same seed."""
     lines = [
         "| method | target family | target family and right | right | different rows "
-        "| target loss - random's | seeds it is lower in | loss of all families - random's |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| target loss - random's | seeds it is lower in | loss of all families - random's | CPU time / random's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in outcomes[0]:
         found = [seed[name] for seed in outcomes]
@@ -237,9 +248,10 @@ def table(outcomes: Sequence[Mapping[str, Outcome]]) -> str:
             spread(target, 3, "+"),
             f"{sum(d < 0 for d in target)} of {len(target)}",
             spread(every, 3, "+"),
+            f"{np.median([seed[name].seconds / seed['random'].seconds for seed in outcomes]):.1f}",
         ]
         if name == "random":
-            cells[5:] = [
+            cells[5:8] = [
                 f"({spread([o.target_loss for o in found], 3)})", "-", f"({spread([o.loss for o in found], 3)})"
             ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")

@@ -11,7 +11,7 @@ from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
 from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
-from dataflex_mixers.loss_shares import LossMixer, running_losses, shares_by_loss
+from dataflex_mixers.loss import LossMixer, running_losses, shares_by_loss
 from hypothesis import given
 from hypothesis import strategies as st
 

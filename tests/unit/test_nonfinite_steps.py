@@ -27,7 +27,7 @@ from dataflex.train.weighter.base_weighter import Weighter
 from dataflex_mixers.ado import AdoMixer
 from dataflex_mixers.doremi.doremi_mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
-from dataflex_mixers.loss_shares import LossMixer
+from dataflex_mixers.loss import LossMixer
 from dataflex_mixers.odm import OdmMixer
 from dataflex_mixers.schedule import ScheduleMixer
 from dataflex_selectors.delta_loss import DeltaLossSelector

@@ -17,7 +17,7 @@ from dataflex.testing import TokenRows, pad_collate, tiny_model
 from dataflex_mixers.ado import AdoMixer
 from dataflex_mixers.doremi.doremi_mixer import DoremiMixer
 from dataflex_mixers.dynamic_moe import DynamicMoeMixer
-from dataflex_mixers.loss_shares import LossMixer
+from dataflex_mixers.loss import LossMixer
 from dataflex_mixers.odm import OdmMixer
 from dataflex_mixers.parts.simplex import log_mixed_with_uniform, log_softmax, logarithm, softmax
 from every_component import installed
