@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dataflex.core.errors import ComponentError
+from dataflex.core.source_labels import SourceLabels
+from dataflex.rows.split_sources import split
 from dataflex.rows.views import PlannedRows
 from dataflex_selectors.parts.vector_file import VectorFile, vectors_problem
 
@@ -30,6 +32,17 @@ def test_behind_filters_a_row_has_the_vector_that_it_has_in_the_whole_dataset(tm
     given = VectorFile("vectors", saved(tmp_path, array), view)
     assert given.problem is None
     assert given[np.array([0, 1])].argmax(1).tolist() == [0, 3]
+
+
+def test_rows_that_mixture_by_has_sorted_by_source_keep_the_vectors_that_they_had_before(tmp_path):
+    rows = [{"input_ids": [number]} for number in range(5)]
+    mixed = split(rows, SourceLabels(("a", "b"), np.array([1, 0, 1, 0, 1])))
+    file = saved(tmp_path, np.eye(5, dtype=np.float32))
+    for dataset in (mixed, PlannedRows(mixed, np.array([3, 0, 4])), mixed.sources[1]):
+        given = VectorFile("vectors", file, dataset)
+        assert given.problem is None
+        contents = [dataset[place]["input_ids"][0] for place in range(len(dataset))]
+        assert given[np.arange(len(dataset))].argmax(1).tolist() == contents
 
 
 def test_another_number_of_rows_is_refused_with_both_numbers(tmp_path):

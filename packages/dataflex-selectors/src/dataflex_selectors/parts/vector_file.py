@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from dataflex.core.errors import ComponentError, Problem, rows_named
+from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.views import PlannedRows
 from numpy.typing import NDArray
 
@@ -54,7 +55,8 @@ class VectorFile:
     Args:
         key: The parameter that names the file, for messages.
         file: A file in which :func:`vectors_problem` finds nothing wrong.
-        dataset: The dataset; behind a filter, a view of the one that the file is for.
+        dataset: The dataset; behind a filter, a view of the one that the file is for. Where ``mixture_by`` has put its
+            rows in the order of its sources, the file has them in the order that they were given in.
     """
 
     def __init__(self, key: str, file: str, dataset: Any) -> None:
@@ -66,6 +68,8 @@ class VectorFile:
             self._rows = part.rows if self._rows is None else part.rows[self._rows]
             part = part.dataset
             sizes.append(len(part))
+        if isinstance(part, SplitSources):
+            self._rows = part.given if self._rows is None else part.given[self._rows]
         found = len(part) == len(self._array)
         what = f"{file} has {len(self._array)} vectors, for {' of '.join(map(str, sizes))} rows"
         way_out = "give one for each row of the tokenised train dataset, in its order; a mixture has no such order"
