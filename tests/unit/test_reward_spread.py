@@ -196,6 +196,24 @@ def test_what_is_remembered_comes_back_from_a_checkpoint():
     assert first.scores.tolist() == second.scores.tolist()
 
 
+def test_a_prompt_without_words_lends_nothing_and_borrows_nothing():
+    dataset = Prompts({"prompt": text} for text in ("  ", "add two and three", "add two and four", "", "name a sea"))
+    assert word_numbers("a \ud800").shape == (2,)  # half of a pair of bytes, as broken texts have it
+    seen = sampled({0: [1.0, 0.0] * 8, 1: [1.0] * 16}, len(dataset))
+    values = choose(made(dataset, neighbours=1), seen, 5, step=1).candidates
+    alone = choose(made(dataset), seen, 5, step=1).candidates
+    assert values[2] < alone[2]  # by the prompt that is like it
+    assert values[3:] == pytest.approx(alone[3:], rel=1e-9)  # one without words, and one that is like none
+
+
+def test_a_training_that_begins_anew_forgets_what_the_one_before_it_saw():
+    remembered, fresh = Remembered(2, 0.5), Remembered(2, 0.5)
+    remembered.look(sampled({0: [1.0] * 8, 1: [1.0] * 4}, 2).of(None, 1), None)
+    for given in ({}, {0: [0.0] * 4}, {0: [0.0] * 12, 1: [1.0, 0.0]}):
+        found, wanted = (each.look(sampled(given, 2).of(None, 1), None) for each in (remembered, fresh))
+        assert [found.first.tolist(), found.second.tolist()] == [wanted.first.tolist(), wanted.second.tolist()]
+
+
 def test_neighbours_lend_what_they_have_by_their_likeness():
     seen = Evidence(True, np.array([8.0, 0, 0]), np.array([0, 8.0, 0]), np.array([True, True, False]))
     cosine = np.array([[1.0, 0.5]])

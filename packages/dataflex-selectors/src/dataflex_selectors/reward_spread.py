@@ -151,10 +151,14 @@ class RewardSpreadSelector(Selector):
         return self._lent(found) if self.neighbours else found
 
     def _lent(self, found: Evidence) -> Evidence:
-        there, missing = np.flatnonzero(found.there), np.flatnonzero(~found.there)
-        if not len(there) or not len(missing):
+        if found.there.all() or not found.there.any():
             return found
         if self._vectors_ND is None:
             self._vectors_ND = prompt_vectors(self.dataset, self.dim)
+        # The vector of a prompt without words is 0, and that would be nearer to most than they are to each other.
+        says_N = self._vectors_ND.any(axis=1)
+        there, missing = np.flatnonzero(found.there & says_N), np.flatnonzero(~found.there & says_N)
+        if not len(there) or not len(missing):
+            return found
         distance_MK, near_MK = nearest(self._vectors_ND[missing], self._vectors_ND[there], self.neighbours)
         return lent(found, missing, there[near_MK], 1 - distance_MK**2 / 2)  # of vectors of length 1

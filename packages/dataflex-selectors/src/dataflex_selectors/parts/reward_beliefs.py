@@ -84,6 +84,8 @@ class Remembered:
             max_age: Optimizer steps after which a prompt counts as never sampled; None for none.
         """
         total = np.stack([found.sums, found.squares, found.counts.astype(np.float64)])
+        if (total[2] < self._before[2]).any():  # a training began anew, and the run has forgotten the one before
+            self.now[:], self._before[:] = 0.0, 0.0
         new_N = total[2] > self._before[2]
         self.now[:, new_N] = self._decay * self.now[:, new_N] + (total - self._before)[:, new_N]
         self._before = total
