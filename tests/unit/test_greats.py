@@ -12,7 +12,7 @@ from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
-from dataflex.scoring import RowPass, Sketch, TargetSet, per_sample_gradients, target_means
+from dataflex.scoring import RowPass, Sketch, TargetSet, influences, per_sample_gradients, target_means
 from dataflex.scoring.gradients import overlaps
 from dataflex.scoring.gradients.factors import factored, projected_size
 from dataflex.scoring.gradients.overlaps import RowProducts, row_products
@@ -505,6 +505,27 @@ def test_two_ranks_pick_as_one_does(tmp_path):
         for found in both:
             np.testing.assert_allclose(found[key], expected, rtol=1e-4, atol=1e-7, err_msg=key)
         np.testing.assert_array_equal(both[0][key], both[1][key], err_msg=key)
+
+
+def test_rows_that_nothing_is_learnt_from_any_more_have_products_of_zero_and_are_no_rows_without_a_label():
+    """With NaN in place of 0, a step of which nothing is left to learn would stop the run for want of rows."""
+    model = lora()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # at 0 and frozen: nothing reaches lora_A
+            parameter.data.zero_()
+            parameter.requires_grad_(False)
+    rows = [TokenRows(4, vocab_size=64, seed=5)[i] for i in range(4)]
+    rows[1]["labels"] = [-100] * len(rows[1]["labels"])
+    how = RowPass(rows, pad_collate, token_budget=64, progress=False)
+    with per_sample_gradients(model) as gradients:
+        mean = [torch.ones(1, route.size, device=model.device) for route in gradients.routes]
+        found = row_products(gradients, model, mean, how, [4])
+        influence_NJ = influences(gradients, model, mean, how, normalised=False)
+        cosine_NJ = influences(gradients, model, mean, how)
+    np.testing.assert_array_equal(found.target, [0, np.nan, 0, 0])
+    np.testing.assert_array_equal(found.norms, [0, np.nan, 0, 0])
+    np.testing.assert_array_equal(influence_NJ[:, 0], [0, np.nan, 0, 0])
+    assert np.isnan(cosine_NJ).all()
 
 
 def test_a_row_whose_step_has_no_length_is_a_candidate_like_others(rows, target, tmp_path):

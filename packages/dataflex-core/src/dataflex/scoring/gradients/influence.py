@@ -127,7 +127,8 @@ def influences(
         rows: The rows to score.
         direction: The step of a row, from its gradient; None for the gradient itself (SGD).
         sketch: The sketch that ``means`` were made with.
-        normalised: Whether each row's step is divided by its norm; else the products are of any size.
+        normalised: Whether each row's step is divided by its norm, so that one of length 0 gets NaN; else the products
+            are of any size.
 
     Raises:
         ComponentError: A gradient is NaN or infinite.
@@ -142,8 +143,9 @@ def influences(
             sink = Sketched(count, device, direction, sketch)
         _run(gradients, batch, sink)
         dots_BJ = sink.dots_BJ if isinstance(sink, Dots) else sink.features_BK @ means[0].T
-        norms_B = row_norms(sink, batch)
-        return dots_BJ / (norms_B if normalised else norms_B / norms_B).unsqueeze(1)
+        if normalised:
+            return dots_BJ / row_norms(sink, batch).unsqueeze(1)
+        return dots_BJ.masked_fill(step_lengths(sink, batch).isnan().unsqueeze(1), torch.nan)
 
     found = replace(rows, gradients=True).values(model, score)
     return found if found.ndim == 2 else found.reshape(0, len(means[0]))
@@ -327,6 +329,12 @@ def require_finite_gradients(sink: Sink) -> None:
 
 
 def row_norms(sink: Sink, batch: RowBatch) -> torch.Tensor:
-    """Returns (B,) norms, NaN for a row without labels: under Adam its direction is that of the moments alone."""
+    """Returns what steps are divided by to have length 1: (B,), NaN for a row without labels, or a step of length 0."""
+    lengths_B = step_lengths(sink, batch)
+    return torch.where(lengths_B > 0, lengths_B, torch.nan)
+
+
+def step_lengths(sink: Sink, batch: RowBatch) -> torch.Tensor:
+    """Returns (B,) lengths, NaN for a row without labels: under Adam its direction is that of the moments alone."""
     labelled_B = (batch.labels()[:, 1:] != IGNORED).any(dim=1).to(sink.squares_B.device)
-    return torch.where(labelled_B & (sink.squares_B > 0), sink.squares_B.sqrt(), torch.nan)
+    return torch.where(labelled_B, sink.squares_B.sqrt(), torch.nan)

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.core.ranks.by_row import gather_by_row
-from dataflex.scoring.gradients.influence import require_finite_gradients, row_norms
+from dataflex.scoring.gradients.influence import require_finite_gradients, step_lengths
 from dataflex.scoring.gradients.per_row import PerSampleGradients
 from dataflex.scoring.gradients.routes import Route
 from dataflex.scoring.gradients.sinks import Direction, Sink
@@ -95,7 +95,7 @@ def row_products(
         sink = _Kept(len(batch.labels()), device, direction, mean, sketch, own.store)
         gradients.backward(batch, sink)
         require_finite_gradients(sink)
-        return sink, torch.stack([sink.dots_B, row_norms(sink, batch)], dim=1)
+        return sink, torch.stack([sink.dots_B, step_lengths(sink, batch)], dim=1)
 
     for batch, (sink, found_B2) in replace(rows, gradients=True).results(model, score):
         if not batch.repeated:
