@@ -283,9 +283,10 @@ def test_one_row_and_two_equal_rows(size):
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"eps": 0}, "above 0 and below 1"),
-        ({"eps": 1.0}, "above 0 and below 1"),
-        ({"eps": "0.1"}, "above 0 and below 1"),
+        ({"eps": 0}, "of at least 1e-06 and below 1"),
+        ({"eps": 1e-8}, "found 1e-08, allowed: a number of at least 1e-06"),  # of which equal rows would stay
+        ({"eps": 1.0}, "of at least 1e-06 and below 1"),
+        ({"eps": "0.1"}, "of at least 1e-06 and below 1"),
         ({"keep": "best"}, "hard, easy, random"),
         ({"against": "all"}, "earlier, kept"),
         ({"clusters": 0}, "whole number of at least 1"),

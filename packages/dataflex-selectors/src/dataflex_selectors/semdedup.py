@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 KEEP = ("hard", "easy", "random")
 AGAINST = ("earlier", "kept")
+LEAST_EPS = 1e-6
+"""Below it, rounding decides whether copies are found: cosines are in float32, in which 1 - 1e-8 is 1."""
 
 
 def keep_order(distance_n: NDArray[np.floating], keep: str, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -78,7 +80,7 @@ class SemDedupSelector(OwnVectors):
     """Takes rows at random, but of near copies in a cluster only one (SemDeDup).
 
     Args:
-        eps: A row is left out where its cosine with an earlier row of its cluster is above 1 - eps.
+        eps: A row is left out where its cosine with an earlier row of its cluster is above 1 - eps; at least 1e-6.
         keep: Which of near copies stays: hard, the one farthest from the centre of the cluster; easy, the nearest; or
             random.
         against: What a row is compared with: earlier, all rows before it, or kept, those of them that stay.
@@ -243,7 +245,8 @@ class SemDedupSelector(OwnVectors):
 
 
 def _inside(key: str, found: Any) -> Problem | None:
-    """Returns a problem unless ``found`` is a number between 0 and 1, both left out."""
-    if is_number(found) and not math.isnan(found) and 0 < found < 1:
+    """Returns a problem unless ``found`` is a number from :data:`LEAST_EPS` to below 1."""
+    if is_number(found) and not math.isnan(found) and LEAST_EPS <= found < 1:
         return None
-    return Problem(key, f"found {found!r}, allowed: a number above 0 and below 1")
+    what = f"found {found!r}, allowed: a number of at least {LEAST_EPS:g} and below 1"
+    return Problem(key, what, f"{LEAST_EPS:g} leaves out equal rows alone")
