@@ -19,6 +19,7 @@ from dataflex_selectors.parts.concept_shares import (
     TOO_ALIKE,
     counts_by_remainder,
     counts_in_turn,
+    shares_of_rest,
     softmax,
     transferability,
 )
@@ -125,6 +126,15 @@ def test_the_counts_always_sum_to_what_is_asked_for(count):
         assert found.sum() == total
         assert (found >= 0).all()
         assert (found <= room).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 300.0, 1e4, 1e12])
+def test_the_share_of_each_cluster_among_those_after_it_is_that_of_a_softmax_of_its_own(spread):
+    scores = np.sort(np.random.default_rng(0).random(200) * spread)[::-1]
+    expected = [softmax(scores[place:])[0] for place in range(len(scores))]
+    np.testing.assert_allclose(shares_of_rest(scores), expected, rtol=1e-12)
+    if not spread:  # halves are rounded to even, so equal clusters must have 1 / n, and nothing above it
+        np.testing.assert_array_equal(shares_of_rest(scores), expected)
 
 
 @pytest.mark.parametrize("case", of_kind("official_greedy"))

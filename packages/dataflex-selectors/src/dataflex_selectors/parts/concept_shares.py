@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 TOO_ALIKE = 0.9
 """Cosine above which the authors take two clusters for one."""
 
+_UNDERFLOW = -600.0  # exp of it has all of its digits, and so has a sum of such numbers
 _CELLS = 2**22  # cosines at a time: 32 MB
 
 
@@ -64,12 +65,31 @@ def counts_in_turn(
     counts_C = np.zeros(len(scores_C), dtype=np.int64)
     while (left := total - int(counts_C.sum())) > 0:
         open_C = order_C[counts_C[order_C] < room_C[order_C]]
-        for place, cluster in enumerate(open_C):
-            share_C = softmax(scores_C[open_C[place:]])
-            given = min(round(left * float(share_C[0])), int(room_C[cluster] - counts_C[cluster]))
+        for cluster, share in zip(open_C.tolist(), shares_of_rest(scores_C[open_C]).tolist(), strict=True):
+            given = min(round(left * share), int(room_C[cluster] - counts_C[cluster]))
             counts_C[cluster] += given
             left -= given
     return counts_C, order_C
+
+
+def shares_of_rest(scores_O: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Returns the share of each cluster in the softmax over itself and those after it: (O,), the last one being 1.
+
+    A stretch of clusters has one sum of powers, so that 100,000 clusters take a fraction of a second; where powers become too
+    small for that, the next stretch begins.
+
+    Args:
+        scores_O: (O,) finite scores, descending.
+    """
+    shares_O, first = np.empty(len(scores_O)), 0
+    while first < len(scores_O):
+        below_R = scores_O[first:].astype(np.float64) - scores_O[first]
+        count = int(np.count_nonzero(below_R >= _UNDERFLOW))
+        powers_R = np.exp(below_R)
+        rest_R = np.cumsum(powers_R[::-1])[::-1]
+        shares_O[first : first + count] = powers_R[:count] / rest_R[:count]
+        first += count
+    return shares_O
 
 
 def counts_by_remainder(scores_C: NDArray[np.floating], room_C: NDArray[np.int64], total: int) -> NDArray[np.int64]:
