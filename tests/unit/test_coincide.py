@@ -340,6 +340,8 @@ def test_the_model_is_read_again_only_where_it_is_due(model, tmp_path):
         for update in range(4):
             chosen(made, model, update, 10)
         assert sum(calls) == passes * 70
+        chosen(made, model, 0, 10)  # a second training by the same trainer
+        assert sum(calls) == (passes + (refresh is not None)) * 70
 
 
 def test_a_resumed_selector_goes_on_and_reads_no_row(model, tmp_path):

@@ -180,6 +180,18 @@ def test_exclude_seen_false_gives_the_same_rows_again(planted):
     assert pick(selector, scored, 8, 0) == pick(selector, scored, 8, 1)
 
 
+def test_a_second_training_by_the_same_trainer_does_not_walk_by_the_scores_of_the_first(planted):
+    rows, file, values, _ = planted
+    selector = build(rows, vectors=file, score="column:worth", exclude_seen=False)
+    selector.changes = True  # as losses do
+    last = pick(selector, Scored(rows, column=values), 5, update=8)
+    first = pick(selector, Scored(rows, column=-values), 5, update=0)
+    assert set(first).isdisjoint(last)
+    moving = build(rows, embedding="model", refresh=2)
+    due = [(last, update) for last in (0, 3) for update in range(5) if moving.is_due(last, update)]
+    assert due == [(0, 2), (0, 3), (0, 4), (3, 0), (3, 1), (3, 2)]
+
+
 def test_too_few_rows_are_an_error_that_says_how_many_there_are(planted):
     rows, file, values, _ = planted
     selector, scored = build(rows, vectors=file, score="column:x"), Scored(rows, column=values)

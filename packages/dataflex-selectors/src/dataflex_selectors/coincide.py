@@ -287,7 +287,7 @@ class CoincideSelector(Selector):
     def _found(self, model: torch.nn.Module, context: UpdateContext) -> Concepts:
         """Returns the clusters, made anew where they are due. Collective."""
         known, update = self._concepts, context.update
-        if known is None or (self.refresh is not None and update - known.update >= self.refresh):
+        if known is None or (self.refresh is not None and not 0 <= update - known.update < self.refresh):
             layers, ids = self._layers(model), vision_token_ids(model)
             vectors_ED = layer_embeddings(
                 model,

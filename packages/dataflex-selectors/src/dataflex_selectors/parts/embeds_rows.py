@@ -81,8 +81,11 @@ class EmbedsRows(Selector):
         self.embedder.try_on(model, self.dataset, self.eligible()[:2])
 
     def is_due(self, last: int, update: int) -> bool:
-        """Returns whether embeddings of the update ``last`` are too old at ``update``; -1 means there are none."""
-        return last < 0 or (self.embedder.moves and update - last >= self.refresh)
+        """Returns whether embeddings of the update ``last`` are too old at ``update``; -1 means there are none.
+
+        Those of a later update are of an earlier training by the same trainer.
+        """
+        return last < 0 or (self.embedder.moves and not 0 <= update - last < self.refresh)
 
     def eligible(self) -> NDArray[np.int64]:
         """Returns the rows with tokens (or text) and a label, in row order: (n,). Looked up once.

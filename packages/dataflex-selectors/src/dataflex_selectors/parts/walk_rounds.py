@@ -36,8 +36,11 @@ def ranking_turns(
 
 
 def is_stale(last: int, turn: int, *, moves: bool, changes: bool, refresh: int) -> bool:
-    """Returns whether what was ranked at the turn ``last`` is too old at ``turn``; -1 means that nothing was."""
-    return last < 0 or (changes and turn > last) or (moves and turn - last >= refresh)
+    """Returns whether what was ranked at the turn ``last`` is too old at ``turn``; -1 means that nothing was.
+
+    What was ranked at a later turn is of an earlier training by the same trainer.
+    """
+    return last < 0 or (changes and turn != last) or (moves and not 0 <= turn - last < refresh)
 
 
 def worth_ranking(count: int, turns: int, *, moves: bool, changes: bool, seen: bool, refresh: int) -> int:
