@@ -127,8 +127,8 @@ def test_the_steps_that_are_planned_are_enough():
 @pytest.mark.parametrize("damping", [0.2, 0.05])
 def test_a_small_damping_without_a_number_of_steps_reaches_the_maximum_too(damping):
     generator = torch.Generator().manual_seed(0)
-    z_GH = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator) + 0.5, dim=1)
-    u_H = torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0)
+    z_GH = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator).double() + 0.5, dim=1)
+    u_H = torch.nn.functional.normalize(torch.randn(8, generator=generator).double(), dim=0)
     counted_G = torch.ones(16, dtype=torch.bool)
     best_G, _ = joint_weights(z_GH, u_H, counted_G, 0.1, 0.05, 1.0)
     found_G, far = joint_weights(z_GH, u_H, counted_G, 0.1, 0.05, 1.0, damping=damping)
