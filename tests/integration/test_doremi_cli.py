@@ -169,6 +169,7 @@ def test_a_step_alone_needs_the_one_before(file, tmp_path):
         ({"proxy": {"train_step": 4, "params": {"eat": 1}}}, ["proxy: ", "no parameter 'eat'", "did you mean 'eta'?"]),
         ({"final": {"learning_rat": 1}}, ["final: learning_rat: neither dataflex nor", "learning_rate"]),
         ({"reference": {"train_step": -1}}, ["reference: train_step: found -1"]),
+        ({"final": {"mixture_by": "cluster:3"}}, ["final: mixture_by: found 'cluster:3': each run makes such sources"]),
     ],
 )
 def test_all_three_runs_are_checked_before_the_first_starts(file, tmp_path, changes, messages):
