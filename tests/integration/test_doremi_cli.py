@@ -263,6 +263,24 @@ def test_rounds_go_on_where_they_were_stopped(file, tmp_path):
         run([str(file)], again)
 
 
+def test_the_way_out_of_rounds_that_were_otherwise_is_one_that_they_have(file, tmp_path):
+    content = read(file) | {"rounds": 2}
+    file.write_text(yaml.safe_dump(content))
+    assert run([str(file)], Rounds(*FAR)) == 0
+    file.write_text(yaml.safe_dump(content | {"final": {"train_step": 9}}))
+    final, aside = tmp_path / "out" / "final", tmp_path / "aside"
+    with pytest.raises(ConfigError) as error:
+        run([str(file)], Rounds(*FAR))
+    assert f"train it anew: move {final} away, and give the same command" in str(error.value)
+    final.rename(aside)
+    again = Rounds(*FAR)
+    assert run([str(file)], again) == 0
+    assert again.seen == ["out/final"]
+    file.write_text(yaml.safe_dump(content | {"reference": {"train_step": 3}}))
+    with pytest.raises(ConfigError, match=r"move .*round-1 and later rounds away"):
+        run([str(file)], again)
+
+
 @pytest.mark.parametrize(
     ("rounds", "step", "said"),
     [
