@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import datasets
 import numpy as np
 import pytest
 from dataflex.cli.main import run
 from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError
+from dataflex.integrations.llamafactory.raw_labels import RawLabels
 from dataflex.rows.score_columns import ScoreColumns
 from dataflex.rows.split_sources import SplitSources
 
@@ -138,6 +140,16 @@ def test_what_val_size_holds_out_is_held_out_of_each_source_by_name(load):
     rest = by_topic(module["train_dataset"], tokenizer)
     evaluated = [number for rows in held_out.values() for number in numbers_of(rows, tokenizer)]
     assert sorted(rest + evaluated) == sorted([*LEFT, *SECOND])
+
+
+def test_rows_held_out_of_a_label_that_no_train_row_has_are_told(caplog):
+    labels = RawLabels("topic")
+    codes_n = labels.read(datasets.Dataset.from_dict({"topic": ["a", "b", "rare", "a"]}), "first")
+    with caplog.at_level("WARNING", logger="dataflex"):
+        found = labels.by_name(datasets.Dataset.from_dict({"row": [0, 1, 2, 3]}), codes_n, ["a", "b"])
+    assert {name: rows["row"] for name, rows in found.items()} == {"a": [0, 3], "b": [1]}
+    assert "1 rows that val_size holds out are left out of the evaluation" in caplog.text
+    assert "no train row has their label: rare" in caplog.text
 
 
 def test_another_evaluation_set_is_left_as_it_is(load):

@@ -169,6 +169,7 @@ def test_a_step_alone_needs_the_one_before(file, tmp_path):
         ({"proxy": {"train_step": 4, "params": {"eat": 1}}}, ["proxy: ", "no parameter 'eat'", "did you mean 'eta'?"]),
         ({"final": {"learning_rat": 1}}, ["final: learning_rat: neither dataflex nor", "learning_rate"]),
         ({"reference": {"train_step": -1}}, ["reference: train_step: found -1"]),
+        ({"final": {"mixture_by": "cluster:3"}}, ["final: mixture_by: found 'cluster:3': each run makes such sources"]),
     ],
 )
 def test_all_three_runs_are_checked_before_the_first_starts(file, tmp_path, changes, messages):
@@ -259,6 +260,24 @@ def test_rounds_go_on_where_they_were_stopped(file, tmp_path):
     with pytest.raises(
         ConfigError, match=r"'reference' is finished in .*round-2.*not as 1_reference.yaml would have it"
     ):
+        run([str(file)], again)
+
+
+def test_the_way_out_of_rounds_that_were_otherwise_is_one_that_they_have(file, tmp_path):
+    content = read(file) | {"rounds": 2}
+    file.write_text(yaml.safe_dump(content))
+    assert run([str(file)], Rounds(*FAR)) == 0
+    file.write_text(yaml.safe_dump(content | {"final": {"train_step": 9}}))
+    final, aside = tmp_path / "out" / "final", tmp_path / "aside"
+    with pytest.raises(ConfigError) as error:
+        run([str(file)], Rounds(*FAR))
+    assert f"train it anew: move {final} away, and give the same command" in str(error.value)
+    final.rename(aside)
+    again = Rounds(*FAR)
+    assert run([str(file)], again) == 0
+    assert again.seen == ["out/final"]
+    file.write_text(yaml.safe_dump(content | {"reference": {"train_step": 3}}))
+    with pytest.raises(ConfigError, match=r"move .*round-1 and later rounds away"):
         run([str(file)], again)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import datasets
 import numpy as np
 import pytest
 from dataflex.config.check import check
@@ -159,6 +161,21 @@ def test_what_cannot_be_mapped_is_refused_before_a_model_is_loaded(load, tmp_pat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         load(*keys, column=column)
+
+
+def test_tokenised_rows_with_weights_of_tokens_keep_the_source_of_each_row(load, tmp_path):
+    without, kept = tmp_path / "without", tmp_path / "kept"
+    plain, _ = load("dataset=chats,dropped", f"tokenized_path={without}", column=None)
+    rows = datasets.load_from_disk(str(without))["train"]
+    ones = [[1.0] * len(ids) for ids in rows["input_ids"]]
+    datasets.DatasetDict({"train": rows.add_column("w", ones)}).save_to_disk(str(kept))
+    shutil.copy(without / "dataflex_columns.npz", kept)
+    module, _ = load("dataset=chats,dropped", f"tokenized_path={kept}", column="w")
+    names, codes_N = plain["row_sources"]
+    assert module["train_dataset"][:] == plain["train_dataset"][:]
+    assert [own.tolist() for own in module["token_columns"]["w"].of(np.arange(len(ones)))] == ones
+    assert module["row_sources"][0] == names
+    np.testing.assert_array_equal(module["row_sources"][1], codes_N)
 
 
 def test_a_row_without_weights_is_empty_for_the_weighter_to_refuse(load):

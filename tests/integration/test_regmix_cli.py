@@ -103,10 +103,16 @@ def test_a_search_writes_the_mixture_and_what_it_rests_on(file, tmp_path, capsys
     assert "static (preset regmix): proportions=[" in capsys.readouterr().out
 
 
+def table_of(file) -> list[dict]:
+    with open(file.parent / "found" / "mixtures.csv", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
 def test_finished_proxies_are_kept_and_more_mixtures_are_further_ones(file):
     broken = Pretended(fails={3})
     assert run([str(file)], broken) == 1
     assert broken.seen == [1, 2, 3], "none is started after one that failed"
+    assert [bool(row["eval_pretrain_eval_loss"]) for row in table_of(file)] == [True, True] + [False] * 18
     again = Pretended()
     assert run([str(file)], again) == 0
     assert again.seen == list(range(3, 21))
@@ -115,6 +121,7 @@ def test_finished_proxies_are_kept_and_more_mixtures_are_further_ones(file):
     assert len(again.seen) == 18, "everything is finished"
     more = Pretended()
     assert run([str(file), "mixtures=25"], more) == 0
+    assert all(row["eval_pretrain_eval_loss"] for row in table_of(file))
     assert more.seen == [21, 22, 23, 24, 25]
     assert run([str(file), "regressor=linear", "top_k=5"], more) == 0
     assert len(more.seen) == 5, "another fit trains nothing"
@@ -174,6 +181,7 @@ def test_a_folder_of_another_search_is_refused(file, tmp_path):
         ({"min_strength": 9}, "min_strength: is 9, above max_strength: 5"),
         ({"temperature": 1.5}, "temperature: found 1.5"),
         ({"proxy": {"static_mix": False}}, "proxy.static_mix: is given by regmix: a proxy keeps its mixture"),
+        ({"proxy": {"mixture_by": "cluster:3"}}, "proxy.mixture_by: is given by regmix: the sources are those"),
         ({"proxy": {"learning_rat": 1}}, "proxy: learning_rat: neither dataflex nor"),
         ({"targets": {"prose_eval": 1}}, "targets.prose_eval: no run evaluates it alone; evaluated are pretrain_eval"),
         ({"targets": {"pretrain_eval": -1}}, "targets: found {'pretrain_eval': -1}, allowed: names of evaluation sets"),
@@ -197,6 +205,7 @@ def test_what_is_wrong_is_said_before_the_first_proxy(file, changes, said):
             "base: moves its mixture with the mixer 'odm'",
         ),
         ({"train_type": "static", "static_mix": None}, "base: does not mix its sources"),
+        ({"mixture_by": "cluster:3"}, "base: mixture_by: found 'cluster:3': each run makes such sources"),
         ({"eval_dataset": None}, "base: eval_dataset: is missing: proxies are told apart by losses"),
         ({"do_eval": None}, "base: do_eval: nothing is evaluated"),
         ({"dataset": "code", "init_mixture_proportions": [1]}, "dataset"),

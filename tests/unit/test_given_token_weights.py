@@ -13,10 +13,10 @@ from dataflex.objective.samples import ROWS as SAMPLES
 from dataflex.rows.token_lists import TokenLists
 from dataflex.rows.views import MixedSources
 from dataflex.testing import TokenRows, tiny_tokenizer
-from dataflex_weighters.token_column import TokenColumnWeighter
 from dataflex_weighters.parts.token_places import before_labels, on_host, placed_numbers
 from dataflex_weighters.parts.token_texts import TokenTexts
 from dataflex_weighters.spans import SpansWeighter, marker_before, span_runs, token_weights_of, trained_stretches
+from dataflex_weighters.token_column import TokenColumnWeighter
 from weighted_run import weighted
 
 ROWS = TokenRows(12, lengths=range(6, 17), prompt=3)

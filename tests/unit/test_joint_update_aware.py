@@ -124,6 +124,18 @@ def test_the_steps_that_are_planned_are_enough():
         assert float(residual(w, s, S, beta, tau, counted)) < 1e-6
 
 
+@pytest.mark.parametrize("damping", [0.2, 0.05])
+def test_a_small_damping_without_a_number_of_steps_reaches_the_maximum_too(damping):
+    generator = torch.Generator().manual_seed(0)
+    z_GH = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator).double() + 0.5, dim=1)
+    u_H = torch.nn.functional.normalize(torch.randn(8, generator=generator).double(), dim=0)
+    counted_G = torch.ones(16, dtype=torch.bool)
+    best_G, _ = joint_weights(z_GH, u_H, counted_G, 0.1, 0.05, 1.0)
+    found_G, far = joint_weights(z_GH, u_H, counted_G, 0.1, 0.05, 1.0, damping=damping)
+    torch.testing.assert_close(found_G, best_G, rtol=0, atol=1e-6)
+    assert far < 1e-6
+
+
 @pytest.mark.parametrize("case", WHOLE, ids=by_name)
 def test_embeddings_target_and_weights_of_a_run_of_the_program(case):
     params, inputs = case["params"], case["inputs"]

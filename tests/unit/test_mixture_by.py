@@ -117,6 +117,13 @@ def test_an_array_of_floats_or_of_two_dimensions_is_no_label_file(tmp_path):
             read_label_file(tmp_path / f"{number}.npy")
 
 
+def test_a_class_of_minus_one_is_no_label():
+    features = datasets.Features({"topic": datasets.ClassLabel(names=["a", "b"])})
+    dataset = datasets.Dataset.from_dict({"topic": [1, -1, 0, None]}, features=features)
+    with pytest.raises(ConfigError, match=r"column:topic: 2 rows \(1, 3\) of the train dataset have no label"):
+        labels_of_column(dataset, "topic")
+
+
 @pytest.mark.parametrize("kind", ["text", "class", "number", "rows"])
 def test_the_labels_of_a_column_of_any_kind(kind):
     given = {"text": ["b", "a", "b"], "class": [1, 0, 1], "number": [7, 2, 7], "rows": ["b", "a", "b"]}[kind]

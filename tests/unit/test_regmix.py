@@ -147,6 +147,12 @@ def test_more_mixtures_are_the_same_ones_and_further_ones():
     assert not np.array_equal(few, drawn(PRIOR, 20, Drawing(), seed=8))
 
 
+def test_more_mixtures_are_further_ones_where_steps_are_smaller_than_what_the_authors_tell_apart():
+    drawing = Drawing(minimum=1e-6, min_strength=0.01, max_strength=0.2, max_usage=None)
+    few, many = (drawn(np.array([0.5, 0.5]), count, drawing, seed=1) for count in (200, 2000))
+    np.testing.assert_array_equal(few, many[:200])
+
+
 def test_drawing_leaves_the_global_generators_alone():
     before = np.random.get_state()[1].copy()  # that it is left alone is what is tested
     drawn(PRIOR, 20, Drawing(), seed=7)

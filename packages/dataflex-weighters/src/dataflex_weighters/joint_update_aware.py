@@ -99,8 +99,7 @@ def joint_weights(
         beta = 0.0
     if iterations is None:
         largest = float(S_GG.diagonal().max()) if largest is None and len(S_GG) else largest or 1.0
-        steps, safe = steps_to_converge(beta, tau, largest)
-        damping = safe if damping is None else min(damping, safe)
+        steps, damping = steps_to_converge(beta, tau, largest, damping)
     else:
         steps = iterations
     w_G = iterated(s_G, S_GG, beta, tau, counted_G, steps, 1.0 if damping is None else damping)

@@ -53,9 +53,11 @@ def coded_column(dataset: datasets.Dataset, column: str) -> tuple[list[Any], NDA
         if not _is_hashable(named):
             return [array[0].as_py()] if len(array) else [], np.zeros(len(dataset), dtype=np.int64)
         encoded = array.dictionary_encode()
-        own = [feature.int2str(v) if isinstance(feature, datasets.ClassLabel) and v is not None and v >= 0 else v
-               for v in encoded.dictionary.to_pylist()]  # fmt: skip
-        numbers = np.array([_place(places, values, value) for value in own] + [-1], dtype=np.int64)
+        own = encoded.dictionary.to_pylist()
+        if isinstance(feature, datasets.ClassLabel):  # of which -1, as of unlabelled rows, is no class
+            own = [None if value is None or value < 0 else feature.int2str(value) for value in own]
+        placed = [-1 if value is None else _place(places, values, value) for value in own]
+        numbers = np.array([*placed, -1], dtype=np.int64)
         indices = encoded.indices.fill_null(len(own)).to_numpy(zero_copy_only=False).astype(np.int64)
         codes.append(numbers[indices])
     return values, np.concatenate(codes)

@@ -137,7 +137,6 @@ def pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling, norm
             weight_BT = number_BT.float()
     # Padding is left out by a choice, not by a weight of 0: what a model computes there may be infinite.
     hidden_BTH = hidden_BTH.float().masked_fill(~mask_BT.unsqueeze(-1), 0.0)
-    # The sum stands for the mean: its length is not kept.
     pooled_BH = (weight_BT / weight_BT.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(1).bmm(hidden_BTH)[:, 0]
     return F.normalize(pooled_BH) if normalise else pooled_BH
 

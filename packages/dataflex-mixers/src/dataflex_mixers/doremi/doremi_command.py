@@ -121,9 +121,17 @@ def _require_same_proxy(pipeline: Pipeline, anew: bool) -> None:
 def _another(pipeline: Pipeline, step: str, file: Path) -> ConfigError:
     return ConfigError(
         f"the step '{step}' is finished in {pipeline.output_dir(step)}, but not as {file.name} would have it now "
-        f"-> restore the configuration, use another output_dir, or train it anew: dataflex-cli doremi ... {step} "
-        f"{OVERWRITE}"
+        f"-> restore the configuration, use another output_dir, or {_anew(pipeline, step)}"
     )
+
+
+def _anew(pipeline: Pipeline, step: str) -> str:
+    """Returns how a finished step is trained anew; with several rounds none is called alone."""
+    if pipeline.rounds == 1:
+        return f"train it anew: dataflex-cli doremi ... {step} {OVERWRITE}"
+    if step == "final":
+        return f"train it anew: move {pipeline.output_dir(step)} away, and give the same command"
+    return f"train this round anew: move {pipeline.own_folder} and later rounds away, and give the same command"
 
 
 def _require_same_reference(pipeline: Pipeline) -> None:
@@ -136,7 +144,7 @@ def _require_same_reference(pipeline: Pipeline) -> None:
     if then is not None and now is not None and now.id != then:
         raise ConfigError(
             f"the step 'proxy' is finished in {pipeline.output_dir('proxy')}, but with another reference model than "
-            f"that of {pipeline.output_dir('reference')} -> train it anew: dataflex-cli doremi ... proxy {OVERWRITE}"
+            f"that of {pipeline.output_dir('reference')} -> {_anew(pipeline, 'proxy')}"
         )
 
 

@@ -152,6 +152,16 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
         for key in ("output_dir", "dataset")
         if sections[step].get(key) != sections["final"].get(key)
     ]
+    problems += [
+        Problem(
+            f"{step}: mixture_by",
+            f"found {sections[step]['mixture_by']!r:.80}: each run makes such sources of its own rows, and the weights "
+            "of the proxy are those of datasets here",
+            "make a dataset of each source, and name them all in dataset",
+        )
+        for step in STEPS
+        if sections[step].get("mixture_by") is not None
+    ]
     if not isinstance(folder, str) or not folder:
         problems.append(Problem(f"{COMMON}: output_dir", "is missing", "name the folder for the three runs"))
     if not isinstance(params, Mapping):

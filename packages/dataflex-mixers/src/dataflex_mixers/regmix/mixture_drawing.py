@@ -105,6 +105,7 @@ def drawn(prior_K: Array, count: int, drawing: Drawing, seed: int) -> Array:
     """
     rng = np.random.default_rng(seed)
     alphas_SK, limits_K = concentrations(prior_K, drawing), bounds(prior_K, drawing.max_usage)
+    same = min(SAME, drawing.minimum / 2)  # less than a step: a later mixture never takes the place of an earlier one
     found_NK = np.empty((0, len(prior_K)))
     within = 0
     for _ in range(_MOST_ROUNDS):
@@ -113,7 +114,7 @@ def drawn(prior_K: Array, count: int, drawing: Drawing, seed: int) -> Array:
         rounded_NK = accepted(candidates_NK, limits_K, drawing.minimum)
         within += len(rounded_NK)
         found_NK = np.concatenate([found_NK, rounded_NK])
-        found_NK = found_NK[np.sort(distinct(found_NK))]
+        found_NK = found_NK[np.sort(distinct(found_NK, same))]
         if len(found_NK) >= count:
             found_NK = found_NK[:count]
             return np.asarray(found_NK / found_NK.sum(axis=1, keepdims=True))

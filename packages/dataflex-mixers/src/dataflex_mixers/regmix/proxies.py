@@ -114,6 +114,10 @@ def _not_fixed(spec: RunSpec) -> list[Problem]:
     if not spec.mixes:
         what = "does not mix its sources, so that no mixture can be found for it"
         return [Problem("base", what, "give it train_type: dynamic_mix and static_mix: true")]
+    if spec.arguments.mixture_by is not None:
+        what = f"found '{spec.arguments.mixture_by}': each run makes such sources of its own rows, and a mixture of "
+        what += "proxies is only one of the main run where both have the same sources"
+        return [Problem("base: mixture_by", what, "make a dataset of each source, and name them all in dataset")]
     if spec.mixer is not None and spec.mixer.component.name.rpartition(":")[2] != "static":
         what = f"moves its mixture with the mixer '{spec.mixer.component.name}'; regmix finds one that stays"
         return [Problem("base", what, "use the mixer static, or static_mix: true")]

@@ -153,6 +153,14 @@ def _train(run: PlannedRun, overrides: Sequence[str], environ: Mapping[str, str]
     return run_logged(overrides, run.file, run.log, heading, environ, programs)
 
 
+def losses_so_far(run: PlannedRun, metrics: Sequence[str]) -> list[float | None] | None:
+    """Returns the losses of a proxy, in the order of ``metrics``; None where it has not ended."""
+    if run.state() != FINISHED:
+        return None
+    numbers = figures(run).numbers
+    return [numbers.get(metric) for metric in metrics]
+
+
 def losses_of(run: PlannedRun, metrics: Sequence[str]) -> list[float]:
     """Returns the losses of a finished proxy, in the order of ``metrics``.
 

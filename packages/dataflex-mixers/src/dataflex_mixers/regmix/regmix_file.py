@@ -56,6 +56,7 @@ GIVEN = {
     "mixture_sample_rule": "a proxy keeps its mixture",
     "init_mixture_proportions": "each proxy has a mixture of its own",
     "dataset": "the sources are those of the base",
+    "mixture_by": "the sources are those of the base",
     "train_type": "a proxy mixes as the base does",
     "mixer": "a proxy keeps its mixture",
     "component_name": "a proxy keeps its mixture",

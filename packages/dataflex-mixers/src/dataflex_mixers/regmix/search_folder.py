@@ -84,7 +84,7 @@ def _plan(main: Main, prior_K: Array) -> dict[str, Any]:
     }
 
 
-def write_table(path: Path, main: Main, mixtures_NK: Array, losses: Sequence[Sequence[float] | None]) -> None:
+def write_table(path: Path, main: Main, mixtures_NK: Array, losses: Sequence[Sequence[float | None] | None]) -> None:
     """Writes ``mixtures.csv``; a proxy that has not ended has no losses."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)

@@ -25,7 +25,14 @@ from dataflex_mixers.regmix.epochs_seen import (
 from dataflex_mixers.regmix.found_mixture import Fit, find, warnings_of
 from dataflex_mixers.regmix.mixture_drawing import Array, bounds, drawn, rare_sources
 from dataflex_mixers.regmix.proxies import Main, read_main
-from dataflex_mixers.regmix.proxy_losses import StoppedSearchError, Train, losses_of, train_all, visible_devices
+from dataflex_mixers.regmix.proxy_losses import (
+    StoppedSearchError,
+    Train,
+    losses_of,
+    losses_so_far,
+    train_all,
+    visible_devices,
+)
 from dataflex_mixers.regmix.regmix_file import Search, read_search
 from dataflex_mixers.regmix.search_folder import (
     TABLE,
@@ -97,15 +104,16 @@ def run_search(planned: Planned, train: Train | None = None) -> int:
     with locked(search.output_dir):
         write_plan(search.output_dir, plan)
         runs = main.proxies(planned.mixtures)
-        table = search.output_dir / TABLE
-        write_table(table, main, planned.mixtures, [None] * len(runs))
+        table, targets = search.output_dir / TABLE, list(main.targets)
+        write_table(table, main, planned.mixtures, [losses_so_far(run, targets) for run in runs])
         try:
             train_all(runs, jobs, available, train)
         except StoppedSearchError as stopped:
             logger.info("%s", stopped.why)
             return stopped.code
-        losses_NT = np.array([losses_of(run, list(main.targets)) for run in runs])
-        write_table(table, main, planned.mixtures, losses_NT.tolist())
+        finally:
+            write_table(table, main, planned.mixtures, [losses_so_far(run, targets) for run in runs])
+        losses_NT = np.array([losses_of(run, targets) for run in runs])
         _finish(planned, losses_NT)
     return 0
 

@@ -4,9 +4,9 @@
 
 is strictly concave, and its maximum is the one fixed point of w = softmax((s - beta S w) / tau). The plain iteration
 goes to and fro between two sets of samples where beta / tau is large. Its derivative at p is -(beta / tau) (diag p - p
-p') S, whose eigenvalues lie in [-L, 0] with L = (beta / tau) sum_i p_i S_ii; with damping rho = 2 / (2 + L) it shrinks
-differences by L / (2 + L) a step, so the number of steps that reach a tolerance is known beforehand, and the host never
-waits for the device.
+p') S, whose eigenvalues lie in [-L, 0] with L = (beta / tau) sum_i p_i S_ii; with a damping rho of at most 2 / (2 + L)
+it shrinks differences by 1 - rho a step, so the number of steps that reach a tolerance is known beforehand, and the
+host never waits for the device.
 
 Letters: G samples.
 """
@@ -60,19 +60,20 @@ def iterated(
     return weights_G
 
 
-def steps_to_converge(beta: float, tau: float, largest: float) -> tuple[int, float]:
-    """Returns how many steps reach the tolerance, and the damping of each.
+def steps_to_converge(beta: float, tau: float, largest: float, damping: float | None = None) -> tuple[int, float]:
+    """Returns how many steps reach the tolerance, :data:`MOST_STEPS` at most, and the damping of each.
 
     Args:
         beta: At least 0.
         tau: Above 0.
         largest: At least every S_ii: 1 for cosines.
+        damping: rho in (0, 1], lowered where it would not converge; None: the largest that does.
     """
     bound = beta / tau * largest  # L
-    damping = 2 / (2 + bound)
-    shrinks = bound / (2 + bound)
-    steps = 1 if shrinks == 0 else math.ceil(math.log(TOLERANCE) / math.log(shrinks)) + 1
-    return min(steps, MOST_STEPS), damping
+    safe = 2 / (2 + bound)
+    rho = safe if damping is None else min(damping, safe)
+    steps = 1 if rho == 1 else math.ceil(math.log(TOLERANCE) / math.log1p(-rho)) + 1
+    return min(steps, MOST_STEPS), rho
 
 
 def residual(

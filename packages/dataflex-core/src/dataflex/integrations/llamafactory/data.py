@@ -54,7 +54,7 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
         def loading(args: Any) -> Callable[..., Mapping[str, Any]]:
-            load = weights.loading(kept.loading(original))
+            load = kept.loading(weights.loading(original))  # rows are known by what is left once weights are out
             return functools.partial(load, template, model_args, training_args=args, **kwargs)
 
         def loaded(args: Any, data_args: Any) -> dict[str, Any]:

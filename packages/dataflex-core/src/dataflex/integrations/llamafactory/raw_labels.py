@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dataflex.core.errors import ConfigError, listed, nearest
 from dataflex.core.source_labels import SourceLabels, coded, no_label
 from dataflex.rows.label_columns import coded_column
+from dataflex.utils.logging import logger
 
 LABEL = "dataflex_label"
 """The column of the number of a row's label."""
@@ -80,12 +81,21 @@ class RawLabels:
     ) -> dict[str, datasets.Dataset]:
         """Returns rows that were held out, source by source, of those sources of which any were.
 
+        Rows with a label that no train row has are left out, with a warning.
+
         Args:
             dataset: The rows.
             codes_n: (n,) the number of each row's label.
             names: (K) the sources.
         """
         own_n = np.array([str(value).strip() for value in self._values])[codes_n]
+        never = sorted(set(own_n.tolist()) - set(names))
+        if never:
+            logger.warning(
+                "mixture_by: column:%s: %d rows that val_size holds out are left out of the evaluation, as no train "
+                "row has their label: %s",
+                self.column, int(np.isin(own_n, never).sum()), listed(never),
+            )  # fmt: skip
         found = {name: np.flatnonzero(own_n == name) for name in names}
         return {name: dataset.select(rows) for name, rows in found.items() if len(rows)}
 
