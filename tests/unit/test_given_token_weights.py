@@ -308,7 +308,7 @@ def test_the_texts_of_tokens_make_up_the_text_where_characters_have_several_toke
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, r"between of the spans weighter: found None, allowed: a list such as \[\{start: <think>"),
+        ({"between": None}, r"between of the spans weighter: found None, allowed: a list such as \[\{start: <think>"),
         (
             {"between": [{"start": "<think>"}]},
             r"between\[0\] of the spans weighter: found .*, allowed: a mapping with end",

@@ -215,6 +215,25 @@ def test_scope_batch_compares_the_samples_of_a_micro_batch(tmp_path):
     assert [pytest.approx(1, abs=1e-5)] * 2 == [np.mean(weights) for _, _, weights in seen]
 
 
+@pytest.mark.parametrize(
+    ("weighter", "params", "said"),
+    [
+        ("joint_update_aware", {"scope": "batch"}, "a micro-batch has one sample"),
+        ("joint_update_aware", {"scope": "step"}, ""),
+        ("loss", {}, "a micro-batch has one sample"),
+        ("loss", {"scope": "step"}, ""),
+        ("loss", {"strategy": "uniform"}, ""),
+    ],
+)
+def test_a_warning_says_once_where_a_sample_is_compared_with_no_other(weighter, params, said, tmp_path, caplog):
+    alone = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        weighted(tmp_path, weighter, params, ROWS, target=TARGET, max_steps=2, **alone).train()
+    told = [message for message in caplog.messages if "compared with no other" in message]
+    assert len(told) == bool(said)
+    assert all(said in message and "per_device_train_batch_size or set scope: step" in message for message in told)
+
+
 def test_weights_of_one_micro_batch_cost_no_forward_more(tmp_path, monkeypatch):
     trainer = build(tmp_path, {"refresh": 100}, {"explain_rows": 0}, max_steps=3)
     forwards = []

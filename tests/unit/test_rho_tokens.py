@@ -153,7 +153,7 @@ def test_a_share_is_rounded_down_as_written_and_not_as_floats_have_it():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, "reference_model of the rho_tokens weighter: found None, allowed: a text"),
+        ({"reference_model": None}, "reference_model of the rho_tokens weighter: found None, allowed: a text"),
         (
             {"reference_model": "/no/such/folder"},
             "reference_model of the rho_tokens weighter: there is no folder /no/such/folder",

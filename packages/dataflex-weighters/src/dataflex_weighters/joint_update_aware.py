@@ -47,7 +47,7 @@ from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_weighters.parts.caught_states import CatchesHiddenStates
-from dataflex_weighters.parts.compared_samples import SCOPES, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import SCOPES, rows_with_labels, warn_where_alone, with_mean_one
 from dataflex_weighters.parts.embedded_target import chosen_rows, embedded_target
 from dataflex_weighters.parts.simplex_weights import iterated, residual, steps_to_converge
 
@@ -168,6 +168,7 @@ class JointUpdateAwareWeighter(CatchesHiddenStates):
         self.iterations, self.damping = iterations, damping
         self.scope, self.pooling, self.normalise = scope, pooling, normalise
         self.refresh, self.anchors = refresh, anchors
+        self._began = False
         self._target_H: torch.Tensor | None = None
         self._refreshed = -1  # the step of the last refresh
         self._of_step: tuple[int, torch.Tensor] | None = None  # step -> (S,) weights of this rank's samples
@@ -230,6 +231,9 @@ class JointUpdateAwareWeighter(CatchesHiddenStates):
         assert self._target_H is not None
         self._target_H = self._target_H.to(z_SH)  # once: a copy to the device makes the host wait
         everyone_GH, counted_G, own = gather_vectors(z_SH, labelled_S, ctx.accelerator, width)
+        if not self._began:
+            self._began = True
+            warn_where_alone(self.name, len(everyone_GH), self.scope)
         w_G, far = joint_weights(
             everyone_GH,
             self._target_H,

@@ -27,7 +27,14 @@ from dataflex.core.parameter_checks import one_of, positive, positive_or_null, r
 from dataflex.core.registry import register_weighter
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
 
-from dataflex_weighters.parts.compared_samples import SCOPES, compared, compared_cost, rows_with_labels, with_mean_one
+from dataflex_weighters.parts.compared_samples import (
+    SCOPES,
+    compared,
+    compared_cost,
+    rows_with_labels,
+    warn_where_alone,
+    with_mean_one,
+)
 from dataflex_weighters.parts.source_checks import known_sources
 
 LEVELS = ("sample", "source")
@@ -190,6 +197,7 @@ class LossWeighter(Weighter):
         self.strategy, self.delta, self.temperature = strategy, float(delta), float(temperature)
         self.temperature_start = None if temperature_start is None else float(temperature_start)
         self.scope, self.level = scope, level
+        self._began = False
 
     @classmethod
     def cost(cls, params: Mapping[str, Any], ahead: Ahead) -> Cost:
@@ -218,6 +226,9 @@ class LossWeighter(Weighter):
             return losses.mean()
         labelled = rows_with_labels(inputs, losses.numel(), losses.device)
         found = compared(losses, labelled, ctx, self.scope, with_sources=self.level == "source")
+        if not self._began:
+            self._began = True
+            warn_where_alone(self.name, found.losses.numel(), self.scope)
         formula = (self.strategy, self.delta, self._temperature(ctx), found.counted)
         if found.sources is None:
             weights_G = sample_weights(found.losses, *formula)

@@ -117,7 +117,7 @@ class RhoTokensWeighter(Weighter):
         accelerator: Any,
         data_collator: Collator,
         cache_dir: str,
-        reference_model: str | None = None,
+        reference_model: str,
         share: float = 0.6,
         scope: str = "batch",
         cached: bool = True,

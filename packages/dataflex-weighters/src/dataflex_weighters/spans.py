@@ -91,7 +91,8 @@ class SpansWeighter(GivenTokenWeights):
         self,
         dataset: Any,
         tokenizer: Any = None,
-        between: Any = None,
+        *,
+        between: Any,
         default: float = 1.0,
         denominator: str = "weights",
     ) -> None:

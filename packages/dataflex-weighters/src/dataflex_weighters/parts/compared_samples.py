@@ -10,6 +10,7 @@ from dataflex.core.cost import NOTHING, Ahead, Cost, Work
 from dataflex.core.errors import ComponentError
 from dataflex.core.ranks.gather_samples import gather_samples
 from dataflex.model.label_logits import IGNORED
+from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
     from dataflex.train.weighter.base_weighter import StepContext
@@ -80,6 +81,28 @@ def compared(
         own_sources = ctx.sources_of(rows).to(losses.dtype)
         sources = gather_samples(own_sources, counted, ctx.accelerator, width)[0].long()
     return Compared(everyone, all_counted, sources, slice(mine.start + own.start, mine.start + own.stop))
+
+
+def warn_where_alone(who: str, samples: int, scope: str) -> None:
+    """Warns where a sample is compared with no other, so that its weight is 1. For the first weighted micro-batch.
+
+    Args:
+        who: The weighter, for the message.
+        samples: G, those that were compared.
+        scope: One of :data:`SCOPES`.
+    """
+    if samples != 1:
+        return
+    one, way_out = "step", "gradient_accumulation_steps"
+    if scope == "batch":
+        one, way_out = "micro-batch", "set scope: step"
+    logger.warning(
+        "%s: a %s has one sample, which is compared with no other, so every weight is 1 -> raise "
+        "per_device_train_batch_size or %s",
+        who,
+        one,
+        way_out,
+    )
 
 
 def compared_cost(scope: str, ahead: Ahead) -> Cost:
