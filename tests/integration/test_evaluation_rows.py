@@ -14,13 +14,18 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from dataflex.config.check import check
 from dataflex.config.load import read_config
+from dataflex.core.context import RunAhead
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import KINDS, MIXER, SELECTOR, WEIGHTER
 from dataflex.discovery.component_classes import find
 from dataflex.discovery.construct import constructor_parameters
+from dataflex.planning.mixture import MixtureManager
 from dataflex.run.record import read_trace
+from dataflex.scoring.gradients.projection import Projection
+from dataflex.scoring.gradients.rows_sketch import RowsSketcher
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from every_component import asking_for, made, scores  # the folder of the unit tests comes first
@@ -196,24 +201,46 @@ def model(workspace: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in (SELECTOR, WEIGHTER) for name in asking_for(kind, "eval_dataset")]
+    ("kind", "name"),
+    [(kind, name) for kind in (SELECTOR, MIXER, WEIGHTER) for name in asking_for(kind, "eval_dataset")],
 )
 def test_a_stream_of_evaluation_rows_is_refused_by_every_component(load, kind, name):
     module = load("dynamic_select", "less", *EVALUATION)
     stream = module["eval_dataset"].to_iterable_dataset()
+    params, runtime = None, {"dataset": module["train_dataset"]}
+    if kind is MIXER:
+        params, runtime = {"target": "eval"}, mixes()
     with pytest.raises(ConfigError, match=rf"eval_dataset of the {name} {kind.name}: .* is a stream.*streaming: false"):
-        made(kind, name, dataset=module["train_dataset"], eval_dataset=stream)
+        made(kind, name, params, **runtime, eval_dataset=stream)
+
+
+def mixes() -> dict[str, Any]:
+    """What a run of two sources gives to a mixer."""
+    manager = MixtureManager(["one", "other"], [8, 8], [0.5, 0.5], seed=1)
+    return {"mixture_manager": manager, "accelerator": Accelerator(cpu=True), "output_dir": "unused"}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_mixer_that_aims_at_gradients_takes_those_of_the_rows_of_every_key(load, model, key):
+    assert asking_for(MIXER, "eval_dataset") == ["doge"]
+    module = load("dynamic_select", "less", *KEYS[key], GENERATE)
+    target = target_of(module)
+    mixer = made(
+        MIXER, "doge", {"target": "eval"}, **mixes(), eval_dataset=target, data_collator=module["data_collator"]
+    )
+    mixer.check_run(model, RunAhead(updates=1, total_steps=4, most_rows=2))
+    projection = Projection(model, mixer.gradient_sketch, 1, model.device)
+    mixer.sketcher = RowsSketcher(lambda: projection, mixer.accelerator)
+    mixer.mix(model, 1)
+    assert mixer.target_JD.shape[0] == (len(target) if isinstance(target, dict) else 1)
+    assert np.isfinite(mixer.target_JD).all()
+    assert np.linalg.norm(mixer.target_JD, axis=1).min() > 0
 
 
 def test_no_kind_of_component_with_a_target_is_missing_here():
-    others = [
-        (kind.name, name)
-        for kind in KINDS
-        if kind not in (SELECTOR, WEIGHTER)
-        for name in asking_for(kind, "eval_dataset")
-    ]
-    assert others == []
-    assert asking_for(MIXER, "mixer_eval_dataset") == ["dynamic_moe"]  # of held-out rows it sees where tokens go
+    tested = (SELECTOR, MIXER, WEIGHTER)
+    assert [kind.name for kind in KINDS if kind not in tested and asking_for(kind, "eval_dataset")] == []
+    assert asking_for(MIXER, "mixer_eval_dataset") == ["dynamic_moe", "odm"]  # gates and losses of held-out rows
     assert "eval_dataset" in constructor_parameters(find(SELECTOR, "less"))[0]
 
 

@@ -14,8 +14,12 @@ from sft_rows import chat_tokenizer, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "plain-transformers.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-SECTIONS = ["transformers.Trainer", "TRL: SFTTrainer", "TRL: DPOTrainer, RewardTrainer, KTOTrainer", "Mixtures"]
-SECTIONS += [
+SECTIONS = [
+    "transformers.Trainer",
+    "TRL: SFTTrainer",
+    "TRL: DPOTrainer, RewardTrainer, KTOTrainer",
+    "TRL: GRPOTrainer, RLOOTrainer",
+    "Mixtures",
     "Weighters",
     "Resume",
     "Two processes",

@@ -501,4 +501,4 @@ def test_a_mixer_that_does_not_look_at_losses_may_have_several_gpus(tmp_path, na
     rows = {"a": TokenRows(4), "b": TokenRows(4)}
     kwargs = {"model": model(), "args": arguments, "train_dataset": rows, "data_collator": pad_collate}
     spec = mix_spec(name, static_mix=name is None)
-    assert trainer_class(MixTrainer, Trainer)(**kwargs, dataflex=spec).segments.batch_size == 2 * 4 * 2
+    assert trainer_class(MixTrainer, Trainer)(**kwargs, dataflex=spec).segments.step_rows.of(1) == 2 * 4 * 2

@@ -317,7 +317,7 @@ BAD = [
     (MIX, {"mixer_eval_dataset": "b,gone"}, "mixer_eval_dataset", ["the file of 'gone' does not exist"]),
     (MIX, {"component_name": "dynamic_moe"}, "mixer_eval_dataset", ["is missing; the mixer 'dynamic_moe'", "val_size"]),
     (MIX, {"component_name": "doremi"}, "params", ["needs the parameter 'reference_model'"]),
-    (WEIGHT, {"component_name": "spans"}, "params", ["needs the parameter 'between' -> write component: {between: ...}"]),
+    (WEIGHT, {"component_name": "spans"}, "params", ["needs the parameter 'between' -> write component: {"]),
     (WEIGHT, {"component_name": "rho_tokens"}, "params", ["needs the parameter 'reference_model' -> write component"]),
     (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
 ]

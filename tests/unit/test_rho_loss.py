@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import datasets
@@ -19,6 +20,7 @@ from dataflex.run.state import load_state, save_state
 from dataflex.scoring import ScoreStore, model_beside, per_sample_losses
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors.parts import irreducible
+from dataflex_selectors.parts.other_model import contradicting
 from dataflex_selectors.rho_loss import RhoLossSelector, largest
 from every_component import run_objects
 
@@ -336,10 +338,29 @@ def test_a_reference_model_is_refused_where_the_engine_shards_weights_and_a_file
 
 def test_a_reference_model_with_another_tokenizer_is_refused_before_training(rows, model, tmp_path):
     tiny_model(seed=1).save_pretrained(tmp_path)
-    other = tiny_tokenizer()
-    other.add_tokens(["<new>"])  # the run's tokenizer knows a token that the reference's does not
-    tiny_tokenizer().save_pretrained(tmp_path)
+    theirs, ours = tiny_tokenizer(), tiny_tokenizer()
+    theirs.add_tokens(["<old>"])
+    ours.add_tokens(["<new>"])  # at the number of <old>
+    theirs.save_pretrained(tmp_path)
     ahead = RunAhead(updates=1, total_steps=4, most_rows=2)
     build(rows, reference_model=str(tmp_path), tokenizer=tiny_tokenizer()).check_run(model, ahead)
-    with pytest.raises(ComponentError, match="gives tokens other numbers than that of the run"):
-        build(rows, reference_model=str(tmp_path), tokenizer=other).check_run(model, ahead)
+    with pytest.raises(ComponentError, match="gives other numbers to 1 of the run's tokens, such as '<new>'"):
+        build(rows, reference_model=str(tmp_path), tokenizer=ours).check_run(model, ahead)
+
+
+def test_a_reference_model_without_the_tokens_that_a_template_adds_is_told_of(rows, model, tmp_path, caplog):
+    tiny_model(seed=1).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ours = tiny_tokenizer()
+    ours.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    ahead = RunAhead(updates=1, total_steps=4, most_rows=2)
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        build(rows, reference_model=str(tmp_path), tokenizer=ours).check_run(model, ahead)
+    assert "lacks 1 of the run's tokens, such as '<|im_end|>'" in caplog.text
+
+
+def test_which_tokens_of_two_vocabularies_contradict_each_other():
+    run = {"a": 0, "b": 1, "c": 2, "d": 9}
+    assert contradicting(run, run) == []
+    assert contradicting(run, {"a": 0, "b": 1}) == []
+    assert contradicting(run, {"a": 0, "b": 2, "x": 9}) == ["b", "c", "d"]

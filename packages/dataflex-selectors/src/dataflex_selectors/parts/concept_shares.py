@@ -75,8 +75,8 @@ def counts_in_turn(
 def shares_of_rest(scores_O: NDArray[np.floating]) -> NDArray[np.float64]:
     """Returns the share of each cluster in the softmax over itself and those after it: (O,), the last one being 1.
 
-    A stretch of clusters has one sum of powers, so that 100,000 clusters take a fraction of a second; where powers become too
-    small for that, the next stretch begins.
+    A stretch of clusters has one sum of powers, so that 100,000 clusters take a fraction of a second; where powers
+    become too small for that, the next stretch begins.
 
     Args:
         scores_O: (O,) finite scores, descending.

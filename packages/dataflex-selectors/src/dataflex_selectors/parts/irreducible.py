@@ -8,6 +8,7 @@ is never selected.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_name
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.rows.columns import number_column
 from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.scoring.model_beside import load_beside, within_vocabulary
+from dataflex.scoring.model_beside import load_beside, text_tokenizer, tokenizer_beside, within_vocabulary
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.other_model import rows_for
+from dataflex_selectors.parts.other_model import contradicting
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -110,12 +112,27 @@ def try_model(
             gives them other numbers: what cannot be learnt of a row is then another sum.
     """
     model = load_beside(KEY, path, accelerator)
-    if rows_for(path, model, dataset, tokenizer)[0] is not dataset:
-        raise ComponentError(
-            f"{KEY}: the tokenizer of {path} gives tokens other numbers than that of the run, so its losses are of "
-            "other tokens -> use a model with the tokenizer of the run"
-        )
+    other = None if tokenizer is None else tokenizer_beside(path)
+    if other is not None:
+        _require_same_tokens(path, text_tokenizer(tokenizer).get_vocab(), other.get_vocab())
     try_losses(model, dataset, within_vocabulary(KEY, path, model, collator), None)
+
+
+def _require_same_tokens(path: str, run: Mapping[str, int], other: Mapping[str, int]) -> None:
+    """Refuses a vocabulary with other numbers; warns of one without all tokens of the run."""
+    if differing := contradicting(run, other):
+        raise ComponentError(
+            f"{KEY}: the tokenizer of {path} gives other numbers to {len(differing)} of the run's tokens, such as "
+            f"{differing[0]!r}, so its losses are of other tokens -> use a model with the tokenizer of the run"
+        )
+    if missing := [token for token in run if token not in other]:
+        logger.warning(
+            "%s: the tokenizer of %s lacks %d of the run's tokens, such as %r: the model has learnt nothing about them",
+            KEY,
+            path,
+            len(missing),
+            missing[0],
+        )
 
 
 def checked(values: NDArray[np.float64], what: str) -> NDArray[np.float32]:

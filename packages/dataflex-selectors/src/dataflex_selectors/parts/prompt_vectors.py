@@ -38,4 +38,6 @@ def prompt_vectors(dataset: Any, dim: int) -> NDArray[np.float32]:
 
 def word_numbers(text: str) -> NDArray[np.int64]:
     """Returns a number for each word and mark of a text: (T,), letters of either case alike."""
-    return np.array([zlib.crc32(word.encode(errors="surrogatepass")) for word in _WORD.findall(text.lower())], dtype=np.int64)
+    return np.array(
+        [zlib.crc32(word.encode(errors="surrogatepass")) for word in _WORD.findall(text.lower())], dtype=np.int64
+    )
