@@ -16,6 +16,7 @@ import pytest
 from dataflex.config.check import check
 from dataflex.config.load import read_config
 from dataflex.core.errors import ConfigError
+from dataflex.rows.token_lists import by_rows_of
 from dataflex.rows.views import MixedSources
 
 pytestmark = pytest.mark.llamafactory
@@ -37,7 +38,8 @@ def chat(number: int, turns: int = 2, system: bool = False) -> dict[str, Any]:
         messages.append({"role": "user", "content": f"question {number} {turn} " + "so " * (number % 5), "weight": 9.0})
         weight = (number + 2 * turn) % 4 / 2
         messages.append({"role": "assistant", "content": f"answer {number} {turn} " + "yes " * turn, "weight": weight})
-    return {"messages": messages, "per_message": [m["weight"] for m in messages]}
+    kind = "odd" if number % 2 else "even"
+    return {"messages": messages, "per_message": [m["weight"] for m in messages], "kind": kind}
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,25 @@ def test_tokenised_rows_with_weights_of_tokens_keep_the_source_of_each_row(load,
     assert [own.tolist() for own in module["token_columns"]["w"].of(np.arange(len(ones)))] == ones
     assert module["row_sources"][0] == names
     np.testing.assert_array_equal(module["row_sources"][1], codes_N)
+
+
+def test_what_else_is_kept_of_the_raw_data_stays_with_the_rows_whose_weights_are_taken_out(load):
+    several = ("dataset=chats,dropped",)
+    names, codes_N = load(*several, column=None)[0]["row_sources"]
+    found = load(*several, column="per_message")[0]["row_sources"]
+    assert found[0] == names
+    np.testing.assert_array_equal(found[1], codes_N)
+
+    mixing = ["mixture_by=column:kind", "val_size=6", "init_mixture_proportions=null", "mixture_sample_rule=uniform"]
+    plain, _ = load("dataset=chats", *mixing, column=None, file="mix_random")
+    module, tokenizer = load("dataset=chats", *mixing, column="per_message", file="mix_random")
+    for key in ("train_dataset", "eval_dataset"):
+        whole = plain[key] if key == "eval_dataset" else dict(zip(plain[key].names, plain[key].sources, strict=True))
+        same = module[key] if key == "eval_dataset" else dict(zip(module[key].names, module[key].sources, strict=True))
+        assert {name: rows[:] for name, rows in same.items()} == {name: rows[:] for name, rows in whole.items()}
+        assert sorted(whole) == ["even", "odd"]
+    lists = by_rows_of(module["train_dataset"], module["token_columns"])
+    require_right(module | {"token_columns": lists}, tokenizer, "per_message")
 
 
 def test_a_row_without_weights_is_empty_for_the_weighter_to_refuse(load):

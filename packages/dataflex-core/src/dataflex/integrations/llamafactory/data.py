@@ -50,7 +50,7 @@ def reading_dataset(spec: RunSpec, original: Callable[..., Any]) -> Callable[...
         require_objective(spec)
         by_source = knows_sources(spec, data_args)
         made, kept = _kept(spec, data_args, by_source)
-        weights = MessageWeights(wanted_column(spec), kwargs["stage"])
+        weights = MessageWeights(wanted_column(spec), kwargs["stage"], kept.replaced)
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
         def loading(args: Any) -> Callable[..., Mapping[str, Any]]:

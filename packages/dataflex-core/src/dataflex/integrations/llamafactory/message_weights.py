@@ -55,10 +55,14 @@ class MessageWeights:
     Args:
         column: Where they stand; None: nothing is done.
         stage: LLaMA-Factory's ``stage``.
+        replaced: ``replaced(dataset, by)`` is told of each tokenised dataset that another stands for, which is the same
+            without the column: for keepers that know their datasets by identity.
     """
 
-    def __init__(self, column: str | None, stage: str) -> None:
-        self.column, self._stage = column, stage
+    def __init__(
+        self, column: str | None, stage: str, replaced: Callable[[Any, Any], None] = lambda dataset, by: None
+    ) -> None:
+        self.column, self._stage, self._tell = column, stage, replaced
         self._of_train = True
         self._kept: list[tuple[Any, Any]] = []  # a tokenised dataset, held for its identity, and its weights
 
@@ -171,7 +175,9 @@ class MessageWeights:
             found = original(*args, is_eval=is_eval, **kwargs)
             if found is None or NAME not in found.column_names:
                 return found
-            return found.remove_columns([NAME]) if is_eval else self._taken(found, NAME)
+            plain = found.remove_columns([NAME]) if is_eval else self._taken(found, NAME)
+            self._tell(found, plain)
+            return plain
 
         return get_preprocessed_dataset
 

@@ -134,6 +134,10 @@ class KeptColumns:
 
         return get_dataset
 
+    def replaced(self, dataset: Any, by: Any) -> None:
+        """Takes what is kept of a dataset for that of another, which has the same rows: without a column, say."""
+        self._kept = [(by if own is dataset else own, columns) for own, columns in self._kept]
+
     def of(self, dataset: Any) -> Columns:
         """Returns the columns of a train dataset that was loaded: name -> (N,) numbers, NaN for none.
 
