@@ -208,7 +208,14 @@ class ByNumber(Mixer):
         return np.array([1.0, 3.0])
 
 
-def mixed(folder, cls):
+@register_mixer("weighs_unobserved")
+class Unobserved(ByNumber):
+    """Weighs, and does not override ``observe``."""
+
+    observe = Mixer.observe
+
+
+def mixed(folder, cls, mixer="weighs_by_number"):
     keys = {"warmup_step": 0, "update_step": 2, "update_times": 2, "mixture_sample_rule": "uniform"}
     done = trainer_class(MixTrainer, Trainer)(
         model=of(cls),
@@ -216,8 +223,8 @@ def mixed(folder, cls):
         train_dataset={"a": ROWS, "b": TokenRows(24, lengths=range(5, 12), seed=1)},
         data_collator=pad_collate,
         dataflex=RunSpec(
-            DataflexArguments(train_type="dynamic_mix", component_name="weighs_by_number", **keys),
-            ComponentSpec(MIXER, "weighs_by_number", "weighs_by_number", {}),
+            DataflexArguments(train_type="dynamic_mix", component_name=mixer, **keys),
+            ComponentSpec(MIXER, mixer, mixer, {}),
         ),
         overwrite_output_dir=True,
     )
@@ -229,6 +236,12 @@ def test_a_mixer_that_weighs_sources_weighs_a_loss_of_the_class(tmp_path):
     ours, theirs = (mixed(tmp_path / cls.__name__, cls) for cls in (ByItself, LlamaForCausalLM))
     require_same(ours, theirs)
     np.testing.assert_allclose(ours.component.seen, theirs.component.seen, rtol=1e-5)
+
+
+def test_a_mixer_that_weighs_sources_and_observes_nothing_weighs_them_too(tmp_path):
+    require_same(
+        *(mixed(tmp_path / name, LlamaForCausalLM, name) for name in ("weighs_by_number", "weighs_unobserved"))
+    )
 
 
 def test_a_mixer_that_weighs_sources_refuses_another_loss_when_the_trainer_is_made(tmp_path):

@@ -373,6 +373,47 @@ def test_what_needs_a_loss_of_rows_is_refused_with_the_reason(said, axes, tmp_pa
     assert " -> " in str(refused.value)
 
 
+class WeighsSources(Mixer):
+    """Weighs the loss of sources, and says of its class nothing that would show it."""
+
+    def mix(self, model, step_id, **kwargs):
+        return np.array([0.5, 0.5])
+
+    def loss_weights(self):
+        return np.array([1.0, 9.0])
+
+
+class LooksAtGradients(WeighsSources):
+    """Goes by gradients."""
+
+    loss_weights = Mixer.loss_weights
+
+    def observe_gradients(self, step, gradients):
+        pass
+
+
+class LooksAtLogits(WeighsSources):
+    """Goes by logits."""
+
+    loss_weights = Mixer.loss_weights
+
+    def logit_values(self, inputs, losses_BT, logits_BTV):
+        return losses_BT
+
+
+@pytest.mark.parametrize(
+    ("mixer", "said"),
+    [
+        (WeighsSources, "weighs the loss of each source"),
+        (LooksAtGradients, "looks at gradients"),
+        (LooksAtLogits, "looks at logits"),
+    ],
+)
+def test_what_a_mixer_would_be_asked_of_a_loss_is_not_left_out_in_silence(mixer, said, tmp_path):
+    with pytest.raises(ConfigError, match=f"{said}, and the rows of this trainer are prompts.* -> use a mixer"):
+        online_trainer("grpo", tmp_path, {"a": prompts(8), "b": prompts(8)}, {"mixer": mixer, **STEPS})
+
+
 def test_rewards_are_refused_where_no_answer_is_sampled(tmp_path):
     for axes in ({"selector": "reward_spread"}, {"order": {"name": "sorting", "by": "reward"}}):
         made = dynamic(transformers.Trainer, **axes, **STEPS)

@@ -82,9 +82,11 @@ class Mixer(Component, ABC):
     def may_observe(cls, params: Mapping[str, Any]) -> bool:
         """Returns whether :meth:`observe` would be called: where it, or one that is called with it, is overridden.
 
-        Asked before the model is loaded, to refuse what could not be observed.
+        Asked before the model is loaded, to refuse what could not be observed. One that weighs the loss of each source
+        needs a loss that tells them apart as much as one that observes it.
         """
-        return cls.observe is not Mixer.observe or cls.may_observe_gradients(params) or cls.may_observe_logits(params)
+        overridden = cls.observe is not Mixer.observe or cls.loss_weights is not Mixer.loss_weights
+        return overridden or cls.may_observe_gradients(params) or cls.may_observe_logits(params)
 
     @property
     def observes(self) -> bool:
@@ -225,7 +227,7 @@ class Mixer(Component, ABC):
 
     @property
     def weighs(self) -> bool:
-        """Whether :meth:`loss_weights` is overridden. A mixer that weighs must observe as well."""
+        """Whether the loss is weighed by :meth:`loss_weights`: where it is overridden."""
         return type(self).loss_weights is not Mixer.loss_weights
 
     def loss_weights(self) -> np.ndarray:

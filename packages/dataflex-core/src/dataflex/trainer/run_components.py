@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dataflex.config.spec import Part
 from dataflex.core.component import Component
-from dataflex.core.errors import blaming
+from dataflex.core.errors import ConfigError, blaming
 from dataflex.core.files import CACHE
 from dataflex.core.kinds import MIXER, WEIGHTER
 from dataflex.discovery.component_classes import find
@@ -115,6 +115,14 @@ class Components:
         model = self._trainer.model
         with blaming(part.component.in_words):
             self.observing_mixer = mixer if mixer.observes else None
+            looks = {"weighs the loss of each source": mixer.weighs, "looks at gradients": mixer.observes_gradients,
+                     "looks at logits": mixer.observes_logits}  # fmt: skip
+        wanted = next((what for what, holds in looks.items() if holds), None)
+        if wanted is not None and self._trainer.rollouts is not None:
+            raise ConfigError(
+                f"the {part.component.in_words} {wanted}, and the rows of this trainer are prompts: the loss is that of "
+                "sampled answers -> use a mixer that goes by rewards, see docs/prompts.md"
+            )
         if self.observing_mixer is not None and self._trainer.rollouts is None:
             if self._rows_in is None:
                 require_causal(pretrained_models(model))
