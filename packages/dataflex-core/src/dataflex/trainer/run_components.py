@@ -120,8 +120,8 @@ class Components:
         wanted = next((what for what, holds in looks.items() if holds), None)
         if wanted is not None and self._trainer.rollouts is not None:
             raise ConfigError(
-                f"the {part.component.in_words} {wanted}, and the rows of this trainer are prompts: the loss is that of "
-                "sampled answers -> use a mixer that goes by rewards, see docs/prompts.md"
+                f"the {part.component.in_words} {wanted}, and the rows of this trainer are prompts: the loss is that "
+                "of sampled answers -> use a mixer that goes by rewards, see docs/prompts.md"
             )
         if self.observing_mixer is not None and self._trainer.rollouts is None:
             if self._rows_in is None:
