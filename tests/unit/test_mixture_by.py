@@ -507,11 +507,32 @@ def test_two_ranks_form_the_groups_of_one(tmp_path):
 
 def test_words_that_stand_out_are_those_that_other_sources_lack():
     found = [{"the": 10, "def": 9, "rare": 1}, {"the": 10, "recipe": 4}]
-    assert standing_out(found, [10, 10], 0)[0] == "def"
-    assert standing_out(found, [10, 10], 1) == ("recipe", "the")
-    assert standing_out([{"same": 2}, {"same": 2}], [2, 2], 0) == ("same",), "of none that stands out, the commonest"
+    first, second = standing_out(found, [10, 10])
+    assert first[0] == "def"
+    assert second == ("recipe", "the")
+    assert standing_out([{"same": 2}, {"same": 2}], [2, 2])[0] == ("same",), "of none that stands out, the commonest"
     assert in_brackets(("a", "b")) == " (a, b)"
     assert in_brackets(()) == ""
+
+
+class ReadOnce(dict):
+    """Counts of words that are gone through, and never looked up from another source."""
+
+    def get(self, word, default=None):
+        raise AssertionError("a thousand sources with as many words each are a thousand million looks")
+
+
+def test_words_of_many_sources_are_those_of_the_formula_with_one_look_at_each_count():
+    rng, read = np.random.default_rng(0), [7, 10, 3, 200, 41]
+    found = [
+        ReadOnce({f"w{number}": int(rng.integers(1, size + 1)) for number in rng.permutation(30)[:20]}) for size in read
+    ]
+    for number, words in enumerate(standing_out(found, read)):
+        scores = {}
+        for word, rows in found[number].items():
+            shares = [own[word] / size if word in own else 0.0 for own, size in zip(found, read, strict=True)]
+            scores[word] = rows * np.log(rows / read[number] / np.mean(shares))
+        assert list(words) == sorted(scores, key=lambda word: (-scores[word], -found[number][word], word))[:4]
 
 
 def test_without_a_tokenizer_there_are_no_words_and_with_one_they_are_read_of_each_source():

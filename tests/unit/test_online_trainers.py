@@ -187,6 +187,27 @@ def test_a_step_that_reuses_a_generation_shows_the_mixer_no_rewards(tmp_path):
     assert np.isnan(heard[1][1]).all()
 
 
+@pytest.mark.parametrize("lacking", ["a", "b"])
+def test_a_reward_function_is_given_the_columns_of_every_source_and_none_where_one_has_no_such(lacking, tmp_path):
+    given = []
+
+    def solved(prompts, completions, solution="not given", **more):
+        given.extend(zip(prompts, solution, strict=True))
+        return [None if each is None else 1.0 for each in solution]
+
+    sources = {"a": prompts(8), "b": prompts(8, "blue")}
+    sources = {
+        name: rows if name == lacking else rows.add_column("solution", [f"of {p}" for p in rows["prompt"]])
+        for name, rows in sources.items()
+    }
+    made = online_trainer("grpo", tmp_path, sources, {"mixer": "random", **STEPS}, max_steps=4, reward_funcs=solved)
+    made.train()
+    without = {"a": "red", "b": "blue"}[lacking]
+    assert given
+    assert all((said is None) == prompt.startswith(without) for prompt, said in given)
+    assert all(said in (None, f"of {prompt}") for prompt, said in given)
+
+
 def test_odm_learns_from_the_spread_of_each_source(tmp_path):
     easy, mixed = prompts(12).map(lambda row: {"kind": 1}), prompts(12, "blue").map(lambda row: {"kind": 2})
     made = online_trainer(
@@ -305,6 +326,14 @@ def test_a_checkpoint_of_generations_of_other_prompts_is_refused(tmp_path):
     first.train()
     other = online_trainer("grpo", tmp_path, prompts(16), SPREAD, max_steps=4, num_generations=2)
     with pytest.raises(CheckpointError, match=r"generation: .*'num_generations': 4.* in the checkpoint, .*: 2"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_checkpoint_of_rewards_of_another_measure_is_refused(tmp_path):
+    first = online_trainer("grpo", tmp_path, prompts(16), SPREAD, max_steps=4, save_strategy="steps", save_steps=2)
+    first.train()
+    other = online_trainer("grpo", tmp_path, prompts(16), SPREAD, max_steps=4, reward_weights=[2.5])
+    with pytest.raises(CheckpointError, match=r"rewards: reward x 1 in the checkpoint, reward x 2\.5 now"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 

@@ -108,9 +108,10 @@ def test_a_drawn_variance_has_the_mean_of_the_inverse_chi_square():
     assert draws == pytest.approx((4 * pooled + about) / (degrees - 2), rel=0.05)
 
 
+@pytest.mark.parametrize("count", [7, 4096])
 @pytest.mark.parametrize("value", [0.1, 1e6 + 0.3, -7.7])
-def test_equal_rewards_spread_by_nothing_however_large_they_are(value):
-    seen = sampled({0: [value] * 7, 1: [value, value + 1]})
+def test_equal_rewards_spread_by_nothing_however_large_and_many_they_are(value, count):
+    seen = sampled({0: [value] * count, 1: [value, value + 1]})
     found = seen.of(None, 1)
     assert spreads(found)[0] == 0
     assert spreads(found)[1] == pytest.approx(0.5, rel=1e-4)

@@ -7,7 +7,7 @@ weights, a row's weight travels with its number: the same row may come twice, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,12 +101,14 @@ class NumberingRows:
 
     Args:
         collate: The collator of the static run, which returns a list of mappings; it gets plain rows.
+        columns: What a row has in any case: None where its source has no such column, as in rows that
+            ``datasets.concatenate_datasets`` has put together. Who reads a batch goes by the columns of its first row.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
+    def __init__(self, collate: Callable[[list[Any]], Any], columns: Sequence[str] = ()) -> None:
+        self.collate, self._blank = collate, dict.fromkeys(columns)
 
     def __call__(self, rows: list[NumberedRow]) -> list[dict[str, Any]]:
         """Returns the batch: a copy of each row, as a dataset may give the same one for each of its answers."""
         batch = self.collate([row.row for row in rows])
-        return [{**each, ROW_NUMBERS: row.number} for each, row in zip(batch, rows, strict=True)]
+        return [{**self._blank, **each, ROW_NUMBERS: row.number} for each, row in zip(batch, rows, strict=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,23 +39,27 @@ def source_words(dataset: MixedSources, tokenizer: Any, seed: int) -> dict[str, 
         texts = tokenizer.batch_decode([_ids(ids) for ids in token_ids(dataset, rows)], skip_special_tokens=True)
         found.append(Counter(word for text in texts for word in set(_words_in(text))))
         read.append(len(rows))
-    return {name: standing_out(found, read, number) for number, name in enumerate(dataset.names)}
+    return dict(zip(dataset.names, standing_out(found, read), strict=True))
 
 
-def standing_out(found: Sequence[Mapping[str, int]], read: Sequence[int], number: int) -> tuple[str, ...]:
-    """Returns the words that stand out in one of several sources, the first one most.
+def standing_out(found: Sequence[Mapping[str, int]], read: Sequence[int]) -> list[tuple[str, ...]]:
+    """Returns the words that stand out in each of several sources, the first one most.
 
     Args:
         found: For each source, word -> rows that have it.
         read: For each source, the rows that were read.
-        number: The source.
     """
-    own, scores = found[number], {}
-    for word, rows in own.items():
-        mean = np.mean([each.get(word, 0) / size for each, size in zip(found, read, strict=True)])
-        scores[word] = rows * float(np.log(rows / read[number] / mean))
-    best = sorted(scores, key=lambda word: (-scores[word], -own[word], word))
-    return tuple(best[:_TOLD])
+    sums: dict[str, float] = defaultdict(float)  # one pass for all sources, of which there may be a thousand
+    for own, size in zip(found, read, strict=True):
+        for word, rows in own.items():
+            sums[word] += rows / size
+    return [_best(own, sums, size, len(found)) for own, size in zip(found, read, strict=True)]
+
+
+def _best(own: Mapping[str, int], sums: Mapping[str, float], size: int, sources: int) -> tuple[str, ...]:
+    # Rounded, so that words which are as good are not told apart by the order in which shares were added up.
+    scores = {word: round(rows * math.log(rows / size * sources / sums[word]), 9) for word, rows in own.items()}
+    return tuple(sorted(scores, key=lambda word: (-scores[word], -own[word], word))[:_TOLD])
 
 
 def in_brackets(words: Sequence[str]) -> str:

@@ -108,6 +108,8 @@ def spreads(found: RowRewards) -> NDArray[np.float64]:
     mean_S = means(found)
     square_S = np.divide(found.squares, found.counts, out=np.full(len(found.sums), np.nan), where=found.counts > 0)
     variance_S = square_S - mean_S**2
-    # Of equal rewards the difference is rounding, which grows with their size: it must be 0, and not its square root.
-    variance_S = np.where(variance_S <= 1e-14 * square_S, 0.0, variance_S)
+    # Of equal rewards the difference is rounding, which grows with their size and with how many were added up: it must
+    # be 0, and not its square root.
+    rounding_S = (1e-14 + np.finfo(np.float64).eps * found.counts) * square_S
+    variance_S = np.where(variance_S <= rounding_S, 0.0, variance_S)
     return np.asarray(np.sqrt(variance_S))

@@ -17,6 +17,7 @@ from dataflex.core.component import seeded
 from dataflex.planning.loader import PlannedLoader
 from dataflex.planning.sources import are_streams
 from dataflex.rows.row_numbers import NumberedRows, NumberingCollator, NumberingRows
+from dataflex.rows.score_columns import column_names
 from dataflex.rows.stream_places import StreamPlaces
 from dataflex.rows.views import MixedSources, PlannedRows
 from dataflex.trainer.host import Host
@@ -89,7 +90,9 @@ class PlannedBatches:
         """Yields the prompts of each micro-batch's generation, as the sampler of the trainer lays them out."""
         planned = NumberedRows(PlannedRows(dataset, rows), rows)
         sampler, size = sampler_of(self._trainer, planned), rows_loaded(self._trainer)
-        return self._loaded(planned, NumberingRows(collate), sampler, size)
+        parts = dataset.sources if isinstance(dataset, MixedSources) else []
+        columns = dict.fromkeys(name for part in parts for name in column_names(part))
+        return self._loaded(planned, NumberingRows(collate, tuple(columns)), sampler, size)
 
     def _of_rows(
         self, dataset: Any, collate: Any, rows: NDArray[np.int64], weights: NDArray[np.float32] | None

@@ -26,6 +26,7 @@ from dataflex.upstream.online_trainers import (
     left_of_generation,
     online_stage,
     require_known,
+    reward_weights,
     set_position,
     total_rewards,
 )
@@ -61,6 +62,11 @@ class Rollouts:
     def of(cls, trainer: Host) -> Rollouts | None:
         """Returns what is known of the answers of a trainer that samples any."""
         return None if online_stage(type(trainer)) is None else cls(trainer)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the run that resumes it share: rewards of another measure are not to be added up."""
+        return {"generation": self.generation.identity, "rewards": reward_weights(self._trainer)}
 
     @property
     def step_rows(self) -> StepRows:

@@ -53,7 +53,7 @@ class RunState:
             "data": identity_of_rows(TRAIN_DATASET, without_reference_columns(trainer.train_dataset)),
             "global_batch_size": global_batch_size(trainer.args),
             **weighs,
-            **({} if trainer.rollouts is None else {"generation": trainer.rollouts.generation.identity}),
+            **({} if trainer.rollouts is None else trainer.rollouts.identity),
             **({"row labels": dataset.digest} if isinstance(dataset, SplitSources) else {}),
         }
 

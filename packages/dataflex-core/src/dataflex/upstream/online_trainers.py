@@ -133,6 +133,12 @@ def require_known(trainer: type) -> None:
     require_rollouts(f"trl.{known.__name__}")
 
 
+def reward_weights(trainer: Any) -> str:
+    """Returns the names of a trainer's reward functions, each with its weight: ``correct x 1, short x 0.5``."""
+    named = zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
+    return ", ".join(f"{name} x {weight:.6g}" for name, weight in named)
+
+
 def total_rewards(trainer: Any, rewards_GF: torch.Tensor) -> torch.Tensor:
     """Returns the reward of each answer as the trainer adds them up: (G,), NaN where no function gave one.
 
