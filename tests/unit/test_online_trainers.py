@@ -258,6 +258,36 @@ def test_a_run_that_is_resumed_ends_bit_for_bit_as_one_that_was_not(name, save, 
         assert vars(resumed.rollouts.rewards)[key].tolist() == vars(whole.rollouts.rewards)[key].tolist()
 
 
+@pytest.mark.parametrize(
+    ("name", "ends", "settings"),
+    [
+        ("a selector", 3, {"steps_per_generation": 4}),
+        ("two sources", 5, {"num_iterations": 2}),
+        ("random rows", 1, {"steps_per_generation": 3, "generation_batch_size": None}),
+        ("random rows", 2, {"steps_per_generation": 3, "generation_batch_size": None}),
+    ],
+    ids=str,
+)
+def test_a_run_that_ended_inside_of_a_generation_goes_on_as_one_that_did_not_end(name, ends, settings, tmp_path):
+    rows: Any = {"a": prompts(9), "b": prompts(12, "blue")} if name == "two sources" else prompts(16)
+    axes: dict[str, Any] = AXES[name]
+    if settings.get("steps_per_generation") == 3:  # 3 micro-batches of 2: generations of 3 steps hold two of them
+        axes = axes | {"update_step": 3}
+    whole_saw, first_saw, more_saw = [], [], []
+    keys = {"save_strategy": "steps", "save_steps": ends, "lr_scheduler_type": "constant", **settings}
+    whole = online_trainer("grpo", tmp_path / "w", rows, axes, reward_funcs=spied(whole_saw), max_steps=9, **keys)
+    whole.train()
+    ended = online_trainer("grpo", tmp_path / "r", rows, axes, reward_funcs=spied(first_saw), max_steps=ends, **keys)
+    ended.train()
+    longer = online_trainer("grpo", tmp_path / "r", rows, axes, reward_funcs=spied(more_saw), max_steps=9, **keys)
+    longer.train(resume_from_checkpoint=str(tmp_path / "r" / f"checkpoint-{ends}"))
+    assert longer.state.global_step == 9
+    assert first_saw + more_saw == whole_saw
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[key]) for key, value in weights(longer).items())
+    assert longer.rollouts.rewards.steps.tolist() == whole.rollouts.rewards.steps.tolist()
+
+
 def test_a_checkpoint_inside_of_a_generation_holds_its_answers_and_others_do_not(tmp_path):
     made = online_trainer(
         "grpo", tmp_path, prompts(16), SPREAD, num_iterations=2, save_strategy="steps", save_steps=1, max_steps=2

@@ -69,6 +69,6 @@ class PlannedLoader:
         while step < self.schedule.total:
             segment = self._segment_at(step)
             rows = self._plan(segment)
-            done, served = self._step_rows.done(step - segment.start)
+            done, served = self._step_rows.done(step - segment.start, self._step_rows.served(segment.start))
             yield from self._batches(rows[done:], served)
             step = segment.stop

@@ -21,18 +21,32 @@ class StepRows:
     every: int = 1
     accumulation: int = 1
 
-    def of(self, steps: int) -> int:
-        """Returns the rows of so many steps; those that are taken for a part of them count whole."""
-        return -(-steps * self.accumulation // self.every) * self.rows
+    def of(self, steps: int, served: int = 0) -> int:
+        """Returns the rows of so many steps; those that are taken for a part of them count whole.
 
-    def done(self, steps: int) -> tuple[int, int]:
+        Args:
+            steps: Optimizer steps.
+            served: Micro-batches that the first of these rows have served before.
+        """
+        return -(-(steps * self.accumulation + served) // self.every) * self.rows
+
+    def done(self, steps: int, served: int = 0) -> tuple[int, int]:
         """Returns which rows are used up after so many steps, and the micro-batches that the present ones have served.
 
         Args:
             steps: Optimizer steps from where rows were taken first.
+            served: Micro-batches that the first of these rows had served by then.
         """
-        times, served = divmod(steps * self.accumulation, self.every)
+        times, served = divmod(steps * self.accumulation + served, self.every)
         return times * self.rows, served
+
+    def served(self, step: int) -> int:
+        """Returns the micro-batches that rows have served which are trained on when so many steps are done; 0 for none.
+
+        Args:
+            step: Global optimizer steps done: rows are taken after multiples of :attr:`every`, wherever a run ended.
+        """
+        return step * self.accumulation % self.every
 
     @property
     def unit(self) -> int:

@@ -62,15 +62,18 @@ class Segments:
 
         It is the schedule's, but for a run that was ended inside of a segment and is continued: what was planned stays,
         and what the longer schedule adds to that segment is a segment of its own. Decisions that stand are kept for
-        it; else the components are asked once more, and the updates after it are counted from there.
+        it; else the components are asked once more, and the updates after it are counted from there. Where the answers to
+        earlier prompts last for all of it, there is nothing to ask.
         """
         held, planned = self.now, self._trainer.schedule.segment_at(step)
         if held is not None and held.start <= step < held.stop:
             return held
         update, more = planned.update, self._more_updates
         if planned.start < step and held is not None and held.stop == step:
-            planned, more = replace(planned, start=step), more + 1
-            update = None if self._stages.stand else update
+            planned = replace(planned, start=step)
+            if not self._new_rows(planned):
+                return replace(planned, update=None)
+            more, update = more + 1, None if self._stages.stand else update
         return replace(planned, update=None if update is None else update + more)
 
     def rows(self, segment: Segment) -> NDArray[np.int64]:
@@ -88,6 +91,10 @@ class Segments:
                 f"the checkpoint at step {trainer.state.global_step} lies inside of the segment from {segment.start} "
                 f"to {segment.stop} but does not hold its rows -> resume from an earlier checkpoint"
             )
+        left = self._left(segment)
+        if not self._new_rows(segment):
+            self.now, self.chosen = segment, Chosen(left)
+            return left
         more = self._more_updates
         if segment.update is not None:
             more = segment.update - (schedule.segment_at(segment.start).update or 0)
@@ -101,7 +108,7 @@ class Segments:
             require_agreement(digest, trainer.accelerator, who)
 
         started, model = time.perf_counter(), trainer.model
-        count = self.step_rows.of(segment.steps)
+        count = self._new_rows(segment)
         done, _ = self.step_rows.done(segment.start - schedule.segment_at(segment.start).start)
         try:
             with undisturbed(model):
@@ -112,7 +119,8 @@ class Segments:
         if segment.update is not None and not self._state_checked:  # what it keeps may be there from now on
             trainer.early.state()
             self._state_checked = True
-        self.now, self.chosen, self._more_updates = segment, plan.chosen, more
+        chosen = Chosen(np.concatenate([left, plan.chosen.rows])) if len(left) else plan.chosen
+        self.now, self.chosen, self._more_updates = segment, chosen, more
         trainer.record.segment(segment.start, plan.chosen.rows, plan.chosen.scores, plan.chosen.weights)
         trainer.recording.planned(segment, plan)
         lines = list(self._lines(segment, plan, time.perf_counter() - started))
@@ -120,7 +128,17 @@ class Segments:
         for line, _ in lines:
             names = {"kind": line["kind"], "component": line["component"]}
             call_hook("dataflex_after_update", **names, context=context, decision=line)
-        return plan.chosen.rows
+        return chosen.rows
+
+    def _new_rows(self, segment: Segment) -> int:
+        """Returns how many rows a segment needs beside those whose answers it still trains on as it begins."""
+        served = self.step_rows.served(segment.start)
+        return self.step_rows.of(segment.steps, served) - (self.step_rows.rows if served else 0)
+
+    def _left(self, segment: Segment) -> NDArray[np.int64]:
+        """Returns the rows whose answers a segment still trains on, where a run was ended inside of a generation."""
+        served = self.step_rows.served(segment.start)
+        return self.chosen.rows[-self.step_rows.rows :] if served else _NONE.rows
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the schedule, and the rows of the segment that is being trained on."""
