@@ -62,8 +62,8 @@ class Segments:
 
         It is the schedule's, but for a run that was ended inside of a segment and is continued: what was planned stays,
         and what the longer schedule adds to that segment is a segment of its own. Decisions that stand are kept for
-        it; else the components are asked once more, and the updates after it are counted from there. Where the answers to
-        earlier prompts last for all of it, there is nothing to ask.
+        it; else the components are asked once more, and the updates after it are counted from there. Where the answers
+        to earlier prompts last for all of it, there is nothing to ask.
         """
         held, planned = self.now, self._trainer.schedule.segment_at(step)
         if held is not None and held.start <= step < held.stop:
