@@ -14,6 +14,7 @@ from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.core.kinds import MIXER, WEIGHTER
 from dataflex.core.registry import register_weighter
 from dataflex.interfaces.source_gradients import GradientSketch, SourceGradients
+from dataflex.objective.source_sketches import sums_by_source
 from dataflex.planning.run_schedule import require_observable
 from dataflex.scoring.gradients.projection import Projection
 from dataflex.testing import pad_collate, tiny_model
@@ -323,6 +324,21 @@ def test_keys_of_llamafactory_that_hide_gradients_are_refused_before_a_model_is_
     mixer = ComponentSpec(MIXER, "gradient_watch", "gradient_watch", {})
     with pytest.raises(ConfigError, match=f"^{key}: the mixer 'gradient_watch' takes gradients of rows"):
         require_observable(RunSpec(arguments, mixer, llamafactory={"stage": "sft", key: True}))
+
+
+def test_counts_of_sources_are_exact_where_the_run_has_products_rounded():
+    """As ``tf32: true`` does on a GPU: 4,095 tokens are 4,096 in a product. A CPU may round to bf16 in its place."""
+    before = torch.get_float32_matmul_precision()
+    more_BX = torch.full((256, 4), 4095.0)
+    more_BX[0, 0] = torch.inf
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found_KX = sums_by_source(torch.ones(256, 4096), more_BX, torch.arange(256) % 2, 256)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found_KX[0, -4:].tolist() == [np.inf] + [128 * 4095] * 3
+    assert found_KX[1, -4:].tolist() == [128 * 4095] * 4, "what is infinite in one source is so in no other"
+    assert not found_KX[2:].any()
 
 
 def test_sources_without_rows_have_no_mean():

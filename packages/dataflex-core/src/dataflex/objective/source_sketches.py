@@ -196,16 +196,15 @@ class SourceSketches:
         scale_B = n_B * f_B if self._wanted.unit == ROW else f_B
         there_B = (f_B != 0) & (n_B > 0)
         x_BD = self._features_BD / torch.where(there_B, scale_B, 1.0)[:, None]
-        right_B = x_BD.isfinite().all(dim=1) & f_B.isfinite()
+        squares_B = x_BD.square().sum(dim=1)
+        right_B = squares_B.isfinite() & f_B.isfinite()  # then x is finite, too
         seen_B = there_B & right_B
         x_BD = torch.where(seen_B[:, None], x_BD, 0.0)
         counts_B = torch.ones_like(n_B) if self._wanted.unit == ROW else n_B
-        more_B4 = torch.stack(
-            [x_BD.square().sum(dim=1), counts_B * seen_B, seen_B.float(), (there_B & ~right_B).float()], dim=1
-        )
-        sources_B = self._rows.sources_of(self._rows.rows)
-        of_KB = (sources_B[None] == torch.arange(self._mixer.sources, device=sources_B.device)[:, None]).to(x_BD)
-        found_KX = of_KB @ torch.cat([x_BD, more_B4], dim=1)  # not index_add_: a GPU repeats this to the last bit
+        more_B4 = torch.stack([squares_B, counts_B, torch.ones_like(n_B), torch.zeros_like(n_B)], dim=1)
+        more_B4 = torch.where(seen_B[:, None], more_B4, 0.0)
+        more_B4[:, 3] = (there_B & ~right_B).float()
+        found_KX = sums_by_source(x_BD, more_B4, self._rows.sources_of(self._rows.rows), self._mixer.sources)
         self._sums = found_KX if self._sums is None else self._sums + found_KX
 
     def _take(self, route: Route, rows: slice, grads_BX: torch.Tensor) -> None:
@@ -242,6 +241,20 @@ class SourceSketches:
     @property
     def _in_words(self) -> str:
         return f"mixer '{self._mixer.preset}'"
+
+
+def sums_by_source(x_BD: torch.Tensor, more_BX: torch.Tensor, sources_B: torch.Tensor, sources: int) -> torch.Tensor:
+    """Returns (K, D + X) sums over the rows of each source, which a GPU repeats to the last bit.
+
+    Args:
+        x_BD: Vectors; their sums are products with zeros and ones, in the precision that the run has for those.
+        more_BX: A few numbers more, such as counts, whose sums are exact also where products are made in TF32.
+        sources_B: The source of each row.
+        sources: K.
+    """
+    of_KB = sources_B[None] == torch.arange(sources, device=sources_B.device)[:, None]
+    more_KX = torch.where(of_KB[..., None], more_BX, 0.0).sum(dim=1)
+    return torch.cat([of_KB.to(x_BD) @ x_BD, more_KX], dim=1)
 
 
 def require_plain_loss(trainer: Trainer, mixer: MixerPart) -> None:
