@@ -164,6 +164,14 @@ def test_a_mixer_that_weighs_the_sources_itself_is_refused(tmp_path):
         small_trainer(tmp_path, SOURCES, mixer="doremi", warmup_step=1, update_step=1, update_times=1, **keys)
 
 
+def test_a_mixer_that_weighs_with_some_parameters_is_refused_with_these_alone(tmp_path):
+    steps = {"warmup_step": 1, "update_step": 1, "update_times": 1, "objective_proportions": W}
+    with pytest.raises(ConfigError, match="the mixer 'doge' weighs the loss of each source itself"):
+        small_trainer(tmp_path / "w", SOURCES, mixer="doge", params={"use": "loss_weights", "mu": 1.0}, **steps)
+    made = small_trainer(tmp_path / "s", SOURCES, mixer="doge", params={"use": "sampling", "mu": 1.0}, **steps)
+    assert made.mixture_manager.objective.tolist() == [0.25, 0.75]
+
+
 def test_a_weighter_multiplies(tmp_path):
     weighter = {"name": "dataset", "params": {"weights": {"a": 1.0, "b": 2.0}}}
     keys = {"mixer": "static", "static_mix": False, "warmup_step": 0, "update_step": 4, "update_times": 2, "steps": 0}

@@ -125,16 +125,21 @@ def require_objective(spec: RunSpec) -> None:
     if spec.mixer is not None:
         component = spec.mixer.component
         mixer: Any = find(component.kind, component.name)
-        if mixer.loss_weights is not Mixer.loss_weights:
-            raise ConfigError(
-                f"{OBJECTIVE}: the mixer '{component.preset}' weighs the loss of each source itself, by what it learns "
-                "-> leave one of the two out"
-            )
+        if mixer.loss_weights is not Mixer.loss_weights and mixer.weighs is Mixer.weighs:  # else its parameters decide
+            raise weighed_twice(component.preset)
     if spec.llamafactory.get("use_asft_loss"):
         raise ConfigError(
             f"use_asft_loss: computes the loss of a batch itself, so its sources cannot be weighed by {OBJECTIVE} -> "
             "set use_asft_loss: false, or leave them out"
         )
+
+
+def weighed_twice(preset: str) -> ConfigError:
+    """Returns what refuses a mixer that weighs the sources beside ``objective_proportions``."""
+    return ConfigError(
+        f"{OBJECTIVE}: the mixer '{preset}' weighs the loss of each source itself, by what it learns -> leave one of "
+        "the two out"
+    )
 
 
 def mixture_of(spec: RunSpec, dataset: Any, seed: int) -> MixtureManager | None:

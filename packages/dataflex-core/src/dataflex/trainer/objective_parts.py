@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataflex.core.errors import blaming
 from dataflex.objective.objective import Objective
 from dataflex.objective.parts import Keys, MixerPart, Parts, WeighterPart
+from dataflex.planning.sources import weighed_twice
 from dataflex.trainer.engine import require_one_model
 from dataflex.trainer.host import Host
 from dataflex.upstream.stage_loss import Use
@@ -17,10 +18,13 @@ def parts_of(trainer: Host) -> Parts:
     spec, seen = trainer.spec, trainer.shared_scores.seen
     manager = trainer.mixture_manager
     objective = None if manager is None or manager.objective is None else lambda: manager.objective_weights
+    mixer = _mixer(trainer)
+    if objective is not None and mixer is not None and mixer.weighs:
+        raise weighed_twice(mixer.preset)
     weighs_rows = spec.selector is not None and trainer.components.selector_weighs
     return Parts(
         weighter=_weighter(trainer),
-        mixer=_mixer(trainer),
+        mixer=mixer,
         rows=spec.selector.component.in_words if spec.selector is not None and weighs_rows else None,
         objective=objective,
         seen=None if seen is None else seen.note,
