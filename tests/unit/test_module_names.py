@@ -12,7 +12,13 @@ COMPONENTS = {"custom", "loss", "random", "schedule"}
 """Strategies whose module has the name that the user writes, which another strategy, or core, has as well."""
 
 SHARED = {"__init__"} | COMPONENTS
-PLURALS = {"column", "dataset", "score", "segment"}  # strategies and commands of these names, beside others
+PLURALS = {
+    "column",
+    "dataset",
+    "score",
+    "segment",
+    "token_column",
+}  # strategies and commands of these names, beside others
 
 
 def modules() -> dict[str, list[str]]:

@@ -119,6 +119,28 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
     Raises:
         InvalidConfigError: Everything that is wrong with the sections; the keys inside are checked as each run's.
     """
+    _refuse(_problems_of_sections(content))
+    own = {step: dict(content.get(step) or {}) for step in STEPS}
+    params = own["proxy"].pop(PARAMS, None) or {}
+    sections = {step: dict(content.get(COMMON) or {}) | own[step] | dict(overrides) for step in STEPS}
+    folder = sections["final"].get("output_dir")
+    problems = _problems_of_runs(sections)
+    if not isinstance(folder, str) or not folder:
+        problems.append(Problem(f"{COMMON}: output_dir", "is missing", "name the folder for the three runs"))
+    if not isinstance(params, Mapping):
+        problems.append(Problem("proxy: params", f"found {params!r}, allowed: parameters of the doremi mixer"))
+    _refuse(problems)
+    names = tuple(names_in(sections["final"].get("dataset")))
+    return Pipeline(sections, params, Path(str(folder)).absolute(), names, content.get(ROUNDS, 1))
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise InvalidConfigError(problems)
+
+
+def _problems_of_sections(content: Mapping[str, Any]) -> list[Problem]:
+    """Returns what is wrong with the file's sections, whatever is in them."""
     allowed = (COMMON, *STEPS, ROUNDS)
     problems = [
         Problem(str(key), f"no such section; allowed: {listed(allowed)}", nearest(str(key), allowed))
@@ -132,14 +154,11 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
     for name in (COMMON, *STEPS):
         if not isinstance(content.get(name) or {}, Mapping):
             problems.append(Problem(name, f"found {content[name]!r}, allowed: keys of a run"))
-    if problems:
-        raise InvalidConfigError(problems)
-    common = dict(content.get(COMMON) or {})
-    own = {step: dict(content.get(step) or {}) for step in STEPS}
-    params = own["proxy"].pop(PARAMS, None) or {}
-    sections = {step: common | own[step] | dict(overrides) for step in STEPS}
-    folder = sections["final"].get("output_dir")
-    names = tuple(names_in(sections["final"].get("dataset")))
+    return problems
+
+
+def _problems_of_runs(sections: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """Returns what the runs cannot have: keys that are given to them, that differ between them, or that part them."""
     problems = [
         Problem(f"{step}: {key}", "is given by DoReMi", "remove it")
         for step in STEPS
@@ -162,18 +181,11 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
         for step in STEPS
         if sections[step].get("mixture_by") is not None
     ]
-    if not isinstance(folder, str) or not folder:
-        problems.append(Problem(f"{COMMON}: output_dir", "is missing", "name the folder for the three runs"))
-    if not isinstance(params, Mapping):
-        problems.append(Problem("proxy: params", f"found {params!r}, allowed: parameters of the doremi mixer"))
-    if sections["reference"].get("finetuning_type") != "full":
-        what = (
-            f"found {sections['reference'].get('finetuning_type', 'lora')!r}; the proxy needs a whole reference model"
-        )
+    method = sections["reference"].get("finetuning_type", "lora")
+    if method != "full":
+        what = f"found {method!r}; the proxy needs a whole reference model"
         problems.append(Problem("reference: finetuning_type", what, "set finetuning_type: full"))
-    if problems:
-        raise InvalidConfigError(problems)
-    return Pipeline(sections, params, Path(str(folder)).absolute(), names, rounds)
+    return problems
 
 
 def read_yaml(path: Path) -> Any:
