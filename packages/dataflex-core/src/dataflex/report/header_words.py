@@ -14,7 +14,7 @@ from dataflex.report.shown_run import Shown
 from dataflex.report.time_plots import deciding_share
 from dataflex.report.wording import count, duration, figure, listing, loss, percent
 
-_LIFT, _EVALUATIONS = 1.25, 3
+_LIFT, _EVALUATIONS, _NAMED = 1.25, 3, 6
 
 
 def sentences(shown: Shown) -> list[str]:
@@ -23,6 +23,7 @@ def sentences(shown: Shown) -> list[str]:
         *_chose(shown),
         *_sources(shown),
         *_mixed(shown),
+        *_counted(shown),
         *_weighed(shown),
         *_seen(shown),
         *_cost(shown),
@@ -81,9 +82,40 @@ def _mixed(shown: Shown) -> Iterator[str]:
     before, after = number(first.get(name)) or 0.0, number(last.get(name)) or 0.0
     if abs(after - before) < 0.005:
         yield "The shares of the sources stayed as they were at the first update."
+        yield from _source_weights(shown.run.lines("mix")[-1])
     else:
         moved = f"from {percent(before)} at the first update to {percent(after)} at the last"
         yield f"The share of {name} moved most: {moved}."
+
+
+def _source_weights(line: Mapping[str, Any]) -> Iterator[str]:
+    """Says what a mixer that weighs losses came to: its weights are not the shares by which rows are drawn."""
+    shares, weights = mapping(line.get("proportions")), mapping(line.get("weights"))
+    average = _parts(mapping(line.get("average_weights")))
+    if average and weights and weights != shares:
+        yield f"Their losses were weighed instead, on average over the steps: {average}."
+
+
+def _counted(shown: Shown) -> Iterator[str]:
+    """Says the shares in the loss, where they are not those of the rows."""
+    given = shown.run.config.get("objective_proportions")
+    if isinstance(given, list) and len(given) == len(shown.run.sources):
+        given = dict(zip([source.name for source in shown.run.sources], given, strict=True))
+    parts = _parts(mapping(given))
+    if parts:
+        yield f"In the loss the sources count by objective_proportions: {parts}."
+
+
+def _parts(numbers: Mapping[str, Any]) -> str:
+    """Returns the parts of a sum by name, the largest first; empty where they are no parts of one."""
+    found = {str(name): number(value) or 0.0 for name, value in numbers.items()}
+    largest = sorted(found, key=lambda name: -found[name])
+    total = sum(found.values())
+    if total <= 0:
+        return ""
+    shown = [f"{name} {percent(found[name] / total)}" for name in largest[:_NAMED]]
+    more = len(largest) - len(shown)
+    return listing([*shown, count(more, "other")] if more else shown)
 
 
 def _weighed(shown: Shown) -> Iterator[str]:
