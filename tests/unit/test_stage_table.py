@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.stage_table import asked_for
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS
@@ -50,3 +51,11 @@ def test_each_component_of_ours_says_it_so_that_it_is_read(kind):
         info = lookup(kind, point.name)
         assert info is not None
         asked_for(str(info.constants.get("asks", "")), dict.fromkeys(info.required, "given") | dict(info.parameters))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_what_our_classes_say_of_rows_that_they_need_names_their_parameters(kind):
+    for point in provided(kind):
+        info = lookup(kind, point.name)
+        params = dict.fromkeys(info.required, "given") | dict(info.parameters)
+        holding("needs_rows", str(info.constants.get("needs_rows", "")), ("eval_dataset", "mixer_eval_dataset"), params)

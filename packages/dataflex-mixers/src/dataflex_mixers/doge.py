@@ -125,6 +125,7 @@ class DogeMixer(Mixer):
     """
 
     asks = "gradients"
+    needs_rows = "eval_dataset if target=eval"
     reads_batches = True
 
     def __init__(

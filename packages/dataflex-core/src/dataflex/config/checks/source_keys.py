@@ -151,7 +151,7 @@ def _objective(draft: Draft) -> list[Problem]:
         what += f"{a.train_type} has no mixture"
         way_out = "use a mixer, or train_type: dynamic_mix with static_mix: true, or the weighter 'dataset'"
         return [Problem(OBJECTIVE, what, way_out)]
-    return share_problems(OBJECTIVE, given, draft.dataset_names) if a.by_dataset and draft.dataset_names else []
+    return share_problems(OBJECTIVE, given, draft.dataset_names) if draft.by_dataset and draft.dataset_names else []
 
 
 def _made_by(draft: Draft) -> MixtureBy | None:
