@@ -328,6 +328,18 @@ BAD = [
         "eval_dataset",
         ["is missing; the mixer 'doge' aims at one", "val_size"],
     ),
+    (
+        MIX | {"component_name": "doge"},
+        {"objective_proportions": [1, 1]},
+        "objective_proportions",
+        ["the mixer 'doge' weighs the loss of each source itself", "leave one of the two out"],
+    ),
+    (
+        MIX | {"component_name": "odm", "component": {"reward": "gradient_norm"}},
+        {"torch_compile": True},
+        "torch_compile",
+        ["the mixer 'odm' takes gradients of rows from training", "leave torch_compile out"],
+    ),
     (MIX | {"dataset": "a"}, {"mixture_by": "colum:t"}, "mixture_by", ["did you mean 'column'"]),
     (
         MIX | {"init_mixture_proportions": {"t": 1, "u": 2}, "objective_proportions": {"t": 1, "u": 2}},
@@ -335,9 +347,15 @@ BAD = [
         "mixture_by",
         ["allowed: cluster:K with K a whole number"],
     ),
-    (MIX, {"component_name": "doremi"}, "params", ["needs the parameter 'reference_model'"]),
-    (WEIGHT, {"component_name": "spans"}, "params", ["needs the parameter 'between' -> write component: {"]),
-    (WEIGHT, {"component_name": "rho_tokens"}, "params", ["needs the parameter 'reference_model' -> write component"]),
+    (MIX, {"component_name": "doremi"}, "component", ["needs the parameter 'reference_model'"]),
+    (SELECT, {"component_name": "rho_loss"}, "component.column, file, reference_model", ["needed: exactly one"]),
+    (WEIGHT, {"component_name": "spans"}, "component", ["needs the parameter 'between' -> write component: {"]),
+    (
+        WEIGHT,
+        {"component_name": "rho_tokens"},
+        "component",
+        ["needs the parameter 'reference_model' -> write"],
+    ),
     (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
 ]
 
@@ -595,6 +613,11 @@ NOTES = [
     (SELECT, {"num_train_epochs": 3.0, "train_step": 7}, None),
     (MIX, {"num_train_epochs": 3.0}, None),
     (WEIGHT, {"disable_shuffling": True}, None),
+    (
+        {"train_type": "dynamic", "selector": "random", "update_step": 2, "update_times": 3},
+        {"mixture_unit": "tokens"},
+        "mixture_unit: no effect with train_type: dynamic without a mixer",
+    ),
     (SELECT, {"mixture_unit": "tokens"}, "mixture_unit: no effect with train_type: dynamic_select"),
     (MIX, {"component_name": "dynamic_moe", "val_size": 0.1}, None),
     (MIX, {"component_name": "dynamic_moe", "mixer_eval_dataset": "b,a", "mixture_unit": "tokens"}, None),

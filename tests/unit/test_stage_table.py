@@ -6,9 +6,10 @@ import pytest
 from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.stage_table import asked_for
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import KINDS
+from dataflex.core.kinds import KINDS, MIXER
 from dataflex.core.registry import provided
 from dataflex.discovery.catalog import lookup
+from dataflex.interfaces.mixer import Mixer
 
 PARAMS = {"embedding": "model", "folder": None, "reject": True}
 
@@ -51,6 +52,12 @@ def test_each_component_of_ours_says_it_so_that_it_is_read(kind):
         info = lookup(kind, point.name)
         assert info is not None
         asked_for(str(info.constants.get("asks", "")), dict.fromkeys(info.required, "given") | dict(info.parameters))
+
+
+def test_a_mixer_of_ours_says_that_it_weighs_sources_where_it_does():
+    for point in provided(MIXER):
+        says = bool(lookup(MIXER, point.name).constants.get("weighs_sources"))
+        assert says == (point.load().loss_weights is not Mixer.loss_weights), point.name
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

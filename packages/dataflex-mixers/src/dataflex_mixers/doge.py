@@ -126,6 +126,7 @@ class DogeMixer(Mixer):
 
     asks = "gradients"
     needs_rows = "eval_dataset if target=eval"
+    weighs_sources = True
     reads_batches = True
 
     def __init__(

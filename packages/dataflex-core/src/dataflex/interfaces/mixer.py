@@ -61,11 +61,14 @@ class Mixer(Component, ABC):
 
     Attributes:
         needs_sizes: Whether it looks at the sizes of the sources, which streams do not have.
+        weighs_sources: Whether it overrides :meth:`loss_weights`. ``validate``, which imports no component, refuses
+            ``objective_proportions``; a trainer does so in any case.
         sketcher: Sketches gradients of rows that are not trained on; set before training where the mixer looks at
             gradients, else None.
     """
 
     needs_sizes: ClassVar[bool] = False
+    weighs_sources: ClassVar[bool] = False
     sketcher: SketchesRows | None = None
 
     contract: ClassVar[str] = "it needs mix(model, step_id, **kwargs) -> one share per source"

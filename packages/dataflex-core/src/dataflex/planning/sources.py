@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from dataflex.config.arguments import DataflexArguments
+from dataflex.config.checks.mixer_losses import weighs_itself
 from dataflex.config.checks.source_keys import data_problems_of
 from dataflex.config.checks.streaming import many_readers, no_sizes, no_sizes_for
 from dataflex.config.mixture_sources import INITIAL, OBJECTIVE, MixtureBy, share_problems, shares_in_order
@@ -126,10 +127,7 @@ def require_objective(spec: RunSpec) -> None:
         component = spec.mixer.component
         mixer: Any = find(component.kind, component.name)
         if mixer.loss_weights is not Mixer.loss_weights:
-            raise ConfigError(
-                f"{OBJECTIVE}: the mixer '{component.preset}' weighs the loss of each source itself, by what it learns "
-                "-> leave one of the two out"
-            )
+            raise ConfigError(str(weighs_itself(component.preset)))
     if spec.llamafactory.get("use_asft_loss"):
         raise ConfigError(
             f"use_asft_loss: computes the loss of a batch itself, so its sources cannot be weighed by {OBJECTIVE} -> "
