@@ -152,16 +152,7 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
         for key in ("output_dir", "dataset")
         if sections[step].get(key) != sections["final"].get(key)
     ]
-    problems += [
-        Problem(
-            f"{step}: mixture_by",
-            f"found {sections[step]['mixture_by']!r:.80}: each run makes such sources of its own rows, and the weights "
-            "of the proxy are those of datasets here",
-            "make a dataset of each source, and name them all in dataset",
-        )
-        for step in STEPS
-        if sections[step].get("mixture_by") is not None
-    ]
+    problems += _other_sources(sections)
     if not isinstance(folder, str) or not folder:
         problems.append(Problem(f"{COMMON}: output_dir", "is missing", "name the folder for the three runs"))
     if not isinstance(params, Mapping):
@@ -174,6 +165,19 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
     if problems:
         raise InvalidConfigError(problems)
     return Pipeline(sections, params, Path(str(folder)).absolute(), names, rounds)
+
+
+def _other_sources(sections: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    return [
+        Problem(
+            f"{step}: mixture_by",
+            f"found {sections[step]['mixture_by']!r:.80}: each run makes such sources of its own rows, and the weights "
+            "of the proxy are those of datasets here",
+            "make a dataset of each source, and name them all in dataset",
+        )
+        for step in STEPS
+        if sections[step].get("mixture_by") is not None
+    ]
 
 
 def read_yaml(path: Path) -> Any:
