@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,12 @@ def _chose(shown: Shown) -> Iterator[str]:
     elif choosing:
         yield f"{listing(choosing)} has made no choice: no update has taken place."
     elif run.updates and run.parts:
-        verbs = {"mix": "set the shares of the sources", "order": "arranged the rows", "filter": "filtered the rows"}
+        weighs = bool(_source_weights(run.lines("mix")))
+        verbs = {
+            "mix": "weighed the losses of the sources" if weighs else "set the shares of the sources",
+            "order": "arranged the rows",
+            "filter": "filtered the rows",
+        }
         done = [f"{component} {verbs[kind]}" for kind, component in run.parts if kind in verbs]
         if done:
             yield f"{listing(done)} at {over}."
@@ -72,6 +77,10 @@ def _sources(shown: Shown) -> Iterator[str]:
 
 
 def _mixed(shown: Shown) -> Iterator[str]:
+    weights = _source_weights(shown.run.lines("mix"))
+    if weights:
+        yield f"Their weights in the loss, on average over the steps: {weights}; rows were drawn by shares that stayed."
+        return
     said = [mapping(line.get("proportions")) for line in shown.run.lines("mix")]
     said = [shares for shares in said if shares]
     if len(said) < 2:
@@ -82,18 +91,17 @@ def _mixed(shown: Shown) -> Iterator[str]:
     before, after = number(first.get(name)) or 0.0, number(last.get(name)) or 0.0
     if abs(after - before) < 0.005:
         yield "The shares of the sources stayed as they were at the first update."
-        yield from _source_weights(shown.run.lines("mix")[-1])
     else:
         moved = f"from {percent(before)} at the first update to {percent(after)} at the last"
         yield f"The share of {name} moved most: {moved}."
 
 
-def _source_weights(line: Mapping[str, Any]) -> Iterator[str]:
-    """Says what a mixer that weighs losses came to: its weights are not the shares by which rows are drawn."""
-    shares, weights = mapping(line.get("proportions")), mapping(line.get("weights"))
-    average = _parts(mapping(line.get("average_weights")))
-    if average and weights and weights != shares:
-        yield f"Their losses were weighed instead, on average over the steps: {average}."
+def _source_weights(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what a mixer that weighs losses came to; empty for one whose weights are the shares of the rows."""
+    if not lines:
+        return ""
+    shares, weights = mapping(lines[-1].get("proportions")), mapping(lines[-1].get("weights"))
+    return _parts(mapping(lines[-1].get("average_weights"))) if weights and weights != shares else ""
 
 
 def _counted(shown: Shown) -> Iterator[str]:
