@@ -329,6 +329,12 @@ BAD = [
         ["is missing; the mixer 'doge' aims at one", "val_size"],
     ),
     (
+        MIX | {"objective_proportions": [1, 1]},
+        {"init_mixture_proportions": {"b": 0, "a": 1}},
+        "objective_proportions",
+        ["give b a share of the loss, and the proportions of the rows are 0 there", "or 0 here"],
+    ),
+    (
         MIX | {"component_name": "doge"},
         {"objective_proportions": [1, 1]},
         "objective_proportions",

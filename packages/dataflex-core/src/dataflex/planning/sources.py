@@ -14,13 +14,13 @@ from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.mixer_losses import weighs_itself
 from dataflex.config.checks.source_keys import data_problems_of
 from dataflex.config.checks.streaming import many_readers, no_sizes, no_sizes_for
-from dataflex.config.mixture_sources import INITIAL, OBJECTIVE, MixtureBy, share_problems, shares_in_order
+from dataflex.config.mixture_sources import INITIAL, OBJECTIVE, MixtureBy, never_seen, share_problems, shares_in_order
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, refuse
 from dataflex.core.source_labels import read_label_file
 from dataflex.discovery.component_classes import find
 from dataflex.interfaces.mixer import Mixer
-from dataflex.planning.mixture import MixtureManager, initial_proportions, never_seen, shares_in_words
+from dataflex.planning.mixture import MixtureManager, initial_proportions, shares_in_words
 from dataflex.planning.run_schedule import require_map_style
 from dataflex.rows.label_columns import labels_of_column
 from dataflex.rows.lengths import row_lengths
