@@ -170,6 +170,7 @@ def test_a_step_alone_needs_the_one_before(file, tmp_path):
             {"proxy": {"train_step": 4, "params": {"eat": 1}}},
             ["proxy: params.eat: ", "no parameter 'eat'", "'eta'?"],
         ),
+        ({"proxy": {"params": {"reference_model": "x"}}}, ["proxy: params.reference_model: is given by DoReMi"]),
         ({"proxy": {"train_step": 4, "params": {"eta": -1}}}, ["proxy: params.eta: found -1, allowed: a number above"]),
         ({"final": {"learning_rat": 1}}, ["final: learning_rat: neither dataflex nor", "learning_rate"]),
         ({"reference": {"train_step": -1}}, ["reference: train_step: found -1"]),
@@ -193,7 +194,10 @@ def test_validate_says_what_the_runs_are_and_plan_which_file_it_takes(file, tmp_
     file.write_text(yaml.safe_dump(read(file) | {"rounds": 2}))
     assert cli(["validate", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "doremi.yaml can be run by dataflex-cli doremi\n  runs:       2 rounds of reference and proxy, then" in out
+    assert (
+        "doremi.yaml can be run by dataflex-cli doremi\n  runs:       up to 2 rounds of reference and proxy, then"
+        in out
+    )
     assert "sources:    code, docstrings, prose" in out
     assert not (tmp_path / "out").exists()
     assert cli(["validate", str(file), "learning_rat=1"]) == 2

@@ -65,7 +65,9 @@ def validate(argv: Sequence[str]) -> int:
     file, *overrides = without_flag(argv)
     pipeline = _read(Path(file), overrides, usage)
     _check(pipeline, Path(file).absolute().parent)
-    rounds = f"{pipeline.rounds} rounds of reference and proxy, then final" if pipeline.rounds > 1 else listed(STEPS)
+    rounds = (
+        f"up to {pipeline.rounds} rounds of reference and proxy, then final" if pipeline.rounds > 1 else listed(STEPS)
+    )
     said = {"runs": rounds, "sources": listed(pipeline.names), "output": str(pipeline.folder)}
     sys.stdout.write(f"{file} can be run by dataflex-cli doremi\n")
     sys.stdout.write("".join(f"  {name + ':':<11} {text}\n" for name, text in said.items()))

@@ -157,6 +157,10 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
         problems.append(Problem(f"{COMMON}: output_dir", "is missing", "name the folder for the three runs"))
     if not isinstance(params, Mapping):
         problems.append(Problem("proxy: params", f"found {params!r}, allowed: parameters of the doremi mixer"))
+    elif "reference_model" in params:
+        problems.append(
+            Problem("proxy: params.reference_model", "is given by DoReMi: that of the first step", "remove it")
+        )
     if sections["reference"].get("finetuning_type") != "full":
         what = (
             f"found {sections['reference'].get('finetuning_type', 'lora')!r}; the proxy needs a whole reference model"
