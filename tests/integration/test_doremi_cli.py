@@ -10,7 +10,7 @@ import yaml
 from dataflex.cli.main import run as cli
 from dataflex.config.resolved import recorded_run
 from dataflex.core.errors import ConfigError
-from dataflex_mixers.doremi.doremi_command import run
+from dataflex_mixers.doremi.doremi_command import run, validate
 from dataflex_mixers.doremi.handover import FILE
 
 pytestmark = pytest.mark.llamafactory
@@ -166,7 +166,12 @@ def test_a_step_alone_needs_the_one_before(file, tmp_path):
         ({"final": {"static_mix": False}}, ["final: static_mix: is given by DoReMi -> remove it"]),
         ({"proxy": {"output_dir": "x"}}, ["proxy: output_dir: differs from that of the other steps"]),
         ({"reference": {"finetuning_type": "lora"}}, ["reference: finetuning_type: found 'lora'"]),
-        ({"proxy": {"train_step": 4, "params": {"eat": 1}}}, ["proxy: ", "no parameter 'eat'", "did you mean 'eta'?"]),
+        (
+            {"proxy": {"train_step": 4, "params": {"eat": 1}}},
+            ["proxy: params.eat: ", "no parameter 'eat'", "'eta'?"],
+        ),
+        ({"proxy": {"params": {"reference_model": "x"}}}, ["proxy: params.reference_model: is given by DoReMi"]),
+        ({"proxy": {"train_step": 4, "params": {"eta": -1}}}, ["proxy: params.eta: found -1, allowed: a number above"]),
         ({"final": {"learning_rat": 1}}, ["final: learning_rat: neither dataflex nor", "learning_rate"]),
         ({"reference": {"train_step": -1}}, ["reference: train_step: found -1"]),
         ({"final": {"mixture_by": "cluster:3"}}, ["final: mixture_by: found 'cluster:3': each run makes such sources"]),
@@ -179,6 +184,26 @@ def test_all_three_runs_are_checked_before_the_first_starts(file, tmp_path, chan
         run([str(file)], train)
     assert all(message in str(error.value) for message in messages), str(error.value)
     assert train.seen == []
+    with pytest.raises(ConfigError) as same:
+        validate([str(file)])
+    assert str(same.value) == str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_validate_says_what_the_runs_are_and_plan_which_file_it_takes(file, tmp_path, capsys):
+    file.write_text(yaml.safe_dump(read(file) | {"rounds": 2}))
+    assert cli(["validate", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "doremi.yaml can be run by dataflex-cli doremi\n  runs:       up to 2 rounds of reference and proxy, then"
+        in out
+    )
+    assert "sources:    code, docstrings, prose" in out
+    assert not (tmp_path / "out").exists()
+    assert cli(["validate", str(file), "learning_rat=1"]) == 2
+    assert "reference: learning_rat: neither dataflex nor" in capsys.readouterr().err
+    assert cli(["plan", str(file)]) == 2
+    assert "give it the file of a step, such as 2_proxy.yaml" in capsys.readouterr().err
 
 
 def test_the_command_is_listed_and_its_mistakes_end_with_2(capsys, file):

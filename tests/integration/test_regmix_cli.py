@@ -252,6 +252,11 @@ def test_validate_and_plan_know_the_file(file, capsys):
     assert "search.yaml can be run by dataflex-cli regmix" in out
     assert "runs:       20 proxies, 4 of them held out of the fit" in out
     assert cli(["validate", str(file), "mixtures=x"]) == 2
+    without = file.with_name("without.yaml")
+    without.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "mixtures"}))
+    capsys.readouterr()
+    assert cli(["validate", str(without)]) == 2
+    assert "mixtures: is missing" in capsys.readouterr().err
     assert cli(["plan", str(file)]) == 0
     assert "the proxies take about " in capsys.readouterr().out
 

@@ -169,6 +169,11 @@ def test_a_mixture_that_stays_is_said():
     assert in_words(checked(train_type="dynamic_mix", static_mix=True)) == "shares that stay as they begin"
 
 
+def test_other_shares_in_the_loss_are_said():
+    said = in_words(checked(train_type="dynamic_mix", static_mix=True, objective_proportions=[3, 1]))
+    assert said == "shares that stay as they begin, counted in the loss by objective_proportions"
+
+
 def test_seen_losses_in_words():
     said = [in_words(checked(order={"component": "wave", "by": by})) for by in ("seen", "seen:3")]
     words = ["the losses seen in training", "the losses seen in the last 3 steps"]

@@ -354,6 +354,16 @@ SOURCES = {"a": TokenRows(8), "b": TokenRows(8)}
 BEFORE = [
     ({"selector": "less"}, {}, "eval_dataset: is missing; the selector 'less' aims at one -> give eval_dataset, or "),
     ({"weighter": "adapt", "train_step": 2}, {}, "eval_dataset: is missing; the weighter 'adapt' aims at one"),
+    (
+        {"mixer": "doge", "params": {"target": "eval"}},
+        {"train_dataset": SOURCES},
+        "eval_dataset: is missing; the mixer 'doge' aims at one -> give eval_dataset",
+    ),
+    (
+        {"mixer": "odm", "params": {"reward": "eval_loss"}},
+        {"train_dataset": SOURCES},
+        "mixer_eval_dataset: is missing; the mixer 'odm' looks at held-out rows of each source -> give mixer_eval_",
+    ),
     ({"selector": "random"}, {"train_dataset": SOURCES}, "train_dataset: found a mapping of datasets (a, b), but"),
     (
         {"selector": "random"},

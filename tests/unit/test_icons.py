@@ -302,6 +302,13 @@ def test_rows_with_most_votes_are_taken(model, rows, tasks, tmp_path, share, gro
     np.testing.assert_allclose(found.candidates[1], votes_N + means_N / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize(("several", "said"), [(False, 1), (True, 0)])
+def test_evaluation_rows_that_are_one_task_are_told(rows, target, tasks, tmp_path, caplog, several, said):
+    selector(rows, tasks if several else target, tmp_path)
+    assert caplog.text.count("one task, so there is no vote") == said
+    assert caplog.text.count("set eval_on_each_dataset: true") == said
+
+
 def test_one_task_takes_the_rows_of_less(model, rows, target, tmp_path):
     less = LessSelector(**run_objects(rows, target, folder=tmp_path), gradient_type="sgd", decay=0.0, token_budget=64)
     less.bind("less", 7)

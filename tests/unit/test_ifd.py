@@ -316,6 +316,14 @@ def test_another_model_scores_once_and_its_scores_resume(rows, model, other, tmp
     np.testing.assert_array_equal(selector.scores(model, 5, context=context(1)), found)
 
 
+def test_a_model_that_is_not_there_is_told_in_one_line_with_the_way_out_and_without_a_traceback(rows, model, tmp_path):
+    selector = build(rows, tmp_path, reference_model="none/such", tokenizer=tiny_tokenizer())
+    with pytest.raises(ComponentError, match=r"none/such cannot be loaded: .* -> name a folder") as said:
+        selector.scores(model, 0, context=context())
+    assert "\n" not in str(said.value)
+    assert said.value.__cause__ is None
+
+
 def test_a_model_with_another_tokenizer_reads_the_same_texts_and_labels():
     run = tiny_tokenizer()
     texts = [("translate this", "to that"), ("sort these", "in that order")]

@@ -98,7 +98,7 @@ def test_a_label_file_of_each_kind_gives_the_same(tmp_path, suffix):
     [
         ("labels.json", b'{"a": 1}', "it holds a dict; needed: a list with a label for each row"),
         ("labels.json", b"[1, 2", "cannot be read"),
-        ("labels.npy", b"no array", "cannot be read"),
+        ("labels.npy", b"no array", "cannot be read: it is no file that numpy.save wrote"),
         ("labels.txt", b"a\n\nb\n", "1 row .1. of .*labels.txt have no label"),
     ],
 )
@@ -108,6 +108,13 @@ def test_a_label_file_that_is_none_is_refused_by_name(tmp_path, name, content, s
         read_label_file(tmp_path / name)
     with pytest.raises(ConfigError, match="there is no such file"):
         read_label_file(tmp_path / "none.json")
+
+
+def test_an_archive_is_no_label_file_whatever_its_name(tmp_path):
+    with open(tmp_path / "labels.npy", "wb") as file:
+        np.savez(file, labels=np.arange(3))
+    with pytest.raises(ConfigError, match=r"cannot be read: it is no \.npy file but an archive"):
+        read_label_file(tmp_path / "labels.npy")
 
 
 def test_an_array_of_floats_or_of_two_dimensions_is_no_label_file(tmp_path):

@@ -115,6 +115,13 @@ def test_a_band_that_holds_too_few_rows_is_refused_with_the_way_out(rows, model)
         build(rows, band="high", share=0.25).select(model, 0, 6, context=context())
 
 
+def test_a_band_that_no_update_can_be_filled_from_is_refused_before_the_first_step(rows, model):
+    selector = build(rows, band="high", share=0.25)
+    with pytest.raises(ComponentError, match=r"only 5 of 21 lie in the band .* -> a larger share, or null"):
+        selector.check_run(model, RunAhead(updates=1, total_steps=4, most_rows=6))
+    selector.check_run(model, RunAhead(updates=1, total_steps=4, most_rows=5))
+
+
 @pytest.mark.parametrize("band", BANDS)
 def test_the_rows_with_the_highest_scores_are_those_of_the_band(rows, model, band):
     selector = build(rows, band=band, share=None)

@@ -181,6 +181,29 @@ def test_shares_are_those_of_the_files_and_of_the_trace(tmp_path):
         assert stack["planned"]["rows"][place][1:] == pytest.approx([shares[name] for shares in asked], rel=1e-3)
 
 
+@pytest.mark.parametrize("given", [[8, 1, 1], {"docstrings": 1, "code": 8, "prose": 1}])
+def test_the_header_says_the_shares_in_the_loss_where_they_are_others_than_in_the_rows(tmp_path, given):
+    path = KINDS["mix"](tmp_path / "run")
+    config = yaml.safe_load((path / "dataflex_config.yaml").read_text())
+    assert not any("In the loss" in said for said in page(path)["runs"][0]["says"])
+    (path / "dataflex_config.yaml").write_text(yaml.safe_dump(config | {"objective_proportions": given}))
+    words = "In the loss the sources count by objective_proportions: code 80 %, "
+    assert any(said.startswith(words) for said in page(path)["runs"][0]["says"])
+
+
+def test_the_header_says_what_a_mixer_came_to_that_weighs_losses_and_leaves_the_shares(tmp_path):
+    path = KINDS["mix"](tmp_path / "run")
+    lines = [json.loads(line) for line in (path / "dataflex_trace.jsonl").read_text().splitlines()]
+    weights = {"code": 0.25, "docstrings": 0.25, "prose": 0.5}
+    same = {"proportions": dict.fromkeys(weights, 1 / 3), "weights": weights, "average_weights": weights}
+    lines = [line | same if line["kind"] == "mix" else line for line in lines]
+    (path / "dataflex_trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = page(path)["runs"][0]["says"]
+    assert "odm weighed the losses of the sources at 12 updates." in said
+    words = "Their weights in the loss, on average over the steps: prose 50 %, code 25 % and docstrings 25 %;"
+    assert any(sentence.startswith(words) for sentence in said)
+
+
 def test_groups_of_rows_are_named_with_their_words_and_first_shares_may_be_given_by_name(tmp_path):
     path = KINDS["mix"](tmp_path / "run")
     about = json.loads((path / "dataflex_run.json").read_text())

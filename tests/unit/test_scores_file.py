@@ -66,3 +66,6 @@ def test_a_file_of_another_dataset_or_none_is_refused(file, tmp_path):
     (tmp_path / "text.parquet").write_text("no")
     with pytest.raises(ConfigError, match="cannot be read"):
         selector(tmp_path / "text.parquet")
+    (tmp_path / "text.npy").write_text("0.5")
+    with pytest.raises(ConfigError, match=r"cannot be read: it is no file that numpy\.save wrote"):
+        selector(tmp_path / "text.npy")

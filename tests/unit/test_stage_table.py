@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.stage_table import asked_for
 from dataflex.core.errors import ConfigError
-from dataflex.core.kinds import KINDS
+from dataflex.core.kinds import KINDS, MIXER
 from dataflex.core.registry import provided
 from dataflex.discovery.catalog import lookup
+from dataflex.interfaces.mixer import Mixer
 
 PARAMS = {"embedding": "model", "folder": None, "reject": True}
 
@@ -50,3 +52,17 @@ def test_each_component_of_ours_says_it_so_that_it_is_read(kind):
         info = lookup(kind, point.name)
         assert info is not None
         asked_for(str(info.constants.get("asks", "")), dict.fromkeys(info.required, "given") | dict(info.parameters))
+
+
+def test_a_mixer_of_ours_says_that_it_weighs_sources_where_it_does():
+    for point in provided(MIXER):
+        says = bool(lookup(MIXER, point.name).constants.get("weighs_sources"))
+        assert says == (point.load().loss_weights is not Mixer.loss_weights), point.name
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_what_our_classes_say_of_rows_that_they_need_names_their_parameters(kind):
+    for point in provided(kind):
+        info = lookup(kind, point.name)
+        params = dict.fromkeys(info.required, "given") | dict(info.parameters)
+        holding("needs_rows", str(info.constants.get("needs_rows", "")), ("eval_dataset", "mixer_eval_dataset"), params)

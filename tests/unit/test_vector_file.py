@@ -76,6 +76,15 @@ def test_a_damaged_file_and_an_archive_are_refused(tmp_path):
         assert "cannot be read" in str(vectors_problem("vectors", str(tmp_path / name), "ngrams")), name
 
 
+def test_a_file_of_text_or_of_objects_is_refused_without_the_advice_to_load_it_unsafely(tmp_path):
+    (tmp_path / "text.npy").write_text("0.1 0.2")
+    np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+    for name, why in (("text.npy", "no file that numpy.save wrote"), ("objects.npy", "holds Python objects")):
+        said = str(vectors_problem("vectors", str(tmp_path / name), "ngrams"))
+        assert why in said
+        assert "pickle" not in said
+
+
 def test_a_vector_that_is_not_finite_is_refused_with_its_row(tmp_path):
     array = np.eye(4)
     array[2, 0] = np.nan

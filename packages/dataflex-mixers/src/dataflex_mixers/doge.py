@@ -125,6 +125,8 @@ class DogeMixer(Mixer):
     """
 
     asks = "gradients"
+    needs_rows = "eval_dataset if target=eval"
+    weighs_sources = "losses if use=loss_weights"
     reads_batches = True
 
     def __init__(

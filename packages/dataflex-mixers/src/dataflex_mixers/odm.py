@@ -145,6 +145,7 @@ class OdmMixer(Mixer):
         "gradients if reward=gradient_norm, losses of tokens if reward=entropy, "
         "losses of held-out rows if reward=eval_loss"
     )
+    needs_rows = "mixer_eval_dataset if reward=eval_loss"
 
     def __init__(
         self,

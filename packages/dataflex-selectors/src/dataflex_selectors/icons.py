@@ -31,6 +31,7 @@ from dataflex.core.registry import register_selector
 from dataflex.scoring import TargetSet, read_target
 from dataflex.scoring.trial import try_gradients
 from dataflex.train.selector.base_selector import Selection
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.candidates import candidate_rows
@@ -175,6 +176,12 @@ class IconsSelector(ComparesSteps):
         self.targets = [TargetSet(name, rows, known_as=whole) for name, rows in sets.items()]
         self.settings = settings
         self.tasks = task_places(list(sets), task_groups)
+        if len(self.tasks) == 1 and combine == "votes":
+            logger.warning(
+                "icons: the evaluation rows are one task, so there is no vote and the rows are those of less with "
+                "decay: %g -> for several tasks set eval_on_each_dataset: true (each dataset one) or task_boundaries",
+                decay,
+            )
         self.vote_share, self.combine, self.candidates = vote_share, combine, candidates
         self._running = RunningScores(len(self.targets), float(decay))
         self._scored: GradientScores | None = None  # at this update, until it is explained

@@ -119,8 +119,9 @@ class PerplexitySelector(Selector):
         return Cost(Work(others=others), host_bytes=4 * size, state_bytes=size, cache_bytes=size)
 
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
-        """Refuses too few rows with a label, and models that give rows no loss. See the base class."""
+        """Refuses too few rows with a label or in the band, and models that give rows no loss. See the base class."""
         require_labelled(self.dataset, run.most_rows)
+        self._require_band(run.most_rows, len(self.dataset), len(self.dataset))  # a row without a label makes it less
         if self.reference_model is None:
             try_losses(model, self.dataset, self.data_collator, self.accelerator)
         else:
@@ -139,12 +140,17 @@ class PerplexitySelector(Selector):
             require_enough(num_samples, len(scored), len(losses_N), way_out=SHOW_LABELS)
             first, last = widest(len(scored), num_samples, self.band)
         else:
+            self._require_band(num_samples, len(scored), len(losses_N))
             first, last = band_of(len(scored), self.share, self.band)
-            what = f"lie in the band (band: {self.band}, share: {self.share:g})"
-            require_enough(num_samples, last - first, len(losses_N), what, "a larger share, or null")
         inside = np.sort(scored[first_places(last, losses_N[scored])[first:]])
         drawn = self.generator(context.update).permutation(inside)[:num_samples]
         return Selection(drawn, losses_N[drawn], candidates=losses_N)
+
+    def _require_band(self, wanted: int, scored: int, size: int) -> None:
+        if self.share is not None:
+            first, last = band_of(scored, self.share, self.band)
+            what = f"lie in the band (band: {self.band}, share: {self.share:g})"
+            require_enough(wanted, last - first, size, what, "a larger share, or null")
 
     def scores(self, model: torch.nn.Module, step_id: int, **kwargs: Any) -> NDArray[np.float32]:
         """Returns how much each row is one of the band: (N,), higher is better, NaN without a label.

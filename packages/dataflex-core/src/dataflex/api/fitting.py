@@ -39,9 +39,8 @@ def require_fitting(run: CheckedRun, given: Mapping[str, Any], stage: str | None
     """
     target = given.get("target_dataset") if given.get("eval_dataset") is None else given["eval_dataset"]
     held_out = given.get("mixer_eval_dataset") is not None or isinstance(given.get("eval_dataset"), Mapping)
-    infos = [known.info for known in run.known if known.info is not None]
-    problems = [*no_target(infos, target is not None, _GIVE_TARGET)]
-    problems += no_held_out(infos, held_out, _GIVE_HELD_OUT)
+    problems = [*no_target(run.known, target is not None, _GIVE_TARGET)]
+    problems += no_held_out(run.known, held_out, _GIVE_HELD_OUT)
     problems += _sources(run, given.get("train_dataset"))
     problems += unfit_parts(stage or "sft", run.known)
     if stage in PROMPTS:

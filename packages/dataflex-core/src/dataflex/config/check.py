@@ -13,6 +13,7 @@ from dataflex.config.checks.engine_limits import engine_problems
 from dataflex.config.checks.enough_rows import row_problems
 from dataflex.config.checks.keys import parse_arguments, unknown_keys
 from dataflex.config.checks.known_component import component_problems
+from dataflex.config.checks.mixer_losses import mixer_loss_problems
 from dataflex.config.checks.model_folders import causal_problems
 from dataflex.config.checks.parsed_config import Draft
 from dataflex.config.checks.source_keys import source_problems
@@ -71,7 +72,7 @@ def check(config: Mapping[str, Any], folder: Path, *, trains: bool = True) -> Ru
         found, draft = component_problems(draft)
         problems += schedule_problems(draft) if wrong_keys.isdisjoint(STEP_KEYS) else []
         found += [*combination_problems(draft), *engine_problems(draft), *stream_problems(draft)]
-        found += source_problems(draft)
+        found += [*source_problems(draft), *mixer_loss_problems(draft)]
         found += causal_problems(draft.theirs, draft.infos)
         problems += [p for p in found if p.where not in _told(bad)]
         found, rows = data_problems(draft) if bad.isdisjoint(_DATA_KEYS) else ([], {})

@@ -93,10 +93,11 @@ def resolve(
         raise InvalidConfigError([Problem(place.name, what, nearest_here)])
     if info is None:
         raise UnknownComponentError(_unknown(kind, component_name, entry, components_cfg_file, local))
-    given = {name: (entry.place(name), value) for name, value in entry.params.items()}
+    written = component_name in user  # what the packages ship is no place where the user could change a thing
+    given = {name: (entry.place(name) if written else f"{place.params}.{name}", v) for name, v in entry.params.items()}
     given |= {name: (f"{place.params}.{name}", unescaped(value)) for name, value in (overrides or {}).items()}
     problems = [*variable_problems(overrides, place.params), *name_problems(info, given)]
-    problems += _missing(info, entry, given, place)
+    problems += _missing(info, f"{entry.where}.params" if written else place.params, given, place)
     params = {name: value for name, (_, value) in given.items()}
     found, missing = revealed(params)
     if not missing:
@@ -164,10 +165,10 @@ def _unknown(kind: Kind, key: str, entry: Entry, file: str | Path | None, local:
     return f"{intro} -> {nearest(entry.name, {*allowed, *wanted}) or otherwise}"
 
 
-def _missing(info: ComponentInfo, entry: Entry, given: Mapping[str, Any], place: Place) -> list[Problem]:
+def _missing(info: ComponentInfo, where: str, given: Mapping[str, Any], place: Place) -> list[Problem]:
     return [
         Problem(
-            f"{entry.where}.params",
+            where,
             f"the {info.kind.name} '{info.name}' needs the parameter '{name}'",
             f"write {place.params}: {{{name}: ...}}, or give it under {info.kind.section}: in a components_cfg_file",
         )

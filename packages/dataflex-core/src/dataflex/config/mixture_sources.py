@@ -7,7 +7,7 @@ cluster:K      K groups of rows that are alike by ``mixture_embedding``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,23 @@ def share_problems(key: str, given: Shares | None, names: Sequence[str]) -> list
         return []
     what = f"found {len(given)} numbers for {len(names)} datasets ({_shown(names)})"
     return [Problem(key, what, "give one number per dataset, in their order")]
+
+
+def never_seen(names: Sequence[str], shares_K: Iterable[float], objective_K: Iterable[float]) -> list[Problem]:
+    """Returns a problem where a source has a share in the objective and none in the rows: no weight makes up for that.
+
+    Args:
+        names: (K) the sources.
+        shares_K: (K,) the proportions that rows are drawn by.
+        objective_K: (K,) those of the objective.
+    """
+    lost = [name for name, q, w in zip(names, shares_K, objective_K, strict=True) if q == 0 < w]
+    if not lost:
+        return []
+    what = (
+        f"give {', '.join(lost)} a share of the loss, and the proportions of the rows are 0 there: none would be seen"
+    )
+    return [Problem(OBJECTIVE, what, "give it a share of the rows (min_share of the mixer), or 0 here")]
 
 
 def shares_in_order(given: Shares | None, names: Sequence[str]) -> tuple[float, ...] | None:

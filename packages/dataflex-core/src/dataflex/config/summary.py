@@ -22,9 +22,9 @@ def _sentences(spec: RunSpec) -> Iterator[str]:
     for part in spec.filters:
         yield f"filter to {_share(part.keep or 1.0)} by {_name(part)}{_when(part)}"
     if spec.mixer is not None:
-        yield f"shares by {_name(spec.mixer)}{_when(spec.mixer)}"
+        yield f"shares by {_name(spec.mixer)}{_when(spec.mixer)}{_counted(spec)}"
     elif spec.mixes:
-        yield "shares that stay as they begin"
+        yield f"shares that stay as they begin{_counted(spec)}"
     if spec.selector is not None:
         within = " within each source" if spec.mixes else ""
         yield f"rows by {_name(spec.selector)}{within}{_when(spec.selector)}"
@@ -32,6 +32,10 @@ def _sentences(spec: RunSpec) -> Iterator[str]:
         yield f"order {_name(spec.order)}{_scores(spec.order)}{_when(spec.order)}"
     if spec.weighter is not None:
         yield f"weights by {_name(spec.weighter)}{_when(spec.weighter)}"
+
+
+def _counted(spec: RunSpec) -> str:
+    return "" if spec.arguments.objective_proportions is None else ", counted in the loss by objective_proportions"
 
 
 def _name(part: Part) -> str:

@@ -45,6 +45,9 @@ class Component:
             ``losses of a step``, ``loss curves`` and ``counts of tokens`` (these two of a mixer that observes them:
             rewards in their place would not do) and ``losses of held-out rows``. Stages whose rows are no
             texts then refuse it before anything is loaded. Empty for nothing.
+        needs_rows: ``eval_dataset if PARAMETER=VALUE`` or ``mixer_eval_dataset if PARAMETER=VALUE``: rows besides
+            those of training that its constructor does without with other parameters. A run without them is refused
+            before anything is loaded. Those that it always needs are told from the constructor.
         reads_tokens: Whether it looks at the tokens of rows itself. Stages whose rows are prompts then refuse it.
         takes_seen: Whether it asks ``context.scores`` for losses that training has seen. They are kept, in memory and
             in checkpoints (8 bytes per row), where a component of the run says so.
@@ -61,6 +64,7 @@ class Component:
     takes_seen: bool = False
     takes_rewards: ClassVar[bool] = False
     asks: ClassVar[str] = ""
+    needs_rows: ClassVar[str] = ""
     reads_tokens: ClassVar[bool] = False
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dataflex.core.decision_hash import decision_hash
 from dataflex.core.errors import ConfigError, rows_named
 from dataflex.core.named_sources import LABEL_SUFFIXES, MOST_SOURCES
+from dataflex.core.numpy_files import load_array
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,10 @@ def _values(path: Path) -> Sequence[Any]:
             raise ValueError(f"it holds a {type(found).__name__}; needed: a list with a label for each row")
         return found
     if path.suffix == ".npy":
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iuU":
-            shape = getattr(array, "shape", "several")
-            raise ValueError(f"it holds {array.dtype} of shape {shape}; needed: a text or a whole number for each row")
+        array = load_array(path)
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            what = f"it holds {array.dtype} of shape {array.shape}"
+            raise ValueError(f"{what}; needed: a text or a whole number for each row")
         return array.tolist()  # type: ignore[no-any-return]
     if path.suffix == ".txt":
         return path.read_text(encoding="utf-8").splitlines()

@@ -61,11 +61,15 @@ class Mixer(Component, ABC):
 
     Attributes:
         needs_sizes: Whether it looks at the sizes of the sources, which streams do not have.
+        weighs_sources: ``losses`` where it overrides :meth:`loss_weights`, or ``losses if PARAMETER=VALUE`` where only
+            these parameters make it weigh. ``validate``, which imports no component, then refuses
+            ``objective_proportions``; a trainer does so in any case.
         sketcher: Sketches gradients of rows that are not trained on; set before training where the mixer looks at
             gradients, else None.
     """
 
     needs_sizes: ClassVar[bool] = False
+    weighs_sources: ClassVar[str] = ""
     sketcher: SketchesRows | None = None
 
     contract: ClassVar[str] = "it needs mix(model, step_id, **kwargs) -> one share per source"

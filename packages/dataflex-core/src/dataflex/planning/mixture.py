@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dataflex.config.mixture_sources import never_seen
 from dataflex.core.component import seeded
-from dataflex.core.errors import CheckpointError, ComponentError, ConfigError, Problem
+from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.core.permutation import Permutation, ReadingOrder, RowOrder
 
 MANY = 5
@@ -257,23 +258,6 @@ class MixtureManager:
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._owed = np.array(state["owed"], dtype=np.float64)
         self._planned = int(state["planned"])
-
-
-def never_seen(names: Sequence[str], shares_K: NDArray[np.float64], objective_K: NDArray[np.float64]) -> list[Problem]:
-    """Returns a problem where a source has a share in the objective and none in the rows: no weight makes up for that.
-
-    Args:
-        names: (K) the sources.
-        shares_K: (K,) the proportions that rows are drawn by.
-        objective_K: (K,) those of the objective.
-    """
-    lost = [name for name, q, w in zip(names, shares_K, objective_K, strict=True) if q == 0 < w]
-    if not lost:
-        return []
-    what = (
-        f"give {', '.join(lost)} a share of the loss, and the proportions of the rows are 0 there: none would be seen"
-    )
-    return [Problem("objective_proportions", what, "give it a share of the rows (min_share of the mixer), or 0 here")]
 
 
 def shares_in_words(names: Sequence[str], shares_K: NDArray[np.float64]) -> str:

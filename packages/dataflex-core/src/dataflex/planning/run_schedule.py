@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from dataflex.config.arguments import DataflexArguments
 from dataflex.config.checks.enough_rows import Asked, rows_kept, too_few_kept, too_few_rows
+from dataflex.config.checks.mixer_losses import WITHOUT_GRADIENTS, without_gradients
 from dataflex.config.checks.stage_table import rows_meet
 from dataflex.config.checks.steps import never_there, step_problems, total_key, two_totals
 from dataflex.config.checks.streaming import EPOCH_KEYS, no_end, no_epoch, no_streams
@@ -143,16 +144,6 @@ def rows_in_pass(dataset: Any) -> int | None:
 
 # What computes the training loss without the logits of each row, so that no source has a loss of its own.
 _WITHOUT_LOGITS = ("enable_liger_kernel", "use_asft_loss")
-# What a mixer cannot look through that takes gradients of rows from the backward pass of training.
-_WITHOUT_GRADIENTS = {
-    "use_badam": "trains other layers in turn, so that gradients of two steps are of other weights",
-    "use_unsloth": "computes layers by kernels of its own, without calling them",
-    "torch_compile": "compiles the layers, which hooks do not reach then",
-    "label_smoothing_factor": "makes the loss something else than a mean of cross entropies",
-    "use_dft_loss": "makes the loss something else than a mean of cross entropies",
-    "use_eaft_loss": "makes the loss something else than a mean of cross entropies",
-    "moe_aux_loss_coef": "adds the loss of the router, which is of no row",
-}
 
 
 def require_observable(spec: RunSpec) -> None:
@@ -185,12 +176,9 @@ def require_observable(spec: RunSpec) -> None:
         )
     if not observes:
         return
-    for key, why in _WITHOUT_GRADIENTS.items() if takes_gradients else ():
+    for key in WITHOUT_GRADIENTS if takes_gradients else ():
         if spec.llamafactory.get(key):
-            raise ConfigError(
-                f"{key}: the mixer '{component.name}' takes gradients of rows from training, and this {why} -> leave "
-                f"{key} out, or use a mixer that looks at losses"
-            )
+            raise ConfigError(str(without_gradients(component.name, key)))
     together = rows_meet(str(spec.llamafactory.get("stage")), spec.llamafactory, in_training=True)
     if together is not None:
         raise ConfigError(

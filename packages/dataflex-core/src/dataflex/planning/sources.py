@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from dataflex.config.arguments import DataflexArguments
+from dataflex.config.checks.mixer_losses import weighs_itself
 from dataflex.config.checks.source_keys import data_problems_of
 from dataflex.config.checks.streaming import many_readers, no_sizes, no_sizes_for
-from dataflex.config.mixture_sources import INITIAL, OBJECTIVE, MixtureBy, share_problems, shares_in_order
+from dataflex.config.mixture_sources import INITIAL, OBJECTIVE, MixtureBy, never_seen, share_problems, shares_in_order
 from dataflex.config.spec import RunSpec
 from dataflex.core.errors import ConfigError, refuse
 from dataflex.core.source_labels import read_label_file
 from dataflex.discovery.component_classes import find
 from dataflex.interfaces.mixer import Mixer
-from dataflex.planning.mixture import MixtureManager, initial_proportions, never_seen, shares_in_words
+from dataflex.planning.mixture import MixtureManager, initial_proportions, shares_in_words
 from dataflex.planning.run_schedule import require_map_style
 from dataflex.rows.label_columns import labels_of_column
 from dataflex.rows.lengths import row_lengths
@@ -126,20 +127,12 @@ def require_objective(spec: RunSpec) -> None:
         component = spec.mixer.component
         mixer: Any = find(component.kind, component.name)
         if mixer.loss_weights is not Mixer.loss_weights and mixer.weighs is Mixer.weighs:  # else its parameters decide
-            raise weighed_twice(component.preset)
+            raise ConfigError(str(weighs_itself(component.preset)))
     if spec.llamafactory.get("use_asft_loss"):
         raise ConfigError(
             f"use_asft_loss: computes the loss of a batch itself, so its sources cannot be weighed by {OBJECTIVE} -> "
             "set use_asft_loss: false, or leave them out"
         )
-
-
-def weighed_twice(preset: str) -> ConfigError:
-    """Returns what refuses a mixer that weighs the sources beside ``objective_proportions``."""
-    return ConfigError(
-        f"{OBJECTIVE}: the mixer '{preset}' weighs the loss of each source itself, by what it learns -> leave one of "
-        "the two out"
-    )
 
 
 def mixture_of(spec: RunSpec, dataset: Any, seed: int) -> MixtureManager | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from dataflex.report.shown_run import Shown
 from dataflex.report.time_plots import deciding_share
 from dataflex.report.wording import count, duration, figure, listing, loss, percent
 
-_LIFT, _EVALUATIONS = 1.25, 3
+_LIFT, _EVALUATIONS, _NAMED = 1.25, 3, 6
 
 
 def sentences(shown: Shown) -> list[str]:
@@ -23,6 +23,7 @@ def sentences(shown: Shown) -> list[str]:
         *_chose(shown),
         *_sources(shown),
         *_mixed(shown),
+        *_counted(shown),
         *_weighed(shown),
         *_seen(shown),
         *_cost(shown),
@@ -43,7 +44,12 @@ def _chose(shown: Shown) -> Iterator[str]:
     elif choosing:
         yield f"{listing(choosing)} has made no choice: no update has taken place."
     elif run.updates and run.parts:
-        verbs = {"mix": "set the shares of the sources", "order": "arranged the rows", "filter": "filtered the rows"}
+        weighs = bool(_source_weights(run.lines("mix")))
+        verbs = {
+            "mix": "weighed the losses of the sources" if weighs else "set the shares of the sources",
+            "order": "arranged the rows",
+            "filter": "filtered the rows",
+        }
         done = [f"{component} {verbs[kind]}" for kind, component in run.parts if kind in verbs]
         if done:
             yield f"{listing(done)} at {over}."
@@ -71,6 +77,10 @@ def _sources(shown: Shown) -> Iterator[str]:
 
 
 def _mixed(shown: Shown) -> Iterator[str]:
+    weights = _source_weights(shown.run.lines("mix"))
+    if weights:
+        yield f"Their weights in the loss, on average over the steps: {weights}; rows were drawn by shares that stayed."
+        return
     said = [mapping(line.get("proportions")) for line in shown.run.lines("mix")]
     said = [shares for shares in said if shares]
     if len(said) < 2:
@@ -84,6 +94,36 @@ def _mixed(shown: Shown) -> Iterator[str]:
     else:
         moved = f"from {percent(before)} at the first update to {percent(after)} at the last"
         yield f"The share of {name} moved most: {moved}."
+
+
+def _source_weights(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what a mixer that weighs losses came to; empty for one whose weights are the shares of the rows."""
+    if not lines:
+        return ""
+    shares, weights = mapping(lines[-1].get("proportions")), mapping(lines[-1].get("weights"))
+    return _parts(mapping(lines[-1].get("average_weights"))) if weights and weights != shares else ""
+
+
+def _counted(shown: Shown) -> Iterator[str]:
+    """Says the shares in the loss, where they are not those of the rows."""
+    given = shown.run.config.get("objective_proportions")
+    if isinstance(given, list) and len(given) == len(shown.run.sources):
+        given = dict(zip([source.name for source in shown.run.sources], given, strict=True))
+    parts = _parts(mapping(given))
+    if parts:
+        yield f"In the loss the sources count by objective_proportions: {parts}."
+
+
+def _parts(numbers: Mapping[str, Any]) -> str:
+    """Returns the parts of a sum by name, the largest first; empty where they are no parts of one."""
+    found = {str(name): number(value) or 0.0 for name, value in numbers.items()}
+    largest = sorted(found, key=lambda name: -found[name])
+    total = sum(found.values())
+    if total <= 0:
+        return ""
+    shown = [f"{name} {percent(found[name] / total)}" for name in largest[:_NAMED]]
+    more = len(largest) - len(shown)
+    return listing([*shown, count(more, "other")] if more else shown)
 
 
 def _weighed(shown: Shown) -> Iterator[str]:

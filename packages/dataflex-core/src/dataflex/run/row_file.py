@@ -22,6 +22,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from dataflex.core.errors import Problem, listed
+from dataflex.core.numpy_files import load_numpy
 
 METADATA = b"dataflex"
 DIGEST = "rows_digest"
@@ -134,10 +135,10 @@ def read_rows(key: str, file: Any, name: str, sole: bool = False) -> RowFile | P
 
 
 def _numpy(path: Path, name: str, sole: bool) -> _Found:
-    with open(path, "rb") as file:  # np.load leaves it open where it is no archive
-        found = np.load(file, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found, None, {}, name
+    found = load_numpy(path)
+    if isinstance(found, np.ndarray):
+        return found, None, {}, name
+    with found:
         wanted = _column(name, found.files, sole)
         return found[wanted], found[ROW] if ROW in found.files else None, {}, wanted
 

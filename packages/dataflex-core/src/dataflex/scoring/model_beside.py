@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 _DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 _FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # one of which a tokenizer leaves in a folder
 
+WAY_OUT = "name a folder that holds a causal model, or the name of one that can be reached"
 
-def load_beside(key: str, path: str, accelerator: Accelerator | None, way_out: str = "") -> Any:
+
+def load_beside(key: str, path: str, accelerator: Accelerator | None, way_out: str = WAY_OUT) -> Any:
     """Returns a causal model, whole on every rank, in the precision that it was saved in. Draws no random numbers.
 
     Args:
@@ -40,8 +42,9 @@ def load_beside(key: str, path: str, accelerator: Accelerator | None, way_out: s
         with same_random_states():  # making a model draws random numbers
             model: Any = load_whole(path, **{_DTYPE: "auto"})
     except (OSError, ValueError) as error:
-        advice = f" -> {way_out}" if way_out else ""
-        raise ComponentError(f"{key}: {path} cannot be loaded: {error}{advice}") from error
+        said = " ".join(str(error).split())  # of several lines, where there is no such model
+        cause = None if isinstance(error, OSError) else error  # whose traceback is printed
+        raise ComponentError(f"{key}: {path} cannot be loaded: {said} -> {way_out}") from cause
     return model if accelerator is None else model.to(accelerator.device)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataflex.core.errors import blaming
+from dataflex.config.checks.mixer_losses import weighs_itself
+from dataflex.core.errors import ConfigError, blaming
 from dataflex.objective.objective import Objective
 from dataflex.objective.parts import Keys, MixerPart, Parts, WeighterPart
-from dataflex.planning.sources import weighed_twice
 from dataflex.trainer.engine import require_one_model
 from dataflex.trainer.host import Host
 from dataflex.upstream.stage_loss import Use
@@ -20,7 +20,7 @@ def parts_of(trainer: Host) -> Parts:
     objective = None if manager is None or manager.objective is None else lambda: manager.objective_weights
     mixer = _mixer(trainer)
     if objective is not None and mixer is not None and mixer.weighs:
-        raise weighed_twice(mixer.preset)
+        raise ConfigError(str(weighs_itself(mixer.preset)))
     weighs_rows = spec.selector is not None and trainer.components.selector_weighs
     return Parts(
         weighter=_weighter(trainer),

@@ -16,7 +16,7 @@ from dataflex.config.load import read_config
 from dataflex.config.null_values import without_unset
 from dataflex.config.overrides import parse_override
 from dataflex.config.resolved import recorded_run
-from dataflex.core.errors import ConfigError, InvalidConfigError, Problem
+from dataflex.core.errors import ConfigError, InvalidConfigError, Problem, listed
 from dataflex.core.hookspecs import Command
 from dataflex.core.verbosity import QUIET, asked, without_flag
 from dataflex.launch import torchrun
@@ -27,7 +27,7 @@ from dataflex.utils.secret_values import masked, remember, taken_out, without_se
 
 from dataflex_mixers.doremi.handover import read_weights, reference_of
 from dataflex_mixers.doremi.rounds import run_rounds
-from dataflex_mixers.doremi.three_runs import STEPS, Pipeline, parse, read_yaml, write_yaml
+from dataflex_mixers.doremi.three_runs import COMMON, PARAMS, STEPS, Pipeline, parse, read_yaml, write_yaml
 
 USAGE = "dataflex-cli doremi FILE [reference|proxy|final] [--overwrite] [--quiet] [key=value ...]"
 OVERWRITE = "--overwrite"
@@ -40,7 +40,8 @@ rounds: N, reference and proxy are trained N times, each reference on the mixtur
 moves by 0.001 (output_dir/round-1, round-2, ...); the final model is trained once. A
 step that is finished is passed over, one that was stopped goes on from its last checkpoint. --overwrite trains the
 steps anew in place of both; overwrite_output_dir, which would do so at each start, is left out with a warning. Each
-step's file is left in output_dir and can be given to dataflex-cli train. --quiet is as for train."""
+step's file is left in output_dir and can be given to dataflex-cli train. --quiet is as for train.
+dataflex-cli validate FILE says what is wrong with any of the three; dataflex-cli plan takes a step's file."""
 
 Train = Callable[..., int]
 
@@ -48,7 +49,38 @@ Train = Callable[..., int]
 @hookimpl
 def dataflex_cli_commands() -> Mapping[str, Command]:
     """Adds the command."""
-    return {"doremi": Command("find a mixture with DoReMi and train on it, in three runs", USAGE, run, DETAILS)}
+    summary = "find a mixture with DoReMi and train on it, in three runs"
+    return {"doremi": Command(summary, USAGE, run, DETAILS, owns=owns, validate=validate, plan=plan)}
+
+
+def owns(content: Mapping[str, Any]) -> bool:
+    """Returns whether the content of a file is one of this command: it has sections, some perhaps misspelt."""
+    return len(content.keys() & {COMMON, *STEPS}) > 1
+
+
+def validate(argv: Sequence[str]) -> int:
+    """Prints what the three runs would be, or raises with everything that is wrong. Writes nothing."""
+    usage = "dataflex-cli validate FILE [key=value ...]"
+    log_to_stderr(asked(argv).own)
+    file, *overrides = without_flag(argv)
+    pipeline = _read(Path(file), overrides, usage)
+    _check(pipeline, Path(file).absolute().parent)
+    rounds = (
+        f"up to {pipeline.rounds} rounds of reference and proxy, then final" if pipeline.rounds > 1 else listed(STEPS)
+    )
+    said = {"runs": rounds, "sources": listed(pipeline.names), "output": str(pipeline.folder)}
+    sys.stdout.write(f"{file} can be run by dataflex-cli doremi\n")
+    sys.stdout.write("".join(f"  {name + ':':<11} {text}\n" for name, text in said.items()))
+    return 0
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Refuses the file, as a plan is one of a single run."""
+    file = without_flag(argv)[0]
+    raise ConfigError(
+        f"{file}: holds the runs of dataflex-cli doremi, and a plan is one of a single run -> give it the file of a "
+        "step, such as 2_proxy.yaml, which doremi leaves in output_dir; dataflex-cli validate FILE checks all of them"
+    )
 
 
 def run(argv: Sequence[str], train: Train | None = None) -> int:
@@ -66,7 +98,7 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
         raise ConfigError(f"no file given -> {USAGE}")
     log_to_stderr(verbosity.own)
     wanted = [rest.pop(0)] if rest and rest[0] in STEPS else list(STEPS)
-    pipeline = _read(Path(file), rest)
+    pipeline = _read(Path(file), rest, USAGE)
     if pipeline.rounds > 1 and len(wanted) == 1:
         raise ConfigError(
             f"{wanted[0]}: found a step alone, and rounds: {pipeline.rounds} -> leave the step out: what is finished "
@@ -75,6 +107,8 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
     for number in range(1, pipeline.rounds + 1):
         _require_same_proxy(pipeline.of_round(number), anew=overwrites and "proxy" in wanted)
     _check(pipeline, Path(file).absolute().parent)
+    for number in range(1, pipeline.rounds + 1):
+        write_yaml(pipeline.of_round(number).components_file, masked(pipeline.of_round(number).components()))
     if pipeline.rounds > 1:
         return run_rounds(pipeline, lambda own, step: _step(own, step, train or _train, overwrites, QUIET in argv))
     for step in wanted:
@@ -84,12 +118,12 @@ def run(argv: Sequence[str], train: Train | None = None) -> int:
     return 0
 
 
-def _read(file: Path, overrides: Sequence[str]) -> Pipeline:
+def _read(file: Path, overrides: Sequence[str], usage: str) -> Pipeline:
     content = read_config(file)
     given: dict[str, Any] = {}
     for text in overrides:
         if "=" not in text:
-            raise ConfigError(f"'{text}': expected a step ({', '.join(STEPS)}) or key=value -> {USAGE}")
+            raise ConfigError(f"'{text}': expected a step ({', '.join(STEPS)}) or key=value -> {usage}")
         key, value = parse_override(text)
         given[key] = value
     remember(given)
@@ -149,23 +183,34 @@ def _require_same_reference(pipeline: Pipeline) -> None:
 
 
 def _check(pipeline: Pipeline, folder: Path) -> None:
-    """Checks all three runs before the first one starts.
+    """Checks all three runs before the first one starts. Writes nothing.
 
     Raises:
         InvalidConfigError: Every problem, with the step it belongs to.
     """
-    for number in range(1, pipeline.rounds + 1):
-        write_yaml(pipeline.of_round(number).components_file, masked(pipeline.of_round(number).components()))
     problems: list[Problem] = []
     for step in STEPS:
         try:
-            check(pipeline.config(step), folder)
+            check(pipeline.config(step) | _given(pipeline, step), folder)
         except InvalidConfigError as error:
             # The first step makes the reference model; the run of the proxy looks at it.
             found = [p for p in error.problems if not p.where.endswith(".reference_model")]
-            problems += [Problem(f"{step}: {p.where}", p.what, p.way_out) for p in found]
+            problems += [Problem(f"{step}: {_place(p.where)}", p.what, p.way_out) for p in found]
     if problems:
         raise InvalidConfigError(problems)
+
+
+def _given(pipeline: Pipeline, step: str) -> dict[str, Any]:
+    """Returns the proxy's parameters in the run itself: the file that will hold them is not there yet."""
+    if step != "proxy":
+        return {}
+    preset = pipeline.components()["mixers"]["doremi"]
+    return {"component_name": preset["name"], "component": preset["params"], "components_cfg_file": None}
+
+
+def _place(where: str) -> str:
+    """Returns where the user wrote what is wrong: parameters of the proxy stand under ``params``."""
+    return f"{PARAMS}{where.removeprefix('component')}" if where.startswith("component.") else where
 
 
 def _step(pipeline: Pipeline, step: str, train: Train, overwrites: bool, quiet: bool) -> int:

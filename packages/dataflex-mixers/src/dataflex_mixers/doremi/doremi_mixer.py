@@ -62,6 +62,7 @@ class DoremiMixer(Mixer):
 
     draws = False
     asks = "losses under another model"
+    weighs_sources = "losses"
 
     def __init__(
         self,

@@ -129,6 +129,10 @@ def parse(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pipeline:
         problems.append(Problem(f"{COMMON}: output_dir", "is missing", "name the folder for the three runs"))
     if not isinstance(params, Mapping):
         problems.append(Problem("proxy: params", f"found {params!r}, allowed: parameters of the doremi mixer"))
+    elif "reference_model" in params:
+        problems.append(
+            Problem("proxy: params.reference_model", "is given by DoReMi: that of the first step", "remove it")
+        )
     _refuse(problems)
     names = tuple(names_in(sections["final"].get("dataset")))
     return Pipeline(sections, params, Path(str(folder)).absolute(), names, content.get(ROUNDS, 1))

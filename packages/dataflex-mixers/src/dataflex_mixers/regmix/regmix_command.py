@@ -43,7 +43,7 @@ def dataflex_cli_commands() -> Mapping[str, Command]:
 
 def owns(content: Mapping[str, Any]) -> bool:
     """Returns whether the content of a file is one of this command."""
-    return content.keys() >= {"base", "mixtures"}
+    return "base" in content and not content.keys().isdisjoint({"mixtures", "regressor", "held_out", "simulate"})
 
 
 def run(argv: Sequence[str], train: Train | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from dataflex.core.errors import ComponentError, Problem, rows_named
+from dataflex.core.numpy_files import load_array
 from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.views import PlannedRows
 from numpy.typing import NDArray
@@ -109,7 +110,4 @@ class VectorFile:
 
 
 def _mapped(file: str) -> NDArray[Any]:
-    found = np.load(Path(file).expanduser(), mmap_mode="r", allow_pickle=False)
-    if not isinstance(found, np.ndarray):
-        raise ValueError("it is no .npy file but an archive")
-    return found
+    return load_array(Path(file).expanduser(), mmap_mode="r")

@@ -45,7 +45,7 @@ def loaded_reference(path: str, accelerator: Accelerator | None) -> Any:
     Raises:
         ComponentError: It cannot be loaded.
     """
-    return load_beside(KEY, path, accelerator, "name a causal model").eval().requires_grad_(False)
+    return load_beside(KEY, path, accelerator).eval().requires_grad_(False)
 
 
 def require_same_tokens(path: str, tokenizer: Any) -> None:

@@ -36,7 +36,7 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
         return [Problem("dataset", "no dataset is named", "name one of those in dataset_info.json")], {}
     problems = [*_sources(draft, names), *_proportions(draft, names), *_held_out(draft, names)]
     kept = draft.theirs.get("tokenized_path")
-    by_source = True if draft.arguments.by_dataset else None if draft.arguments.weighs else False
+    by_source = True if draft.by_dataset else None if draft.arguments.weighs else False
     by_source = by_source if draft.arguments.mixture_by is None else False
     problems += tokenized_problems(kept, by_source)
     if is_kept(kept) and not by_source:
@@ -51,7 +51,7 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
     if draft.arguments.mixes and draft.on("streaming") and _endless(draft, names, info):
         problems += no_epoch(draft.theirs)
     looked = _Looked(draft, info)
-    alone = draft.arguments.by_dataset or len(names) == 1  # else the other datasets have the rows
+    alone = draft.by_dataset or len(names) == 1  # else the other datasets have the rows
     trained = [n for n in dict.fromkeys(names) if not (is_kept(kept) and is_kept(source_folder(str(kept), n)))]
     for key, name in [*(("dataset", n) for n in trained), *evaluated]:
         try:
@@ -76,7 +76,7 @@ def _endless(draft: Draft, names: list[str], info: Mapping[str, Any]) -> bool:
 
 
 def _sources(draft: Draft, names: list[str]) -> list[Problem]:
-    if not draft.arguments.by_dataset:
+    if not draft.by_dataset:
         return []
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -106,7 +106,7 @@ def _proportions(draft: Draft, names: list[str]) -> list[Problem]:
         )
         return [Problem("init_mixture_proportions", what, way_out)]
     given = draft.arguments.init_mixture_proportions
-    return share_problems(INITIAL, given, names) if draft.arguments.by_dataset else []
+    return share_problems(INITIAL, given, names) if draft.by_dataset else []
 
 
 def _held_out(draft: Draft, names: list[str]) -> list[Problem]:

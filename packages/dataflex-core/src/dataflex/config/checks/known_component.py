@@ -13,6 +13,7 @@ from pathlib import Path
 from dataflex.config.arguments import COMPOSED
 from dataflex.config.axis_keys import AXES, BY, EVERY, KEEP, NEEDS_SCORES, OVER
 from dataflex.config.checks.asked import Asked, asked_for
+from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.parsed_config import Draft, KnownPart, names_in
 from dataflex.config.checks.source_keys import known_sources
 from dataflex.config.component_choice import resolve
@@ -26,6 +27,9 @@ from dataflex.discovery import component_classes
 from dataflex.discovery.catalog import ComponentInfo, lookup
 from dataflex.discovery.plugin_files import plugin_file, scan_plugin_file
 from dataflex.discovery.plugins import load_plugin_files
+
+NEEDS_ROWS = "needs_rows"
+"""The attribute of a class that says with which parameters it needs rows besides those of training."""
 
 
 def component_problems(draft: Draft) -> tuple[list[Problem], Draft]:
@@ -98,41 +102,52 @@ def _without_target(draft: Draft) -> list[Problem]:
     target = bool(evaluated or split or draft.theirs.get("tokenized_path"))
     held_out = bool(draft.arguments.mixer_eval_dataset or (split and not evaluated))
     return [
-        *no_target(draft.infos, target, _NAME_TARGET),
-        *no_held_out(draft.infos, held_out, _NAME_HELD_OUT),
+        *no_target(draft.known, target, _NAME_TARGET),
+        *no_held_out(draft.known, held_out, _NAME_HELD_OUT),
     ]
 
 
 _NAME_TARGET = "name one, or set val_size to hold rows out of the train dataset"
 _NAME_HELD_OUT = "name one dataset per dataset, or set val_size, without eval_dataset, to hold rows out of each"
+_TARGET, _HELD_OUT = "eval_dataset", "mixer_eval_dataset"
 
 
-def no_target(infos: Iterable[ComponentInfo], there: bool, way_out: str) -> list[Problem]:
+def no_target(parts: Iterable[KnownPart], there: bool, way_out: str) -> list[Problem]:
     """Returns a problem for each component that aims at evaluation rows where there are none.
 
     Args:
-        infos: The components.
+        parts: The components.
         there: Whether there are some.
         way_out: How to give them.
     """
-    return [
-        Problem("eval_dataset", f"is missing; the {info.kind.name} '{info.name}' aims at one", way_out)
-        for info in infos
-        if not there and "mixer_eval_dataset" not in info.needs and "eval_dataset" in info.needs
-    ]
+    return _without(parts, there, _TARGET, "aims at one", way_out)
 
 
-def no_held_out(infos: Iterable[ComponentInfo], there: bool, way_out: str) -> list[Problem]:
+def no_held_out(parts: Iterable[KnownPart], there: bool, way_out: str) -> list[Problem]:
     """As :func:`no_target`, for a mixer that looks at held-out rows of each source."""
-    return [
-        Problem(
-            "mixer_eval_dataset",
-            f"is missing; the mixer '{info.name}' looks at held-out rows of each source",
-            way_out,
-        )
-        for info in infos
-        if not there and "mixer_eval_dataset" in info.needs
-    ]
+    return _without(parts, there, _HELD_OUT, "looks at held-out rows of each source", way_out)
+
+
+def _without(parts: Iterable[KnownPart], there: bool, rows: str, does: str, way_out: str) -> list[Problem]:
+    problems = []
+    for known in parts if not there else ():
+        try:
+            needs = _needed_rows(known)
+        except ConfigError as error:
+            problems.append(Problem(known.where, f"{known.named}: {error}"))
+            continue
+        if rows in needs and (rows == _HELD_OUT or _HELD_OUT not in needs) and known.info is not None:
+            what = f"is missing; the {known.kind.name} '{known.info.name}' {does}"
+            problems.append(Problem(rows, what, way_out))
+    return problems
+
+
+def _needed_rows(known: KnownPart) -> set[str]:
+    """Returns the rows besides those of training that a component does not do without, with its parameters."""
+    if known.info is None:
+        return set()
+    params = {**known.info.parameters, **known.part.component.params}
+    return {*known.info.needs, *holding(NEEDS_ROWS, known.declares(NEEDS_ROWS, ""), (_TARGET, _HELD_OUT), params)}
 
 
 def _import(spec: ComponentSpec, known_broken: bool) -> None:

@@ -70,6 +70,11 @@ class Draft:
         return self.arguments.dynamic
 
     @property
+    def by_dataset(self) -> bool:
+        """Whether the sources of a mixture are its datasets; not where a wrong ``mixture_by`` asks for others."""
+        return self.arguments.by_dataset and "mixture_by" not in self.wrong
+
+    @property
     def axes(self) -> tuple[Part, ...]:
         """The components in their places."""
         return tuple(known.part for known in self.known)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from dataflex.config.checks.parsed_config import Draft
 from dataflex.config.checks.stage_table import HIDDEN, PROMPTS, REFUSED
-from dataflex.config.mixture_sources import INITIAL, KEY, OBJECTIVE, MixtureBy, share_problems
+from dataflex.config.mixture_sources import (
+    INITIAL,
+    KEY,
+    OBJECTIVE,
+    MixtureBy,
+    never_seen,
+    share_problems,
+    shares_in_order,
+)
 from dataflex.core.embedding_names import embedding_problem
 from dataflex.core.errors import ConfigError, Problem
 
@@ -23,7 +31,11 @@ METRIC = "objective_loss"
 
 def source_problems(draft: Draft) -> list[Problem]:
     """Returns what is wrong with how the sources are made and weighed, as far as that shows before any row is read."""
-    problems = [*_objective(draft), *best_metric_problems(draft.arguments.objective_proportions, draft.theirs)]
+    problems = [
+        *_objective(draft),
+        *_unseen(draft),
+        *best_metric_problems(draft.arguments.objective_proportions, draft.theirs),
+    ]
     by = _made_by(draft)
     if by is None:
         return problems
@@ -151,7 +163,18 @@ def _objective(draft: Draft) -> list[Problem]:
         what += f"{a.train_type} has no mixture"
         way_out = "use a mixer, or train_type: dynamic_mix with static_mix: true, or the weighter 'dataset'"
         return [Problem(OBJECTIVE, what, way_out)]
-    return share_problems(OBJECTIVE, given, draft.dataset_names) if a.by_dataset and draft.dataset_names else []
+    return share_problems(OBJECTIVE, given, draft.dataset_names) if draft.by_dataset and draft.dataset_names else []
+
+
+def _unseen(draft: Draft) -> list[Problem]:
+    """Returns a problem where a source has a share of the loss and none of the first rows."""
+    a, names = draft.arguments, known_sources(draft)
+    shares, objective = a.init_mixture_proportions, a.objective_proportions
+    if not a.mixes or a.mixture_sample_rule != "mixture" or shares is None or objective is None or names is None:
+        return []
+    if share_problems(INITIAL, shares, names) or share_problems(OBJECTIVE, objective, names):
+        return []  # which is said elsewhere
+    return never_seen(names, shares_in_order(shares, names) or (), shares_in_order(objective, names) or ())
 
 
 def _made_by(draft: Draft) -> MixtureBy | None:

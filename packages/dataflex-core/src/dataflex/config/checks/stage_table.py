@@ -6,12 +6,12 @@ with the reason; ``validate`` and ``train`` read it for the stages of LLaMA-Fact
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.parsed_config import Draft, KnownPart
-from dataflex.core.errors import ConfigError, Problem, listed
+from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.score_names import LENGTH, LOSS, REWARD, SEEN, SPREAD, ScoreName
 
 TEXTS = ("sft", "pt")
@@ -43,40 +43,19 @@ REFUSED: Mapping[str, Mapping[str, str]] = dict.fromkeys(ROWS, _REASONS) | dict.
 ASKS = (*_REASONS, CURVES, COUNTS, HELD_OUT)
 """What a class may name in ``asks``."""
 
-_ASKED = re.compile(r"(?P<what>[a-z -]+?)(?: if (?P<key>\w+)(?:=(?P<value>\w+))?)?")
-
 
 def asked_for(asks: str, params: Mapping[str, Any]) -> str | None:
     """Returns what a component asks for with these parameters; None for nothing but losses.
 
     Args:
-        asks: As its class says it: ``WHAT``, ``WHAT if KEY`` where the parameter is given, or ``WHAT if KEY=VALUE``,
-            with the value as YAML writes it; or several of these with a comma between them, of which the first counts
-            that holds.
+        asks: As its class says it, see :func:`~dataflex.config.checks.conditional_words.holding`; of several the first
+            counts that holds.
         params: Its parameters, defaults included.
 
     Raises:
         ConfigError: It says something else, which no stage would ever refuse.
     """
-    every = [_asked_by(part.strip(), params) for part in asks.split(",")] if asks else []
-    return next((what for what in every if what is not None), None)
-
-
-def _asked_by(asks: str, params: Mapping[str, Any]) -> str | None:
-    found = _ASKED.fullmatch(asks)
-    if found is None or found["what"] not in ASKS:
-        raise ConfigError(
-            f"asks: found '{asks}', allowed: {listed(ASKS)}, each with 'if PARAMETER' or 'if PARAMETER=VALUE' behind "
-            "it -> name one in the class, or leave asks out"
-        )
-    what, key, value = found["what"], found["key"], found["value"]
-    if key is None:
-        return what
-    if key not in params:
-        raise ConfigError(f"asks: found '{asks}', allowed behind 'if': {listed(params)} -> name one of its parameters")
-    given = params[key]
-    text = str(given).lower() if isinstance(given, bool) else str(given)
-    return what if (given is not None if value is None else text == value) else None
+    return next(iter(holding("asks", asks, ASKS, params)), None)
 
 
 def unfit_parts(stage: str, parts: Iterable[KnownPart]) -> list[Problem]:

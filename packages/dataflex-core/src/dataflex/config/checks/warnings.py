@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dataflex.config.arguments import DataflexArguments
+from dataflex.config.arguments import COMPOSED, DataflexArguments
 from dataflex.config.checks.loader_keys import idle_keys, keys_of
 from dataflex.config.checks.parsed_config import Draft
 from dataflex.config.resolved import VERSIONS, installed_versions
-from dataflex.core.kinds import SELECTOR
+from dataflex.core.kinds import MIXER, SELECTOR, WEIGHTER
 
 _MIXING = frozenset(
     {"static_mix", "mixture_sample_rule", "mixture_unit", "init_mixture_proportions", "mixer_eval_dataset"}
 )
 _MADE = frozenset({"mixture_by", "mixture_embedding"})
 _WEIGHING = frozenset({"weight_objective", "weight_logits"})
+_OF = {MIXER: _MIXING | _MADE, WEIGHTER: _WEIGHING | _MADE}
 _EXPLAINING = frozenset({"explain_rows"})
 _UPDATES = frozenset({"warmup_step", "update_step", "update_times"})
 _ORDER = ("group_by_length", "train_sampling_strategy", "accelerator_config.use_seedable_sampler")
@@ -28,6 +29,8 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
     idle = [key for key in DataflexArguments.names() if key in _without_effect(draft) and key in a.to_dict()]
     if idle:
         mode = f"train_type: {a.train_type}" + (" with static_mix: true" if draft.static_mix else "")
+        lacks = [f"a {axis.name}" for axis, keys in _OF.items() if axis not in a.kinds and not keys.isdisjoint(idle)]
+        mode += f" without {' or '.join(lacks)}" if a.train_type == COMPOSED and lacks else ""
         yield f"{', '.join(idle)}: no effect with {mode}"
     shares = a.init_mixture_proportions is not None and a.mixes
     if shares and a.mixture_sample_rule != "mixture":
