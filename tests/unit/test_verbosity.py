@@ -115,7 +115,7 @@ def test_the_three_runs_of_doremi_are_as_quiet_as_the_command(argv, monkeypatch)
 
     for name in ("_require_same_proxy", "_check", "_require_same_reference", "require_llamafactory"):
         monkeypatch.setattr(doremi, name, lambda *args, **kwargs: None)
-    monkeypatch.setattr(doremi, "_read", lambda file, rest: seen.append((str(file), rest)) or Pipeline())
+    monkeypatch.setattr(doremi, "_read", lambda file, rest, usage: seen.append((str(file), rest)) or Pipeline())
     monkeypatch.setattr(doremi, "log_to_stderr", lambda level: None)
     monkeypatch.setattr(doremi, "_step", lambda pipeline, step, train, overwrites, quiet: seen.append(quiet))
     assert doremi.run(argv) == 0

@@ -121,7 +121,8 @@ class PerplexitySelector(Selector):
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a label or in the band, and models that give rows no loss. See the base class."""
         require_labelled(self.dataset, run.most_rows)
-        self._require_band(run.most_rows, len(self.dataset), len(self.dataset))  # a row without a label makes it less
+        if not run.shared_out:
+            self._require_band(run.most_rows, len(self.dataset), len(self.dataset))  # less where rows lack a label
         if self.reference_model is None:
             try_losses(model, self.dataset, self.data_collator, self.accelerator)
         else:

@@ -109,12 +109,15 @@ class RunAhead:
         most_rows: Most rows that one update asks a selector for; 0 where no update asks for rows.
         step_rows: Rows of an optimizer step, over all ranks; of prompts whose answers serve several steps, those of the
             first of these.
+        shared_out: Whether a mixture shares the rows of an update out among its sources, each with a selector of its
+            own, which may then always be asked for fewer than ``most_rows``.
     """
 
     updates: int
     total_steps: int
     most_rows: int
     step_rows: int = 1
+    shared_out: bool = False
 
 
 @dataclass(frozen=True)

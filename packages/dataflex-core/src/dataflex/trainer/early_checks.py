@@ -77,7 +77,9 @@ class EarlyChecks:
         with undisturbed(trainer.model):
             self.of_model()
         for part, component, rows in self._components():
-            ahead = RunAhead(trainer.schedule.updates, trainer.schedule.total, rows, trainer.rows_of_a_step)
+            shared_out = part.keep is None and rows > 0 and trainer.mixture_manager is not None
+            schedule = trainer.schedule
+            ahead = RunAhead(schedule.updates, schedule.total, rows, trainer.rows_of_a_step, shared_out)
             with undisturbed(trainer.model), self._followed(part, "a first try on two rows"):
                 component.check_run(trainer.model, ahead)
 
