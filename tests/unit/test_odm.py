@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
+from dataflex.core.kinds import MIXER
+from dataflex.discovery.catalog import lookup
+from dataflex.discovery.stated_checks import stated_problems
 from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex_mixers.odm import OdmMixer, exploration, policy, rewarded
@@ -238,3 +241,28 @@ def test_everything_wrong_is_reported_at_once_by_name_and_range():
     assert "smoothing of the odm mixer: found 1.0, allowed: a number from 0 below 1" in said
     assert "reward of the odm mixer: found 'loos'" in said
     assert "min_share of the odm mixer: found 0.4, allowed: a number from 0 below 0.333333" in said
+
+
+@pytest.mark.parametrize(
+    ("params", "refused"),
+    [
+        ({"eval_rows": 16}, {"eval_rows": "eval_loss"}),
+        ({"reward": "gradient_norm", "eval_rows": 16, "proj_dim": 8}, {"eval_rows": "eval_loss"}),
+        (
+            {"reward": "entropy", "gradient_every": 4, "proj_dim": None, "factor_dim": 8, "layers": "all"},
+            dict.fromkeys(("gradient_every", "proj_dim", "factor_dim", "layers"), "gradient_norm"),
+        ),
+        ({"reward": "loos", "eval_rows": 16}, {}),
+        ({"reward": "loss", "eval_rows": 64, "gradient_every": 1, "proj_dim": 4096}, {}),
+    ],
+)
+def test_a_parameter_of_another_reward_is_refused_and_not_ignored(params, refused):
+    info = lookup(MIXER, "odm")
+    found = stated_problems(info.constructors, {**info.parameters, **params}, ["a", "b"])
+    said = {each.where: str(each) for each in found if "no effect" in str(each)}
+    assert said.keys() == refused.keys()
+    for key, reward in refused.items():
+        assert f"{key}: found {params[key]!r}, which has no effect without reward: {reward} -> remove it" in said[key]
+    if refused:
+        with pytest.raises(ConfigError, match=f"{next(iter(refused))} of the odm mixer"):
+            mixer(**params)
