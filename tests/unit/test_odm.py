@@ -127,6 +127,17 @@ def test_a_run_whose_only_update_is_the_end_of_the_warm_up_is_told_that_nothing_
     assert ("the run has one update" in caplog.text) == told
 
 
+@pytest.mark.parametrize(("every", "told"), [(100, True), (99, True), (98, False), (5, False), (1, False)])
+def test_a_run_that_measures_no_gradient_after_the_warm_up_is_told(every, told, caplog):
+    manager = MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1)
+    made = OdmMixer(manager, reward="gradient_norm", gradient_every=every)
+    assert any(made.wants_gradients(step) for step in range(5, 99)) != told
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        made.mix(None, 5, context=UpdateContext(0, 9, 5, 99, 1e-4, None))
+    said = f"gradient_every: {every} measures no step between the warm-up, 5 steps, and the end, 99"
+    assert (said in caplog.text) == told
+
+
 def test_the_window_is_the_token_mean_over_its_steps():
     made, direct = mixer(variant="code"), mixer(variant="code")
     made.observe(1, np.array([4.0, 1.0, NAN]), np.array([10, 5, 0]))

@@ -283,12 +283,21 @@ class OdmMixer(Mixer):
         return raised(policy(self.rewards_K, step_id, self.variant), self.min_share)
 
     def _look_ahead(self, context: UpdateContext | None) -> None:
-        """Warns where no later update can change the proportions."""
-        if context is not None and context.updates == 1:
+        """Warns where nothing can be learnt after the warm-up."""
+        if context is None:
+            return
+        if context.updates == 1:
             logger.warning(
                 "odm mixer: the run has one update, at the end of the warm-up, and what is learnt comes after it, so "
                 "the initial proportions hold throughout -> set update_times to 2 or more, or -1"
             )
+        following = -(-context.step // self.gradient_every) * self.gradient_every  # the next step that is measured
+        if self.observes_gradients and following >= context.total_steps:
+            logger.warning(
+                "odm mixer: gradient_every: %d measures no step between the warm-up, %d steps, and the end, %d, so no "
+                "gradient is learnt from -> set a smaller gradient_every",
+                self.gradient_every, context.step, context.total_steps,
+            )  # fmt: skip
 
     def details(self) -> dict[str, Any]:
         """Returns the losses of the window, the rewards, or the logarithms of those above 0, and the exploration.
