@@ -128,8 +128,9 @@ def _not_finite(key: str, file: str) -> Problem | None:
 @lru_cache(maxsize=8)
 def _wrong_rows(file: str, _changed: int, _size: int) -> NDArray[np.int64]:
     """Returns the rows that hold NaN or infinity. Kept as long as the file is of the same time and size."""
-    array, wrong = _mapped(file), [np.empty(0, dtype=np.int64)]
+    array = _mapped(file)
+    wrong: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(array), _ROWS):  # no progress: a check of parameters is made without the logger
         finite = np.isfinite(array[start : start + _ROWS]).all(axis=1)
-        wrong.append(start + np.flatnonzero(~finite))
+        wrong.append((start + np.flatnonzero(~finite)).astype(np.int64))
     return np.concatenate(wrong)
