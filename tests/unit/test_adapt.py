@@ -90,6 +90,8 @@ def test_the_target_is_embedded_every_refresh_steps_after_the_warm_up_and_once_p
     trainer = build(tmp_path, {"refresh": 3}, keys, max_steps=9, gradient_accumulation_steps=2)
     trainer.train()
     assert calls == [(2, 5, 5), (5, 5, 5), (8, 5, 5)]
+    trainer.train()  # again, and not by the target as it was at the end of the first training
+    assert calls[3:] == calls[:3]
 
 
 def test_anchors_are_drawn_from_all_sets(tmp_path, monkeypatch):

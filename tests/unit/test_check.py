@@ -627,6 +627,22 @@ NOTES = [
     (SELECT, {"mixture_unit": "tokens"}, "mixture_unit: no effect with train_type: dynamic_select"),
     (MIX, {"component_name": "dynamic_moe", "val_size": 0.1}, None),
     (MIX, {"component_name": "dynamic_moe", "mixer_eval_dataset": "b,a", "mixture_unit": "tokens"}, None),
+    (
+        MIX,
+        {"component_name": "loss", "mixer_eval_dataset": "b,a"},
+        "mixer_eval_dataset: no effect, as the mixer 'loss' looks at no held-out rows with these parameters -> remove",
+    ),
+    (
+        MIX,
+        {"component_name": "odm", "mixer_eval_dataset": "b,a"},
+        "mixer_eval_dataset: no effect, as the mixer 'odm' looks at no held-out rows",
+    ),
+    (MIX, {"component_name": "odm", "component": {"reward": "eval_loss"}, "mixer_eval_dataset": "b,a"}, None),
+    (
+        MIX,
+        {"static_mix": True, "mixer_eval_dataset": "b,a"},
+        "component_name, mixer_eval_dataset: no effect with train_type: dynamic_mix with static_mix: true",
+    ),
     (SELECT, {"dataflex_versions": {"torch": "0.1"}}, "the configuration was written with torch 0.1 (now "),
     (SELECT, {}, None),
     (MIX, {"init_mixture_proportions": [1, 2]}, None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import ComponentError, ConfigError
 from dataflex.testing import TokenRows, pad_collate
 from dataflex_selectors.cluster_less import ClusterLessSelector
@@ -178,3 +178,9 @@ def test_rows_without_labels_are_never_taken(model, rows, target, tmp_path):
 def test_bad_parameters_are_named(params, words, rows, target, tmp_path):
     with pytest.raises(ConfigError, match=words):
         selector(rows, target, tmp_path, **params)
+
+
+def test_as_many_clusters_as_rows_are_told_as_they_cost_what_less_costs(model, rows, target, tmp_path, caplog):
+    for clusters, told in ((len(rows) - 1, False), (len(rows), True)):
+        selector(rows, target, tmp_path, clusters=clusters).check_run(model, RunAhead(1, 10, 8))
+        assert ("so each is a cluster by itself and all rows are scored" in caplog.text) == told

@@ -379,6 +379,19 @@ def test_more_clusters_than_rows_make_each_row_its_own(model, tmp_path):
     assert made._concepts.density.tolist() == [1.0] * 70
 
 
+@pytest.mark.parametrize(("clusters", "told"), [(10_000, True), (70, True), (69, False), (None, False)])
+def test_as_many_clusters_as_rows_are_told_before_the_first_step(model, tmp_path, caplog, clusters, told):
+    selector(ROWS, tmp_path, num_clusters=clusters).check_run(model, RunAhead(1, 10, 8))
+    said = f"coincide: num_clusters: {clusters} for 70 rows, so each is a cluster by itself and no row is compared"
+    assert (said in caplog.text) == told
+    assert ("num_clusters" in caplog.text) == told
+
+
+def test_of_one_row_nothing_is_told(model, tmp_path, caplog):
+    selector([ROWS[0]], tmp_path, num_clusters=5).check_run(model, RunAhead(1, 10, 1))
+    assert not caplog.text
+
+
 def test_states_that_are_not_finite_are_said(tmp_path):
     broken = tiny_model(layers=3)
     with torch.no_grad():

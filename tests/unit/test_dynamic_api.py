@@ -392,6 +392,33 @@ def test_what_only_the_trainers_arguments_tell_is_refused_before_they_load_a_mod
     assert message in str(refused.value)
 
 
+class OwnLooking(Mixer):
+    def __init__(self, mixture_manager, mixer_eval_dataset):
+        super().__init__(mixture_manager)
+
+    def mix(self, model, step_id, **kwargs):
+        return self.mixture_manager.proportions
+
+
+@pytest.mark.parametrize(
+    ("mixer", "params", "told"),
+    [
+        ("odm", {}, "as the mixer 'odm' looks at no held-out rows"),
+        ("odm", {"reward": "eval_loss"}, None),
+        (OwnLooking, {}, None),
+    ],
+)
+def test_held_out_rows_that_no_mixer_looks_at_are_told(tmp_path, caplog, mixer, params, told):
+    cls = dynamic(Unloaded, mixer=mixer, params=params, **STEPS)
+    with pytest.raises(AssertionError, match="would be loaded now"):
+        cls(
+            "a/path", args=tiny_training_args(tmp_path, max_steps=-1), train_dataset=SOURCES,
+            mixer_eval_dataset=SOURCES,
+        )  # fmt: skip
+    assert ("mixer_eval_dataset: no effect" in caplog.text) == (told is not None)
+    assert told is None or told in caplog.text
+
+
 def test_epochs_beside_a_schedule_are_said_to_have_no_effect(tmp_path, caplog):
     trained(dynamic(Trainer, selector="random", **STEPS), tmp_path)
     assert "num_train_epochs" not in caplog.text

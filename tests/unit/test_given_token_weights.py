@@ -161,7 +161,7 @@ def test_a_weight_of_zero_is_a_label_of_none(tmp_path):
         ({}, {"column": "token_wieghts"}, r"has no column 'token_wieghts' but .* -> did you mean 'token_weights'"),
         ({}, {"denominator": "sum"}, "denominator of the token_column weighter: found 'sum', allowed: weights, tokens"),
         ({}, {"default": -1}, "default of the token_column weighter: found -1"),
-        ("zero", {}, "every weight under 'token_weights' is 0"),
+        ("zero", {}, "every weight under 'token_weights' of a token that is trained on is 0"),
     ],
 )
 def test_weights_that_are_not_one_for_each_token_are_refused_by_row(weights, params, message):
@@ -174,6 +174,17 @@ def test_weights_that_are_not_one_for_each_token_are_refused_by_row(weights, par
             given[row] = [*given[row][1:], number] if isinstance(own, str) else own
     with pytest.raises(ConfigError, match=message):
         TokenColumnWeighter(with_weights(weights=given), **params)
+
+
+def test_weights_of_questions_alone_are_refused_where_these_are_not_trained_on():
+    asked = [[float(label == IGNORED) for label in ROWS[i]["labels"]] for i in range(12)]
+    assert max(map(max, asked)) == 1
+    with pytest.raises(ConfigError, match="of a token that is trained on is 0, so nothing would be learnt"):
+        TokenColumnWeighter(with_weights(weights=asked))
+    asked[11][-1] = 0.5  # the last token of the last row
+    TokenColumnWeighter(with_weights(weights=asked))
+    unlabelled = datasets.Dataset.from_list([{"input_ids": [1, 2, 3], "token_weights": [0.0, 1.0, 0.0]}])
+    TokenColumnWeighter(unlabelled)  # the collator makes labels of all tokens
 
 
 def test_a_row_without_weights_has_the_default(tmp_path):

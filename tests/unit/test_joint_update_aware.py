@@ -12,6 +12,7 @@ from dataflex.scoring.embeddings import answers_in, pool
 from dataflex.testing import TokenRows, tiny_batch, tiny_model
 from dataflex_weighters import joint_update_aware
 from dataflex_weighters.joint_update_aware import JointUpdateAwareWeighter, joint_weights
+from dataflex_weighters.parts import embedded_target
 from dataflex_weighters.parts.simplex_weights import iterated, residual, steps_to_converge
 from golden_numbers import golden_cases
 from weighted_run import weighted
@@ -208,6 +209,26 @@ def test_weights_of_a_step_are_those_of_all_its_samples_together(tmp_path, micro
     np.testing.assert_allclose([w for _, _, found in seen for w in found], wanted * len(z), atol=2e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_second_training_by_the_same_trainer_takes_nothing_from_the_first(tmp_path, monkeypatch, steps):
+    calls, plain = [], embedded_target.hidden_state_embeddings
+
+    def counted(*args, **kwargs):
+        calls.append(trainer.state.global_step)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(embedded_target, "hidden_state_embeddings", counted)
+    trainer = build(tmp_path, {"refresh": 2}, {"explain_rows": 0}, max_steps=steps, gradient_accumulation_steps=2)
+    seen = watched(trainer)
+    trainer.train()
+    before = list(calls)
+    trainer.train()
+    assert calls == before + (before if steps > 1 else [])
+    assert len(seen) == 2 * 2 * steps
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert np.mean(first[2] + second[2]) == pytest.approx(1, abs=1e-4)
+
+
 def test_scope_batch_compares_the_samples_of_a_micro_batch(tmp_path):
     trainer = build(tmp_path, {"scope": "batch", "tau": 0.3}, max_steps=1, gradient_accumulation_steps=2)
     seen = watched(trainer)
@@ -246,6 +267,12 @@ def test_an_iteration_that_is_far_from_its_end_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="dataflex"):
         build(tmp_path, {"beta": 5.0, "tau": 0.02, "iterations": 2, "refresh": 1}, max_steps=2).train()
     assert "of the mean weight from the fixed point -> more iterations" in caplog.text
+
+
+def test_it_is_told_in_a_run_that_ends_before_the_next_refresh_too(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        build(tmp_path, {"beta": 5.0, "tau": 0.02, "iterations": 2, "refresh": 50}, max_steps=2).train()
+    assert caplog.text.count("of the mean weight from the fixed point -> more iterations") == 1
 
 
 def test_the_maximum_is_reached_without_a_word(tmp_path, caplog):

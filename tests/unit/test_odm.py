@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from dataflex.core.context import UpdateContext
 from dataflex.core.errors import ConfigError
+from dataflex.core.kinds import MIXER
+from dataflex.discovery.catalog import lookup
+from dataflex.discovery.stated_checks import stated_problems
 from dataflex.planning.mixture import MixtureManager
 from dataflex.run.state import load_state, save_state
 from dataflex_mixers.odm import OdmMixer, exploration, policy, rewarded
@@ -122,6 +125,17 @@ def test_a_run_whose_only_update_is_the_end_of_the_warm_up_is_told_that_nothing_
     with caplog.at_level(logging.WARNING, logger="dataflex"):
         made.mix(None, 5, context=UpdateContext(0, updates, 5, 99, 1e-4, None))
     assert ("the run has one update" in caplog.text) == told
+
+
+@pytest.mark.parametrize(("every", "told"), [(100, True), (99, True), (98, False), (5, False), (1, False)])
+def test_a_run_that_measures_no_gradient_after_the_warm_up_is_told(every, told, caplog):
+    manager = MixtureManager(NAMES, (10, 20, 30), PRIOR, seed=1)
+    made = OdmMixer(manager, reward="gradient_norm", gradient_every=every)
+    assert any(made.wants_gradients(step) for step in range(5, 99)) != told
+    with caplog.at_level(logging.WARNING, logger="dataflex"):
+        made.mix(None, 5, context=UpdateContext(0, 9, 5, 99, 1e-4, None))
+    said = f"gradient_every: {every} measures no step between the warm-up, 5 steps, and the end, 99"
+    assert (said in caplog.text) == told
 
 
 def test_the_window_is_the_token_mean_over_its_steps():
@@ -238,3 +252,28 @@ def test_everything_wrong_is_reported_at_once_by_name_and_range():
     assert "smoothing of the odm mixer: found 1.0, allowed: a number from 0 below 1" in said
     assert "reward of the odm mixer: found 'loos'" in said
     assert "min_share of the odm mixer: found 0.4, allowed: a number from 0 below 0.333333" in said
+
+
+@pytest.mark.parametrize(
+    ("params", "refused"),
+    [
+        ({"eval_rows": 16}, {"eval_rows": "eval_loss"}),
+        ({"reward": "gradient_norm", "eval_rows": 16, "proj_dim": 8}, {"eval_rows": "eval_loss"}),
+        (
+            {"reward": "entropy", "gradient_every": 4, "proj_dim": None, "factor_dim": 8, "layers": "all"},
+            dict.fromkeys(("gradient_every", "proj_dim", "factor_dim", "layers"), "gradient_norm"),
+        ),
+        ({"reward": "loos", "eval_rows": 16}, {}),
+        ({"reward": "loss", "eval_rows": 64, "gradient_every": 1, "proj_dim": 4096}, {}),
+    ],
+)
+def test_a_parameter_of_another_reward_is_refused_and_not_ignored(params, refused):
+    info = lookup(MIXER, "odm")
+    found = stated_problems(info.constructors, {**info.parameters, **params}, ["a", "b"])
+    said = {each.where: str(each) for each in found if "no effect" in str(each)}
+    assert said.keys() == refused.keys()
+    for key, reward in refused.items():
+        assert f"{key}: found {params[key]!r}, which has no effect without reward: {reward} -> remove it" in said[key]
+    if refused:
+        with pytest.raises(ConfigError, match=f"{next(iter(refused))} of the odm mixer"):
+            mixer(**params)

@@ -7,7 +7,8 @@ import logging
 
 import numpy as np
 import pytest
-from dataflex.core.context import UpdateContext
+import torch
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.errors import CheckpointError, ComponentError, ConfigError
 from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
@@ -304,3 +305,12 @@ def test_a_file_for_other_rows_is_refused(tmp_path):
     np.save(tmp_path / "v.npy", np.eye(5))
     with pytest.raises(ConfigError, match="5 vectors, for 4 rows"):
         build(TokenRows(4), vectors=str(tmp_path / "v.npy"))
+
+
+@pytest.mark.parametrize(("clusters", "told"), [(SIZE, True), (SIZE - 1, False), (None, False)])
+def test_as_many_clusters_as_rows_are_told_since_no_copies_would_be_found(tmp_path, caplog, clusters, told):
+    np.save(tmp_path / "v.npy", np.eye(SIZE))
+    made = build(TokenRows(SIZE), vectors=str(tmp_path / "v.npy"), clusters=clusters)
+    made.check_run(torch.nn.Linear(1, 1), RunAhead(1, 10, 8))
+    said = f"clusters: {clusters} for {SIZE} rows, so each is a cluster by itself and only rows with the same vector"
+    assert (said in caplog.text) == told

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dataflex.core.errors import ComponentError
+from dataflex.core.kinds import SELECTOR
 from dataflex.core.source_labels import SourceLabels
+from dataflex.discovery.catalog import lookup
+from dataflex.discovery.stated_checks import stated_problems
 from dataflex.rows.split_sources import split
 from dataflex.rows.views import PlannedRows
 from dataflex_selectors.parts.vector_file import VectorFile, vectors_problem
@@ -85,7 +88,35 @@ def test_a_file_of_text_or_of_objects_is_refused_without_the_advice_to_load_it_u
         assert "pickle" not in said
 
 
-def test_a_vector_that_is_not_finite_is_refused_with_its_row(tmp_path):
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf])
+def test_a_vector_that_is_not_finite_is_refused_when_the_file_is_named(tmp_path, wrong):
+    array = np.ones((40_000, 2), dtype=np.float16)
+    array[[16_384, 39_999], 1] = wrong
+    file = saved(tmp_path, array)
+    said = str(vectors_problem("vectors", file, "ngrams"))
+    assert "2 rows (16384, 39999) of" in said
+    assert "holds NaN or infinity -> write numbers" in said
+    saved(tmp_path, np.ones((40_001, 2), dtype=np.float16))
+    assert vectors_problem("vectors", file, "ngrams") is None
+
+
+@pytest.mark.parametrize("name", ["deita", "semdedup"])
+def test_it_is_refused_before_the_selector_is_imported(tmp_path, name):
+    info = lookup(SELECTOR, name)
+    file = saved(tmp_path, np.full((2, 2), np.nan))
+    found = stated_problems(info.constructors, {**info.parameters, "vectors": file})
+    assert ["2 rows (0, 1) of" in str(problem) for problem in found] == [True]
+
+
+def test_a_file_is_looked_through_once_as_long_as_it_stays(tmp_path, monkeypatch):
+    file, read = saved(tmp_path, np.eye(4)), []
+    isfinite = np.isfinite
+    monkeypatch.setattr(np, "isfinite", lambda part: read.append(len(part)) or isfinite(part))
+    assert [vectors_problem("vectors", file, "ngrams") for _ in range(3)] == [None] * 3
+    assert read == [4]
+
+
+def test_a_vector_that_is_overwritten_in_training_is_refused_with_its_row(tmp_path):
     array = np.eye(4)
     array[2, 0] = np.nan
     given = VectorFile("vectors", saved(tmp_path, array), list(range(4)))

@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dataflex.core.cost import Ahead, Cost, Work
-from dataflex.core.errors import CheckpointError
-from dataflex.core.parameter_checks import between, count, one_of, require
+from dataflex.core.errors import CheckpointError, Problem
+from dataflex.core.parameter_checks import between, count, idle, one_of, require
 from dataflex.core.registry import register_mixer
 from dataflex.interfaces.source_gradients import GradientSketch, SourceGradients, sketch_problems
 from dataflex.model.label_logits import IGNORED
@@ -114,6 +114,20 @@ def rewarded(rewards_K: Shares, gains_K: Shares, shares_K: Shares, smoothing: fl
     return np.where(seen_K, moved_K, rewards_K)
 
 
+def without_effect(
+    reward: Any, eval_rows: Any, gradient_every: Any, proj_dim: Any, factor_dim: Any, layers: Any
+) -> list[Problem | None]:
+    """Returns a problem for each parameter that this reward does not look at; for a reward that there is not, none."""
+    held_out, gradients = (reward == name or reward not in REWARDS for name in ("eval_loss", "gradient_norm"))
+    return [
+        idle("eval_rows", eval_rows, 64, held_out, "reward: eval_loss"),
+        idle("gradient_every", gradient_every, 1, gradients, "reward: gradient_norm"),
+        idle("proj_dim", proj_dim, 4096, gradients, "reward: gradient_norm"),
+        idle("factor_dim", factor_dim, 16, gradients, "reward: gradient_norm"),
+        idle("layers", layers, "linear", gradients, "reward: gradient_norm"),
+    ]
+
+
 @register_mixer("odm")
 class OdmMixer(Mixer):
     """A bandit over the sources, rewarded by their training losses (ODM, arXiv 2312.02406).
@@ -137,8 +151,8 @@ class OdmMixer(Mixer):
         mixer_eval_dataset: Source -> held-out rows, for ``eval_loss``.
 
     Raises:
-        ConfigError: A parameter has another value, or a source has no held-out rows for ``eval_loss``; the message
-            holds every problem.
+        ConfigError: A parameter has another value, or one of another reward is given, which nothing would look at; or
+            a source has no held-out rows for ``eval_loss``. The message holds every problem.
     """
 
     asks = (
@@ -173,6 +187,7 @@ class OdmMixer(Mixer):
             between("min_share", min_share, 0, 1 / K, exclusive=True),
             count("eval_rows", eval_rows),
             *sketch_problems(proj_dim, factor_dim, layers, gradient_every),
+            *without_effect(reward, eval_rows, gradient_every, proj_dim, factor_dim, layers),
         )
         self.data_collator, self.accelerator, self.eval_rows = data_collator, accelerator, eval_rows
         self.held_out = None
@@ -268,12 +283,21 @@ class OdmMixer(Mixer):
         return raised(policy(self.rewards_K, step_id, self.variant), self.min_share)
 
     def _look_ahead(self, context: UpdateContext | None) -> None:
-        """Warns where no later update can change the proportions."""
-        if context is not None and context.updates == 1:
+        """Warns where nothing can be learnt after the warm-up."""
+        if context is None:
+            return
+        if context.updates == 1:
             logger.warning(
                 "odm mixer: the run has one update, at the end of the warm-up, and what is learnt comes after it, so "
                 "the initial proportions hold throughout -> set update_times to 2 or more, or -1"
             )
+        following = -(-context.step // self.gradient_every) * self.gradient_every  # the next step that is measured
+        if self.observes_gradients and following >= context.total_steps:
+            logger.warning(
+                "odm mixer: gradient_every: %d measures no step between the warm-up, %d steps, and the end, %d, so no "
+                "gradient is learnt from -> set a smaller gradient_every",
+                self.gradient_every, context.step, context.total_steps,
+            )  # fmt: skip
 
     def details(self) -> dict[str, Any]:
         """Returns the losses of the window, the rewards, or the logarithms of those above 0, and the exploration.

@@ -34,7 +34,7 @@ from dataflex.train.selector.base_selector import Selection
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.arms import next_pulls, quotas
-from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.enough import require_enough, tell_of_clusters
 from dataflex_selectors.parts.finite_scores import scored_places
 from dataflex_selectors.parts.gradient_scores import (
     ComparesSteps,
@@ -150,6 +150,8 @@ class ClusterLessSelector(ToTarget, ComparesSteps):
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows, a model without embeddings, and one without a gradient per row."""
         super().check_run(model, run)
+        so = "all rows are scored, which less does without clusters"
+        tell_of_clusters(self.name, "clusters", self.clusters, len(self.eligible()), so)
         try_gradients(model, self.dataset, self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:

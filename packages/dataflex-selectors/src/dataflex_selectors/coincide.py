@@ -51,7 +51,7 @@ from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
 from dataflex_selectors.parts.concept_shares import TOO_ALIKE, counts_by_remainder, counts_in_turn, transferability
-from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.enough import require_enough, tell_of_clusters
 from dataflex_selectors.parts.mean_discrepancy import KernelGroup, greedy_order
 
 VARIANTS: Mapping[str, float] = {"authors": 1.0, "opendcai": 0.5**0.5}
@@ -223,6 +223,8 @@ class CoincideSelector(Selector):
     def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
         """Refuses too few rows with a label, layers that the model does not have, and one without hidden states."""
         require_enough(max(1, run.most_rows), len(self.eligible()), len(self.dataset))
+        so = "no row is compared with another of its cluster"
+        tell_of_clusters(self.name, "num_clusters", self.num_clusters, len(self.eligible()), so)
         try_layers(model, self.dataset, self.eligible()[:2], self._layers(model), self.data_collator, self.accelerator)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:

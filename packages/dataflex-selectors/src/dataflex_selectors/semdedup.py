@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dataflex.core.context import UpdateContext
+from dataflex.core.context import RunAhead, UpdateContext
 from dataflex.core.cost import Ahead, Cost, Work
 from dataflex.core.errors import Problem
 from dataflex.core.parameter_checks import count_or_null, is_number, one_of, require
@@ -33,7 +33,7 @@ from dataflex.utils.logging import logger
 from dataflex.utils.progress import Progress
 from numpy.typing import NDArray
 
-from dataflex_selectors.parts.enough import require_enough
+from dataflex_selectors.parts.enough import require_enough, tell_of_clusters
 from dataflex_selectors.parts.near_copies import cosine_above, nearest_earlier, walked_apart
 from dataflex_selectors.parts.own_vectors import OwnVectors, RowVectors, vectors_wide, vectors_work
 from dataflex_selectors.parts.ranking import first_places
@@ -138,6 +138,12 @@ class SemDedupSelector(OwnVectors):
             work += Work(products=((trained + size) * clusters + size * compared) * width)
         vectors = 0.0 if params["vectors"] is not None else 4.0 * width * size
         return Cost(work, host_bytes=vectors + 20.0 * size, state_bytes=4.25 * size)
+
+    def check_run(self, model: torch.nn.Module, run: RunAhead) -> None:
+        """Refuses what the base class refuses, and warns of clusters of one row. See the base class."""
+        super().check_run(model, run)
+        so = "only rows with the same vector are found to be copies"
+        tell_of_clusters(self.name, "clusters", self.clusters, len(self.eligible()), so)
 
     def select(self, model: torch.nn.Module, step_id: int, num_samples: int, **kwargs: Any) -> Selection:
         """Returns rows drawn from those that stay; the score of a row is 1 - m, its distance from the row before it.

@@ -111,7 +111,8 @@ class AdaptWeighter(CatchesHiddenStates):
     def before_forward(self, ctx: StepContext) -> None:
         """Embeds the target where that is due. See the base class."""
         step = ctx.state.global_step
-        if self._target_H is None or step >= self._refreshed + self.refresh:
+        # What a later step embedded is of an earlier training by the same trainer.
+        if self._target_H is None or not 0 <= step - self._refreshed < self.refresh:
             self._target_H, self._refreshed = torch.from_numpy(self._embedded(ctx, step)), step
 
     def get_weighted_loss(

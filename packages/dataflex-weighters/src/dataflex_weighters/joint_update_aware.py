@@ -169,6 +169,7 @@ class JointUpdateAwareWeighter(CatchesHiddenStates):
         self.scope, self.pooling, self.normalise = scope, pooling, normalise
         self.refresh, self.anchors = refresh, anchors
         self._began = False
+        self._reported = False  # whether it was said how far the weights are from the fixed point
         self._target_H: torch.Tensor | None = None
         self._refreshed = -1  # the step of the last refresh
         self._of_step: tuple[int, torch.Tensor] | None = None  # step -> (S,) weights of this rank's samples
@@ -186,10 +187,14 @@ class JointUpdateAwareWeighter(CatchesHiddenStates):
     def before_forward(self, ctx: StepContext) -> None:
         """Embeds the target where that is due, and weighs a step of several micro-batches. See the base class."""
         step = ctx.state.global_step
-        if self._target_H is None or step >= self._refreshed + self.refresh:
+        # What a later step embedded is of an earlier training by the same trainer.
+        if self._target_H is None or not 0 <= step - self._refreshed < self.refresh:
             self._report()
             self._target_H, self._refreshed = torch.from_numpy(self._embedded(ctx, step)), step
-        if self.scope == "step" and ctx.micro_batches > 1 and (self._of_step is None or self._of_step[0] != step):
+        elif not self._reported:  # once before the next refresh, which a short run does not reach
+            self._report()
+        begins = self._of_step is None or self._of_step[0] != step or ctx.micro_batch == 0
+        if self.scope == "step" and ctx.micro_batches > 1 and begins:
             found = ctx.step_embeddings(self._embed)  # the last column: whether the sample has a label
             width = ctx.most_samples * ctx.micro_batches if ctx.accelerator.num_processes > 1 else 0
             self._of_step = step, self._weights(found[:, :-1], found[:, -1] > 0, ctx, width)
@@ -260,9 +265,10 @@ class JointUpdateAwareWeighter(CatchesHiddenStates):
         return torch.cat([z_SH, labelled_S.to(z_SH)[:, None]], dim=1)
 
     def _report(self) -> None:
-        """Says how far the weights were from the fixed point since the last refresh, where that is far."""
+        """Says how far the weights were from the fixed point since it was looked at last, where that is far."""
         if self._farthest is None:
             return
+        self._reported = True
         far, self._farthest = float(self._farthest), None
         say = logger.warning if far > FAR else logger.debug
         say(

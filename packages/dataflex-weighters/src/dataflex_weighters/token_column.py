@@ -18,7 +18,7 @@ from dataflex.core.errors import CheckpointError, Problem, listed, nearest
 from dataflex.core.parameter_checks import FLOAT32_MOST, one_of, require, text
 from dataflex.core.parameter_checks import between as within
 from dataflex.core.registry import register_weighter
-from dataflex.rows.columns import stored_parts
+from dataflex.rows.columns import IGNORED, columns_chunks, stored_parts
 from dataflex.rows.lengths import row_lengths
 from dataflex.rows.score_columns import column_names
 from dataflex.rows.token_lists import TokenLists
@@ -116,15 +116,26 @@ class TokenColumnWeighter(GivenTokenWeights):
         reading = tracked(self._lists.chunks(), "reading the weights of tokens", len(self._lists), size=len)
         row = 0
         for chunk in reading:
-            for own_n in chunk:
-                require("token_column weighter", self._problem(row, own_n))
-                some = some or bool((own_n > 0).any()) or (not len(own_n) and bool(self.default))
-                row += 1
+            for number, own_n in enumerate(chunk, start=row):
+                require("token_column weighter", self._problem(number, own_n))
+            some = some or self._trains(row, chunk)
+            row += len(chunk)
             parts.append(digest(*(np.asarray(own_n, dtype=np.float64).tobytes().hex() for own_n in chunk)))
         if not some:
-            what = f"every weight under {self.column!r} is 0, so nothing would be learnt"
+            what = f"every weight under {self.column!r} of a token that is trained on is 0, so nothing would be learnt"
             require("token_column weighter", Problem("column", what, "give some tokens a weight above 0"))
         return digest(*parts, self.default)
+
+    def _trains(self, first: int, chunk: Sequence[NDArray[Any]]) -> bool:
+        """Returns whether a token of these rows, ``first`` and on, is trained on and has a weight above 0."""
+        rows = np.arange(first, first + len(chunk), dtype=np.int64)
+        labels = (row for part in columns_chunks(self.dataset, ("labels",), rows) for row in part)
+        for row, own_n, (labels_n,) in zip(rows.tolist(), chunk, labels, strict=True):
+            weights_n = self._of_row(row, own_n)
+            trained = len(labels_n) != len(weights_n) or labels_n[1:] != IGNORED  # without labels, all tokens
+            if bool(((weights_n[1:] > 0) & trained).any()):  # the first token is predicted from nothing
+                return True
+        return False
 
     def _problem(self, row: int, own_n: NDArray[Any]) -> Problem | None:
         tokens = int(self._lengths_N[row])

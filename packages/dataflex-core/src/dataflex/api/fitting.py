@@ -9,7 +9,7 @@ from typing import Any
 from datasets import IterableDataset
 
 from dataflex.api.run import CheckedRun
-from dataflex.config.checks.known_component import no_held_out, no_target
+from dataflex.config.checks.known_component import held_out_idle, no_held_out, no_target
 from dataflex.config.checks.stage_table import PROMPTS, unfit_parts
 from dataflex.config.component_choice import SHORT_FORM
 from dataflex.config.component_parameters import range_problems
@@ -47,6 +47,8 @@ def require_fitting(run: CheckedRun, given: Mapping[str, Any], stage: str | None
         problems += _prompts(run, given)
     if problems:
         raise InvalidConfigError(problems)
+    if given.get("mixer_eval_dataset") is not None and (note := held_out_idle(run.known)):
+        logger.warning(note)
     args, weighs = given.get("args"), run.spec.weighs
     if weighs and given.get("compute_loss_func") is not None:
         what = "computes the loss of a batch itself, so its samples cannot be weighed"

@@ -139,6 +139,21 @@ def count_or_null(key: str, found: Any, null: str = "the default") -> Problem | 
     )
 
 
+def idle(key: str, found: Any, default: Any, heeded: bool, needs: str) -> Problem | None:
+    """Returns a problem if a parameter was given another value than its default and nothing looks at it.
+
+    Args:
+        key: The parameter.
+        found: Its value.
+        default: Its default, which a preset may well write out.
+        heeded: Whether it has an effect with the other parameters.
+        needs: With which it would have one, as in ``reward: eval_loss``.
+    """
+    if heeded or found == default:
+        return None
+    return Problem(key, f"found {found!r}, which has no effect without {needs}", f"remove it, or set {needs}")
+
+
 def is_number(found: Any) -> bool:
     """Returns whether ``found`` is a number that a float can hold, and no boolean."""
     return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) <= sys.float_info.max

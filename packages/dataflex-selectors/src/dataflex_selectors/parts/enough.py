@@ -1,4 +1,4 @@
-"""Refuses an update that asks for more rows than there are; the trainer adds the selector and the update."""
+"""Refuses what asks for more rows than there are; the trainer adds the selector and the update."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from dataflex.core.errors import ComponentError
 from dataflex.rows.columns import first_labelled_rows
+from dataflex.utils.logging import logger
 
 HAVE_LABELS = "have a label to learn from"
 SHOW_LABELS = "use a larger cutoff_len if it cuts the answers off"
@@ -61,3 +62,20 @@ def require_candidates(candidates: int | None, wanted: int) -> None:
             f"{wanted} rows are wanted at an update, and candidates: {candidates} are looked at -> more candidates, or "
             "fewer rows per update (update_step)"
         )
+
+
+def tell_of_clusters(who: str, key: str, clusters: int | None, rows: int, so: str) -> None:
+    """Warns of as many clusters as rows, of which each is then one by itself. Called before the first step.
+
+    Args:
+        who: The selector.
+        key: The parameter.
+        clusters: How many are asked for; None where the selector decides.
+        rows: Rows that are clustered.
+        so: What comes of it.
+    """
+    if clusters is not None and 1 < rows <= clusters:
+        logger.warning(
+            "%s: %s: %d for %d rows, so each is a cluster by itself and %s -> set %s to fewer, or to null",
+            who, key, clusters, rows, so, key,
+        )  # fmt: skip

@@ -7,6 +7,7 @@ when they are read; one of zeros stays, and is near to nothing.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from dataflex.rows.split_sources import SplitSources
 from dataflex.rows.views import PlannedRows
 from numpy.typing import NDArray
 
-_ROWS = 2**14  # digested at a time
+_ROWS = 2**14  # read at a time
 _KINDS = "float16, float32 or float64"
+_NUMBERS = "write numbers; a vector of zeros is near to no other"
 
 
 def vectors_problem(key: str, file: Any, embedding: Any, default: str = "ngrams") -> Problem | None:
     """Returns a problem unless ``file`` is None or names a file of vectors, and no embedding is asked for beside it.
+
+    The whole file is read, once as long as it stays as it is, so that a number that is none ends no training.
 
     Args:
         key: The parameter that names the file.
@@ -45,7 +49,7 @@ def vectors_problem(key: str, file: Any, embedding: Any, default: str = "ngrams"
         why = str(error)
     else:
         if found.ndim == 2 and found.shape[1] and found.dtype.kind == "f":
-            return None
+            return _not_finite(key, file)
         why = f"it holds {found.dtype} of shape {found.shape}; needed: (rows, numbers) of {_KINDS}"
     return Problem(key, f"{file} cannot be read: {why}", "write it with numpy.save, a row for each row of the dataset")
 
@@ -91,9 +95,8 @@ class VectorFile:
         vectors_BD = np.asarray(self._array[rows_B], dtype=np.float64)
         wrong_B = ~np.isfinite(vectors_BD).all(axis=1)
         if wrong_B.any():
-            raise ComponentError(
-                f"{self._key}: {rows_named(rows_B[wrong_B])} of {self._file} holds NaN or infinity -> write numbers; a "
-                "vector of zeros is near to no other"
+            raise ComponentError(  # the file was overwritten since it was checked
+                f"{self._key}: {rows_named(rows_B[wrong_B])} of {self._file} holds NaN or infinity -> {_NUMBERS}"
             )
         length_B = np.linalg.norm(vectors_BD, axis=1, keepdims=True)
         unit_BD = np.divide(vectors_BD, length_B, out=np.zeros_like(vectors_BD), where=length_B > 0)
@@ -111,3 +114,23 @@ class VectorFile:
 
 def _mapped(file: str) -> NDArray[Any]:
     return load_array(Path(file).expanduser(), mmap_mode="r")
+
+
+def _not_finite(key: str, file: str) -> Problem | None:
+    """Returns a problem if a vector holds NaN or infinity."""
+    state = Path(file).expanduser().stat()
+    wrong = _wrong_rows(file, state.st_mtime_ns, state.st_size)
+    if not len(wrong):
+        return None
+    return Problem(key, f"{rows_named(wrong)} of {file} holds NaN or infinity", _NUMBERS)
+
+
+@lru_cache(maxsize=8)
+def _wrong_rows(file: str, _changed: int, _size: int) -> NDArray[np.int64]:
+    """Returns the rows that hold NaN or infinity. Kept as long as the file is of the same time and size."""
+    array = _mapped(file)
+    wrong: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(array), _ROWS):  # no progress: a check of parameters is made without the logger
+        finite = np.isfinite(array[start : start + _ROWS]).all(axis=1)
+        wrong.append((start + np.flatnonzero(~finite)).astype(np.int64))
+    return np.concatenate(wrong)

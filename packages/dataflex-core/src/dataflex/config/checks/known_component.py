@@ -150,6 +150,32 @@ def _needed_rows(known: KnownPart) -> set[str]:
     return {*known.info.needs, *holding(NEEDS_ROWS, known.declares(NEEDS_ROWS, ""), (_TARGET, _HELD_OUT), params)}
 
 
+def held_out_idle(parts: Sequence[KnownPart]) -> str | None:
+    """Returns a note where held-out rows of each source are given and no component looks at them.
+
+    Args:
+        parts: The components of the run.
+    """
+    if any(_may_look(known) for known in parts):
+        return None
+    who = next((known.named for known in parts if known.kind is MIXER), None)
+    doubt = f"{who} looks at no held-out rows" if who else "the run has no mixer that looks at held-out rows"
+    return f"{_HELD_OUT}: no effect, as {doubt} with these parameters -> remove it"
+
+
+def _may_look(known: KnownPart) -> bool:
+    """Whether a component may look at held-out rows of each source; where its text does not tell, it may."""
+    if known.info is None or known.info.accepts is None or not known.info.constructors:
+        return True
+    takes = any(
+        argument.arg == _HELD_OUT
+        for constructor in known.info.constructors
+        for argument in (*constructor.node.args.args, *constructor.node.args.kwonlyargs)
+    )
+    conditional = _HELD_OUT in known.declares(NEEDS_ROWS, "")  # with other parameters it does not look
+    return takes and (not conditional or _HELD_OUT in _needed_rows(known))
+
+
 def _import(spec: ComponentSpec, known_broken: bool) -> None:
     """Imports a component that is not this project's: only that shows whether it can be, and is one.
 

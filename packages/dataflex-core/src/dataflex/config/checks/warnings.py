@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dataflex.config.arguments import COMPOSED, DataflexArguments
+from dataflex.config.checks.known_component import held_out_idle
 from dataflex.config.checks.loader_keys import idle_keys, keys_of
 from dataflex.config.checks.parsed_config import Draft
 from dataflex.config.resolved import VERSIONS, installed_versions
@@ -38,6 +39,9 @@ def notes(draft: Draft, config: Mapping[str, Any]) -> Iterator[str]:
             f"init_mixture_proportions: no effect with mixture_sample_rule: {a.mixture_sample_rule}, which sets the "
             "initial proportions itself -> use mixture_sample_rule: mixture"
         )
+    idle_rows = held_out_idle(draft.known) if a.mixer_eval_dataset and a.mixes and not draft.static_mix else None
+    if idle_rows:
+        yield idle_rows
     steps = draft.steps
     if draft.dynamic and steps.repeats and steps.epochs != 1:
         yield (
@@ -76,7 +80,7 @@ def _without_effect(draft: Draft) -> frozenset[str]:
     idle |= frozenset() if a.weighs else _WEIGHING
     idle |= frozenset() if a.weighs or SELECTOR in a.kinds else _EXPLAINING
     if draft.static_mix:
-        idle |= _COMPONENT
+        idle |= _COMPONENT | {"mixer_eval_dataset"}
     if not draft.steps.decides and (a.train_step or a.update_times < 0):  # else they say how long the run is
         idle |= _UPDATES - {"warmup_step"} if a.weighs else _UPDATES
     if a.update_times == 0:
