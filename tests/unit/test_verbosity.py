@@ -105,15 +105,18 @@ def test_the_three_runs_of_doremi_are_as_quiet_as_the_command(argv, monkeypatch)
     seen = []
 
     class Pipeline:
-        names, rounds = (), 1
+        names, rounds, components_file = (), 1, None
 
         def of_round(self, number):
             return self
 
+        def components(self):
+            return {}
+
         def finished(self, step):
             return step != "final"
 
-    for name in ("_require_same_proxy", "_check", "_require_same_reference", "require_llamafactory"):
+    for name in ("_require_same_proxy", "_check", "_require_same_reference", "require_llamafactory", "write_yaml"):
         monkeypatch.setattr(doremi, name, lambda *args, **kwargs: None)
     monkeypatch.setattr(doremi, "_read", lambda file, rest, usage: seen.append((str(file), rest)) or Pipeline())
     monkeypatch.setattr(doremi, "log_to_stderr", lambda level: None)
