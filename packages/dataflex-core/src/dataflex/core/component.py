@@ -42,10 +42,10 @@ class Component:
         asks: What it computes of rows besides their loss, as ``WHAT``, ``WHAT if PARAMETER`` or ``WHAT if
             PARAMETER=VALUE``, or several of these with commas between them, where WHAT is one of ``gradients``,
             ``hidden states``, ``losses of tokens``, ``generated answers``, ``losses under another model``, ``gates``,
-            ``losses of a step``, ``answers behind prompts``, ``loss curves`` and ``counts of tokens`` (these two of a mixer that observes them:
-            rewards in their place would not do) and ``losses of held-out rows``. Stages whose rows are no
-            texts then refuse it before anything is loaded; ``answers behind prompts`` are refused at stage pt and with
-            ``train_on_prompt`` too. Empty for nothing.
+            ``losses of a step``, ``answers behind prompts``, ``loss curves`` and ``counts of tokens`` (these two of a
+            mixer that observes them: rewards in their place would not do) and ``losses of held-out rows``. Stages whose
+            rows are no texts then refuse it before anything is loaded; ``answers behind prompts`` are refused at stage
+            pt and with ``train_on_prompt`` too. Empty for nothing.
         needs_rows: ``eval_dataset if PARAMETER=VALUE`` or ``mixer_eval_dataset if PARAMETER=VALUE``: rows besides
             those of training that its constructor does without with other parameters. A run without them is refused
             before anything is loaded. Those that it always needs are told from the constructor.

@@ -71,5 +71,5 @@ def _parameter(known: KnownPart, constant: str) -> tuple[str, Any]:
 
 
 def _makes_messages(draft: Draft) -> bool:
-    """Whether rows are made of messages, whose weights are kept; else training refuses the column for another reason."""
+    """Whether rows are made of messages, whose weights are kept; else training refuses the run for another reason."""
     return draft.stage == "sft" and not draft.theirs.get("tokenized_path")
