@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from dataflex.config.resolved import RUN as RUN_NOTE
 from dataflex.config.resolved import written_config
 from dataflex.core.errors import ConfigError
-from dataflex.core.files import COMPONENTS, CONFIG, METRICS, ROWS, RUN, SELECTIONS, TRACE
+from dataflex.core.files import COMPONENTS, CONFIG, FINAL_WEIGHTS, METRICS, ROWS, RUN, SELECTIONS, TRACE
 from dataflex.report.harmless import harmless
 from dataflex.report.log_lines import log_lines, newest_state
 from dataflex.report.record_lines import mapping, number, objects, read_lines, read_object, whole
@@ -25,6 +26,8 @@ from dataflex.utils.secret_values import masked
 KINDS = {
     "dynamic_select": "select", "dynamic_mix": "mix", "dynamic_reorder": "order", "dynamic_weight": "weight",
 }  # fmt: skip
+_ROUND = re.compile(r"round-(\d{1,9})")
+"""The folder of a round, in which each of its runs has one."""
 SIGNS = (RUN, CONFIG, TRACE, SELECTIONS, METRICS, "trainer_state.json", "trainer_log.jsonl", "all_results.json")
 
 
@@ -50,6 +53,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     now, says = state_of(path, about, config, state, step)
     texts, targets = read_texts(path, say)
     sources = source_list(about, trace)
+    left = next((read_object(file, say) for file in sorted(path.glob(FINAL_WEIGHTS))), {})
     dynamic = bool(about or trace or (path / SELECTIONS).exists())
     train_type = str(about.get("train_type") or config.get("train_type") or ("dynamic" if dynamic else "static"))
     if not about:
@@ -87,7 +91,15 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         starts=_starts(about),
         notes=tuple(notes),
         old=not about and dynamic,
+        final_weights=_final_weights(left),
+        weighed_steps=whole(left.get("steps")),
+        round=None if (found := _ROUND.fullmatch(path.absolute().parent.name)) is None else int(found[1]),
     )
+
+
+def _final_weights(left: Mapping[str, Any]) -> dict[str, float]:
+    weights = {name: number(weight) for name, weight in mapping(left.get("proportions")).items()}
+    return {name: weight for name, weight in weights.items() if weight is not None}
 
 
 def _starts(about: Mapping[str, Any]) -> tuple[int, ...]:
