@@ -53,7 +53,6 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     now, says = state_of(path, about, config, state, step)
     texts, targets = read_texts(path, say)
     sources = source_list(about, trace)
-    left = next((read_object(file, say) for file in sorted(path.glob(FINAL_WEIGHTS))), {})
     dynamic = bool(about or trace or (path / SELECTIONS).exists())
     train_type = str(about.get("train_type") or config.get("train_type") or ("dynamic" if dynamic else "static"))
     if not about:
@@ -91,15 +90,20 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         starts=_starts(about),
         notes=tuple(notes),
         old=not about and dynamic,
-        final_weights=_final_weights(left),
-        weighed_steps=whole(left.get("steps")),
-        round=None if (found := _ROUND.fullmatch(path.absolute().parent.name)) is None else int(found[1]),
+        **_final_weights(path, say),
     )
 
 
-def _final_weights(left: Mapping[str, Any]) -> dict[str, float]:
+def _final_weights(path: Path, say: Any) -> dict[str, Any]:
+    """Returns the fields of a run that looks for weights of the sources, and of the round that it belongs to."""
+    left = next((read_object(file, say) for file in sorted(path.glob(FINAL_WEIGHTS))), {})
     weights = {name: number(weight) for name, weight in mapping(left.get("proportions")).items()}
-    return {name: weight for name, weight in weights.items() if weight is not None}
+    found = _ROUND.fullmatch(path.absolute().parent.name)
+    return {
+        "final_weights": {name: weight for name, weight in weights.items() if weight is not None},
+        "weighed_steps": whole(left.get("steps")),
+        "round": None if found is None else int(found[1]),
+    }
 
 
 def _starts(about: Mapping[str, Any]) -> tuple[int, ...]:
