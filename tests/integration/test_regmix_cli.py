@@ -211,13 +211,15 @@ def test_what_is_wrong_is_said_before_the_first_proxy(file, changes, said):
         ({"dataset": "code", "init_mixture_proportions": [1]}, "dataset"),
     ],
 )
-def test_a_base_that_no_mixture_can_be_found_for_is_refused(file, tmp_path, changes, said):
+def test_a_base_that_no_mixture_can_be_found_for_is_refused(file, tmp_path, capsys, changes, said):
     base = tmp_path / "base.yaml"
     content = yaml.safe_load(base.read_text()) | changes
     base.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
     with pytest.raises(ConfigError) as error:
         run([str(file)], Pretended())
     assert said in str(error.value)
+    assert cli(["validate", str(file)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_proxy_that_diverged_is_no_number_to_fit(file):

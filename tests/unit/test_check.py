@@ -363,6 +363,42 @@ BAD = [
         ["needs the parameter 'reference_model' -> write"],
     ),
     (WEIGHT, {"use_eaft_loss": True}, "use_eaft_loss", ["replaces the loss", "set use_eaft_loss: false"]),
+    (
+        SELECT | {"component_name": "deita", "update_step": 1},
+        {"component": {"score": "column:outptu"}},
+        "component_name",
+        ["the selector 'deita' has score: column:outptu, and no dataset of the run has a column 'outptu'", "'output'?"],
+    ),
+    (
+        SELECT | {"component_name": "deita", "update_step": 1, "dataset": "a,b"},
+        {"component": {"score": ["length", "column:level"]}},
+        "component_name",
+        ["score: column:level, and no dataset of the run", "their columns: input, instruction, output -> name one of"],
+    ),
+    (
+        WEIGHT | {"component_name": "token_column"},
+        {},
+        "component_name",
+        ["column: token_weights, and the dataset 'a' has no column 'token_weights'; its columns: input, instruction"],
+    ),
+    (
+        WEIGHT | {"component_name": "token_column", "dataset": "b"},
+        {"component": {"column": "outputs.weight"}},
+        "component_name",
+        ["the dataset 'b' has no column 'outputs'; its columns", "did you mean 'output'?"],
+    ),
+    (
+        SELECT | {"component_name": "ifd", "update_step": 1},
+        {"stage": "pt"},
+        "stage",
+        ["rows are one text each, and the selector 'ifd' looks at answers apart", "use stage: sft"],
+    ),
+    (
+        SELECT | {"component_name": "ifd", "update_step": 1},
+        {"train_on_prompt": True},
+        "train_on_prompt",
+        ["prompts are learnt as answers are, and the selector 'ifd'", "-> remove it"],
+    ),
 ]
 
 
@@ -463,6 +499,14 @@ GOOD = [
     (MIX, {"static_mix": True, "component_name": ..., "update_step": 0, "update_times": -1}),
     (WEIGHT, {"label_smoothing_factor": 0.1, "use_dft_loss": False}),
     (WEIGHT, {"use_dft_loss": True}),
+    (SELECT, {"update_step": 1, "component_name": "ifd"}),
+    (SELECT, {"update_step": 1, "component_name": "loss", "train_on_prompt": True}),
+    (SELECT, {"update_step": 1, "component_name": "deita", "component": {"score": ["length", "column:output"]}}),
+    (
+        SELECT,
+        {"dataset": "a,hub", "update_step": 1, "component_name": "deita", "component": {"score": "column:level"}},
+    ),
+    (WEIGHT, {"component_name": "token_column", "component": {"column": "output.weight"}}),
     (WEIGHT, {"train_step": 0, "warmup_step": 0}),
     (WEIGHT, {"train_step": 0, "warmup_step": 0, "num_train_epochs": ...}),
 ]

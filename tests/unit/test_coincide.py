@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tracemalloc
 from collections.abc import Mapping
 from typing import Any
@@ -316,6 +317,19 @@ def test_no_row_comes_again_before_all_have(model, tmp_path):
     last = chosen(made, model, 3, 20)
     assert set(range(70)) - set(first) < set(last)
     assert len(set(last)) == 20
+
+
+def test_the_log_says_after_each_update_how_many_clusters_there_are_and_how_many_are_open(model, tmp_path, caplog):
+    made = selector(folder=tmp_path)
+    with caplog.at_level(logging.INFO, logger="dataflex"):
+        rows = [row for update in range(3) for row in chosen(made, model, update, 23)]
+    left = np.setdiff1d(np.arange(70), rows)
+    still = len(np.unique(made._concepts.label[left]))
+    said = [record.getMessage() for record in caplog.records if "clusters of" in record.getMessage()]
+    assert len(said) == 3
+    assert said[0].startswith("coincide: 4 clusters of 70 rows, ")
+    assert said[-1] == f"coincide: 4 clusters of 70 rows, {still} of them open: with rows that have not come"
+    assert still == 1, "one row is left"
 
 
 def test_without_exclude_seen_each_update_takes_the_same_rows_in_another_order(model, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import datasets
 import numpy as np
 import pytest
@@ -302,6 +304,20 @@ def test_tokens_between_markers_have_their_weight_whatever_the_text(row):
     assert inside + outside == wanted[0] + wanted[1]
     assert inside.startswith(wanted[0])
     assert len(inside) - len(wanted[0]) <= 3
+
+
+def test_the_log_says_once_how_many_tokens_are_weighed_apart(caplog):
+    tokenizer = tiny_tokenizer()
+    data = datasets.Dataset.from_list([encoded(tokenizer, *parts) for parts in TEXTS])
+    with caplog.at_level(logging.INFO, logger="dataflex"):
+        weighter = SpansWeighter(data, tokenizer, between=THINK)
+        found = weighter.weights_of(np.arange(len(data)))
+    trained = [np.array(labels) != IGNORED for labels in data["labels"]]
+    apart = sum(int(((own == 0.25) & kept).sum()) for own, kept in zip(found, trained, strict=True))
+    every = sum(int(kept.sum()) for kept in trained)
+    (said,) = [record.getMessage() for record in caplog.records if "trained on apart" in record.getMessage()]
+    share = f"{100 * apart / every:.1f} %"
+    assert said == f"spans: weighs {apart} of the {every} tokens that are trained on apart, {share}"
 
 
 def test_the_texts_of_tokens_make_up_the_text_where_characters_have_several_tokens():

@@ -152,6 +152,10 @@ def test_a_pass_that_ends_inside_of_a_stretch_is_followed_by_the_next():
     np.testing.assert_array_equal(first.weights, np.where(first.indices < 4, 2.0, 1.0))
     np.testing.assert_array_equal(first.scores, losses[first.indices])
     assert len({tuple(each.tolist()) for each in passes}) == 3
+    begun = [{"pass": number, "of": 8, "left_out": 2} for number in (1, 2, 3, 4)]
+    assert selector.details() == {"passes_begun": begun}
+    select(selector, 2, losses)
+    assert selector.details() == {}, "no pass began there"
 
 
 def test_from_delta_on_every_row_is_trained_on_with_weight_one_also_in_the_middle_of_a_pass():

@@ -170,6 +170,20 @@ def test_the_record_of_a_killed_run_that_is_resumed_is_that_of_a_run_that_was_ne
     assert [start["step"] for start in facts_of(killed)["starts"]] == [0, 3]
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_a_selector_says_of_its_choice_is_in_the_trace_line_of_its_update(tmp_path, mixed):
+    axes = {"selector": "infobatch", **UPDATES} | ({"mixer": "odm"} if mixed else {})
+    build(tmp_path, axes, two_sources() if mixed else stored(30)).train()
+    first = next(line for line in lines_of(tmp_path, TRACE) if line["kind"] == "select")
+    begun = {"pass": 1, "of": 30, "left_out": 0}
+    one = {"a": [begun | {"of": 20}], "b": [begun]} if mixed else [begun]
+    assert first["passes_begun"] == one
+    later = [line for line in lines_of(tmp_path, TRACE) if line["kind"] == "select"][1:]
+    assert later
+    assert not any("passes_begun" in line for line in later), "no pass begins there"
+    assert not any(line.get("weighs_losses") for line in lines_of(tmp_path, TRACE))
+
+
 @pytest.mark.parametrize("damage", ["emptied", "cut", "flipped", "nonsense"])
 def test_damaged_files_of_the_record_stop_no_run(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(row_recording, "ALL", 10)

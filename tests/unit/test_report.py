@@ -204,6 +204,48 @@ def test_the_header_says_what_a_mixer_came_to_that_weighs_losses_and_leaves_the_
     assert any(sentence.startswith(words) for sentence in said)
 
 
+def changed_trace(path: Path, kind: str, **keys) -> None:
+    """Gives the trace's lines of a kind more keys."""
+    lines = [line | keys if line["kind"] == kind else line for line in lines_of(path / "dataflex_trace.jsonl")]
+    (path / "dataflex_trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_proxy_that_saw_no_later_update_weighed_losses_and_the_round_and_final_weights_are_said(tmp_path):
+    path = KINDS["mix"](tmp_path / "round-2" / "proxy")
+    equal = dict.fromkeys(("code", "docstrings", "prose"), 1 / 3)
+    changed_trace(path, "mix", proportions=equal, weights=equal, average_weights=equal, weighs_losses=True)
+    final = {"proportions": {"code": 0.25, "docstrings": 0.25, "prose": 0.5}, "steps": 40, "last": equal}
+    (path / "doremi_weights.json").write_text(json.dumps(final))
+    said = page(path)["runs"][0]["says"]
+    assert said[:2] == ["This is the proxy of round 2.", "odm weighed the losses of the sources at 12 updates."]
+    words = "Their weights in the loss, on average over the steps: prose 50 %, code 25 % and docstrings 25 %;"
+    assert any(sentence.startswith(words) for sentence in said)
+    (path / "doremi_weights.json").write_text(json.dumps({"proportions": equal, "steps": 0, "last": equal}))
+    assert "No step has moved the weights of the sources." in page(path)["runs"][0]["says"]
+    assert "set the shares" not in json.dumps(page(path))
+
+
+def test_final_weights_are_said_of_a_run_that_ended_before_its_first_update(tmp_path):
+    path = KINDS["mix"](tmp_path / "proxy")
+    (path / "dataflex_trace.jsonl").write_text("")
+    final = {"proportions": {"code": 0.25, "docstrings": 0.25, "prose": 0.5}, "steps": 40}
+    (path / "doremi_weights.json").write_text(json.dumps(final))
+    said = page(path)["runs"][0]["says"]
+    assert "Its final weights, the mean over 40 steps: prose 50 %, code 25 % and docstrings 25 %." in said
+    assert not any("round" in sentence or "set the shares" in sentence for sentence in said)
+
+
+def test_the_header_says_how_many_rows_a_pass_left_out(tmp_path):
+    path = KINDS["select"](tmp_path / "run")
+    begun = [{"pass": 1, "of": 300, "left_out": 0}, {"pass": 2, "of": 300, "left_out": 90}]
+    changed_trace(path, "select", passes_begun=begun)
+    sentence = "less left out of the last pass that it began 90 of 300 rows (pass 2)."
+    assert sentence in page(path)["runs"][0]["says"]
+    changed_trace(path, "select", passes_begun={"gsm8k": begun, "code": begun[:1]})
+    said = page(path)["runs"][0]["says"]
+    assert any("90 of 300 rows (pass 2) of gsm8k and 0 of 300 rows (pass 1) of code" in each for each in said)
+
+
 def test_groups_of_rows_are_named_with_their_words_and_first_shares_may_be_given_by_name(tmp_path):
     path = KINDS["mix"](tmp_path / "run")
     about = json.loads((path / "dataflex_run.json").read_text())

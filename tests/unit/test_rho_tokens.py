@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -270,6 +271,18 @@ def test_the_loss_of_a_step_is_that_of_plain_loops(tmp_path, reference, scope, c
     micro = Told.rows[:accumulation]
     wanted = expected_loss(reference, ROWS, micro, scope, 0.4)
     assert losses(done)[0] == pytest.approx(wanted, rel=2e-5)
+
+
+def test_the_log_says_once_what_share_of_the_tokens_is_trained_on(tmp_path, reference, caplog):
+    with caplog.at_level(logging.INFO, logger="dataflex"):
+        run(tmp_path, {"reference_model": reference, "scope": "row", "share": 0.4}, name="told_rho_tokens")
+    (said,) = [record.getMessage() for record in caplog.records if "tokens of its first step" in record.getMessage()]
+    counts = [sum(label != IGNORED for label in ROWS[row]["labels"][1:]) for row in Told.rows[-3]]
+    taken = sum(max(1, math.floor(0.4 * count + 1e-9)) for count in counts)
+    share = f"{100 * taken / sum(counts):.1f} %"
+    assert said.endswith(
+        f"trains on {taken} of the {sum(counts)} tokens of its first step, {share} (share: 0.4, scope: row)"
+    )
 
 
 def test_a_share_of_one_is_the_plain_run_bit_for_bit(tmp_path, reference):

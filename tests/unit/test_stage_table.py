@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.stage_table import asked_for
+from dataflex.core.component import Component
 from dataflex.core.errors import ConfigError
 from dataflex.core.kinds import KINDS, MIXER
 from dataflex.core.registry import provided
@@ -34,7 +35,7 @@ def test_what_is_asked_for_depends_on_the_parameters(asks, found):
 @pytest.mark.parametrize(
     ("asks", "said"),
     [
-        ("gradient", "asks: found 'gradient', allowed: counts of tokens, gates, generated answers, gradients, "),
+        ("gradient", "asks: found 'gradient', allowed: answers behind prompts, counts of tokens, gates, generated "),
         ("Gradients", "asks: found 'Gradients', allowed: "),
         ("gradients when folder", "asks: found 'gradients when folder', allowed: "),
         ("gradients if folders", "asks: found 'gradients if folders', allowed behind 'if': embedding, folder, reject"),
@@ -58,6 +59,17 @@ def test_a_mixer_of_ours_says_that_it_weighs_sources_where_it_does():
     for point in provided(MIXER):
         says = bool(lookup(MIXER, point.name).constants.get("weighs_sources"))
         assert says == (point.load().loss_weights is not Mixer.loss_weights), point.name
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_columns_that_our_classes_ask_for_are_those_of_the_parameters_that_they_name(kind):
+    for point in provided(kind):
+        constants, cls = lookup(kind, point.name).constants, point.load()
+        scores, tokens = constants.get("scores_named_in"), constants.get("token_column_in")
+        assert bool(scores) == (cls.needs_columns.__func__ is not Component.needs_columns.__func__), point.name
+        assert bool(tokens) == (cls.needs_token_column.__func__ is not Component.needs_token_column.__func__)
+        assert not scores or cls.needs_columns({scores: ["loss", "column:c"]}) == ("c",)
+        assert not tokens or cls.needs_token_column({tokens: "c"}) == "c"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

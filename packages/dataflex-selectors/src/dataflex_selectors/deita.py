@@ -81,6 +81,8 @@ class DeitaSelector(OwnVectors):
             everything that is wrong.
     """
 
+    scores_named_in = "score"
+
     def __init__(
         self,
         *,

@@ -114,7 +114,7 @@ class IfdSelector(Selector):
     """
 
     reads_batches = True
-    asks = "losses of tokens"
+    asks = "losses of tokens, answers behind prompts"
 
     def __init__(
         self,

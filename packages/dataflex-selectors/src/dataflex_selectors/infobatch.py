@@ -128,6 +128,7 @@ class InfoBatchSelector(Selector):
         self._prunes = True
         self._kept_N: NDArray[np.bool_] = np.zeros(len(self.dataset), dtype=np.bool_)
         self._learnt_N: NDArray[np.bool_] = np.zeros(len(self.dataset), dtype=np.bool_)
+        self._begun: list[dict[str, int]] = []  # the passes that the last choice began
         self._order: NDArray[np.int64] | None = None  # of the rows that are kept; made again after a resume
 
     @classmethod
@@ -143,6 +144,7 @@ class InfoBatchSelector(Selector):
         """
         context: UpdateContext = kwargs["context"]
         losses_N = self._losses.now(model, step_id, context.scores)
+        self._begun = []
         prunes = step_id < self.delta * context.total_steps
         if self._number < 0 or prunes != self._prunes:
             self._begin(losses_N, prunes)
@@ -168,6 +170,12 @@ class InfoBatchSelector(Selector):
         self._kept_N = ~self._learnt_N
         learnt = np.flatnonzero(self._learnt_N)
         self._kept_N[kept_of(learnt, self.keep, self.draw, self.generator(f"rows of pass {self._number}"))] = True
+        size, kept = len(losses_N), int(self._kept_N.sum())
+        self._begun.append({"pass": self._number + 1, "of": size, "left_out": size - kept})
+
+    def details(self) -> dict[str, Any]:
+        """Returns the passes that the last choice began: their number from 1, their rows, how many are left out."""
+        return {"passes_begun": list(self._begun)} if self._begun else {}
 
     def _rows_in_order(self) -> NDArray[np.int64]:
         """Returns the rows of the pass in the order of training."""

@@ -33,6 +33,7 @@ from dataflex.scoring.passes.fingerprint import model_digest
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
 from dataflex.train.weighter.base_weighter import StepContext, Weighter
+from dataflex.utils.logging import logger
 from numpy.typing import NDArray
 
 from dataflex_weighters.parts.kept_token_losses import DTYPES, KeptTokenLosses
@@ -146,6 +147,7 @@ class RhoTokensWeighter(Weighter):
         self._kept = KeptTokenLosses(cache_dir, cache_dtype, token_budget) if cached else None
         self._reference: Any = None  # the model, while it is in memory
         self._digest: str | None = None  # of the reference
+        self._told = False  # what share it keeps
         self._batches: list[HostBatch] = []  # of the present step
         self._references: list[torch.Tensor] = []  # (B, T) r of each micro-batch, where they are kept
         self._taken: list[int] = []  # tokens that are taken of each micro-batch, over all ranks
@@ -182,7 +184,14 @@ class RhoTokensWeighter(Weighter):
             losses, device = self._kept.losses_of, ctx.accelerator.device
             placed = [placed_numbers(b, self.dataset, losses, "the reference losses") for b in self._batches]
             self._references = [before_labels(numbers_BT, device) for numbers_BT in placed]
-        return float(taken_M.sum() / max(1, counts_M.sum()))
+        kept = float(taken_M.sum() / max(1, counts_M.sum()))
+        if not self._told:
+            self._told = True
+            logger.info(
+                "%s: trains on %d of the %d tokens of its first step, %.1f %% (share: %g, scope: %s)",
+                self.name, taken_M.sum(), counts_M.sum(), 100 * kept, self.share, self.scope,
+            )  # fmt: skip
+        return kept
 
     def token_weights(self, losses_BT: torch.Tensor, *, ctx: StepContext, model: Any, inputs: Any) -> torch.Tensor:
         """Returns z: (B, T), 1 for a token that is taken and 0 for another. See the base class."""

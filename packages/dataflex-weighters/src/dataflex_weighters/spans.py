@@ -24,6 +24,7 @@ from dataflex.core.parameter_checks import FLOAT32_MOST, is_number, one_of, requ
 from dataflex.core.parameter_checks import between as within
 from dataflex.core.registry import register_weighter
 from dataflex.rows.columns import IGNORED, columns_chunks
+from dataflex.utils.logging import logger
 from dataflex.utils.progress import tracked
 from numpy.typing import NDArray
 
@@ -157,23 +158,30 @@ class SpansWeighter(GivenTokenWeights):
             done = end
         return text, ends_T, runs
 
-    def _begun(self, row: int, *values: NDArray[Any]) -> set[str]:
-        """Returns the start markers of the spans of a row."""
-        text, _, runs = self._runs(row, *values)
-        return {start for begin, _, _ in runs for start, _, _ in self.spans if text.startswith(start, begin)}
+    def _begun(self, row: int, *values: NDArray[Any]) -> tuple[set[str], int, int]:
+        """Returns the start markers of the spans of a row, and how many tokens it trains on, in spans and in all."""
+        text, ends_T, runs = self._runs(row, *values)
+        begun = {start for begin, _, _ in runs for start, _, _ in self.spans if text.startswith(start, begin)}
+        ids_T, labels_T = values[:2]
+        trained_T = labels_T != IGNORED if len(labels_T) == len(ids_T) else np.ones(len(ids_T), dtype=np.bool_)
+        inside_T = token_weights_of([(a, b, 1.0) for a, b, _ in runs], ends_T, 0.0) > 0
+        return begun, int((inside_T & trained_T).sum()), int(trained_T.sum())
 
     def _require_markers(self) -> None:
         """Refuses a run in which no span of a kind is trained on, and a row whose text is not known token by token."""
         chunks = columns_chunks(self.dataset, COLUMNS, range(len(self.dataset)))
-        row, begun = 0, set[str]()
+        row, begun, weighed, trained = 0, set[str](), 0, 0
         for chunk in tracked(chunks, "looking for markers in the text of rows", len(self.dataset), size=len):
             for own in chunk:
-                begun |= self._begun(row, *own)
+                found, inside, every = self._begun(row, *own)
+                begun, weighed, trained = begun | found, weighed + inside, trained + every
                 row += 1
         missing = [start for start, _, _ in self.spans if start not in begun]
         if missing:
             what = f"in no row of the train dataset {listed(missing)} begins a span of what is trained on"
             require("spans weighter", Problem("between", what, "write the markers as they stand in the tokenised text"))
+        share = 100 * weighed / max(1, trained)
+        logger.info("spans: weighs %d of the %d tokens that are trained on apart, %.1f %%", weighed, trained, share)
 
 
 def trained_stretches(labels_T: NDArray[Any], positions_T: NDArray[Any], tokens: int) -> list[tuple[int, int]]:

@@ -46,6 +46,8 @@ class TokenColumnWeighter(GivenTokenWeights):
             more for each of its tokens.
     """
 
+    token_column_in = "column"
+
     def __init__(
         self,
         dataset: Any,

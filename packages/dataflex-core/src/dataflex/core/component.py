@@ -42,12 +42,17 @@ class Component:
         asks: What it computes of rows besides their loss, as ``WHAT``, ``WHAT if PARAMETER`` or ``WHAT if
             PARAMETER=VALUE``, or several of these with commas between them, where WHAT is one of ``gradients``,
             ``hidden states``, ``losses of tokens``, ``generated answers``, ``losses under another model``, ``gates``,
-            ``losses of a step``, ``loss curves`` and ``counts of tokens`` (these two of a mixer that observes them:
-            rewards in their place would not do) and ``losses of held-out rows``. Stages whose rows are no
-            texts then refuse it before anything is loaded. Empty for nothing.
+            ``losses of a step``, ``answers behind prompts``, ``loss curves`` and ``counts of tokens`` (these two of a
+            mixer that observes them: rewards in their place would not do) and ``losses of held-out rows``. Stages whose
+            rows are no texts then refuse it before anything is loaded; ``answers behind prompts`` are refused at stage
+            pt and with ``train_on_prompt`` too. Empty for nothing.
         needs_rows: ``eval_dataset if PARAMETER=VALUE`` or ``mixer_eval_dataset if PARAMETER=VALUE``: rows besides
             those of training that its constructor does without with other parameters. A run without them is refused
             before anything is loaded. Those that it always needs are told from the constructor.
+        scores_named_in: Its parameter that names scores, one or several in a list. ``validate`` looks in the files of
+            the run for each ``column:NAME`` there. Empty for none.
+        token_column_in: Its parameter that names the column of :meth:`needs_token_column`, for the same look. Empty for
+            none.
         reads_tokens: Whether it looks at the tokens of rows itself. Stages whose rows are prompts then refuse it.
         takes_seen: Whether it asks ``context.scores`` for losses that training has seen. They are kept, in memory and
             in checkpoints (8 bytes per row), where a component of the run says so.
@@ -65,6 +70,8 @@ class Component:
     takes_rewards: ClassVar[bool] = False
     asks: ClassVar[str] = ""
     needs_rows: ClassVar[str] = ""
+    scores_named_in: ClassVar[str] = ""
+    token_column_in: ClassVar[str] = ""
     reads_tokens: ClassVar[bool] = False
 
     def bind(self, name: str, seed: int, output_dir: str = "") -> None:

@@ -29,6 +29,8 @@ WHY = "dataflex_why.jsonl"
 LAST_SCORES = "dataflex_last_scores.npz"
 ROW_SOURCES = "dataflex_row_sources.npz"
 SOURCES = "dataflex_sources.npz"
+FINAL_WEIGHTS = "*_weights.json"
+"""What a mixer that learns weights for another run leaves: ``proportions``, and over how many ``steps``."""
 REPORT = "dataflex_report.html"
 
 

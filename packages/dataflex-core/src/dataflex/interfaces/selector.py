@@ -130,6 +130,17 @@ class Selector(Component, ABC):
             f"selector '{self.name}' chooses rows without giving each a score -> use one that scores them"
         )
 
+    def details(self) -> Mapping[str, Any]:
+        """Returns more keys for the trace line of the update at which :meth:`select` was last called. Optional.
+
+        Called on every rank, right after it. Of a run with a selector for each source, the line has what each returns
+        under the name of its source.
+
+        Returns:
+            Name -> a plain value: a number, a text, a list or a mapping of these.
+        """
+        return {}
+
     def warmup(self, num_samples: int, replacement: bool = False) -> Sequence[int] | np.ndarray:
         """Returns the rows of the stretch before the first update: a random order of the dataset unless overridden.
 

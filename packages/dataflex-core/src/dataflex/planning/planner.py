@@ -11,7 +11,7 @@ Each stage is optional. At an update those components decide that take part in i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -118,7 +118,8 @@ class Planner:
         place = len(self._decisions) - 1
 
         def with_seen() -> None:  # the rows of this segment among them
-            details = {"proportions": shares, **mixture.weights_by_name(), **mixture.seen(), **more}
+            weighs = {"weighs_losses": True} if mixer.weighs else {}
+            details = {"proportions": shares, **mixture.weights_by_name(), **mixture.seen(), **weighs, **more}
             self._decisions[place] = replace(self._decisions[place], details=details)
 
         self._when_filled = with_seen
@@ -163,11 +164,20 @@ class Planner:
             size = sum(placed.size for placed in stages.selectors)
             self._decided(
                 "select", part, [placed.component for placed in stages.selectors], started, len(chosen.rows),
-                decided=chosen.rows, scores=chosen.scores, placed=stages.selectors,
+                decided=chosen.rows, scores=chosen.scores, placed=stages.selectors, details=self._said(),
                 news=f"chose {len(chosen.rows)} of {size} rows",
                 candidates=candidates_of(stages.selectors),
             )  # fmt: skip
         return found
+
+    def _said(self) -> Mapping[str, Any]:
+        """Returns what the selectors say of their choice; those of a mixture by their sources."""
+        said = [placed.details(self._context.update) for placed in self._stages.selectors]
+        if self._stages.mixture is None:
+            return said[0]
+        named = list(zip(self._stages.mixture.names, said, strict=True))
+        keys = dict.fromkeys(key for own in said for key in own)
+        return {key: {name: own[key] for name, own in named if key in own} for key in keys}
 
     def _of_arranged_passes(self, counts_K: list[int]) -> list[Chosen]:
         stages, part = self._stages, self._stages.spec.order

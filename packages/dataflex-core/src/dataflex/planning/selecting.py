@@ -6,7 +6,7 @@ it remembers by row number belongs to the rows that it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,6 +171,11 @@ class PlacedSelector:
     def answered(self, update: int) -> Chosen | None:
         """Returns what the selector itself chose at an update; None where it was not asked."""
         return None if self._answered is None or self._answered[0].update != update else self._answered[1]
+
+    def details(self, update: int) -> Mapping[str, Any]:
+        """Returns what the selector says of its choice at an update, for the trace; nothing where it was not asked."""
+        asked = self.answered(update) is not None and isinstance(self.component, Selector)
+        return self.component.details() if asked else {}
 
     @property
     def explains(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dataflex.report.loss_plots import called, evaluated, evaluations
-from dataflex.report.record_lines import mapping, number
+from dataflex.report.record_lines import mapping, number, objects
+from dataflex.report.run_data import RunData
 from dataflex.report.seen_plots import source_counts
 from dataflex.report.shown_run import Shown
 from dataflex.report.time_plots import deciding_share
@@ -20,7 +21,9 @@ _LIFT, _EVALUATIONS, _NAMED = 1.25, 3, 6
 def sentences(shown: Shown) -> list[str]:
     """Returns what the header says of a run, the most telling first."""
     return [
+        *_round(shown),
         *_chose(shown),
+        *_passes(shown),
         *_sources(shown),
         *_mixed(shown),
         *_counted(shown),
@@ -29,6 +32,11 @@ def sentences(shown: Shown) -> list[str]:
         *_cost(shown),
         *_came(shown),
     ]
+
+
+def _round(shown: Shown) -> Iterator[str]:
+    if shown.run.round is not None:
+        yield f"This is the {shown.run.folder.absolute().name} of round {shown.run.round}."
 
 
 def _chose(shown: Shown) -> Iterator[str]:
@@ -44,7 +52,7 @@ def _chose(shown: Shown) -> Iterator[str]:
     elif choosing:
         yield f"{listing(choosing)} has made no choice: no update has taken place."
     elif run.updates and run.parts:
-        weighs = bool(_source_weights(run.lines("mix")))
+        weighs = _weighs_losses(run)
         verbs = {
             "mix": "weighed the losses of the sources" if weighs else "set the shares of the sources",
             "order": "arranged the rows",
@@ -55,6 +63,29 @@ def _chose(shown: Shown) -> Iterator[str]:
             yield f"{listing(done)} at {over}."
     if run.train_type == "static":
         yield f"A static run: every row in its turn, without dataflex, for {count(run.step, 'step')}."
+
+
+def _passes(shown: Shown) -> Iterator[str]:
+    """Says how many rows a selector that goes over the data in passes left out of them."""
+    for line in reversed(shown.run.lines("select")):
+        begun = line.get("passes_begun")
+        if begun:
+            break
+    else:
+        return
+    if isinstance(begun, dict):  # of a mixture each source has its own
+        last = {str(name): objects(own)[-1:] for name, own in begun.items()}
+        parts = [f"{_left_out(own[0])} of {name}" for name, own in last.items() if own]
+    else:
+        parts = [_left_out(own) for own in objects(begun)[-1:]]
+    if parts:
+        yield f"{line.get('component')} left out of the last pass that it began {listing(parts)}."
+
+
+def _left_out(begun: Mapping[str, Any]) -> str:
+    left, of = number(begun.get("left_out")) or 0.0, number(begun.get("of")) or 0.0
+    which = f" (pass {figure(number(begun.get('pass')) or 1)})"
+    return f"{count(int(left))} of {count(int(of), 'row')}{which}"
 
 
 def _sources(shown: Shown) -> Iterator[str]:
@@ -77,10 +108,16 @@ def _sources(shown: Shown) -> Iterator[str]:
 
 
 def _mixed(shown: Shown) -> Iterator[str]:
-    weights = _source_weights(shown.run.lines("mix"))
+    weights = _source_weights(shown.run)
     if weights:
         yield f"Their weights in the loss, on average over the steps: {weights}; rows were drawn by shares that stayed."
         return
+    if _weighs_losses(shown.run):
+        yield "No step has moved the weights of the sources."
+        return
+    if shown.run.final_weights and shown.run.weighed_steps:
+        parts = _parts(shown.run.final_weights)
+        yield f"Its final weights, the mean over {count(shown.run.weighed_steps, 'step')}: {parts}."
     said = [mapping(line.get("proportions")) for line in shown.run.lines("mix")]
     said = [shares for shares in said if shares]
     if len(said) < 2:
@@ -96,8 +133,21 @@ def _mixed(shown: Shown) -> Iterator[str]:
         yield f"The share of {name} moved most: {moved}."
 
 
-def _source_weights(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Returns what a mixer that weighs losses came to; empty for one whose weights are the shares of the rows."""
+def _weighs_losses(run: RunData) -> bool:
+    """Whether the mixer weighs losses: as the trace says, or, of an older one, where its weights are no shares."""
+    lines = run.lines("mix")
+    return any(line.get("weighs_losses") is True for line in lines) or bool(_last_weights(lines))
+
+
+def _source_weights(run: RunData) -> str:
+    """Returns what a mixer that weighs losses came to; empty without, and before a step has moved its weights."""
+    if _weighs_losses(run) and run.final_weights:
+        return _parts(run.final_weights) if run.weighed_steps != 0 else ""
+    return _last_weights(run.lines("mix"))
+
+
+def _last_weights(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the average weights of the last update; empty for weights that are the shares of the rows."""
     if not lines:
         return ""
     shares, weights = mapping(lines[-1].get("proportions")), mapping(lines[-1].get("weights"))

@@ -133,6 +133,9 @@ class RunData:
         starts: Steps at which it was started.
         notes: What is missing or damaged, in words.
         old: Whether it was recorded before runs left what the report reads.
+        final_weights: Source -> the weight that a mixer came to, as it left it for another run; empty without.
+        weighed_steps: Steps that these are the mean over; None without.
+        round: Number of the round, where a command trains such a run several times; None elsewhere.
     """
 
     folder: Path
@@ -165,6 +168,9 @@ class RunData:
     starts: tuple[int, ...]
     notes: tuple[str, ...]
     old: bool
+    final_weights: Mapping[str, float] = field(default_factory=dict)
+    weighed_steps: int | None = None
+    round: int | None = None
 
     def lines(self, *kinds: str) -> list[Mapping[str, Any]]:
         """Returns the lines of the trace of these kinds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from dataflex.config.resolved import RUN as RUN_NOTE
 from dataflex.config.resolved import written_config
 from dataflex.core.errors import ConfigError
-from dataflex.core.files import COMPONENTS, CONFIG, METRICS, ROWS, RUN, SELECTIONS, TRACE
+from dataflex.core.files import COMPONENTS, CONFIG, FINAL_WEIGHTS, METRICS, ROWS, RUN, SELECTIONS, TRACE
 from dataflex.report.harmless import harmless
 from dataflex.report.log_lines import log_lines, newest_state
 from dataflex.report.record_lines import mapping, number, objects, read_lines, read_object, whole
@@ -25,6 +26,8 @@ from dataflex.utils.secret_values import masked
 KINDS = {
     "dynamic_select": "select", "dynamic_mix": "mix", "dynamic_reorder": "order", "dynamic_weight": "weight",
 }  # fmt: skip
+_ROUND = re.compile(r"round-(\d{1,9})")
+"""The folder of a round, in which each of its runs has one."""
 SIGNS = (RUN, CONFIG, TRACE, SELECTIONS, METRICS, "trainer_state.json", "trainer_log.jsonl", "all_results.json")
 
 
@@ -87,7 +90,20 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
         starts=_starts(about),
         notes=tuple(notes),
         old=not about and dynamic,
+        **_final_weights(path, say),
     )
+
+
+def _final_weights(path: Path, say: Any) -> dict[str, Any]:
+    """Returns the fields of a run that looks for weights of the sources, and of the round that it belongs to."""
+    left = next((read_object(file, say) for file in sorted(path.glob(FINAL_WEIGHTS))), {})
+    weights = {name: number(weight) for name, weight in mapping(left.get("proportions")).items()}
+    found = _ROUND.fullmatch(path.absolute().parent.name)
+    return {
+        "final_weights": {name: weight for name, weight in weights.items() if weight is not None},
+        "weighed_steps": whole(left.get("steps")),
+        "round": None if found is None else int(found[1]),
+    }
 
 
 def _starts(about: Mapping[str, Any]) -> tuple[int, ...]:

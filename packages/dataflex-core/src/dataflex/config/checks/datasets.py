@@ -16,6 +16,7 @@ from dataflex.config.checks.data_files import LARGEST, Table, data_files, read_t
 from dataflex.config.checks.dataset_entry import ELSEWHERE, INFO, Entry, entry, require_stage
 from dataflex.config.checks.formats import MEDIA, has_answers, no_answers, require_format, require_rows_of_stage
 from dataflex.config.checks.media_rows import media_problems
+from dataflex.config.checks.parameter_columns import parameter_problems
 from dataflex.config.checks.parsed_config import Draft, names_in
 from dataflex.config.checks.streaming import no_epoch
 from dataflex.config.checks.tokenized import is_kept, source_folder, tokenized_problems
@@ -64,7 +65,8 @@ def data_problems(draft: Draft) -> tuple[list[Problem], dict[str, int | None]]:
         if count == 0:
             problems.append(Problem(key, f"the dataset '{name}' is empty", "put rows into its file, or name another"))
     problems += media_problems(draft, looked.media)
-    return [*problems, *column_problems(draft, {name: looked.columns.get(name) for name in trained})], rows
+    columns = {name: looked.columns.get(name) for name in trained}
+    return [*problems, *column_problems(draft, columns), *parameter_problems(draft, columns)], rows
 
 
 def _endless(draft: Draft, names: list[str], info: Mapping[str, Any]) -> bool:

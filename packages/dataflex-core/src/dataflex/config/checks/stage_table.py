@@ -11,6 +11,7 @@ from typing import Any
 
 from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.parsed_config import Draft, KnownPart
+from dataflex.config.checks.tokenized import is_kept
 from dataflex.core.errors import ConfigError, Problem
 from dataflex.core.score_names import LENGTH, LOSS, REWARD, SEEN, SPREAD, ScoreName
 
@@ -25,6 +26,7 @@ PROMPTS: Mapping[str, str] = {"grpo": "prompts", "rloo": "prompts"}
 
 GRADIENTS, HIDDEN, TOKENS = "gradients", "hidden states", "losses of tokens"
 GENERATED, OTHER_MODEL, GATES, STEP = "generated answers", "losses under another model", "gates", "losses of a step"
+ANSWERS = "answers behind prompts"
 CURVES, COUNTS, HELD_OUT = "loss curves", "counts of tokens", "losses of held-out rows"
 
 _REASONS: Mapping[str, str] = {
@@ -35,6 +37,7 @@ _REASONS: Mapping[str, str] = {
     OTHER_MODEL: "another model has no loss of this stage: the stage's trainer and reference belong to the run's",
     GATES: "it puts held-out texts through the experts",
     STEP: "the losses of a whole step would need a forward pass of the stage before it",
+    ANSWERS: "it takes one answer apart from its prompt",
 }
 _NO_ANSWER = "a prompt has no answer of its own to compute them of: training samples several, and keeps their rewards"
 _OF_PROMPTS = dict.fromkeys((*_REASONS, CURVES, COUNTS, HELD_OUT), _NO_ANSWER)
@@ -131,7 +134,7 @@ def stage_problems(draft: Draft) -> list[Problem]:
         what = f"found 'ppo', which makes its rows as it trains; allowed with train_type: {train_type}: {allowed}"
         return [Problem("stage", what, "use train_type: static, or stage: dpo")]
     if stage not in ROWS:
-        return unfit_parts(stage, draft.known)
+        return [*unfit_parts(stage, draft.known), *_without_prompts(draft)]
     return [*unfit_parts(stage, draft.known), *_settings(draft), *_weights(draft), *_resumes(draft)]
 
 
@@ -160,6 +163,31 @@ def _settings(draft: Draft) -> list[Problem]:
             way_out = "set it to 0, or take a component that does not look at losses"
             return [Problem(key, f"{why}, and {known.named} needs the loss of each row", way_out)]
     return []
+
+
+def _without_prompts(draft: Draft) -> list[Problem]:
+    """Refuses, for components that take answers apart from their prompts, rows in which nothing stands apart."""
+    if is_kept(draft.theirs.get("tokenized_path")):
+        return []  # the labels there tell what a prompt is
+    if draft.stage == "pt":
+        key, what, way_out = "stage", "found 'pt', whose rows are one text each", "use stage: sft, or take perplexity"
+    elif draft.on("train_on_prompt"):
+        key, what, way_out = "train_on_prompt", "found true: prompts are learnt as answers are", "remove it"
+    else:
+        return []
+    return [
+        Problem(key, f"{what}, and {known.named} looks at answers apart from their prompts", way_out)
+        for known in draft.known
+        if _takes_answers(known)
+    ]
+
+
+def _takes_answers(known: KnownPart) -> bool:
+    params = {} if known.info is None else {**known.info.parameters, **known.part.component.params}
+    try:
+        return ANSWERS in holding("asks", str(known.declares("asks", "")), ASKS, params)
+    except ConfigError:  # which the part itself is told
+        return False
 
 
 def _weights(draft: Draft) -> list[Problem]:
