@@ -41,8 +41,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunData:
     Raises:
         ConfigError: There is no such folder, or no run in it.
     """
-    path = Path(folder)
-    _require_run(path)
+    _require_run(path := Path(folder))
     say = (notes := list[str]()).append
     about = read_object(path / RUN, say)
     config, components = _config(path, say), _yaml(path / COMPONENTS, say)
