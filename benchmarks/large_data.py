@@ -9,7 +9,8 @@ cannot be made without something that a benchmark has not are listed with the re
 
 The peak is that of NumPy, Python and Arrow, beyond what was there when the component was made; torch's tensors and
 pages of the mapped file are not in it. "first" is what is done once (labels, embeddings, a file read), with the peak
-being traced, which slows Python down; "update" is the time of the second update and the peak of the third.
+being traced, which slows Python down; "update" is the time of the second update and the peak of the third. Seconds are
+those of the CPU, of which one thread is used.
 """
 
 from __future__ import annotations
@@ -143,13 +144,13 @@ def _found(place: str) -> Any:
 
 
 def measured(do: Callable[[], Any]) -> tuple[float, float]:
-    """Returns the seconds that ``do`` takes and its peak of memory in MB."""
+    """Returns the CPU seconds that ``do`` takes and its peak of memory in MB."""
     pool = pa.default_memory_pool()
     tracemalloc.start()
-    arrow, started = pool.bytes_allocated(), time.perf_counter()
+    arrow, started = pool.bytes_allocated(), time.process_time()
     try:
         do()
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         return seconds, (tracemalloc.get_traced_memory()[1] + pool.bytes_allocated() - arrow) / 1e6
     finally:
         tracemalloc.stop()
@@ -213,9 +214,9 @@ def walked(kind: Kind, name: str, params: dict[str, Any], given: dict[str, Any],
 
     try:
         once = measured(first)
-        started = time.perf_counter()
+        started = time.process_time()
         update(1)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         _, peak = measured(lambda: update(2))
     except ConfigError as error:
         return f"- | - | - | - | {str(error).splitlines()[-1].partition(' -> ')[0].strip(' -')}"
@@ -243,7 +244,7 @@ def main() -> None:
         np.save(Path(folder) / "vectors.npy", vectors)
         PARAMS["semdedup"] = {"vectors": str(Path(folder) / "vectors.npy")}
         objects = runtime(rows, Path(folder))
-        print("| component | first, s | MB | update, s | MB | |")
+        print("| component | first, CPU s | MB | update, CPU s | MB | |")
         print("| --- | --- | --- | --- | --- | --- |")
         if not given.only or "core" in given.only:
             for what, do in (("lengths of all rows", row_lengths), ("fingerprint of all rows", dataset_digest)):
