@@ -190,7 +190,7 @@ FAULTS = {
     TakesAnything: ("parameters", "first takes anything -> state what is allowed: require("),
     AsksForNothingKnown: (
         "parameters",
-        "asks: found 'gradient', allowed: counts of tokens, gates, generated answers, gradients, ",
+        "asks: found 'gradient', allowed: answers behind prompts, counts of tokens, gates, generated answers, ",
     ),
     AsksByNoParameter: ("parameters", "asks: found 'gradients if embeding=model', allowed behind 'if':"),
     SaysItDrawsNothing: ("parameters", "its class says draws = False, and it draws from self.generator"),

@@ -158,13 +158,14 @@ class Planner:
                 placed.narrow(stages.pool.mask, stages.pool.version())
                 whole = stages.mixture is not None or bool(stages.filters)
                 found.append(placed.choose(self._model, count, self._context, who, whole=whole) if count else _NOTHING)
+            said = self._said() if chooses else {}
         if chooses:
             chosen = found[0] if len(found) == 1 else joined(found)
             self._agree(chosen.digest, who)
             size = sum(placed.size for placed in stages.selectors)
             self._decided(
                 "select", part, [placed.component for placed in stages.selectors], started, len(chosen.rows),
-                decided=chosen.rows, scores=chosen.scores, placed=stages.selectors, details=self._said(),
+                decided=chosen.rows, scores=chosen.scores, placed=stages.selectors, details=said,
                 news=f"chose {len(chosen.rows)} of {size} rows",
                 candidates=candidates_of(stages.selectors),
             )  # fmt: skip
