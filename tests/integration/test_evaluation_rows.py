@@ -204,29 +204,29 @@ def model(workspace: Path) -> Any:
     ("kind", "name"),
     [(kind, name) for kind in (SELECTOR, MIXER, WEIGHTER) for name in asking_for(kind, "eval_dataset")],
 )
-def test_a_stream_of_evaluation_rows_is_refused_by_every_component(load, kind, name):
+def test_a_stream_of_evaluation_rows_is_refused_by_every_component(load, kind, name, tmp_path):
     module = load("dynamic_select", "less", *EVALUATION)
     stream = module["eval_dataset"].to_iterable_dataset()
     params, runtime = None, {"dataset": module["train_dataset"]}
     if kind is MIXER:
-        params, runtime = {"target": "eval"}, mixes()
+        params, runtime = {"target": "eval"}, mixes(tmp_path)
     with pytest.raises(ConfigError, match=rf"eval_dataset of the {name} {kind.name}: .* is a stream.*streaming: false"):
         made(kind, name, params, **runtime, eval_dataset=stream)
 
 
-def mixes() -> dict[str, Any]:
+def mixes(folder: Path) -> dict[str, Any]:
     """What a run of two sources gives to a mixer."""
     manager = MixtureManager(["one", "other"], [8, 8], [0.5, 0.5], seed=1)
-    return {"mixture_manager": manager, "accelerator": Accelerator(cpu=True), "output_dir": "unused"}
+    return {"mixture_manager": manager, "accelerator": Accelerator(cpu=True), "output_dir": str(folder)}
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_the_mixer_that_aims_at_gradients_takes_those_of_the_rows_of_every_key(load, model, key):
+def test_the_mixer_that_aims_at_gradients_takes_those_of_the_rows_of_every_key(load, model, key, tmp_path):
     assert asking_for(MIXER, "eval_dataset") == ["doge"]
     module = load("dynamic_select", "less", *KEYS[key], GENERATE)
     target = target_of(module)
     mixer = made(
-        MIXER, "doge", {"target": "eval"}, **mixes(), eval_dataset=target, data_collator=module["data_collator"]
+        MIXER, "doge", {"target": "eval"}, **mixes(tmp_path), eval_dataset=target, data_collator=module["data_collator"]
     )
     mixer.check_run(model, RunAhead(updates=1, total_steps=4, most_rows=2))
     projection = Projection(model, mixer.gradient_sketch, 1, model.device)
