@@ -18,9 +18,9 @@ from dataflex.core.kinds import SELECTOR
 from dataflex.discovery.component_classes import find
 from dataflex.run.state import load_state, save_state
 from dataflex.scoring import ScoreStore, model_beside, per_sample_losses
+from dataflex.scoring.model_beside import contradicting
 from dataflex.testing import TokenRows, pad_collate, tiny_model, tiny_tokenizer
 from dataflex_selectors.parts import irreducible
-from dataflex_selectors.parts.other_model import contradicting
 from dataflex_selectors.rho_loss import RhoLossSelector, largest
 from every_component import run_objects
 

@@ -68,6 +68,20 @@ def text_tokenizer(tokenizer: Any) -> Any:
     return vars(tokenizer).get("tokenizer", tokenizer)
 
 
+def contradicting(run: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
+    """Returns the tokens of a vocabulary that mean something else in another one, by their numbers.
+
+    A token that the other one has not, at a number that it has not either, is none of them: templates add such.
+
+    Args:
+        run: Token -> number.
+        other: The same.
+    """
+    taken = set(other.values())
+    found = [token for token, number in run.items() if other.get(token, -1 if number in taken else number) != number]
+    return sorted(found, key=run.__getitem__)
+
+
 def within_vocabulary(key: str, path: str, model: Any, collator: Collator) -> Collator:
     """Returns a collator that refuses tokens which a model does not know.
 

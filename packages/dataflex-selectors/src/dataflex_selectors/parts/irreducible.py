@@ -16,14 +16,18 @@ from dataflex.core.errors import ComponentError, ConfigError, Problem, rows_name
 from dataflex.core.parameter_checks import FLOAT32_MOST
 from dataflex.rows.columns import number_column
 from dataflex.scoring import ScoreStore, per_sample_losses
-from dataflex.scoring.model_beside import load_beside, text_tokenizer, tokenizer_beside, within_vocabulary
+from dataflex.scoring.model_beside import (
+    contradicting,
+    load_beside,
+    text_tokenizer,
+    tokenizer_beside,
+    within_vocabulary,
+)
 from dataflex.scoring.passes.fingerprint import dataset_digest, digest, model_digest
 from dataflex.scoring.passes.row_pass import Collator
 from dataflex.scoring.trial import try_losses
 from dataflex.utils.logging import logger
 from numpy.typing import NDArray
-
-from dataflex_selectors.parts.other_model import contradicting
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -89,20 +89,6 @@ def parts(marked_T: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
-def contradicting(run: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
-    """Returns the tokens of a vocabulary that mean something else in another one, by their numbers.
-
-    A token that the other one has not, at a number that it has not either, is none of them: templates add such.
-
-    Args:
-        run: Token -> number.
-        other: The same.
-    """
-    taken = set(other.values())
-    found = [token for token, number in run.items() if other.get(token, -1 if number in taken else number) != number]
-    return sorted(found, key=run.__getitem__)
-
-
 def rows_for(path: str, model: Any, dataset: Any, tokenizer: Any) -> tuple[Any, Any]:
     """Returns a dataset in the tokens of a model, and the tokenizer of these.
 

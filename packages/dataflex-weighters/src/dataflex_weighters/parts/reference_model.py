@@ -5,7 +5,6 @@ Letters: B rows of a micro-batch, T tokens, M labels that are predicted.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from dataflex.model.cross_entropy import at_positions
 from dataflex.model.label_logits import label_positions
 from dataflex.model.label_losses import losses_at_labels
 from dataflex.model.unwrapped import sharding_engine
-from dataflex.scoring.model_beside import load_beside, text_tokenizer, tokenizer_beside
+from dataflex.scoring.model_beside import contradicting, load_beside, text_tokenizer, tokenizer_beside
 from dataflex.utils.logging import logger
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def loaded_reference(path: str, accelerator: Accelerator | None) -> Any:
 def require_same_tokens(path: str, tokenizer: Any) -> None:
     """Refuses a reference whose tokenizer means other tokens by the same numbers. Reads no weights.
 
-    Numbers that only one of the two has do not matter here: ``within_vocabulary`` looks at those of the rows.
+    Tokens that the reference has not do not matter here: ``within_vocabulary`` looks at the numbers of the rows.
 
     Args:
         path: The reference.
@@ -66,10 +65,9 @@ def require_same_tokens(path: str, tokenizer: Any) -> None:
     if other is None:
         logger.warning("%s: %s holds no tokenizer, so its tokens are taken for those of the run", KEY, path)
         return
-    theirs = {number: token for token, number in other.get_vocab().items()}
-    ours = sorted((number, token) for token, number in own.get_vocab().items())
-    apart = (f"{n} is {token!r} here and {theirs[n]!r} there" for n, token in ours if theirs.get(n, token) != token)
-    shown = list(itertools.islice(apart, _SHOWN))
+    ours, theirs = own.get_vocab(), {number: token for token, number in other.get_vocab().items()}
+    apart = contradicting(ours, other.get_vocab())
+    shown = [f"{ours[t]} is {t!r} here and {theirs.get(ours[t], 'none')!r} there" for t in apart[:_SHOWN]]
     if shown:
         raise ComponentError(
             f"{KEY}: the tokens of {path} are not those of the run: {listed(shown)} -> use a model with the tokenizer "
