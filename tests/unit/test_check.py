@@ -733,3 +733,16 @@ def test_an_encoder_decoder_is_refused_for_what_looks_at_rows_of_a_causal_model(
 def test_an_encoder_decoder_is_left_to_the_trainer_where_nothing_looks_at_it(tmp_path):
     (tmp_path / "model" / "config.json").write_text(ENCODER_DECODER)
     run(tmp_path, SELECT)
+
+
+@pytest.mark.parametrize(
+    ("constant", "keys"), [("weighs_sources", {"objective_proportions": [1, 1]}), ("needs_rows", {})]
+)
+def test_a_constant_of_a_plugin_that_is_no_text_of_the_kind_is_a_problem_of_that_plugin(tmp_path, constant, keys):
+    (tmp_path / "mine.py").write_text(
+        "from dataflex.core.registry import register_mixer\nfrom dataflex.train.mixer.base_mixer import Mixer\n\n\n"
+        f"@register_mixer('of_mine')\nclass Mine(Mixer):\n    {constant} = True\n\n"
+        "    def mix(self, model, step_id, **kwargs):\n        return [0.5, 0.5]\n"
+    )
+    with pytest.raises(InvalidConfigError, match=rf"mixer 'of_mine': {constant}: found 'True', allowed: "):
+        run(tmp_path, MIX, plugins=str(tmp_path / "mine.py"), component_name="of_mine", **keys)

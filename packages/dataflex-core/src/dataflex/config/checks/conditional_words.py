@@ -43,5 +43,6 @@ def _holding(name: str, text: str, allowed: Sequence[str], params: Mapping[str, 
             )
         given = True if key is None else params[key]
         shown = str(given).lower() if isinstance(given, bool) else str(given)
-        if given is not None if value is None else shown == value:
+        holds = given is not None if value is None else shown == value
+        if holds:
             yield found["what"]

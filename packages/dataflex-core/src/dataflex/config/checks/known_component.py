@@ -146,8 +146,8 @@ def _needed_rows(known: KnownPart) -> set[str]:
     """Returns the rows besides those of training that a component does not do without, with its parameters."""
     if known.info is None:
         return set()
-    params = {**known.info.parameters, **known.part.component.params}
-    return {*known.info.needs, *holding(NEEDS_ROWS, known.declares(NEEDS_ROWS, ""), (_TARGET, _HELD_OUT), params)}
+    said = str(known.declares(NEEDS_ROWS, ""))
+    return {*known.info.needs, *holding(NEEDS_ROWS, said, (_TARGET, _HELD_OUT), known.params)}
 
 
 def held_out_idle(parts: Sequence[KnownPart]) -> str | None:
@@ -172,7 +172,7 @@ def _may_look(known: KnownPart) -> bool:
         for constructor in known.info.constructors
         for argument in (*constructor.node.args.args, *constructor.node.args.kwonlyargs)
     )
-    conditional = _HELD_OUT in known.declares(NEEDS_ROWS, "")  # with other parameters it does not look
+    conditional = _HELD_OUT in str(known.declares(NEEDS_ROWS, ""))  # with other parameters it does not look
     return takes and (not conditional or _HELD_OUT in _needed_rows(known))
 
 

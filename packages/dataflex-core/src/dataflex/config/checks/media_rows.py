@@ -25,9 +25,8 @@ def media_problems(draft: Draft, media: Mapping[str, str]) -> list[Problem]:
         return []
     problems = []
     for known in draft.known:
-        params = {} if known.info is None else {**known.info.parameters}
         try:
-            asks = asked_for(str(known.declares("asks", "")), params | dict(known.part.component.params))
+            asks = asked_for(str(known.declares("asks", "")), known.params)
         except ConfigError:  # said by whoever looks at the stage
             continue
         if asks == GENERATED:

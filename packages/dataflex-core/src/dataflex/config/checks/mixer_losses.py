@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from dataflex.config.checks.conditional_words import holding
 from dataflex.config.checks.parsed_config import Draft, KnownPart
@@ -33,8 +32,8 @@ def mixer_loss_problems(draft: Draft) -> list[Problem]:
     for known in draft.known:
         if known.kind is not MIXER:
             continue
-        if draft.arguments.objective_proportions is not None and _weighs(known):
-            problems.append(weighs_itself(known.part.component.preset))
+        if draft.arguments.objective_proportions is not None:
+            problems += _weighed_twice(known)
         on = [key for key in WITHOUT_GRADIENTS if draft.theirs.get(key)]
         problems += [without_gradients(known.part.component.name, key) for key in on[:1] if _takes_gradients(known)]
     return problems
@@ -52,16 +51,16 @@ def without_gradients(mixer: str, key: str) -> Problem:
     return Problem(key, what, f"leave {key} out, or use a mixer that looks at losses")
 
 
-def _weighs(known: KnownPart) -> bool:
-    return bool(holding(WEIGHS, known.declares(WEIGHS, ""), (LOSSES,), _params(known)))
+def _weighed_twice(known: KnownPart) -> list[Problem]:
+    try:
+        weighs = holding(WEIGHS, str(known.declares(WEIGHS, "")), (LOSSES,), known.params)
+    except ConfigError as error:
+        return [Problem(known.where, f"{known.named}: {error}")]
+    return [weighs_itself(known.part.component.preset)] if weighs else []
 
 
 def _takes_gradients(known: KnownPart) -> bool:
     try:
-        return asked_for(str(known.declares("asks", "")), _params(known)) == GRADIENTS
+        return asked_for(str(known.declares("asks", "")), known.params) == GRADIENTS
     except ConfigError:  # which the stage tells, where it matters
         return False
-
-
-def _params(known: KnownPart) -> dict[str, Any]:
-    return {} if known.info is None else {**known.info.parameters, **known.part.component.params}

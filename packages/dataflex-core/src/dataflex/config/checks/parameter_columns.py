@@ -67,7 +67,7 @@ def _parameter(known: KnownPart, constant: str) -> tuple[str, Any]:
     name = known.declares(constant, "")
     if known.info is None or not name:
         return "", None
-    return name, {**known.info.parameters, **known.part.component.params}.get(name)
+    return name, known.params.get(name)
 
 
 def _makes_messages(draft: Draft) -> bool:

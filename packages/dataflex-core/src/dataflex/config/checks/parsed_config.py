@@ -39,6 +39,11 @@ class KnownPart:
         """It, in words."""
         return f"the {self.kind.name} '{self.part.component.preset}'"
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """Its parameters, defaults included; none where its text is not known."""
+        return {} if self.info is None else {**self.info.parameters, **self.part.component.params}
+
     def declares(self, name: str, default: Any = None) -> Any:
         """Returns what its class says in a constant of that name; the default where it is not known to say it."""
         return default if self.info is None else self.info.constants.get(name, default)

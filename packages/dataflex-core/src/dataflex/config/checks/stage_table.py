@@ -80,9 +80,8 @@ _BY_REWARD = "take one that goes by rewards, or by a column, see docs/prompts.md
 
 def _refused(stage: str, known: KnownPart, way_out: str) -> Problem | None:
     """Returns a problem where a component says that it asks for what a stage has not."""
-    params = {} if known.info is None else {**known.info.parameters}
     try:
-        what = asked_for(str(known.declares("asks", "")), params | dict(known.part.component.params))
+        what = asked_for(str(known.declares("asks", "")), known.params)
     except ConfigError as error:
         return Problem(known.where, f"{known.named}: {error}")
     reason = REFUSED.get(stage, {}).get(what or "")
@@ -183,9 +182,8 @@ def _without_prompts(draft: Draft) -> list[Problem]:
 
 
 def _takes_answers(known: KnownPart) -> bool:
-    params = {} if known.info is None else {**known.info.parameters, **known.part.component.params}
     try:
-        return ANSWERS in holding("asks", str(known.declares("asks", "")), ASKS, params)
+        return ANSWERS in holding("asks", str(known.declares("asks", "")), ASKS, known.params)
     except ConfigError:  # which the part itself is told
         return False
 
