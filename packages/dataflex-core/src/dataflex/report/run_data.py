@@ -135,7 +135,7 @@ class RunData:
         old: Whether it was recorded before runs left what the report reads.
         final_weights: Source -> the weight that a mixer came to, as it left it for another run; empty without.
         weighed_steps: Steps that these are the mean over; None without.
-        round: Number of the round, where a command trains such a run several times; None elsewhere.
+        round: Number of the round, where a command trains a run several times that leaves such weights; None elsewhere.
     """
 
     folder: Path

@@ -101,7 +101,7 @@ def _final_weights(path: Path, say: Any) -> dict[str, Any]:
     return {
         "final_weights": {name: weight for name, weight in weights.items() if weight is not None},
         "weighed_steps": whole(left.get("steps")),
-        "round": None if found is None else int(found[1]),
+        "round": int(found[1]) if found is not None and weights else None,  # else the folder is the user's own
     }
 
 
