@@ -241,6 +241,10 @@ class CoincideSelector(Selector):
         require_enough(num_samples, len(rows), len(self.dataset))
         concepts = self._found(model, context)
         room_E = ~np.isin(rows, self._seen)
+        logger.info(
+            "%s: %d clusters of %d rows, %d of them open: with rows that have not come",
+            self.name, len(concepts.density), len(rows), len(np.unique(concepts.label[room_E])),
+        )  # fmt: skip
         left = int(room_E.sum())
         if left < num_samples:  # the last of this round, then the first of the next one
             last_E = np.flatnonzero(room_E)
@@ -253,7 +257,6 @@ class CoincideSelector(Selector):
             self._seen = np.concatenate([self._seen, rows[places]])
         if not self.exclude_seen:
             self._seen = self._seen[:0]
-        self._say(concepts)
         places = self.generator(f"{context.update}, order").permutation(places)
         value_E = concepts.values(self.temperature)[concepts.label]
         return Selection(rows[places], value_E[places], candidates=(rows, value_E))
@@ -278,15 +281,6 @@ class CoincideSelector(Selector):
             label, turn = (np.asarray(kept[key], dtype=np.int64) for key in ("label", "turn"))
             gain, density = (np.asarray(kept[key], dtype=np.float64) for key in ("transferability", "density"))
             self._concepts = Concepts(label, turn, gain, density, int(kept["update"]))
-
-    def _say(self, concepts: Concepts) -> None:
-        """Says in the log how many clusters there are, and how many have rows that have not come yet."""
-        room_E = ~np.isin(self.eligible(), self._seen)
-        clusters, still = len(concepts.density), len(np.unique(concepts.label[room_E]))
-        logger.info(
-            "%s: %d clusters of %d rows, %d of them open: with rows that have not come",
-            self.name, clusters, len(room_E), still,
-        )  # fmt: skip
 
     def _taken(self, concepts: Concepts, room_E: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
         values_C = concepts.values(self.temperature)
